@@ -1,0 +1,91 @@
+# `make demo` and `make test` set everything up and run; the other targets are parts of them or for developers.
+
+VENV ?= .venv
+PYTHON ?= python3
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+# One architecture makes a quick build; `make wheel` takes them all.
+TORCH_CUDA_ARCH_LIST ?= 9.0
+THREADS ?= 0
+OUT ?= build/gpu-check
+
+PY := $(VENV)/bin/python
+NATIVE := $(wildcard csrc/kernels/*.h csrc/kernels/*/*.h csrc/kernels/*/*.c* csrc/ops/*) setup.py fastviz/_build.py
+# Compiled for the checkout's own use.
+ARCHITECTURE = TORCH_CUDA_ARCH_LIST="$(TORCH_CUDA_ARCH_LIST)"
+
+.PHONY: demo test build lint format types native-test sanitize bench readme wheel abi-check gpu-check clean
+
+demo: build
+	$(PY) -m fastviz demo --out fastviz-demo
+
+test: lint types native-test
+	$(PY) -m pytest
+
+build: fastviz/_build.json
+
+$(VENV)/.ready: tools/requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q $(TORCH)
+	$(PY) -m pip install -q -r tools/requirements.txt
+	# pystiche asks for older libraries than it needs for what the tests compare.
+	$(PY) -m pip install -q --no-deps pystiche==1.0.1
+	touch $@
+
+fastviz/_build.json: $(VENV)/.ready $(NATIVE)
+	$(ARCHITECTURE) PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) setup.py -q build_ext --inplace
+	touch $@
+
+lint: $(VENV)/.ready
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+format: $(VENV)/.ready
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+types: build
+	$(VENV)/bin/mypy
+
+# The kernels without torch: their C++ test, plain and under AddressSanitizer and UndefinedBehaviorSanitizer.
+native-test: $(VENV)/.ready
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -S . -B build/native -G Ninja -DFASTVIZ_CUDA=OFF
+	$(VENV)/bin/ninja -C build/native
+	ctest --test-dir build/native --output-on-failure
+
+sanitize: $(VENV)/.ready
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -S . -B build/sanitize -G Ninja -DFASTVIZ_CUDA=OFF -DFASTVIZ_SANITIZE=ON
+	$(VENV)/bin/ninja -C build/sanitize
+	ctest --test-dir build/sanitize --output-on-failure
+
+# On a quiet machine: every row is a ratio of two timings.
+bench: build
+	$(PY) -m benchmarks.operators --threads $(THREADS)
+	$(MAKE) readme
+
+readme: $(VENV)/.ready
+	$(PY) -m benchmarks.readme
+
+# All architectures, unless TORCH_CUDA_ARCH_LIST is given on the command line.
+wheel: $(VENV)/.ready
+	rm -rf dist
+	$(if $(filter command line environment,$(origin TORCH_CUDA_ARCH_LIST)),$(ARCHITECTURE)) \
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) setup.py -q bdist_wheel
+
+# The wheel made here, beside a CPU-only torch of another version, passes the operator tests.
+abi-check: wheel
+	rm -rf build/abi && mkdir -p build/abi/tests
+	$(PYTHON) -m venv build/abi/venv
+	build/abi/venv/bin/python -m pip install -q torch==2.13.0 pytest dist/*.whl
+	cp tests/test_ops.py tests/conftest.py build/abi/tests/
+	cd build/abi && venv/bin/python -c "import torch, fastviz; print(torch.__version__, fastviz.ops.libraries())"
+	cd build/abi && venv/bin/python -m pytest -q -c /dev/null --rootdir . tests -m "not cuda"
+	rm -rf build/abi
+
+# For a machine with a GPU and no network: uses that machine's own python and its torch.
+gpu-check:
+	$(PYTHON) tools/gpu_check.py --out $(OUT)
+
+clean:
+	rm -rf build dist *.egg-info fastviz/_cpu.so fastviz/_cuda.so fastviz/_build.json

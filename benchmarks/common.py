@@ -1,0 +1,132 @@
+"""Timing side by side, and result files that say where they come from.
+
+Rivals take turns within a round, so that a slow moment of the machine falls on all of them; the median over the rounds
+counts. On CUDA, device events time a call and buffers rotate so that the cache holds none of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def seconds(call: Callable[[], Any], device: torch.device) -> float:
+    """Wall-clock seconds of one call, to the end of its work on the device."""
+    if device.type == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def side_by_side(
+    calls: dict[str, Callable[[], Any]], device: torch.device, *, rounds: int = 9, least: float = 0.05
+) -> dict[str, dict[str, float]]:
+    """Median and spread (half of the interquartile range), in milliseconds, of each call.
+
+    A call shorter than ``least`` seconds is repeated within a round until it fills them.
+    """
+    repeats = {}
+    for name, call in calls.items():
+        for _ in range(3):
+            call()
+        repeats[name] = max(1, round(least / max(seconds(call, device), 1e-7)))
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+
+            def repeated(call: Callable[[], Any] = call, count: int = repeats[name]) -> None:
+                for _ in range(count):
+                    call()
+
+            times[name].append(seconds(repeated, device) / repeats[name] * 1000)
+    summary = {}
+    for name, values in times.items():
+        lower, _, upper = statistics.quantiles(values, n=4)
+        summary[name] = {"median_ms": statistics.median(values), "spread_ms": (upper - lower) / 2}
+    return summary
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Date, commit, processor or card, versions and threads."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    facts: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "commit": commit or None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "processor": processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+    }
+    if device.type == "cuda":
+        facts |= {"card": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        facts["driver"] = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+    return facts
+
+
+def processor() -> str:
+    """The processor's name, as Linux gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def row(
+    name: str, case: str, times: dict[str, dict[str, float]], targets: dict[str, float], note: str = ""
+) -> dict[str, Any]:
+    """One line of a result file: how many times faster "fastviz" is than each rival, and the figure to reach."""
+    mine = times["fastviz"]["median_ms"]
+    ratios = {rival: value["median_ms"] / mine for rival, value in times.items() if rival != "fastviz"}
+    print(f"{name:28s} {case:34s} {mine:9.3f} ms  " + "  ".join(f"{k} {v:.2f}x" for k, v in ratios.items()), flush=True)
+    return {"name": name, "case": case, "times": times, "ratios": ratios, "targets": targets, "note": note}
+
+
+def write(path: Path, rows: list[dict[str, Any]], device: torch.device) -> None:
+    """Write a result file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"machine": machine(device), "rows": rows}, indent=1) + "\n")
+    temporary.replace(path)
+    print(f"wrote {path}")
+
+
+def parser(description: str | None, default: str) -> argparse.ArgumentParser:
+    """The arguments that all benchmarks share: --device, --threads, --out."""
+    result = argparse.ArgumentParser(description=description)
+    result.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    result.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = torch's choice")
+    result.add_argument("--out", type=Path, help=f"default: {default}-DEVICE.json in benchmarks/results")
+    return result
+
+
+def parse(arguments: argparse.ArgumentParser, default: str) -> argparse.Namespace:
+    """Parsed arguments, threads set, ``out`` filled in."""
+    options = arguments.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    options.out = options.out or RESULTS / f"{default}-{options.device.type}.json"
+    torch.manual_seed(0)
+    return options

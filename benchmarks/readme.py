@@ -1,0 +1,54 @@
+"""Writes the measured table between its marks in README.md from the result files: ``python -m benchmarks.readme``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS
+
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- results: begin (made by `make readme`) -->", "<!-- results: end -->"
+
+
+def lines_of(result: dict[str, Any]) -> list[str]:
+    """A heading that says where the numbers come from, and a table row for each measurement and rival."""
+    machine = result["machine"]
+    where = machine.get("card") or f"{machine['processor']}, {machine['threads']} threads"
+    lines = [
+        f"{where}; torch {machine['torch']}; {machine['date']}; median of interleaved rounds.",
+        "",
+        "| what | case | fastviz | against | faster | to reach |",
+        "| --- | --- | ---: | --- | ---: | ---: |",
+    ]
+    for row in result["rows"]:
+        mine = f"{row['times']['fastviz']['median_ms']:.2f} ms"
+        for rival, ratio in row["ratios"].items():
+            target = row["targets"].get(rival)
+            wanted = "" if target is None else f"{target:g}x" + ("" if ratio >= target else " (missed)")
+            lines.append(f"| {row['name']} | {row['case']} | {mine} | {rival} | {ratio:.2f}x | {wanted} |")
+    return [*lines, ""]
+
+
+def table() -> str:
+    """The tables of all result files, in order of their names."""
+    lines = [""]
+    for path in sorted(RESULTS.glob("*.json")):
+        lines += lines_of(json.loads(path.read_text()))
+    return "\n".join(lines)
+
+
+def replaced(readme: str) -> str:
+    """The README's text with the table in it."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+
+
+def main() -> None:
+    README.write_text(replaced(README.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+// What the CPU kernels share: element types, threads, versions of a function for several instruction sets.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "../kernels.h"
+
+// One function, compiled for the baseline, AVX2 (x86-64-v3) and AVX-512 (x86-64-v4); the loader picks. The sanitizer
+// build turns it off: the loader's choice runs before AddressSanitizer is ready.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(FASTVIZ_NO_CLONES)
+#define FASTVIZ_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define FASTVIZ_CLONES
+#endif
+#define FASTVIZ_INLINE inline __attribute__((always_inline))
+
+namespace fastviz {
+
+using float16 = _Float16;
+
+/// The upper half of a float32, rounded to nearest even.
+struct bfloat16 {
+  uint16_t bits;
+};
+
+/// The type that sums run in.
+template <typename T>
+using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+template <typename T>
+FASTVIZ_INLINE Sum<T> widen(T value) {
+  return static_cast<Sum<T>>(value);
+}
+
+FASTVIZ_INLINE float widen(bfloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+
+template <typename T>
+FASTVIZ_INLINE T narrow(Sum<T> value) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    const uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+    // NaN must not round up to infinity or wrap around.
+    const uint32_t upper = value != value ? 0x7fc0u : rounded >> 16;
+    return bfloat16{static_cast<uint16_t>(upper)};
+  } else {
+    return static_cast<T>(value);
+  }
+}
+
+/// Calls function(begin, end) over parts of [0, count), `work` values each, small counts on the calling thread.
+template <typename Function>
+void parallel_for(const Parallel& parallel, int64_t count, int64_t work, const Function& function) {
+  if (count <= 0) return;
+  constexpr int64_t worth_a_thread = 1 << 15;
+  const int64_t grain = work >= worth_a_thread ? 1 : worth_a_thread / (work > 0 ? work : 1);
+  parallel.run(
+      0, count, grain,
+      [](int64_t begin, int64_t end, void* context) { (*static_cast<const Function*>(context))(begin, end); },
+      const_cast<void*>(static_cast<const void*>(&function)));
+}
+
+/// Calls function with a value of the element type.
+template <typename Function>
+void with_dtype(Dtype dtype, const Function& function) {
+  switch (dtype) {
+    case Dtype::float32:
+      return function(float{});
+    case Dtype::float64:
+      return function(double{});
+    case Dtype::float16:
+      return function(float16{});
+    case Dtype::bfloat16:
+      return function(bfloat16{});
+  }
+}
+
+/// [first, last) cut to [low, high); empty ranges come out with first == last.
+struct Range {
+  int64_t first;
+  int64_t last;
+
+  static Range cut(int64_t first, int64_t last, int64_t low, int64_t high) {
+    first = first < low ? low : (first > high ? high : first);
+    last = last < first ? first : (last > high ? high : last);
+    return {first, last};
+  }
+  int64_t size() const { return last - first; }
+  bool holds(int64_t value) const { return value >= first && value < last; }
+};
+
+/// The rows and columns of a box that lie in the picture.
+struct Box {
+  Range rows;
+  Range columns;
+
+  Box(const int64_t* box, const Layout& layout)
+      : rows(Range::cut(box[0], box[2], 0, layout.rows)), columns(Range::cut(box[1], box[3], 0, layout.columns)) {}
+};
+
+}  // namespace fastviz

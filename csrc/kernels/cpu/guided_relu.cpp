@@ -1,0 +1,133 @@
+#include <array>
+
+#include "common.h"
+
+namespace fastviz {
+namespace {
+
+/// Eight flags, a byte each, from the bits of one byte.
+constexpr std::array<uint64_t, 256> flags_table() {
+  std::array<uint64_t, 256> table{};
+  for (uint64_t byte = 0; byte < 256; ++byte) {
+    for (int bit = 0; bit < 8; ++bit) table[byte] |= (byte >> bit & 1) << (8 * bit);
+  }
+  return table;
+}
+constexpr std::array<uint64_t, 256> flags_of_byte = flags_table();
+
+/// Values handled at a time: enough for the compiler to use whole vectors at every width.
+constexpr int64_t block = 64;
+
+FASTVIZ_INLINE uint8_t pack(uint64_t word) {
+  // Each flag is 0 or 1 in the lowest bit of its byte; the product gathers the eight of them in the highest byte.
+  return static_cast<uint8_t>(word * 0x0102040810204080ull >> 56);
+}
+
+/// Flags of up to `block` values, a byte each, in words of eight.
+union Flags {
+  uint64_t words[block / 8];
+  uint8_t bytes[block];
+};
+
+template <typename T>
+FASTVIZ_INLINE void forward_values(const T* input, T* output, uint8_t* flags, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const bool passes = !(widen(input[i]) <= 0);
+    output[i] = passes ? input[i] : T{};
+    flags[i] = passes;
+  }
+}
+
+template <typename T>
+FASTVIZ_CLONES void forward(const T* input, T* output, uint8_t* mask, int64_t count) {
+  Flags flags = {};
+  int64_t i = 0;
+  for (; i + block <= count; i += block) {
+    forward_values(input + i, output + i, flags.bytes, block);
+    if (!mask) continue;
+    for (int64_t j = 0; j < block / 8; ++j) mask[i / 8 + j] = pack(flags.words[j]);
+  }
+  if (i == count) return;
+  flags = {};
+  forward_values(input + i, output + i, flags.bytes, count - i);
+  if (!mask) return;
+  for (int64_t j = 0; 8 * j < count - i; ++j) mask[i / 8 + j] = pack(flags.words[j]);
+}
+
+template <typename T, ReluRule rule>
+FASTVIZ_INLINE void backward_values(const T* grad, const uint8_t* flags, T* output, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    bool passes = true;
+    if (rule != ReluRule::deconvnet) passes = passes & (flags[i] != 0);
+    if (rule != ReluRule::plain) passes = passes & (widen(grad[i]) > 0);
+    output[i] = passes ? grad[i] : T{};
+  }
+}
+
+template <typename T, ReluRule rule>
+FASTVIZ_CLONES void backward(const T* grad, const uint8_t* mask, T* output, int64_t count) {
+  alignas(64) uint8_t flags[block] = {};
+  for (int64_t i = 0; i < count; i += block) {
+    const int64_t values = count - i < block ? count - i : block;
+    if (rule != ReluRule::deconvnet) {
+      for (int64_t j = 0; 8 * j < values; ++j) std::memcpy(flags + 8 * j, &flags_of_byte[mask[i / 8 + j]], 8);
+    }
+    if (values == block) {
+      backward_values<T, rule>(grad + i, flags, output + i, block);
+    } else {
+      backward_values<T, rule>(grad + i, flags, output + i, values);
+    }
+  }
+}
+
+/// Calls function(first value, number of values) over parts that begin at whole blocks, so that no two threads share a
+/// byte of the mask.
+template <typename Function>
+void over_blocks(const Parallel& parallel, int64_t count, const Function& function) {
+  parallel_for(parallel, (count + block - 1) / block, block, [&](int64_t begin, int64_t end) {
+    const int64_t first = begin * block;
+    const int64_t last = end * block < count ? end * block : count;
+    function(first, last - first);
+  });
+}
+
+template <typename T>
+void guided_relu(const Parallel& parallel, const GuidedRelu& a) {
+  const T* input = static_cast<const T*>(a.input);
+  T* output = static_cast<T*>(a.output);
+  over_blocks(parallel, a.count, [&](int64_t first, int64_t count) {
+    forward(input + first, output + first, a.mask ? a.mask + first / 8 : nullptr, count);
+  });
+}
+
+template <typename T, ReluRule rule>
+void guided_relu_backward(const Parallel& parallel, const GuidedReluBackward& a) {
+  const T* grad = static_cast<const T*>(a.grad);
+  T* output = static_cast<T*>(a.output);
+  over_blocks(parallel, a.count, [&](int64_t first, int64_t count) {
+    const uint8_t* mask = rule == ReluRule::deconvnet ? nullptr : a.mask + first / 8;
+    backward<T, rule>(grad + first, mask, output + first, count);
+  });
+}
+
+}  // namespace
+
+void guided_relu_cpu(const Parallel& parallel, const GuidedRelu& arguments) {
+  with_dtype(arguments.dtype, [&](auto type) { guided_relu<decltype(type)>(parallel, arguments); });
+}
+
+void guided_relu_backward_cpu(const Parallel& parallel, const GuidedReluBackward& arguments) {
+  with_dtype(arguments.dtype, [&](auto type) {
+    using T = decltype(type);
+    switch (arguments.rule) {
+      case ReluRule::plain:
+        return guided_relu_backward<T, ReluRule::plain>(parallel, arguments);
+      case ReluRule::guided:
+        return guided_relu_backward<T, ReluRule::guided>(parallel, arguments);
+      case ReluRule::deconvnet:
+        return guided_relu_backward<T, ReluRule::deconvnet>(parallel, arguments);
+    }
+  });
+}
+
+}  // namespace fastviz

@@ -1,0 +1,269 @@
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include "common.h"
+
+namespace fastviz {
+namespace {
+
+/// Rows that one task handles; a task's sum is one partial value, and partial values are added in order.
+constexpr int64_t block_rows = 16;
+/// Values whose terms are added in the working type before they go into a double.
+constexpr int64_t chunk = 1024;
+
+int64_t blocks(const Layout& layout) { return (layout.rows + block_rows - 1) / block_rows; }
+
+/// The exponent, as far as it has a form without pow.
+enum class Beta { one, two, two_and_half, three, any };
+
+Beta kind_of(double beta) {
+  if (beta == 1) return Beta::one;
+  if (beta == 2) return Beta::two;
+  if (beta == 2.5) return Beta::two_and_half;
+  if (beta == 3) return Beta::three;
+  return Beta::any;
+}
+
+/// s^(beta / 2) and its derivative by s, times 2.
+template <typename S, Beta kind>
+FASTVIZ_INLINE void power(S s, S beta, S& value, S& slope) {
+  if constexpr (kind == Beta::one) {
+    value = std::sqrt(s);
+    slope = s > 0 ? 1 / value : 0;
+  } else if constexpr (kind == Beta::two) {
+    value = s;
+    slope = 2;
+  } else if constexpr (kind == Beta::two_and_half) {
+    const S root = std::sqrt(std::sqrt(s));
+    value = s * root;
+    slope = S(2.5) * root;
+  } else if constexpr (kind == Beta::three) {
+    const S root = std::sqrt(s);
+    value = s * root;
+    slope = 3 * root;
+  } else {
+    value = s > 0 ? std::pow(s, beta / 2) : (beta == 0 ? 1 : 0);
+    slope = s > 0 ? beta * value / s : 0;
+  }
+}
+
+/// Terms of `count` values of a row, and their derivatives by the horizontal and the vertical difference.
+template <typename S, VariationNorm norm, Beta kind, bool with_gradient>
+FASTVIZ_CLONES S terms(const S* x, const S* right, const S* below, S vertical_weight, S horizontal_weight, S beta,
+                       S* by_horizontal, S* by_vertical, int64_t count) {
+  S sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < count; ++i) {
+    const S h = right[i] - x[i];
+    const S v = below[i] - x[i];
+    S dh, dv;
+    if constexpr (norm == VariationNorm::isotropic) {
+      S value, slope;
+      power<S, kind>(h * h + v * v, beta, value, slope);
+      sum += vertical_weight * value;
+      dh = vertical_weight * slope * h;
+      dv = vertical_weight * slope * v;
+    } else if constexpr (norm == VariationNorm::l1) {
+      sum += vertical_weight * std::abs(v) + horizontal_weight * std::abs(h);
+      dh = h > 0 ? horizontal_weight : (h < 0 ? -horizontal_weight : 0);
+      dv = v > 0 ? vertical_weight : (v < 0 ? -vertical_weight : 0);
+    } else {
+      sum += vertical_weight * v * v + horizontal_weight * h * h;
+      dh = 2 * horizontal_weight * h;
+      dv = 2 * vertical_weight * v;
+    }
+    if constexpr (with_gradient) {
+      by_horizontal[i] = dh;
+      by_vertical[i] = dv;
+    }
+  }
+  return sum;
+}
+
+/// A value is in its own term twice with a minus sign, and in its left and upper neighbour's with a plus sign.
+template <typename T>
+FASTVIZ_CLONES void write_gradient(const Sum<T>* by_horizontal, const Sum<T>* by_horizontal_left,
+                                   const Sum<T>* by_vertical, const Sum<T>* by_vertical_above, T* gradient,
+                                   int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    gradient[i] = narrow<T>(by_horizontal_left[i] - by_horizontal[i] + by_vertical_above[i] - by_vertical[i]);
+  }
+}
+
+template <typename T>
+FASTVIZ_CLONES void widen_row(const T* values, Sum<T>* wide, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) wide[i] = widen(values[i]);
+}
+
+/// A row in the working type: the row itself, or a widened copy in `buffer`.
+template <typename T>
+const Sum<T>* working_row(const T* values, std::vector<Sum<T>>& buffer, int64_t count) {
+  if constexpr (std::is_same_v<T, Sum<T>>) {
+    return values;
+  } else {
+    widen_row(values, buffer.data(), count);
+    return buffer.data();
+  }
+}
+
+/// Rows [first, last) of one plane. Returns the sum of their terms; writes their gradient where it is wanted.
+template <typename T, VariationNorm norm, Beta kind, bool with_gradient>
+double plane_rows(const TotalVariation& a, const T* input, T* gradient, int64_t first, int64_t last) {
+  using S = Sum<T>;
+  const int64_t row = a.layout.row();
+  const int64_t pixel = a.layout.pixel;
+  const int64_t inner = row - pixel;  // values that have a right neighbour
+  const size_t size = static_cast<size_t>(row);
+  constexpr bool widened = !std::is_same_v<T, S>;
+  std::vector<S> here(widened ? size : 0), next(widened ? size : 0);
+  // The derivative by the horizontal difference has one pixel of zeros before its first value: no left neighbour.
+  std::vector<S> by_horizontal(with_gradient ? size + static_cast<size_t>(pixel) : 0);
+  std::vector<S> by_vertical(with_gradient ? size : 0), by_vertical_above(with_gradient ? size : 0);
+  const S vertical_weight = static_cast<S>(a.vertical_weight);
+  const S horizontal_weight = static_cast<S>(a.horizontal_weight);
+  const S beta = static_cast<S>(a.beta);
+
+  // The row above the first one gives the vertical derivative that reaches down into it; its terms are not counted.
+  const int64_t start = with_gradient && first > 0 ? first - 1 : first;
+  const S* x = working_row(input + start * row, here, row);
+  double sum = 0;
+  for (int64_t y = start; y < last; ++y) {
+    const bool has_below = y + 1 < a.layout.rows;
+    const S* below = has_below ? working_row(input + (y + 1) * row, next, row) : x;
+    S* dh = with_gradient ? by_horizontal.data() + pixel : nullptr;
+    S* dv = with_gradient ? by_vertical.data() : nullptr;
+    double row_sum = 0;
+    const auto add_terms = [&](const S* right, int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; i += chunk) {
+        const int64_t count = to - i < chunk ? to - i : chunk;
+        row_sum += terms<S, norm, kind, with_gradient>(x + i, right + (i - from), below + i, vertical_weight,
+                                                       horizontal_weight, beta, with_gradient ? dh + i : nullptr,
+                                                       with_gradient ? dv + i : nullptr, count);
+      }
+    };
+    const auto no_terms = [&](int64_t from) {
+      if constexpr (with_gradient) {
+        std::fill(dh + from, dh + row, S(0));
+        std::fill(dv + from, dv + row, S(0));
+      }
+    };
+    if (a.crop && !has_below) {
+      no_terms(0);
+    } else {
+      add_terms(x + pixel, 0, inner);
+      if (a.crop) {
+        no_terms(inner);
+      } else {
+        add_terms(x + inner, inner, row);  // the last column: its right neighbour is itself
+      }
+    }
+    if (y >= first) {
+      sum += row_sum;
+      if constexpr (with_gradient) {
+        write_gradient(dh, by_horizontal.data(), dv, by_vertical_above.data(), gradient + y * row, row);
+      }
+    }
+    if constexpr (with_gradient) std::swap(by_vertical, by_vertical_above);
+    if constexpr (widened) {
+      std::swap(here, next);
+      x = here.data();
+    } else {
+      x = below;
+    }
+  }
+  return sum;
+}
+
+template <typename T, VariationNorm norm, Beta kind, bool with_gradient>
+void total_variation(const Parallel& parallel, const TotalVariation& a) {
+  const int64_t per_picture = a.layout.planes * blocks(a.layout);
+  double* partial = static_cast<double*>(a.workspace);
+  const T* input = static_cast<const T*>(a.input);
+  T* gradient = static_cast<T*>(a.gradient);
+  if (a.layout.picture() == 0) {
+    std::fill_n(static_cast<Sum<T>*>(a.value), a.images, Sum<T>(0));
+    return;
+  }
+  parallel_for(parallel, a.images * per_picture, block_rows * a.layout.row(), [&](int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t offset = unit / blocks(a.layout) * a.layout.plane();
+      const int64_t first = unit % blocks(a.layout) * block_rows;
+      const int64_t last = first + block_rows < a.layout.rows ? first + block_rows : a.layout.rows;
+      partial[unit] = plane_rows<T, norm, kind, with_gradient>(
+          a, input + offset, with_gradient ? gradient + offset : nullptr, first, last);
+    }
+  });
+  for (int64_t image = 0; image < a.images; ++image) {
+    double sum = 0;
+    for (int64_t i = 0; i < per_picture; ++i) sum += partial[image * per_picture + i];
+    static_cast<Sum<T>*>(a.value)[image] = static_cast<Sum<T>>(sum);
+  }
+}
+
+template <typename T, VariationNorm norm, Beta kind>
+void with_or_without_gradient(const Parallel& parallel, const TotalVariation& a) {
+  if (a.gradient) {
+    total_variation<T, norm, kind, true>(parallel, a);
+  } else {
+    total_variation<T, norm, kind, false>(parallel, a);
+  }
+}
+
+template <typename T>
+void choose_norm(const Parallel& parallel, const TotalVariation& a) {
+  if (a.norm == VariationNorm::l1) return with_or_without_gradient<T, VariationNorm::l1, Beta::any>(parallel, a);
+  if (a.norm == VariationNorm::l2) return with_or_without_gradient<T, VariationNorm::l2, Beta::any>(parallel, a);
+  constexpr VariationNorm isotropic = VariationNorm::isotropic;
+  switch (kind_of(a.beta)) {
+    case Beta::one:
+      return with_or_without_gradient<T, isotropic, Beta::one>(parallel, a);
+    case Beta::two:
+      return with_or_without_gradient<T, isotropic, Beta::two>(parallel, a);
+    case Beta::two_and_half:
+      return with_or_without_gradient<T, isotropic, Beta::two_and_half>(parallel, a);
+    case Beta::three:
+      return with_or_without_gradient<T, isotropic, Beta::three>(parallel, a);
+    case Beta::any:
+      return with_or_without_gradient<T, isotropic, Beta::any>(parallel, a);
+  }
+}
+
+template <typename T>
+FASTVIZ_CLONES void scale(const T* values, Sum<T> factor, T* output, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) output[i] = narrow<T>(factor * widen(values[i]));
+}
+
+template <typename T>
+void total_variation_backward(const Parallel& parallel, const TotalVariationBackward& a) {
+  const T* gradient = static_cast<const T*>(a.gradient);
+  T* output = static_cast<T*>(a.output);
+  constexpr int64_t part = 4096;
+  const int64_t parts = (a.picture + part - 1) / part;
+  parallel_for(parallel, a.images * parts, part, [&](int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t image = unit / parts;
+      const int64_t first = unit % parts * part;
+      const int64_t count = a.picture - first < part ? a.picture - first : part;
+      const int64_t offset = image * a.picture + first;
+      scale(gradient + offset, static_cast<const Sum<T>*>(a.grad)[image], output + offset, count);
+    }
+  });
+}
+
+}  // namespace
+
+size_t total_variation_cpu_workspace(const TotalVariation& arguments) {
+  const int64_t tasks = arguments.images * arguments.layout.planes * blocks(arguments.layout);
+  return static_cast<size_t>(tasks) * sizeof(double);
+}
+
+void total_variation_cpu(const Parallel& parallel, const TotalVariation& arguments) {
+  with_dtype(arguments.dtype, [&](auto type) { choose_norm<decltype(type)>(parallel, arguments); });
+}
+
+void total_variation_backward_cpu(const Parallel& parallel, const TotalVariationBackward& arguments) {
+  with_dtype(arguments.dtype, [&](auto type) { total_variation_backward<decltype(type)>(parallel, arguments); });
+}
+
+}  // namespace fastviz

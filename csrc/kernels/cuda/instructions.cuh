@@ -1,0 +1,135 @@
+// The instructions that C++ has no words for, and the launch of a kernel.
+
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "../kernels.h"
+#include "index.cuh"
+
+namespace fastviz {
+
+/// Whether the card multiplies float16 and bfloat16 matrices with float32 sums (sm_80 and later).
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr bool matrix_units = false;
+#else
+constexpr bool matrix_units = true;
+#endif
+
+/// A copy in accesses as wide as its size allows; both addresses are multiples of the size, or of 16.
+template <int BYTES>
+__device__ __forceinline__ void copy_bytes(void* target, const void* source) {
+  if constexpr (BYTES % 16 == 0) {
+#pragma unroll
+    for (int i = 0; i < BYTES / 16; ++i) static_cast<uint4*>(target)[i] = static_cast<const uint4*>(source)[i];
+  } else if constexpr (BYTES == 8) {
+    *static_cast<uint2*>(target) = *static_cast<const uint2*>(source);
+  } else if constexpr (BYTES == 4) {
+    *static_cast<uint32_t*>(target) = *static_cast<const uint32_t*>(source);
+  } else {
+    static_assert(BYTES == 2);
+    *static_cast<uint16_t*>(target) = *static_cast<const uint16_t*>(source);
+  }
+}
+
+/// The block's shared memory whose size the launch gives.
+__device__ __forceinline__ unsigned char* launched_shared_memory() {
+  extern __shared__ __align__(16) unsigned char bytes[];
+  return bytes;
+}
+
+__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+/// Starts a copy of 4, 8 or 16 bytes to shared memory; zeros where it is not wanted, and then nothing is read.
+template <int BYTES>
+__device__ __forceinline__ void copy_async(void* shared, const void* global, bool wanted) {
+#if __CUDA_ARCH__ >= 800
+  const uint32_t size = wanted ? BYTES : 0;
+  if constexpr (BYTES == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(size)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(shared)), "l"(global), "n"(BYTES),
+                 "r"(size)
+                 : "memory");
+  }
+#else
+  if (wanted) {
+    copy_bytes<BYTES>(shared, global);
+  } else {
+    memset(shared, 0, BYTES);
+  }
+#endif
+}
+
+/// Ends a group of copies.
+__device__ __forceinline__ void copy_async_commit() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+/// Waits until at most the last `GROUPS` groups of this thread's copies are under way.
+template <int GROUPS>
+__device__ __forceinline__ void copy_async_wait() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
+#endif
+}
+
+/// Four 8 x 8 matrices of 16-bit values from shared memory: lane 8 m + r gives the address of row r of matrix m;
+/// register m of a lane receives values (lane / 4, 2 (lane % 4)) and the next one of matrix m, or of its transpose.
+template <bool TRANSPOSED>
+__device__ __forceinline__ void load_matrices(uint32_t (&registers)[4], const void* row) {
+  if constexpr (TRANSPOSED) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+  }
+}
+
+/// sums (16 x 8) += a (16 x 16) b (16 x 8), spread over the warp as mma.m16n8k16 has it; T is float16 or bfloat16.
+template <typename T>
+__device__ __forceinline__ void multiply_add(float& sum0, float& sum1, float& sum2, float& sum3, const uint32_t (&a)[4],
+                                             uint32_t b0, uint32_t b1) {
+#if __CUDA_ARCH__ >= 800
+  if constexpr (std::is_same_v<T, __half>) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(sum0), "+f"(sum1), "+f"(sum2), "+f"(sum3)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  } else {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(sum0), "+f"(sum1), "+f"(sum2), "+f"(sum3)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
+#endif
+}
+
+/// Launches a kernel; work of more blocks than a grid holds goes through the kernel's loop. The caller checks
+/// cudaGetLastError.
+template <typename Kernel, typename... Arguments>
+void launch(Kernel kernel, int64_t blocks, int threads, size_t shared_bytes, Stream stream,
+            const Arguments&... arguments) {
+  if (shared_bytes > 48 * 1024) {
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+  }
+  kernel<<<static_cast<unsigned>(smaller(blocks, max_blocks)), static_cast<unsigned>(threads), shared_bytes, stream>>>(
+      arguments...);
+}
+
+}  // namespace fastviz

@@ -1,0 +1,260 @@
+#include "device.cuh"
+#include "picture.cuh"
+
+namespace fastviz {
+namespace {
+
+/// Vectors of 16 bytes that a thread has in flight.
+constexpr int vectors_a_thread = 4;
+
+template <typename T>
+struct OccludeTask {
+  const T* input;
+  const int64_t* boxes;
+  const int64_t* image_index;
+  const T* fill;
+  T* output;
+  T fill_value;
+  int64_t images;
+  int64_t fill_stride;  // values from one fill picture to the next
+  int64_t picture;  // values in a picture
+  int64_t columns, pixel;
+  Grid grid;
+  FastDivide spans;  // blocks that share a picture
+  int64_t blocks;
+};
+
+/// What a window shows: its picture and fill (null: the value), and where the fill covers the picture.
+template <typename T>
+struct OccludeWindow {
+  const T* picture;
+  const T* fill;
+  T fill_value;
+  Cover cover;
+};
+
+/// A window of a picture that does not exist is covered with NaN.
+template <typename T>
+__device__ __forceinline__ OccludeWindow<T> window_of(const OccludeTask<T>& task, int64_t window) {
+  const int64_t image = task.image_index ? task.image_index[window] : 0;
+  const int64_t rows = task.grid.rows.divisor();
+  if (image < 0 || image >= task.images) {
+    return {nullptr, nullptr, narrow<T>(NAN), {0, 0, rows, task.grid.row_values.divisor()}};
+  }
+  return {task.input + image * task.picture, task.fill ? task.fill + image * task.fill_stride : nullptr,
+          task.fill_value, cover_of(task.boxes + 4 * window, rows, task.columns, task.pixel)};
+}
+
+/// Writes the masked pictures where rows are a multiple of 16 bytes. One block = 4 x 256 vectors of one window's
+/// picture, one thread = 4 vectors of 16 bytes; no shared memory.
+///   1. Where does each vector lie, and is it wholly covered? Read it from the picture or from the fill: 4 reads in
+///   flight.
+///   2. Vectors on the border of the box take the covered values from the fill. Write.
+template <typename T>
+__global__ void __launch_bounds__(256) occlude_vectors_kernel(const OccludeTask<T> task) {
+  constexpr int N = width<T>;
+  for (int64_t block = blockIdx.x; block < task.blocks; block += gridDim.x) {
+    const int64_t number = task.spans.divide(block);
+    const int64_t span = task.spans.remainder(block, number);
+    const OccludeWindow<T> window = window_of(task, number);
+    T* output = task.output + number * task.picture;
+    const int64_t step = static_cast<int64_t>(blockDim.x) * N;
+    const int64_t first = span * vectors_a_thread * step + static_cast<int64_t>(threadIdx.x) * N;
+
+    Vector<T, N> vectors[vectors_a_thread];
+    Position positions[vectors_a_thread];
+#pragma unroll
+    for (int i = 0; i < vectors_a_thread; ++i) {
+      const int64_t value = first + i * step;
+      if (value >= task.picture) continue;
+      positions[i] = task.grid.position(value);
+      const bool covered = window.cover.holds_all(positions[i].row, positions[i].column, N);
+      const T* source = covered ? window.fill : window.picture;
+      vectors[i] = source ? load<T, N>(source + value) : splat<T, N>(window.fill_value);
+    }
+#pragma unroll
+    for (int i = 0; i < vectors_a_thread; ++i) {
+      const int64_t value = first + i * step;
+      if (value >= task.picture) continue;
+      const Position& position = positions[i];
+      if (window.cover.touches(position.row, position.column, N) &&
+          !window.cover.holds_all(position.row, position.column, N)) {
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+          if (!window.cover.holds(position.row, position.column + j)) continue;
+          vectors[i].value[j] = window.fill ? window.fill[value + j] : window.fill_value;
+        }
+      }
+      store(output + value, vectors[i]);
+    }
+  }
+}
+
+/// The same for rows of any length. One block = 256 vectors of one window's picture, aligned in the output; one thread
+/// = one of them: it reads value by value and writes 16 bytes.
+template <typename T>
+__global__ void __launch_bounds__(256) occlude_values_kernel(const OccludeTask<T> task) {
+  constexpr int N = width<T>;
+  for (int64_t block = blockIdx.x; block < task.blocks; block += gridDim.x) {
+    const int64_t number = task.spans.divide(block);
+    const int64_t span = task.spans.remainder(block, number);
+    const OccludeWindow<T> window = window_of(task, number);
+    T* output = task.output + number * task.picture;
+    const int64_t before = misalignment(reinterpret_cast<uintptr_t>(output), sizeof(T));
+    const int64_t first = (span * blockDim.x + threadIdx.x) * N - before;
+    write_values(output, task.picture, first, task.grid, [&](int64_t value, const Position& position) {
+      const T* source = window.cover.holds(position.row, position.column) ? window.fill : window.picture;
+      return source ? source[value] : window.fill_value;
+    });
+  }
+}
+
+template <typename T>
+void occlude(Stream stream, const Occlude& a) {
+  constexpr int N = width<T>;
+  const Layout& layout = a.layout;
+  OccludeTask<T> task{};
+  task.input = static_cast<const T*>(a.input);
+  task.boxes = a.boxes;
+  task.image_index = a.image_index;
+  task.fill = static_cast<const T*>(a.fill);
+  task.output = static_cast<T*>(a.output);
+  task.fill_value = narrow<T>(static_cast<Sum<T>>(a.fill_value));
+  task.images = a.images;
+  task.fill_stride = a.fill_images == 1 ? 0 : layout.picture();
+  task.picture = layout.picture();
+  task.columns = layout.columns;
+  task.pixel = layout.pixel;
+  task.grid = {FastDivide(layout.row()), FastDivide(layout.rows)};
+
+  const bool vectors = layout.row() % N == 0 && aligned(a.input) && aligned(a.fill) && aligned(a.output);
+  const int64_t units = vectors ? ceil_div(task.picture / N, vectors_a_thread) : vectors_of(task.picture, N);
+  const int threads = threads_for(units);
+  task.spans = FastDivide(ceil_div(units, threads));
+  task.blocks = a.windows * task.spans.divisor();
+  if (vectors) {
+    launch(occlude_vectors_kernel<T>, task.blocks, threads, 0, stream, task);
+  } else {
+    launch(occlude_values_kernel<T>, task.blocks, threads, 0, stream, task);
+  }
+}
+
+template <typename T>
+struct OccludeBackwardTask {
+  const T* grad;
+  const int64_t* boxes;
+  const int64_t* order;
+  const int64_t* offsets;
+  T* output;
+  bool inside;
+  int64_t picture;
+  int64_t columns, pixel;
+  Grid grid;
+  FastDivide spans;
+  int64_t blocks;
+};
+
+/// Windows whose boxes a block holds in shared memory, and gradients that a thread has in flight.
+constexpr int windows_held = 64;
+constexpr int windows_in_flight = 4;
+
+/// Writes the sums of the gradients over a picture's windows, in the order of `order`. One block = 256 vectors of N
+/// values of one picture, one thread = one vector (N = 1: rows that are no multiple of 16 bytes). Shared memory: number
+/// and cover of 64 windows.
+///   1. The first 64 threads read windows and boxes.
+///   2. Each thread goes over them, four gradients in flight; gradients that the box removes are not read.
+template <typename T, int N>
+__global__ void __launch_bounds__(256) occlude_backward_kernel(const OccludeBackwardTask<T> task) {
+  __shared__ int64_t numbers[windows_held];
+  __shared__ Cover covers[windows_held];
+  const int64_t rows = task.grid.rows.divisor();
+  for (int64_t block = blockIdx.x; block < task.blocks; block += gridDim.x) {
+    const int64_t image = task.spans.divide(block);
+    const int64_t span = task.spans.remainder(block, image);
+    const int64_t value = (span * blockDim.x + threadIdx.x) * N;
+    const Position position = task.grid.position(smaller(value, task.picture - 1));
+    const int64_t last = task.offsets[image + 1];
+    Sum<T> sums[N] = {};
+
+    for (int64_t first = task.offsets[image]; first < last; first += windows_held) {
+      const int count = static_cast<int>(smaller(windows_held, last - first));
+      __syncthreads();
+      for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
+        numbers[i] = task.order[first + i];
+        covers[i] = cover_of(task.boxes + 4 * numbers[i], rows, task.columns, task.pixel);
+      }
+      __syncthreads();
+      if (value >= task.picture) continue;
+      for (int i = 0; i < count; i += windows_in_flight) {
+        Vector<T, N> grads[windows_in_flight];
+#pragma unroll
+        for (int j = 0; j < windows_in_flight; ++j) {
+          grads[j] = splat<T, N>(narrow<T>(0));
+          if (i + j >= count) continue;
+          const Cover& cover = covers[i + j];
+          const bool needed = task.inside ? cover.touches(position.row, position.column, N)
+                                          : !cover.holds_all(position.row, position.column, N);
+          if (needed) grads[j] = load<T, N>(task.grad + numbers[i + j] * task.picture + value);
+        }
+#pragma unroll
+        for (int j = 0; j < windows_in_flight; ++j) {
+          if (i + j >= count) continue;
+#pragma unroll
+          for (int k = 0; k < N; ++k) {
+            if (covers[i + j].holds(position.row, position.column + k) == task.inside) {
+              sums[k] += widen(grads[j].value[k]);
+            }
+          }
+        }
+      }
+    }
+
+    if (value < task.picture) {
+      Vector<T, N> result;
+#pragma unroll
+      for (int k = 0; k < N; ++k) result.value[k] = narrow<T>(sums[k]);
+      store(task.output + image * task.picture + value, result);
+    }
+  }
+}
+
+template <typename T>
+void occlude_backward(Stream stream, const OccludeBackward& a) {
+  const Layout& layout = a.layout;
+  OccludeBackwardTask<T> task{};
+  task.grad = static_cast<const T*>(a.grad);
+  task.boxes = a.boxes;
+  task.order = a.order;
+  task.offsets = a.offsets;
+  task.output = static_cast<T*>(a.output);
+  task.inside = a.inside;
+  task.picture = layout.picture();
+  task.columns = layout.columns;
+  task.pixel = layout.pixel;
+  task.grid = {FastDivide(layout.row()), FastDivide(layout.rows)};
+
+  const bool vectors = layout.row() % width<T> == 0 && aligned(a.grad) && aligned(a.output);
+  const int64_t units = vectors ? task.picture / width<T> : task.picture;
+  const int threads = threads_for(units);
+  task.spans = FastDivide(ceil_div(units, threads));
+  task.blocks = a.images * task.spans.divisor();
+  if (vectors) {
+    launch(occlude_backward_kernel<T, width<T>>, task.blocks, threads, 0, stream, task);
+  } else {
+    launch(occlude_backward_kernel<T, 1>, task.blocks, threads, 0, stream, task);
+  }
+}
+
+}  // namespace
+
+void occlude_cuda(Stream stream, const Occlude& arguments) {
+  if (arguments.windows == 0 || arguments.layout.picture() == 0) return;
+  with_dtype(arguments.dtype, [&](auto type) { occlude<decltype(type)>(stream, arguments); });
+}
+
+void occlude_backward_cuda(Stream stream, const OccludeBackward& arguments) {
+  if (arguments.images == 0 || arguments.layout.picture() == 0) return;
+  with_dtype(arguments.dtype, [&](auto type) { occlude_backward<decltype(type)>(stream, arguments); });
+}
+
+}  // namespace fastviz

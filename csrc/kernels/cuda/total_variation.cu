@@ -1,0 +1,354 @@
+#include "device.cuh"
+
+namespace fastviz {
+namespace {
+
+/// Rows of a strip. The rows above and below are read too: from the cache, as neighbouring strips own them.
+constexpr int strip_rows = 4;
+constexpr int variation_threads = 256;
+
+/// The exponent, as far as it has a form without pow.
+enum class Beta { one, two_and_half, three, any };
+
+template <typename S>
+struct VariationTerms {
+  bool square;  // l2, also isotropic with beta = 2; else l1
+  Beta kind;
+  S beta;
+  S vertical_weight, horizontal_weight;
+};
+
+/// A pixel's term and its derivatives by the vertical and the horizontal difference.
+template <typename S>
+struct VariationTerm {
+  S value, by_vertical, by_horizontal;
+};
+
+template <bool POWER, typename S>
+__device__ __forceinline__ VariationTerm<S> term_of(const VariationTerms<S>& terms, S v, S h) {
+  const S vertical = terms.vertical_weight, horizontal = terms.horizontal_weight;
+  if constexpr (POWER) {
+    const S s = v * v + h * h;
+    S value, slope;  // s^(beta / 2), and twice its derivative by s
+    switch (terms.kind) {
+      case Beta::one:
+        value = sqrt(s);
+        slope = s > 0 ? 1 / value : S(0);
+        break;
+      case Beta::two_and_half:
+        slope = sqrt(sqrt(s));
+        value = s * slope;
+        slope *= S(2.5);
+        break;
+      case Beta::three:
+        slope = sqrt(s);
+        value = s * slope;
+        slope *= 3;
+        break;
+      default:
+        value = s > 0 ? pow(s, terms.beta / 2) : S(terms.beta == 0);
+        slope = s > 0 ? terms.beta * value / s : S(0);
+    }
+    slope *= vertical;
+    return {vertical * value, slope * v, slope * h};
+  } else {
+    if (terms.square) return {vertical * v * v + horizontal * h * h, 2 * vertical * v, 2 * horizontal * h};
+    return {vertical * abs(v) + horizontal * abs(h), v > 0 ? vertical : (v < 0 ? -vertical : S(0)),
+            h > 0 ? horizontal : (h < 0 ? -horizontal : S(0))};
+  }
+}
+
+template <typename T>
+struct VariationTask {
+  const T* input;
+  T* gradient;
+  Sum<T>* partial;  // [blocks]
+  VariationTerms<Sum<T>> terms;
+  bool crop;
+  int64_t rows, row, pixel;  // rows in a plane, values in a row, values in a pixel
+  int64_t picture;
+  int64_t strips_a_picture;
+  FastDivide vectors;  // in a row
+  FastDivide strips;  // in a plane
+  FastDivide picture_blocks;  // blocks of a picture
+  int64_t blocks;
+};
+
+/// One row of a thread's strip: its values, and the values a pixel to the left and to the right. Where a pixel is one
+/// value (ADJACENT) all but one of these neighbours are the thread's own.
+template <typename T, int N, bool ADJACENT>
+struct VariationRow {
+  using S = Sum<T>;
+  static constexpr int neighbours = ADJACENT ? 1 : N;
+  S own[N];
+  S left[neighbours];
+  S right[neighbours];
+
+  __device__ __forceinline__ void read(const T* row, int64_t column, int64_t pixel, int64_t row_values, bool sides) {
+    const Vector<T, N> vector = load<T, N>(row + column);
+    const bool has_left = sides && column >= pixel;
+    const bool has_right = column + (ADJACENT ? N : pixel) < row_values;
+    Vector<T, neighbours> before = splat<T, neighbours>(narrow<T>(0));
+    Vector<T, neighbours> after = before;
+    if (has_left) before = load<T, neighbours>(row + column - pixel);
+    if (has_right) after = load<T, neighbours>(row + column + (ADJACENT ? N : pixel));
+#pragma unroll
+    for (int i = 0; i < N; ++i) own[i] = widen(vector.value[i]);
+#pragma unroll
+    for (int i = 0; i < neighbours; ++i) {
+      left[i] = widen(before.value[i]);
+      right[i] = widen(after.value[i]);
+    }
+  }
+  __device__ __forceinline__ S right_of(int i) const {
+    if constexpr (!ADJACENT) return right[i];
+    return i + 1 < N ? own[i + 1 < N ? i + 1 : i] : right[0];
+  }
+};
+
+/// Writes the gradient, where it is wanted, and each block's sum of terms. One block = 256 strips of one picture, one
+/// thread = one strip of 4 rows x N values; shared memory: the sums of the warps.
+///   1. Read 6 rows: the strip, the row above (its terms reach down into the strip) and the row below.
+///   2. Go down the rows: terms, derivatives, and the gradient
+///      (above by_vertical - own by_vertical) + (left by_horizontal - own by_horizontal).
+///   3. Add the block's terms.
+template <typename T, int N, bool ADJACENT, bool POWER>
+__global__ void __launch_bounds__(variation_threads) total_variation_kernel(const VariationTask<T> task) {
+  using S = Sum<T>;
+  using Row = VariationRow<T, N, ADJACENT>;
+  for (int64_t block = blockIdx.x; block < task.blocks; block += gridDim.x) {
+    const int64_t image = task.picture_blocks.divide(block);
+    const int64_t strip = task.picture_blocks.remainder(block, image) * variation_threads + threadIdx.x;
+    S sum = 0;
+    if (strip < task.strips_a_picture) {
+      const int64_t line = task.vectors.divide(strip);
+      const int64_t column = task.vectors.remainder(strip, line) * N;
+      const int64_t plane = task.strips.divide(line);
+      const int64_t top = task.strips.remainder(line, plane) * strip_rows;
+      const int64_t offset = image * task.picture + plane * task.rows * task.row;
+      const bool with_gradient = task.gradient != nullptr;
+
+      Row rows[strip_rows + 2];
+#pragma unroll
+      for (int r = 0; r < strip_rows + 2; ++r) {
+        const int64_t y = top + r - 1;
+        if (y < 0 || y >= task.rows || (r == 0 && !with_gradient)) continue;
+        rows[r].read(task.input + offset + y * task.row, column, task.pixel, task.row, with_gradient);
+      }
+
+      S above[N] = {};  // derivatives of the terms above, by their vertical differences
+#pragma unroll
+      for (int r = 0; r <= strip_rows; ++r) {
+        const int64_t y = top + r - 1;
+        if (y < 0 || y >= task.rows || (r == 0 && !with_gradient)) continue;
+        const Row& here = rows[r];
+        const Row& below = rows[r + 1];
+        const bool has_below = y + 1 < task.rows;
+
+        S from_left[N] = {};  // derivatives of the terms to the left, by their horizontal differences
+        if (r > 0 && with_gradient && column >= task.pixel && (has_below || !task.crop)) {
+#pragma unroll
+          for (int i = 0; i < Row::neighbours; ++i) {
+            const S v = has_below ? below.left[i] - here.left[i] : S(0);
+            from_left[i] = term_of<POWER>(task.terms, v, here.own[i] - here.left[i]).by_horizontal;
+          }
+        }
+
+        Vector<T, N> gradient;
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+          const bool has_right = column + i + task.pixel < task.row;
+          VariationTerm<S> term{0, 0, 0};
+          if (!task.crop || (has_below && has_right)) {
+            const S v = has_below ? below.own[i] - here.own[i] : S(0);
+            const S h = has_right ? here.right_of(i) - here.own[i] : S(0);
+            term = term_of<POWER>(task.terms, v, h);
+          }
+          if (r > 0) sum += term.value;
+          if constexpr (ADJACENT) {
+            if (i + 1 < N) from_left[i + 1 < N ? i + 1 : i] = term.by_horizontal;
+          }
+          gradient.value[i] = narrow<T>((above[i] - term.by_vertical) + (from_left[i] - term.by_horizontal));
+          above[i] = term.by_vertical;
+        }
+        if (r > 0 && with_gradient) store(task.gradient + offset + y * task.row + column, gradient);
+      }
+    }
+
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) task.partial[block] = sum;
+    __syncthreads();
+  }
+}
+
+/// Values a thread takes from a row where its neighbours are whole vectors too: half a vector of 16-bit values, or the
+/// three of them would not fit in registers.
+template <typename T>
+constexpr int wide_pixel = width<T> < 4 ? width<T> : 4;
+
+/// Values in a vector: 16 bytes where rows allow, else one.
+template <typename T>
+int vector_of(const TotalVariation& a) {
+  if (!aligned(a.input) || !aligned(a.gradient)) return 1;
+  if (a.layout.pixel == 1) return a.layout.row() % width<T> == 0 ? width<T> : 1;
+  return a.layout.pixel % wide_pixel<T> == 0 ? wide_pixel<T> : 1;
+}
+
+/// Blocks for one picture, for whichever vector.
+int64_t blocks_of(const Layout& layout, int vector) {
+  const int64_t strips = layout.planes * ceil_div(layout.rows, strip_rows) * (layout.row() / vector);
+  return ceil_div(strips, variation_threads);
+}
+
+template <typename T, bool POWER>
+void launch_variation(Stream stream, const VariationTask<T>& task, int vector) {
+  if (vector == 1) {
+    launch(total_variation_kernel<T, 1, false, POWER>, task.blocks, variation_threads, 0, stream, task);
+  } else if (task.pixel == 1) {
+    launch(total_variation_kernel<T, width<T>, true, POWER>, task.blocks, variation_threads, 0, stream, task);
+  } else {
+    launch(total_variation_kernel<T, wide_pixel<T>, false, POWER>, task.blocks, variation_threads, 0, stream, task);
+  }
+}
+
+Beta kind_of(double beta) {
+  if (beta == 1) return Beta::one;
+  if (beta == 2.5) return Beta::two_and_half;
+  if (beta == 3) return Beta::three;
+  return Beta::any;
+}
+
+template <typename T>
+void total_variation(Stream stream, const TotalVariation& a) {
+  using S = Sum<T>;
+  const Layout& layout = a.layout;
+  const int vector = vector_of<T>(a);
+  const int64_t picture_blocks = blocks_of(layout, vector);
+  S* partial = static_cast<S*>(a.workspace);
+  if (picture_blocks > 0) {
+    VariationTask<T> task{};
+    task.input = static_cast<const T*>(a.input);
+    task.gradient = static_cast<T*>(a.gradient);
+    task.partial = partial;
+    const bool isotropic = a.norm == VariationNorm::isotropic;
+    const bool square = a.norm == VariationNorm::l2 || (isotropic && a.beta == 2);
+    task.terms = {square, kind_of(a.beta), static_cast<S>(a.beta), static_cast<S>(a.vertical_weight),
+                  static_cast<S>(isotropic ? a.vertical_weight : a.horizontal_weight)};
+    task.crop = a.crop;
+    task.rows = layout.rows;
+    task.row = layout.row();
+    task.pixel = layout.pixel;
+    task.picture = layout.picture();
+    task.vectors = FastDivide(layout.row() / vector);
+    task.strips = FastDivide(ceil_div(layout.rows, strip_rows));
+    task.strips_a_picture = layout.planes * task.strips.divisor() * task.vectors.divisor();
+    task.picture_blocks = FastDivide(picture_blocks);
+    task.blocks = a.images * picture_blocks;
+    if (isotropic && !square) {
+      launch_variation<T, true>(stream, task, vector);
+    } else {
+      launch_variation<T, false>(stream, task, vector);
+    }
+  }
+  launch(sum_rows_kernel<S>, a.images, 256, 0, stream, static_cast<const S*>(partial), picture_blocks, a.images,
+         static_cast<S*>(a.value));
+}
+
+constexpr int scale_vectors = 4;  // that a thread has in flight
+
+template <typename T>
+struct ScaleTask {
+  const Sum<T>* grad;
+  const T* gradient;
+  T* output;
+  int64_t picture;
+  FastDivide spans;  // blocks that share a picture
+  int64_t blocks;
+};
+
+/// Writes output[n] = grad[n] gradient[n]. One block = 4 x 256 vectors of N values of one picture, aligned in memory
+/// (N = 1 where input and output are not alike in that), one thread = 4 of them; no shared memory.
+///   1. Read 4 vectors; the first and the last of a picture may be cut short.
+///   2. Multiply. Write.
+template <typename T, int N>
+__global__ void __launch_bounds__(256) total_variation_backward_kernel(const ScaleTask<T> task) {
+  for (int64_t block = blockIdx.x; block < task.blocks; block += gridDim.x) {
+    const int64_t image = task.spans.divide(block);
+    const int64_t span = task.spans.remainder(block, image);
+    const Sum<T> grad = task.grad[image];
+    const T* gradient = task.gradient + image * task.picture;
+    T* output = task.output + image * task.picture;
+    const int64_t before = N == 1 ? 0 : misalignment(reinterpret_cast<uintptr_t>(output), sizeof(T));
+    const int64_t step = static_cast<int64_t>(blockDim.x) * N;
+    const int64_t first = span * scale_vectors * step + static_cast<int64_t>(threadIdx.x) * N - before;
+
+    Vector<T, N> vectors[scale_vectors];
+#pragma unroll
+    for (int i = 0; i < scale_vectors; ++i) {
+      const int64_t value = first + i * step;
+      if (value >= 0 && value + N <= task.picture) {
+        vectors[i] = load<T, N>(gradient + value);
+        continue;
+      }
+#pragma unroll
+      for (int j = 0; j < N; ++j) {
+        if (value + j >= 0 && value + j < task.picture) vectors[i].value[j] = gradient[value + j];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < scale_vectors; ++i) {
+      const int64_t value = first + i * step;
+      if (value >= 0 && value + N <= task.picture) {
+#pragma unroll
+        for (int j = 0; j < N; ++j) vectors[i].value[j] = narrow<T>(grad * widen(vectors[i].value[j]));
+        store(output + value, vectors[i]);
+        continue;
+      }
+#pragma unroll
+      for (int j = 0; j < N; ++j) {
+        if (value + j >= 0 && value + j < task.picture) {
+          output[value + j] = narrow<T>(grad * widen(vectors[i].value[j]));
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+void total_variation_backward(Stream stream, const TotalVariationBackward& a) {
+  const bool vectors = reinterpret_cast<uintptr_t>(a.gradient) % 16 == reinterpret_cast<uintptr_t>(a.output) % 16;
+  const int64_t units = ceil_div(vectors ? vectors_of(a.picture, width<T>) : a.picture, scale_vectors);
+  const int threads = threads_for(units);
+  const int64_t spans = ceil_div(units, threads);
+  const ScaleTask<T> task{static_cast<const Sum<T>*>(a.grad),
+                          static_cast<const T*>(a.gradient),
+                          static_cast<T*>(a.output),
+                          a.picture,
+                          FastDivide(spans),
+                          a.images * spans};
+  if (vectors) {
+    launch(total_variation_backward_kernel<T, width<T>>, task.blocks, threads, 0, stream, task);
+  } else {
+    launch(total_variation_backward_kernel<T, 1>, task.blocks, threads, 0, stream, task);
+  }
+}
+
+}  // namespace
+
+size_t total_variation_cuda_workspace(const TotalVariation& arguments) {
+  // A value at a time takes the most blocks; which vector it will be depends on addresses.
+  const int64_t blocks = arguments.images * blocks_of(arguments.layout, 1);
+  return static_cast<size_t>(blocks) * (arguments.dtype == Dtype::float64 ? sizeof(double) : sizeof(float));
+}
+
+void total_variation_cuda(Stream stream, const TotalVariation& arguments) {
+  if (arguments.images == 0) return;
+  with_dtype(arguments.dtype, [&](auto type) { total_variation<decltype(type)>(stream, arguments); });
+}
+
+void total_variation_backward_cuda(Stream stream, const TotalVariationBackward& arguments) {
+  if (arguments.images == 0 || arguments.picture == 0) return;
+  with_dtype(arguments.dtype, [&](auto type) { total_variation_backward<decltype(type)>(stream, arguments); });
+}
+
+}  // namespace fastviz

@@ -1,0 +1,189 @@
+// The kernels: what each computes, its parameters and its launchers. No torch header is included here or below, so the
+// same files build and are tested without torch (see CMakeLists.txt).
+//
+// Pictures come in two memory orders, and one description serves both. A batch of B pictures is B * planes blocks of
+// `rows` rows; a row holds `columns` pixels of `pixel` values each:
+//   contiguous [B, C, H, W]:     planes = C, rows = H, columns = W, pixel = 1
+//   channels_last [B, C, H, W]:  planes = 1, rows = H, columns = W, pixel = C
+// Sizes and offsets are int64_t. Sums run in float32 (float64 for float64) in an order that depends on the shape only.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+struct CUstream_st;
+
+namespace fastviz {
+
+enum class Dtype { float32, float64, float16, bfloat16 };
+
+/// Splits [begin, end) among threads; the operator files pass torch's, the C++ test a serial and a threaded one.
+struct Parallel {
+  using Body = void (*)(int64_t begin, int64_t end, void* context);
+  void (*run)(int64_t begin, int64_t end, int64_t grain, Body body, void* context);
+};
+
+using Stream = CUstream_st*;
+
+/// Rows of pixels in memory; see the top of this file.
+struct Layout {
+  int64_t planes;
+  int64_t rows;
+  int64_t columns;
+  int64_t pixel;
+
+  int64_t row() const { return columns * pixel; }
+  int64_t plane() const { return rows * columns * pixel; }
+  int64_t picture() const { return planes * rows * columns * pixel; }
+};
+
+/// occlude: output[p] = images[index[p]], with the pixels of boxes[p] taken from the fill.
+/// A box is (top, left, bottom, right), half open, clipped to the picture; an empty one changes nothing.
+struct Occlude {
+  Dtype dtype;
+  Layout layout;
+  int64_t images;
+  int64_t windows;
+  const void* input;  // [images] pictures
+  const int64_t* boxes;  // [windows, 4]
+  const int64_t* image_index;  // [windows], or null: every window is of picture 0
+  const void* fill;  // pictures, or null: fill_value
+  int64_t fill_images;  // 1, or one fill for each image
+  double fill_value;
+  void* output;  // [windows] pictures
+};
+void occlude_cpu(const Parallel& parallel, const Occlude& arguments);
+/// An index outside [0, images) gives a picture of NaN (the CPU operator raises; here that would need a synchronisation).
+void occlude_cuda(Stream stream, const Occlude& arguments);
+
+/// Backward of occlude: output[n] = sum of grad[p] over the windows p of picture n, where inside is false over the
+/// pixels outside of the box (gradient of the images), where it is true over those inside (gradient of the fill).
+struct OccludeBackward {
+  Dtype dtype;
+  Layout layout;
+  int64_t images;
+  bool inside;
+  const void* grad;  // [windows] pictures
+  const int64_t* boxes;  // [windows, 4]
+  const int64_t* order;  // [windows], window numbers sorted by picture; sums follow this order
+  const int64_t* offsets;  // [images + 1], the part of `order` that belongs to a picture
+  void* output;  // [images] pictures
+};
+void occlude_backward_cpu(const Parallel& parallel, const OccludeBackward& arguments);
+void occlude_backward_cuda(Stream stream, const OccludeBackward& arguments);
+
+/// splice: windows of clean maps with dirty crops pasted in. The value of window p at (i, j), which is at
+/// (y, x) = window_origin[p] + (i, j) in the map, is
+///   dirty[p, :, y - dirty_origin[p, 0], x - dirty_origin[p, 1]] inside of the dirty crop,
+///   else clean[index[p], :, y, x] inside of the map, else pad_value.
+/// The dirty crop counts only where it lies inside of the map: outside is padding.
+struct Splice {
+  Dtype dtype;
+  Layout layout;  // of the clean maps
+  int64_t dirty_rows, dirty_columns;
+  int64_t window_rows, window_columns;
+  int64_t images;
+  int64_t windows;
+  const void* clean;  // [images] maps
+  const void* dirty;  // [windows] crops, same memory order
+  const int64_t* dirty_origin;  // [windows, 2], (row, column) in the map; may be negative
+  const int64_t* window_origin;  // [windows, 2]
+  const int64_t* image_index;  // [windows], or null: every window is of map 0
+  double pad_value;
+  void* output;  // [windows] windows
+};
+void splice_cpu(const Parallel& parallel, const Splice& arguments);
+void splice_cuda(Stream stream, const Splice& arguments);
+
+enum class ReluRule { plain, guided, deconvnet };
+
+/// guided_relu: output = x where not x <= 0, else 0 (so NaN stays NaN, as torch's relu has it), and one bit a value,
+/// 1 where the value passed: bit i % 8 of mask[i / 8], i counted in memory order. Unused bits of the last byte are 0.
+struct GuidedRelu {
+  Dtype dtype;
+  int64_t count;
+  const void* input;
+  void* output;
+  uint8_t* mask;  // [(count + 7) / 8], or null: not wanted
+};
+void guided_relu_cpu(const Parallel& parallel, const GuidedRelu& arguments);
+void guided_relu_cuda(Stream stream, const GuidedRelu& arguments);
+
+/// Backward of guided_relu, with R the gradient that comes from above and m the mask:
+///   plain R * m,  guided R * m * (R > 0),  deconvnet R * (R > 0).
+struct GuidedReluBackward {
+  Dtype dtype;
+  ReluRule rule;
+  int64_t count;
+  const void* grad;
+  const uint8_t* mask;  // not read by the rule deconvnet
+  void* output;
+};
+void guided_relu_backward_cpu(const Parallel& parallel, const GuidedReluBackward& arguments);
+void guided_relu_backward_cuda(Stream stream, const GuidedReluBackward& arguments);
+
+enum class VariationNorm { isotropic, l1, l2 };
+
+/// total_variation, with v = x[i+1, j] - x[i, j] and h = x[i, j+1] - x[i, j]; per picture, over planes and pixels:
+///   isotropic  vertical_weight * sum (v^2 + h^2)^(beta / 2)    (horizontal_weight is not used)
+///   l1         sum vertical_weight * |v| + horizontal_weight * |h|
+///   l2         sum vertical_weight * v^2 + horizontal_weight * h^2
+/// crop: over the pixels that have both neighbours; else over all, a missing difference being 0.
+/// The gradient at a point where it does not exist (v = h = 0 with beta < 2, |0|) is 0.
+struct TotalVariation {
+  Dtype dtype;
+  Layout layout;
+  int64_t images;
+  VariationNorm norm;
+  double beta;
+  bool crop;
+  double vertical_weight;
+  double horizontal_weight;
+  const void* input;  // [images] pictures
+  void* value;  // [images], float64 for float64 and float32 for every other dtype
+  void* gradient;  // [images] pictures, or null: not wanted
+  void* workspace;  // total_variation_*_workspace bytes
+};
+size_t total_variation_cpu_workspace(const TotalVariation& arguments);
+size_t total_variation_cuda_workspace(const TotalVariation& arguments);
+void total_variation_cpu(const Parallel& parallel, const TotalVariation& arguments);
+void total_variation_cuda(Stream stream, const TotalVariation& arguments);
+
+/// Backward of total_variation: output[n] = grad[n] * gradient[n].
+struct TotalVariationBackward {
+  Dtype dtype;
+  int64_t images;
+  int64_t picture;  // values in a picture
+  const void* grad;  // [images], the dtype of `value` above
+  const void* gradient;
+  void* output;
+};
+void total_variation_backward_cpu(const Parallel& parallel, const TotalVariationBackward& arguments);
+void total_variation_backward_cuda(Stream stream, const TotalVariationBackward& arguments);
+
+/// gram: output[n] = scale * F F^T, F = features[n] of C channels and L places; half of the products are computed, the
+/// other half is mirrored. Products and sums of float16 and bfloat16 features run in float32.
+/// gram_loss: with D = scale * F F^T - target[n], loss[n] = sum of D^2 and output[n] = D + D^T (half of the gradient of
+/// the loss to the Gram matrix and its mirror image).
+struct Gram {
+  Dtype dtype;
+  int64_t images;
+  int64_t channels;
+  int64_t places;
+  int64_t channel_stride;  // 1 in channels_last, else `places`
+  int64_t place_stride;  // `channels` in channels_last, else 1
+  double scale;
+  const void* features;  // [images], a picture is channels * places values
+  const void* target;  // [target_images, C, C], or null: gram
+  int64_t target_images;  // 1 or images
+  void* output;  // [images, C, C]
+  void* loss;  // [images], float64 for float64 and float32 for every other dtype; null: gram
+  void* workspace;  // gram_*_workspace bytes
+};
+size_t gram_cpu_workspace(const Gram& arguments);
+size_t gram_cuda_workspace(const Gram& arguments);
+void gram_cpu(const Parallel& parallel, const Gram& arguments);
+void gram_cuda(Stream stream, const Gram& arguments);
+
+}  // namespace fastviz

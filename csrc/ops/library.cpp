@@ -1,0 +1,23 @@
+// The operators of fastviz, all of them. `fastviz/ops.py` explains each; underscored ones are backward passes and parts.
+
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(fastviz, m) {
+  m.def("occlude(Tensor images, Tensor boxes, Tensor? image_index, Tensor? fill, float fill_value) -> Tensor");
+  m.def("_occlude_backward(Tensor grad, Tensor boxes, Tensor order, Tensor offsets, bool inside) -> Tensor");
+
+  m.def(
+      "splice(Tensor clean, Tensor dirty, Tensor dirty_origin, Tensor window_origin, int[] window_size, "
+      "Tensor? image_index, float pad_value) -> Tensor");
+
+  m.def("guided_relu(Tensor x, str rule, bool with_mask) -> (Tensor, Tensor)");
+  m.def("_guided_relu_backward(Tensor grad, Tensor mask, str rule, bool channels_last) -> Tensor");
+
+  m.def(
+      "total_variation(Tensor x, str norm, float beta, bool crop, bool mean, bool with_gradient) "
+      "-> (Tensor, Tensor)");
+  m.def("_total_variation_backward(Tensor grad, Tensor gradient) -> Tensor");
+
+  m.def("gram(Tensor features, str normalize) -> Tensor");
+  m.def("gram_loss(Tensor features, Tensor target, str normalize) -> (Tensor, Tensor)");
+}

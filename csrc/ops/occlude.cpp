@@ -1,0 +1,87 @@
+#include "tensors.h"
+
+namespace fastviz {
+namespace {
+
+void check_boxes(const Tensor& boxes, const Tensor& images) {
+  check_dims(boxes, "boxes", 2);
+  check_size(boxes, "boxes", 1, 4);
+  check_int64(boxes, "boxes");
+  check_same_device(boxes, "boxes", images, "images");
+}
+
+Tensor occlude(const Tensor& images, const Tensor& boxes, const std::optional<Tensor>& image_index,
+               const std::optional<Tensor>& fill, double fill_value) {
+  check_dims(images, "images", 4);
+  check_boxes(boxes, images);
+  const int64_t windows = boxes.size(0);
+  const std::optional<Tensor> index = check_image_index(image_index, images, "images", windows);
+  const bool channels_last = is_channels_last(images);
+  const Tensor input = in_order(images, channels_last);
+  const Tensor box = in_order(boxes, false);
+  std::optional<Tensor> filling;
+  if (fill) {
+    check_dims(*fill, "fill", 4);
+    check_same_dtype(*fill, "fill", images, "images");
+    check_same_device(*fill, "fill", images, "images");
+    STD_TORCH_CHECK(fill->size(0) == 1 || fill->size(0) == images.size(0), "fill should have 1 or ", images.size(0),
+                    " pictures, got ", fill->size(0));
+    for (int64_t dim = 1; dim < 4; ++dim) check_size(*fill, "fill", dim, images.size(dim));
+    filling = in_order(*fill, channels_last);
+  }
+  Tensor output = new_tensor(images, {windows, images.size(1), images.size(2), images.size(3)}, images.scalar_type(),
+                             channels_last);
+  Occlude arguments{};
+  arguments.dtype = dtype_of(images, "images");
+  arguments.layout = layout_of(images, channels_last);
+  arguments.images = images.size(0);
+  arguments.windows = windows;
+  arguments.input = input.const_data_ptr();
+  arguments.boxes = box.const_data_ptr<int64_t>();
+  arguments.image_index = index ? index->const_data_ptr<int64_t>() : nullptr;
+  arguments.fill = filling ? filling->const_data_ptr() : nullptr;
+  arguments.fill_images = filling ? filling->size(0) : 1;
+  arguments.fill_value = fill_value;
+  arguments.output = output.mutable_data_ptr();
+  if (output.numel() > 0) launch(FASTVIZ_KERNEL(occlude), images, arguments);
+  return output;
+}
+
+Tensor occlude_backward(const Tensor& grad, const Tensor& boxes, const Tensor& order, const Tensor& offsets,
+                        bool inside) {
+  check_dims(grad, "grad", 4);
+  check_boxes(boxes, grad);
+  check_size(boxes, "boxes", 0, grad.size(0));
+  check_dims(order, "order", 1);
+  check_int64(order, "order");
+  check_dims(offsets, "offsets", 1);
+  check_int64(offsets, "offsets");
+  const bool channels_last = is_channels_last(grad);
+  const Tensor values = in_order(grad, channels_last);
+  const Tensor box = in_order(boxes, false);
+  const Tensor sorted = in_order(order, false);
+  const Tensor parts = in_order(offsets, false);
+  const int64_t images = offsets.size(0) - 1;
+  Tensor output =
+      new_tensor(grad, {images, grad.size(1), grad.size(2), grad.size(3)}, grad.scalar_type(), channels_last);
+  OccludeBackward arguments{};
+  arguments.dtype = dtype_of(grad, "grad");
+  arguments.layout = layout_of(grad, channels_last);
+  arguments.images = images;
+  arguments.inside = inside;
+  arguments.grad = values.const_data_ptr();
+  arguments.boxes = box.const_data_ptr<int64_t>();
+  arguments.order = sorted.const_data_ptr<int64_t>();
+  arguments.offsets = parts.const_data_ptr<int64_t>();
+  arguments.output = output.mutable_data_ptr();
+  if (output.numel() > 0) launch(FASTVIZ_KERNEL(occlude_backward), grad, arguments);
+  return output;
+}
+
+}  // namespace
+}  // namespace fastviz
+
+STABLE_TORCH_LIBRARY_IMPL(fastviz, FASTVIZ_DEVICE, m) {
+  m.impl("occlude", TORCH_BOX(&fastviz::occlude));
+  m.impl("_occlude_backward", TORCH_BOX(&fastviz::occlude_backward));
+}

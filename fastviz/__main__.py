@@ -1,0 +1,5 @@
+"""``python -m fastviz``: the command line."""
+
+from fastviz.cli import main
+
+main()

@@ -1,0 +1,433 @@
+"""What holds inside a ``with``, and leaves no trace on the model: evaluation mode, activations, rules of rectifiers."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any, NamedTuple
+from warnings import warn
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import _engine_run_backward
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from fastviz import checks, ops
+
+__all__ = [
+    "RectifierWarning",
+    "Rectifiers",
+    "activations",
+    "differentiate",
+    "frozen_model",
+    "input_batch",
+    "layer_module",
+    "rectifiers",
+    "require_gradients",
+]
+
+
+# ---------------------------------------------------------------------------------------------- model and input
+
+
+def layer_module(model: nn.Module, name: str) -> nn.Module:
+    """The module of ``model`` that torch calls ``name`` (its dotted name in ``named_modules()``; ``""`` is the model).
+
+    Raises:
+        TypeError: ``model`` is not a module or ``name`` not a string.
+        ValueError: no module has this name; the message lists the nearest.
+    """
+    modules: dict[str, nn.Module] = dict(checks.module(model).named_modules())
+    if not isinstance(name, str):
+        raise TypeError(f"layer should be a dotted module name, got {type(name).__name__}")
+    return modules[checks.nearest(name, "layer", modules)]
+
+
+def input_batch(model: nn.Module, x: object) -> Tensor:
+    """``x``, if it is a floating-point batch [N, C, H, W] that ``model`` can be given; N may be 0.
+
+    Raises:
+        TypeError: ``model`` is not a module, or ``x`` not a floating-point tensor.
+        ValueError: ``x`` has another number of dimensions, no channels or pixels, or is on a device on which the model
+            has nothing.
+    """
+    checks.module(model)
+    batch = checks.image_batch(x)
+    if 0 in batch.shape[1:]:
+        raise ValueError(f"x should have at least one channel and one pixel, got {list(batch.shape)}")
+    devices = {value.device for value in chain(model.parameters(), model.buffers())}
+    if devices and batch.device not in devices:
+        raise ValueError(f"x should be on the device of the model, {', '.join(map(str, devices))}, got {batch.device}")
+    return batch
+
+
+def require_gradients(model: nn.Module) -> None:
+    """Refuse a ``model`` with parameters or buffers that cannot take part in a graph.
+
+    Raises:
+        ValueError: some were made under ``torch.inference_mode()``.
+    """
+    if any(value.is_inference() for value in chain(model.parameters(), model.buffers())):
+        raise ValueError(
+            "model should not have parameters made under torch.inference_mode(), which take no part in gradients; "
+            "make or load it outside"
+        )
+
+
+_frozen: dict[nn.Module, int] = {}  # modules held in evaluation mode that were in training mode → number of holders
+_frozen_lock = threading.Lock()
+
+
+@contextmanager
+def frozen_model(model: nn.Module) -> Iterator[None]:
+    """Keep ``model`` in evaluation mode while inside, with gradients on and inference mode off.
+
+    Each submodule gets its own training flag back when the last ``with`` that holds it ends, also in other threads and
+    when the body raises. Neither ``train()`` nor ``eval()`` is called, so what a model overrides there does not run.
+
+    >>> model = nn.Sequential(nn.Dropout())
+    >>> with frozen_model(model):
+    ...     model[0].training
+    False
+    >>> model[0].training
+    True
+    """
+    held: list[nn.Module] = []
+    try:
+        with _frozen_lock:
+            for module in checks.module(model).modules():
+                if module.training or module in _frozen:
+                    held.append(module)
+                    _frozen[module] = _frozen.get(module, 0) + 1
+                    module.training = False
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        with _frozen_lock:
+            for module in held:
+                _frozen[module] -= 1
+                if not _frozen[module]:
+                    del _frozen[module]
+                    module.training = True
+
+
+# -------------------------------------------------------------------------------------------------- activations
+
+
+class _Recorded(dict[str, Tensor]):
+    """Layer name → output; asking for a layer that was not called says so."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise ValueError(
+            f"layer {name!r} was not called in the forward pass, so it has no output "
+            "(layers inside scripted or compiled modules, and those of replicas in other threads, are not seen)"
+        )
+
+
+@contextmanager
+def activations(
+    model: nn.Module, layers: Sequence[str], *, start_gradients: bool = False
+) -> Iterator[Mapping[str, Tensor]]:
+    """Record the outputs of ``layers`` in the forward passes made inside, by the thread that entered.
+
+    Yields a mapping from layer name to output, in the graph of the forward pass, that fills while the model runs. The
+    network goes on with a copy of the output, so an in-place rectifier behind the layer does not change what was
+    recorded. A layer that is called several times leaves its last output.
+
+    With ``start_gradients``, to be used under ``torch.no_grad()``, autograd starts at the layers: the first one called
+    switches gradients on for the rest of the ``no_grad`` block, and its output is a leaf. What comes before needs no
+    graph then, which saves its memory and time.
+
+    Raises:
+        ValueError: a layer does not exist (on entering), was not called (when it is read from the mapping).
+        TypeError: a layer returns something else than a floating-point tensor (while the model runs).
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    >>> with activations(model, ["0"]) as recorded:
+    ...     scores = model(torch.zeros(3, 1, 2, 2))
+    >>> recorded["0"].shape
+    torch.Size([3, 4])
+    """
+    recorded = _Recorded()
+    thread = threading.get_ident()
+
+    def recorder(name: str) -> Callable[[nn.Module, object, object], Tensor | None]:
+        def record(module: nn.Module, inputs: object, output: object) -> Tensor | None:
+            if threading.get_ident() != thread:
+                return None
+            if not isinstance(output, Tensor) or not output.is_floating_point():
+                what = str(output.dtype) if isinstance(output, Tensor) else type(output).__name__
+                raise TypeError(f"layer {name!r} should return one floating-point tensor, got {what}")
+            if start_gradients:
+                if not output.requires_grad:
+                    output = output.detach().requires_grad_()
+                torch.set_grad_enabled(True)
+            recorded[name] = output
+            return output.clone()
+
+        return record
+
+    modules = {name: layer_module(model, name) for name in layers}
+    handles = []
+    try:
+        for name, module in modules.items():
+            handles.append(module.register_forward_hook(recorder(name)))
+        yield recorded
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+# --------------------------------------------------------------------------------------------------- rectifiers
+
+
+class RectifierWarning(UserWarning):
+    """A backward rule was asked for that some, or all, activations of the model do not follow."""
+
+
+class _Call(NamedTuple):
+    """A call that computes min(max(x, 0), upper)."""
+
+    x: Tensor
+    upper: float | None
+    in_place: bool
+
+
+# The ways of writing a rectifier, and the parameters of each, in order.
+_PARAMETERS = {
+    "relu": ("input", "inplace"),
+    "relu6": ("input", "inplace"),
+    "hardtanh": ("input", "min_val", "max_val", "inplace"),
+    "threshold": ("input", "threshold", "value", "inplace"),
+    "clamp": ("input", "min", "max"),
+    "clip": ("input", "min", "max"),
+    "clamp_min": ("input", "min"),
+}
+
+
+def _spellings() -> dict[Callable[..., object], tuple[str, bool]]:
+    """Every function of torch that may be a rectifier → its key in ``_PARAMETERS``, and whether it works in place."""
+    table: dict[Callable[..., object], tuple[str, bool]] = {}
+    for name in _PARAMETERS:
+        for variant, in_place in ((name, False), (f"{name}_", True)):
+            for home in (torch, Tensor, functional, torch._C._nn):
+                if hasattr(home, variant):
+                    table[getattr(home, variant)] = (name, in_place)
+            # What torch.export and torch.fx graphs call.
+            packet = getattr(torch.ops.aten, variant)
+            for function in (packet, *(getattr(packet, overload) for overload in packet.overloads())):
+                table[function] = (name, in_place)
+    return table
+
+
+_SPELLINGS = _spellings()
+
+
+def _number(bound: object) -> float | None:
+    """A bound of ``clamp`` as a number; NaN for a tensor whose value cannot be had without waiting for a device."""
+    if isinstance(bound, Tensor):
+        return float(bound) if bound.numel() == 1 and bound.device.type == "cpu" else torch.nan
+    return bound  # type: ignore[return-value]
+
+
+def _read(kind: str, in_place: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call | None:
+    """The rectifier that a call is, or None if it is none (another bound) or has no gradient (``out=``)."""
+    names = _PARAMETERS[kind]
+    given = dict(zip(names, args, strict=False))
+    for key, value in kwargs.items():
+        given["input" if key == "self" else key] = value
+    lower: float | None = 0.0
+    upper: float | None = None
+    if kind == "relu6":
+        upper = 6.0
+    elif kind == "hardtanh":
+        lower, upper = given.get("min_val", -1.0), given.get("max_val", 1.0)
+    elif kind == "threshold":
+        lower = 0.0 if given["threshold"] == 0 and given["value"] == 0 else None
+    elif kind != "relu":
+        lower, upper = _number(given.get("min")), _number(given.get("max"))
+    x = given.get("input")
+    if not isinstance(x, Tensor) or "out" in given or lower != 0 or not (upper is None or upper > 0):
+        return None
+    return _Call(x, upper, in_place or bool(given.get("inplace", False)))
+
+
+class _Overwrite(torch.autograd.Function):
+    """``x``, its memory overwritten with ``y``, from which it has its gradient: what an in-place call leaves behind."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        x.copy_(y)
+        ctx.mark_dirty(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[None, Tensor]:
+        return None, grads[0]
+
+
+class Rectifiers(TorchFunctionMode):
+    """The mode behind :func:`rectifiers`; ``count`` is the number of calls that got the rule."""
+
+    def __init__(self, rule: ops.Rule, model: nn.Module | None) -> None:
+        super().__init__()
+        self.rule = rule
+        self.count = 0
+        self._model = model
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        spelling = _SPELLINGS.get(func)
+        if spelling is None:
+            return func(*args, **kwargs)
+        kind, in_place = spelling
+        call = _read(kind, in_place, args, kwargs)
+        # Without a graph there is no backward pass whose rule could differ.
+        if call is None or not (call.x.is_floating_point() and call.x.requires_grad and torch.is_grad_enabled()):
+            return func(*args, **kwargs)
+        self.count += 1
+        y = ops.guided_relu(call.x, self.rule)
+        if call.upper is not None:
+            # clamp lets the gradient through at the bound itself, hardtanh does not.
+            y = y.clamp(max=call.upper) if kind in ("clamp", "clip") else functional.hardtanh(y, -1.0, call.upper)
+        if not call.in_place:
+            return y
+        # For a view, autograd wants a gradient for the rest of its base too, which only copy_ gives; it costs a pass.
+        return call.x.copy_(y) if call.x._is_view() else _Overwrite.apply(call.x, y)
+
+    def missed(self, output: Tensor) -> Counter[str]:
+        """Activations in the graph of ``output`` that did not get the rule → how often each is there."""
+        found: Counter[str] = Counter()
+        seen = set()
+        waiting: list[Any] = [output.grad_fn]
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            name = _activation(node)
+            if name is not None:
+                found[name] += 1
+            waiting.extend(following for following, _ in node.next_functions)
+        return found
+
+    def check(self, output: Tensor, *, stacklevel: int = 2) -> None:
+        """Warn, by name, if activations in the graph of ``output`` did not get the rule, or if there is no rectifier.
+
+        To be called after the forward pass and before the backward pass. ``stacklevel`` as in :func:`warnings.warn`.
+        """
+        missed = self.missed(output)
+        if missed:
+            listed = ", ".join(f"{name} ({times} times)" for name, times in sorted(missed.items()))
+            message = f"the {self.rule!r} rule was not applied to {listed}: their own gradient was used"
+            scripted = [
+                name
+                for name, module in (self._model.named_modules() if self._model is not None else ())
+                if isinstance(module, torch.jit.ScriptModule)
+            ]
+            if scripted:
+                message += f"; scripted modules cannot be intercepted: {', '.join(repr(name) for name in scripted[:5])}"
+            warn(message, RectifierWarning, stacklevel=stacklevel + 1)
+        elif not self.count:
+            warn(
+                f"the model has no rectifier (ReLU): the {self.rule!r} rule gives its ordinary gradient",
+                RectifierWarning,
+                stacklevel=stacklevel + 1,
+            )
+
+
+# Autograd nodes of activations to which the rules are not applied → what their users call them.
+_OTHER_ACTIVATIONS = {
+    "Celu": "CELU",
+    "Elu": "ELU or SELU",
+    "Gelu": "GELU",
+    "Hardswish": "Hardswish",
+    "LeakyRelu": "LeakyReLU",
+    "Maximum": "torch.maximum",
+    "Mish": "Mish",
+    "PreluKernel": "PReLU",
+    "Relu": "ReLU",
+    "RreluWithNoise": "RReLU",
+    "Silu": "SiLU",
+    "Softplus": "Softplus",
+}
+
+
+def _activation(node: Any) -> str | None:
+    """What the activation whose autograd node this is would be called; None if it is no activation, or had the rule."""
+    name = node.name()
+    kind = re.sub(r"Backward\d*$", "", name)
+    if kind in _OTHER_ACTIVATIONS:
+        return _OTHER_ACTIVATIONS[kind]
+    if kind == "Threshold":
+        return "threshold" if node._saved_threshold == 0 else None
+    if kind == "Hardtanh":
+        return "hardtanh" if node._saved_min_val == 0 else None
+    if kind in ("Clamp", "ClampMin"):
+        # Reading a saved tensor could recompute a checkpointed part, so a tensor is reported whatever its value.
+        if hasattr(node, "_raw_saved_min"):
+            return "clamp to a tensor"
+        return "clamp" if node._saved_min == 0 else None
+    # A user's own autograd function can only be told by its name.
+    return name if "relu" in name.lower() and "fastviz" not in name.lower() else None
+
+
+def differentiate(output: Tensor, inputs: Sequence[Tensor], *, retain_graph: bool = False) -> tuple[Tensor | None, ...]:
+    """Gradients of the sum of ``output`` for the ``inputs``; None for one on which it does not depend.
+
+    ``torch.autograd.grad``, but with the mode of :func:`rectifiers` on in the parts of a model that
+    ``torch.utils.checkpoint`` runs again.
+    """
+    # Every public way to run a backward pass is itself a function that modes intercept, and a mode is off while it
+    # handles a call: what is run again would not have the rule. To be replaced when torch.autograd.grad leaves modes on.
+    found: tuple[Tensor | None, ...] = _engine_run_backward(
+        (output,),
+        (torch.ones_like(output),),
+        retain_graph,
+        False,  # no graph of the gradient
+        tuple(inputs),
+        allow_unreachable=True,
+        accumulate_grad=False,
+    )
+    return found
+
+
+@contextmanager
+def rectifiers(rule: ops.Rule, *, model: nn.Module | None = None) -> Iterator[Rectifiers]:
+    """Give every rectifier that is called inside, by this thread, another backward rule.
+
+    ``rule`` is ``"plain"``, ``"guided"`` or ``"deconvnet"``, as in :func:`fastviz.ops.guided_relu`. A rectifier is
+    ``relu``, ``relu6``, ``hardtanh(0, …)``, ``threshold(0, 0)`` and ``clamp(min=0)`` (also ``clip`` and ``clamp_min``),
+    as a module, function, method or ATen call, in place or not, with or without an upper bound, on a floating-point
+    tensor that takes part in a graph. A bounded one is ``min(max(x, 0), bound)``: the rule holds for the ``max``, and
+    the ordinary gradient, zero above the bound, for the ``min``. In-place calls change their argument as ever. Nothing
+    is patched: other threads, and what comes after the ``with``, are not affected.
+
+    The backward pass belongs inside too, by :func:`differentiate`: ``torch.utils.checkpoint`` runs parts of the model
+    again then.
+
+    Yields an object with ``count``, the number of intercepted calls, and ``check(output)``, which raises a
+    :class:`RectifierWarning` that names what was not intercepted (scripted modules, GELU, …). ``model`` lets it name
+    scripted modules.
+
+    >>> x = torch.tensor([-1.0, 2.0, 3.0], requires_grad=True)
+    >>> with rectifiers("guided") as found:
+    ...     y = (x.relu() * torch.tensor([1.0, 1.0, -1.0])).sum()
+    ...     (gradient,) = differentiate(y, [x])
+    >>> gradient, found.count
+    (tensor([0., 1., 0.]), 1)
+    """
+    checks.one_of(rule, "rule", ("plain", "guided", "deconvnet"))
+    with Rectifiers(rule, model) as found:
+        yield found

@@ -1,0 +1,431 @@
+"""Pictures in and out: files to tensors, a network's preprocessing and back, colour maps, overlays, grids.
+
+A picture is a float tensor [3, H, W] (red, green, blue) with values 0 to 1; several are [N, 3, H, W].
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import re
+import struct
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, UnidentifiedImageError
+from torch import Tensor, nn
+
+from fastviz import checks, models, pictures
+from fastviz.models import Preprocessing
+from fastviz.pictures import ColourMap, colour_map, grid, normalise, overlay
+
+__all__ = [
+    "LIMIT_PIXELS",
+    "ColourMap",
+    "ImageError",
+    "colour_map",
+    "find_images",
+    "grid",
+    "load_images",
+    "normalise",
+    "overlay",
+    "preprocess",
+    "read_image",
+    "restore",
+    "save_image",
+    "whole_file",
+]
+
+LIMIT_PIXELS = 100_000_000
+"""The most pixels a picture may have unless a call says otherwise: beyond it lie mistakes and decompression bombs."""
+
+Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+# What is decoded: pixels only. Pillow's other formats include ones that start programs (EPS) or fetch what is missing.
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TIFF", "WEBP")
+
+# What counts as an image in a folder or behind a pattern; a file given by name may be called anything.
+_IMAGE_FILES = frozenset(
+    {".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"}
+    | {".qoi", ".tif", ".tiff", ".webp"}
+)
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(ValueError):
+    """A file is not a picture that can be read; the message names the file and the reason."""
+
+
+def find_images(paths: Paths) -> list[Path]:
+    """The image files that ``paths`` name, each once.
+
+    Args:
+        paths: a file, a folder (searched with its subfolders; names that start with a dot are passed over), a pattern
+            (``"photos/*.jpg"``, ``"**"`` goes into subfolders), or several of them. ``~`` is the home folder. In
+            folders and behind patterns only files named like images count.
+
+    The order is that of ``paths``; within a folder or pattern by name, numbers by value (``2.png`` before ``10.png``).
+    A path in a folder begins with the folder as it was given.
+
+    Raises:
+        TypeError: a path of another type.
+        ValueError: a path that does not exist, or no image at all.
+    """
+    return [path for path, _ in _find(paths)]
+
+
+def _find(paths: Paths) -> list[tuple[Path, str]]:
+    """The image files that ``paths`` name, with their names: relative to the folder given, else the file's own."""
+    given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    found: dict[str, tuple[Path, str]] = {}
+    for one in given:
+        if not isinstance(one, (str, os.PathLike)):
+            raise TypeError(f"paths should be a path or several, got {type(one).__name__}")
+        text = os.path.expanduser(os.fspath(one))
+        if not text:
+            raise ValueError("paths should not hold an empty path")
+        path = Path(text)
+        if path.is_dir():
+            matches = [(file, file.relative_to(path).as_posix()) for file in _walk(path)]
+        elif path.is_file():
+            matches = [(path, path.name)]
+        elif glob.has_magic(text):
+            matches = _match(text)
+        else:
+            raise ValueError(f"paths should exist, got {text!r}")
+        for file, name in matches:
+            found.setdefault(os.path.abspath(file), (file, name))
+    if not found:
+        listed = ", ".join(repr(os.fspath(one)) for one in given[:3]) + (", ..." if len(given) > 3 else "")
+        raise ValueError(f"paths should hold at least one image, got none in {listed or 'no paths'}")
+    return list(found.values())
+
+
+def _walk(folder: Path) -> list[Path]:
+    """The image files in a folder and its subfolders, links to folders included, in natural order."""
+    found: list[Path] = []
+    entered: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
+        place = os.path.realpath(parent)
+        # A link to a folder further up would otherwise be followed for ever.
+        folders[:] = [] if place in entered else [name for name in folders if not name.startswith(".")]
+        if place not in entered:
+            found += [Path(parent, name) for name in files if _looks_like_image(name)]
+        entered.add(place)
+    return sorted(found, key=_natural)
+
+
+def _match(pattern: str) -> list[tuple[Path, str]]:
+    """The image files that a pattern names, and those in the folders that it names."""
+    found: list[tuple[Path, str]] = []
+    for path in sorted(map(Path, glob.glob(pattern, recursive=True)), key=_natural):
+        if path.is_dir() and "**" not in pattern:
+            found += [(file, file.relative_to(path.parent).as_posix()) for file in _walk(path)]
+        elif path.is_file() and _looks_like_image(path.name):
+            found.append((path, path.name))
+    return found
+
+
+def _raise(error: OSError) -> None:
+    raise ImageError(f"folder {error.filename!r} cannot be read: {error.strerror}") from error
+
+
+def _looks_like_image(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in _IMAGE_FILES
+
+
+def _natural(path: Path) -> list[tuple[list[str | int], str]]:
+    """A sort key: folder by folder, runs of digits by value, capital letters as small ones, else as they are."""
+    return [
+        ([int(run) if run.isdecimal() else run for run in re.split(r"(\d+)", part.lower())], part)
+        for part in path.parts
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------- reading
+
+
+def read_image(path: str | os.PathLike[str], *, limit_pixels: int = LIMIT_PIXELS) -> Tensor:
+    """The picture in a file, [3, H, W] float32 in 0 to 1, turned as its EXIF orientation says.
+
+    Greyscale becomes three equal channels. What is transparent is laid over white. CMYK is converted by
+    (1 - ink)(1 - black), without colour profiles; in a JPEG file it is taken to be stored inverted, as Adobe does.
+    Of an animation the first frame. 8-bit values are divided by 255, 16-bit grey by 65535; of 16-bit colour, and 16-bit
+    grey with transparency, Pillow gives the high byte, which is off by less than 1/255. Floating-point pixels (TIFF)
+    are taken as they are, if in 0 to 1.
+
+    Args:
+        path: a file in one of the formats AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PBM/PGM/PPM, QOI, TIFF, WebP,
+            whatever it is called.
+        limit_pixels: the most pixels; more are refused before anything is decoded. Pillow's own limit
+            (``PIL.Image.MAX_IMAGE_PIXELS``) stays in force: it warns above 89 million and refuses above 179 million.
+
+    Raises:
+        ImageError: no such file, not a file, empty, broken, cut off, not an image, too many pixels. Names the file.
+    """
+    checks.whole_number(limit_pixels, "limit_pixels", minimum=1)
+    file = Path(os.path.expanduser(path))
+    if not file.is_file():
+        raise ImageError(f"image {str(file)!r}: {'is a folder' if file.is_dir() else 'there is no such file'}")
+    try:
+        with Image.open(file, formats=_formats()) as image:
+            if image.width * image.height > limit_pixels:
+                raise ImageError(f"{image.width}x{image.height} pixels are more than the {limit_pixels} allowed")
+            image.load()
+            turn = _TURNS.get(_orientation(image))
+            pixels = _pixels(image if turn is None else image.transpose(turn))
+    except ImageError as error:
+        raise ImageError(f"image {str(file)!r}: {error}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"image {str(file)!r}: more pixels than PIL.Image.MAX_IMAGE_PIXELS allows") from error
+    except UnidentifiedImageError as error:
+        empty = file.stat().st_size == 0
+        raise ImageError(
+            f"image {str(file)!r}: {'is empty' if empty else 'is not an image that can be read'}"
+        ) from error
+    # What a broken file raises is up to the decoder that meets it; all of it means the same to the caller.
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ImageError(f"image {str(file)!r}: broken or cut off ({reason})") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).expand(3, -1, -1).contiguous()
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of the formats that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) where there is none or the EXIF block is broken: the pixels are still good."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except (ArithmeticError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error):
+        return 1
+
+
+def _pixels(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """The pixels [H, W, 1 or 3] as float32 in 0 to 1, over white where transparent."""
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.float32)[..., None] / np.float32(65535)
+    if image.mode in ("I", "F"):
+        # "I" has 32 bits but comes from 16-bit files (PGM, TIFF); "F" has no agreed range.
+        limit = 65535 if image.mode == "I" else 1
+        values = np.asarray(image)[..., None]
+        if not (values.min() >= 0 and values.max() <= limit):
+            wanted = (
+                "whole numbers should be 0 to 65535" if image.mode == "I" else "floating-point pixels should be 0 to 1"
+            )
+            raise ImageError(f"{wanted}, got {values.min():g} to {values.max():g}")
+        return values.astype(np.float32) / np.float32(limit)
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        rgba = np.array(image.convert("RGBA"), dtype=np.float32) / np.float32(255)
+        alpha = rgba[..., 3:]
+        return rgba[..., :3] * alpha + (1 - alpha)
+    mode = "L" if image.mode in ("1", "L") else "RGB"
+    return np.array(image.convert(mode), dtype=np.float32, ndmin=3).reshape(image.height, image.width, -1) / np.float32(
+        255
+    )
+
+
+# ------------------------------------------------------------------------------------------- a network's pictures
+
+
+def load_images(
+    paths: Paths,
+    *,
+    model: nn.Module | None = None,
+    size: int | tuple[int, int] | None = None,
+    limit_pixels: int = LIMIT_PIXELS,
+) -> tuple[Tensor, list[str]]:
+    """Pictures ready for ``model``, [N, 3, H, W] float32 on the CPU, and their names.
+
+    Args:
+        paths: files, folders, patterns, see :func:`find_images`.
+        model: prepares the pictures as :func:`fastviz.models.preprocessing` says (for most of torchvision's networks:
+            shorter side resized to 256 pixels, centre crop of 224x224, normalised). None: resized to 256 and cropped to
+            224x224, values 0 to 1.
+        size: height and width in pixels instead of the model's, or one number for both. The shorter side is resized to
+            the model's number of pixels, or to the larger of ``size`` where that is more.
+        limit_pixels: see :func:`read_image`.
+
+    A name is the path relative to the folder given, else the file's own name; where two would be the same, all names
+    are relative to the folder that holds all the images.
+
+    Raises:
+        ImageError: a file cannot be read; names it.
+        ValueError: nothing found; pictures of different sizes for a model without a fixed size.
+    """
+    settings = Preprocessing((224, 224), 256, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    if model is not None:
+        settings = models.preprocessing(model)
+    if size is not None:
+        height, width = Preprocessing((size, size) if isinstance(size, int) else size, None, (0.0,), (1.0,)).size or (
+            0,
+            0,
+        )
+        resize = settings.resize and max(settings.resize, height, width)
+        settings = replace(settings, size=(height, width), resize=resize)
+    files, names = zip(*_find(paths), strict=True)
+    if len(set(names)) < len(names):
+        together = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
+        names = tuple(Path(os.path.relpath(file, together)).as_posix() for file in files)
+    prepared = [preprocess(read_image(file, limit_pixels=limit_pixels), settings) for file in files]
+    shapes = {picture.shape[1:]: name for name, picture in zip(names, prepared, strict=True)}
+    if len(shapes) > 1:
+        (first, first_name), (other, other_name) = list(shapes.items())[:2]
+        raise ValueError(
+            f"pictures should have one size, got {list(first)} for {first_name!r} and {list(other)} for {other_name!r}; "
+            "give size"
+        )
+    return torch.stack(prepared), list(names)
+
+
+def preprocess(image: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """``image`` resized, cropped and normalised for a network.
+
+    The same as torchvision's ``ImageClassification`` transform on a Pillow image, except that nothing is rounded to
+    8 bits on the way (a difference of about 1/255 at most before the normalisation): antialiased resizing, first
+    across, then down, values kept in 0 to 1; the longer side and the crop's offset rounded as torchvision does.
+
+    Args:
+        image: [3, H, W] or [N, 3, H, W] with values 0 to 1.
+        preprocessing: for example ``fastviz.models.preprocessing(model)``. With one number in ``mean`` the picture
+            becomes grey, 0.299 red + 0.587 green + 0.114 blue, with one channel.
+
+    Raises:
+        TypeError: ``image`` is not a floating-point tensor.
+        ValueError: another shape, no pixels, values outside 0 to 1, or so narrow that the resized picture would have
+            more than :data:`LIMIT_PIXELS` pixels.
+
+    >>> settings = Preprocessing((2, 2), 2, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    >>> preprocess(torch.ones(3, 4, 6), settings).shape
+    torch.Size([3, 2, 2])
+    """
+    checks.tensor(image, "image", dims=(3, 4), layout="[3, H, W] or [N, 3, H, W]")
+    pictures.check_range(image, "image")
+    x = image if image.dim() == 4 else image[None]
+    if len(preprocessing.mean) == 1 and x.shape[1] == 3:
+        x = (x * x.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+    if len(preprocessing.mean) != x.shape[1]:
+        raise ValueError(f"image should have {len(preprocessing.mean)} channels as the model has, got {x.shape[1]}")
+    if preprocessing.resize is not None:
+        side = min(x.shape[-2:])
+        height, width = (length * preprocessing.resize // side for length in x.shape[-2:])
+        if height * width > LIMIT_PIXELS:
+            raise ValueError(
+                f"image of {x.shape[-2]}x{x.shape[-1]} pixels is too narrow: a shorter side of {preprocessing.resize} "
+                f"would make it {height}x{width}"
+            )
+        x = pictures.resize(x, height, width, preprocessing.interpolation)
+        if preprocessing.size is not None:
+            top, left = round((height - preprocessing.size[0]) / 2), round((width - preprocessing.size[1]) / 2)
+            x = x[..., top : top + preprocessing.size[0], left : left + preprocessing.size[1]]
+    elif preprocessing.size is not None:
+        x = pictures.resize(x, *preprocessing.size, preprocessing.interpolation)
+    x = (x - _channels(preprocessing.mean, x)) / _channels(preprocessing.std, x)
+    return x if image.dim() == 4 else x[0]
+
+
+def restore(x: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """The picture a network's input shows, in 0 to 1: ``x * std + mean``, clipped; the size stays.
+
+    Args:
+        x: [C, H, W] or [N, C, H, W], as :func:`preprocess` returns it.
+        preprocessing: what ``x`` was made with. A grey input gives three equal channels.
+
+    Raises:
+        TypeError: ``x`` is not a floating-point tensor.
+        ValueError: another shape.
+    """
+    checks.tensor(x, "x", dims=(3, 4), layout="[C, H, W] or [N, C, H, W]")
+    if x.shape[-3] != len(preprocessing.mean):
+        raise ValueError(f"x should have {len(preprocessing.mean)} channels as the model has, got {x.shape[-3]}")
+    picture = (x * _channels(preprocessing.std, x) + _channels(preprocessing.mean, x)).clamp(0, 1)
+    return picture.expand(*x.shape[:-3], 3, *x.shape[-2:]) if x.shape[-3] == 1 else picture
+
+
+def _channels(numbers: tuple[float, ...], like: Tensor) -> Tensor:
+    """One number a channel, to be added to or multiplied with pictures."""
+    return like.new_tensor(numbers).view(-1, 1, 1)
+
+
+# ------------------------------------------------------------------------------------------------------- writing
+
+
+def save_image(picture: Tensor, path: str | os.PathLike[str]) -> None:
+    """Write a picture as PNG, JPEG (quality 95, full colour resolution) or WebP (lossless), as the path's ending says.
+
+    Values are rounded to 8 bits. The file appears under its name when it is complete, replacing an older one.
+
+    Args:
+        picture: [3, H, W] in 0 to 1.
+        path: ends in .png, .jpg, .jpeg or .webp; the folder exists.
+
+    Raises:
+        TypeError: ``picture`` is not a floating-point tensor.
+        ValueError: another shape, values outside 0 to 1, another ending.
+        OSError: the file cannot be written; names it.
+    """
+    checks.tensor(picture, "picture", dims=(3,), layout="[3, H, W]")
+    if picture.shape[0] != 3:
+        raise ValueError(f"picture should have shape [3, H, W], got {list(picture.shape)}")
+    pictures.check_range(picture, "picture")
+    file = Path(os.path.expanduser(path))
+    kinds: dict[str, tuple[str, dict[str, int | bool]]] = {
+        ".png": ("PNG", {}),
+        ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+        ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+        ".webp": ("WEBP", {"lossless": True}),
+    }
+    if file.suffix.lower() not in kinds:
+        raise ValueError(f"path should end in {', '.join(kinds)}, got {str(file)!r}")
+    kind, options = kinds[file.suffix.lower()]
+    pixels = (picture.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
+    encoded = io.BytesIO()
+    Image.fromarray(pixels.cpu().contiguous().numpy()).save(encoded, kind, **options)
+    with whole_file(file) as stream:
+        stream.write(encoded.getbuffer())
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A file to write bytes to, which appears under its name when the ``with`` ends well, and else not at all.
+
+    Written under another name beside ``path``, flushed to the disk, then renamed; an older file stays until then.
+
+    Raises:
+        OSError: the path cannot be written or the disk is full; it names ``path``.
+    """
+    target = Path(path)
+    part = target.with_name(f".fastviz-{os.getpid()}-{threading.get_ident()}.part")
+    try:
+        with part.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(target)
+    except BaseException as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, os.strerror(error.errno), str(target)) from error
+        raise

@@ -1,0 +1,352 @@
+"""From the exported graph of a model to steps: constants put in, batch norms folded, sums and activations fused."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from fastviz.geometry import Field, Slide
+from fastviz.graph import NotTraceable, Trace
+from fastviz.incremental.steps import Activation, Call, Constant, Conv, Cut, Input, Mean, Norm, Pool, Shuffle, Step
+from fastviz.reach import call_arguments, call_name, shape_of
+
+__all__ = ["Program", "build"]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A model as steps in an order that they can run in; the last one gives the model's output."""
+
+    steps: tuple[Step, ...]
+
+    @property
+    def image(self) -> Step:
+        """The images."""
+        return self.steps[0]
+
+    @property
+    def output(self) -> Step:
+        """The model's output."""
+        return self.steps[-1]
+
+
+def build(traced: Trace, dtype: torch.dtype | None = None) -> Program:
+    """The steps of a traced model, on the device of its constants.
+
+    Args:
+        traced: what :func:`fastviz.graph.trace` gave.
+        dtype: compute in this floating-point type; None is the model's own.
+
+    Raises:
+        NotTraceable: an operation that may mix the images of a batch, or an output that does not depend on the image.
+    """
+    builder = _Builder(traced, dtype)
+    steps = builder.run()
+    steps = _fold_norms(steps)
+    steps = _fuse_sums(steps)
+    steps = _fuse_activations(steps)
+    for step in steps:
+        if isinstance(step, Conv):
+            step.pack()
+    return Program(tuple(steps))
+
+
+# -------------------------------------------------------------------------------------------- from nodes to steps
+
+_ACTIVATIONS: dict[str, Callable[[dict[str, Any]], Activation]] = {
+    "relu": lambda a: Activation("relu", torch.relu_),
+    "relu6": lambda a: Activation("hardtanh", lambda x: F.hardtanh_(x, 0.0, 6.0), (0.0, 6.0)),
+    "hardtanh": lambda a: Activation(
+        "hardtanh", lambda x: F.hardtanh_(x, a["min_val"], a["max_val"]), (a["min_val"], a["max_val"])
+    ),
+    "silu": lambda a: Activation("swish", lambda x: F.silu(x, inplace=True)),
+    "hardswish": lambda a: Activation("hardswish", lambda x: F.hardswish(x, inplace=True)),
+    "sigmoid": lambda a: Activation("sigmoid", torch.sigmoid_),
+    "tanh": lambda a: Activation("tanh", torch.tanh_),
+    "gelu": lambda a: Activation("gelu", lambda x: F.gelu(x, approximate=a["approximate"]), (), a["approximate"]),
+    "leaky_relu": lambda a: Activation(
+        "leaky_relu", lambda x: F.leaky_relu_(x, a["negative_slope"]), (a["negative_slope"],)
+    ),
+    "elu": lambda a: Activation("", lambda x: F.elu(x, a["alpha"], inplace=True))
+    if (a["scale"], a["input_scale"]) == (1, 1)
+    else Activation("", lambda x: torch.ops.aten.elu(x, a["alpha"], a["scale"], a["input_scale"])),
+    "hardsigmoid": lambda a: Activation("", lambda x: F.hardsigmoid(x, inplace=True)),
+    "mish": lambda a: Activation("", lambda x: F.mish(x, inplace=True)),
+    "softplus": lambda a: Activation("", lambda x: F.softplus(x, a["beta"], a["threshold"])),
+}
+
+_SAME = {"alias", "clone", "contiguous", "detach", "dropout"}
+_SIZED = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "expand"}
+_SPLITS = {"chunk", "split", "split_with_sizes", "tensor_split", "unbind"}
+
+
+class _Alone(Step):
+    """An activation that has not found a step to be part of."""
+
+    def compute_full(self, inputs: Sequence[Tensor]) -> Tensor:
+        return inputs[0].clone()
+
+    def compute_part(self, inputs: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        return inputs[0].clone()
+
+
+class _Builder:
+    """Walks over the nodes; a node becomes a step, a constant, or another name for a step."""
+
+    def __init__(self, traced: Trace, dtype: torch.dtype | None) -> None:
+        self.traced = traced
+        self.dtype = dtype
+        self.steps: list[Step] = []
+        self.made: dict[fx.Node, Step] = {}
+        self.constants: dict[fx.Node, Any] = {}
+
+    def run(self) -> list[Step]:
+        last: Any = None
+        for node in self.traced.graph.nodes:
+            if node.op == "output":
+                (last,) = node.args[0] if isinstance(node.args[0], (tuple, list)) else (node.args[0],)
+            else:
+                self.visit(node)
+        if not isinstance(last, fx.Node) or last not in self.made:
+            raise NotTraceable("the output does not depend on the image")
+        return _reachable(self.steps, self.made[last])
+
+    def visit(self, node: fx.Node) -> None:
+        reach = self.traced.reaches[node]
+        if node is self.traced.image:
+            self.put(node, Input("", "image", [], shape_of(node)[1:], (2, 3)))
+        elif node.op == "placeholder":
+            value = self.traced.constants.get(node.name)
+            if value is None:
+                raise NotTraceable(f"the graph's input {node.name} is no parameter and no image")
+            self.constants[node] = self.cast(value)
+        elif reach.kind == "constant":
+            with torch.no_grad():
+                self.constants[node] = self.call(node)([], [])
+        elif reach.kind == "opaque":
+            raise NotTraceable(f"{call_name(node)} in {_label(node) or 'the model'!r} may mix the images of a batch")
+        else:
+            self.step(node)
+
+    def cast(self, value: Tensor) -> Tensor:
+        return value.to(self.dtype) if self.dtype is not None and value.is_floating_point() else value
+
+    def put(self, node: fx.Node, step: Step) -> None:
+        self.steps.append(step)
+        self.made[node] = step
+
+    def step(self, node: fx.Node) -> None:
+        name, arguments, reach = call_name(node), call_arguments(node), self.traced.reaches[node]
+        sources = [self.made[source] for source in node.all_input_nodes if source in self.made]
+        if name in _SAME or self.is_same(node, name):
+            self.made[node] = sources[0]
+        elif node.target is operator.getitem:
+            self.getitem(node)
+        elif name in _SPLITS or name == "max_pool2d_with_indices":
+            self.made[node] = sources[0]  # what it means is up to the getitem that takes a part of it
+        elif name in ("batch_norm", "_native_batch_norm_legit_no_training") and reach.is_local:
+            names = ("weight", "bias", "running_mean", "running_var")
+            statistics = [self.constants.get(arguments[key]) for key in names]
+            self.put(node, Norm(_label(node), sources[0], statistics, arguments["eps"]))
+        elif name in _ACTIVATIONS and len(sources) == 1:
+            step = _Alone(_label(node), name, sources, shape_of(node)[1:], reach.layout)
+            step.activation = _ACTIVATIONS[name](arguments)
+            self.put(node, step)
+        elif reach.kind == "windowed":
+            self.windowed(node, name, arguments, sources[0])
+        elif (shuffle := self.shuffle(node)) is not None:
+            self.put(node, shuffle)
+        elif _is_spatial_mean(node, name, arguments, sources[0]):
+            self.put(node, Mean(_label(node), sources[0], shape_of(node)[1:], self.alone(node)))
+        else:
+            layout = None if reach.positional else reach.layout
+            flops = _flops(node, name, arguments, layout is not None)
+            call = self.call(node)
+            self.put(node, Call(_label(node), name, sources, shape_of(node)[1:], layout, call, flops))
+
+    def is_same(self, node: fx.Node, name: str) -> bool:
+        """Whether the call gives back its only input, in the same dtype and shape."""
+        inputs = [source for source in node.all_input_nodes if source in self.made]
+        if len(inputs) != 1 or len(node.all_input_nodes) != 1 or shape_of(inputs[0]) != shape_of(node):
+            return False
+        pointwise = self.traced.reaches[node].kind == "pointwise"
+        same_dtype = inputs[0].meta["val"].dtype == node.meta["val"].dtype if name in ("to", "_to_copy") else False
+        return pointwise and (name in ("view", "reshape", "expand", "slice", "adaptive_avg_pool2d") or same_dtype)
+
+    def getitem(self, node: fx.Node) -> None:
+        """A part of what was split; otherwise the first result of a call, which is that of its step."""
+        source, index = node.args
+        assert isinstance(source, fx.Node)
+        name, arguments = call_name(source), call_arguments(source)
+        step = self.made[source]
+        if name not in _SPLITS:
+            if name == "max_pool2d_with_indices":
+                self.windowed(node, "max_pool2d", arguments, step, self.traced.reaches[source].slides)
+            else:
+                self.made[node] = step
+            return
+        parts = source.meta["val"]
+        dim = arguments["dim"] % (len(step.shape) + 1)
+        if name == "unbind":
+            call = partial(lambda inputs, shape, dim, index: inputs[0].select(dim, index), dim=dim, index=index)
+        else:
+            start = sum(int(part.shape[dim]) for part in parts[:index])
+            length = int(parts[index].shape[dim])
+            call = partial(
+                lambda inputs, shape, dim, start, length: inputs[0].narrow(dim, start, length),
+                dim=dim, start=start, length=length,
+            )  # fmt: skip
+        layout = self.traced.reaches[node].layout
+        self.put(node, Call(_label(node), name, [step], shape_of(node)[1:], layout, call))
+
+    def windowed(
+        self, node: fx.Node, name: str, arguments: dict[str, Any], source: Step, slides: tuple[Slide, Slide] | None = None
+    ) -> None:
+        reach = self.traced.reaches[node]
+        slides = slides or reach.slides
+        assert slides is not None
+        label, shape = _label(node), shape_of(node)[1:]
+        if name in ("conv2d", "convolution"):
+            weight, bias = self.constants[arguments["weight"]], self.constants.get(arguments["bias"])
+            self.put(node, Conv(label, source, shape, slides, weight, bias, arguments["groups"]))
+        elif name in ("max_pool2d", "adaptive_max_pool2d"):
+            window = [[slide.kernel, slide.stride, slide.before, slide.dilation] for slide in slides]
+            kernel, stride, padding, dilation = (list(pair) for pair in zip(*window, strict=True))
+            ceil = slides[0].ceil
+
+            def largest(x: Tensor) -> Tensor:
+                return F.max_pool2d(x, kernel, stride, padding, dilation, ceil)
+
+            self.put(node, Pool(label, source, shape, slides, maximum=True, whole=largest))
+        elif name in ("avg_pool2d", "adaptive_avg_pool2d"):
+            whole = self.alone(node)
+            divisor = self.divisor(label, source, shape, slides, arguments, whole)
+            self.put(node, Pool(label, source, shape, slides, maximum=False, divisor=divisor, whole=whole))
+        else:
+            assert reach.layout is not None
+            value = float(arguments.get("value") or 0.0)
+            self.put(node, Cut(label, name, source, shape, reach.layout, slides, self.alone(node), value))
+
+    def divisor(
+        self, label: str, source: Step, shape: tuple[int, ...], slides: tuple[Slide, Slide], arguments: dict[str, Any],
+        whole: Callable[[Tensor], Tensor],
+    ) -> int | Constant:  # fmt: skip
+        """What a mean divides by: one number, or a map of inverses where the divisor differs near the border."""
+        if arguments.get("divisor_override"):
+            return int(arguments["divisor_override"])
+        padded = any(slide.before for slide in slides) and not arguments.get("count_include_pad", True)
+        if not padded and not any(slide.ceil for slide in slides):
+            return slides[0].kernel * slides[1].kernel
+        device, dtype = self.device_and_dtype()
+        ones = torch.ones(1, source.shape[0], *source.size, device=device, dtype=torch.float64)
+        rows, columns = (slide.kernel for slide in slides)
+        sums = F.pad(ones[:, :1], [slides[1].before, columns, slides[0].before, rows])
+        counts = F.avg_pool2d(sums, (rows, columns), (slides[0].stride, slides[1].stride), divisor_override=1)
+        counts = counts[:, :, : shape[1], : shape[2]]
+        # the mean of ones is (how many lie inside) / divisor
+        inverse = whole(ones)[:, :1] / counts
+        constant = Constant(label, inverse.to(dtype))
+        self.steps.append(constant)
+        return constant
+
+    def device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
+        for value in self.constants.values():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                return value.device, value.dtype
+        return torch.device("cpu"), self.dtype or torch.float32
+
+    def shuffle(self, node: fx.Node) -> Shuffle | None:
+        """Channels in a new order, if ``node`` ends the calls view, transpose, (clone,) view that mean that."""
+        name, arguments = call_name(node), call_arguments(node)
+        if name == "channel_shuffle" and len(shape_of(node)) == 4:
+            return Shuffle(_label(node), self.made[arguments["self"]], arguments["groups"])
+        if name not in ("view", "reshape", "_unsafe_view") or self.traced.reaches[node].layout != (2, 3):
+            return None
+        chain = [node]
+        while call_name(chain[-1]) != "transpose" or len(chain) == 1:
+            (before,) = chain[-1].all_input_nodes
+            if before.op != "call_function" or call_name(before) not in ("clone", "contiguous", "transpose"):
+                return None
+            chain.append(before)
+        (split,) = chain[-1].all_input_nodes
+        turn = call_arguments(chain[-1])
+        if split.op != "call_function" or call_name(split) not in ("view", "reshape") or {turn["dim0"], turn["dim1"]} != {1, 2}:
+            return None
+        (source,) = split.all_input_nodes
+        before_split, inner = shape_of(source), shape_of(split)
+        whole = len(inner) == 5 and inner[1] * inner[2] == before_split[1] and inner[3:] == before_split[2:]
+        if not whole or shape_of(node) != before_split or source not in self.made:
+            return None
+        return Shuffle(_label(node), self.made[source], inner[1])
+
+    def alone(self, node: fx.Node) -> Callable[[Tensor], Tensor]:
+        """The call as a function of its only input."""
+        call = self.call(node)
+        shape = list(shape_of(node))
+        return lambda x: call([x], [x.shape[0], *shape[1:]])
+
+    def call(self, node: fx.Node) -> Callable[[Sequence[Tensor], list[int]], Any]:
+        """The call as a function of its moving inputs and of the shape that its output must have."""
+        moving = [source for source in node.all_input_nodes if source in self.made]
+        places = {source: place for place, source in enumerate(moving)}
+        target: Any = node.target
+        sized = call_name(node) in _SIZED
+        arguments = call_arguments(node)
+        if not isinstance(target, torch._ops.OpOverload):
+            return lambda inputs, shape: target(*fx.node.map_arg(node.args, lambda n: self.constants[n]))
+        if sized:
+            return lambda inputs, shape: inputs[0].reshape(shape)
+
+        def run(inputs: Sequence[Tensor], shape: list[int]) -> Any:
+            def value(source: fx.Node) -> Any:
+                return inputs[places[source]] if source in places else self.constants[source]
+
+            return target(**fx.node.map_arg(arguments, value))
+
+        return run
+
+
+def _label(node: fx.Node) -> str:
+    stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    return stack[-1] if stack else ""
+
+
+def _is_spatial_mean(node: fx.Node, name: str, arguments: dict[str, Any], source: Step) -> bool:
+    if source.layout != (2, 3) or len(source.shape) != 3:
+        return False
+    if name == "adaptive_avg_pool2d":
+        return shape_of(node)[2:] == (1, 1)
+    dims = arguments.get("dim")
+    return name == "mean" and bool(dims) and {dim % 4 for dim in dims} == {2, 3} and arguments.get("dtype") is None
+
+
+def _flops(node: fx.Node, name: str, arguments: dict[str, Any], per_position: bool) -> float:
+    """Operations of a call, for one position of its map or for all of one image's output."""
+    out = shape_of(node)[1:]
+    values = 1.0
+    for size in out:
+        values *= size
+    if name == "linear":
+        values *= 2.0 * shape_of(arguments["weight"])[1]
+    if not per_position:
+        return values
+    return values / (out[-1] * out[-2] if False else 1.0)
+
+
+# ---------------------------------------------------------------------------------------------------- fusing steps
+
+
+def _reachable(steps: Sequence[Step], output: Step) -> list[Step]:
+    """The steps that ``output`` needs, in their order; images first, ``output`` last."""
+    needed = {output}
+    for step in reversed(steps):
+        if step in needed:
+            needed.update(step.sources)
+    return [step for step in steps if step in needed or isinstance(step, Input)]

@@ -1,0 +1,344 @@
+"""The operations of a network as the incremental engine runs them: on whole maps, and on windows cut from them.
+
+A step's output is a map with rows and columns (``layout`` says which dimensions those are), or anything else that has
+images in dimension 0 (``layout`` is None). ``full`` computes it from whole inputs. ``part`` computes a rectangle of it
+from the windows that the rectangle reads, padding included; ``slides`` says, source by source, which windows those are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastviz.geometry import Slide
+from fastviz.reach import Layout
+
+__all__ = ["Activation", "Call", "Constant", "Conv", "Cut", "Input", "Mean", "Norm", "Pool", "Shuffle", "Slides", "Step"]
+
+Slides = tuple[Slide, Slide]
+Size = tuple[int, int]
+
+POINTWISE: Slides = (Slide(), Slide())
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A function of single values, done last in a step.
+
+    Attributes:
+        name: what oneDNN calls it; empty if it has no fused form.
+        scalars: the parameters of the fused form.
+        algorithm: the variant of the fused form.
+        apply: the function; may overwrite its argument.
+    """
+
+    name: str
+    apply: Callable[[Tensor], Tensor]
+    scalars: tuple[float, ...] = ()
+    algorithm: str = ""
+
+
+class Step:
+    """One operation; see the module's first lines.
+
+    Attributes:
+        label: the module that it stands in, torch's dotted name.
+        operation: what it does, for tables.
+        sources: the steps it reads.
+        shape: shape of the output for one image, without the batch.
+        layout: dimensions of rows and columns, the batch counted; None if the output is no map.
+        slides: the windows of each source that an output position reads; None where it reads all of its source.
+        pad_value: what a window reads outside of its map.
+        activation: applied to the result.
+        flops: floating-point operations for one position of the output map (for all of the output if it is no map).
+    """
+
+    pad_value: float = 0.0
+
+    def __init__(
+        self,
+        label: str,
+        operation: str,
+        sources: Sequence[Step],
+        shape: tuple[int, ...],
+        layout: Layout | None,
+        slides: Sequence[Slides] | None = None,
+        flops: float = 0.0,
+    ) -> None:
+        self.label = label
+        self.operation = operation
+        self.sources = list(sources)
+        self.shape = shape
+        self.layout = layout
+        self.slides = None if layout is None else list(slides or itertools.repeat(POINTWISE, len(self.sources)))
+        self.flops = flops
+        self.activation: Activation | None = None
+
+    @property
+    def size(self) -> Size:
+        """Rows and columns of the output map; (1, 1) if it is no map."""
+        if self.layout is None:
+            return (1, 1)
+        return self.shape[self.layout[0] - 1], self.shape[self.layout[1] - 1]
+
+    @property
+    def channels(self) -> int:
+        """Values at one position of the output map; all values if it is no map."""
+        return math.prod(self.shape) // math.prod(self.size)
+
+    def full(self, inputs: Sequence[Tensor]) -> Tensor:
+        """The output for whole inputs, [B, ...] each."""
+        return self.finish(self.compute_full(inputs))
+
+    def part(self, inputs: Sequence[Tensor], size: Size) -> Tensor:
+        """The rectangle of ``size`` of the output map that the windows ``inputs`` give."""
+        return self.finish(self.compute_part(inputs, size))
+
+    def finish(self, result: Tensor) -> Tensor:
+        """``result`` with the activation applied."""
+        return result if self.activation is None else self.activation.apply(result)
+
+    def compute_full(self, inputs: Sequence[Tensor]) -> Tensor:
+        """As :meth:`full`, before the activation."""
+        raise NotImplementedError
+
+    def compute_part(self, inputs: Sequence[Tensor], size: Size) -> Tensor:
+        """As :meth:`part`, before the activation."""
+        raise NotImplementedError
+
+
+class Input(Step):
+    """The images."""
+
+
+class Constant(Step):
+    """A map that is the same for all images: [1, channels, rows, columns]."""
+
+    def __init__(self, label: str, value: Tensor) -> None:
+        super().__init__(label, "constant", [], tuple(value.shape[1:]), (2, 3))
+        self.value = value
+
+
+class Conv(Step):
+    """A convolution of the first source, plus the second source where there is one.
+
+    On the CPU its weights are packed once, and the sum and the activation run inside oneDNN's kernel.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        source: Step,
+        shape: tuple[int, ...],
+        slides: Slides,
+        weight: Tensor,
+        bias: Tensor | None,
+        groups: int,
+    ) -> None:
+        flops = 2.0 * weight.numel()
+        super().__init__(label, "conv2d", [source], shape, (2, 3), [slides], flops)
+        self.weight = weight
+        self.bias = bias
+        self.groups = groups
+        self.stride = [slide.stride for slide in slides]
+        self.dilation = [slide.dilation for slide in slides]
+        rows, columns = slides
+        self.border = [columns.before, columns.after, rows.before, rows.after]
+        self._packed: Tensor | None = None
+
+    def fold(self, scale: Tensor, shift: Tensor) -> None:
+        """Multiply the output by ``scale`` and add ``shift``, [channels] both, for nothing."""
+        kind = self.weight.dtype
+        self.weight = (self.weight.double() * scale.view(-1, 1, 1, 1)).to(kind)
+        self.bias = (shift if self.bias is None else self.bias.double() * scale + shift).to(kind)
+
+    def add(self, other: Step) -> None:
+        """Add the output of ``other``, a map of the same shape, before the activation."""
+        assert self.slides is not None
+        self.sources.append(other)
+        self.slides.append(POINTWISE)
+        self.operation += "+add"
+
+    def pack(self) -> None:
+        """Put the weights into the order of oneDNN's kernel, where that exists for their dtype and device."""
+        ready = self.weight.device.type == "cpu" and self.weight.dtype in (torch.float32, torch.bfloat16)
+        if ready and torch.backends.mkldnn.is_available() and self.weight.numel():
+            window = [slide.reads((0, 8)) for slide in (self.slides or [POINTWISE])[0]]
+            example = [16, self.weight.shape[1] * self.groups, *(stop - start for start, stop in window)]
+            self._packed = torch.ops.mkldnn._reorder_convolution_weight(
+                self.weight, [0, 0], self.stride, self.dilation, self.groups, example
+            )
+        elif self.weight.is_cuda:
+            self.weight = self.weight.contiguous(memory_format=torch.channels_last)
+
+    def full(self, inputs: Sequence[Tensor]) -> Tensor:
+        left, right, top, bottom = self.border
+        if left == right >= 0 and top == bottom >= 0:
+            return self._convolve(inputs, [top, left])
+        return self._convolve([F.pad(inputs[0], self.border), *inputs[1:]], [0, 0])
+
+    def part(self, inputs: Sequence[Tensor], size: Size) -> Tensor:
+        return self._convolve(inputs, [0, 0])
+
+    def _convolve(self, inputs: Sequence[Tensor], padding: list[int]) -> Tensor:
+        if self._packed is None:
+            result = F.conv2d(inputs[0], self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+            return self.finish(result.add_(inputs[1]) if len(inputs) == 2 else result)
+        activation = self.activation
+        fused = activation is not None and activation.name != ""
+        numbers = (padding, self.stride, self.dilation, self.groups)
+        if len(inputs) == 1:
+            name, scalars, algorithm = ("none", (), "")
+            if activation is not None and fused:
+                name, scalars, algorithm = activation.name, activation.scalars, activation.algorithm
+            result = torch.ops.mkldnn._convolution_pointwise(
+                inputs[0], self._packed, self.bias, *numbers, name, list(scalars), algorithm
+            )
+            return result if fused else self.finish(result)
+        # oneDNN's kernel knows a sum followed by a rectifier, but by no other function
+        rectified = activation is not None and activation.name == "relu"
+        result = torch.ops.mkldnn._convolution_pointwise.binary(
+            inputs[0], inputs[1], self._packed, self.bias, *numbers, "add", 1.0, "relu" if rectified else None, [], ""
+        )
+        return result if rectified else self.finish(result)
+
+
+class Pool(Step):
+    """A maximum or a mean over windows.
+
+    ``divisor`` is what a mean divides sums by. Where it differs near the border (padding that does not count, windows
+    that stick out of the map) it is a map of the divisors' inverse, and a second source.
+    """
+
+    def __init__(
+        self, label: str, source: Step, shape: tuple[int, ...], slides: Slides, *, whole: Callable[[Tensor], Tensor],
+        maximum: bool, divisor: int | Constant = 1,
+    ) -> None:  # fmt: skip
+        sources = [source, divisor] if isinstance(divisor, Constant) else [source]
+        operation = "max_pool2d" if maximum else "avg_pool2d"
+        super().__init__(label, operation, sources, shape, (2, 3), [slides, POINTWISE][: len(sources)])
+        self.flops = float(slides[0].kernel * slides[1].kernel * self.channels)
+        self.maximum = maximum
+        self.divisor = 1 if isinstance(divisor, Constant) else divisor
+        self.whole = whole
+        self.kernel = [slide.kernel for slide in slides]
+        self.stride = [slide.stride for slide in slides]
+        self.dilation = [slide.dilation for slide in slides]
+        self.pad_value = -math.inf if maximum else 0.0
+
+    def compute_full(self, inputs: Sequence[Tensor]) -> Tensor:
+        return self.whole(inputs[0])
+
+    def compute_part(self, inputs: Sequence[Tensor], size: Size) -> Tensor:
+        if self.maximum:
+            return F.max_pool2d(inputs[0], self.kernel, self.stride, 0, self.dilation)
+        result = F.avg_pool2d(inputs[0], self.kernel, self.stride, divisor_override=self.divisor)
+        return result.mul_(inputs[1]) if len(inputs) == 2 else result
+
+
+class Cut(Step):
+    """Padding with a number, or every n-th row and column of a map from a start on."""
+
+    def __init__(
+        self, label: str, operation: str, source: Step, shape: tuple[int, ...], layout: Layout, slides: Slides,
+        whole: Callable[[Tensor], Tensor], pad_value: float,
+    ) -> None:  # fmt: skip
+        super().__init__(label, operation, [source], shape, layout, [slides])
+        self.whole = whole
+        self.pad_value = pad_value
+        self.steps = (slides[0].stride, slides[1].stride)
+
+    def compute_full(self, inputs: Sequence[Tensor]) -> Tensor:
+        return self.whole(inputs[0])
+
+    def compute_part(self, inputs: Sequence[Tensor], size: Size) -> Tensor:
+        assert self.layout is not None
+        index: list[slice] = [slice(None)] * inputs[0].dim()
+        for dim, step in zip(self.layout, self.steps, strict=True):
+            index[dim] = slice(None, None, step)
+        return inputs[0][tuple(index)]
+
+
+class Norm(Step):
+    """A batch norm in evaluation mode: each channel times ``scale`` plus ``shift``."""
+
+    def __init__(self, label: str, source: Step, statistics: Sequence[Tensor | None], epsilon: float) -> None:
+        super().__init__(label, "batch_norm", [source], source.shape, source.layout, flops=2.0 * source.shape[0])
+        weight, bias, mean, variance = statistics
+        assert mean is not None
+        assert variance is not None
+        # in float64: folded into a convolution, the rounding of the scale would be the same for all its outputs
+        scale = (variance.double() + epsilon).rsqrt() * (1.0 if weight is None else weight.double())
+        shift = (0.0 if bias is None else bias.double()) - mean.double() * scale
+        self.scale = scale
+        self.shift = shift
+        self._constants = (mean, variance, weight, bias, epsilon)
+
+    def compute_full(self, inputs: Sequence[Tensor]) -> Tensor:
+        mean, variance, weight, bias, epsilon = self._constants
+        return F.batch_norm(inputs[0], mean, variance, weight, bias, False, 0.0, epsilon)
+
+    def compute_part(self, inputs: Sequence[Tensor], size: Size) -> Tensor:
+        return self.compute_full(inputs)
+
+
+class Shuffle(Step):
+    """Channels dealt out from ``groups`` groups in turn, kept in channels_last order if they come so."""
+
+    def __init__(self, label: str, source: Step, groups: int) -> None:
+        super().__init__(label, "channel_shuffle", [source], source.shape, source.layout)
+        self.groups = groups
+
+    def compute_full(self, inputs: Sequence[Tensor]) -> Tensor:
+        pixels = inputs[0].permute(0, 2, 3, 1)
+        return pixels.unflatten(3, (self.groups, -1)).transpose(3, 4).flatten(3).permute(0, 3, 1, 2)
+
+    def compute_part(self, inputs: Sequence[Tensor], size: Size) -> Tensor:
+        return self.compute_full(inputs)
+
+
+class Mean(Step):
+    """The mean over rows and columns of a map; a change of the map changes it by the sum of what changed."""
+
+    def __init__(self, label: str, source: Step, shape: tuple[int, ...], whole: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(label, "mean", [source], shape, None)
+        self.whole = whole
+        self.flops = float(math.prod(source.shape))
+
+    def compute_full(self, inputs: Sequence[Tensor]) -> Tensor:
+        return self.whole(inputs[0])
+
+
+class Call(Step):
+    """Any other operation, called with the sizes of the batch and of the rectangle put in where it names sizes."""
+
+    def __init__(
+        self,
+        label: str,
+        operation: str,
+        sources: Sequence[Step],
+        shape: tuple[int, ...],
+        layout: Layout | None,
+        call: Callable[[Sequence[Tensor], list[int]], Any],
+        flops: float = 0.0,
+    ) -> None:
+        super().__init__(label, operation, sources, shape, layout, flops=flops)
+        self.call = call
+
+    def compute_full(self, inputs: Sequence[Tensor]) -> Tensor:
+        result: Tensor = self.call(inputs, [inputs[0].shape[0], *self.shape])
+        return result
+
+    def compute_part(self, inputs: Sequence[Tensor], size: Size) -> Tensor:
+        assert self.layout is not None
+        shape = [inputs[0].shape[0], *self.shape]
+        shape[self.layout[0]], shape[self.layout[1]] = size
+        result: Tensor = self.call(inputs, shape)
+        return result

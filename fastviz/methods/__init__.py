@@ -1,0 +1,116 @@
+"""The registry of methods: name → function, paper, what it draws. Command line, jobs, report and README read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from fastviz.methods.cam import cam, grad_cam, guided_grad_cam
+from fastviz.methods.gradients import (
+    deconvnet,
+    gradient_times_input,
+    guided_backprop,
+    input_gradient,
+    saliency,
+    smooth_grad,
+)
+from fastviz.methods.occlusion import OcclusionMap, occlusion
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "OcclusionMap",
+    "cam",
+    "deconvnet",
+    "grad_cam",
+    "gradient_times_input",
+    "guided_backprop",
+    "guided_grad_cam",
+    "input_gradient",
+    "occlusion",
+    "saliency",
+    "smooth_grad",
+]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of explaining a target, ``function(model, x, target, **options)``.
+
+    Attributes:
+        name: its name on the command line and in files.
+        function: what computes it.
+        paper: short citation and link.
+        summary: one line for lists.
+        draws: ``"heat"`` a map [N, h, w] of 0 or more; ``"signed"`` a map [N, h, w] of both signs; ``"gradient"`` a
+            picture [N, C, H, W] of both signs.
+        defaults: options that the command line and jobs pass unless told otherwise.
+    """
+
+    name: str
+    function: Callable[..., Tensor | OcclusionMap]
+    paper: str
+    summary: str
+    draws: Literal["heat", "signed", "gradient"]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+_SIMONYAN = "Simonyan, Vedaldi, Zisserman 2014, https://arxiv.org/abs/1312.6034"
+_ZEILER = "Zeiler, Fergus 2014, https://arxiv.org/abs/1311.2901"
+_SELVARAJU = "Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391"
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("saliency", saliency, _SIMONYAN, "largest absolute gradient over the channels of each pixel", "heat"),
+        Method("input_gradient", input_gradient, _SIMONYAN, "signed gradient for every input value", "gradient"),
+        Method(
+            "gradient_times_input",
+            gradient_times_input,
+            "Shrikumar et al. 2016, https://arxiv.org/abs/1605.01713",
+            "gradient times the input value",
+            "gradient",
+        ),
+        Method(
+            "smooth_grad",
+            smooth_grad,
+            "Smilkov et al. 2017, https://arxiv.org/abs/1706.03825",
+            "mean gradient over noisy copies of the image",
+            "gradient",
+        ),
+        Method(
+            "deconvnet",
+            deconvnet,
+            _ZEILER,
+            "gradient whose rectifiers pass on what is positive, active or not",
+            "gradient",
+        ),
+        Method(
+            "guided_backprop",
+            guided_backprop,
+            "Springenberg et al. 2015, https://arxiv.org/abs/1412.6806",
+            "gradient whose rectifiers pass on what is positive, where they are active",
+            "gradient",
+        ),
+        Method(
+            "cam",
+            cam,
+            "Zhou et al. 2016, https://arxiv.org/abs/1512.04150",
+            "last maps weighted by the class's weights, for networks that end in average pooling and a linear layer",
+            "signed",
+        ),
+        Method("grad_cam", grad_cam, _SELVARAJU, "a layer's maps weighted by their mean gradient", "heat"),
+        Method(
+            "guided_grad_cam",
+            guided_grad_cam,
+            _SELVARAJU,
+            "guided backprop times resized Grad-CAM",
+            "gradient",
+        ),
+        Method("occlusion", occlusion, _ZEILER, "fall of the score when a window of the image is covered", "signed"),
+    )
+}
+"""Name → method, in the order in which they are shown."""

@@ -1,0 +1,260 @@
+"""Where in the last maps of a network the evidence for a target lies: CAM, Grad-CAM, Guided Grad-CAM."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastviz import capture, checks, targets
+from fastviz.targets import Target
+
+__all__ = ["cam", "grad_cam", "guided_grad_cam"]
+
+_POOLING = (
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.LPPool2d,
+    nn.FractionalMaxPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+)
+
+
+@overload
+def grad_cam(
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    layer: str | None = None,
+    size: tuple[int, int] | None = None,
+) -> Tensor: ...
+@overload
+def grad_cam(
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    layer: list[str] | tuple[str, ...],
+    size: tuple[int, int] | None = None,
+) -> dict[str, Tensor]: ...
+def grad_cam(
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    layer: str | list[str] | tuple[str, ...] | None = None,
+    size: tuple[int, int] | None = None,
+) -> Tensor | dict[str, Tensor]:
+    """Which places of a layer speak for the target: ``ReLU(Σ_k α_k A_k)`` with ``α_k = mean_ij(∂S/∂A_kij)``.
+
+    A are the layer's maps [N, K, h, w]. Selvaraju et al. 2017, "Grad-CAM", https://arxiv.org/abs/1610.02391. The
+    network runs without a graph up to the layer, so nothing in front of it is kept for a backward pass.
+
+    Args:
+        model: any module that maps ``x`` to scores [N, K] (or to anything, for targets inside the network).
+        x: [N, C, H, W], floating-point, as the model takes it; N may be 0.
+        target: what to explain; None is the class with the highest score of each sample. See :data:`fastviz.Target`.
+        layer: dotted name of a layer with output [N, K, h, w], at its last call. None is the last one, pooling apart,
+            with maps larger than 1x1, found by running the first image once more (the paper's last convolutional layer:
+            ``layer4`` of a ResNet, ``features.29`` of VGG-16). A list of names gives a dictionary of maps from one
+            forward pass.
+        size: height and width to which the maps are resized (bilinear, ``align_corners=False``); None leaves them.
+
+    Returns:
+        [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, of the layer's dtype, not scaled.
+
+    Raises:
+        TypeError: ``model``, ``x``, ``target`` or ``layer`` is of the wrong type; the model or layer returns no tensor.
+        ValueError: wrong shape or device of ``x``; a class or layer that does not exist; a layer that is not called,
+            has no maps, or on which the target does not depend; no layer with maps at all.
+
+    >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
+    >>> grad_cam(model, torch.ones(1, 1, 8, 8), target=4).shape
+    torch.Size([1, 6, 6])
+    """
+    images = capture.input_batch(model, x)
+    selection = targets.resolve(target, model)
+    shape = None if size is None else _size(size)
+    if layer is None or isinstance(layer, str):
+        names = [_last_maps(model, images) if layer is None else layer]
+    else:
+        names = list(dict.fromkeys(layer))
+        if not names:
+            raise ValueError("layer should be a name or a list of them, got an empty list")
+    maps = _grad_cam(model, images, selection, names)
+    if shape is not None:
+        maps = [_resized(each, shape) for each in maps]
+    return maps[0] if layer is None or isinstance(layer, str) else dict(zip(names, maps, strict=True))
+
+
+def cam(model: nn.Module, x: Tensor, target: Target = None, *, size: tuple[int, int] | None = None) -> Tensor:
+    """Which places of the last maps speak for and against a class: ``Σ_k w_k A_k``, w the class's weights.
+
+    Zhou et al. 2016, "Learning Deep Features for Discriminative Localization", https://arxiv.org/abs/1512.04150. Only
+    for networks that end in a global average of the maps A (or of their positive part, as DenseNet does) and one linear
+    layer: ResNet, GoogLeNet, DenseNet, Inception, MobileNet v2, … Whether a network does is tested by computing its
+    scores that way. The mean of a map is the score, less the bias.
+
+    Args:
+        model, x, size: as in :func:`grad_cam`.
+        target: as in :func:`grad_cam`, but nothing inside the network. If it is no class score but a function of scores
+            (a probability, a sum), each class counts by the gradient of the target for its score.
+
+    Returns:
+        [N, h, w] ([N, T, h, w] for T targets a sample), signed, not scaled.
+
+    Raises:
+        TypeError, ValueError: as :func:`grad_cam`; also a network that ends otherwise, with the names of its layers.
+
+    >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5, bias=False))
+    >>> x = torch.ones(1, 1, 8, 8)
+    >>> torch.allclose(cam(model, x, target=4).mean(), model(x)[0, 4])
+    True
+    """
+    images = capture.input_batch(model, x)
+    selection = targets.resolve(target, model)
+    shape = None if size is None else _size(size)
+    if selection.layers:
+        raise ValueError(f"target should be about classes for CAM, got one about layer {selection.layers[0]!r}")
+    name = _last_maps(model, images)
+    with capture.frozen_model(model):
+        with torch.no_grad(), capture.activations(model, [name]) as recorded:
+            output = model(_batch(images))
+        maps, weight = _head(model, name, recorded[name], output)
+        if not len(images):
+            return selection.no_values(images, shape or maps.shape[2:])
+        scores = output.requires_grad_()
+        share = targets.gradients(selection.values(scores, {}), {"the scores": scores})[0]
+        with torch.no_grad():
+            found = torch.einsum("n...k,nkhw->n...hw", share @ weight, maps)
+    return found if shape is None else _resized(found, shape)
+
+
+def guided_grad_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: str | None = None) -> Tensor:
+    """Guided backprop where Grad-CAM finds the target: their product, Grad-CAM resized to the input (bilinear).
+
+    Selvaraju et al. 2017, "Grad-CAM", https://arxiv.org/abs/1610.02391. Arguments as in :func:`grad_cam`; errors and
+    warnings as in :func:`grad_cam` and :func:`fastviz.guided_backprop`. With None, the predicted class, both are about
+    the same class.
+
+    Returns:
+        [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed.
+    """
+    images = capture.input_batch(model, x)
+    selection = targets.resolve(target, model)
+    name = _last_maps(model, images) if layer is None else layer
+    maps = _resized(_grad_cam(model, images, selection, [name])[0], (images.shape[2], images.shape[3]))
+    return targets.input_gradients(model, images, selection, rule="guided", stacklevel=2) * maps.unsqueeze(-3)
+
+
+# ------------------------------------------------------------------------------------------------------- helpers
+
+
+def _grad_cam(model: nn.Module, images: Tensor, selection: targets.Selection, names: list[str]) -> list[Tensor]:
+    """Grad-CAM at the layers with these names: [N, h, w] or [N, T, h, w] for each."""
+    capture.require_gradients(model)
+    with capture.frozen_model(model):
+        if not len(images):
+            with torch.no_grad(), capture.activations(model, names) as recorded:
+                model(_batch(images))
+            return [selection.no_values(images, _four(recorded[name], name).shape[2:]) for name in names]
+        with torch.no_grad():
+            needed = tuple(dict.fromkeys((*names, *selection.layers)))
+            output, recorded = targets.run(model, images.clone(), needed, start_gradients=True)
+        values = selection.values(output, recorded)
+        layers = {f"layer {name!r}": _four(recorded[name], name) for name in names}
+        found = []
+        for maps, gradient in zip(layers.values(), targets.gradients(values, layers), strict=True):
+            alpha = gradient.mean((-2, -1), keepdim=True)
+            layer = maps.detach()
+            found.append((alpha * (layer if alpha.dim() == 4 else layer[:, None])).sum(-3).relu())
+        return found
+
+
+def _four(maps: Tensor, name: str) -> Tensor:
+    if maps.dim() != 4:
+        raise ValueError(f"layer {name!r} should have maps [N, K, h, w] as its output, got {list(maps.shape)}")
+    return maps
+
+
+def _last_maps(model: nn.Module, images: Tensor) -> str:
+    """Name of the last module, pooling apart, whose output for the first image is [1, K, h, w] with h and w above 1."""
+    thread = threading.get_ident()
+    last = ""
+    pooled: object = None
+
+    def recorder(name: str) -> Callable[[nn.Module, object, object], None]:
+        def record(module: nn.Module, inputs: object, output: object) -> None:
+            nonlocal last, pooled
+            if threading.get_ident() != thread or not isinstance(output, Tensor) or output.dim() != 4:
+                return
+            if isinstance(module, _POOLING):
+                pooled = output
+            # What only hands a pooled map on (the container it ends, a dropout) does not count either.
+            elif output is not pooled and min(output.shape[2:]) > 1:
+                last = name
+
+        return record
+
+    handles = []
+    try:
+        for name, module in model.named_modules():
+            if name:
+                handles.append(module.register_forward_hook(recorder(name)))
+        with capture.frozen_model(model), torch.no_grad():
+            model(_batch(images[:1]))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not last:
+        raise ValueError("model should have a layer with maps [N, K, h, w] larger than 1x1, and has none")
+    return last
+
+
+def _head(model: nn.Module, name: str, maps: Tensor, scores: object) -> tuple[Tensor, Tensor]:
+    """The maps [N, K, h, w] and weights [classes, K] with ``scores = weights · mean(maps) + bias``."""
+    linears = {each: module for each, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if isinstance(scores, Tensor):
+        for linear in reversed(linears.values()):
+            if linear.in_features != maps.shape[1] or scores.shape[1:] != (linear.out_features,):
+                continue
+            if not linear.weight.any():  # weights of zero give the scores of any maps
+                continue
+            for each in (maps, maps.relu()):
+                rebuilt = functional.linear(each.mean((2, 3)), linear.weight, linear.bias).detach()
+                # Rounding differs with the order of the sum; another architecture differs in the first digit.
+                near = torch.finfo(scores.dtype).eps ** 0.5 * float(scores.abs().max())
+                if torch.allclose(rebuilt, scores, rtol=0, atol=near):
+                    return each.detach(), linear.weight.detach()
+    last = f"linear layer {list(linears)[-1]!r}" if linears else "no linear layer"
+    raise ValueError(
+        "model should end in a global average of its last maps and one linear layer for CAM; the mean of "
+        f"{name!r} {list(maps.shape)}, and {last}, do not give its scores; use grad_cam"
+    )
+
+
+def _batch(images: Tensor) -> Tensor:
+    """A copy of the ``images`` for the model; a black one if there is none, because shapes come from the network."""
+    return images.clone() if len(images) else images.new_zeros((1, *images.shape[1:]))
+
+
+def _size(size: object) -> tuple[int, int]:
+    if not isinstance(size, Sequence) or len(size) != 2:
+        raise TypeError(f"size should be (height, width) in pixels, got {size!r}")
+    height, width = (checks.whole_number(value, "size", minimum=1) for value in size)
+    return height, width
+
+
+def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """``maps`` [..., h, w] at another size, bilinear."""
+    if not len(maps):
+        return maps.new_zeros((*maps.shape[:-2], *size))
+    planes = maps.reshape(-1, 1, *maps.shape[-2:])
+    larger = functional.interpolate(planes, size=size, mode="bilinear", align_corners=False)
+    return larger.reshape(*maps.shape[:-2], *size)

@@ -1,0 +1,126 @@
+"""The slow definitions, from the papers, in plain torch: what `fastviz.ops` must equal. Tests and benchmarks use them.
+
+The signatures are those of `fastviz.ops`; arguments are not checked.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+__all__ = ["gram", "gram_loss", "guided_relu", "occlude", "splice", "total_variation"]
+
+
+def occlude(images: Tensor, boxes: Tensor, image_index: Tensor | None = None, fill: float | Tensor = 0.0) -> Tensor:
+    """A copy of an image for each box, the box's pixels taken from the fill."""
+    n, c, h, w = images.shape
+    index = torch.zeros(len(boxes), dtype=torch.long, device=images.device) if image_index is None else image_index
+    if not isinstance(fill, Tensor):
+        fill = torch.full((c,), fill, dtype=images.dtype, device=images.device)
+    if fill.dim() == 1:
+        fill = fill.view(1, c, 1, 1).expand(1, c, h, w)
+    fill = fill.expand(n, c, h, w)
+    y = torch.arange(h, device=images.device).view(1, 1, h, 1)
+    x = torch.arange(w, device=images.device).view(1, 1, 1, w)
+    top, left, bottom, right = (side.view(-1, 1, 1, 1) for side in boxes.unbind(1))
+    inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
+    return torch.where(inside, fill[index], images[index])
+
+
+def splice(
+    clean: Tensor,
+    dirty: Tensor,
+    dirty_origin: Tensor,
+    window_origin: Tensor,
+    window_size: tuple[int, int],
+    image_index: Tensor | None = None,
+    pad_value: float = 0.0,
+) -> Tensor:
+    """Windows of clean maps with dirty crops pasted in, value by value."""
+    _, channels, height, width = clean.shape
+    windows = torch.full((len(dirty), channels, *window_size), pad_value, dtype=clean.dtype, device=clean.device)
+    for p in range(len(dirty)):
+        image = 0 if image_index is None else int(image_index[p])
+        for i in range(window_size[0]):
+            for j in range(window_size[1]):
+                y, x = int(window_origin[p, 0]) + i, int(window_origin[p, 1]) + j
+                if not (0 <= y < height and 0 <= x < width):
+                    continue
+                row, column = y - int(dirty_origin[p, 0]), x - int(dirty_origin[p, 1])
+                if 0 <= row < dirty.shape[2] and 0 <= column < dirty.shape[3]:
+                    windows[p, :, i, j] = dirty[p, :, row, column]
+                else:
+                    windows[p, :, i, j] = clean[image, :, y, x]
+    return windows
+
+
+class _GuidedRelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, rule: str) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.rule = rule  # type: ignore[attr-defined]
+        return x.relu()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        rule = ctx.rule  # type: ignore[attr-defined]
+        if rule != "deconvnet":
+            grad = grad * (x > 0)
+        if rule != "plain":
+            grad = grad * (grad > 0)
+        return grad, None
+
+
+def guided_relu(x: Tensor, rule: str = "guided") -> Tensor:
+    """ReLU with the backward rules of Springenberg et al. 2015 and Zeiler and Fergus 2014."""
+    result: Tensor = _GuidedRelu.apply(x, rule)
+    return result
+
+
+def total_variation(
+    x: Tensor,
+    *,
+    norm: str = "isotropic",
+    beta: float = 2.0,
+    border: str = "crop",
+    reduction: str = "none",
+) -> Tensor:
+    """Mahendran and Vedaldi 2015 for "isotropic"; sums of absolute or squared differences for "l1" and "l2"."""
+    vertical = x[..., 1:, :] - x[..., :-1, :]
+    horizontal = x[..., :, 1:] - x[..., :, :-1]
+    if border == "crop":
+        vertical, horizontal = vertical[..., :-1], horizontal[..., :-1, :]
+    if norm == "isotropic":
+        if border == "zero":
+            vertical = torch.nn.functional.pad(vertical, (0, 0, 0, 1))
+            horizontal = torch.nn.functional.pad(horizontal, (0, 1))
+        squares = vertical**2 + horizontal**2
+        # The power's own derivative at 0 is infinite for beta < 2; the definition takes 0 there.
+        positive = squares > 0
+        parts = [torch.where(positive, torch.where(positive, squares, 1.0) ** (beta / 2), 0.0)]
+    elif norm == "l1":
+        parts = [vertical.abs(), horizontal.abs()]
+    else:
+        parts = [vertical**2, horizontal**2]
+    values = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+    for part in parts:
+        total = part.flatten(1).sum(1)
+        values = values + (total / max(part[0].numel(), 1) if reduction == "pixel_mean" and len(x) else total)
+    if reduction == "sum":
+        return values.sum()
+    return values.mean() if reduction == "mean" else values
+
+
+def gram(features: Tensor, normalize: str = "none") -> Tensor:
+    """G = F F^T for each image, Gatys, Ecker and Bethge 2015."""
+    rows = features.flatten(2)
+    divisor = {"none": 1, "hw": rows.shape[2], "chw": rows.shape[1] * rows.shape[2]}[normalize]
+    return torch.bmm(rows, rows.mT) / max(divisor, 1)
+
+
+def gram_loss(features: Tensor, target: Tensor, normalize: str = "none") -> Tensor:
+    """Squared Frobenius distance of each image's Gram matrix to the target."""
+    return (gram(features, normalize) - target).square().sum((1, 2))

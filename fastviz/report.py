@@ -1,0 +1,245 @@
+"""What a person looks at when a job is done: contact sheets, HTML pages, and the page of the demo."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from fastviz import drawing
+from fastviz.job_folder import Result, read_results, whole_file
+from fastviz.methods import METHODS
+
+__all__ = ["Scene", "contact_sheets", "demo_page", "pages", "percent"]
+
+CELL = 224
+"""Width and height of a picture on a contact sheet, in pixels."""
+ROWS = 16
+"""Photographs on a contact sheet."""
+PER_PAGE = 100
+"""Photographs on an HTML page."""
+
+_GAP, _CAPTION, _HEADER = 6, 26, 34
+_PAPER, _INK, _QUIET = (255, 255, 255), (20, 20, 24), (110, 110, 120)
+
+
+def percent(probability: float) -> str:
+    """A probability of 0 to 1 in words for people.
+
+    >>> percent(0.874), percent(0.00004)
+    ('87 %', '< 1 %')
+    """
+    return "< 1 %" if 0 <= probability < 0.005 else f"{100 * probability:.0f} %"
+
+
+def _named(result: Result) -> str:
+    """What is explained, and what the network says instead if that is another class."""
+    words = f"{result.class_name} {percent(result.probability)}"
+    if result.predicted != result.target:
+        words += f" (predicted: {result.predicted_class_name} {percent(result.predicted_probability)})"
+    return words
+
+
+def _pages_of(out: Path, size: int) -> Iterator[list[list[Result]]]:
+    """The results in ``out``, ``size`` photographs at a time."""
+    groups = read_results(out)
+    while page := list(islice(groups, size)):
+        yield page
+
+
+def _replace(out: Path, written: Sequence[Path], stale: str) -> list[Path]:
+    """``written``, after removing older files of the pattern ``stale`` that are not among them."""
+    for old in set(out.glob(stale)) - set(written):
+        old.unlink()
+    return list(written)
+
+
+# --------------------------------------------------------------------------------------------- contact sheets
+
+
+def contact_sheets(out: str | os.PathLike[str], *, rows: int = ROWS) -> list[Path]:
+    """Write the results in a job's folder as pictures: a row a photograph, the photograph first, a column a method.
+
+    ``rows`` photographs a sheet: ``contact_sheet.png``, then ``contact_sheet_2.png`` and so on. Sheets of an earlier run
+    are replaced.
+
+    Returns:
+        The paths of the sheets; none if there are no results.
+
+    Raises:
+        OSError: a sheet cannot be written, or a picture of the job cannot be read.
+    """
+    out = Path(out)
+    written = []
+    for number, page in enumerate(_pages_of(out, rows), start=1):
+        path = out / ("contact_sheet.png" if number == 1 else f"contact_sheet_{number}.png")
+        with whole_file(path) as file:
+            _sheet(out, page).save(file, "PNG")
+        written.append(path)
+    return _replace(out, written, "contact_sheet*.png")
+
+
+def _sheet(out: Path, page: Sequence[Sequence[Result]]) -> Image.Image:
+    """One contact sheet: a header with the names of the methods, then a caption and pictures for each photograph."""
+    columns = ["photograph", *(result.method.replace("_", " ") for result in page[0])]
+    step, row = CELL + _GAP, _CAPTION + CELL + _GAP
+    sheet = Image.new("RGB", (_GAP + step * len(columns), _HEADER + row * len(page) + _GAP), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for column, title in enumerate(columns):
+        _write(pen, (_GAP + step * column, _HEADER // 2), title, 18, CELL, _INK)
+    for line, group in enumerate(page):
+        top = _HEADER + row * line
+        pen.line([(_GAP, top), (sheet.width - _GAP, top)], fill=(215, 215, 220))
+        middle = top + _CAPTION // 2
+        end = _write(pen, (_GAP, middle), group[0].file, 15, step * len(columns) // 2, _INK)
+        _write(pen, (end + 14, middle), _named(group[0]), 15, sheet.width - end - 14 - _GAP, _QUIET)
+        for column, path in enumerate([group[0].photo, *(result.overlay for result in group)]):
+            with Image.open(out / path) as picture:
+                fitted = picture.convert("RGB")
+            fitted.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
+            left = _GAP + step * column + (CELL - fitted.width) // 2
+            sheet.paste(fitted, (left, top + _CAPTION + (CELL - fitted.height) // 2))
+    return sheet
+
+
+def _write(
+    pen: ImageDraw.ImageDraw, at: tuple[float, int], text: str, size: int, width: float, ink: tuple[int, int, int]
+) -> float:
+    """Write ``text`` from ``at`` (left, middle) on, cut with an ellipsis where it is wider than ``width``; where it ends."""
+    font = ImageFont.load_default(size=size)
+    shown = text
+    while len(shown) > 1 and pen.textlength(shown, font=font) > width:
+        shown = shown.removesuffix("...")[:-1] + "..."
+    pen.text(at, shown, fill=ink, font=font, anchor="lm")
+    return at[0] + pen.textlength(shown, font=font)
+
+
+# -------------------------------------------------------------------------------------------------- HTML pages
+
+
+def pages(
+    out: str | os.PathLike[str],
+    *,
+    title: str,
+    facts: Mapping[str, str],
+    failures: Sequence[tuple[str, str]] = (),
+    per_page: int = PER_PAGE,
+) -> list[Path]:
+    """Write the results in a job's folder as HTML: ``report.html``, then ``report_2.html`` and so on.
+
+    The pages refer to the job's pictures beside them. ``facts`` (name → value) and ``failures`` (file, reason) stand on
+    the first. Pages of an earlier run are replaced.
+
+    Returns:
+        The paths of the pages, at least one.
+
+    Raises:
+        OSError: a page cannot be written.
+    """
+    out = Path(out)
+    photographs = sum(1 for _ in read_results(out))
+    names = ["report.html" if number == 1 else f"report_{number}.html" for number in range(1, 2 + photographs)]
+    names = names[: max(1, math.ceil(photographs / per_page))]
+    written = []
+    contents = _pages_of(out, per_page)
+    for name in names:
+        path = out / name
+        _render(
+            path,
+            "report.html",
+            title=title,
+            facts=facts,
+            failures=failures,
+            groups=next(contents, []),
+            photographs=photographs,
+            names=names,
+            here=name,
+        )
+        written.append(path)
+    return _replace(out, written, "report*.html")
+
+
+def _render(path: Path, template: str, **values: Any) -> None:
+    """Write the page that ``template`` makes of ``values``."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fastviz"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {"percent": percent, "url": quote}
+    text = environment.get_template(template).render(methods=METHODS, legends=drawing.LEGENDS, **values)
+    with whole_file(path) as file:
+        file.write(text.encode("utf-8", "replace"))
+
+
+# ---------------------------------------------------------------------------------------------------- the demo
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A photograph of the demo: its results, one a method, and the classes the network thinks of, most probable first."""
+
+    results: list[Result]
+    guesses: list[tuple[str, float]]
+
+
+def demo_page(
+    out: str | os.PathLike[str],
+    scenes: Sequence[Scene],
+    *,
+    unfit: Mapping[str, str],
+    filters: Tensor | None,
+    facts: Mapping[str, str],
+) -> Path:
+    """Write ``index.html``: the demo's pictures, a row a method, in one file that can be sent around.
+
+    Args:
+        out: the folder of the demo's job.
+        scenes: its photographs.
+        unfit: methods that do not suit the network → why.
+        filters: a picture [3, H, W] in 0 to 1 of the filters of the first layer, or None.
+        facts: name → value, for the foot of the page.
+
+    Returns:
+        The path of the page.
+    """
+    out = Path(out)
+
+    def inline(path: str) -> str:
+        with Image.open(out / path) as picture:
+            return _inline(picture.convert("RGB"), "JPEG")
+
+    _render(
+        out / "index.html",
+        "demo.html",
+        scenes=scenes,
+        unfit=unfit,
+        inline=inline,
+        filters=None if filters is None else _inline(_to_pil(filters), "PNG"),
+        facts=facts,
+    )
+    return out / "index.html"
+
+
+def _to_pil(picture: Tensor) -> Image.Image:
+    """A picture [3, H, W] in 0 to 1 as PIL has it."""
+    values = (picture.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    return Image.fromarray(np.ascontiguousarray(values))
+
+
+def _inline(picture: Image.Image, kind: str) -> str:
+    """A picture as a ``data:`` URL."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **({"quality": 92} if kind == "JPEG" else {}))
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

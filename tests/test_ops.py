@@ -1,0 +1,587 @@
+"""The native operators against their definitions, on every device, dtype and memory order.
+
+Tolerances (one table, `TOLERANCE`): copies are exact; sums run in float32 or wider in another order than torch's, so
+they differ by rounding; float16 and bfloat16 results are rounded once at the end, the reference is computed in float64.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastviz import native, ops, reference
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+TOLERANCE = {
+    torch.float32: {"rtol": 2e-5, "atol": 2e-5},
+    torch.float64: {"rtol": 1e-12, "atol": 1e-12},
+    torch.float16: {"rtol": 2e-3, "atol": 2e-3},
+    torch.bfloat16: {"rtol": 1.6e-2, "atol": 1.6e-2},
+}
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+ORDERS = ["contiguous", "channels_last", "strided"]
+RULES = ["plain", "guided", "deconvnet"]
+# Odd sizes, sizes of 0 and 1, more than one block of rows, rows longer than a vector.
+SHAPES = [
+    (2, 3, 17, 19),
+    (1, 1, 1, 1),
+    (3, 2, 1, 7),
+    (2, 2, 7, 1),
+    (0, 3, 5, 5),
+    (2, 0, 5, 5),
+    (1, 3, 0, 4),
+    (1, 5, 40, 33),
+]
+
+devices = pytest.mark.parametrize("device", DEVICES)
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+orders = pytest.mark.parametrize("order", ORDERS)
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def make(
+    shape: tuple[int, ...], dtype: torch.dtype = torch.float64, device: str = "cpu", order: str = "contiguous"
+) -> Tensor:
+    """Random values; "strided" is neither contiguous nor channels_last."""
+    if order == "strided":
+        return torch.randn(*shape[:-1], 2 * shape[-1], dtype=torch.float64).to(device, dtype)[..., ::2]
+    x = torch.randn(shape, dtype=torch.float64).to(device, dtype)
+    return x.to(memory_format=torch.channels_last) if order == "channels_last" and len(shape) == 4 else x
+
+
+def gradients(function, *inputs: Tensor, grad: Tensor | None = None) -> tuple[Tensor, ...]:
+    """The output and the gradients of the inputs, for one fixed gradient from above."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    output = function(*leaves)
+    if grad is None:
+        grad = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape)
+    return (output.detach(), *torch.autograd.grad(output, leaves, grad.to(output)))
+
+
+def compare(function, definition, *inputs: Tensor, dtype: torch.dtype, exact: bool = False) -> None:
+    """Output and gradients equal those of the definition in float64, to the tolerance of the dtype."""
+    mine = gradients(function, *inputs)
+    wanted = gradients(definition, *(x.detach().double() for x in inputs))
+    tolerance = {"rtol": 0, "atol": 0} if exact else TOLERANCE[dtype]
+    for got, expected in zip(mine, wanted, strict=True):
+        torch.testing.assert_close(got.double(), expected, **tolerance)
+        assert got.dtype in (dtype, torch.float32)
+
+
+def order_of(x: Tensor) -> bool:
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+# occlude --------------------------------------------------------------------------------------------------------------
+
+BOXES = torch.tensor(
+    [[0, 0, 2, 3], [-2, -1, 1, 2], [3, 4, 90, 90], [2, 2, 2, 5], [5, 5, 3, 3], [0, 0, 90, 90], [-9, 0, -5, 2]]
+)
+
+
+def test_occlude_by_hand():
+    images = torch.arange(1.0, 10).view(1, 1, 3, 3)
+    output = ops.occlude(images, torch.tensor([[0, 1, 2, 3], [2, 0, 3, 1]]), fill=-1.0)
+    assert output[0, 0].tolist() == [[1, -1, -1], [4, -1, -1], [7, 8, 9]]
+    assert output[1, 0].tolist() == [[1, 2, 3], [4, 5, 6], [-1, 8, 9]]
+
+
+@devices
+@dtypes
+@orders
+@shapes
+def test_occlude(shape, order, dtype, device):
+    images = make(shape, dtype, device, order)
+    boxes = BOXES.to(device) if shape[0] else BOXES[:0].to(device)
+    index = torch.arange(len(boxes), device=device) % max(shape[0], 1)
+    output = ops.occlude(images, boxes, index, 0.5)
+    torch.testing.assert_close(output, reference.occlude(images, boxes, index, 0.5), rtol=0, atol=0)
+    assert order_of(output) == (order_of(images) and output.numel() > 0 and order_of(output))
+    compare(lambda x: ops.occlude(x, boxes, index), lambda x: reference.occlude(x, boxes, index), images, dtype=dtype)
+
+
+@devices
+@orders
+@pytest.mark.parametrize("fills", [None, 1, 2])
+def test_occlude_fill_tensor(fills, order, device):
+    images = make((2, 3, 6, 7), torch.float64, device, order)
+    fill = make((3,), device=device) if fills is None else make((fills, 3, 6, 7), torch.float64, device, order)
+    index = torch.tensor([1, 0, 1, 1, 0, 0, 1], device=device)
+    compare(
+        lambda x, f: ops.occlude(x, BOXES.to(device), index, f),
+        lambda x, f: reference.occlude(x, BOXES.to(device), index, f),
+        images,
+        fill,
+        dtype=torch.float64,
+    )
+
+
+def test_occlude_backward_of_one_fill_for_several_images():
+    """One fill picture gets the gradient of the windows of all images."""
+    images, fill = make((2, 1, 2, 2)), make((1, 1, 2, 2)).requires_grad_()
+    boxes, index = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 2]]), torch.tensor([0, 1])
+    ops.occlude(images, boxes, index, fill).sum().backward()
+    assert fill.grad.tolist() == [[[[2.0, 1.0], [0.0, 0.0]]]]
+
+
+def test_occlude_without_index_is_for_one_image():
+    image = make((1, 2, 5, 5))
+    torch.testing.assert_close(ops.occlude(image, BOXES), reference.occlude(image, BOXES), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="image_index is needed where images has 2 pictures, got None"):
+        ops.occlude(make((2, 2, 5, 5)), BOXES)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"images": [[0.0]]}, TypeError, "images should be a tensor, got list"),
+        ({"images": torch.zeros(3, 5, 5)}, ValueError, r"images should have shape \[N, C, H, W\], got \[3, 5, 5\]"),
+        ({"images": torch.zeros(1, 3, 5, 5, dtype=torch.long)}, TypeError, "images should be a floating-point tensor"),
+        ({"boxes": torch.zeros(2, 5, dtype=torch.long)}, ValueError, r"boxes should have shape \[P, 4\], got \[2, 5\]"),
+        ({"boxes": torch.zeros(2, 4)}, TypeError, "boxes should be a tensor of integers, got torch.float32"),
+        (
+            {"image_index": torch.zeros(3, dtype=torch.long)},
+            ValueError,
+            r"image_index should have shape \[2\], got \[3\]",
+        ),
+        ({"image_index": torch.tensor([0, 1])}, RuntimeError, "image_index should be at least 0 and below 1, got 1"),
+        ({"image_index": torch.tensor([-1, 0])}, RuntimeError, "image_index should be at least 0 and below 1, got -1"),
+        ({"fill": torch.zeros(4)}, ValueError, r"fill should have shape \[3\] or \[1 or 1, 3, 5, 5\], got \[4\]"),
+        ({"fill": torch.zeros(3).double()}, TypeError, "fill should have the dtype of images, torch.float32, got"),
+        ({"fill": torch.zeros(3).to("meta")}, ValueError, "fill should be on the device of images, cpu, got meta"),
+    ],
+)
+def test_occlude_bad_input(change, error, message):
+    arguments = {"images": torch.zeros(1, 3, 5, 5), "boxes": torch.tensor([[0, 0, 1, 1], [0, 0, 2, 2]]), **change}
+    with pytest.raises(error, match=message):
+        ops.occlude(**arguments)
+
+
+# splice ---------------------------------------------------------------------------------------------------------------
+
+
+@devices
+@dtypes
+@orders
+def test_splice(order, dtype, device):
+    """Windows inside, at each border, sticking out, and crops that cover all, part or nothing of them."""
+    origins = torch.tensor([[0, 0], [-2, -3], [5, 4], [3, -1], [1, 1], [20, 20], [-9, 0]], device=device)
+    crops = torch.tensor([[0, 0], [-1, -1], [4, 4], [3, 0], [-3, -3], [2, 2], [0, 0]], device=device)
+    clean = make((3, 4, 8, 9), dtype, device, order)
+    dirty = make((7, 4, 5, 6), dtype, device, order)
+    index = torch.tensor([2, 0, 1, 1, 0, 2, 0], device=device)
+    for size in ((4, 6), (12, 13), (1, 1)):
+        output = ops.splice(clean, dirty, crops, origins, size, index, 0.25)
+        expected = reference.splice(clean, dirty, crops, origins, size, index, 0.25)
+        torch.testing.assert_close(output, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("sizes", [(0, 4, 2, 2), (2, 0, 2, 2), (2, 4, 0, 3)])
+def test_splice_of_nothing(sizes):
+    windows, channels, h, w = sizes
+    at = torch.zeros(windows, 2, dtype=torch.long)
+    clean, dirty = make((1, channels, 5, 5)), make((windows, channels, h, w))
+    output = ops.splice(clean, dirty, at, at, (3, 3))
+    torch.testing.assert_close(output, reference.splice(clean, dirty, at, at, (3, 3)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"dirty": torch.zeros(2, 4, 2, 2)}, ValueError, "dirty should have the 3 channels of clean, got 4"),
+        ({"dirty": torch.zeros(2, 3, 2, 2).half()}, TypeError, "dirty should have the dtype of clean"),
+        ({"dirty_origin": torch.zeros(1, 2, dtype=torch.long)}, ValueError, r"dirty_origin should have shape \[2, 2\]"),
+        ({"window_origin": torch.zeros(2, 2)}, TypeError, "window_origin should be a tensor of integers"),
+        ({"window_size": (3, -1)}, ValueError, "window_size should be a height and a width of at least 0"),
+    ],
+)
+def test_splice_bad_input(change, error, message):
+    at = torch.zeros(2, 2, dtype=torch.long)
+    arguments = {
+        "clean": torch.zeros(1, 3, 5, 5),
+        "dirty": torch.zeros(2, 3, 2, 2),
+        "dirty_origin": at,
+        "window_origin": at,
+        "window_size": (3, 3),
+        **change,
+    }
+    with pytest.raises(error, match=message):
+        ops.splice(**arguments)
+
+
+def test_splice_has_no_derivative():
+    at = torch.zeros(1, 2, dtype=torch.long)
+    output = ops.splice(make((1, 1, 3, 3)).requires_grad_(), make((1, 1, 1, 1)), at, at, (2, 2))
+    with pytest.raises(RuntimeError, match="splice has no derivative"):
+        output.sum().backward()
+
+
+# guided_relu ----------------------------------------------------------------------------------------------------------
+
+
+def test_guided_relu_by_hand():
+    x = torch.tensor([-1.0, 0.0, 2.0, 3.0], requires_grad=True)
+    grad = torch.tensor([5.0, 6.0, -7.0, 8.0])
+    wanted = {"plain": [0, 0, -7, 8], "guided": [0, 0, 0, 8], "deconvnet": [5, 6, 0, 8]}
+    for rule, expected in wanted.items():
+        output = ops.guided_relu(x, rule)
+        assert output.tolist() == [0, 0, 2, 3]
+        assert torch.autograd.grad(output, x, grad)[0].tolist() == expected
+
+
+@devices
+@dtypes
+@orders
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("shape", [*SHAPES, (), (131,), (3, 5)], ids=str)
+def test_guided_relu(shape, rule, order, dtype, device):
+    x = make(shape, dtype, device, order if len(shape) == 4 else "contiguous")
+    compare(lambda v: ops.guided_relu(v, rule), lambda v: reference.guided_relu(v, rule), x, dtype=dtype)
+    torch.testing.assert_close(ops.guided_relu(x, rule), x.relu(), rtol=0, atol=0)
+
+
+def test_guided_relu_gradient_in_another_memory_order():
+    """The mask is in the order of x; a gradient from above may come in any order."""
+    x = make((2, 3, 4, 5), order="channels_last").requires_grad_()
+    grad = make((2, 3, 4, 5))
+    (mine,) = torch.autograd.grad(ops.guided_relu(x), x, grad)
+    (wanted,) = torch.autograd.grad(reference.guided_relu(x), x, grad)
+    torch.testing.assert_close(mine, wanted, rtol=0, atol=0)
+
+
+def test_guided_relu_keeps_nan_and_one_bit_a_value():
+    x = torch.tensor([float("nan"), 1.0, -1.0])
+    assert ops.guided_relu(x).isnan().tolist() == [True, False, False]
+    assert torch.ops.fastviz.guided_relu(torch.ones(17), "guided", True)[1].tolist() == [255, 255, 1]
+    assert torch.ops.fastviz.guided_relu(torch.ones(17), "guided", False)[1].numel() == 0
+
+
+def test_guided_relu_bad_input():
+    with pytest.raises(ValueError, match="rule should be one of 'plain', 'guided', 'deconvnet', got 'zeiler'"):
+        ops.guided_relu(torch.ones(3), "zeiler")
+    with pytest.raises(TypeError, match=r"x should be a floating-point tensor, got torch.int64"):
+        ops.guided_relu(torch.ones(3, dtype=torch.long))
+
+
+# total_variation ------------------------------------------------------------------------------------------------------
+
+VARIATIONS = [{"norm": "isotropic", "beta": b} for b in (1.0, 2.0, 2.5, 3.0, 1.7)] + [{"norm": "l1"}, {"norm": "l2"}]
+
+
+def test_total_variation_by_hand():
+    x = torch.tensor([[[[0.0, 3.0], [4.0, 0.0]]]])
+    assert ops.total_variation(x).tolist() == [25.0]
+    assert ops.total_variation(x, beta=1.0).tolist() == [5.0]
+    assert ops.total_variation(x, norm="l1").tolist() == [7.0]
+    # All four pixels: (3, 4), then only down 3 from the upper right, then only right 4 from the lower left.
+    assert ops.total_variation(x, beta=1.0, border="zero").tolist() == [12.0]
+    assert ops.total_variation(x, norm="l1", border="zero").tolist() == [14.0]
+    assert ops.total_variation(x, norm="l2", border="zero").tolist() == [50.0]
+    board = (torch.arange(16).view(4, 4) + torch.arange(4).view(4, 1)) % 2
+    assert ops.total_variation(board[None, None].double(), beta=2.0, reduction="pixel_mean").tolist() == [2.0]
+
+
+@devices
+@dtypes
+@orders
+@shapes
+@pytest.mark.parametrize("border", ["crop", "zero"])
+def test_total_variation(border, shape, order, dtype, device):
+    x = make(shape, dtype, device, order)
+    for options in VARIATIONS:
+        if dtype in (torch.float16, torch.bfloat16) and options.get("beta") in (1.0, 1.7):
+            continue  # slopes near 0 are steep: inputs rounded to few bits are compared with themselves in float64
+        for reduction in ("none", "pixel_mean"):
+            options = {**options, "border": border, "reduction": reduction}
+            compare(
+                lambda v: ops.total_variation(v, **options),  # noqa: B023
+                lambda v: reference.total_variation(v, **options),  # noqa: B023
+                x,
+                dtype=dtype,
+            )
+
+
+def test_total_variation_reductions():
+    x = make((3, 2, 5, 6))
+    each = ops.total_variation(x)
+    torch.testing.assert_close(ops.total_variation(x, reduction="sum"), each.sum())
+    torch.testing.assert_close(ops.total_variation(x, reduction="mean"), each.mean())
+
+
+def test_total_variation_gradient_at_flat_places_is_zero():
+    x = torch.ones(1, 1, 4, 4, requires_grad=True)
+    for options in VARIATIONS:
+        (grad,) = torch.autograd.grad(ops.total_variation(x, **options).sum(), x)
+        assert not grad.any()
+
+
+def test_total_variation_bad_input():
+    x = torch.zeros(1, 1, 3, 3)
+    with pytest.raises(ValueError, match="norm should be one of 'isotropic', 'l1', 'l2', got 'tv'"):
+        ops.total_variation(x, norm="tv")
+    with pytest.raises(ValueError, match="border should be one of 'crop', 'zero', got 'reflect'"):
+        ops.total_variation(x, border="reflect")
+    with pytest.raises(ValueError, match="beta should be finite and above 0, got 0"):
+        ops.total_variation(x, beta=0)
+    with pytest.raises(ValueError, match=r"x should have shape \[N, C, H, W\], got \[3, 3\]"):
+        ops.total_variation(x[0, 0])
+
+
+# gram -----------------------------------------------------------------------------------------------------------------
+
+
+def test_gram_by_hand():
+    features = torch.tensor([[[1.0, 2.0], [0.0, 1.0]]])
+    assert ops.gram(features).tolist() == [[[5, 2], [2, 1]]]
+    assert ops.gram(features, "hw").tolist() == [[[2.5, 1], [1, 0.5]]]
+    assert ops.gram(features, "chw").tolist() == [[[1.25, 0.5], [0.5, 0.25]]]
+    assert ops.gram_loss(features, torch.ones(1, 2, 2)).tolist() == [16 + 1 + 1 + 0]
+
+
+GRAM_SHAPES = [*SHAPES, (2, 33, 9, 31), (1, 70, 20, 20), (1, 130, 5, 3), (2, 8, 300)]
+
+
+@devices
+@dtypes
+@orders
+@pytest.mark.parametrize("shape", GRAM_SHAPES, ids=str)
+def test_gram(shape, order, dtype, device):
+    features = make(shape, dtype, device, order)
+    for normalize in ("none", "hw", "chw"):
+        scale = 1.0 if normalize != "none" else 1 / max(features[0].numel(), 1) ** 0.5 if len(features) else 1.0
+        compare(
+            lambda f: ops.gram(f, normalize) * scale,  # noqa: B023
+            lambda f: reference.gram(f, normalize) * scale,  # noqa: B023
+            features,
+            dtype=dtype,
+        )
+
+
+@devices
+@dtypes
+@orders
+@pytest.mark.parametrize("shape", GRAM_SHAPES, ids=str)
+@pytest.mark.parametrize("targets", ["one", "each"])
+def test_gram_loss(targets, shape, order, dtype, device):
+    features = make(shape, dtype, device, order)
+    target = make((1 if targets == "one" else shape[0], shape[1], shape[1]), dtype, device)  # not symmetric
+    scale = 1 / max(shape[1], 1) ** 2
+    compare(
+        lambda f: ops.gram_loss(f, target, "hw") * scale,
+        lambda f: reference.gram_loss(f, target.double(), "hw") * scale,
+        features,
+        dtype=dtype,
+    )
+
+
+def test_gram_bad_input():
+    with pytest.raises(ValueError, match=r"features should have shape \[N, C, H, W\] or \[N, C, L\], got \[2, 2\]"):
+        ops.gram(torch.zeros(2, 2))
+    with pytest.raises(ValueError, match="normalize should be one of 'none', 'hw', 'chw', got 'c'"):
+        ops.gram(torch.zeros(1, 2, 2), "c")
+    with pytest.raises(ValueError, match=r"target should have shape \[3 or 1, 2, 2\], got \[2, 2, 2\]"):
+        ops.gram_loss(torch.zeros(3, 2, 4), torch.zeros(2, 2, 2))
+    with pytest.raises(TypeError, match="target should have the dtype of features"):
+        ops.gram_loss(torch.zeros(3, 2, 4), torch.zeros(1, 2, 2).double())
+    with pytest.raises(ValueError, match="target should not require a gradient"):
+        ops.gram_loss(torch.zeros(3, 2, 4), torch.zeros(1, 2, 2, requires_grad=True))
+
+
+# all of them ----------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def fixed(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Boxes, their images, origins and their images, made beforehand: a CUDA graph copies nothing from the host."""
+    index, origins = torch.tensor([0, 1, 0, 1, 0, 1, 1]), torch.tensor([[0, 1], [-1, 2]])
+    return BOXES.to(device), index.to(device), origins.to(device), torch.tensor([1, 0], device=device)
+
+
+def splice_call(x: Tensor) -> Tensor:
+    _, _, origins, index = fixed(x.device)
+    return ops.splice(x, x[:, :, :3, :2].contiguous(), origins, origins, (4, 5), index)
+
+
+CALLS = {
+    "occlude": lambda x: ops.occlude(x, *fixed(x.device)[:2], 0.5),
+    "occlude_fill": lambda x: ops.occlude(x[:1], fixed(x.device)[0], None, x[1:]),
+    "guided_relu": lambda x: ops.guided_relu(x),
+    "deconvnet": lambda x: ops.guided_relu(x, "deconvnet"),
+    "total_variation": lambda x: ops.total_variation(x, beta=2.5),
+    "gram": lambda x: ops.gram(x, "hw"),
+    "gram_loss": lambda x: ops.gram_loss(x, torch.ones(1, 3, 3, dtype=x.dtype, device=x.device)),
+}
+EVERY_CALL = {**CALLS, "splice": splice_call}
+calls = pytest.mark.parametrize("name", CALLS)
+
+
+@calls
+def test_gradcheck(name):
+    if name in ("guided_relu", "deconvnet"):
+        return  # their backward rules are no derivatives: test_guided_relu compares them with the definition
+    x = make((2, 3, 5, 4)).requires_grad_()
+    assert torch.autograd.gradcheck(CALLS[name], (x,))
+
+
+@devices
+@orders
+@pytest.mark.parametrize("name", EVERY_CALL)
+def test_compile(name, order, device):
+    """Compiled without a break in the graph, the values and gradients are those of the eager call."""
+    call = EVERY_CALL[name]
+    x = make((2, 3, 7, 6), torch.float32, device, order)
+    real = call(x)
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), real, rtol=0, atol=0)
+    if name in CALLS:
+        torch.testing.assert_close(gradients(compiled, x), gradients(call, x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", EVERY_CALL)
+def test_export(name):
+    class Module(torch.nn.Module):
+        def forward(self, x):
+            return EVERY_CALL[name](x)
+
+    x = make((2, 3, 7, 6), torch.float32)
+    exported = torch.export.export(Module(), (x,))
+    assert any("fastviz" in str(node.target) for node in exported.graph.nodes)
+    torch.testing.assert_close(exported.module()(x), EVERY_CALL[name](x), rtol=0, atol=0)
+
+
+def opcheck_arguments(device: str, order: str) -> dict[str, tuple]:
+    x = make((2, 3, 7, 6), torch.float32, device, order)
+    boxes, index, at, crop_index = fixed(torch.device(device))
+    offsets = torch.tensor([0, 3, 7], device=device)
+    ordered = index.argsort(stable=True)
+    mask = torch.full(((x.numel() + 7) // 8,), 0b10110100, dtype=torch.uint8, device=device)
+    leaf = x.detach().clone().requires_grad_()
+    target = torch.ones(1, 3, 3, device=device)
+    return {
+        "occlude": (leaf, boxes, index, None, 0.5),
+        "_occlude_backward": (x.repeat(4, 1, 1, 1)[:7], boxes, ordered, offsets, False),
+        "splice": (x, x[:, :, :3, :2].contiguous(), at, at, [4, 5], crop_index, 0.0),
+        "guided_relu": (leaf, "guided", True),
+        "_guided_relu_backward": (x, mask, "guided", order == "channels_last"),
+        "total_variation": (leaf, "isotropic", 2.5, True, False, True),
+        "_total_variation_backward": (torch.ones(2, device=device), x),
+        "gram": (leaf, "hw"),
+        "gram_loss": (leaf, target, "hw"),
+    }
+
+
+@devices
+@orders
+@pytest.mark.parametrize("name", opcheck_arguments("cpu", "contiguous"))
+def test_opcheck(name, order, device):
+    torch.library.opcheck(getattr(torch.ops.fastviz, name).default, opcheck_arguments(device, order)[name])
+
+
+def test_every_operator_is_checked():
+    """A new operator in library.cpp appears in test_opcheck too."""
+    listed = {
+        schema.name.partition("::")[2]
+        for schema in torch._C._jit_get_all_schemas()
+        if schema.name.startswith("fastviz::")
+    }
+    assert listed == set(opcheck_arguments("cpu", "contiguous"))
+
+
+@calls
+def test_second_order_is_refused_in_words(name):
+    if name == "gram":
+        return  # gram's backward is differentiable
+    x = make((2, 3, 5, 4)).requires_grad_()
+
+    def second_derivative():
+        (first,) = torch.autograd.grad(CALLS[name](x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), x)
+
+    with pytest.raises(RuntimeError, match="has no derivative of second order"):
+        second_derivative()
+
+
+def test_gram_has_a_second_derivative():
+    assert torch.autograd.gradgradcheck(lambda x: ops.gram(x, "hw"), (make((1, 2, 3, 2)).requires_grad_(),))
+
+
+@calls
+@pytest.mark.parametrize("order", ["contiguous", "channels_last"])
+def test_same_bits_at_any_number_of_threads(name, order):
+    x = make((2, 3, 61, 47), torch.float32, order=order) if "gram" not in name else make((2, 3, 70, 70), torch.float32)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            results.append(gradients(CALLS[name], x))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=0, atol=0)
+
+
+@pytest.mark.cuda
+@calls
+def test_same_bits_between_runs_on_cuda(name):
+    x = make((2, 3, 61, 47), torch.float32, "cuda")
+    torch.testing.assert_close(gradients(CALLS[name], x), gradients(CALLS[name], x), rtol=0, atol=0)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", EVERY_CALL)
+def test_cuda_graph(name):
+    """Captured once, replayed on new values."""
+    call = EVERY_CALL[name]
+    x = make((2, 3, 32, 30), torch.float32, "cuda")
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        call(x)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = call(x)
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    torch.testing.assert_close(output, call(x), rtol=0, atol=0)
+
+
+@pytest.mark.cuda
+def test_image_index_out_of_range_on_cuda_gives_nan():
+    output = ops.occlude(
+        torch.zeros(1, 1, 2, 2, device="cuda"),
+        torch.zeros(2, 4, dtype=torch.long, device="cuda"),
+        torch.tensor([0, 7], device="cuda"),
+    )
+    assert output.isnan().any((1, 2, 3)).tolist() == [False, True]
+
+
+@pytest.mark.cuda
+def test_more_than_two_to_the_31_elements_on_cuda():
+    x = torch.ones(1, 3, 27000, 27000, dtype=torch.float16, device="cuda")
+    x[..., -1, -1] = 3
+    assert ops.guided_relu(x)[0, :, -1, -1].tolist() == [3, 3, 3]
+    assert ops.total_variation(x, norm="l1", border="zero").tolist() == [12.0]
+
+
+def test_meta_tensors():
+    x = torch.empty(2, 3, 7, 6, device="meta")
+    assert ops.gram(x).shape == (2, 3, 3)
+    assert ops.total_variation(x).shape == (2,)
+
+
+def test_import_stops_where_the_library_is_stale(monkeypatch):
+    """A library that is older than its sources is not used."""
+    monkeypatch.setattr(native, "_status", {})
+    monkeypatch.setattr(native, "source_hash", lambda folder, cuda: "another")
+    with pytest.raises(ImportError, match=r"older than its sources.*make build"):
+        native.load()
+
+
+def test_import_stops_where_the_library_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setattr(native, "_status", {})
+    monkeypatch.setattr(native, "_FOLDER", tmp_path)
+    with pytest.raises(ImportError, match=r"_cpu.so is missing; run `make build`"):
+        native.load()

@@ -1,0 +1,203 @@
+"""Train the built-in network: ``python tools/train_demo.py DATA.zip --out fastviz/data/demo.safetensors``.
+
+DATA.zip is an image folder of the 20 classes (``train/CLASS/*.JPEG``, ``val/CLASS/*.JPEG``, 64x64 RGB). An epoch writes
+a checkpoint beside the output, and a run that finds one goes on from it. The end folds the batch norms into the
+convolutions, rounds to float16, measures that very file on the validation images and writes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastviz.demo_network import INPUT_SIZE, DemoNetwork
+
+MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+BATCH = 128
+
+
+def read_split(path: Path, split: str) -> tuple[Tensor, Tensor]:
+    """Pictures [N, 3, 64, 64] in 0 to 1 and class indices [N] of one split, classes in alphabetical order."""
+    with zipfile.ZipFile(path) as archive:
+        names = sorted(n for n in archive.namelist() if n.startswith(f"{split}/") and n.endswith(".JPEG"))
+        folders = sorted({n.split("/")[1] for n in names})
+        pictures = [np.asarray(Image.open(io.BytesIO(archive.read(n))).convert("RGB")) for n in names]
+    labels = torch.tensor([folders.index(n.split("/")[1]) for n in names])
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255, labels
+
+
+def augment(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Random crop, shape, turn, mirror image, brightness, contrast, saturation and one erased square a picture."""
+    n = len(x)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.rand(n, generator=generator) * (high - low) + low
+
+    scale, aspect, turn = uniform(0.6, 1.05), uniform(-0.2, 0.2).exp(), uniform(-0.2, 0.2)
+    mirror = torch.randint(0, 2, (n,), generator=generator) * 2 - 1
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0] = scale * aspect * turn.cos() * mirror
+    theta[:, 0, 1] = -scale * turn.sin()
+    theta[:, 1, 0] = scale * turn.sin() * mirror
+    theta[:, 1, 1] = scale / aspect * turn.cos()
+    theta[:, 0, 2] = uniform(-1, 1) * (1.1 - scale)
+    theta[:, 1, 2] = uniform(-1, 1) * (1.1 - scale)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    x = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+
+    def one_each(low: float, high: float) -> Tensor:
+        return uniform(low, high).view(n, 1, 1, 1)
+
+    x = x + one_each(-0.15, 0.15)
+    middle = x.mean((1, 2, 3), keepdim=True)
+    x = middle + (x - middle) * one_each(0.7, 1.3)
+    grey = x.mean(1, keepdim=True)
+    x = (grey + (x - grey) * one_each(0.5, 1.5)).clamp(0, 1)
+
+    size = 20
+    rows = torch.randint(-size, INPUT_SIZE, (n, 1), generator=generator)
+    columns = torch.randint(-size, INPUT_SIZE, (n, 1), generator=generator)
+    line = torch.arange(INPUT_SIZE)
+    inside_rows = (line >= rows) & (line < rows + size)
+    inside_columns = (line >= columns) & (line < columns + size)
+    erased = inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
+    return torch.where(erased, MEAN, x)
+
+
+def cutmix(x: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """In half of the batches: a rectangle of each picture, and that share of its target, come from another picture."""
+    if torch.rand((), generator=generator) < 0.5:
+        return x, targets
+    share = float(torch.rand((), generator=generator)) * 0.5
+    side = round(INPUT_SIZE * share**0.5)
+    top, left = torch.randint(0, INPUT_SIZE - side + 1, (2,), generator=generator).tolist()
+    order = torch.randperm(len(x), generator=generator)
+    mixed = x.clone()
+    mixed[..., top : top + side, left : left + side] = x[order][..., top : top + side, left : left + side]
+    share = (side / INPUT_SIZE) ** 2
+    return mixed, targets * (1 - share) + targets[order] * share
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, x: Tensor, labels: Tensor, device: torch.device) -> float:
+    """Fraction of pictures whose highest score is the right class."""
+    model.eval()
+    right = 0
+    for batch, truth in zip(((x - MEAN) / STD).split(250), labels.split(250), strict=True):
+        right += int((model(batch.to(device)).argmax(1).cpu() == truth).sum())
+    return right / len(x)
+
+
+def fold_batch_norm(trained: DemoNetwork) -> DemoNetwork:
+    """The same function without batch norms, in evaluation mode."""
+    folded = DemoNetwork().eval()
+    state = trained.state_dict()
+    for name, module in trained.named_children():
+        if isinstance(module, nn.Conv2d):
+            norm = trained.get_submodule(name.replace("conv", "norm"))
+            assert isinstance(norm, nn.BatchNorm2d)
+            scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+            state[f"{name}.weight"] = module.weight * scale.view(-1, 1, 1, 1)
+            state[f"{name}.bias"] = norm.bias - norm.running_mean * scale
+    folded.load_state_dict({k: v for k, v in state.items() if not k.startswith("norm")})
+    return folded
+
+
+def replace_file(path: Path, write: object) -> None:
+    """Write beside ``path``, then rename: a reader never sees half a file."""
+    temporary = path.with_name(path.name + ".tmp")
+    write(temporary)  # type: ignore[operator]
+    os.replace(temporary, path)
+
+
+def train(arguments: argparse.Namespace) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    train_x, train_labels = read_split(arguments.data, "train")
+    val_x, val_labels = read_split(arguments.data, "val")
+    torch.manual_seed(0)
+    model = DemoNetwork(batch_norm=True).to(device, memory_format=torch.channels_last)
+    average = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995), use_buffers=True
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    steps = len(train_x) // BATCH
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=0.1, total_steps=steps * arguments.epochs, pct_start=0.15
+    )
+    checkpoint = arguments.out.with_suffix(".checkpoint.pt")
+    first = 0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        for part, name in ((model, "model"), (average, "average"), (optimizer, "optimizer"), (schedule, "schedule")):
+            part.load_state_dict(saved[name])
+        first = saved["epoch"] + 1
+    for epoch in range(first, arguments.epochs):
+        generator = torch.Generator().manual_seed(epoch)
+        model.train()
+        started, total = time.perf_counter(), 0.0
+        for index in torch.randperm(len(train_x), generator=generator)[: steps * BATCH].split(BATCH):
+            targets = F.one_hot(train_labels[index], 20).float()
+            x, targets = cutmix(augment(train_x[index], generator), targets, generator)
+            x = ((x - MEAN) / STD).to(device, memory_format=torch.channels_last)
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                loss = F.cross_entropy(model(x), targets.to(device), label_smoothing=0.05)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            average.update_parameters(model)
+            total += float(loss.detach())
+        state = {
+            "model": model.state_dict(),
+            "average": average.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "epoch": epoch,
+        }
+        replace_file(checkpoint, lambda path, state=state: torch.save(state, path))
+        seconds = time.perf_counter() - started
+        top1 = accuracy(average.module, val_x, val_labels, device)
+        print(f"epoch {epoch}: loss {total / steps:.3f}, top-1 {top1:.3f}, {seconds:.0f} s", flush=True)
+    finish(arguments.out, average.module.cpu(), val_x, val_labels)
+
+
+def finish(out: Path, trained: DemoNetwork, val_x: Tensor, val_labels: Tensor) -> None:
+    """Fold, round, write, read back, measure."""
+    folded = fold_batch_norm(trained.eval())
+    tensors = {name: value.detach().half().contiguous() for name, value in folded.state_dict().items()}
+    replace_file(out, lambda path: save_file(tensors, path))
+    shipped = DemoNetwork().eval()
+    shipped.load_state_dict({name: value.float() for name, value in load_file(out).items()})
+    top1 = accuracy(shipped, val_x, val_labels, torch.device("cpu"))
+    print(json.dumps({"validation_top1": top1, "images": len(val_x), "bytes": out.stat().st_size}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=45)
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = torch's choice")
+    arguments = parser.parse_args()
+    if not arguments.data.is_file():
+        parser.error(f"data should be a zip file of pictures, got {arguments.data}, which does not exist")
+    train(arguments)
+
+
+if __name__ == "__main__":
+    main()
