@@ -13,6 +13,7 @@ from warnings import warn
 
 import torch
 from torch import Tensor, nn
+from torch import ops as torch_ops
 from torch.autograd.graph import _engine_run_backward
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -219,7 +220,7 @@ def _spellings() -> dict[Callable[..., object], tuple[str, bool]]:
                 if hasattr(home, variant):
                     table[getattr(home, variant)] = (name, in_place)
             # What torch.export and torch.fx graphs call.
-            packet = getattr(torch.ops.aten, variant)
+            packet = getattr(torch_ops.aten, variant)
             for function in (packet, *(getattr(packet, overload) for overload in packet.overloads())):
                 table[function] = (name, in_place)
     return table
@@ -299,8 +300,7 @@ class Rectifiers(TorchFunctionMode):
         self.count += 1
         y = ops.guided_relu(call.x, self.rule)
         if call.upper is not None:
-            # clamp lets the gradient through at the bound itself, hardtanh does not.
-            y = y.clamp(max=call.upper) if kind in ("clamp", "clip") else functional.hardtanh(y, -1.0, call.upper)
+            y = functional.hardtanh(y, -1.0, call.upper)  # y is 0 or more: only the upper bound acts
         if not call.in_place:
             return y
         # For a view, autograd wants a gradient for the rest of its base too, which only copy_ gives; it costs a pass.
@@ -390,7 +390,7 @@ def differentiate(output: Tensor, inputs: Sequence[Tensor], *, retain_graph: boo
     ``torch.utils.checkpoint`` runs again.
     """
     # Every public way to run a backward pass is itself a function that modes intercept, and a mode is off while it
-    # handles a call: what is run again would not have the rule. To be replaced when torch.autograd.grad leaves modes on.
+    # handles a call: what is run again would not have the rule. To be replaced once torch.autograd.grad keeps modes on.
     found: tuple[Tensor | None, ...] = _engine_run_backward(
         (output,),
         (torch.ones_like(output),),
@@ -411,8 +411,8 @@ def rectifiers(rule: ops.Rule, *, model: nn.Module | None = None) -> Iterator[Re
     ``relu``, ``relu6``, ``hardtanh(0, …)``, ``threshold(0, 0)`` and ``clamp(min=0)`` (also ``clip`` and ``clamp_min``),
     as a module, function, method or ATen call, in place or not, with or without an upper bound, on a floating-point
     tensor that takes part in a graph. A bounded one is ``min(max(x, 0), bound)``: the rule holds for the ``max``, and
-    the ordinary gradient, zero above the bound, for the ``min``. In-place calls change their argument as ever. Nothing
-    is patched: other threads, and what comes after the ``with``, are not affected.
+    the ordinary gradient, zero from the bound on, for the ``min``. In-place calls change their argument as ever.
+    Nothing is patched: other threads, and what comes after the ``with``, are not affected.
 
     The backward pass belongs inside too, by :func:`differentiate`: ``torch.utils.checkpoint`` runs parts of the model
     again then.

@@ -31,16 +31,34 @@ _DEMO_PHOTOS = Path(__file__).parent / "data" / "photos"
 _WIDTH_OF_A_PIPE = 160
 
 
+class _Stopped(Exception):  # noqa: N818 - it is no error
+    """Ctrl-C, and what is left of the work in words."""
+
+
 class _Commands(TyperGroup):
     """The commands, with errors as one line instead of a frame or a traceback."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run, and end in ``SystemExit`` unless ``standalone_mode`` is off."""
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
+            return super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             try:
-                status = super().main(*args, standalone_mode=False, **extra)
+                status = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+                if status == 130:  # typer's word for Ctrl-C
+                    print("fastviz: stopped", file=sys.stderr)
+            except _Stopped as stopped:
+                status = 130
+                print(f"fastviz: stopped; {stopped}", file=sys.stderr)
             except Exception as error:
                 if os.environ.get("FASTVIZ_TRACEBACK"):
                     raise
@@ -109,9 +127,9 @@ def _table(*columns: str, numbers: Sequence[str] = ()) -> Table:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        import fastviz
 
-        print(f"fastviz {version('fastviz')}")
+        print(f"fastviz {fastviz.__version__}")
         raise typer.Exit()
 
 
@@ -180,12 +198,8 @@ def explain(
         facts |= {key: str(value) for key, value in (("Layer", layer), ("Window", window), ("Stride", stride)) if value}
         pages = report.pages(out, title=f"What {model} looks at", facts=facts, failures=summary.failures)
     except KeyboardInterrupt:
-        done = sum(1 for _ in jobs.read_results(out))
-        print(
-            f"fastviz: stopped; {done} photographs are done in {out}, the same command goes on from there",
-            file=sys.stderr,
-        )
-        raise typer.Exit(130) from None
+        done = _photographs(sum(1 for _ in jobs.read_results(out)))
+        raise _Stopped(f"{done} done in {out}, the same command goes on from there") from None
     _print_summary(summary)
     if sheets:
         more = f" and {len(sheets) - 1} more" if len(sheets) > 1 else ""
@@ -194,6 +208,10 @@ def explain(
         print(f"fastviz: failed: {_reason(name, reason)}", file=sys.stderr)
     if summary.failures:
         raise typer.Exit(1)
+
+
+def _photographs(number: int) -> str:
+    return f"{number} photograph{'' if number == 1 else 's'}"
 
 
 def _reason(name: str, reason: str) -> str:
@@ -208,9 +226,9 @@ def _print_summary(summary: Summary) -> None:
         for name, seconds in summary.seconds.items():
             table.add_row(name, f"{seconds:.1f}", f"{1000 * seconds / summary.done:.0f} ms")
         _console().print(table)
-    words = [f"{summary.done} photographs explained in {summary.total_seconds:.1f} s"]
+    words = [f"{_photographs(summary.done)} explained in {summary.total_seconds:.1f} s"]
     if summary.skipped:
-        words.append(f"{summary.skipped} were done before")
+        words.append(f"{summary.skipped} done before")
     if summary.failures:
         words.append(f"{len(summary.failures)} failed")
     print(", ".join(words))
@@ -235,11 +253,7 @@ def demo(
     photos = sorted(images.find_images([_DEMO_PHOTOS]), key=lambda path: path.name)
     batch, _ = images.load_images(photos, model=network)
     names, unfit = _methods_for(network, batch[:1])
-    try:
-        jobs.explain(photos, out, jobs.Settings("demo", methods=names), model=network, overwrite=True, progress=True)
-    except KeyboardInterrupt:
-        print("fastviz: stopped", file=sys.stderr)
-        raise typer.Exit(130) from None
+    jobs.explain(photos, out, jobs.Settings("demo", methods=names), model=network, overwrite=True, progress=True)
     page = report.demo_page(
         out,
         _scenes(network, out),
@@ -258,7 +272,7 @@ def _methods_for(network: nn.Module, x: Any) -> tuple[tuple[str, ...], dict[str,
     for name, method in METHODS.items():
         try:
             # A method of many passes is tried with as few as possible; whether it suits the network is the same.
-            method.attribution(network, x, **({"window": min(x.shape[-2:])} if name == "occlusion" else {}))
+            method.function(network, x, **({"window": min(x.shape[-2:])} if name == "occlusion" else {}))
             fit.append(name)
         except ValueError as error:
             unfit[name] = str(error)
@@ -283,18 +297,18 @@ def _scenes(network: nn.Module, out: Path) -> list[Scene]:
 
 
 def _first_filters(network: nn.Module) -> Any:
-    """A picture [3, H, W] of the weights of the first convolution, each scaled on its own; None if they have no colours."""
+    """A picture [3, H, W] of the first convolution's filters, each scaled on its own; None if it takes no colours."""
     from torch import nn
     from torch.nn import functional
 
-    from fastviz import images
+    from fastviz import pictures
 
     first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
     if first is None or first.in_channels != 3:
         return None
-    filters = images.normalise(first.weight.detach(), symmetric=True)
+    filters = pictures.normalise(first.weight.detach(), symmetric=True, dims=3)
     larger = functional.interpolate(filters, scale_factor=8, mode="nearest")
-    return images.grid(larger, columns=16, padding=4)
+    return pictures.grid(larger, columns=16, padding=4)
 
 
 def _demo_facts(seconds: float) -> dict[str, str]:
@@ -370,6 +384,7 @@ def info() -> None:
 
     import torch
 
+    import fastviz
     from fastviz import ops
 
     def installed(package: str) -> str:
@@ -379,7 +394,8 @@ def info() -> None:
             return "not installed"
 
     table = _table("", "")
-    for package in ("fastviz", "torch", "torchvision"):
+    table.add_row("fastviz", fastviz.__version__)
+    for package in ("torch", "torchvision"):
         table.add_row(package, installed(package))
     table.add_row("Python", f"{platform.python_version()} on {platform.platform()}")
     for name, where in ops.libraries().items():
@@ -390,10 +406,8 @@ def info() -> None:
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             device = torch.cuda.get_device_properties(index)
-            table.add_row(
-                f"cuda:{index}",
-                f"{device.name}, {device.total_memory / 2**30:.0f} GiB, compute capability {device.major}.{device.minor}",
-            )
+            memory, capability = device.total_memory / 2**30, f"{device.major}.{device.minor}"
+            table.add_row(f"cuda:{index}", f"{device.name}, {memory:.0f} GiB, compute capability {capability}")
     table.add_row("CUDA", _about_cuda(ops.libraries().get("cuda", "")))
     table.show_header = False
     _console().print(table)

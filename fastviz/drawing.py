@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastviz import images
+from fastviz import pictures
 
 __all__ = ["LEGENDS", "draw"]
 
@@ -32,23 +32,23 @@ def draw(draws: str, attribution: Tensor, photo: Tensor, *, coarse: bool = False
             photograph, red above zero and blue below; ``"gradient"`` shows a picture of both signs about middle grey.
         attribution: [h, w], or [1 or 3, h, w] for ``"gradient"``; floating-point.
         photo: [3, H, W] in 0 to 1.
-        coarse: whether a heat map has a layer's resolution (it is spread over the photograph evenly, "jet"), not that of
-            the input (bright on dark, "inferno").
+        coarse: whether a heat map has a layer's resolution (it is laid over the photograph evenly, "jet") and not that
+            of the input (bright on dark, "inferno").
     """
     attribution = attribution.float()
     if draws == "gradient":
-        scaled = images.normalise(attribution[None], symmetric=True, percentile=_PERCENTILE)[0]
+        scaled = pictures.normalise(attribution[None], symmetric=True, percentile=_PERCENTILE)[0]
         return _resized(scaled, photo).expand(3, -1, -1).contiguous()
     signed = draws == "signed"
-    scaled = images.normalise(attribution[None], symmetric=signed, percentile=_PERCENTILE)
+    scaled = pictures.normalise(attribution[None], symmetric=signed, percentile=_PERCENTILE)
     if draws == "heat" and coarse:
-        return images.overlay(photo[None], scaled, alpha=0.5, name="jet")[0]
+        return pictures.overlay(photo[None], scaled, alpha=0.5, name="jet")[0]
     value = _resized(scaled, photo)[0]
     grey = photo.mean(0, keepdim=True).expand(3, -1, -1)
     if signed:
-        weight = 0.9 * (2 * value - 1).abs().sqrt()
-        return torch.lerp(0.5 + 0.5 * (grey - 0.5), images.colour_map(value, "seismic"), weight)
-    return torch.lerp(0.3 * grey, images.colour_map(value, "inferno"), value.sqrt())
+        weight = 0.8 * (2 * value - 1).abs() ** 0.8
+        return torch.lerp(0.5 + 0.5 * (grey - 0.5), pictures.colour_map(value, "seismic"), weight)
+    return torch.lerp(0.3 * grey, pictures.colour_map(value, "inferno"), value.sqrt())
 
 
 def _resized(maps: Tensor, photo: Tensor) -> Tensor:

@@ -190,21 +190,19 @@ def read_image(path: str | os.PathLike[str], *, limit_pixels: int = LIMIT_PIXELS
                 raise ImageError(f"{image.width}x{image.height} pixels are more than the {limit_pixels} allowed")
             image.load()
             turn = _TURNS.get(_orientation(image))
-            pixels = _pixels(image if turn is None else image.transpose(turn))
+            picture = _decoded(image if turn is None else image.transpose(turn))
     except ImageError as error:
         raise ImageError(f"image {str(file)!r}: {error}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"image {str(file)!r}: more pixels than PIL.Image.MAX_IMAGE_PIXELS allows") from error
+        raise ImageError(f"image {str(file)!r}: {error}") from error
     except UnidentifiedImageError as error:
-        empty = file.stat().st_size == 0
-        raise ImageError(
-            f"image {str(file)!r}: {'is empty' if empty else 'is not an image that can be read'}"
-        ) from error
+        reason = "is not an image that can be read" if file.stat().st_size else "is empty"
+        raise ImageError(f"image {str(file)!r}: {reason}") from error
     # What a broken file raises is up to the decoder that meets it; all of it means the same to the caller.
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ImageError(f"image {str(file)!r}: broken or cut off ({reason})") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).expand(3, -1, -1).contiguous()
+    return picture.expand(3, -1, -1).contiguous()
 
 
 @cache
@@ -222,28 +220,27 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _pixels(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """The pixels [H, W, 1 or 3] as float32 in 0 to 1, over white where transparent."""
+def _decoded(image: Image.Image) -> Tensor:
+    """The pixels [1 or 3, H, W] as float32 in 0 to 1, over white where transparent."""
     if image.mode.startswith("I;16"):
-        return np.asarray(image).astype(np.float32)[..., None] / np.float32(65535)
+        return _tensor(np.asarray(image).astype(np.int32)) / 65535
     if image.mode in ("I", "F"):
         # "I" has 32 bits but comes from 16-bit files (PGM, TIFF); "F" has no agreed range.
         limit = 65535 if image.mode == "I" else 1
-        values = np.asarray(image)[..., None]
-        if not (values.min() >= 0 and values.max() <= limit):
-            wanted = (
-                "whole numbers should be 0 to 65535" if image.mode == "I" else "floating-point pixels should be 0 to 1"
-            )
-            raise ImageError(f"{wanted}, got {values.min():g} to {values.max():g}")
-        return values.astype(np.float32) / np.float32(limit)
+        values = _tensor(np.array(image))
+        low, high = (bound.item() for bound in values.aminmax())
+        if not (low >= 0 and high <= limit):
+            raise ImageError(f"pixels of {values.dtype} should be 0 to {limit}, got {low:g} to {high:g}")
+        return values / limit
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        rgba = np.array(image.convert("RGBA"), dtype=np.float32) / np.float32(255)
-        alpha = rgba[..., 3:]
-        return rgba[..., :3] * alpha + (1 - alpha)
-    mode = "L" if image.mode in ("1", "L") else "RGB"
-    return np.array(image.convert(mode), dtype=np.float32, ndmin=3).reshape(image.height, image.width, -1) / np.float32(
-        255
-    )
+        rgba = _tensor(np.array(image.convert("RGBA"))) / 255
+        return rgba[:3] * rgba[3:] + (1 - rgba[3:])
+    return _tensor(np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))) / 255
+
+
+def _tensor(pixels: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Tensor:
+    """[H, W] or [H, W, C] as [C, H, W], C first in memory too."""
+    return torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1).contiguous()
 
 
 # ------------------------------------------------------------------------------------------- a network's pictures
@@ -278,12 +275,7 @@ def load_images(
     if model is not None:
         settings = models.preprocessing(model)
     if size is not None:
-        height, width = Preprocessing((size, size) if isinstance(size, int) else size, None, (0.0,), (1.0,)).size or (
-            0,
-            0,
-        )
-        resize = settings.resize and max(settings.resize, height, width)
-        settings = replace(settings, size=(height, width), resize=resize)
+        settings = _with_size(settings, (size, size) if isinstance(size, int) else size)
     files, names = zip(*_find(paths), strict=True)
     if len(set(names)) < len(names):
         together = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
@@ -293,18 +285,26 @@ def load_images(
     if len(shapes) > 1:
         (first, first_name), (other, other_name) = list(shapes.items())[:2]
         raise ValueError(
-            f"pictures should have one size, got {list(first)} for {first_name!r} and {list(other)} for {other_name!r}; "
-            "give size"
+            f"pictures should have one size, got {list(first)} for {first_name!r} and {list(other)} for "
+            f"{other_name!r}; give size"
         )
     return torch.stack(prepared), list(names)
+
+
+def _with_size(settings: Preprocessing, size: tuple[int, int]) -> Preprocessing:
+    """``settings`` for another size of the input, the shorter side resized to more pixels where the crop needs it."""
+    if settings.resize is None:
+        return replace(settings, size=size)
+    whole = replace(settings, size=size, resize=None)  # checks the size before it is computed with
+    return replace(whole, resize=max(settings.resize, *(whole.size or ())))
 
 
 def preprocess(image: Tensor, preprocessing: Preprocessing) -> Tensor:
     """``image`` resized, cropped and normalised for a network.
 
-    The same as torchvision's ``ImageClassification`` transform on a Pillow image, except that nothing is rounded to
-    8 bits on the way (a difference of about 1/255 at most before the normalisation): antialiased resizing, first
-    across, then down, values kept in 0 to 1; the longer side and the crop's offset rounded as torchvision does.
+    The same numbers as torchvision's ``ImageClassification`` transform of a Pillow image: the longer side and the
+    crop's offset are rounded as there, and a picture of 8 bits (all values multiples of 1/255) is resized by Pillow, to
+    8 bits. Others (16 bits, blended transparency) are resized with the same antialiased weights without rounding.
 
     Args:
         image: [3, H, W] or [N, 3, H, W] with values 0 to 1.
@@ -313,8 +313,8 @@ def preprocess(image: Tensor, preprocessing: Preprocessing) -> Tensor:
 
     Raises:
         TypeError: ``image`` is not a floating-point tensor.
-        ValueError: another shape, no pixels, values outside 0 to 1, or so narrow that the resized picture would have
-            more than :data:`LIMIT_PIXELS` pixels.
+        ValueError: another shape, no pixels, values outside 0 to 1, so narrow that the resized picture would have more
+            than :data:`LIMIT_PIXELS` pixels, or gradients wanted (8 bits have none).
 
     >>> settings = Preprocessing((2, 2), 2, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     >>> preprocess(torch.ones(3, 4, 6), settings).shape
@@ -322,6 +322,8 @@ def preprocess(image: Tensor, preprocessing: Preprocessing) -> Tensor:
     """
     checks.tensor(image, "image", dims=(3, 4), layout="[3, H, W] or [N, 3, H, W]")
     pictures.check_range(image, "image")
+    if image.requires_grad and torch.is_grad_enabled():
+        raise ValueError("image should not require gradients, which 8-bit pixels have not: detach it")
     x = image if image.dim() == 4 else image[None]
     if len(preprocessing.mean) == 1 and x.shape[1] == 3:
         x = (x * x.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
@@ -335,14 +337,27 @@ def preprocess(image: Tensor, preprocessing: Preprocessing) -> Tensor:
                 f"image of {x.shape[-2]}x{x.shape[-1]} pixels is too narrow: a shorter side of {preprocessing.resize} "
                 f"would make it {height}x{width}"
             )
-        x = pictures.resize(x, height, width, preprocessing.interpolation)
+        x = _resized(x, height, width, preprocessing.interpolation)
         if preprocessing.size is not None:
             top, left = round((height - preprocessing.size[0]) / 2), round((width - preprocessing.size[1]) / 2)
             x = x[..., top : top + preprocessing.size[0], left : left + preprocessing.size[1]]
     elif preprocessing.size is not None:
-        x = pictures.resize(x, *preprocessing.size, preprocessing.interpolation)
+        x = _resized(x, *preprocessing.size, preprocessing.interpolation)
     x = (x - _channels(preprocessing.mean, x)) / _channels(preprocessing.std, x)
     return x if image.dim() == 4 else x[0]
+
+
+def _resized(x: Tensor, height: int, width: int, mode: str) -> Tensor:
+    """Pictures [N, C, height, width] from [N, C, H, W]; of 8 bits exactly as torchvision has them from Pillow."""
+    if (height, width) == tuple(x.shape[-2:]):
+        return x
+    levels = (x.detach() * 255).round()
+    if not torch.allclose(levels / 255, x.detach(), rtol=0, atol=1e-6):
+        return pictures.resize(x, height, width, mode)
+    method = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[mode]
+    planes = levels.to("cpu", torch.uint8).flatten(0, 1).numpy()
+    resized = np.stack([np.asarray(Image.fromarray(plane).resize((width, height), method)) for plane in planes])
+    return torch.from_numpy(resized).view(*x.shape[:2], height, width).to(x) / 255
 
 
 def restore(x: Tensor, preprocessing: Preprocessing) -> Tensor:

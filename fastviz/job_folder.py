@@ -12,12 +12,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO
 
-__all__ = ["PARTS", "JobFolder", "Photo", "Result", "Settings", "read_results", "whole_file"]
+from fastviz.images import whole_file
+
+__all__ = ["PARTS", "JobFolder", "Photo", "Result", "Settings", "read_results"]
 
 PARTS = ("overlays", "arrays", "inputs")
 """Names of the folders of files inside a job's folder."""
@@ -30,9 +31,9 @@ _FORMAT = 1
 class Settings:
     """What decides the numbers of a job; a run that goes on in a folder must have the same.
 
-    ``model`` and ``weights`` as :func:`fastviz.load_model` takes them; ``methods`` are names of the registry; ``target``
-    is ``"predicted"``, a class index or a class name; ``layer``, ``window`` and ``stride`` (pixels) go to the methods
-    that take them, None is each method's default.
+    ``model`` and ``weights`` as :func:`fastviz.load_model` takes them; ``methods`` are names of the registry;
+    ``target`` is ``"predicted"``, a class index or a class name; ``layer``, ``window`` and ``stride`` (pixels) go to
+    the methods that take them, None is each method's default.
     """
 
     model: str
@@ -91,27 +92,6 @@ class Photo:
     bytes: int
     modified: int
     stem: str = ""
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file to write, which appears under its name when it is complete and never half-written.
-
-    Raises:
-        OSError: the path cannot be written or the disk is full; it names ``path``.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-        part.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            part.unlink()
-        if isinstance(error, OSError) and error.errno is not None:
-            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
-        raise
 
 
 def read_results(out: str | os.PathLike[str]) -> Iterator[list[Result]]:
@@ -220,7 +200,7 @@ class JobFolder:
         return all((self.out / path).is_file() for path in files)
 
     def prepare(self) -> None:
-        """Make the folder, and empty it of an earlier job; called with the first results, so a failed start leaves nothing."""
+        """Make the folder and empty it of an earlier job: when the first results come, so a failed start leaves it."""
         if not self._fresh:
             return
         for name in PARTS:

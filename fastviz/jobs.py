@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fastviz import capture, checks, drawing, images, models
-from fastviz.job_folder import PARTS, JobFolder, Photo, Result, Settings, read_results, whole_file
+from fastviz.job_folder import PARTS, JobFolder, Photo, Result, Settings, read_results
 from fastviz.methods import METHODS, Method
 from fastviz.models import Preprocessing
 
@@ -74,9 +74,9 @@ def explain(
         out: the folder to write, made if need be: see :mod:`fastviz.job_folder` for what is in it.
         settings: model, methods and target.
         model: the network to use instead of loading ``settings.model``; it stays on its device.
-        device: where a loaded network runs: ``"auto"`` (a GPU if torch can use one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
-        batch_size: photographs in a forward pass, and for methods that run many passes a photograph (occlusion) passes at
-            once; None is 16 photographs and each method's default.
+        device: where a loaded network runs: ``"auto"`` (a GPU if torch can use one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``
+        batch_size: photographs in a forward pass, and for methods that run many passes a photograph (occlusion) passes
+            at once; None is 16 photographs and each method's default.
         limit: explain only the first so many photographs; None for all.
         overwrite: replace what ``out`` holds instead of going on.
         progress: show a bar on a terminal.
@@ -281,7 +281,7 @@ class _Explainer:
             return photo, str(error)
 
     def explain(self, batch: Sequence[_Loaded]) -> Iterator[_Explained | tuple[Photo, str]]:
-        """What the methods make of each photograph of ``batch``, or why they cannot, one by one as they are finished."""
+        """What the methods make of each photograph of ``batch``, or why they cannot, each as soon as it is finished."""
         x = torch.stack([loaded.x for loaded in batch])
         probabilities = self._scores(x).softmax(1)
         finite = probabilities.isfinite().all(1)
@@ -310,7 +310,8 @@ class _Explainer:
     def _apply(self, method: Method, x: Tensor, targets: Tensor, explained: Sequence[_Explained]) -> None:
         """Add the maps of ``method`` for the batch ``x`` to ``explained``, with the time they took."""
         start = time.perf_counter()
-        found = method.attribution(self.model, x, targets, **self.options[method.name])
+        found = method.function(self.model, x, targets, **self.options[method.name])
+        found = found if isinstance(found, Tensor) else found.attribution
         maps = found.detach().float().cpu()  # the copy waits for the GPU, so the time is that of the work
         seconds = (time.perf_counter() - start) / len(explained)
         for each, one in zip(explained, maps, strict=True):
@@ -350,9 +351,9 @@ class _Explainer:
                     modified=photo.modified,
                 )
             )
-        with whole_file(out / arrays) as file:
-            maps = {name: map.numpy() for name, map in explained.maps.items()}
-            np.savez(file, photograph=photo.name, target=target, class_name=self.names[target], **maps)
+        with images.whole_file(out / arrays) as file:
+            arrays_of: dict[str, Any] = {name: found.numpy() for name, found in explained.maps.items()}
+            np.savez(file, photograph=photo.name, target=target, class_name=self.names[target], **arrays_of)
         return results
 
 
@@ -440,7 +441,7 @@ def _batches(
 
 @contextmanager
 def _bar(wanted: bool, total: int, done: int) -> Iterator[Callable[[str, int], None]]:
-    """What the job calls with the photograph's name and the number of maps made; a bar, if ``wanted``, on a terminal."""
+    """What to call with a photograph's name and the number of maps made; a bar, if ``wanted``, on a terminal."""
     from rich.console import Console
 
     console = Console(stderr=True)

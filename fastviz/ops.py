@@ -173,8 +173,8 @@ def total_variation(
     - ``norm="l2"``: Σ v² + h².
 
     ``border="crop"`` sums over the pixels that have both neighbours, ``"zero"`` over all of them, a missing difference
-    being 0. Where the gradient does not exist (v = h = 0 with β < 2, |0|) it is 0. Value and gradient come from one
-    pass over ``x``.
+    being 0. Where the gradient does not exist (v = h = 0 with β < 2, |0|) it is 0. The value takes one pass over ``x``,
+    the gradient another one; nothing but ``x`` is kept for it.
 
     The definitions of other libraries: kornia ``norm="l1", border="zero"``, each channel a picture of its own (its
     ``reduction="mean"`` is ``"pixel_mean"`` here); torchmetrics ``norm="l1", border="zero", reduction="sum"`` or ``"mean"``; pystiche
@@ -204,8 +204,7 @@ def total_variation(
     checks.one_of(reduction, "reduction", ("none", "sum", "mean", "pixel_mean"))
     beta = checks.positive(beta, "beta")
     _check_device(x, "x")
-    with_gradient = x.requires_grad and torch.is_grad_enabled()
-    value: Tensor = _ops.total_variation(x, norm, beta, border == "crop", reduction == "pixel_mean", with_gradient)[0]
+    value: Tensor = _ops.total_variation(x, norm, beta, border == "crop", reduction == "pixel_mean")
     if reduction == "sum":
         return value.sum()
     return value.mean() if reduction == "mean" else value
@@ -451,28 +450,26 @@ def _(grad: Tensor, mask: Tensor, rule: str, channels_last: bool) -> Tensor:
 _refuse_second_order("guided_relu")
 
 
-def _total_variation_fake(
-    x: Tensor, norm: str, beta: float, crop: bool, mean: bool, with_gradient: bool
-) -> tuple[Tensor, Tensor]:
-    value = x.new_empty(x.shape[0], dtype=_sum_dtype(x))
-    return value, _empty(x, x.shape) if with_gradient else x.new_empty(0)
+def _total_variation_fake(x: Tensor, norm: str, beta: float, crop: bool, mean: bool) -> Tensor:
+    return x.new_empty(x.shape[0], dtype=_sum_dtype(x))
 
 
-def _total_variation_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(output[1])
+def _total_variation_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, *ctx.options = inputs
+    ctx.save_for_backward(x)
 
 
-def _total_variation_backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    (gradient,) = ctx.saved_tensors
-    return _ops._total_variation_backward(grad, gradient), None, None, None, None, None
+def _total_variation_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (x,) = ctx.saved_tensors
+    return _ops._total_variation_backward(grad, x, *ctx.options), None, None, None, None
 
 
 _register("total_variation", _total_variation_fake, _total_variation_setup, _total_variation_backward)
 
 
 @torch.library.register_fake("fastviz::_total_variation_backward")
-def _(grad: Tensor, gradient: Tensor) -> Tensor:
-    return _empty(gradient, gradient.shape)
+def _(grad: Tensor, x: Tensor, norm: str, beta: float, crop: bool, mean: bool) -> Tensor:
+    return _empty(x, x.shape)
 
 
 _refuse_second_order("total_variation")

@@ -164,15 +164,13 @@ def _check_pictures(value: Tensor, argument: str) -> None:
 
 
 def resize(x: Tensor, height: int, width: int, mode: str) -> Tensor:
-    """Pictures [N, C, height, width] in 0 to 1 from [N, C, H, W], antialiased, ``"bilinear"`` or ``"bicubic"``.
+    """Pictures [N, C, height, width] from [N, C, H, W], antialiased and clipped to 0 to 1.
 
-    First across, then down, values clipped to 0 to 1 after each, as Pillow does it with 8-bit values.
+    ``mode`` is ``"bilinear"`` or ``"bicubic"``.
     """
     exact = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # antialiasing lacks them on the CPU
-    for target in ((x.shape[-2], width), (height, width)):
-        if target != tuple(exact.shape[-2:]):
-            exact = F.interpolate(exact, target, mode=mode, align_corners=False, antialias=True).clamp(0, 1)
-    return exact.to(x.dtype)
+    resized = F.interpolate(exact, (height, width), mode=mode, align_corners=False, antialias=True)
+    return resized.clamp(0, 1).to(x.dtype)
 
 
 def check_range(x: Tensor, argument: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from fastviz.geometry import Slide
 
-__all__ = ["BATCH", "Layout", "Reach", "call_arguments", "call_name", "classify", "shape_of"]
+__all__ = ["BATCH", "Layout", "Reach", "call_arguments", "call_name", "classify", "convolution_slides", "shape_of"]
 
 BATCH = 23
 """Images in the batch that models are exported with: a number that no other dimension is likely to have."""
@@ -318,10 +318,20 @@ def _windows(node: fx.Node, layout: Layout, slides: tuple[Slide, Slide]) -> Reac
 
 def _convolution(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None:
     found = _source(arguments["input"], known)
-    weight = arguments["weight"]
-    if found is None or found[2] != 4 or known[weight].kind != "constant" or arguments.get("transposed", False):
+    slides = convolution_slides(node)
+    if found is None or slides is None or known[arguments["weight"]].kind != "constant":
         return None
-    kernel = shape_of(weight)[2:]
+    return _windows(node, found[1], slides)
+
+
+def convolution_slides(node: fx.Node) -> tuple[Slide, Slide] | None:
+    """The windows of a convolution over [N, C, H, W], local or not; None if ``node`` is something else."""
+    if call_name(node) not in ("conv2d", "convolution") or len(shape_of(node)) != 4:
+        return None
+    arguments = call_arguments(node)
+    if arguments.get("transposed", False):
+        return None
+    kernel = shape_of(arguments["weight"])[2:]
     stride, dilation, padding = _pair(arguments["stride"]), _pair(arguments["dilation"]), arguments["padding"]
     slides = []
     for axis in range(2):
@@ -331,7 +341,7 @@ def _convolution(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reac
         else:
             before = after = _pair(padding)[axis]
         slides.append(Slide(kernel[axis], stride[axis], before, after, dilation[axis]))
-    return _windows(node, found[1], (slides[0], slides[1]))
+    return slides[0], slides[1]
 
 
 def _pool(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None:
@@ -448,6 +458,8 @@ def _is_batchwise(node: fx.Node, arguments: dict[str, Any], known: Known) -> boo
     if call_name(node) not in _BATCHWISE or arguments.get("training", False):
         return False
     outputs = _shapes(node)
+    if call_name(node) not in _SPLITS:
+        outputs = outputs[:1]  # a batch norm's others are empty; no one reads them
     if not outputs or any(not shape or shape[0] != BATCH for shape in outputs):
         return False
     for source in node.all_input_nodes:

@@ -6,7 +6,7 @@ import base64
 import io
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from fastviz import drawing
-from fastviz.job_folder import Result, read_results, whole_file
+from fastviz.images import whole_file
+from fastviz.job_folder import Result, read_results
 from fastviz.methods import METHODS
 
 __all__ = ["Scene", "contact_sheets", "demo_page", "pages", "percent"]
@@ -71,8 +72,8 @@ def _replace(out: Path, written: Sequence[Path], stale: str) -> list[Path]:
 def contact_sheets(out: str | os.PathLike[str], *, rows: int = ROWS) -> list[Path]:
     """Write the results in a job's folder as pictures: a row a photograph, the photograph first, a column a method.
 
-    ``rows`` photographs a sheet: ``contact_sheet.png``, then ``contact_sheet_2.png`` and so on. Sheets of an earlier run
-    are replaced.
+    ``rows`` photographs a sheet: ``contact_sheet.png``, then ``contact_sheet_2.png`` and so on. Sheets of an earlier
+    run are replaced.
 
     Returns:
         The paths of the sheets; none if there are no results.
@@ -116,7 +117,7 @@ def _sheet(out: Path, page: Sequence[Sequence[Result]]) -> Image.Image:
 def _write(
     pen: ImageDraw.ImageDraw, at: tuple[float, int], text: str, size: int, width: float, ink: tuple[int, int, int]
 ) -> float:
-    """Write ``text`` from ``at`` (left, middle) on, cut with an ellipsis where it is wider than ``width``; where it ends."""
+    """Write ``text`` from ``at`` (left, middle) on, cut where it is wider than ``width``; where it ends."""
     font = ImageFont.load_default(size=size)
     shown = text
     while len(shown) > 1 and pen.textlength(shown, font=font) > width:
@@ -188,7 +189,7 @@ def _render(path: Path, template: str, **values: Any) -> None:
 
 @dataclass(frozen=True)
 class Scene:
-    """A photograph of the demo: its results, one a method, and the classes the network thinks of, most probable first."""
+    """A photograph of the demo: its results, one a method, and the most probable classes, the first one first."""
 
     results: list[Result]
     guesses: list[tuple[str, float]]

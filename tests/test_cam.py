@@ -182,6 +182,17 @@ def test_the_network_in_front_of_the_layer_has_no_graph(model: Net, x: Tensor) -
     assert had_graph == [False]
 
 
+@pytest.mark.cuda
+def test_cuda_gives_the_numbers_of_the_cpu(model: Net, x: Tensor) -> None:
+    columns = [None, torch.tensor([4, 0, 2])]
+    expected = [method(model, x, columns) for method in (grad_cam, guided_grad_cam, cam)]
+    model.cuda()
+    for method, value in zip((grad_cam, guided_grad_cam, cam), expected, strict=True):
+        found = method(model, x.cuda(), columns)
+        assert found.is_cuda
+        torch.testing.assert_close(found.cpu(), value, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
 def test_model_is_left_alone_and_gradients_may_be_off(model: Net, x: Tensor, around: Any) -> None:
     methods = (grad_cam, guided_grad_cam, cam)

@@ -326,13 +326,12 @@ def test_every_way_of_writing_a_bounded_rectifier_gets_the_rule(way: str, rule: 
     assert value_and_gradient(BOUNDED[way], rule) == (BOUNDED_VALUE, BOUNDED_GRADIENT[rule])
 
 
-def test_at_the_bound_the_gradient_is_torchs_own() -> None:
-    for write in (lambda a: F.relu6(a), lambda a: a.clamp(0, 6)):
-        x = tensor(6.0).requires_grad_()
-        (expected,) = torch.autograd.grad(write(x * 1).sum(), x)
+def test_at_the_bounds_there_is_no_gradient() -> None:
+    for write in (F.relu6, lambda a: a.clamp(0, 6)):
+        x = tensor(0.0, 6.0).requires_grad_()
         with capture.rectifiers("guided"):
             (gradient,) = capture.differentiate(write(x * 1).sum(), [x])
-        assert torch.equal(gradient, expected)
+        assert gradient.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,17 @@ def test_low_precision_keeps_its_dtype(model: Net, x: Tensor) -> None:
     assert {found.attribution.dtype, found.scores.dtype, found.baseline.dtype} == {torch.bfloat16}
 
 
+@pytest.mark.cuda
+def test_cuda_gives_the_numbers_of_the_cpu(model: Net, x: Tensor) -> None:
+    columns: list[Any] = [None, torch.tensor([3, 0, 2]), channel("conv", 2)]
+    options: dict[str, Any] = {"window": (4, 3), "stride": (3, 2), "batch_size": 7}
+    expected = occlusion(model, x, columns, fill=x[0], **options)
+    found = occlusion(model.cuda(), x.cuda(), columns, fill=x[0].cuda(), **options)
+    for name in ("attribution", "scores", "baseline"):
+        assert getattr(found, name).is_cuda
+        torch.testing.assert_close(getattr(found, name).cpu(), getattr(expected, name), rtol=1e-9, atol=1e-12)
+
+
 # ------------------------------------------------------------------------------------------------- nothing is touched
 
 

@@ -466,8 +466,8 @@ def opcheck_arguments(device: str, order: str) -> dict[str, tuple]:
         "splice": (x, x[:, :, :3, :2].contiguous(), at, at, [4, 5], crop_index, 0.0),
         "guided_relu": (leaf, "guided", True),
         "_guided_relu_backward": (x, mask, "guided", order == "channels_last"),
-        "total_variation": (leaf, "isotropic", 2.5, True, False, True),
-        "_total_variation_backward": (torch.ones(2, device=device), x),
+        "total_variation": (leaf, "isotropic", 2.5, True, False),
+        "_total_variation_backward": (torch.ones(2, device=device), x, "isotropic", 2.5, True, False),
         "gram": (leaf, "hw"),
         "gram_loss": (leaf, target, "hw"),
     }

@@ -13,6 +13,8 @@ import json
 import os
 import time
 import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,14 +41,19 @@ def read_split(path: Path, split: str) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255, labels
 
 
-def augment(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Random crop, shape, turn, mirror image, brightness, contrast, saturation and one erased square a picture."""
+def augment(x: Tensor, generator: torch.Generator, *, gentle: bool) -> Tensor:
+    """Random crop, shape, turn, mirror image, brightness, contrast, saturation and one erased square a picture.
+
+    ``gentle`` takes a quarter of each change, and erases nothing.
+    """
+    amount = 0.25 if gentle else 1.0
     n = len(x)
 
     def uniform(low: float, high: float) -> Tensor:
         return torch.rand(n, generator=generator) * (high - low) + low
 
-    scale, aspect, turn = uniform(0.6, 1.05), uniform(-0.2, 0.2).exp(), uniform(-0.2, 0.2)
+    scale = uniform(1 - 0.4 * amount, 1.05)
+    aspect, turn = uniform(-0.2 * amount, 0.2 * amount).exp(), uniform(-0.2 * amount, 0.2 * amount)
     mirror = torch.randint(0, 2, (n,), generator=generator) * 2 - 1
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0] = scale * aspect * turn.cos() * mirror
@@ -61,11 +68,13 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     def one_each(low: float, high: float) -> Tensor:
         return uniform(low, high).view(n, 1, 1, 1)
 
-    x = x + one_each(-0.15, 0.15)
+    x = x + one_each(-0.15 * amount, 0.15 * amount)
     middle = x.mean((1, 2, 3), keepdim=True)
-    x = middle + (x - middle) * one_each(0.7, 1.3)
+    x = middle + (x - middle) * one_each(1 - 0.3 * amount, 1 + 0.3 * amount)
     grey = x.mean(1, keepdim=True)
-    x = (grey + (x - grey) * one_each(0.5, 1.5)).clamp(0, 1)
+    x = (grey + (x - grey) * one_each(1 - 0.5 * amount, 1 + 0.5 * amount)).clamp(0, 1)
+    if gentle:
+        return x
 
     size = 20
     rows = torch.randint(-size, INPUT_SIZE, (n, 1), generator=generator)
@@ -116,11 +125,24 @@ def fold_batch_norm(trained: DemoNetwork) -> DemoNetwork:
     return folded
 
 
-def replace_file(path: Path, write: object) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write beside ``path``, then rename: a reader never sees half a file."""
     temporary = path.with_name(path.name + ".tmp")
-    write(temporary)  # type: ignore[operator]
+    write(temporary)
     os.replace(temporary, path)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Epochs with one learning-rate cycle: up to ``rate`` and down to 0."""
+
+    epochs: int
+    rate: float
+    gentle: bool  # whether only small changes are made to the pictures
+
+
+# The second phase starts from the averaged weights and lets them settle on pictures as they are.
+PHASES = (Phase(45, 0.1, gentle=False), Phase(15, 0.02, gentle=True))
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -134,45 +156,57 @@ def train(arguments: argparse.Namespace) -> None:
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995), use_buffers=True
     )
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    steps = len(train_x) // BATCH
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=0.1, total_steps=steps * arguments.epochs, pct_start=0.15
-    )
     checkpoint = arguments.out.with_suffix(".checkpoint.pt")
+    saved = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else {"epoch": -1}
+    if saved["epoch"] >= 0:
+        model.load_state_dict(saved["model"])
+        average.load_state_dict(saved["average"])
+    steps = len(train_x) // BATCH
     first = 0
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        for part, name in ((model, "model"), (average, "average"), (optimizer, "optimizer"), (schedule, "schedule")):
-            part.load_state_dict(saved[name])
-        first = saved["epoch"] + 1
-    for epoch in range(first, arguments.epochs):
-        generator = torch.Generator().manual_seed(epoch)
-        model.train()
-        started, total = time.perf_counter(), 0.0
-        for index in torch.randperm(len(train_x), generator=generator)[: steps * BATCH].split(BATCH):
-            targets = F.one_hot(train_labels[index], 20).float()
-            x, targets = cutmix(augment(train_x[index], generator), targets, generator)
-            x = ((x - MEAN) / STD).to(device, memory_format=torch.channels_last)
-            with torch.autocast(device.type, dtype=torch.bfloat16):
-                loss = F.cross_entropy(model(x), targets.to(device), label_smoothing=0.05)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            average.update_parameters(model)
-            total += float(loss.detach())
-        state = {
-            "model": model.state_dict(),
-            "average": average.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
-            "epoch": epoch,
-        }
-        replace_file(checkpoint, lambda path, state=state: torch.save(state, path))
-        seconds = time.perf_counter() - started
-        top1 = accuracy(average.module, val_x, val_labels, device)
-        print(f"epoch {epoch}: loss {total / steps:.3f}, top-1 {top1:.3f}, {seconds:.0f} s", flush=True)
+    for phase in PHASES:
+        last = first + phase.epochs
+        if saved["epoch"] + 1 >= last:
+            first = last
+            continue
+        if saved["epoch"] < first:
+            model.load_state_dict(average.module.state_dict())
+        optimizer = torch.optim.SGD(model.parameters(), lr=phase.rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=phase.rate, total_steps=steps * phase.epochs, pct_start=0.15
+        )
+        if saved["epoch"] >= first:
+            optimizer.load_state_dict(saved["optimizer"])
+            schedule.load_state_dict(saved["schedule"])
+        for epoch in range(max(first, saved["epoch"] + 1), last):
+            generator = torch.Generator().manual_seed(epoch)
+            model.train()
+            started, total = time.perf_counter(), 0.0
+            for index in torch.randperm(len(train_x), generator=generator)[: steps * BATCH].split(BATCH):
+                x = augment(train_x[index], generator, gentle=phase.gentle)
+                targets = F.one_hot(train_labels[index], 20).float()
+                if not phase.gentle:
+                    x, targets = cutmix(x, targets, generator)
+                x = ((x - MEAN) / STD).to(device, memory_format=torch.channels_last)
+                with torch.autocast(device.type, dtype=torch.bfloat16):
+                    loss = F.cross_entropy(model(x), targets.to(device), label_smoothing=0.05)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                average.update_parameters(model)
+                total += float(loss.detach())
+            state = {
+                "model": model.state_dict(),
+                "average": average.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "epoch": epoch,
+            }
+            replace_file(checkpoint, lambda path, state=state: torch.save(state, path))
+            seconds = time.perf_counter() - started
+            top1 = accuracy(average.module, val_x, val_labels, device)
+            print(f"epoch {epoch}: loss {total / steps:.3f}, top-1 {top1:.3f}, {seconds:.0f} s", flush=True)
+        first = last
     finish(arguments.out, average.module.cpu(), val_x, val_labels)
 
 
@@ -191,7 +225,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=45)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = torch's choice")
     arguments = parser.parse_args()
     if not arguments.data.is_file():

@@ -54,7 +54,8 @@ struct Occlude {
   void* output;  // [windows] pictures
 };
 void occlude_cpu(const Parallel& parallel, const Occlude& arguments);
-/// An index outside [0, images) gives a picture of NaN (the CPU operator raises; here that would need a synchronisation).
+/// An index outside [0, images) gives a picture of NaN (the CPU operator raises; here that would need a
+/// synchronisation).
 void occlude_cuda(Stream stream, const Occlude& arguments);
 
 /// Backward of occlude: output[n] = sum of grad[p] over the windows p of picture n, where inside is false over the
@@ -141,26 +142,15 @@ struct TotalVariation {
   double vertical_weight;
   double horizontal_weight;
   const void* input;  // [images] pictures
-  void* value;  // [images], float64 for float64 and float32 for every other dtype
+  void* value;  // [images], float64 for float64 and float32 for every other dtype; null: not wanted
   void* gradient;  // [images] pictures, or null: not wanted
+  const void* factor;  // [images], multiplies the gradient of each picture, the dtype of `value`; null: 1
   void* workspace;  // total_variation_*_workspace bytes
 };
 size_t total_variation_cpu_workspace(const TotalVariation& arguments);
 size_t total_variation_cuda_workspace(const TotalVariation& arguments);
 void total_variation_cpu(const Parallel& parallel, const TotalVariation& arguments);
 void total_variation_cuda(Stream stream, const TotalVariation& arguments);
-
-/// Backward of total_variation: output[n] = grad[n] * gradient[n].
-struct TotalVariationBackward {
-  Dtype dtype;
-  int64_t images;
-  int64_t picture;  // values in a picture
-  const void* grad;  // [images], the dtype of `value` above
-  const void* gradient;
-  void* output;
-};
-void total_variation_backward_cpu(const Parallel& parallel, const TotalVariationBackward& arguments);
-void total_variation_backward_cuda(Stream stream, const TotalVariationBackward& arguments);
 
 /// gram: output[n] = scale * F F^T, F = features[n] of C channels and L places; half of the products are computed, the
 /// other half is mirrored. Products and sums of float16 and bfloat16 features run in float32.

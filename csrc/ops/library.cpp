@@ -1,4 +1,5 @@
-// The operators of fastviz, all of them. `fastviz/ops.py` explains each; underscored ones are backward passes and parts.
+// The operators of fastviz, all of them. `fastviz/ops.py` explains each; underscored ones are backward passes and
+// parts.
 
 #include <torch/csrc/stable/library.h>
 
@@ -13,10 +14,8 @@ STABLE_TORCH_LIBRARY(fastviz, m) {
   m.def("guided_relu(Tensor x, str rule, bool with_mask) -> (Tensor, Tensor)");
   m.def("_guided_relu_backward(Tensor grad, Tensor mask, str rule, bool channels_last) -> Tensor");
 
-  m.def(
-      "total_variation(Tensor x, str norm, float beta, bool crop, bool mean, bool with_gradient) "
-      "-> (Tensor, Tensor)");
-  m.def("_total_variation_backward(Tensor grad, Tensor gradient) -> Tensor");
+  m.def("total_variation(Tensor x, str norm, float beta, bool crop, bool mean) -> Tensor");
+  m.def("_total_variation_backward(Tensor grad, Tensor x, str norm, float beta, bool crop, bool mean) -> Tensor");
 
   m.def("gram(Tensor features, str normalize) -> Tensor");
   m.def("gram_loss(Tensor features, Tensor target, str normalize) -> (Tensor, Tensor)");

@@ -28,8 +28,8 @@ Tensor splice(const Tensor& clean, const Tensor& dirty, const Tensor& dirty_orig
   const bool channels_last = is_channels_last(clean);
   const Tensor maps = in_order(clean, channels_last);
   const Tensor crops = in_order(dirty, channels_last);
-  Tensor output = new_tensor(clean, {windows, clean.size(1), window_size[0], window_size[1]}, clean.scalar_type(),
-                             channels_last);
+  Tensor output =
+      new_tensor(clean, {windows, clean.size(1), window_size[0], window_size[1]}, clean.scalar_type(), channels_last);
   Splice arguments{};
   arguments.dtype = dtype_of(clean, "clean");
   arguments.layout = layout_of(clean, channels_last);
@@ -53,4 +53,6 @@ Tensor splice(const Tensor& clean, const Tensor& dirty, const Tensor& dirty_orig
 }  // namespace
 }  // namespace fastviz
 
-STABLE_TORCH_LIBRARY_IMPL(fastviz, FASTVIZ_DEVICE, m) { m.impl("splice", TORCH_BOX(&fastviz::splice)); }
+STABLE_TORCH_LIBRARY_IMPL(fastviz, FASTVIZ_DEVICE, m) {
+  m.impl("splice", TORCH_BOX(&fastviz::splice));
+}

@@ -40,7 +40,8 @@ inline void check_int64(const Tensor& tensor, const char* argument) {
   STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Long, argument, " should be int64, got another dtype");
 }
 
-inline void check_same_dtype(const Tensor& tensor, const char* argument, const Tensor& other, const char* other_argument) {
+inline void check_same_dtype(const Tensor& tensor, const char* argument, const Tensor& other,
+                             const char* other_argument) {
   STD_TORCH_CHECK(tensor.scalar_type() == other.scalar_type(), argument, " should have the dtype of ", other_argument,
                   ", got another one");
 }

@@ -45,10 +45,18 @@ struct __half {
 struct __nv_bfloat16 {
   uint16_t bits;
 };
-inline float __half2float(__half value) { return fastviz::test::float_of_half(value.bits); }
-inline float __bfloat162float(__nv_bfloat16 value) { return fastviz::test::float_of_bfloat(value.bits); }
-inline __half __float2half_rn(float value) { return {fastviz::test::half_of_float(value)}; }
-inline __nv_bfloat16 __float2bfloat16_rn(float value) { return {fastviz::test::bfloat_of_float(value)}; }
+inline float __half2float(__half value) {
+  return fastviz::test::float_of_half(value.bits);
+}
+inline float __bfloat162float(__nv_bfloat16 value) {
+  return fastviz::test::float_of_bfloat(value.bits);
+}
+inline __half __float2half_rn(float value) {
+  return {fastviz::test::half_of_float(value)};
+}
+inline __nv_bfloat16 __float2bfloat16_rn(float value) {
+  return {fastviz::test::bfloat_of_float(value)};
+}
 
 namespace fastviz {
 namespace emulation {
@@ -315,7 +323,9 @@ void launch(Kernel kernel, int64_t blocks, int threads, size_t shared_bytes, Str
 
 }  // namespace fastviz
 
-inline void __syncthreads() { fastviz::emulation::Block::current().block_barrier(); }
+inline void __syncthreads() {
+  fastviz::emulation::Block::current().block_barrier();
+}
 
 template <typename Value>
 inline Value __shfl_xor_sync(unsigned, Value value, int distance) {

@@ -1,10 +1,10 @@
-"""From the exported graph of a model to steps: constants put in, batch norms folded, sums and activations fused."""
+"""From the nodes of an exported graph to steps, constants put in."""
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,33 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from fastviz.geometry import Field, Slide
+from fastviz.geometry import Slide
 from fastviz.graph import NotTraceable, Trace
 from fastviz.incremental.steps import Activation, Call, Constant, Conv, Cut, Input, Mean, Norm, Pool, Shuffle, Step
-from fastviz.reach import call_arguments, call_name, shape_of
+from fastviz.reach import Layout, call_arguments, call_name, convolution_slides, shape_of
 
-__all__ = ["Program", "build"]
-
-
-@dataclass(frozen=True)
-class Program:
-    """A model as steps in an order that they can run in; the last one gives the model's output."""
-
-    steps: tuple[Step, ...]
-
-    @property
-    def image(self) -> Step:
-        """The images."""
-        return self.steps[0]
-
-    @property
-    def output(self) -> Step:
-        """The model's output."""
-        return self.steps[-1]
+__all__ = ["Alone", "build", "reachable"]
 
 
-def build(traced: Trace, dtype: torch.dtype | None = None) -> Program:
-    """The steps of a traced model, on the device of its constants.
+def build(traced: Trace, dtype: torch.dtype | None = None) -> list[Step]:
+    """The steps of a traced model, on the device of its constants: the images first, the model's output last.
 
     Args:
         traced: what :func:`fastviz.graph.trace` gave.
@@ -47,18 +30,8 @@ def build(traced: Trace, dtype: torch.dtype | None = None) -> Program:
     Raises:
         NotTraceable: an operation that may mix the images of a batch, or an output that does not depend on the image.
     """
-    builder = _Builder(traced, dtype)
-    steps = builder.run()
-    steps = _fold_norms(steps)
-    steps = _fuse_sums(steps)
-    steps = _fuse_activations(steps)
-    for step in steps:
-        if isinstance(step, Conv):
-            step.pack()
-    return Program(tuple(steps))
+    return _Builder(traced, dtype).run()
 
-
-# -------------------------------------------------------------------------------------------- from nodes to steps
 
 _ACTIVATIONS: dict[str, Callable[[dict[str, Any]], Activation]] = {
     "relu": lambda a: Activation("relu", torch.relu_),
@@ -74,9 +47,11 @@ _ACTIVATIONS: dict[str, Callable[[dict[str, Any]], Activation]] = {
     "leaky_relu": lambda a: Activation(
         "leaky_relu", lambda x: F.leaky_relu_(x, a["negative_slope"]), (a["negative_slope"],)
     ),
-    "elu": lambda a: Activation("", lambda x: F.elu(x, a["alpha"], inplace=True))
-    if (a["scale"], a["input_scale"]) == (1, 1)
-    else Activation("", lambda x: torch.ops.aten.elu(x, a["alpha"], a["scale"], a["input_scale"])),
+    "elu": lambda a: (
+        Activation("", lambda x: F.elu(x, a["alpha"], inplace=True))
+        if (a["scale"], a["input_scale"]) == (1, 1)
+        else Activation("", lambda x: torch.ops.aten.elu(x, a["alpha"], a["scale"], a["input_scale"]))
+    ),
     "hardsigmoid": lambda a: Activation("", lambda x: F.hardsigmoid(x, inplace=True)),
     "mish": lambda a: Activation("", lambda x: F.mish(x, inplace=True)),
     "softplus": lambda a: Activation("", lambda x: F.softplus(x, a["beta"], a["threshold"])),
@@ -84,16 +59,14 @@ _ACTIVATIONS: dict[str, Callable[[dict[str, Any]], Activation]] = {
 
 _SAME = {"alias", "clone", "contiguous", "detach", "dropout"}
 _SIZED = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "expand"}
+_FRESH = {"add", "cat", "div", "layer_norm", "linear", "mul", "sub"}
 _SPLITS = {"chunk", "split", "split_with_sizes", "tensor_split", "unbind"}
 
 
-class _Alone(Step):
+class Alone(Step):
     """An activation that has not found a step to be part of."""
 
-    def compute_full(self, inputs: Sequence[Tensor]) -> Tensor:
-        return inputs[0].clone()
-
-    def compute_part(self, inputs: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    def _full(self, inputs: Sequence[Tensor]) -> Tensor:
         return inputs[0].clone()
 
 
@@ -116,7 +89,7 @@ class _Builder:
                 self.visit(node)
         if not isinstance(last, fx.Node) or last not in self.made:
             raise NotTraceable("the output does not depend on the image")
-        return _reachable(self.steps, self.made[last])
+        return reachable(self.steps, self.made[last])
 
     def visit(self, node: fx.Node) -> None:
         reach = self.traced.reaches[node]
@@ -129,7 +102,7 @@ class _Builder:
             self.constants[node] = self.cast(value)
         elif reach.kind == "constant":
             with torch.no_grad():
-                self.constants[node] = self.call(node)([], [])
+                self.constants[node] = self.call(node)([], list(shape_of(node)))
         elif reach.kind == "opaque":
             raise NotTraceable(f"{call_name(node)} in {_label(node) or 'the model'!r} may mix the images of a batch")
         else:
@@ -145,18 +118,24 @@ class _Builder:
     def step(self, node: fx.Node) -> None:
         name, arguments, reach = call_name(node), call_arguments(node), self.traced.reaches[node]
         sources = [self.made[source] for source in node.all_input_nodes if source in self.made]
+        window = convolution_slides(node)
         if name in _SAME or self.is_same(node, name):
             self.made[node] = sources[0]
+        elif window is not None and arguments["weight"] in self.constants and sources == [sources[0]]:
+            weight, bias = self.constants[arguments["weight"]], self.constants.get(arguments["bias"])
+            shape = shape_of(node)[1:]
+            conv = Conv(_label(node), sources[0], shape, reach.layout, window, weight, bias, arguments["groups"])
+            self.put(node, conv)
         elif node.target is operator.getitem:
             self.getitem(node)
         elif name in _SPLITS or name == "max_pool2d_with_indices":
             self.made[node] = sources[0]  # what it means is up to the getitem that takes a part of it
-        elif name in ("batch_norm", "_native_batch_norm_legit_no_training") and reach.is_local:
+        elif name in ("batch_norm", "_native_batch_norm_legit_no_training"):
             names = ("weight", "bias", "running_mean", "running_var")
             statistics = [self.constants.get(arguments[key]) for key in names]
             self.put(node, Norm(_label(node), sources[0], statistics, arguments["eps"]))
         elif name in _ACTIVATIONS and len(sources) == 1:
-            step = _Alone(_label(node), name, sources, shape_of(node)[1:], reach.layout)
+            step = Alone(_label(node), name, sources, shape_of(node)[1:], reach.layout)
             step.activation = _ACTIVATIONS[name](arguments)
             self.put(node, step)
         elif reach.kind == "windowed":
@@ -167,9 +146,9 @@ class _Builder:
             self.put(node, Mean(_label(node), sources[0], shape_of(node)[1:], self.alone(node)))
         else:
             layout = None if reach.positional else reach.layout
-            flops = _flops(node, name, arguments, layout is not None)
-            call = self.call(node)
-            self.put(node, Call(_label(node), name, sources, shape_of(node)[1:], layout, call, flops))
+            flops, fresh = _flops(node, name, arguments, layout), name in _FRESH
+            call, shape = self.call(node), shape_of(node)[1:]
+            self.put(node, Call(_label(node), name, sources, shape, layout, call, flops=flops, fresh=fresh))
 
     def is_same(self, node: fx.Node, name: str) -> bool:
         """Whether the call gives back its only input, in the same dtype and shape."""
@@ -207,16 +186,18 @@ class _Builder:
         self.put(node, Call(_label(node), name, [step], shape_of(node)[1:], layout, call))
 
     def windowed(
-        self, node: fx.Node, name: str, arguments: dict[str, Any], source: Step, slides: tuple[Slide, Slide] | None = None
+        self,
+        node: fx.Node,
+        name: str,
+        arguments: dict[str, Any],
+        source: Step,
+        slides: tuple[Slide, Slide] | None = None,
     ) -> None:
         reach = self.traced.reaches[node]
         slides = slides or reach.slides
         assert slides is not None
         label, shape = _label(node), shape_of(node)[1:]
-        if name in ("conv2d", "convolution"):
-            weight, bias = self.constants[arguments["weight"]], self.constants.get(arguments["bias"])
-            self.put(node, Conv(label, source, shape, slides, weight, bias, arguments["groups"]))
-        elif name in ("max_pool2d", "adaptive_max_pool2d"):
+        if name in ("max_pool2d", "adaptive_max_pool2d"):
             window = [[slide.kernel, slide.stride, slide.before, slide.dilation] for slide in slides]
             kernel, stride, padding, dilation = (list(pair) for pair in zip(*window, strict=True))
             ceil = slides[0].ceil
@@ -277,7 +258,11 @@ class _Builder:
             chain.append(before)
         (split,) = chain[-1].all_input_nodes
         turn = call_arguments(chain[-1])
-        if split.op != "call_function" or call_name(split) not in ("view", "reshape") or {turn["dim0"], turn["dim1"]} != {1, 2}:
+        if (
+            split.op != "call_function"
+            or call_name(split) not in ("view", "reshape")
+            or {turn["dim0"], turn["dim1"]} != {1, 2}
+        ):
             return None
         (source,) = split.all_input_nodes
         before_split, inner = shape_of(source), shape_of(split)
@@ -301,7 +286,7 @@ class _Builder:
         arguments = call_arguments(node)
         if not isinstance(target, torch._ops.OpOverload):
             return lambda inputs, shape: target(*fx.node.map_arg(node.args, lambda n: self.constants[n]))
-        if sized:
+        if sized and moving:
             return lambda inputs, shape: inputs[0].reshape(shape)
 
         def run(inputs: Sequence[Tensor], shape: list[int]) -> Any:
@@ -323,28 +308,21 @@ def _is_spatial_mean(node: fx.Node, name: str, arguments: dict[str, Any], source
         return False
     if name == "adaptive_avg_pool2d":
         return shape_of(node)[2:] == (1, 1)
-    dims = arguments.get("dim")
-    return name == "mean" and bool(dims) and {dim % 4 for dim in dims} == {2, 3} and arguments.get("dtype") is None
+    dims = arguments.get("dim") or []
+    return name == "mean" and len(dims) > 0 and {dim % 4 for dim in dims} == {2, 3} and arguments.get("dtype") is None
 
 
-def _flops(node: fx.Node, name: str, arguments: dict[str, Any], per_position: bool) -> float:
-    """Operations of a call, for one position of its map or for all of one image's output."""
-    out = shape_of(node)[1:]
-    values = 1.0
-    for size in out:
-        values *= size
-    if name == "linear":
-        values *= 2.0 * shape_of(arguments["weight"])[1]
-    if not per_position:
-        return values
-    return values / (out[-1] * out[-2] if False else 1.0)
+def _flops(node: fx.Node, name: str, arguments: dict[str, Any], layout: Layout | None) -> float:
+    """Operations of a call, for one position of its map; for all of one image's output if it is no map."""
+    shape = shape_of(node)
+    values = float(math.prod(shape[1:]))
+    if layout is not None:
+        values /= shape[layout[0]] * shape[layout[1]]
+    return values * 2.0 * shape_of(arguments["weight"])[1] if name == "linear" else values
 
 
-# ---------------------------------------------------------------------------------------------------- fusing steps
-
-
-def _reachable(steps: Sequence[Step], output: Step) -> list[Step]:
-    """The steps that ``output`` needs, in their order; images first, ``output`` last."""
+def reachable(steps: Sequence[Step], output: Step) -> list[Step]:
+    """The steps that ``output`` needs and the images, in their order; ``output`` is the last."""
     needed = {output}
     for step in reversed(steps):
         if step in needed:

@@ -20,7 +20,20 @@ from torch import Tensor
 from fastviz.geometry import Slide
 from fastviz.reach import Layout
 
-__all__ = ["Activation", "Call", "Constant", "Conv", "Cut", "Input", "Mean", "Norm", "Pool", "Shuffle", "Slides", "Step"]
+__all__ = [
+    "Activation",
+    "Call",
+    "Constant",
+    "Conv",
+    "Cut",
+    "Input",
+    "Mean",
+    "Norm",
+    "Pool",
+    "Shuffle",
+    "Slides",
+    "Step",
+]
 
 Slides = tuple[Slide, Slide]
 Size = tuple[int, int]
@@ -33,7 +46,7 @@ class Activation:
     """A function of single values, done last in a step.
 
     Attributes:
-        name: what oneDNN calls it; empty if it has no fused form.
+        name: what oneDNN calls it; empty if oneDNN cannot do it in a convolution.
         scalars: the parameters of the fused form.
         algorithm: the variant of the fused form.
         apply: the function; may overwrite its argument.
@@ -56,11 +69,13 @@ class Step:
         layout: dimensions of rows and columns, the batch counted; None if the output is no map.
         slides: the windows of each source that an output position reads; None where it reads all of its source.
         pad_value: what a window reads outside of its map.
+        takes_activation: whether an activation may overwrite what the step computes; not if that may be a view.
         activation: applied to the result.
         flops: floating-point operations for one position of the output map (for all of the output if it is no map).
     """
 
     pad_value: float = 0.0
+    takes_activation = False
 
     def __init__(
         self,
@@ -95,23 +110,21 @@ class Step:
 
     def full(self, inputs: Sequence[Tensor]) -> Tensor:
         """The output for whole inputs, [B, ...] each."""
-        return self.finish(self.compute_full(inputs))
+        return self.finish(self._full(inputs))
 
     def part(self, inputs: Sequence[Tensor], size: Size) -> Tensor:
         """The rectangle of ``size`` of the output map that the windows ``inputs`` give."""
-        return self.finish(self.compute_part(inputs, size))
+        return self.finish(self._part(inputs, size))
 
     def finish(self, result: Tensor) -> Tensor:
         """``result`` with the activation applied."""
         return result if self.activation is None else self.activation.apply(result)
 
-    def compute_full(self, inputs: Sequence[Tensor]) -> Tensor:
-        """As :meth:`full`, before the activation."""
+    def _full(self, inputs: Sequence[Tensor]) -> Tensor:
         raise NotImplementedError
 
-    def compute_part(self, inputs: Sequence[Tensor], size: Size) -> Tensor:
-        """As :meth:`part`, before the activation."""
-        raise NotImplementedError
+    def _part(self, inputs: Sequence[Tensor], size: Size) -> Tensor:
+        return self._full(inputs)
 
 
 class Input(Step):
@@ -132,24 +145,28 @@ class Conv(Step):
     On the CPU its weights are packed once, and the sum and the activation run inside oneDNN's kernel.
     """
 
+    takes_activation = True
+
     def __init__(
         self,
         label: str,
         source: Step,
         shape: tuple[int, ...],
-        slides: Slides,
+        layout: Layout | None,
+        window: Slides,
         weight: Tensor,
         bias: Tensor | None,
         groups: int,
     ) -> None:
-        flops = 2.0 * weight.numel()
-        super().__init__(label, "conv2d", [source], shape, (2, 3), [slides], flops)
+        flops = 2.0 * weight.numel() * (1 if layout else shape[1] * shape[2])
+        super().__init__(label, "conv2d", [source], shape, layout, [window], flops)
         self.weight = weight
         self.bias = bias
         self.groups = groups
-        self.stride = [slide.stride for slide in slides]
-        self.dilation = [slide.dilation for slide in slides]
-        rows, columns = slides
+        self.window = window
+        self.stride = [slide.stride for slide in window]
+        self.dilation = [slide.dilation for slide in window]
+        rows, columns = window
         self.border = [columns.before, columns.after, rows.before, rows.after]
         self._packed: Tensor | None = None
 
@@ -161,16 +178,16 @@ class Conv(Step):
 
     def add(self, other: Step) -> None:
         """Add the output of ``other``, a map of the same shape, before the activation."""
-        assert self.slides is not None
         self.sources.append(other)
-        self.slides.append(POINTWISE)
+        if self.slides is not None:
+            self.slides.append(POINTWISE)
         self.operation += "+add"
 
     def pack(self) -> None:
         """Put the weights into the order of oneDNN's kernel, where that exists for their dtype and device."""
         ready = self.weight.device.type == "cpu" and self.weight.dtype in (torch.float32, torch.bfloat16)
         if ready and torch.backends.mkldnn.is_available() and self.weight.numel():
-            window = [slide.reads((0, 8)) for slide in (self.slides or [POINTWISE])[0]]
+            window = [slide.reads((0, 8)) for slide in self.window]
             example = [16, self.weight.shape[1] * self.groups, *(stop - start for start, stop in window)]
             self._packed = torch.ops.mkldnn._reorder_convolution_weight(
                 self.weight, [0, 0], self.stride, self.dilation, self.groups, example
@@ -179,12 +196,14 @@ class Conv(Step):
             self.weight = self.weight.contiguous(memory_format=torch.channels_last)
 
     def full(self, inputs: Sequence[Tensor]) -> Tensor:
+        """See :meth:`Step.full`."""
         left, right, top, bottom = self.border
         if left == right >= 0 and top == bottom >= 0:
             return self._convolve(inputs, [top, left])
         return self._convolve([F.pad(inputs[0], self.border), *inputs[1:]], [0, 0])
 
     def part(self, inputs: Sequence[Tensor], size: Size) -> Tensor:
+        """See :meth:`Step.part`."""
         return self._convolve(inputs, [0, 0])
 
     def _convolve(self, inputs: Sequence[Tensor], padding: list[int]) -> Tensor:
@@ -192,16 +211,13 @@ class Conv(Step):
             result = F.conv2d(inputs[0], self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
             return self.finish(result.add_(inputs[1]) if len(inputs) == 2 else result)
         activation = self.activation
-        fused = activation is not None and activation.name != ""
         numbers = (padding, self.stride, self.dilation, self.groups)
         if len(inputs) == 1:
-            name, scalars, algorithm = ("none", (), "")
-            if activation is not None and fused:
-                name, scalars, algorithm = activation.name, activation.scalars, activation.algorithm
+            last = activation if activation is not None and activation.name else Activation("none", lambda x: x)
             result = torch.ops.mkldnn._convolution_pointwise(
-                inputs[0], self._packed, self.bias, *numbers, name, list(scalars), algorithm
+                inputs[0], self._packed, self.bias, *numbers, last.name, list(last.scalars), last.algorithm
             )
-            return result if fused else self.finish(result)
+            return result if last is activation else self.finish(result)
         # oneDNN's kernel knows a sum followed by a rectifier, but by no other function
         rectified = activation is not None and activation.name == "relu"
         result = torch.ops.mkldnn._convolution_pointwise.binary(
@@ -216,6 +232,8 @@ class Pool(Step):
     ``divisor`` is what a mean divides sums by. Where it differs near the border (padding that does not count, windows
     that stick out of the map) it is a map of the divisors' inverse, and a second source.
     """
+
+    takes_activation = True
 
     def __init__(
         self, label: str, source: Step, shape: tuple[int, ...], slides: Slides, *, whole: Callable[[Tensor], Tensor],
@@ -233,10 +251,10 @@ class Pool(Step):
         self.dilation = [slide.dilation for slide in slides]
         self.pad_value = -math.inf if maximum else 0.0
 
-    def compute_full(self, inputs: Sequence[Tensor]) -> Tensor:
+    def _full(self, inputs: Sequence[Tensor]) -> Tensor:
         return self.whole(inputs[0])
 
-    def compute_part(self, inputs: Sequence[Tensor], size: Size) -> Tensor:
+    def _part(self, inputs: Sequence[Tensor], size: Size) -> Tensor:
         if self.maximum:
             return F.max_pool2d(inputs[0], self.kernel, self.stride, 0, self.dilation)
         result = F.avg_pool2d(inputs[0], self.kernel, self.stride, divisor_override=self.divisor)
@@ -255,10 +273,10 @@ class Cut(Step):
         self.pad_value = pad_value
         self.steps = (slides[0].stride, slides[1].stride)
 
-    def compute_full(self, inputs: Sequence[Tensor]) -> Tensor:
+    def _full(self, inputs: Sequence[Tensor]) -> Tensor:
         return self.whole(inputs[0])
 
-    def compute_part(self, inputs: Sequence[Tensor], size: Size) -> Tensor:
+    def _part(self, inputs: Sequence[Tensor], size: Size) -> Tensor:
         assert self.layout is not None
         index: list[slice] = [slice(None)] * inputs[0].dim()
         for dim, step in zip(self.layout, self.steps, strict=True):
@@ -268,6 +286,8 @@ class Cut(Step):
 
 class Norm(Step):
     """A batch norm in evaluation mode: each channel times ``scale`` plus ``shift``."""
+
+    takes_activation = True
 
     def __init__(self, label: str, source: Step, statistics: Sequence[Tensor | None], epsilon: float) -> None:
         super().__init__(label, "batch_norm", [source], source.shape, source.layout, flops=2.0 * source.shape[0])
@@ -281,12 +301,9 @@ class Norm(Step):
         self.shift = shift
         self._constants = (mean, variance, weight, bias, epsilon)
 
-    def compute_full(self, inputs: Sequence[Tensor]) -> Tensor:
+    def _full(self, inputs: Sequence[Tensor]) -> Tensor:
         mean, variance, weight, bias, epsilon = self._constants
         return F.batch_norm(inputs[0], mean, variance, weight, bias, False, 0.0, epsilon)
-
-    def compute_part(self, inputs: Sequence[Tensor], size: Size) -> Tensor:
-        return self.compute_full(inputs)
 
 
 class Shuffle(Step):
@@ -296,12 +313,10 @@ class Shuffle(Step):
         super().__init__(label, "channel_shuffle", [source], source.shape, source.layout)
         self.groups = groups
 
-    def compute_full(self, inputs: Sequence[Tensor]) -> Tensor:
+    def _full(self, inputs: Sequence[Tensor]) -> Tensor:
         pixels = inputs[0].permute(0, 2, 3, 1)
-        return pixels.unflatten(3, (self.groups, -1)).transpose(3, 4).flatten(3).permute(0, 3, 1, 2)
-
-    def compute_part(self, inputs: Sequence[Tensor], size: Size) -> Tensor:
-        return self.compute_full(inputs)
+        dealt = pixels.reshape(*pixels.shape[:3], self.groups, -1).transpose(3, 4)
+        return dealt.reshape(pixels.shape).permute(0, 3, 1, 2)
 
 
 class Mean(Step):
@@ -312,7 +327,7 @@ class Mean(Step):
         self.whole = whole
         self.flops = float(math.prod(source.shape))
 
-    def compute_full(self, inputs: Sequence[Tensor]) -> Tensor:
+    def _full(self, inputs: Sequence[Tensor]) -> Tensor:
         return self.whole(inputs[0])
 
 
@@ -327,16 +342,19 @@ class Call(Step):
         shape: tuple[int, ...],
         layout: Layout | None,
         call: Callable[[Sequence[Tensor], list[int]], Any],
+        *,
         flops: float = 0.0,
+        fresh: bool = False,
     ) -> None:
         super().__init__(label, operation, sources, shape, layout, flops=flops)
         self.call = call
+        self.takes_activation = fresh
 
-    def compute_full(self, inputs: Sequence[Tensor]) -> Tensor:
+    def _full(self, inputs: Sequence[Tensor]) -> Tensor:
         result: Tensor = self.call(inputs, [inputs[0].shape[0], *self.shape])
         return result
 
-    def compute_part(self, inputs: Sequence[Tensor], size: Size) -> Tensor:
+    def _part(self, inputs: Sequence[Tensor], size: Size) -> Tensor:
         assert self.layout is not None
         shape = [inputs[0].shape[0], *self.shape]
         shape[self.layout[0]], shape[self.layout[1]] = size

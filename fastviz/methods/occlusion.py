@@ -88,7 +88,7 @@ def occlusion(
 
     started = time.perf_counter()
     windows = len(rows) * len(columns)
-    boxes = _boxes(rows, columns, (height, width), (H, W)).to(images.device)
+    boxes = _boxes(rows, columns, (height, width)).to(images.device)
     with capture.frozen_model(model), torch.no_grad(), _bar(N * windows, progress) as advance:
         selection, baseline = _clean(model, images, selection, batch_size)
         parts = []
@@ -140,11 +140,10 @@ def _starts(size: int, window: int, stride: int, side: str) -> list[int]:
     return [index * stride for index in range(math.ceil((size - window) / stride) + 1)]
 
 
-def _boxes(rows: list[int], columns: list[int], window: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Windows as int64 [P, 4]: top, left, bottom, right, half open, cut off at the border; columns run fastest."""
+def _boxes(rows: list[int], columns: list[int], window: tuple[int, int]) -> Tensor:
+    """Windows as int64 [P, 4]: top, left, bottom, right, half open; columns run fastest. The last may stick out."""
     top, left = (each.reshape(-1) for each in torch.meshgrid(torch.tensor(rows), torch.tensor(columns), indexing="ij"))
-    bottom, right = (top + window[0]).clamp(max=size[0]), (left + window[1]).clamp(max=size[1])
-    return torch.stack([top, left, bottom, right], dim=1)
+    return torch.stack([top, left, top + window[0], left + window[1]], dim=1)
 
 
 def _spread(

@@ -56,6 +56,28 @@ FASTVIZ_INLINE T narrow(Sum<T> value) {
   }
 }
 
+/// std::copy for ranges that are mostly short: most rows of a window are shorter than a call of memcpy is worth.
+template <typename T>
+FASTVIZ_INLINE T* copy(const T* first, const T* last, T* target) {
+  constexpr size_t step = 32, few = 4, worth_a_call = 512;
+  const size_t bytes = static_cast<size_t>(last - first) * sizeof(T);
+  const char* from = reinterpret_cast<const char*>(first);
+  char* to = reinterpret_cast<char*>(target);
+  if (bytes > worth_a_call) {
+    std::memcpy(to, from, bytes);
+  } else if (bytes >= step) {
+    for (size_t i = 0; i + step < bytes; i += step) std::memcpy(to + i, from + i, step);
+    // The last step overlaps the one before it.
+    std::memcpy(to + bytes - step, from + bytes - step, step);
+  } else if (bytes >= few) {
+    for (size_t i = 0; i + few < bytes; i += few) std::memcpy(to + i, from + i, few);
+    std::memcpy(to + bytes - few, from + bytes - few, few);
+  } else if (bytes > 0) {
+    std::memcpy(to, from, sizeof(T));
+  }
+  return target + (last - first);
+}
+
 /// Calls function(begin, end) over parts of [0, count), `work` values each, small counts on the calling thread.
 template <typename Function>
 void parallel_for(const Parallel& parallel, int64_t count, int64_t work, const Function& function) {

@@ -129,9 +129,7 @@ FASTVIZ_INLINE void accumulate(const Gram& a, const Plan& plan, const E* feature
   const int64_t last = std::min(first + plan.chunk, a.places);
   const int64_t panel = Plan::depth * T::width;
   // A column of panels reaches from the top to the diagonal. Paired from both ends, columns are equal work.
-  const auto mine = [&](int64_t column) {
-    return std::min(column, plan.panels - 1 - column) % plan.groups == group;
-  };
+  const auto mine = [&](int64_t column) { return std::min(column, plan.panels - 1 - column) % plan.groups == group; };
   int64_t needed = 0;
   for (int64_t column = 0; column < plan.panels; ++column) {
     if (mine(column)) needed = column + 1;
@@ -154,14 +152,14 @@ FASTVIZ_INLINE void accumulate(const Gram& a, const Plan& plan, const E* feature
 }
 
 // The vector code of each instruction set, by hand: the width of the tile is part of the source.
-#define FASTVIZ_GRAM_TASK(NAME, TARGET, BYTES, VECTORS, ROWS)                                                     \
-  template <typename E>                                                                                           \
-  struct NAME {                                                                                                   \
-    using T = Tile<Sum<E>, BYTES, VECTORS, ROWS>;                                                                 \
-    TARGET static void run(const Gram& a, const Plan& plan, const E* features, int64_t chunk, int64_t group,      \
-                           Sum<E>* packed, Sum<E>* matrix) {                                                      \
-      accumulate<T>(a, plan, features, chunk, group, packed, matrix);                                             \
-    }                                                                                                             \
+#define FASTVIZ_GRAM_TASK(NAME, TARGET, BYTES, VECTORS, ROWS)                                                \
+  template <typename E>                                                                                      \
+  struct NAME {                                                                                              \
+    using T = Tile<Sum<E>, BYTES, VECTORS, ROWS>;                                                            \
+    TARGET static void run(const Gram& a, const Plan& plan, const E* features, int64_t chunk, int64_t group, \
+                           Sum<E>* packed, Sum<E>* matrix) {                                                 \
+      accumulate<T>(a, plan, features, chunk, group, packed, matrix);                                        \
+    }                                                                                                        \
   }
 FASTVIZ_GRAM_TASK(BaselineTask, , 16, 2, 4);
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(FASTVIZ_NO_CLONES)
@@ -173,7 +171,9 @@ FASTVIZ_GRAM_TASK(Avx512Task, __attribute__((target("avx512f,avx512vl,avx512bw,a
 /// Squares of the matrix that the last step handles at a time, so that both triangles are written in whole lines.
 constexpr int64_t square = 32;
 
-int64_t squares(const Gram& a) { return (a.channels + square - 1) / square; }
+int64_t squares(const Gram& a) {
+  return (a.channels + square - 1) / square;
+}
 
 /// Adds the chunks of rows [top, top + square) from the diagonal on, finishes and mirrors them. Returns their loss.
 template <typename E>
@@ -282,9 +282,8 @@ size_t gram_cpu_workspace(const Gram& arguments) {
 
 void gram_cpu(const Parallel& parallel, const Gram& arguments) {
   if (arguments.images == 0) return;
-  with_dtype(arguments.dtype, [&](auto type) {
-    with_task<decltype(type)>([&](auto task) { run(task, parallel, arguments); });
-  });
+  with_dtype(arguments.dtype,
+             [&](auto type) { with_task<decltype(type)>([&](auto task) { run(task, parallel, arguments); }); });
 }
 
 }  // namespace fastviz

@@ -27,7 +27,7 @@ void occlude(const Parallel& parallel, const Occlude& a) {
       const int64_t left = box.columns.first * a.layout.pixel;
       const int64_t right = box.columns.last * a.layout.pixel;
       if (box.rows.size() == 0 || left == right) {
-        std::copy(source, source + plane, target);
+        copy(source, source + plane, target);
         continue;
       }
       // From one box row to the next, what lies between is one stretch of memory.
@@ -35,15 +35,15 @@ void occlude(const Parallel& parallel, const Occlude& a) {
       for (int64_t y = box.rows.first; y < box.rows.last; ++y) {
         const int64_t first = y * row + left;
         const int64_t last = y * row + right;
-        std::copy(source + done, source + first, target + done);
+        copy(source + done, source + first, target + done);
         if (filling) {
-          std::copy(filling + first, filling + last, target + first);
+          copy(filling + first, filling + last, target + first);
         } else {
           std::fill(target + first, target + last, fill_value);
         }
         done = last;
       }
-      std::copy(source + done, source + plane, target + done);
+      copy(source + done, source + plane, target + done);
     }
   });
 }

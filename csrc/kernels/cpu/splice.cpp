@@ -14,12 +14,12 @@ void splice_row(T* target, const T* clean, const T* dirty, int64_t left, Range m
   const Range inside = Range::cut(map.first, map.last, left, right);
   const Range dirty_part = Range::cut(crop.first, crop.last, inside.first, inside.last);
   std::fill(at(left), at(inside.first), pad);
-  std::copy(clean + inside.first * pixel, clean + dirty_part.first * pixel, at(inside.first));
+  copy(clean + inside.first * pixel, clean + dirty_part.first * pixel, at(inside.first));
   if (dirty_part.size() > 0) {
-    std::copy(dirty + (dirty_part.first - crop.first) * pixel, dirty + (dirty_part.last - crop.first) * pixel,
-              at(dirty_part.first));
+    copy(dirty + (dirty_part.first - crop.first) * pixel, dirty + (dirty_part.last - crop.first) * pixel,
+         at(dirty_part.first));
   }
-  std::copy(clean + dirty_part.last * pixel, clean + inside.last * pixel, at(dirty_part.last));
+  copy(clean + dirty_part.last * pixel, clean + inside.last * pixel, at(dirty_part.last));
   std::fill(at(inside.last), at(right), pad);
 }
 

@@ -12,7 +12,9 @@ constexpr int64_t block_rows = 16;
 /// Values whose terms are added in the working type before they go into a double.
 constexpr int64_t chunk = 1024;
 
-int64_t blocks(const Layout& layout) { return (layout.rows + block_rows - 1) / block_rows; }
+int64_t blocks(const Layout& layout) {
+  return (layout.rows + block_rows - 1) / block_rows;
+}
 
 /// The exponent, as far as it has a form without pow.
 enum class Beta { one, two, two_and_half, three, any };
@@ -84,10 +86,11 @@ FASTVIZ_CLONES S terms(const S* x, const S* right, const S* below, S vertical_we
 /// A value is in its own term twice with a minus sign, and in its left and upper neighbour's with a plus sign.
 template <typename T>
 FASTVIZ_CLONES void write_gradient(const Sum<T>* by_horizontal, const Sum<T>* by_horizontal_left,
-                                   const Sum<T>* by_vertical, const Sum<T>* by_vertical_above, T* gradient,
-                                   int64_t count) {
+                                   const Sum<T>* by_vertical, const Sum<T>* by_vertical_above, Sum<T> factor,
+                                   T* gradient, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
-    gradient[i] = narrow<T>(by_horizontal_left[i] - by_horizontal[i] + by_vertical_above[i] - by_vertical[i]);
+    const Sum<T> sum = by_horizontal_left[i] - by_horizontal[i] + by_vertical_above[i] - by_vertical[i];
+    gradient[i] = narrow<T>(factor * sum);
   }
 }
 
@@ -109,7 +112,7 @@ const Sum<T>* working_row(const T* values, std::vector<Sum<T>>& buffer, int64_t 
 
 /// Rows [first, last) of one plane. Returns the sum of their terms; writes their gradient where it is wanted.
 template <typename T, VariationNorm norm, Beta kind, bool with_gradient>
-double plane_rows(const TotalVariation& a, const T* input, T* gradient, int64_t first, int64_t last) {
+double plane_rows(const TotalVariation& a, const T* input, T* gradient, Sum<T> factor, int64_t first, int64_t last) {
   using S = Sum<T>;
   const int64_t row = a.layout.row();
   const int64_t pixel = a.layout.pixel;
@@ -161,7 +164,7 @@ double plane_rows(const TotalVariation& a, const T* input, T* gradient, int64_t 
     if (y >= first) {
       sum += row_sum;
       if constexpr (with_gradient) {
-        write_gradient(dh, by_horizontal.data(), dv, by_vertical_above.data(), gradient + y * row, row);
+        write_gradient(dh, by_horizontal.data(), dv, by_vertical_above.data(), factor, gradient + y * row, row);
       }
     }
     if constexpr (with_gradient) std::swap(by_vertical, by_vertical_above);
@@ -181,19 +184,21 @@ void total_variation(const Parallel& parallel, const TotalVariation& a) {
   double* partial = static_cast<double*>(a.workspace);
   const T* input = static_cast<const T*>(a.input);
   T* gradient = static_cast<T*>(a.gradient);
-  if (a.layout.picture() == 0) {
-    std::fill_n(static_cast<Sum<T>*>(a.value), a.images, Sum<T>(0));
-    return;
-  }
-  parallel_for(parallel, a.images * per_picture, block_rows * a.layout.row(), [&](int64_t begin, int64_t end) {
+  const Sum<T>* factor = static_cast<const Sum<T>*>(a.factor);
+  // A picture without pixels has no tasks with rows or no rows with values: its sum is 0 either way.
+  const int64_t tasks = a.layout.row() > 0 ? a.images * per_picture : 0;
+  std::fill_n(partial, a.images * per_picture, 0.0);
+  parallel_for(parallel, tasks, block_rows * a.layout.row(), [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t offset = unit / blocks(a.layout) * a.layout.plane();
       const int64_t first = unit % blocks(a.layout) * block_rows;
       const int64_t last = first + block_rows < a.layout.rows ? first + block_rows : a.layout.rows;
-      partial[unit] = plane_rows<T, norm, kind, with_gradient>(
-          a, input + offset, with_gradient ? gradient + offset : nullptr, first, last);
+      partial[unit] =
+          plane_rows<T, norm, kind, with_gradient>(a, input + offset, with_gradient ? gradient + offset : nullptr,
+                                                   factor ? factor[unit / per_picture] : 1, first, last);
     }
   });
+  if (!a.value) return;
   for (int64_t image = 0; image < a.images; ++image) {
     double sum = 0;
     for (int64_t i = 0; i < per_picture; ++i) sum += partial[image * per_picture + i];
@@ -229,28 +234,6 @@ void choose_norm(const Parallel& parallel, const TotalVariation& a) {
   }
 }
 
-template <typename T>
-FASTVIZ_CLONES void scale(const T* values, Sum<T> factor, T* output, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) output[i] = narrow<T>(factor * widen(values[i]));
-}
-
-template <typename T>
-void total_variation_backward(const Parallel& parallel, const TotalVariationBackward& a) {
-  const T* gradient = static_cast<const T*>(a.gradient);
-  T* output = static_cast<T*>(a.output);
-  constexpr int64_t part = 4096;
-  const int64_t parts = (a.picture + part - 1) / part;
-  parallel_for(parallel, a.images * parts, part, [&](int64_t begin, int64_t end) {
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t image = unit / parts;
-      const int64_t first = unit % parts * part;
-      const int64_t count = a.picture - first < part ? a.picture - first : part;
-      const int64_t offset = image * a.picture + first;
-      scale(gradient + offset, static_cast<const Sum<T>*>(a.grad)[image], output + offset, count);
-    }
-  });
-}
-
 }  // namespace
 
 size_t total_variation_cpu_workspace(const TotalVariation& arguments) {
@@ -260,10 +243,6 @@ size_t total_variation_cpu_workspace(const TotalVariation& arguments) {
 
 void total_variation_cpu(const Parallel& parallel, const TotalVariation& arguments) {
   with_dtype(arguments.dtype, [&](auto type) { choose_norm<decltype(type)>(parallel, arguments); });
-}
-
-void total_variation_backward_cpu(const Parallel& parallel, const TotalVariationBackward& arguments) {
-  with_dtype(arguments.dtype, [&](auto type) { total_variation_backward<decltype(type)>(parallel, arguments); });
 }
 
 }  // namespace fastviz

@@ -238,7 +238,7 @@ struct GramFinishTask {
   const Sum<T>* partial;
   const T* target;
   T* output;
-  Sum<T>* losses;  // [blocks]
+  Sum<T>* losses;  // [blocks]; null: not wanted
   Sum<T> scale;
   int64_t channels;
   int tile;
@@ -289,7 +289,7 @@ __global__ void __launch_bounds__(256) gram_finish_kernel(const GramFinishTask<T
     const int64_t first_row = tile.row * task.tile + piece / pieces_a_row * piece_rows + slice % slices * slice_rows;
     const int64_t first_column = tile.column * task.tile + piece % pieces_a_row * piece_columns;
     if (first_row >= task.channels || first_column >= task.channels || first_row >= first_column + piece_columns) {
-      if (task.target && thread == 0) task.losses[block] = 0;
+      if (task.losses && thread == 0) task.losses[block] = 0;
       continue;
     }
 
@@ -332,7 +332,7 @@ __global__ void __launch_bounds__(256) gram_finish_kernel(const GramFinishTask<T
         products[row][column] = result;
       }
       loss = block_sum(loss);  // its barrier also orders the write above before the read below
-      if (thread == 0) task.losses[block] = loss;
+      if (task.losses && thread == 0) task.losses[block] = loss;
     }
     T* output = task.output + image * task.channels * task.channels;
     if (wanted) output[r * task.channels + c] = narrow<T>(result);
@@ -400,7 +400,7 @@ void gram(Stream stream, const Gram& a) {
     finish.partial = partial;
     finish.target = static_cast<const T*>(a.target);
     finish.output = static_cast<T*>(a.output);
-    finish.losses = losses;
+    finish.losses = a.loss ? losses : nullptr;
     finish.scale = static_cast<S>(a.scale);
     finish.channels = a.channels;
     finish.tile = tile;

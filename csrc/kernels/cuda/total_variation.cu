@@ -32,28 +32,28 @@ __device__ __forceinline__ VariationTerm<S> term_of(const VariationTerms<S>& ter
     S value, slope;  // s^(beta / 2), and twice its derivative by s
     switch (terms.kind) {
       case Beta::one:
-        value = sqrt(s);
+        value = std::sqrt(s);
         slope = s > 0 ? 1 / value : S(0);
         break;
       case Beta::two_and_half:
-        slope = sqrt(sqrt(s));
+        slope = std::sqrt(std::sqrt(s));
         value = s * slope;
         slope *= S(2.5);
         break;
       case Beta::three:
-        slope = sqrt(s);
+        slope = std::sqrt(s);
         value = s * slope;
         slope *= 3;
         break;
       default:
-        value = s > 0 ? pow(s, terms.beta / 2) : S(terms.beta == 0);
+        value = s > 0 ? std::pow(s, terms.beta / 2) : S(terms.beta == 0);
         slope = s > 0 ? terms.beta * value / s : S(0);
     }
     slope *= vertical;
     return {vertical * value, slope * v, slope * h};
   } else {
     if (terms.square) return {vertical * v * v + horizontal * h * h, 2 * vertical * v, 2 * horizontal * h};
-    return {vertical * abs(v) + horizontal * abs(h), v > 0 ? vertical : (v < 0 ? -vertical : S(0)),
+    return {vertical * std::abs(v) + horizontal * std::abs(h), v > 0 ? vertical : (v < 0 ? -vertical : S(0)),
             h > 0 ? horizontal : (h < 0 ? -horizontal : S(0))};
   }
 }
@@ -61,8 +61,9 @@ __device__ __forceinline__ VariationTerm<S> term_of(const VariationTerms<S>& ter
 template <typename T>
 struct VariationTask {
   const T* input;
-  T* gradient;
-  Sum<T>* partial;  // [blocks]
+  T* gradient;  // null: not wanted
+  const Sum<T>* factor;  // [images], or null: 1
+  Sum<T>* partial;  // [blocks]; null: not wanted
   VariationTerms<Sum<T>> terms;
   bool crop;
   int64_t rows, row, pixel;  // rows in a plane, values in a row, values in a pixel
@@ -106,11 +107,11 @@ struct VariationRow {
   }
 };
 
-/// Writes the gradient, where it is wanted, and each block's sum of terms. One block = 256 strips of one picture, one
-/// thread = one strip of 4 rows x N values; shared memory: the sums of the warps.
+/// Writes the gradient and each block's sum of terms, as far as they are wanted. One block = 256 strips of one picture,
+/// one thread = one strip of 4 rows x N values; shared memory: the sums of the warps.
 ///   1. Read 6 rows: the strip, the row above (its terms reach down into the strip) and the row below.
 ///   2. Go down the rows: terms, derivatives, and the gradient
-///      (above by_vertical - own by_vertical) + (left by_horizontal - own by_horizontal).
+///      ((above by_vertical - own by_vertical) + (left by_horizontal - own by_horizontal)) times the factor.
 ///   3. Add the block's terms.
 template <typename T, int N, bool ADJACENT, bool POWER>
 __global__ void __launch_bounds__(variation_threads) total_variation_kernel(const VariationTask<T> task) {
@@ -127,6 +128,7 @@ __global__ void __launch_bounds__(variation_threads) total_variation_kernel(cons
       const int64_t top = task.strips.remainder(line, plane) * strip_rows;
       const int64_t offset = image * task.picture + plane * task.rows * task.row;
       const bool with_gradient = task.gradient != nullptr;
+      const S factor = task.factor ? task.factor[image] : S(1);
 
       Row rows[strip_rows + 2];
 #pragma unroll
@@ -168,16 +170,19 @@ __global__ void __launch_bounds__(variation_threads) total_variation_kernel(cons
           if constexpr (ADJACENT) {
             if (i + 1 < N) from_left[i + 1 < N ? i + 1 : i] = term.by_horizontal;
           }
-          gradient.value[i] = narrow<T>((above[i] - term.by_vertical) + (from_left[i] - term.by_horizontal));
+          const S slope = (above[i] - term.by_vertical) + (from_left[i] - term.by_horizontal);
+          gradient.value[i] = narrow<T>(factor * slope);
           above[i] = term.by_vertical;
         }
         if (r > 0 && with_gradient) store(task.gradient + offset + y * task.row + column, gradient);
       }
     }
 
-    sum = block_sum(sum);
-    if (threadIdx.x == 0) task.partial[block] = sum;
-    __syncthreads();
+    if (task.partial) {
+      sum = block_sum(sum);
+      if (threadIdx.x == 0) task.partial[block] = sum;
+      __syncthreads();
+    }
   }
 }
 
@@ -229,7 +234,8 @@ void total_variation(Stream stream, const TotalVariation& a) {
     VariationTask<T> task{};
     task.input = static_cast<const T*>(a.input);
     task.gradient = static_cast<T*>(a.gradient);
-    task.partial = partial;
+    task.factor = static_cast<const S*>(a.factor);
+    task.partial = a.value ? partial : nullptr;
     const bool isotropic = a.norm == VariationNorm::isotropic;
     const bool square = a.norm == VariationNorm::l2 || (isotropic && a.beta == 2);
     task.terms = {square, kind_of(a.beta), static_cast<S>(a.beta), static_cast<S>(a.vertical_weight),
@@ -250,92 +256,15 @@ void total_variation(Stream stream, const TotalVariation& a) {
       launch_variation<T, false>(stream, task, vector);
     }
   }
+  if (!a.value) return;
   launch(sum_rows_kernel<S>, a.images, 256, 0, stream, static_cast<const S*>(partial), picture_blocks, a.images,
          static_cast<S*>(a.value));
-}
-
-constexpr int scale_vectors = 4;  // that a thread has in flight
-
-template <typename T>
-struct ScaleTask {
-  const Sum<T>* grad;
-  const T* gradient;
-  T* output;
-  int64_t picture;
-  FastDivide spans;  // blocks that share a picture
-  int64_t blocks;
-};
-
-/// Writes output[n] = grad[n] gradient[n]. One block = 4 x 256 vectors of N values of one picture, aligned in memory
-/// (N = 1 where input and output are not alike in that), one thread = 4 of them; no shared memory.
-///   1. Read 4 vectors; the first and the last of a picture may be cut short.
-///   2. Multiply. Write.
-template <typename T, int N>
-__global__ void __launch_bounds__(256) total_variation_backward_kernel(const ScaleTask<T> task) {
-  for (int64_t block = blockIdx.x; block < task.blocks; block += gridDim.x) {
-    const int64_t image = task.spans.divide(block);
-    const int64_t span = task.spans.remainder(block, image);
-    const Sum<T> grad = task.grad[image];
-    const T* gradient = task.gradient + image * task.picture;
-    T* output = task.output + image * task.picture;
-    const int64_t before = N == 1 ? 0 : misalignment(reinterpret_cast<uintptr_t>(output), sizeof(T));
-    const int64_t step = static_cast<int64_t>(blockDim.x) * N;
-    const int64_t first = span * scale_vectors * step + static_cast<int64_t>(threadIdx.x) * N - before;
-
-    Vector<T, N> vectors[scale_vectors];
-#pragma unroll
-    for (int i = 0; i < scale_vectors; ++i) {
-      const int64_t value = first + i * step;
-      if (value >= 0 && value + N <= task.picture) {
-        vectors[i] = load<T, N>(gradient + value);
-        continue;
-      }
-#pragma unroll
-      for (int j = 0; j < N; ++j) {
-        if (value + j >= 0 && value + j < task.picture) vectors[i].value[j] = gradient[value + j];
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < scale_vectors; ++i) {
-      const int64_t value = first + i * step;
-      if (value >= 0 && value + N <= task.picture) {
-#pragma unroll
-        for (int j = 0; j < N; ++j) vectors[i].value[j] = narrow<T>(grad * widen(vectors[i].value[j]));
-        store(output + value, vectors[i]);
-        continue;
-      }
-#pragma unroll
-      for (int j = 0; j < N; ++j) {
-        if (value + j >= 0 && value + j < task.picture) {
-          output[value + j] = narrow<T>(grad * widen(vectors[i].value[j]));
-        }
-      }
-    }
-  }
-}
-
-template <typename T>
-void total_variation_backward(Stream stream, const TotalVariationBackward& a) {
-  const bool vectors = reinterpret_cast<uintptr_t>(a.gradient) % 16 == reinterpret_cast<uintptr_t>(a.output) % 16;
-  const int64_t units = ceil_div(vectors ? vectors_of(a.picture, width<T>) : a.picture, scale_vectors);
-  const int threads = threads_for(units);
-  const int64_t spans = ceil_div(units, threads);
-  const ScaleTask<T> task{static_cast<const Sum<T>*>(a.grad),
-                          static_cast<const T*>(a.gradient),
-                          static_cast<T*>(a.output),
-                          a.picture,
-                          FastDivide(spans),
-                          a.images * spans};
-  if (vectors) {
-    launch(total_variation_backward_kernel<T, width<T>>, task.blocks, threads, 0, stream, task);
-  } else {
-    launch(total_variation_backward_kernel<T, 1>, task.blocks, threads, 0, stream, task);
-  }
 }
 
 }  // namespace
 
 size_t total_variation_cuda_workspace(const TotalVariation& arguments) {
+  if (!arguments.value) return 0;
   // A value at a time takes the most blocks; which vector it will be depends on addresses.
   const int64_t blocks = arguments.images * blocks_of(arguments.layout, 1);
   return static_cast<size_t>(blocks) * (arguments.dtype == Dtype::float64 ? sizeof(double) : sizeof(float));
@@ -344,11 +273,6 @@ size_t total_variation_cuda_workspace(const TotalVariation& arguments) {
 void total_variation_cuda(Stream stream, const TotalVariation& arguments) {
   if (arguments.images == 0) return;
   with_dtype(arguments.dtype, [&](auto type) { total_variation<decltype(type)>(stream, arguments); });
-}
-
-void total_variation_backward_cuda(Stream stream, const TotalVariationBackward& arguments) {
-  if (arguments.images == 0 || arguments.picture == 0) return;
-  with_dtype(arguments.dtype, [&](auto type) { total_variation_backward<decltype(type)>(stream, arguments); });
 }
 
 }  // namespace fastviz

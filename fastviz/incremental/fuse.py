@@ -1,0 +1,102 @@
+"""Fewer steps for the same numbers: batch norms into convolutions, sums and activations into the step before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from fastviz.geometry import Field
+from fastviz.incremental.build import Alone, reachable
+from fastviz.incremental.steps import Call, Conv, Norm, Step
+
+__all__ = ["fuse"]
+
+
+def fuse(steps: Sequence[Step]) -> list[Step]:
+    """The same computation in fewer steps, the weights of convolutions packed; changes the steps it is given."""
+    result = _activations(_sums(_norms(list(steps))))
+    for step in result:
+        if isinstance(step, Conv):
+            step.pack()
+    return result
+
+
+def _norms(steps: list[Step]) -> list[Step]:
+    """Batch norms folded into the convolutions that only they read."""
+    users = _users(steps)
+    for step in list(steps):
+        if isinstance(step, Norm) and isinstance(conv := step.sources[0], Conv) and users[conv] == [step]:
+            conv.fold(step.scale, step.shift)
+            steps = _replace(steps, step, conv)
+    return steps
+
+
+def _sums(steps: list[Step]) -> list[Step]:
+    """Sums of two maps done by the convolution that gives one of them, if nothing else reads that.
+
+    Of two convolutions it is the one with the larger field: its rectangle holds that of the other.
+    """
+    fields = _fields(steps)
+    users = _users(steps)
+    for step in list(steps):
+        if not isinstance(step, Call) or step.operation != "add" or not step.takes_activation or len(step.sources) != 2:
+            continue
+        able = [
+            source
+            for source in step.sources
+            if isinstance(source, Conv)
+            and users[source] == [step]
+            and source.activation is None
+            and len(source.sources) == 1
+        ]
+        if not able or step.sources[0].shape != step.sources[1].shape or step.shape != step.sources[0].shape:
+            continue
+        conv = max(able, key=lambda source: fields[source])
+        (other,) = [source for source in step.sources if source is not conv]
+        conv.add(other)
+        steps.remove(conv)
+        steps[steps.index(step)] = conv
+        steps = _replace(steps, step, conv)
+        users = _users(steps)
+    return steps
+
+
+def _activations(steps: list[Step]) -> list[Step]:
+    """Activations done by the step that they follow, if nothing else reads that."""
+    users = _users(steps)
+    for step in list(steps):
+        if isinstance(step, Alone):
+            (before,) = step.sources
+            if before.takes_activation and before.activation is None and users[before] == [step]:
+                before.activation = step.activation
+                before.operation += f"+{step.operation}"
+                steps = _replace(steps, step, before)
+                users = _users(steps)
+    return steps
+
+
+def _users(steps: Iterable[Step]) -> dict[Step, list[Step]]:
+    users: dict[Step, list[Step]] = {step: [] for step in steps}
+    for step in users:
+        for source in step.sources:
+            users[source].append(step)
+    return users
+
+
+def _replace(steps: list[Step], old: Step, new: Step) -> list[Step]:
+    """``new`` in the place of ``old`` wherever that is read."""
+    for step in steps:
+        step.sources = [new if source is old and step is not new else source for source in step.sources]
+    output = new if steps[-1] is old else steps[-1]
+    return reachable(steps, output)
+
+
+def _fields(steps: Iterable[Step]) -> dict[Step, int]:
+    """How many rows of the image a row of each step depends on, along the longest way."""
+    fields: dict[Step, Field] = {}
+    for step in steps:
+        if step.slides is None:
+            fields[step] = Field(size=1 << 40)
+            continue
+        reached = [fields[source].through(slides[0]) for source, slides in zip(step.sources, step.slides, strict=True)]
+        fields[step] = max(reached, key=lambda field: field.size, default=Field())
+    return {step: field.size for step, field in fields.items()}
