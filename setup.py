@@ -124,7 +124,8 @@ if not reason:
         CUDAExtension(
             "fastviz._cuda",
             sources("kernels/cuda") + [path for path in sources("ops") if not path.endswith("library.cpp")],
-            define_macros=[*defines, ("FASTVIZ_CUDA", None)],
+            # USE_CUDA makes torch's headers declare the functions for streams and launch errors.
+            define_macros=[*defines, ("FASTVIZ_CUDA", None), ("USE_CUDA", None)],
             extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-std=c++17", "--threads=2", *device_warnings]},
             py_limited_api=True,
         )

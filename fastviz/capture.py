@@ -13,7 +13,6 @@ from warnings import warn
 
 import torch
 from torch import Tensor, nn
-from torch import ops as torch_ops
 from torch.autograd.graph import _engine_run_backward
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -39,6 +38,8 @@ __all__ = [
 def layer_module(model: nn.Module, name: str) -> nn.Module:
     """The module of ``model`` that torch calls ``name`` (its dotted name in ``named_modules()``; ``""`` is the model).
 
+    What ``torch.compile`` wraps also has the names that it has without the wrapper.
+
     Raises:
         TypeError: ``model`` is not a module or ``name`` not a string.
         ValueError: no module has this name; the message lists the nearest.
@@ -46,6 +47,8 @@ def layer_module(model: nn.Module, name: str) -> nn.Module:
     modules: dict[str, nn.Module] = dict(checks.module(model).named_modules())
     if not isinstance(name, str):
         raise TypeError(f"layer should be a dotted module name, got {type(name).__name__}")
+    for full, module in list(modules.items()):
+        modules.setdefault(full.replace("_orig_mod.", ""), module)
     return modules[checks.nearest(name, "layer", modules)]
 
 
@@ -145,7 +148,8 @@ def activations(
     graph then, which saves its memory and time.
 
     Raises:
-        ValueError: a layer does not exist (on entering), was not called (when it is read from the mapping).
+        ValueError: a layer does not exist or is scripted (on entering), was not called (when it is read from the
+            mapping).
         TypeError: a layer returns something else than a floating-point tensor (while the model runs).
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
@@ -174,6 +178,9 @@ def activations(
         return record
 
     modules = {name: layer_module(model, name) for name in layers}
+    for name, module in modules.items():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"layer {name!r} should not be inside a scripted module, where nothing can be recorded")
     handles = []
     try:
         for name, module in modules.items():
@@ -220,7 +227,7 @@ def _spellings() -> dict[Callable[..., object], tuple[str, bool]]:
                 if hasattr(home, variant):
                     table[getattr(home, variant)] = (name, in_place)
             # What torch.export and torch.fx graphs call.
-            packet = getattr(torch_ops.aten, variant)
+            packet = getattr(torch.ops.aten, variant)
             for function in (packet, *(getattr(packet, overload) for overload in packet.overloads())):
                 table[function] = (name, in_place)
     return table
@@ -379,6 +386,8 @@ def _activation(node: Any) -> str | None:
         if hasattr(node, "_raw_saved_min"):
             return "clamp to a tensor"
         return "clamp" if node._saved_min == 0 else None
+    if "DifferentiableGraph" in kind:
+        return "scripted code"
     # A user's own autograd function can only be told by its name.
     return name if "relu" in name.lower() and "fastviz" not in name.lower() else None
 

@@ -21,7 +21,7 @@ from typer.core import TyperGroup
 if TYPE_CHECKING:
     from torch import nn
 
-    from fastviz.jobs import Summary
+    from fastviz.jobs import Settings, Summary
     from fastviz.report import Scene
 
 __all__ = ["app", "main"]
@@ -168,7 +168,7 @@ def explain(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds.")] = False,
 ) -> None:
     """Explain what a network sees in each photograph: overlays, raw arrays, contact sheets and an HTML report."""
-    from fastviz import jobs, report
+    from fastviz import jobs
 
     if model != "demo" and weights is None:
         raise ValueError(
@@ -188,26 +188,39 @@ def explain(
             overwrite=overwrite,
             progress=True,
         )
-        sheets = report.contact_sheets(out)
-        facts = {
-            "Network": model,
-            "Weights": weights or "built-in",
-            "Target": target,
-            "Photographs": str(summary.done + summary.skipped),
-        }
-        facts |= {key: str(value) for key, value in (("Layer", layer), ("Window", window), ("Stride", stride)) if value}
-        pages = report.pages(out, title=f"What {model} looks at", facts=facts, failures=summary.failures)
+        written = _report(out, settings, summary) if summary.done or summary.skipped else []
     except KeyboardInterrupt:
         done = _photographs(sum(1 for _ in jobs.read_results(out)))
         raise _Stopped(f"{done} done in {out}, the same command goes on from there") from None
     _print_summary(summary)
-    if sheets:
-        more = f" and {len(sheets) - 1} more" if len(sheets) > 1 else ""
-        print(f"pictures: {pages[0]}, {sheets[0]}{more}")
+    if written:
+        print(f"pictures: {' and '.join(map(str, written))}")
     for name, reason in summary.failures:
         print(f"fastviz: failed: {_reason(name, reason)}", file=sys.stderr)
     if summary.failures:
         raise typer.Exit(1)
+
+
+def _report(out: Path, settings: Settings, summary: Summary) -> list[Path]:
+    """Write the contact sheets and pages of a job; the first of each."""
+    from fastviz import report
+
+    facts = {
+        "Network": settings.model,
+        "Weights": settings.weights or "built-in",
+        "Target": settings.target,
+        "Layer": settings.layer,
+        "Window": settings.window,
+        "Stride": settings.stride,
+    }
+    sheets = report.contact_sheets(out)
+    pages = report.pages(
+        out,
+        title=f"What {settings.model} looks at",
+        facts={name: str(value) for name, value in facts.items() if value is not None},
+        failures=summary.failures,
+    )
+    return [pages[0], *sheets[:1]]
 
 
 def _photographs(number: int) -> str:

@@ -15,7 +15,7 @@ from fastviz.geometry import Field, clip
 from fastviz.models import preprocessing
 from fastviz.reach import BATCH, Reach, call_name, classify, shape_of
 
-__all__ = ["Layer", "NotTraceable", "ReceptiveField", "Trace", "layers", "receptive_field", "trace"]
+__all__ = ["Layer", "NotTraceable", "ReceptiveField", "Trace", "example_images", "layers", "receptive_field", "trace"]
 
 # torch.export keeps state that two threads must not change at once
 _EXPORT_LOCK = threading.RLock()
@@ -123,15 +123,16 @@ class Trace:
     reaches: dict[fx.Node, Reach]
 
 
-def trace(model: nn.Module, input_size: tuple[int, int] | None = None) -> Trace:
+def trace(model: nn.Module, input_size: tuple[int, int] | None = None, channels: int | None = None) -> Trace:
     """The graph of ``model`` in evaluation mode, for images of ``input_size`` (height, width) in pixels.
 
-    Works on a copy that shares the parameters; the model is not touched.
+    Works on a copy that shares the parameters; the model is not touched. A size or number of channels that is not given
+    is that of :func:`fastviz.models.preprocessing`.
 
     Raises:
         NotTraceable: the model does not export, takes more than images or gives more than one tensor.
     """
-    batch = _example(model, input_size, BATCH)
+    batch = example_images(model, input_size, BATCH, channels)
     twin = _twin(model)
     try:
         # while torch exports, it switches oneDNN off for all threads: their numbers may differ in the last bits
@@ -239,14 +240,19 @@ class _Traced:
     reason: str = ""
 
 
-def _example(model: nn.Module, input_size: tuple[int, int] | None, batch: int) -> Tensor:
-    """Images of zeros for the model: its channels, dtype and device."""
+def example_images(
+    model: nn.Module, input_size: tuple[int, int] | None, batch: int, channels: int | None = None
+) -> Tensor:
+    """Images of zeros [batch, C, H, W] in the dtype and on the device of the model's parameters.
+
+    A size or number of channels that is not given is that of :func:`fastviz.models.preprocessing`.
+    """
     known = preprocessing(model)
     size = input_size or known.size
     if size is None:
         raise ValueError("input_size should be given for a model whose preprocessing has no size, got None")
     parameter = next((value for value in model.parameters() if value.is_floating_point()), torch.empty(0))
-    return torch.zeros(batch, len(known.mean), *size, dtype=parameter.dtype, device=parameter.device)
+    return torch.zeros(batch, channels or len(known.mean), *size, dtype=parameter.dtype, device=parameter.device)
 
 
 def _twin(model: nn.Module, mode: FakeTensorMode | None = None) -> nn.Module:
@@ -267,7 +273,7 @@ def _twin(model: nn.Module, mode: FakeTensorMode | None = None) -> nn.Module:
 
 def _calls(model: nn.Module, input_size: tuple[int, int] | None) -> dict[str, _Call]:
     """What one forward pass calls, by module name; without data where the model allows it, else on one image."""
-    batch = _example(model, input_size, BATCH)
+    batch = example_images(model, input_size, BATCH)
     try:
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         twin = _twin(model, mode)

@@ -10,11 +10,11 @@ import io
 import os
 import re
 import struct
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import IO
 
@@ -119,16 +119,20 @@ def _find(paths: Paths) -> list[tuple[Path, str]]:
 
 
 def _walk(folder: Path) -> list[Path]:
-    """The image files in a folder and its subfolders, links to folders included, in natural order."""
+    """The image files in a folder, its subfolders and, entered last, linked folders; no folder is entered twice."""
     found: list[Path] = []
     entered: set[str] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
-        place = os.path.realpath(parent)
-        # A link to a folder further up would otherwise be followed for ever.
-        folders[:] = [] if place in entered else [name for name in folders if not name.startswith(".")]
-        if place not in entered:
+    starts = [folder]
+    for start in starts:  # grows by the links that are met
+        for parent, folders, files in os.walk(start, onerror=_raise):
+            place = os.path.realpath(parent)
+            if place in entered:
+                folders.clear()
+                continue
+            entered.add(place)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            starts += [Path(parent, name) for name in folders if os.path.islink(os.path.join(parent, name))]
             found += [Path(parent, name) for name in files if _looks_like_image(name)]
-        entered.add(place)
     return sorted(found, key=_natural)
 
 
@@ -421,6 +425,9 @@ def save_image(picture: Tensor, path: str | os.PathLike[str]) -> None:
         stream.write(encoded.getbuffer())
 
 
+_parts = count()
+
+
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A file to write bytes to, which appears under its name when the ``with`` ends well, and else not at all.
@@ -431,7 +438,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         OSError: the path cannot be written or the disk is full; it names ``path``.
     """
     target = Path(path)
-    part = target.with_name(f".fastviz-{os.getpid()}-{threading.get_ident()}.part")
+    part = target.with_name(f".fastviz-{os.getpid()}-{next(_parts)}.part")
     try:
         with part.open("wb") as stream:
             yield stream

@@ -47,9 +47,10 @@ class Settings:
     def fingerprint(self) -> dict[str, object]:
         """The settings as JSON values, a weights file by its content (SHA-256) so that it may be moved."""
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        if self.weights is not None and Path(self.weights).is_file():
+        weights = None if self.weights is None else Path(self.weights).expanduser()
+        if weights is not None and weights.is_file():
             digest = hashlib.sha256()
-            with Path(self.weights).open("rb") as file:
+            with weights.open("rb") as file:
                 while piece := file.read(1 << 20):
                     digest.update(piece)
             values["weights"] = f"sha256:{digest.hexdigest()}"
@@ -142,9 +143,9 @@ class JobFolder:
         while not there.exists() and there != there.parent:
             there = there.parent
         if not there.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+            raise NotADirectoryError(f"out: {there} is not a folder")
         if not os.access(there, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
+            raise PermissionError(f"out: {there} cannot be written: permission denied")
         found = self._found_settings()
         self._fresh = found is None or overwrite
         if found is not None and not overwrite and found != self._settings:

@@ -74,7 +74,7 @@ def explain(
         out: the folder to write, made if need be: see :mod:`fastviz.job_folder` for what is in it.
         settings: model, methods and target.
         model: the network to use instead of loading ``settings.model``; it stays on its device.
-        device: where a loaded network runs: ``"auto"`` (a GPU if torch can use one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``
+        device: where a loaded network runs: ``"auto"`` (a GPU if torch can use one), ``"cpu"``, ``"cuda"``, …
         batch_size: photographs in a forward pass, and for methods that run many passes a photograph (occlusion) passes
             at once; None is 16 photographs and each method's default.
         limit: explain only the first so many photographs; None for all.
@@ -277,7 +277,7 @@ class _Explainer:
         try:
             picture = images.read_image(photo.path)
             return _Loaded(photo, images.preprocess(picture, self.seen), images.preprocess(picture, self.shown))
-        except (images.ImageError, OSError) as error:
+        except (ValueError, OSError) as error:  # not a picture, or one that cannot be prepared
             return photo, str(error)
 
     def explain(self, batch: Sequence[_Loaded]) -> Iterator[_Explained | tuple[Photo, str]]:
@@ -398,12 +398,14 @@ def _run(explainer: _Explainer, folder: JobFolder, todo: Sequence[Photo], batch_
                 folder.prepare()
                 pending.append(writers.submit(explainer.write, folder.out, explained))
                 store(batch_size)
+        store(0)
+    except BaseException:
+        with suppress(OSError):  # what is finished is kept, as far as it can be written
+            store(0)
+        raise
     finally:
         readers.shutdown(wait=False, cancel_futures=True)
-        try:
-            store(0)  # what is finished is kept, also when the job is interrupted
-        finally:
-            writers.shutdown(cancel_futures=True)
+        writers.shutdown(cancel_futures=True)
 
 
 def _ahead(

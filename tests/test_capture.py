@@ -96,6 +96,12 @@ def test_layer_module_names_the_nearest_layers() -> None:
         capture.layer_module("resnet50", "fc")  # type: ignore[arg-type]
 
 
+def test_layers_of_a_compiled_model_keep_their_names() -> None:
+    model = nn.Sequential(torch.compile(nn.Sequential(nn.Linear(1, 1))))
+    assert capture.layer_module(model, "0.0") is capture.layer_module(model, "0._orig_mod.0")
+    assert isinstance(capture.layer_module(model, "0.0"), nn.Linear)
+
+
 @pytest.mark.parametrize(
     ("x", "error", "message"),
     [
@@ -186,6 +192,18 @@ def test_activations_of_an_unknown_layer_leave_no_hook() -> None:
     model = nn.Sequential(nn.ReLU())
     with pytest.raises(ValueError, match="layer '7' is not known"), capture.activations(model, ["0", "7"]):
         pass
+    assert not model[0]._forward_hooks
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_activations_of_scripted_layers_are_refused() -> None:
+    model = nn.Sequential(nn.Tanh(), torch.jit.script(nn.Sequential(nn.ReLU())))
+    for name in ("1", "1.0"):
+        with (
+            pytest.raises(ValueError, match=f"layer '{name}' should not be inside a scripted module"),
+            capture.activations(model, ["0", name]),
+        ):
+            pass
     assert not model[0]._forward_hooks
 
 
@@ -532,6 +550,16 @@ def test_scripted_modules_are_named(inner: nn.Module, name: str) -> None:
     model = nn.Sequential(nn.ReLU(), torch.jit.script(inner))
     with pytest.warns(capture.RectifierWarning, match=rf"{name} \(1 times\).*scripted modules .* '1'"):
         check(model, model)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_scripted_code_that_torch_has_fused_is_named() -> None:
+    """After a few calls, torch hides the operators of scripted code behind one autograd node."""
+    model = torch.jit.script(nn.Sequential(nn.ReLU(), nn.Sigmoid()))
+    for _ in range(4):
+        model(tensor(*X).requires_grad_())
+    with pytest.warns(capture.RectifierWarning, match=r"not applied to scripted code \(1 times\)"):
+        check(model)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")

@@ -154,6 +154,16 @@ def test_old_files_lack_batch_counters(tmp_path: Path) -> None:
     assert all(torch.equal(loaded[key], state[key]) for key in state)
 
 
+def test_batch_counters_are_not_held_against_a_file(tmp_path: Path) -> None:
+    state = vision.get_model("resnet18", weights=None).state_dict()
+    torch.save({**state, "layer9.num_batches_tracked": torch.tensor(3)}, tmp_path / "w.pth")
+    models.load_model("resnet18", tmp_path / "w.pth")
+    state = {key: tensor for key, tensor in state.items() if "num_batches_tracked" not in key}
+    torch.save({**state, "conv1.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"do not fit resnet18: conv1\.weight is float32"):
+        models.load_model("resnet18", tmp_path / "w.pth")
+
+
 def test_densenet_files_have_names_with_dots(tmp_path: Path) -> None:
     """torchvision's own files call it ``norm.1``, its network ``norm1``."""
     expected = vision.get_model("densenet121", weights=None)
@@ -373,24 +383,32 @@ def test_built_in_weights_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         models.load_model("demo")
 
 
-def test_built_in_weights_know_the_three_photographs() -> None:
-    data = Path(models.__file__).parent / "data"
-    if not (data / "demo.safetensors").is_file():
-        pytest.skip("the built-in network is not trained yet: fastviz/data/demo.safetensors is missing")
-    assert {tensor.dtype for tensor in load_file(data / "demo.safetensors").values()} == {torch.float16}
+needs_built_in_weights = pytest.mark.skipif(
+    not models._DEMO_WEIGHTS.is_file(),
+    reason="the built-in network's weights, fastviz/data/demo.safetensors, are missing",
+)
+
+
+@needs_built_in_weights
+def test_built_in_weights_are_float16_in_the_file() -> None:
+    assert {tensor.dtype for tensor in load_file(models._DEMO_WEIGHTS).values()} == {torch.float16}
+    assert models._DEMO_WEIGHTS.stat().st_size <= 2_000_000
     before = torch.get_rng_state()
     model = models.load_model("demo")
     assert torch.equal(torch.get_rng_state(), before)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert models.model_info(model) == ModelInfo("demo", "built-in")
-    x, names = images.load_images(data / "photos", model=model)
+
+
+@needs_built_in_weights
+@pytest.mark.parametrize(
+    ("photograph", "name"), [("espresso.jpg", "espresso"), ("rocket.jpg", "missile"), ("tabby_cat.jpg", "tabby cat")]
+)
+def test_built_in_network_knows_the_photographs(photograph: str, name: str) -> None:
+    model = models.load_model("demo")
+    x, _ = images.load_images(models._DEMO_WEIGHTS.parent / "photos" / photograph, model=model)
     with torch.no_grad():
-        best = model(x).argmax(1).tolist()
-    assert dict(zip(names, [models.class_names(model)[k] for k in best], strict=True)) == {
-        "espresso.jpg": "espresso",
-        "rocket.jpg": "missile",
-        "tabby_cat.jpg": "tabby cat",
-    }
+        assert models.class_names(model)[int(model(x).argmax())] == name
 
 
 # -------------------------------------------------------------------------------------------------- describing

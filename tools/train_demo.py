@@ -129,6 +129,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write beside ``path``, then rename: a reader never sees half a file."""
     temporary = path.with_name(path.name + ".tmp")
     write(temporary)
+    temporary.chmod(0o644)  # safetensors makes files that only their owner can read
     os.replace(temporary, path)
 
 
@@ -145,6 +146,65 @@ class Phase:
 PHASES = (Phase(45, 0.1, gentle=False), Phase(15, 0.02, gentle=True))
 
 
+class Training:
+    """The state of a run: what a checkpoint holds, and how an epoch changes it."""
+
+    def __init__(self, checkpoint: Path, device: torch.device) -> None:
+        self.checkpoint, self.device = checkpoint, device
+        self.model = DemoNetwork(batch_norm=True).to(device, memory_format=torch.channels_last)
+        self.average = torch.optim.swa_utils.AveragedModel(
+            self.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995), use_buffers=True
+        )
+        self.saved = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else {"epoch": -1}
+        if self.saved["epoch"] >= 0:
+            self.model.load_state_dict(self.saved["model"])
+            self.average.load_state_dict(self.saved["average"])
+
+    def begin(self, phase: Phase, first: int, steps: int) -> int:
+        """Optimiser and learning rates of a phase; returns the epoch to go on with."""
+        goes_on = self.saved["epoch"] >= first
+        if not goes_on:
+            self.model.load_state_dict(self.average.module.state_dict())
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=phase.rate, momentum=0.9, weight_decay=5e-4, nesterov=True
+        )
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, max_lr=phase.rate, total_steps=steps * phase.epochs, pct_start=0.15
+        )
+        if goes_on:
+            self.optimizer.load_state_dict(self.saved["optimizer"])
+            self.schedule.load_state_dict(self.saved["schedule"])
+        return max(first, self.saved["epoch"] + 1)
+
+    def epoch(self, number: int, phase: Phase, x: Tensor, labels: Tensor) -> float:
+        """One pass over the pictures, whole batches only; returns the mean loss."""
+        generator = torch.Generator().manual_seed(number)
+        self.model.train()
+        losses = []
+        for index in torch.randperm(len(x), generator=generator)[: len(x) // BATCH * BATCH].split(BATCH):
+            batch = augment(x[index], generator, gentle=phase.gentle)
+            targets = F.one_hot(labels[index], 20).float()
+            if not phase.gentle:
+                batch, targets = cutmix(batch, targets, generator)
+            batch = ((batch - MEAN) / STD).to(self.device, memory_format=torch.channels_last)
+            with torch.autocast(self.device.type, dtype=torch.bfloat16):
+                loss = F.cross_entropy(self.model(batch), targets.to(self.device), label_smoothing=0.05)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.schedule.step()
+            self.average.update_parameters(self.model)
+            losses.append(loss.detach())
+        self.save(number)
+        return float(torch.stack(losses).mean())
+
+    def save(self, number: int) -> None:
+        """Write the checkpoint of a finished epoch."""
+        parts = ("model", "average", "optimizer", "schedule")
+        state = {name: getattr(self, name).state_dict() for name in parts} | {"epoch": number}
+        replace_file(self.checkpoint, lambda path: torch.save(state, path))
+
+
 def train(arguments: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if arguments.threads:
@@ -152,62 +212,21 @@ def train(arguments: argparse.Namespace) -> None:
     train_x, train_labels = read_split(arguments.data, "train")
     val_x, val_labels = read_split(arguments.data, "val")
     torch.manual_seed(0)
-    model = DemoNetwork(batch_norm=True).to(device, memory_format=torch.channels_last)
-    average = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995), use_buffers=True
-    )
-    checkpoint = arguments.out.with_suffix(".checkpoint.pt")
-    saved = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else {"epoch": -1}
-    if saved["epoch"] >= 0:
-        model.load_state_dict(saved["model"])
-        average.load_state_dict(saved["average"])
-    steps = len(train_x) // BATCH
+    training = Training(arguments.out.with_suffix(".checkpoint.pt"), device)
     first = 0
     for phase in PHASES:
         last = first + phase.epochs
-        if saved["epoch"] + 1 >= last:
-            first = last
-            continue
-        if saved["epoch"] < first:
-            model.load_state_dict(average.module.state_dict())
-        optimizer = torch.optim.SGD(model.parameters(), lr=phase.rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=phase.rate, total_steps=steps * phase.epochs, pct_start=0.15
-        )
-        if saved["epoch"] >= first:
-            optimizer.load_state_dict(saved["optimizer"])
-            schedule.load_state_dict(saved["schedule"])
-        for epoch in range(max(first, saved["epoch"] + 1), last):
-            generator = torch.Generator().manual_seed(epoch)
-            model.train()
-            started, total = time.perf_counter(), 0.0
-            for index in torch.randperm(len(train_x), generator=generator)[: steps * BATCH].split(BATCH):
-                x = augment(train_x[index], generator, gentle=phase.gentle)
-                targets = F.one_hot(train_labels[index], 20).float()
-                if not phase.gentle:
-                    x, targets = cutmix(x, targets, generator)
-                x = ((x - MEAN) / STD).to(device, memory_format=torch.channels_last)
-                with torch.autocast(device.type, dtype=torch.bfloat16):
-                    loss = F.cross_entropy(model(x), targets.to(device), label_smoothing=0.05)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                average.update_parameters(model)
-                total += float(loss.detach())
-            state = {
-                "model": model.state_dict(),
-                "average": average.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-                "epoch": epoch,
-            }
-            replace_file(checkpoint, lambda path, state=state: torch.save(state, path))
-            seconds = time.perf_counter() - started
-            top1 = accuracy(average.module, val_x, val_labels, device)
-            print(f"epoch {epoch}: loss {total / steps:.3f}, top-1 {top1:.3f}, {seconds:.0f} s", flush=True)
+        if training.saved["epoch"] + 1 < last:
+            for number in range(training.begin(phase, first, len(train_x) // BATCH), last):
+                started = time.perf_counter()
+                loss = training.epoch(number, phase, train_x, train_labels)
+                top1 = accuracy(training.average.module, val_x, val_labels, device)
+                print(
+                    f"epoch {number}: loss {loss:.3f}, top-1 {top1:.3f}, {time.perf_counter() - started:.0f} s",
+                    flush=True,
+                )
         first = last
-    finish(arguments.out, average.module.cpu(), val_x, val_labels)
+    finish(arguments.out, training.average.module.cpu(), val_x, val_labels)
 
 
 def finish(out: Path, trained: DemoNetwork, val_x: Tensor, val_labels: Tensor) -> None:

@@ -9,21 +9,6 @@
 namespace fastviz {
 namespace test {
 
-#if defined(FASTVIZ_TEST_CUDA)
-/// In cuda_backend.cpp or emulation_backend.cpp; none where there is no GPU.
-std::vector<Backend> cuda_backends();
-#else
-static std::vector<Backend> cuda_backends() {
-  return {};
-}
-void* device_allocate(size_t) {
-  return nullptr;
-}
-void device_free(void*) {}
-void device_upload(void*, const void*, size_t) {}
-void device_download(void*, const void*, size_t) {}
-#endif
-
 namespace {
 
 /// Equal parts for a fixed number of threads, whatever the grain: results must not depend on it.
@@ -47,9 +32,12 @@ void run_threads(int64_t begin, int64_t end, int64_t, Parallel::Body body, void*
 
 const std::vector<Backend>& backends() {
   static const std::vector<Backend> all = [] {
-    std::vector<Backend> list = {{"cpu, 1 thread", false, {run_threads<1>}, {}},
-                                 {"cpu, 2 threads", false, {run_threads<2>}, {}},
-                                 {"cpu, 7 threads", false, {run_threads<7>}, {}}};
+    std::vector<Backend> list;
+    if (cpu_too()) {
+      list = {{"cpu, 1 thread", false, {run_threads<1>}, {}},
+              {"cpu, 2 threads", false, {run_threads<2>}, {}},
+              {"cpu, 7 threads", false, {run_threads<7>}, {}}};
+    }
     for (Backend& backend : cuda_backends()) list.push_back(std::move(backend));
     return list;
   }();

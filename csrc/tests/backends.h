@@ -25,6 +25,12 @@ struct Backend {
 
 const std::vector<Backend>& backends();
 
+// One of cuda_backend.cpp, emulation_backend.cpp and no_cuda_backend.cpp gives these.
+
+/// The ways of running the CUDA launchers.
+std::vector<Backend> cuda_backends();
+/// Whether this program tests the CPU launchers.
+bool cpu_too();
 /// Memory of the device, zero bytes allowed; exactly as long as asked for, so that memory checkers see every overrun.
 void* device_allocate(size_t bytes);
 void device_free(void* memory);
@@ -33,9 +39,7 @@ void device_download(void* host, const void* device, size_t bytes);
 
 size_t bytes_of(Dtype dtype);
 const char* name_of(Dtype dtype);
-inline Dtype sum_dtype(Dtype dtype) {
-  return dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32;
-}
+inline Dtype sum_dtype(Dtype dtype) { return dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32; }
 constexpr Dtype all_dtypes[] = {Dtype::float32, Dtype::float64, Dtype::float16, Dtype::bfloat16};
 
 /// Values as they stand in memory, and back.
@@ -94,14 +98,6 @@ void run(const Backend& backend, void (*cpu)(const Parallel&, const Arguments&),
     cpu(backend.parallel, arguments);
   }
 }
-
-/// The launchers that CUDA backends call: where there is neither a toolkit nor an emulation, there is no such backend
-/// and no such function.
-#if defined(FASTVIZ_TEST_CUDA)
-#define FASTVIZ_CUDA_LAUNCHER(NAME) NAME
-#else
-#define FASTVIZ_CUDA_LAUNCHER(NAME) nullptr
-#endif
 
 /// Compares each backend's bytes with those of the first one of its family.
 class SameBits {

@@ -62,14 +62,14 @@ std::vector<Backend> cuda_backends() {
   return {{"cuda", true, {nullptr}, launch_directly}, {"cuda graph", true, {nullptr}, launch_as_graph}};
 }
 
+bool cpu_too() { return true; }
+
 void* device_allocate(size_t bytes) {
   void* memory = nullptr;
   if (bytes > 0) check(cudaMalloc(&memory, bytes), "cudaMalloc");
   return memory;
 }
-void device_free(void* memory) {
-  check(cudaFree(memory), "cudaFree");
-}
+void device_free(void* memory) { check(cudaFree(memory), "cudaFree"); }
 void device_upload(void* device, const void* host, size_t bytes) {
   check(cudaMemcpy(device, host, bytes, cudaMemcpyHostToDevice), "upload");
 }

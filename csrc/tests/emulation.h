@@ -1,7 +1,7 @@
 // Runs the CUDA kernels on the CPU, so that their indices, barriers and borders are tested where there is no GPU. It
 // stands in for csrc/kernels/cuda/instructions.cuh: each CUDA thread is a fiber that runs until its next barrier, one
-// block after the other. What a GPU does with unordered memory accesses it does not show; running the threads in
-// another order (`order`) shows a missing barrier as another result. Slow: for small shapes only.
+// block after the other. Where a barrier is missing, a thread reads what a thread after it was to write: run in both
+// orders (`order`), one of the results is wrong. Slow: for small shapes only.
 
 #pragma once
 
@@ -45,27 +45,17 @@ struct __half {
 struct __nv_bfloat16 {
   uint16_t bits;
 };
-inline float __half2float(__half value) {
-  return fastviz::test::float_of_half(value.bits);
-}
-inline float __bfloat162float(__nv_bfloat16 value) {
-  return fastviz::test::float_of_bfloat(value.bits);
-}
-inline __half __float2half_rn(float value) {
-  return {fastviz::test::half_of_float(value)};
-}
-inline __nv_bfloat16 __float2bfloat16_rn(float value) {
-  return {fastviz::test::bfloat_of_float(value)};
-}
+inline float __half2float(__half value) { return fastviz::test::float_of_half(value.bits); }
+inline float __bfloat162float(__nv_bfloat16 value) { return fastviz::test::float_of_bfloat(value.bits); }
+inline __half __float2half_rn(float value) { return {fastviz::test::half_of_float(value)}; }
+inline __nv_bfloat16 __float2bfloat16_rn(float value) { return {fastviz::test::bfloat_of_float(value)}; }
 
 namespace fastviz {
 namespace emulation {
 
 /// The order in which the threads of a block run between two barriers.
-enum class Order { forward, backward, shuffled };
+enum class Order { forward, backward };
 inline Order order = Order::forward;
-/// Whether 16-bit products run as on a card with matrix units for them.
-inline int kernels_run = 0;
 
 [[noreturn]] inline void fail(const char* what) {
   std::fprintf(stderr, "emulation: %s\n", what);
@@ -96,18 +86,12 @@ class Block {
       fiber.context.uc_link = nullptr;
       makecontext(&fiber.context, &Block::enter, 0);
       fiber.state = State::ready;
+      fiber.groups.assign(1, {});
     }
     std::vector<int> sequence(fibers_.size());
     for (size_t i = 0; i < sequence.size(); ++i) sequence[i] = static_cast<int>(i);
     if (order == Order::backward) std::reverse(sequence.begin(), sequence.end());
-    uint64_t random = 0x9e3779b97f4a7c15ull;
     while (true) {
-      if (order == Order::shuffled) {
-        for (size_t i = sequence.size(); i > 1; --i) {
-          random = random * 6364136223846793005ull + 1442695040888963407ull;
-          std::swap(sequence[i - 1], sequence[(random >> 33) % i]);
-        }
-      }
       bool ran = false;
       for (int thread : sequence) {
         if (fibers_[static_cast<size_t>(thread)].state != State::ready) continue;
@@ -140,6 +124,26 @@ class Block {
 
   void* shared() { return shared_.data(); }
 
+  /// A copy that arrives when its group is waited for, no sooner; from null come zeros.
+  void start_copy(void* target, const void* source, size_t bytes) {
+    running().groups.back().push_back({target, source, bytes});
+  }
+  void commit_copies() { running().groups.emplace_back(); }
+  /// The last group is the one that is still open.
+  void wait_for_copies(size_t groups_under_way) {
+    std::vector<std::vector<Copy>>& groups = running().groups;
+    while (groups.size() > groups_under_way + 1) {
+      for (const Copy& copy : groups.front()) {
+        if (copy.source) {
+          std::memcpy(copy.target, copy.source, copy.bytes);
+        } else {
+          std::memset(copy.target, 0, copy.bytes);
+        }
+      }
+      groups.erase(groups.begin());
+    }
+  }
+
  private:
   enum class State { ready, at_block, at_warp, done };
   struct alignas(16) Slot {
@@ -148,13 +152,21 @@ class Block {
   struct alignas(16) Shared {
     uint64_t low, high;
   };
+  struct Copy {
+    void* target;
+    const void* source;
+    size_t bytes;
+  };
   struct Fiber {
     ucontext_t context;
     std::unique_ptr<char[]> stack;
     State state = State::done;
     bool parity = false;
+    std::vector<std::vector<Copy>> groups;
     void* fake_stack = nullptr;
   };
+
+  Fiber& running() { return fibers_[static_cast<size_t>(running_)]; }
 
   static void enter() {
     Block& block = current();
@@ -164,7 +176,7 @@ class Block {
   }
 
   void wait(State state) {
-    Fiber& fiber = fibers_[static_cast<size_t>(running_)];
+    Fiber& fiber = running();
     leave(state);
     arrived(fiber.fake_stack);
   }
@@ -184,7 +196,7 @@ class Block {
 
   /// Back to the scheduler.
   void leave(State state) {
-    Fiber& fiber = fibers_[static_cast<size_t>(running_)];
+    Fiber& fiber = running();
     fiber.state = state;
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(state == State::done ? nullptr : &fiber.fake_stack, scheduler_stack_,
@@ -257,15 +269,16 @@ inline unsigned char* launched_shared_memory() {
 template <int BYTES>
 inline void copy_async(void* shared, const void* global, bool wanted) {
   static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16);
-  if (wanted) {
-    copy_bytes<BYTES>(shared, global);
-  } else {
-    std::memset(shared, 0, BYTES);
+  if (reinterpret_cast<uintptr_t>(shared) % BYTES || (wanted && reinterpret_cast<uintptr_t>(global) % BYTES)) {
+    emulation::fail("an asynchronous copy at an address that is no multiple of its size");
   }
+  emulation::Block::current().start_copy(shared, wanted ? global : nullptr, BYTES);
 }
-inline void copy_async_commit() {}
+inline void copy_async_commit() { emulation::Block::current().commit_copies(); }
 template <int GROUPS>
-inline void copy_async_wait() {}
+inline void copy_async_wait() {
+  emulation::Block::current().wait_for_copies(GROUPS);
+}
 
 template <bool TRANSPOSED>
 inline void load_matrices(uint32_t (&registers)[4], const void* row) {
@@ -323,9 +336,7 @@ void launch(Kernel kernel, int64_t blocks, int threads, size_t shared_bytes, Str
 
 }  // namespace fastviz
 
-inline void __syncthreads() {
-  fastviz::emulation::Block::current().block_barrier();
-}
+inline void __syncthreads() { fastviz::emulation::Block::current().block_barrier(); }
 
 template <typename Value>
 inline Value __shfl_xor_sync(unsigned, Value value, int distance) {

@@ -18,22 +18,15 @@ std::vector<Backend> cuda_backends() {
                    }};
   };
   return {backend("emulated, threads forward", emulation::Order::forward),
-          backend("emulated, threads backward", emulation::Order::backward),
-          backend("emulated, threads shuffled", emulation::Order::shuffled)};
+          backend("emulated, threads backward", emulation::Order::backward)};
 }
 
-void* device_allocate(size_t bytes) {
-  return ::operator new(bytes);
-}
-void device_free(void* memory) {
-  ::operator delete(memory);
-}
-void device_upload(void* device, const void* host, size_t bytes) {
-  std::memcpy(device, host, bytes);
-}
-void device_download(void* host, const void* device, size_t bytes) {
-  std::memcpy(host, device, bytes);
-}
+bool cpu_too() { return false; }
+
+void* device_allocate(size_t bytes) { return ::operator new(bytes); }
+void device_free(void* memory) { ::operator delete(memory); }
+void device_upload(void* device, const void* host, size_t bytes) { std::memcpy(device, host, bytes); }
+void device_download(void* host, const void* device, size_t bytes) { std::memcpy(host, device, bytes); }
 
 }  // namespace test
 }  // namespace fastviz

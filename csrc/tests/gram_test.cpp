@@ -71,14 +71,10 @@ void check_gram(const Shape& shape, bool channels_last, Dtype dtype, int64_t tar
     a.target_images = targets;
     a.output = output.data();
     a.loss = targets ? loss.data() : nullptr;
-#if defined(FASTVIZ_TEST_CUDA)
     const size_t bytes = backend.cuda ? gram_cuda_workspace(a) : gram_cpu_workspace(a);
-#else
-    const size_t bytes = gram_cpu_workspace(a);
-#endif
     const Buffer workspace(backend, bytes);
     a.workspace = workspace.data();
-    run(backend, gram_cpu, FASTVIZ_CUDA_LAUNCHER(gram_cuda), a);
+    run(backend, gram_cpu, gram_cuda, a);
 
     const std::vector<uint8_t> output_bytes = output.read();
     same_output.check(backend, output_bytes);

@@ -47,7 +47,7 @@ TEST(guided_relu) {
           const Buffer mask_buffer(backend, mask.size(), shift ? 1 : 0);
           const GuidedRelu a{dtype, count, input_buffer.data(), output.data(),
                              with_mask ? static_cast<uint8_t*>(mask_buffer.data()) : nullptr};
-          run(backend, guided_relu_cpu, FASTVIZ_CUDA_LAUNCHER(guided_relu_cuda), a);
+          run(backend, guided_relu_cpu, guided_relu_cuda, a);
           CHECK(equal(decode(dtype, output.read()), expected));
           if (with_mask) CHECK(mask_buffer.read() == mask);
         }
@@ -83,7 +83,7 @@ TEST(guided_relu_backward) {
                                        grad_buffer.data(),
                                        use_mask ? static_cast<const uint8_t*>(mask_buffer.data()) : nullptr,
                                        output.data()};
-            run(backend, guided_relu_backward_cpu, FASTVIZ_CUDA_LAUNCHER(guided_relu_backward_cuda), a);
+            run(backend, guided_relu_backward_cpu, guided_relu_backward_cuda, a);
             CHECK(equal(decode(dtype, output.read()), expected));
           }
         }

@@ -21,9 +21,7 @@ inline uint32_t bits_of_float(float value) {
   return bits;
 }
 
-inline float float_of_bfloat(uint16_t bits) {
-  return float_of_bits(static_cast<uint32_t>(bits) << 16);
-}
+inline float float_of_bfloat(uint16_t bits) { return float_of_bits(static_cast<uint32_t>(bits) << 16); }
 
 /// Rounds to nearest even.
 inline uint16_t bfloat_of_float(float value) {

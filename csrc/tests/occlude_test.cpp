@@ -104,7 +104,7 @@ TEST(occlude) {
           a.fill_images = fills == 2 ? images : 1;
           a.fill_value = 0.3;
           a.output = output.data();
-          run(backend, occlude_cpu, FASTVIZ_CUDA_LAUNCHER(occlude_cuda), a);
+          run(backend, occlude_cpu, occlude_cuda, a);
           CHECK(equal(decode(dtype, output.read()), expected));
         }
       }
@@ -130,7 +130,7 @@ TEST(occlude_index_out_of_range_is_nan_in_cuda) {
       a.boxes = boxes.data();
       a.image_index = index.data();
       a.output = output.data();
-      run(backend, occlude_cpu, FASTVIZ_CUDA_LAUNCHER(occlude_cuda), a);
+      run(backend, occlude_cpu, occlude_cuda, a);
       std::vector<double> expected(static_cast<size_t>(2 * picture), NAN);
       for (double value : rounded(Dtype::float32, random_values(picture, 3))) expected.push_back(value);
       CHECK(equal(decode(Dtype::float32, output.read()), expected));
@@ -147,7 +147,7 @@ TEST(occlude_of_nothing) {
       const Indices boxes(backend, std::vector<int64_t>(8));
       Occlude a = empty;
       a.boxes = boxes.data();
-      run(backend, occlude_cpu, FASTVIZ_CUDA_LAUNCHER(occlude_cuda), a);
+      run(backend, occlude_cpu, occlude_cuda, a);
     }
   }
 }
@@ -204,7 +204,7 @@ TEST(occlude_backward) {
           a.order = order_buffer.data();
           a.offsets = offset_buffer.data();
           a.output = output.data();
-          run(backend, occlude_backward_cpu, FASTVIZ_CUDA_LAUNCHER(occlude_backward_cuda), a);
+          run(backend, occlude_backward_cpu, occlude_backward_cuda, a);
           const std::vector<uint8_t> bytes = output.read();
           same.check(backend, bytes);
           CHECK(equal(decode(dtype, bytes), rounded(dtype, sums)));

@@ -95,7 +95,7 @@ TEST(splice) {
           a.image_index = indexed ? index_buffer.data() : nullptr;
           a.pad_value = -1.7;
           a.output = output.data();
-          run(backend, splice_cpu, FASTVIZ_CUDA_LAUNCHER(splice_cuda), a);
+          run(backend, splice_cpu, splice_cuda, a);
           CHECK(equal(decode(dtype, output.read()), expected));
         }
       }
@@ -124,7 +124,7 @@ TEST(splice_index_out_of_range_is_nan_in_cuda) {
       a.dirty_origin = a.window_origin = zeros.data();
       a.image_index = index.data();
       a.output = output.data();
-      run(backend, splice_cpu, FASTVIZ_CUDA_LAUNCHER(splice_cuda), a);
+      run(backend, splice_cpu, splice_cuda, a);
       CHECK(equal(decode(Dtype::float32, output.read()), std::vector<double>(static_cast<size_t>(8 * pixel), NAN)));
     }
   }
@@ -136,12 +136,12 @@ TEST(splice_of_nothing) {
     Splice a{};
     a.layout = {3, 4, 5, 1};
     a.window_rows = a.window_columns = 2;
-    run(backend, splice_cpu, FASTVIZ_CUDA_LAUNCHER(splice_cuda), a);
+    run(backend, splice_cpu, splice_cuda, a);
     const Indices zeros(backend, {0, 0, 0, 0});
     a.window_rows = 0;
     a.images = 1;
     a.windows = 2;
     a.dirty_origin = a.window_origin = zeros.data();
-    run(backend, splice_cpu, FASTVIZ_CUDA_LAUNCHER(splice_cuda), a);
+    run(backend, splice_cpu, splice_cuda, a);
   }
 }

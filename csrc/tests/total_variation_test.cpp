@@ -115,14 +115,10 @@ void check_total_variation(const Shape& shape, const Norm& norm, bool crop, bool
     a.gradient = with_gradient ? gradient.data() : nullptr;
     const Buffer factor_buffer(backend, encode(sum_dtype(dtype), factor));
     a.factor = with_factor ? factor_buffer.data() : nullptr;
-#if defined(FASTVIZ_TEST_CUDA)
     const size_t bytes = backend.cuda ? total_variation_cuda_workspace(a) : total_variation_cpu_workspace(a);
-#else
-    const size_t bytes = total_variation_cpu_workspace(a);
-#endif
     const Buffer workspace(backend, bytes);
     a.workspace = workspace.data();
-    run(backend, total_variation_cpu, FASTVIZ_CUDA_LAUNCHER(total_variation_cuda), a);
+    run(backend, total_variation_cpu, total_variation_cuda, a);
     if (with_value) {
       const std::vector<uint8_t> value_bytes = value.read();
       same_value.check(backend, value_bytes);

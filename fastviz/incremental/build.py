@@ -47,11 +47,7 @@ _ACTIVATIONS: dict[str, Callable[[dict[str, Any]], Activation]] = {
     "leaky_relu": lambda a: Activation(
         "leaky_relu", lambda x: F.leaky_relu_(x, a["negative_slope"]), (a["negative_slope"],)
     ),
-    "elu": lambda a: (
-        Activation("", lambda x: F.elu(x, a["alpha"], inplace=True))
-        if (a["scale"], a["input_scale"]) == (1, 1)
-        else Activation("", lambda x: torch.ops.aten.elu(x, a["alpha"], a["scale"], a["input_scale"]))
-    ),
+    "elu": lambda a: Activation("", lambda x: F.elu(x, a["alpha"], inplace=True)),
     "hardsigmoid": lambda a: Activation("", lambda x: F.hardsigmoid(x, inplace=True)),
     "mish": lambda a: Activation("", lambda x: F.mish(x, inplace=True)),
     "softplus": lambda a: Activation("", lambda x: F.softplus(x, a["beta"], a["threshold"])),
@@ -134,7 +130,7 @@ class _Builder:
             names = ("weight", "bias", "running_mean", "running_var")
             statistics = [self.constants.get(arguments[key]) for key in names]
             self.put(node, Norm(_label(node), sources[0], statistics, arguments["eps"]))
-        elif name in _ACTIVATIONS and len(sources) == 1:
+        elif name in _ACTIVATIONS and len(sources) == 1 and (name != "elu" or arguments["scale"] == 1):
             step = Alone(_label(node), name, sources, shape_of(node)[1:], reach.layout)
             step.activation = _ACTIVATIONS[name](arguments)
             self.put(node, step)

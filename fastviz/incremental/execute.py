@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,23 +13,30 @@ from fastviz import ops
 from fastviz.incremental.plan import Group, Schedule, window_size
 from fastviz.incremental.steps import Constant, Input, Mean, Size, Step
 
-__all__ = ["Clean", "Covered", "Runner", "clean_pass", "run_dense"]
+__all__ = ["Clean", "Covered", "Runner", "clean_bytes", "clean_pass", "run_dense"]
 
 
 @dataclass(frozen=True)
 class Clean:
-    """What the images as they are give: the maps that windows are cut from, and the output."""
+    """What the images as they are give.
 
-    maps: dict[Step, Tensor]
+    Attributes:
+        images: [N, C, H, W].
+        output: the network's.
+        maps: [N, K, rows, columns], those that windows are cut from.
+        integrals: for means, sums of a map over all rows above and columns left of a corner: float64 [N, R+1, C+1, K].
+    """
+
+    images: Tensor
     output: Tensor
-    integrals: dict[Step, Tensor] = field(default_factory=dict)
+    maps: dict[Step, Tensor]
+    integrals: dict[Step, Tensor]
 
-    def integral(self, step: Step) -> Tensor:
-        """Sums of the map of ``step`` over all rows above and columns left of each corner: float64 [N, R+1, C+1, K]."""
-        if step not in self.integrals:
-            pixels = self.maps[step].permute(0, 2, 3, 1).double()
-            self.integrals[step] = torch.nn.functional.pad(pixels.cumsum(1).cumsum(2), [0, 0, 1, 0, 1, 0])
-        return self.integrals[step]
+    @property
+    def is_finite(self) -> bool:
+        """Whether differences may be taken: nothing that they are taken of is infinite or not a number."""
+        sums = (integral[:, -1, -1] for integral in self.integrals.values())
+        return all(bool(torch.isfinite(value).all()) for value in (self.output, *sums))
 
 
 def run_dense(steps: Sequence[Step], images: Tensor, keep: Iterable[Step] = ()) -> tuple[Tensor, dict[Step, Tensor]]:
@@ -55,8 +63,22 @@ def run_dense(steps: Sequence[Step], images: Tensor, keep: Iterable[Step] = ()) 
 def clean_pass(steps: Sequence[Step], images: Tensor, groups: Iterable[Group]) -> Clean:
     """Run the clean images and keep every map that the groups cut windows from."""
     keep = {source for group in groups for source in _sources_cut(steps, group.schedule)}
-    output, maps = run_dense(steps, images, keep)
-    return Clean({step: _in_order(value, step) for step, value in maps.items()}, output)
+    output, kept = run_dense(steps, images, keep)
+    maps = {step: _in_order(value, step) for step, value in kept.items()}
+    averaged = {step.sources[0] for step in steps if isinstance(step, Mean)} & keep
+    return Clean(images, output, maps, {step: _integral(maps[step]) for step in averaged})
+
+
+def _integral(maps: Tensor) -> Tensor:
+    pixels = maps.permute(0, 2, 3, 1).double()
+    return torch.nn.functional.pad(pixels.cumsum(1).cumsum(2), [0, 0, 1, 0, 1, 0])
+
+
+def clean_bytes(steps: Sequence[Step], groups: Iterable[Group], value_bytes: int) -> float:
+    """Bytes that the clean maps of one image hold."""
+    keep = {source for group in groups for source in _sources_cut(steps, group.schedule)}
+    averaged = {step.sources[0] for step in steps if isinstance(step, Mean)} & keep
+    return sum(math.prod(step.shape) * (value_bytes + (8 if step in averaged else 0)) for step in keep)
 
 
 def _sources_cut(steps: Sequence[Step], schedule: Schedule) -> set[Step]:
@@ -89,7 +111,8 @@ def _unplanes(value: Tensor, step: Step) -> Tensor:
     if step.layout == (2, 3) and len(step.shape) == 3:
         return value
     others = [size for dim, size in enumerate(step.shape, start=1) if dim not in step.layout]
-    return value.unflatten(1, others).movedim((-2, -1), step.layout)
+    channels: Tensor = value.unflatten(1, others)
+    return channels.movedim((-2, -1), step.layout)
 
 
 @dataclass(frozen=True)
@@ -222,14 +245,15 @@ class Runner:
         source = step.sources[0]
         top, left = batch.origins[self.slots[source, -1]].unbind(1)
         bottom, right = (start + extent for start, extent in zip((top, left), self.schedule.size[source], strict=True))
-        integral, image = batch.clean.integral(source), batch.image
+        integral, image = batch.clean.integrals[source], batch.image
         before = (
             integral[image, bottom, right]
             - integral[image, top, right]
             - integral[image, bottom, left]
             + integral[image, top, left]
         )
-        total = integral[image, -1, -1] - before + batch.values[source].sum((2, 3)).double()
+        dtype = torch.float64 if batch.values[source].dtype == torch.float64 else torch.float32
+        total = integral[image, -1, -1] - before + batch.values[source].sum((2, 3), dtype=dtype)
         rows, columns = source.size
         mean = (total / (rows * columns)).to(batch.values[source].dtype)
         return step.finish(mean.reshape(-1, *step.shape))

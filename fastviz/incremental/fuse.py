@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+
+import torch
 
 from fastviz.geometry import Field
 from fastviz.incremental.build import Alone, reachable
-from fastviz.incremental.steps import Call, Conv, Norm, Step
+from fastviz.incremental.steps import Call, Conv, Mean, Norm, Step
 
-__all__ = ["fuse"]
+__all__ = ["fuse", "only_outputs"]
+
+_VIEWS = {"view", "reshape", "flatten", "squeeze", "_unsafe_view"}
 
 
 def fuse(steps: Sequence[Step]) -> list[Step]:
@@ -100,3 +105,32 @@ def _fields(steps: Iterable[Step]) -> dict[Step, int]:
         reached = [fields[source].through(slides[0]) for source, slides in zip(step.sources, step.slides, strict=True)]
         fields[step] = max(reached, key=lambda field: field.size, default=Field())
     return {step: field.size for step, field in fields.items()}
+
+
+def only_outputs(steps: Sequence[Step], outputs: Sequence[int]) -> list[Step] | None:
+    """The network with these entries of its output alone; None if its last layers cannot leave out the others.
+
+    They can where each entry has a channel of its own from a last convolution on: functions of single values, means
+    over space and views without spatial size may come behind that. Changes the steps it is given.
+    """
+    users = _users(steps)
+    trail = [steps[-1]]
+    while not isinstance(conv := trail[-1], Conv):
+        if not _keeps_channels(conv) or users[conv.sources[0]] != [conv]:
+            return None
+        trail.append(conv.sources[0])
+    if conv.groups != 1:
+        return None
+    conv.choose(torch.tensor(outputs, device=conv.weight.device))
+    for step in trail:
+        step.shape = (len(outputs), *step.shape[1:])
+    return list(steps)
+
+
+def _keeps_channels(step: Step) -> bool:
+    """Whether entry k of the output depends on channel k of the only source alone, and has its place."""
+    if isinstance(step, (Alone, Mean)):
+        return step.shape[0] == step.sources[0].shape[0]
+    if not isinstance(step, Call) or len(step.sources) != 1 or step.operation not in _VIEWS:
+        return False
+    return math.prod(step.shape) == step.shape[0] == step.sources[0].shape[0] == math.prod(step.sources[0].shape)

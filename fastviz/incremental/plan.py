@@ -16,13 +16,27 @@ from torch import Tensor
 from fastviz.incremental.regions import Band, Reached, bands, distinct, reached
 from fastviz.incremental.steps import Constant, Input, Mean, Size, Step
 
-__all__ = ["FLOPS_PER_BYTE", "Cost", "Group", "Schedule", "dense_cost", "group_windows", "window_size"]
+__all__ = [
+    "FLOPS_PER_BYTE",
+    "Cost",
+    "Group",
+    "Line",
+    "Schedule",
+    "dense_cost",
+    "group_windows",
+    "plan_lines",
+    "predicted",
+    "window_size",
+]
 
 FLOPS_PER_BYTE = 12.0
 """Operations that take as long as moving one byte to or from memory, on a core of a CPU as on a GPU."""
 
-BAND_OVERHEAD = 2.0
-"""What one more band costs, in windows: batches that are not full, and calls."""
+_BANDS = 8
+"""How many batches one more band brings, with as many bands across."""
+
+_CALL_FLOPS = {"cpu": 1e7, "cuda": 3e8}
+"""Operations in the time that a step takes whatever its size."""
 
 Mode = Literal["part", "full"]
 Way = Literal["as is", "splice", "whole"]
@@ -82,7 +96,7 @@ class Group:
 
 
 def group_windows(
-    steps: Sequence[Step], boxes: Tensor, value_bytes: int, *, cap: float | None = None, overhead: float = BAND_OVERHEAD
+    steps: Sequence[Step], boxes: Tensor, value_bytes: int, *, cap: float | None = None, device: str = "cpu"
 ) -> list[Group]:
     """The windows ``boxes`` [P, 4] in groups, each with its schedule.
 
@@ -91,7 +105,7 @@ def group_windows(
         boxes: int64, top, left, bottom, right, inside the image.
         value_bytes: bytes of one value.
         cap: see :func:`fastviz.incremental.regions.reached`.
-        overhead: what one more band costs, in windows.
+        device: "cpu" or "cuda": how much a call costs whatever its size.
     """
     found: list[Reached] = []
     numbers, axes = [], []
@@ -102,11 +116,7 @@ def group_windows(
     for axis in range(2):
         counts = torch.bincount(numbers[axis]).tolist()
         weights = _weights(steps, axis, found[1 - axis], value_bytes)
-        mean = sum(
-            weights[step] * sum(max(1, stop - start) for start, stop in found[axis][step]) / len(counts)
-            for step in weights
-        )
-        axes.append(bands(steps, axis, found[axis], counts, weights, overhead * mean))
+        axes.append(bands(steps, axis, found[axis], counts, weights, _CALL_FLOPS[device] * len(steps) * _BANDS))
     groups = []
     for row_band in axes[0]:
         in_rows = torch.isin(numbers[0], torch.tensor(row_band.members))
@@ -128,6 +138,20 @@ def dense_cost(step: Step, value_bytes: int) -> Cost:
     rows, columns = step.size
     values = rows * columns * step.channels + sum(_values(source, source.size) for source in step.sources)
     return Cost(step.flops * rows * columns, values * value_bytes)
+
+
+def predicted(steps: Sequence[Step], groups: Sequence[Group], value_bytes: int) -> dict[str, float]:
+    """Operations of one window, incremental (``flops``) and not (``dense_flops``), and the gain in all work."""
+    dense = sum((dense_cost(step, value_bytes) for step in steps), Cost())
+    windows = sum(len(group.windows) for group in groups)
+    if not windows:
+        return {"flops": dense.flops, "dense_flops": dense.flops, "predicted_gain": 1.0}
+    work = Cost()
+    for group in groups:
+        cost = sum(group.schedule.cost.values(), Cost())
+        share = len(group.windows) / windows
+        work += Cost(cost.flops * share, cost.bytes * share)
+    return {"flops": work.flops, "dense_flops": dense.flops, "predicted_gain": dense.total / work.total}
 
 
 def _weights(steps: Sequence[Step], axis: int, across: Reached, value_bytes: int) -> dict[Step, float]:
@@ -261,3 +285,54 @@ def _peak(steps: Sequence[Step], sizes: dict[Step, Size], ways: dict[Step, list[
         freed[end] = freed.get(end, 0.0) + own
         held -= freed.pop(at, 0.0)
     return highest
+
+
+@dataclass(frozen=True)
+class Line:
+    """One step of a :class:`Plan`.
+
+    Attributes:
+        label: the module, torch's dotted name.
+        operation: what the step does.
+        shape: of its output for one image.
+        rectangle: rows and columns that are computed on average; those of the map where that is all of it.
+        incremental: the fraction of windows for which it works on a rectangle.
+        dense_flops: operations of an image.
+        flops: operations of a window.
+        dense_bytes: bytes moved for an image.
+        bytes: bytes moved for a window.
+    """
+
+    label: str
+    operation: str
+    shape: tuple[int, ...]
+    rectangle: tuple[float, float]
+    incremental: float
+    dense_flops: float
+    flops: float
+    dense_bytes: float
+    bytes: float
+
+
+def plan_lines(steps: Sequence[Step], groups: Sequence[Group], value_bytes: int) -> list[Line]:
+    """The plan of each step but constants, averaged over the windows of the groups."""
+    windows = sum(len(group.windows) for group in groups)
+    lines = []
+    for step in steps:
+        if isinstance(step, Constant):
+            continue
+        dense, work = dense_cost(step, value_bytes), Cost()
+        rows = columns = incremental = 0.0
+        for group in groups:
+            share = len(group.windows) / windows
+            size, cost = group.schedule.size.get(step, step.size), group.schedule.cost[step]
+            rows, columns = rows + share * size[0], columns + share * size[1]
+            incremental += share * (step in group.schedule.ways)
+            work += Cost(cost.flops * share, cost.bytes * share)
+        lines.append(
+            Line(
+                *(step.label, step.operation, step.shape, (rows, columns), incremental),
+                *(dense.flops, work.flops, dense.bytes, work.bytes),
+            )
+        )
+    return lines

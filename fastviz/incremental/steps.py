@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch import ops as torch_ops
 
 from fastviz.geometry import Slide
 from fastviz.reach import Layout
@@ -176,6 +177,12 @@ class Conv(Step):
         self.weight = (self.weight.double() * scale.view(-1, 1, 1, 1)).to(kind)
         self.bias = (shift if self.bias is None else self.bias.double() * scale + shift).to(kind)
 
+    def choose(self, channels: Tensor) -> None:
+        """Keep these channels of the output only; ``shape`` is the caller's to change. For groups of 1."""
+        self.flops *= len(channels) / len(self.weight)
+        self.weight = self.weight[channels]
+        self.bias = None if self.bias is None else self.bias[channels]
+
     def add(self, other: Step) -> None:
         """Add the output of ``other``, a map of the same shape, before the activation."""
         self.sources.append(other)
@@ -189,7 +196,7 @@ class Conv(Step):
         if ready and torch.backends.mkldnn.is_available() and self.weight.numel():
             window = [slide.reads((0, 8)) for slide in self.window]
             example = [16, self.weight.shape[1] * self.groups, *(stop - start for start, stop in window)]
-            self._packed = torch.ops.mkldnn._reorder_convolution_weight(
+            self._packed = torch_ops.mkldnn._reorder_convolution_weight(
                 self.weight, [0, 0], self.stride, self.dilation, self.groups, example
             )
         elif self.weight.is_cuda:
@@ -214,13 +221,13 @@ class Conv(Step):
         numbers = (padding, self.stride, self.dilation, self.groups)
         if len(inputs) == 1:
             last = activation if activation is not None and activation.name else Activation("none", lambda x: x)
-            result = torch.ops.mkldnn._convolution_pointwise(
+            result = torch_ops.mkldnn._convolution_pointwise(
                 inputs[0], self._packed, self.bias, *numbers, last.name, list(last.scalars), last.algorithm
             )
             return result if last is activation else self.finish(result)
         # oneDNN's kernel knows a sum followed by a rectifier, but by no other function
         rectified = activation is not None and activation.name == "relu"
-        result = torch.ops.mkldnn._convolution_pointwise.binary(
+        result = torch_ops.mkldnn._convolution_pointwise.binary(
             inputs[0], inputs[1], self._packed, self.bias, *numbers, "add", 1.0, "relu" if rectified else None, [], ""
         )
         return result if rectified else self.finish(result)

@@ -129,7 +129,7 @@ def cam(model: nn.Module, x: Tensor, target: Target = None, *, size: tuple[int, 
         maps, weight = _head(model, name, recorded[name], output)
         if not len(images):
             return selection.no_values(images, shape or maps.shape[2:])
-        scores = output.requires_grad_()
+        scores = output.detach().requires_grad_()
         share = targets.gradients(selection.values(scores, {}), {"the scores": scores})[0]
         with torch.no_grad():
             found = torch.einsum("n...k,nkhw->n...hw", share @ weight, maps)
@@ -205,7 +205,7 @@ def _last_maps(model: nn.Module, images: Tensor) -> str:
     handles = []
     try:
         for name, module in model.named_modules():
-            if name:
+            if name and not isinstance(module, torch.jit.ScriptModule):
                 handles.append(module.register_forward_hook(recorder(name)))
         with capture.frozen_model(model), torch.no_grad():
             model(_batch(images[:1]))
@@ -220,7 +220,7 @@ def _last_maps(model: nn.Module, images: Tensor) -> str:
 def _head(model: nn.Module, name: str, maps: Tensor, scores: object) -> tuple[Tensor, Tensor]:
     """The maps [N, K, h, w] and weights [classes, K] with ``scores = weights · mean(maps) + bias``."""
     linears = {each: module for each, module in model.named_modules() if isinstance(module, nn.Linear)}
-    if isinstance(scores, Tensor):
+    if isinstance(scores, Tensor) and scores.is_floating_point():
         for linear in reversed(linears.values()):
             if linear.in_features != maps.shape[1] or scores.shape[1:] != (linear.out_features,):
                 continue

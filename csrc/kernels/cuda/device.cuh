@@ -27,18 +27,10 @@ using bfloat16 = __nv_bfloat16;
 template <typename T>
 using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-__device__ __forceinline__ float widen(float value) {
-  return value;
-}
-__device__ __forceinline__ double widen(double value) {
-  return value;
-}
-__device__ __forceinline__ float widen(float16 value) {
-  return __half2float(value);
-}
-__device__ __forceinline__ float widen(bfloat16 value) {
-  return __bfloat162float(value);
-}
+__device__ __forceinline__ float widen(float value) { return value; }
+__device__ __forceinline__ double widen(double value) { return value; }
+__device__ __forceinline__ float widen(float16 value) { return __half2float(value); }
+__device__ __forceinline__ float widen(bfloat16 value) { return __bfloat162float(value); }
 
 template <typename T>
 __host__ __device__ __forceinline__ T narrow(Sum<T> value) {
@@ -81,9 +73,7 @@ __device__ __forceinline__ Vector<T, N> splat(T value) {
   return vector;
 }
 
-inline bool aligned(const void* address) {
-  return reinterpret_cast<uintptr_t>(address) % 16 == 0;
-}
+inline bool aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
 
 /// Calls function with a value of the element type.
 template <typename Function>
@@ -101,9 +91,7 @@ void with_dtype(Dtype dtype, const Function& function) {
 }
 
 /// Threads of a block for `work` threads' worth of work: whole warps, 256 at most.
-inline int threads_for(int64_t work) {
-  return static_cast<int>(clamp(ceil_div(work, 32) * 32, 32, 256));
-}
+inline int threads_for(int64_t work) { return static_cast<int>(clamp(ceil_div(work, 32) * 32, 32, 256)); }
 
 /// The sum of a value of each thread of the block, in an order that depends on the number of threads only; the first
 /// thread gets it. All threads call it; the block may call it again after a barrier.

@@ -189,9 +189,7 @@ __global__ void __launch_bounds__(256) guided_relu_backward_values_kernel(const 
   }
 }
 
-bool word_aligned(const void* address) {
-  return reinterpret_cast<uintptr_t>(address) % 4 == 0;
-}
+bool word_aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % 4 == 0; }
 
 template <typename T>
 void guided_relu(Stream stream, const GuidedRelu& a) {

@@ -13,18 +13,10 @@
 
 namespace fastviz {
 
-FASTVIZ_BOTH int64_t ceil_div(int64_t value, int64_t divisor) {
-  return (value + divisor - 1) / divisor;
-}
-FASTVIZ_BOTH int64_t smaller(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-FASTVIZ_BOTH int64_t larger(int64_t a, int64_t b) {
-  return a > b ? a : b;
-}
-FASTVIZ_BOTH int64_t clamp(int64_t value, int64_t low, int64_t high) {
-  return smaller(larger(value, low), high);
-}
+FASTVIZ_BOTH int64_t ceil_div(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
+FASTVIZ_BOTH int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+FASTVIZ_BOTH int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+FASTVIZ_BOTH int64_t clamp(int64_t value, int64_t low, int64_t high) { return smaller(larger(value, low), high); }
 
 /// Most blocks that gridDim.x holds. Kernels whose work may need more loop: block, block + gridDim.x, ...
 constexpr int64_t max_blocks = 0x7fffffff;
@@ -154,9 +146,7 @@ constexpr int step_bytes = 64;
 constexpr int row_bytes = 80;
 
 /// Channels of a tile: 64 keeps few warps idle where there are few channels.
-FASTVIZ_BOTH int tile_size(int64_t channels) {
-  return channels <= 64 ? 64 : 128;
-}
+FASTVIZ_BOTH int tile_size(int64_t channels) { return channels <= 64 ? 64 : 128; }
 
 FASTVIZ_BOTH int64_t tiles(int64_t channels) {
   const int64_t side = ceil_div(channels, tile_size(channels));
@@ -201,15 +191,9 @@ FASTVIZ_BOTH Parts parts(int64_t images, int64_t channels, int64_t places, int64
 }
 
 /// A slice in the workspace: lane and value of each of its 256 sums, such that a lane writes four at a time.
-FASTVIZ_BOTH int slot_of(int lane, int value) {
-  return (value >> 2) * 128 + lane * 4 + (value & 3);
-}
-FASTVIZ_BOTH int slot_lane(int slot) {
-  return slot >> 2 & 31;
-}
-FASTVIZ_BOTH int slot_value(int slot) {
-  return (slot >> 7) * 4 + (slot & 3);
-}
+FASTVIZ_BOTH int slot_of(int lane, int value) { return (value >> 2) * 128 + lane * 4 + (value & 3); }
+FASTVIZ_BOTH int slot_lane(int slot) { return slot >> 2 & 31; }
+FASTVIZ_BOTH int slot_value(int slot) { return (slot >> 7) * 4 + (slot & 3); }
 
 /// Where a lane's value stands in its slice.
 struct Place {
@@ -219,15 +203,9 @@ struct Place {
 
 /// float32 and float64: lanes stand in 8 rows x 4 columns. The bits of the lane are dealt out so that lanes i and i ^ 1
 /// have the same row, i and i ^ 2 the same column: shared memory then serves 16-byte reads in two passes, not four.
-FASTVIZ_BOTH int lane_row(int lane) {
-  return (lane >> 1 & 1) | (lane >> 2 & 6);
-}
-FASTVIZ_BOTH int lane_column(int lane) {
-  return (lane & 1) | (lane >> 1 & 2);
-}
-FASTVIZ_BOTH Place plain_place(int lane, int value) {
-  return {lane_row(lane), lane_column(lane) + 4 * value};
-}
+FASTVIZ_BOTH int lane_row(int lane) { return (lane >> 1 & 1) | (lane >> 2 & 6); }
+FASTVIZ_BOTH int lane_column(int lane) { return (lane & 1) | (lane >> 1 & 2); }
+FASTVIZ_BOTH Place plain_place(int lane, int value) { return {lane_row(lane), lane_column(lane) + 4 * value}; }
 
 /// float16 and bfloat16: as the instruction mma.m16n8k16 leaves its sums, half a block of 16 rows a slice.
 FASTVIZ_BOTH Place tensor_place(int lane, int value) {

@@ -1,0 +1,6 @@
+"""Incremental inference: what a network gives for images of which a window has changed, for many windows."""
+
+from fastviz.incremental.report import Plan, plan
+from fastviz.incremental.sweep import Sweep, sweep
+
+__all__ = ["Plan", "Sweep", "plan", "sweep"]
