@@ -37,7 +37,7 @@ def draw(draws: str, attribution: Tensor, photo: Tensor, *, coarse: bool = False
     """
     attribution = attribution.float()
     if draws == "gradient":
-        scaled = pictures.normalise(attribution[None], symmetric=True, percentile=_PERCENTILE)[0]
+        scaled = pictures.normalise(attribution[None], symmetric=True, percentile=_PERCENTILE, dims=3)[0]
         return _resized(scaled, photo).expand(3, -1, -1).contiguous()
     signed = draws == "signed"
     scaled = pictures.normalise(attribution[None], symmetric=signed, percentile=_PERCENTILE)

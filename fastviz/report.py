@@ -41,7 +41,7 @@ def percent(probability: float) -> str:
     >>> percent(0.874), percent(0.00004)
     ('87 %', '< 1 %')
     """
-    return "< 1 %" if 0 <= probability < 0.005 else f"{100 * probability:.0f} %"
+    return "< 1 %" if 0 <= probability < 0.01 else f"{100 * probability:.0f} %"
 
 
 def _named(result: Result) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
 import resource
 import signal
@@ -105,7 +104,7 @@ def test_explain_goes_on_and_refuses_other_settings(photos, tmp_path):
     out = tmp_path / "out"
     run("explain", photos / "0.png", "--out", out, *QUICK)
     assert "2 photographs explained" in run("explain", photos, "--out", out, *QUICK).stdout
-    assert "3 photographs done before" in run("explain", photos, "--out", out, *QUICK).stdout
+    assert "3 done before" in run("explain", photos, "--out", out, *QUICK).stdout
     refused = run("explain", photos, "--out", out, *QUICK, "--target", "3", status=2)
     assert "other settings (target); give another folder, or --overwrite" in refused.stderr
     run("explain", photos / "1.png", "--out", out, *QUICK, "--target", "3", "--overwrite")
@@ -170,7 +169,7 @@ class RunsCode:
 def test_bad_input_is_one_line_and_writes_nothing(photos, tmp_path, arguments, words):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.pth").write_text("hello")
-    (tmp_path / "code.pth").write_bytes(pickle.dumps({"a": RunsCode()}))
+    torch.save({"a": RunsCode()}, tmp_path / "code.pth")
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     given = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
     result = run("explain", photos / "0.png", "--out", tmp_path / "out", *given, status=2)
@@ -242,7 +241,7 @@ def start(*args: object, **options) -> subprocess.Popen[str]:
 def test_ctrl_c_keeps_what_is_finished(photos, weights, tmp_path):
     out = tmp_path / "out"
     arguments = ["explain", photos, "--out", out, "--weights", weights, "--methods", "saliency,occlusion"]
-    process = start(*arguments, "--stride", 1)
+    process = start(*arguments, "--stride", 2)
     deadline = time.monotonic() + 60
     while not (out / "results.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -302,7 +301,7 @@ def test_models():
 
 def test_layers():
     output = run("layers", "demo").stdout
-    assert re.search(r"^conv2_1 +Conv2d +64×32×32 +18,496 +16×16 +2×2 *$", output, re.MULTILINE)
+    assert re.search(r"^conv2_1 +Conv2d +64×32×32 +18,496 +12×12 +2×2 *$", output, re.MULTILINE)
     assert "is not known; nearest: demo" in run("layers", "dem", status=2).stderr
     assert "size should be at least 1, got 0" in run("layers", "demo", "--size", 0, status=2).stderr
 
@@ -329,7 +328,7 @@ def test_info():
             "13.0",
             True,
             "not loaded: it was not built",
-            "not by fastviz's operators: library not loaded: it was not built",
+            "not by fastviz's operators: library not loaded: it was",
         ),
     ],
 )

@@ -114,10 +114,10 @@ def test_no_results_no_sheets(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("probability", "words"), [(0.0, "< 1 %"), (0.0049, "< 1 %"), (0.005, "0 %"), (0.126, "13 %"), (1.0, "100 %")]
+    ("probability", "words"), [(0.0, "< 1 %"), (0.0099, "< 1 %"), (0.01, "1 %"), (0.126, "13 %"), (1.0, "100 %")]
 )
 def test_percent(probability, words):
-    assert report.percent(probability) == ("1 %" if words == "0 %" else words)
+    assert report.percent(probability) == words
 
 
 # ---------------------------------------------------------------------------------------------------------- pages

@@ -253,14 +253,28 @@ constexpr bool matrix_units = false;
 constexpr bool matrix_units = true;
 #endif
 
-template <int BYTES>
-inline void copy_bytes(void* target, const void* source) {
-  constexpr uintptr_t alignment = BYTES % 16 == 0 ? 16 : BYTES;
-  if (reinterpret_cast<uintptr_t>(target) % alignment || reinterpret_cast<uintptr_t>(source) % alignment) {
+inline void check_address(const void* address, int bytes) {
+  if (reinterpret_cast<uintptr_t>(address) % static_cast<uintptr_t>(bytes % 16 == 0 ? 16 : bytes)) {
     emulation::fail("an access at an address that is no multiple of its size");
   }
-  std::memcpy(target, source, BYTES);
 }
+template <int BYTES>
+inline void load_bytes(void* registers, const void* address) {
+  check_address(address, BYTES);
+  std::memcpy(registers, address, BYTES);
+}
+template <int BYTES>
+inline void store_bytes(void* address, const void* registers) {
+  check_address(address, BYTES);
+  std::memcpy(address, registers, BYTES);
+}
+inline void assume_global(const void*) {}
+inline void assume_shared(const void*) {}
+
+inline float fast_root(float value) { return std::sqrt(value); }
+inline double fast_root(double value) { return std::sqrt(value); }
+inline float fast_reciprocal_root(float value) { return 1 / std::sqrt(value); }
+inline double fast_reciprocal_root(double value) { return 1 / std::sqrt(value); }
 
 inline unsigned char* launched_shared_memory() {
   return static_cast<unsigned char*>(emulation::Block::current().shared());
@@ -269,9 +283,8 @@ inline unsigned char* launched_shared_memory() {
 template <int BYTES>
 inline void copy_async(void* shared, const void* global, bool wanted) {
   static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16);
-  if (reinterpret_cast<uintptr_t>(shared) % BYTES || (wanted && reinterpret_cast<uintptr_t>(global) % BYTES)) {
-    emulation::fail("an asynchronous copy at an address that is no multiple of its size");
-  }
+  check_address(shared, BYTES);
+  if (wanted) check_address(global, BYTES);
   emulation::Block::current().start_copy(shared, wanted ? global : nullptr, BYTES);
 }
 inline void copy_async_commit() { emulation::Block::current().commit_copies(); }

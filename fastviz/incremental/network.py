@@ -30,7 +30,7 @@ class Network:
         steps: in an order that they can run in: the images first, the output last.
         outputs: the entries of the model's output that the last step gives, in this order; None if all.
         shape: shape of the model's output for one image.
-        dense_seconds: what the model took for an image when its output was compared with that of the steps; None before.
+        dense_seconds: what the model took for an image when it was compared with the steps; None before that.
     """
 
     steps: list[Step]

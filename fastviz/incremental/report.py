@@ -105,7 +105,8 @@ def plan(
     value_bytes = images.element_size()
     groups = group_windows(steps, boxes, value_bytes, device=images.device.type)
     lines = plan_lines(steps, groups, value_bytes)
-    return Plan(len(boxes), len(groups), tuple(lines), **predicted(steps, groups, value_bytes))
+    sums = predicted(steps, groups, value_bytes)
+    return Plan(len(boxes), len(groups), tuple(lines), sums["dense_flops"], sums["flops"], sums["predicted_gain"])
 
 
 def _grid(size: tuple[int, ...], window: int | tuple[int, int], stride: int | tuple[int, int] | None) -> torch.Tensor:

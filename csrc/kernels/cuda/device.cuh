@@ -53,16 +53,28 @@ struct alignas(N * sizeof(T)) Vector {
   T value[N];
 };
 
+/// A vector from global memory; the address is a multiple of its size, or of 16 bytes.
 template <typename T, int N>
 __device__ __forceinline__ Vector<T, N> load(const T* address) {
+  assume_global(address);
   Vector<T, N> vector;
-  copy_bytes<sizeof(vector)>(&vector, address);
+  load_bytes<sizeof(vector)>(&vector, address);
   return vector;
 }
 
 template <typename T, int N>
+__device__ __forceinline__ Vector<T, N> load_shared(const T* address) {
+  assume_shared(address);
+  Vector<T, N> vector;
+  load_bytes<sizeof(vector)>(&vector, address);
+  return vector;
+}
+
+/// To global memory.
+template <typename T, int N>
 __device__ __forceinline__ void store(T* address, const Vector<T, N>& vector) {
-  copy_bytes<sizeof(vector)>(address, &vector);
+  assume_global(address);
+  store_bytes<sizeof(vector)>(address, &vector);
 }
 
 template <typename T, int N>

@@ -56,8 +56,10 @@ __device__ __forceinline__ void load_side(const GramTask<T>& task, const T* feat
     constexpr int row_vectors = BY_PLACE ? TILE / N : step / N;
     constexpr int rows = BY_PLACE ? step : TILE;
     constexpr int shared_row = BY_PLACE ? place_row_bytes<TILE> : row_bytes;
+    static_assert(rows * row_vectors % threads == 0);
 #pragma unroll
-    for (int unit = thread; unit < rows * row_vectors; unit += threads) {
+    for (int i = 0; i < rows * row_vectors / threads; ++i) {
+      const int unit = thread + i * threads;
       const int row = unit / row_vectors;
       const int part = unit % row_vectors;
       const int64_t c = channel + (BY_PLACE ? part * N : row);
@@ -107,10 +109,11 @@ __device__ __forceinline__ void multiply_plain(const unsigned char* left, const 
   for (int offset = 0; offset < step_bytes; offset += N * static_cast<int>(sizeof(T))) {
     Vector<T, N> b[8];
 #pragma unroll
-    for (int j = 0; j < 8; ++j) b[j] = load<T, N>(reinterpret_cast<const T*>(right + 4 * j * row_bytes + offset));
+    for (int j = 0; j < 8; ++j)
+      b[j] = load_shared<T, N>(reinterpret_cast<const T*>(right + 4 * j * row_bytes + offset));
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      const Vector<T, N> a = load<T, N>(reinterpret_cast<const T*>(left + 8 * i * row_bytes + offset));
+      const Vector<T, N> a = load_shared<T, N>(reinterpret_cast<const T*>(left + 8 * i * row_bytes + offset));
 #pragma unroll
       for (int k = 0; k < N; ++k) {
 #pragma unroll

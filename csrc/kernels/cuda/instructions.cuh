@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "../kernels.h"
 #include "index.cuh"
@@ -21,21 +22,38 @@ constexpr bool matrix_units = false;
 constexpr bool matrix_units = true;
 #endif
 
-/// A copy in accesses as wide as its size allows; both addresses are multiples of the size, or of 16.
+/// What is read and written in one access of so many bytes.
 template <int BYTES>
-__device__ __forceinline__ void copy_bytes(void* target, const void* source) {
-  if constexpr (BYTES % 16 == 0) {
+using Word =
+    std::conditional_t<BYTES == 16, uint4,
+                       std::conditional_t<BYTES == 8, uint2, std::conditional_t<BYTES == 4, uint32_t, uint16_t>>>;
+
+/// From memory to registers, in accesses as wide as the size allows; the address is a multiple of that. By way of a
+/// word: the compiler splits a copy between the caller's types into one access a value.
+template <int BYTES>
+__device__ __forceinline__ void load_bytes(void* registers, const void* address) {
+  constexpr int size = BYTES < 16 ? BYTES : 16;
 #pragma unroll
-    for (int i = 0; i < BYTES / 16; ++i) static_cast<uint4*>(target)[i] = static_cast<const uint4*>(source)[i];
-  } else if constexpr (BYTES == 8) {
-    *static_cast<uint2*>(target) = *static_cast<const uint2*>(source);
-  } else if constexpr (BYTES == 4) {
-    *static_cast<uint32_t*>(target) = *static_cast<const uint32_t*>(source);
-  } else {
-    static_assert(BYTES == 2);
-    *static_cast<uint16_t*>(target) = *static_cast<const uint16_t*>(source);
+  for (int i = 0; i < BYTES; i += size) {
+    const Word<size> word = *reinterpret_cast<const Word<size>*>(static_cast<const char*>(address) + i);
+    memcpy(static_cast<char*>(registers) + i, &word, size);
   }
 }
+
+template <int BYTES>
+__device__ __forceinline__ void store_bytes(void* address, const void* registers) {
+  constexpr int size = BYTES < 16 ? BYTES : 16;
+#pragma unroll
+  for (int i = 0; i < BYTES; i += size) {
+    Word<size> word;
+    memcpy(&word, static_cast<const char*>(registers) + i, size);
+    *reinterpret_cast<Word<size>*>(static_cast<char*>(address) + i) = word;
+  }
+}
+
+/// Promises to the compiler, which chooses the instruction by them.
+__device__ __forceinline__ void assume_global(const void* address) { __builtin_assume(__isGlobal(address)); }
+__device__ __forceinline__ void assume_shared(const void* address) { __builtin_assume(__isShared(address)); }
 
 /// The block's shared memory whose size the launch gives.
 __device__ __forceinline__ unsigned char* launched_shared_memory() {
@@ -62,7 +80,9 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, boo
   }
 #else
   if (wanted) {
-    copy_bytes<BYTES>(shared, global);
+    Word<BYTES> word;
+    load_bytes<BYTES>(&word, global);
+    store_bytes<BYTES>(shared, &word);
   } else {
     memset(shared, 0, BYTES);
   }
@@ -119,6 +139,19 @@ __device__ __forceinline__ void multiply_add(float& sum0, float& sum1, float& su
   }
 #endif
 }
+
+/// Square root and its reciprocal, from the special function unit: off by two units in the last place at most. Numbers
+/// below the smallest normal one count as 0; the reciprocal of 0 is infinity.
+__device__ __forceinline__ float fast_root(float value) {
+  asm("sqrt.approx.ftz.f32 %0, %0;" : "+f"(value));
+  return value;
+}
+__device__ __forceinline__ double fast_root(double value) { return sqrt(value); }
+__device__ __forceinline__ float fast_reciprocal_root(float value) {
+  asm("rsqrt.approx.ftz.f32 %0, %0;" : "+f"(value));
+  return value;
+}
+__device__ __forceinline__ double fast_reciprocal_root(double value) { return rsqrt(value); }
 
 /// Launches a kernel; work of more blocks than a grid holds goes through the kernel's loop. The caller checks
 /// cudaGetLastError.

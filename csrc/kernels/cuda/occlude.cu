@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(256) occlude_vectors_kernel(const OccludeTask<
 #pragma unroll
         for (int j = 0; j < N; ++j) {
           if (!window.cover.holds(position.row, position.column + j)) continue;
-          vectors[i].value[j] = window.fill ? window.fill[value + j] : window.fill_value;
+          vectors[i].value[j] = window.fill ? load<T, 1>(window.fill + value + j).value[0] : window.fill_value;
         }
       }
       store(output + value, vectors[i]);
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(256) occlude_values_kernel(const OccludeTask<T
     const int64_t first = (span * blockDim.x + threadIdx.x) * N - before;
     write_values(output, task.picture, first, task.grid, [&](int64_t value, const Position& position) {
       const T* source = window.cover.holds(position.row, position.column) ? window.fill : window.picture;
-      return source ? source[value] : window.fill_value;
+      return source ? load<T, 1>(source + value).value[0] : window.fill_value;
     });
   }
 }

@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(256) splice_values_kernel(const SpliceTask<T> 
     const int64_t first = (span * blockDim.x + threadIdx.x) * N - before;
     write_values(output, task.window_picture, first, task.grid, [&](int64_t, const Position& position) {
       const T* source = window.source(task, position);
-      return source ? *source : window.otherwise;
+      return source ? load<T, 1>(source).value[0] : window.otherwise;
     });
   }
 }

@@ -7,15 +7,13 @@ namespace {
 constexpr int strip_rows = 4;
 constexpr int variation_threads = 256;
 
-/// The exponent, as far as it has a form without pow.
-enum class Beta { one, two_and_half, three, any };
+/// Kinds of terms: l2 (isotropic with beta = 2 too), l1, and isotropic powers, as far as they have a form without pow.
+enum class Terms { square, absolute, beta_one, beta_two_and_half, beta_three, power };
 
 template <typename S>
-struct VariationTerms {
-  bool square;  // l2, also isotropic with beta = 2; else l1
-  Beta kind;
+struct Weights {
+  S vertical, horizontal;
   S beta;
-  S vertical_weight, horizontal_weight;
 };
 
 /// A pixel's term and its derivatives by the vertical and the horizontal difference.
@@ -24,37 +22,34 @@ struct VariationTerm {
   S value, by_vertical, by_horizontal;
 };
 
-template <bool POWER, typename S>
-__device__ __forceinline__ VariationTerm<S> term_of(const VariationTerms<S>& terms, S v, S h) {
-  const S vertical = terms.vertical_weight, horizontal = terms.horizontal_weight;
-  if constexpr (POWER) {
+template <Terms TERMS, typename S>
+__device__ __forceinline__ VariationTerm<S> term_of(const Weights<S>& weights, S v, S h) {
+  const S vertical = weights.vertical, horizontal = weights.horizontal;
+  if constexpr (TERMS == Terms::square) {
+    return {vertical * v * v + horizontal * h * h, 2 * vertical * v, 2 * horizontal * h};
+  } else if constexpr (TERMS == Terms::absolute) {
+    return {vertical * std::abs(v) + horizontal * std::abs(h), v > 0 ? vertical : (v < 0 ? -vertical : S(0)),
+            h > 0 ? horizontal : (h < 0 ? -horizontal : S(0))};
+  } else {
     const S s = v * v + h * h;
     S value, slope;  // s^(beta / 2), and twice its derivative by s
-    switch (terms.kind) {
-      case Beta::one:
-        value = std::sqrt(s);
-        slope = s > 0 ? 1 / value : S(0);
-        break;
-      case Beta::two_and_half:
-        slope = std::sqrt(std::sqrt(s));
-        value = s * slope;
-        slope *= S(2.5);
-        break;
-      case Beta::three:
-        slope = std::sqrt(s);
-        value = s * slope;
-        slope *= 3;
-        break;
-      default:
-        value = s > 0 ? std::pow(s, terms.beta / 2) : S(terms.beta == 0);
-        slope = s > 0 ? terms.beta * value / s : S(0);
+    if constexpr (TERMS == Terms::beta_one) {
+      value = fast_root(s);
+      slope = value > 0 ? fast_reciprocal_root(s) : S(0);
+    } else if constexpr (TERMS == Terms::beta_two_and_half) {
+      slope = fast_root(fast_root(s));
+      value = s * slope;
+      slope *= S(2.5);
+    } else if constexpr (TERMS == Terms::beta_three) {
+      slope = fast_root(s);
+      value = s * slope;
+      slope *= 3;
+    } else {
+      value = s > 0 ? std::pow(s, weights.beta / 2) : S(0);
+      slope = s > 0 ? weights.beta * value / s : S(0);
     }
     slope *= vertical;
     return {vertical * value, slope * v, slope * h};
-  } else {
-    if (terms.square) return {vertical * v * v + horizontal * h * h, 2 * vertical * v, 2 * horizontal * h};
-    return {vertical * std::abs(v) + horizontal * std::abs(h), v > 0 ? vertical : (v < 0 ? -vertical : S(0)),
-            h > 0 ? horizontal : (h < 0 ? -horizontal : S(0))};
   }
 }
 
@@ -64,7 +59,7 @@ struct VariationTask {
   T* gradient;  // null: not wanted
   const Sum<T>* factor;  // [images], or null: 1
   Sum<T>* partial;  // [blocks]; null: not wanted
-  VariationTerms<Sum<T>> terms;
+  Weights<Sum<T>> weights;
   bool crop;
   int64_t rows, row, pixel;  // rows in a plane, values in a row, values in a pixel
   int64_t picture;
@@ -113,7 +108,7 @@ struct VariationRow {
 ///   2. Go down the rows: terms, derivatives, and the gradient
 ///      ((above by_vertical - own by_vertical) + (left by_horizontal - own by_horizontal)) times the factor.
 ///   3. Add the block's terms.
-template <typename T, int N, bool ADJACENT, bool POWER>
+template <typename T, int N, bool ADJACENT, Terms TERMS>
 __global__ void __launch_bounds__(variation_threads) total_variation_kernel(const VariationTask<T> task) {
   using S = Sum<T>;
   using Row = VariationRow<T, N, ADJACENT>;
@@ -152,19 +147,19 @@ __global__ void __launch_bounds__(variation_threads) total_variation_kernel(cons
 #pragma unroll
           for (int i = 0; i < Row::neighbours; ++i) {
             const S v = has_below ? below.left[i] - here.left[i] : S(0);
-            from_left[i] = term_of<POWER>(task.terms, v, here.own[i] - here.left[i]).by_horizontal;
+            from_left[i] = term_of<TERMS>(task.weights, v, here.own[i] - here.left[i]).by_horizontal;
           }
         }
 
         Vector<T, N> gradient;
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-          const bool has_right = column + i + task.pixel < task.row;
+          const bool has_right = (ADJACENT && i + 1 < N) || column + i + task.pixel < task.row;
           VariationTerm<S> term{0, 0, 0};
           if (!task.crop || (has_below && has_right)) {
             const S v = has_below ? below.own[i] - here.own[i] : S(0);
             const S h = has_right ? here.right_of(i) - here.own[i] : S(0);
-            term = term_of<POWER>(task.terms, v, h);
+            term = term_of<TERMS>(task.weights, v, h);
           }
           if (r > 0) sum += term.value;
           if constexpr (ADJACENT) {
@@ -205,22 +200,25 @@ int64_t blocks_of(const Layout& layout, int vector) {
   return ceil_div(strips, variation_threads);
 }
 
-template <typename T, bool POWER>
-void launch_variation(Stream stream, const VariationTask<T>& task, int vector) {
+template <Terms TERMS, typename T>
+void launch_terms(Stream stream, const VariationTask<T>& task, int vector) {
   if (vector == 1) {
-    launch(total_variation_kernel<T, 1, false, POWER>, task.blocks, variation_threads, 0, stream, task);
+    launch(total_variation_kernel<T, 1, false, TERMS>, task.blocks, variation_threads, 0, stream, task);
   } else if (task.pixel == 1) {
-    launch(total_variation_kernel<T, width<T>, true, POWER>, task.blocks, variation_threads, 0, stream, task);
+    launch(total_variation_kernel<T, width<T>, true, TERMS>, task.blocks, variation_threads, 0, stream, task);
   } else {
-    launch(total_variation_kernel<T, wide_pixel<T>, false, POWER>, task.blocks, variation_threads, 0, stream, task);
+    launch(total_variation_kernel<T, wide_pixel<T>, false, TERMS>, task.blocks, variation_threads, 0, stream, task);
   }
 }
 
-Beta kind_of(double beta) {
-  if (beta == 1) return Beta::one;
-  if (beta == 2.5) return Beta::two_and_half;
-  if (beta == 3) return Beta::three;
-  return Beta::any;
+template <typename T>
+void launch_variation(Stream stream, const VariationTask<T>& task, int vector, VariationNorm norm, double beta) {
+  if (norm == VariationNorm::l1) return launch_terms<Terms::absolute>(stream, task, vector);
+  if (norm == VariationNorm::l2 || beta == 2) return launch_terms<Terms::square>(stream, task, vector);
+  if (beta == 1) return launch_terms<Terms::beta_one>(stream, task, vector);
+  if (beta == 2.5) return launch_terms<Terms::beta_two_and_half>(stream, task, vector);
+  if (beta == 3) return launch_terms<Terms::beta_three>(stream, task, vector);
+  launch_terms<Terms::power>(stream, task, vector);
 }
 
 template <typename T>
@@ -237,9 +235,8 @@ void total_variation(Stream stream, const TotalVariation& a) {
     task.factor = static_cast<const S*>(a.factor);
     task.partial = a.value ? partial : nullptr;
     const bool isotropic = a.norm == VariationNorm::isotropic;
-    const bool square = a.norm == VariationNorm::l2 || (isotropic && a.beta == 2);
-    task.terms = {square, kind_of(a.beta), static_cast<S>(a.beta), static_cast<S>(a.vertical_weight),
-                  static_cast<S>(isotropic ? a.vertical_weight : a.horizontal_weight)};
+    task.weights = {static_cast<S>(a.vertical_weight),
+                    static_cast<S>(isotropic ? a.vertical_weight : a.horizontal_weight), static_cast<S>(a.beta)};
     task.crop = a.crop;
     task.rows = layout.rows;
     task.row = layout.row();
@@ -250,11 +247,7 @@ void total_variation(Stream stream, const TotalVariation& a) {
     task.strips_a_picture = layout.planes * task.strips.divisor() * task.vectors.divisor();
     task.picture_blocks = FastDivide(picture_blocks);
     task.blocks = a.images * picture_blocks;
-    if (isotropic && !square) {
-      launch_variation<T, true>(stream, task, vector);
-    } else {
-      launch_variation<T, false>(stream, task, vector);
-    }
+    launch_variation(stream, task, vector, a.norm, a.beta);
   }
   if (!a.value) return;
   launch(sum_rows_kernel<S>, a.images, 256, 0, stream, static_cast<const S*>(partial), picture_blocks, a.images,
