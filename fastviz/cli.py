@@ -6,6 +6,7 @@ An error is one line on standard error, ``fastviz: error: …``, and exit status
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import warnings
@@ -54,8 +55,11 @@ class _Commands(TyperGroup):
             warnings.showwarning = _show_warning
             try:
                 status = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
-                if status == 130:  # typer's word for Ctrl-C
-                    print("fastviz: stopped", file=sys.stderr)
+                if status == 130:  # typer's word for Ctrl-C; that of its older versions is Abort
+                    raise typer.Abort
+            except typer.Abort:
+                status = 130
+                print("fastviz: stopped", file=sys.stderr)
             except _Stopped as stopped:
                 status = 130
                 print(f"fastviz: stopped; {stopped}", file=sys.stderr)
@@ -285,7 +289,8 @@ def _methods_for(network: nn.Module, x: Any) -> tuple[tuple[str, ...], dict[str,
     for name, method in METHODS.items():
         try:
             # A method of many passes is tried with as few as possible; whether it suits the network is the same.
-            method.function(network, x, **({"window": min(x.shape[-2:])} if name == "occlusion" else {}))
+            windows = "window" in inspect.signature(method.function).parameters
+            method.function(network, x, **({"window": min(x.shape[-2:])} if windows else {}))
             fit.append(name)
         except ValueError as error:
             unfit[name] = str(error)

@@ -36,7 +36,7 @@ __all__ = [
 SHOWN_SIZE = 384
 """Shorter side of the pictures that are written, in pixels: a person sees more than the network's 224 or 64."""
 
-_BATCH = 16
+_BATCH = 8
 _READERS, _WRITERS = 4, 2
 
 
@@ -76,7 +76,7 @@ def explain(
         model: the network to use instead of loading ``settings.model``; it stays on its device.
         device: where a loaded network runs: ``"auto"`` (a GPU if torch can use one), ``"cpu"``, ``"cuda"``, …
         batch_size: photographs in a forward pass, and for methods that run many passes a photograph (occlusion) passes
-            at once; None is 16 photographs and each method's default.
+            at once; None is 8 photographs and each method's default.
         limit: explain only the first so many photographs; None for all.
         overwrite: replace what ``out`` holds instead of going on.
         progress: show a bar on a terminal.
@@ -200,7 +200,8 @@ def _find(photos: Sequence[str | os.PathLike[str]], out: Path) -> list[Photo]:
     written = (*(os.path.join(home, part) + os.sep for part in PARTS), os.path.join(home, "contact_sheet"))
     found: dict[str, Photo] = {}
     for given in photos:
-        folder = Path(given) if Path(given).is_dir() else None
+        place = Path(given).expanduser()
+        folder = place if place.is_dir() else None
         for path in images.find_images([given]):
             source = os.path.abspath(path)
             if source.startswith(written):

@@ -188,6 +188,7 @@ def _without(layout: Layout, removed: set[int]) -> Layout:
 
 
 def _cat(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None:
+    """Concatenation, and stacking along a new dimension."""
     found = [_source(value, known) for value in arguments["tensors"]]
     if any(source is None for source in found):
         return None
@@ -195,6 +196,10 @@ def _cat(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None
     if len(layouts) != 1:
         return None
     layout, ndim = layouts.pop()
+    if call_name(node) == "stack":
+        dim = _axis(arguments["dim"], ndim + 1)
+        rows, columns = (at + (at >= dim) for at in layout)
+        return Reach("joining", (rows, columns)) if dim else None
     if _axis(arguments["dim"], ndim) in (0, *layout):
         return None
     return Reach("joining", layout)
@@ -440,7 +445,7 @@ _LOCAL_RULES: dict[str, Rule] = {
     **dict.fromkeys(("conv2d", "convolution"), _convolution),
     **dict.fromkeys(("max_pool2d", "max_pool2d_with_indices", "avg_pool2d"), _pool),
     **dict.fromkeys(("adaptive_avg_pool2d", "adaptive_max_pool2d"), _adaptive_pool),
-    "cat": _cat,
+    **dict.fromkeys(("cat", "stack"), _cat),
     "expand": _expand,
     "slice": _slice,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -186,12 +187,12 @@ def test_photographs_of_different_sizes_for_a_network_without_a_size(tmp_path):
 
 
 def test_names_that_differ_only_in_their_ending_or_folder_keep_their_own_files(network, tmp_path):
-    for path in ("a/x.png", "a/x.jpg", "a/X.bmp", "b/x.png", "a/sub/x.png"):
+    for path in ("a/x.png", "a/x.jpg", "a/y.bmp", "a/Y.png", "b/x.png", "a/sub/x.png"):
         photograph(tmp_path / path, seed=len(path))
     summary = jobs.explain([tmp_path / "a", tmp_path / "b"], tmp_path / "out", FAST, model=network)
     found = lines(tmp_path / "out")
-    assert summary.done == 5
-    assert len({str(line["arrays"]).lower() for line in found}) == 5
+    assert summary.done == 6
+    assert len({str(line["arrays"]).lower() for line in found}) == 6
     assert "sub/x.png" in {line["file"] for line in found}
     check_whole(tmp_path / "out")
 
@@ -223,6 +224,23 @@ def test_few_photographs_are_in_memory_at_once(network, tmp_path, monkeypatch):
     jobs.explain([tmp_path / "photos"], tmp_path / "out", replace(FAST, target="0"), model=network, batch_size=2)
     assert len(read) == 40
     assert max(most) <= 2 + 4 + 4  # a batch, what is read ahead, what the readers hold
+
+
+def test_the_bar_reaches_its_end(network, photos, tmp_path, monkeypatch):
+    """What is skipped, what fails and what is done add up to the number of maps."""
+    bars: list[list[int]] = []
+
+    @contextmanager
+    def bar(wanted, total, done):
+        bars.append([total, done])
+        yield lambda text, steps: bars[-1].append(steps)
+
+    monkeypatch.setattr(jobs, "_bar", bar)
+    jobs.explain([photos], tmp_path / "out", SETTINGS, model=network, limit=2)
+    (photos / "3.png").write_bytes(b"")
+    jobs.explain([photos], tmp_path / "out", SETTINGS, model=network, progress=True)
+    assert [(total, sum(steps)) for total, *steps in bars] == [(8, 8), (20, 20)]
+    assert bars[1][1] == 8
 
 
 # ------------------------------------------------------------------------------------------------------- going on
@@ -339,12 +357,18 @@ def test_a_photograph_that_fails_is_named_and_the_rest_done(network, photos, tmp
 
 
 def test_scores_that_are_not_finite_fail_that_photograph(network, photos, tmp_path):
-    network.register_forward_hook(lambda module, args, y: torch.where(args[0].mean() == bad, torch.nan, y))
-    x, _ = images.load_images(photos / "1.png", model=network)
-    bad = x.mean()
-    summary = jobs.explain([photos], tmp_path / "out", FAST, model=network, batch_size=1)
+    bad, _ = images.load_images(photos / "1.png", model=network)
+
+    def spoil(module, args, scores):
+        return torch.where((args[0] == bad).all((1, 2, 3))[:, None], torch.nan, scores)
+
+    network.register_forward_hook(spoil)
+    summary = jobs.explain([photos], tmp_path / "out", FAST, model=network)
     assert summary.failures == [("1.png", "the scores of the network are not finite")]
     assert summary.done == 4
+    x, _ = images.load_images(photos / "4.png", model=network)
+    with np.load(tmp_path / "out/arrays/4.npz") as arrays:
+        torch.testing.assert_close(torch.from_numpy(arrays["saliency"]), METHODS["saliency"].function(network, x)[0])
 
 
 @pytest.mark.parametrize(

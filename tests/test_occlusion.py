@@ -113,28 +113,30 @@ def test_disjoint_windows_of_a_linear_model_add_up_to_its_score(x: Tensor) -> No
     torch.testing.assert_close((found.baseline[:, None, None] - found.scores).sum((1, 2)), found.baseline)
 
 
-def test_default_stride_is_a_quarter_of_the_window(model: Net, x: Tensor) -> None:
+def test_default_window_and_stride(model: Net, x: Tensor) -> None:
+    """A seventh of the image, in steps of half a window, both at least 1."""
     assert torch.equal(
-        occlusion(model, x, 1, window=(4, 9)).scores, occlusion(model, x, 1, window=(4, 9), stride=(1, 2)).scores
+        occlusion(model, x, 1, window=(4, 9)).scores, occlusion(model, x, 1, window=(4, 9), stride=(2, 4)).scores
     )
     assert occlusion(model, x, 1, window=3).scores.shape == (3, 5, 7)
+    image = torch.zeros(1, 1, 70, 35)
+    assert occlusion(nn.Flatten(), image, 0).scores.shape == (1, 13, 16)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 17, 1000])
 def test_batch_size_bounds_what_the_network_sees_and_changes_nothing(model: Net, x: Tensor, batch_size: int) -> None:
     expected = by_definition(model, x, 1, (3, 3), (2, 2))
-    model.batches.clear()
     found = occlusion(model, x, 1, window=3, stride=2, batch_size=batch_size)
+    torch.testing.assert_close(found.attribution, expected[0], rtol=1e-12, atol=1e-13)
+    assert {key: found.stats[key] for key in ("windows", "evaluations")} == {"windows": 12, "evaluations": 39}
+    assert found.stats["seconds"] > 0
+    model.batches.clear()
+    inside = occlusion(model, x, channel("conv", 1), window=3, stride=2, batch_size=batch_size)
     assert max(model.batches) == min(batch_size, 3 * 12)
     assert sum(model.batches) == 3 * 13
-    torch.testing.assert_close(found.attribution, expected[0], rtol=1e-12, atol=1e-13)
-    assert {key: found.stats[key] for key in ("path", "windows", "evaluations", "batch_size")} == {
-        "path": "dense",
-        "windows": 12,
-        "evaluations": 39,
-        "batch_size": batch_size,
-    }
-    assert found.stats["seconds"] > 0
+    assert inside.stats["path"] == "dense"
+    assert inside.stats["reason"] == "the target is inside of the network"
+    torch.testing.assert_close(inside.scores, occlusion(model, x, channel("conv", 1), window=3, stride=2).scores)
 
 
 @pytest.mark.parametrize("shape", ["number", "channels", "image", "images"])

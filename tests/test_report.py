@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import torch
 from PIL import Image
 
 from fastviz import drawing, report
-from fastviz.job_folder import Result
+from fastviz.job_folder import Result, read_results
 
 METHODS = ("saliency", "grad_cam")
 COLOURS = {"input": (200, 40, 40), "saliency": (40, 200, 40), "grad_cam": (40, 40, 200)}
@@ -129,8 +130,7 @@ def test_a_page_refers_to_files_that_are_there_and_escapes_names(tmp_path):
     page = Page(path)
     pictures = [reference for reference in page.references if reference.endswith(".png")]
     assert len(pictures) == 3 * 3 * 2  # a link and an image for each picture
-    from urllib.parse import unquote
-
+    assert not any(" " in reference or "#" in reference for reference in pictures)
     assert all((tmp_path / unquote(reference)).is_file() for reference in pictures)
     for words in (
         "Two & two",
@@ -172,8 +172,6 @@ def test_a_page_without_results_says_so(tmp_path):
 
 def test_the_demo_page_is_one_file(tmp_path):
     job(tmp_path, ["a", "b"])
-    from fastviz.job_folder import read_results
-
     scenes = [report.Scene(results, [("tabby cat", 0.9), ("lion", 0.001)]) for results in read_results(tmp_path)]
     path = report.demo_page(
         tmp_path, scenes, unfit={"cam": "no <average>"}, filters=torch.rand(3, 20, 30), facts={"Time": "3 s"}

@@ -1,5 +1,6 @@
 // Where there is no CUDA toolkit: no CUDA backend, so none of these launchers is called.
 
+#include <cstdio>
 #include <cstdlib>
 
 #include "backends.h"
@@ -18,7 +19,13 @@ void gram_cuda(Stream, const Gram&) { std::abort(); }
 
 namespace test {
 
-std::vector<Backend> cuda_backends() { return {}; }
+std::vector<Backend> cuda_backends() {
+  if (std::getenv("FAIL_WITHOUT_CUDA")) {
+    std::fprintf(stderr, "FAIL_WITHOUT_CUDA is set, but this program was built without the CUDA kernels\n");
+    std::exit(3);
+  }
+  return {};
+}
 bool cpu_too() { return true; }
 
 void* device_allocate(size_t) { std::abort(); }

@@ -55,7 +55,7 @@ _ACTIVATIONS: dict[str, Callable[[dict[str, Any]], Activation]] = {
 
 _SAME = {"alias", "clone", "contiguous", "detach", "dropout"}
 _SIZED = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "expand"}
-_FRESH = {"add", "cat", "div", "layer_norm", "linear", "mul", "sub"}
+_FRESH = {"add", "cat", "div", "layer_norm", "linear", "mul", "stack", "sub"}
 _SPLITS = {"chunk", "split", "split_with_sizes", "tensor_split", "unbind"}
 
 
@@ -80,7 +80,10 @@ class _Builder:
         last: Any = None
         for node in self.traced.graph.nodes:
             if node.op == "output":
-                (last,) = node.args[0] if isinstance(node.args[0], (tuple, list)) else (node.args[0],)
+                outputs = node.args[0] if isinstance(node.args[0], (tuple, list)) else (node.args[0],)
+                if len(outputs) != 1:
+                    raise NotTraceable("the graph has several outputs, or changes its input in place")
+                (last,) = outputs
             else:
                 self.visit(node)
         if not isinstance(last, fx.Node) or last not in self.made:
@@ -289,7 +292,9 @@ class _Builder:
             def value(source: fx.Node) -> Any:
                 return inputs[places[source]] if source in places else self.constants[source]
 
-            return target(**fx.node.map_arg(arguments, value))
+            result = target(**fx.node.map_arg(arguments, value))
+            # of several results only the first has a reader
+            return result[0] if isinstance(result, tuple) else result
 
         return run
 

@@ -34,9 +34,9 @@ class Clean:
 
     @property
     def is_finite(self) -> bool:
-        """Whether differences may be taken: nothing that they are taken of is infinite or not a number."""
-        sums = (integral[:, -1, -1] for integral in self.integrals.values())
-        return all(bool(torch.isfinite(value).all()) for value in (self.output, *sums))
+        """Whether all of it is: kernels with a rectifier inside give 0 for what is not a number, and means subtract."""
+        sums = [value.sum(dtype=torch.float64) for value in (self.images, self.output, *self.maps.values())]
+        return bool(torch.isfinite(torch.stack(sums)).all())
 
 
 def run_dense(steps: Sequence[Step], images: Tensor, keep: Iterable[Step] = ()) -> tuple[Tensor, dict[Step, Tensor]]:
@@ -89,6 +89,8 @@ def _sources_cut(steps: Sequence[Step], schedule: Schedule) -> set[Step]:
         for at, source in enumerate(step.sources):
             if (ways is None and source in schedule.ways) or (ways is not None and ways[at] == "splice"):
                 cut.add(source)
+    if steps[-1] in schedule.ways:
+        cut.add(steps[-1])
     return {step for step in cut if not isinstance(step, Constant)}
 
 
@@ -169,8 +171,11 @@ class Runner:
                         for slide, band in zip(step.slides[at], (schedule.rows, schedule.columns), strict=True)
                     )
                     self._slot(step, at, down, across, rows, columns)
-        self.rows = torch.tensor(rows, device=device)
-        self.columns = torch.tensor(columns, device=device)
+        # [places, members]; no place at all where all steps work on whole maps
+        self.rows = torch.tensor(rows, dtype=torch.int64, device=device).reshape(-1, len(schedule.rows.members))
+        self.columns = torch.tensor(columns, dtype=torch.int64, device=device).reshape(
+            -1, len(schedule.columns.members)
+        )
 
     def _slot(
         self, step: Step, at: int, down: list[int], across: list[int], rows: list[list[int]], columns: list[list[int]]
@@ -190,7 +195,7 @@ class Runner:
             column: likewise for columns.
         """
         steps, schedule = self.steps, self.schedule
-        origins = torch.stack((self.rows[:, row], self.columns[:, column]), dim=-1)
+        origins = torch.stack((self.rows[:, row], self.columns[:, column]), dim=-1)  # [places, windows, 2]
         batch = _Batch(clean, origins, covered.image[windows], {}, {})
         for at, step in enumerate(steps):
             if isinstance(step, Input):
@@ -212,7 +217,7 @@ class Runner:
                 if self.last_reader[source] == at:
                     batch.values.pop(source, None)
                     batch.pasted.pop(source, None)
-        return batch.values[steps[-1]]
+        return self._whole(batch, steps[-1])
 
     def _window(self, batch: _Batch, step: Step, at: int) -> Tensor:
         """The window of a source that the step's rectangle reads."""

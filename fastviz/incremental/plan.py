@@ -107,6 +107,8 @@ def group_windows(
         cap: see :func:`fastviz.incremental.regions.reached`.
         device: "cpu" or "cuda": how much a call costs whatever its size.
     """
+    if not len(boxes):
+        return []
     found: list[Reached] = []
     numbers, axes = [], []
     for axis in range(2):
@@ -192,6 +194,8 @@ def _schedule(steps: Sequence[Step], rows: Band, columns: Band, value_bytes: int
             if source in ways and source not in pasted:
                 cost[step] += _paste_cost(step, source, sizes, value_bytes)
                 pasted.add(source)
+    if steps[-1] in ways:
+        cost[steps[-1]] += Cost(0.0, 2.0 * _values(steps[-1], steps[-1].size) * value_bytes)
     kept = {step: sizes[step] for step in ways}
     return Schedule(rows, columns, kept, ways, cost, _peak(steps, kept, ways, value_bytes))
 
@@ -243,6 +247,8 @@ def _cheapest_cut(
         if not isinstance(step, Mean):  # means take rectangles
             last_reader.update(dict.fromkeys(step.sources, at))
             always_whole.update(step.sources if step not in natural else ())
+    last_reader[steps[-1]] = len(steps)  # the caller wants all of the output
+    always_whole.add(steps[-1])
     # change[c]: how much dearer a cut at c is than one at c - 1
     change = [0.0] * (len(steps) + 2)
     for at, step in enumerate(steps):

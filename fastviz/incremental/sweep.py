@@ -155,7 +155,7 @@ class _Engine:
         self.runners = [Runner(made.steps, group.schedule, device) for group in self.groups]
         self.clean_bytes = clean_bytes(made.steps, self.groups, value_bytes)
         job.stats.update(predicted(made.steps, self.groups, value_bytes))
-        if not any(group.schedule.ways for group in self.groups):
+        if self.groups and not any(group.schedule.ways for group in self.groups):
             job.stats.update(path="dense", reason="windows soon change whole maps, so that rectangles save nothing")
         job.stats["prepare_seconds"] += time.perf_counter() - begun
 
@@ -178,8 +178,9 @@ class _Engine:
     def _clean(self, first: int, chunk: int) -> Clean:
         """The clean pass, if it is finite and gives what the model gives."""
         clean = clean_pass(self.made.steps, self.images[first : first + chunk], self.groups)
-        if not clean.is_finite:
-            raise _UnusableError("the network gives values that are not finite")
+        fill = self.job.fill
+        if not clean.is_finite or (isinstance(fill, Tensor) and not bool(torch.isfinite(fill).all())):
+            raise _UnusableError("the images, the fill or the network's values are not finite")
         if self.made.dense_seconds is None:
             self._compare(clean.output, self.job.images[first : first + chunk])
         self.job.stats["dense_seconds"] = self.made.dense_seconds

@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastviz import capture, checks, ops, targets
+from fastviz import capture, checks, incremental, ops, targets
 from fastviz.targets import Target
 
 __all__ = ["OcclusionMap", "occlusion"]
+
+_BATCH = 64
+"""Images the network sees at once where nothing else is said."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +29,10 @@ class OcclusionMap:
         attribution: [N, H, W], ``baseline − score`` averaged over the windows that cover each pixel.
         scores: [N, rows, columns], the target under each window, from top left to bottom right.
         baseline: [N], the target of the image as it is.
-        stats: how it was computed: ``path`` ("dense"), ``windows`` (an image), ``evaluations`` (images the network
-            saw), ``batch_size`` and ``seconds``.
+        stats: how it was computed: ``path`` (``"incremental"``: only what a window changes was recomputed;
+            ``"dense"``: whole forward passes), ``reason`` (why it is dense), ``windows`` (an image), ``evaluations``
+            (images the network would see in whole passes), ``seconds``, and what :func:`fastviz.incremental.sweep`
+            tells.
 
     With T targets a sample there is a dimension T behind N in each.
     """
@@ -43,10 +48,10 @@ def occlusion(
     x: Tensor,
     target: Target = None,
     *,
-    window: int | tuple[int, int] = 16,
+    window: int | tuple[int, int] | None = None,
     stride: int | tuple[int, int] | None = None,
     fill: float | Tensor = 0.0,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: bool = False,
 ) -> OcclusionMap:
     """How much the target falls when a window of the image is covered: large where the target comes from.
@@ -61,10 +66,12 @@ def occlusion(
         x: [N, C, H, W], floating-point, as the model takes it; N may be 0.
         target: what to measure; None is the class with the highest score of each image as it is. See
             :data:`fastviz.Target`; ``class_probability(k)`` measures probabilities.
-        window: height and width of the window, in pixels; one number for a square.
-        stride: step between windows, at most their size, in pixels; None is a quarter of the window, at least 1.
+        window: height and width of the window, in pixels; one number for a square; None is a seventh of the image's
+            sides, at least 1.
+        stride: step between windows, at most their size, in pixels; None is half of the window, at least 1.
         fill: what covers: a number, a value for each channel [C], an image [C, H, W], or one an image [N, C, H, W].
-        batch_size: images the network sees at once: it bounds the memory.
+        batch_size: windows the network sees at once; None is what fits into 1 GiB on the CPU and half of the free
+            memory of a GPU.
         progress: show a bar, on a terminal.
 
     Raises:
@@ -79,42 +86,82 @@ def occlusion(
     images = capture.input_batch(model, x)
     selection = targets.resolve(target, model)
     N, _, H, W = images.shape
-    height, width = _pair(window, "window")
-    steps = (max(1, height // 4), max(1, width // 4)) if stride is None else _pair(stride, "stride")
+    height, width = (max(1, H // 7), max(1, W // 7)) if window is None else _pair(window, "window")
+    steps = (max(1, height // 2), max(1, width // 2)) if stride is None else _pair(stride, "stride")
     rows = _starts(H, height, steps[0], "H")
     columns = _starts(W, width, steps[1], "W")
     cover = _fill(fill, images)
-    checks.whole_number(batch_size, "batch_size", minimum=1)
+    if batch_size is not None:
+        checks.whole_number(batch_size, "batch_size", minimum=1)
 
     started = time.perf_counter()
     windows = len(rows) * len(columns)
     boxes = _boxes(rows, columns, (height, width)).to(images.device)
     with capture.frozen_model(model), torch.no_grad(), _bar(N * windows, progress) as advance:
-        selection, baseline = _clean(model, images, selection, batch_size)
-        parts = []
-        for start in range(0, N * windows, batch_size):
-            number = torch.arange(start, min(start + batch_size, N * windows), device=images.device)
-            sample = number // windows
-            covered = ops.occlude(images, boxes[number % windows], sample, cover)
-            output, recorded = targets.run(model, covered, selection.layers)
-            parts.append(selection.taken(sample, N).values(output, recorded))
-            advance(len(number))
+        selection, baseline = _clean(model, images, selection, batch_size or _BATCH)
+        if selection.layers:
+            values, stats = _dense(model, images, boxes, cover, selection, batch_size or _BATCH, advance)
+        else:
+            values, stats = _swept(model, images, boxes, cover, selection, batch_size, advance)
         # [N * P] or [N * P, T] → [N, rows, columns] or [N, T, rows, columns]
         grid = (N, len(rows), len(columns), *baseline.shape[1:])
-        scores = torch.cat(parts).reshape(grid) if parts else baseline.new_zeros(grid)
+        scores = values.reshape(grid) if values is not None else baseline.new_zeros(grid)
         if selection.several:
             scores = scores.movedim(3, 1).contiguous()
         attribution = _spread(baseline[..., None, None] - scores, rows, columns, (height, width), (H, W))
     if images.is_cuda:
         torch.cuda.synchronize(images.device)  # else the seconds would be those of queueing the work
-    stats = {
-        "path": "dense",
-        "windows": windows,
-        "evaluations": N * (windows + 1),
-        "batch_size": batch_size,
-        "seconds": time.perf_counter() - started,
-    }
+    stats |= {"windows": windows, "evaluations": N * (windows + 1), "seconds": time.perf_counter() - started}
     return OcclusionMap(attribution, scores, baseline, stats)
+
+
+def _swept(
+    model: nn.Module,
+    images: Tensor,
+    boxes: Tensor,
+    cover: float | Tensor,
+    selection: targets.Selection,
+    batch_size: int | None,
+    advance: Callable[[int], object],
+) -> tuple[Tensor | None, dict[str, Any]]:
+    """The selection's values under each window of each image, recomputing only what a window changes."""
+    N, windows = len(images), len(boxes)
+    if N * windows == 0:
+        return None, {"path": "dense", "reason": "there is no image"}
+    swept = incremental.sweep(
+        model,
+        images,
+        boxes.repeat(N, 1),
+        torch.arange(N, device=images.device).repeat_interleave(windows),
+        cover,
+        lambda output, number: selection.taken(number // windows, N).values(output, {}),
+        batch_size=batch_size,
+        advance=advance,
+    )
+    return swept.values, swept.stats
+
+
+def _dense(
+    model: nn.Module,
+    images: Tensor,
+    boxes: Tensor,
+    cover: float | Tensor,
+    selection: targets.Selection,
+    batch_size: int,
+    advance: Callable[[int], object],
+) -> tuple[Tensor | None, dict[str, Any]]:
+    """The same for a target inside of the network, whose activations a whole forward pass records."""
+    N, windows = len(images), len(boxes)
+    parts = []
+    for start in range(0, N * windows, batch_size):
+        number = torch.arange(start, min(start + batch_size, N * windows), device=images.device)
+        sample = number // windows
+        covered = ops.occlude(images, boxes[number % windows], sample, cover)
+        output, recorded = targets.run(model, covered, selection.layers)
+        parts.append(selection.taken(sample, N).values(output, recorded))
+        advance(len(number))
+    stats = {"path": "dense", "reason": "the target is inside of the network", "batch_size": batch_size}
+    return torch.cat(parts) if parts else None, stats
 
 
 # ------------------------------------------------------------------------------------------------------ windows

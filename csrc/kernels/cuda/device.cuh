@@ -73,7 +73,6 @@ __device__ __forceinline__ Vector<T, N> load_shared(const T* address) {
 /// To global memory.
 template <typename T, int N>
 __device__ __forceinline__ void store(T* address, const Vector<T, N>& vector) {
-  assume_global(address);
   store_bytes<sizeof(vector)>(address, &vector);
 }
 

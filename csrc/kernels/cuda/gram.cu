@@ -57,7 +57,7 @@ __device__ __forceinline__ void load_side(const GramTask<T>& task, const T* feat
     constexpr int rows = BY_PLACE ? step : TILE;
     constexpr int shared_row = BY_PLACE ? place_row_bytes<TILE> : row_bytes;
     static_assert(rows * row_vectors % threads == 0);
-#pragma unroll
+#pragma unroll 2
     for (int i = 0; i < rows * row_vectors / threads; ++i) {
       const int unit = thread + i * threads;
       const int row = unit / row_vectors;
@@ -70,8 +70,9 @@ __device__ __forceinline__ void load_side(const GramTask<T>& task, const T* feat
     }
     return;
   }
-#pragma unroll 1
-  for (int unit = thread; unit < TILE * step; unit += threads) {
+#pragma unroll 2
+  for (int i = 0; i < TILE * step / threads; ++i) {
+    const int unit = thread + i * threads;
     int c, l;
     if (BY_PLACE) {
       c = unit % TILE;
@@ -185,15 +186,13 @@ __global__ void __launch_bounds__(tile_threads<TILE>, TILE == 128 ? (sizeof(T) =
     const int64_t image = task.divide_parts.divide(image_part);
     const int64_t first_place = task.divide_parts.remainder(image_part, image) * task.parts.places;
     const int64_t last_place = smaller(first_place + task.parts.places, task.places);
-    const int64_t steps = ceil_div(last_place - first_place, step);
     const T* features = task.features + image * task.channels * task.places;
     const bool diagonal = tile.row == tile.column;
     const bool wanted = piece_wanted(tile.row * TILE + row, tile.column * TILE + column, task.channels);
 
-    const auto start_copies = [&](int64_t index, int stage) {
-      if (index < steps) {
+    const auto start_copies = [&](int64_t place, int stage) {
+      if (place < last_place) {
         unsigned char* side = shared + stage * (2 * side_bytes<TILE>);
-        const int64_t place = first_place + index * step;
         load_side<T, TILE, by_place>(task, features, side, tile.row * TILE, place, last_place);
         if (!diagonal) {
           load_side<T, TILE, by_place>(task, features, side + side_bytes<TILE>, tile.column * TILE, place, last_place);
@@ -203,13 +202,13 @@ __global__ void __launch_bounds__(tile_threads<TILE>, TILE == 128 ? (sizeof(T) =
     };
 
     S sums[slices][slice_rows] = {};
-    for (int i = 0; i < stages<T> - 1; ++i) start_copies(i, i);
+    for (int i = 0; i < stages<T> - 1; ++i) start_copies(first_place + i * step, i);
     int stage = 0;
-    for (int64_t index = 0; index < steps; ++index) {
+    for (int64_t place = first_place; place < last_place; place += step) {
       copy_async_wait<stages<T> - 2>();
       __syncthreads();
       // The stage before this one has been multiplied by every warp and is free.
-      start_copies(index + stages<T> - 1, stage == 0 ? stages<T> - 1 : stage - 1);
+      start_copies(place + (stages<T> - 1) * step, stage == 0 ? stages<T> - 1 : stage - 1);
       const unsigned char* left = shared + stage * (2 * side_bytes<TILE>);
       stage = stage + 1 == stages<T> ? 0 : stage + 1;
       if (!wanted) continue;

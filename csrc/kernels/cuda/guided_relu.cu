@@ -21,89 +21,65 @@ struct ReluTask {
   int64_t tiles;
 };
 
-/// A vector from `first` on; zeros past the end. WHOLE: there is no end in this tile.
-template <bool WHOLE, typename T>
-__device__ __forceinline__ Vector<T, width<T>> load_part(const T* values, int64_t first, int64_t count) {
-  constexpr int N = width<T>;
-  if (WHOLE) return load<T, N>(values + first);
-  Vector<T, N> vector = splat<T, N>(narrow<T>(0));
+/// One byte of the mask, and its 8 values.
+template <typename T>
+__device__ __forceinline__ void relu_byte(const ReluTask<T>& task, int64_t byte) {
+  uint32_t bits = 0;
 #pragma unroll
-  for (int i = 0; i < N; ++i) {
-    if (first + i < count) vector.value[i] = values[first + i];
+  for (int i = 0; i < 8; ++i) {
+    const int64_t value = byte * 8 + i;
+    if (value >= task.count) continue;
+    const T x = task.input[value];
+    const bool passes = !(widen(x) <= 0);
+    task.output[value] = passes ? x : narrow<T>(0);
+    bits |= static_cast<uint32_t>(passes) << i;
   }
-  return vector;
-}
-
-template <bool WHOLE, typename T>
-__device__ __forceinline__ void store_part(T* values, int64_t first, int64_t count, const Vector<T, width<T>>& vector) {
-  constexpr int N = width<T>;
-  if (WHOLE) {
-    store(values + first, vector);
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    if (first + i < count) values[first + i] = vector.value[i];
-  }
-}
-
-/// One warp's part of guided_relu_vectors_kernel.
-template <bool WHOLE, typename T>
-__device__ __forceinline__ void relu_tile(const ReluTask<T>& task, int64_t tile, int lane) {
-  constexpr int N = width<T>;
-  const int in_word = lane % lanes_a_word<T>;
-  const int64_t first = tile * tile_values<T> + lane * N;
-  Vector<T, N> vectors[rounds];
-#pragma unroll
-  for (int round = 0; round < rounds; ++round) {
-    vectors[round] = load_part<WHOLE>(task.input, first + round * 32 * N, task.count);
-  }
-
-  uint32_t word = 0;
-#pragma unroll
-  for (int round = 0; round < rounds; ++round) {
-    uint32_t bits = 0;
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      const bool passes = !(widen(vectors[round].value[i]) <= 0);
-      if (!passes) vectors[round].value[i] = narrow<T>(0);
-      bits |= static_cast<uint32_t>(passes) << i;
-    }
-    store_part<WHOLE>(task.output, first + round * 32 * N, task.count, vectors[round]);
-    bits <<= in_word * N;
-#pragma unroll
-    for (int distance = lanes_a_word<T> / 2; distance > 0; distance /= 2) {
-      bits |= __shfl_xor_sync(0xffffffffu, bits, distance);
-    }
-    if (in_word == round) word = bits;
-  }
-
-  if (!task.mask || in_word >= rounds) return;
-  const int64_t byte = tile * (tile_values<T> / 8) + (in_word * N + lane / lanes_a_word<T>)*4;
-  if (WHOLE) {
-    *reinterpret_cast<uint32_t*>(task.mask + byte) = word;
-    return;
-  }
-  const int64_t bytes = ceil_div(task.count, 8);
-  for (int i = 0; i < 4; ++i) {
-    if (byte + i < bytes) task.mask[byte + i] = static_cast<uint8_t>(word >> (8 * i));
-  }
+  if (task.mask) task.mask[byte] = static_cast<uint8_t>(bits);
 }
 
 /// Writes max(x, 0) and the mask. One warp = one tile at a time, one thread = 4 vectors of 16 bytes; no shared memory.
-///   1. Read 4 vectors.
+///   1. Read 4 vectors. (The last tile, if it is not a whole one, goes byte of the mask by byte.)
 ///   2. Write the rectified values; gather each round's bits in words by shuffles among the lanes of a word.
 ///   3. The lanes of a word write the word of one round each: 4 x 16 bytes of the mask in one store.
 template <typename T>
 __global__ void __launch_bounds__(256) guided_relu_vectors_kernel(const ReluTask<T> task) {
+  constexpr int N = width<T>;
   const int lane = static_cast<int>(threadIdx.x) & 31;
+  const int in_word = lane % lanes_a_word<T>;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * warps_a_block;
   for (int64_t tile = static_cast<int64_t>(blockIdx.x) * warps_a_block + (threadIdx.x >> 5); tile < task.tiles;
        tile += stride) {
-    if ((tile + 1) * tile_values<T> <= task.count) {
-      relu_tile<true>(task, tile, lane);
-    } else {
-      relu_tile<false>(task, tile, lane);
+    if ((tile + 1) * tile_values<T> > task.count) {
+      const int64_t first = tile * (tile_values<T> / 8);
+      for (int64_t byte = first + lane; byte * 8 < task.count; byte += 32) relu_byte(task, byte);
+      continue;
+    }
+    const int64_t first = tile * tile_values<T> + lane * N;
+    Vector<T, N> vectors[rounds];
+#pragma unroll
+    for (int round = 0; round < rounds; ++round) vectors[round] = load<T, N>(task.input + first + round * 32 * N);
+
+    uint32_t word = 0;
+#pragma unroll
+    for (int round = 0; round < rounds; ++round) {
+      uint32_t bits = 0;
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        const bool passes = !(widen(vectors[round].value[i]) <= 0);
+        if (!passes) vectors[round].value[i] = narrow<T>(0);
+        bits |= static_cast<uint32_t>(passes) << i;
+      }
+      store(task.output + first + round * 32 * N, vectors[round]);
+      bits <<= in_word * N;
+#pragma unroll
+      for (int distance = lanes_a_word<T> / 2; distance > 0; distance /= 2) {
+        bits |= __shfl_xor_sync(0xffffffffu, bits, distance);
+      }
+      if (in_word == round) word = bits;
+    }
+    if (task.mask && in_word < rounds) {
+      const int64_t byte = tile * (tile_values<T> / 8) + (in_word * N + lane / lanes_a_word<T>)*4;
+      *reinterpret_cast<uint32_t*>(task.mask + byte) = word;
     }
   }
 }
@@ -112,19 +88,10 @@ __global__ void __launch_bounds__(256) guided_relu_vectors_kernel(const ReluTask
 template <typename T>
 __global__ void __launch_bounds__(256) guided_relu_values_kernel(const ReluTask<T> task) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+#pragma unroll 1
   for (int64_t byte = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; byte * 8 < task.count;
        byte += stride) {
-    uint32_t bits = 0;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int64_t value = byte * 8 + i;
-      if (value >= task.count) continue;
-      const T x = task.input[value];
-      const bool passes = !(widen(x) <= 0);
-      task.output[value] = passes ? x : narrow<T>(0);
-      bits |= static_cast<uint32_t>(passes) << i;
-    }
-    if (task.mask) task.mask[byte] = static_cast<uint8_t>(bits);
+    relu_byte(task, byte);
   }
 }
 
@@ -145,54 +112,47 @@ __device__ __forceinline__ T routed(const ReluBackwardTask<T>& task, T grad, boo
   return passes ? grad : narrow<T>(0);
 }
 
-/// One warp's part of guided_relu_backward_vectors_kernel.
-template <bool WHOLE, typename T>
-__device__ __forceinline__ void relu_backward_tile(const ReluBackwardTask<T>& task, int64_t tile, int lane) {
-  constexpr int N = width<T>;
-  const int64_t first = tile * tile_values<T> + lane * N;
-  Vector<T, N> vectors[rounds];
-  uint32_t words[rounds];
-#pragma unroll
-  for (int round = 0; round < rounds; ++round) {
-    vectors[round] = load_part<WHOLE>(task.grad, first + round * 32 * N, task.count);
-    const int64_t byte = tile * (tile_values<T> / 8) + (round * N + lane / lanes_a_word<T>)*4;
-    if (!task.use_mask) {
-      words[round] = 0xffffffffu;
-    } else if (WHOLE) {
-      words[round] = *reinterpret_cast<const uint32_t*>(task.mask + byte);
-    } else {
-      const int64_t bytes = ceil_div(task.count, 8);
-      words[round] = 0;
-      for (int i = 0; i < 4; ++i) {
-        if (byte + i < bytes) words[round] |= static_cast<uint32_t>(task.mask[byte + i]) << (8 * i);
-      }
-    }
-  }
-#pragma unroll
-  for (int round = 0; round < rounds; ++round) {
-    const uint32_t bits = words[round] >> (lane % lanes_a_word<T> * N);
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      vectors[round].value[i] = routed(task, vectors[round].value[i], (bits >> i & 1) != 0);
-    }
-    store_part<WHOLE>(task.output, first + round * 32 * N, task.count, vectors[round]);
-  }
+template <typename T>
+__device__ __forceinline__ void relu_backward_value(const ReluBackwardTask<T>& task, int64_t value) {
+  const bool bit = !task.use_mask || (task.mask[value / 8] >> (value % 8) & 1) != 0;
+  task.output[value] = routed(task, task.grad[value], bit);
 }
 
 /// Writes the gradient that the rule lets pass. One warp = one tile at a time, one thread = 4 vectors of 16 bytes; no
 /// shared memory.
-///   1. Read 4 vectors and the words of the mask that hold their bits.
+///   1. Read 4 vectors and the words of the mask that hold their bits. (The last tile, if it is not a whole one, goes
+///      value by value.)
 ///   2. Keep what passes. Write.
 template <typename T>
 __global__ void __launch_bounds__(256) guided_relu_backward_vectors_kernel(const ReluBackwardTask<T> task) {
+  constexpr int N = width<T>;
   const int lane = static_cast<int>(threadIdx.x) & 31;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * warps_a_block;
   for (int64_t tile = static_cast<int64_t>(blockIdx.x) * warps_a_block + (threadIdx.x >> 5); tile < task.tiles;
        tile += stride) {
-    if ((tile + 1) * tile_values<T> <= task.count) {
-      relu_backward_tile<true>(task, tile, lane);
-    } else {
-      relu_backward_tile<false>(task, tile, lane);
+    if ((tile + 1) * tile_values<T> > task.count) {
+      const int64_t first = tile * tile_values<T> + lane;
+#pragma unroll 1
+      for (int64_t value = first; value < task.count; value += 32) relu_backward_value(task, value);
+      continue;
+    }
+    const int64_t first = tile * tile_values<T> + lane * N;
+    Vector<T, N> vectors[rounds];
+    uint32_t words[rounds];
+#pragma unroll
+    for (int round = 0; round < rounds; ++round) {
+      vectors[round] = load<T, N>(task.grad + first + round * 32 * N);
+      const int64_t byte = tile * (tile_values<T> / 8) + (round * N + lane / lanes_a_word<T>)*4;
+      words[round] = task.use_mask ? *reinterpret_cast<const uint32_t*>(task.mask + byte) : 0xffffffffu;
+    }
+#pragma unroll
+    for (int round = 0; round < rounds; ++round) {
+      const uint32_t bits = words[round] >> (lane % lanes_a_word<T> * N);
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        vectors[round].value[i] = routed(task, vectors[round].value[i], (bits >> i & 1) != 0);
+      }
+      store(task.output + first + round * 32 * N, vectors[round]);
     }
   }
 }
@@ -204,8 +164,7 @@ __global__ void __launch_bounds__(256) guided_relu_backward_values_kernel(const 
 #pragma unroll 1
   for (int64_t value = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; value < task.count;
        value += stride) {
-    const bool bit = !task.use_mask || (task.mask[value / 8] >> (value % 8) & 1) != 0;
-    task.output[value] = routed(task, task.grad[value], bit);
+    relu_backward_value(task, value);
   }
 }
 

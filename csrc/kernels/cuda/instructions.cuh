@@ -40,6 +40,7 @@ __device__ __forceinline__ void load_bytes(void* registers, const void* address)
   }
 }
 
+/// To global memory. The wide stores are written out: the compiler splits a copy of registers into a store a value.
 template <int BYTES>
 __device__ __forceinline__ void store_bytes(void* address, const void* registers) {
   constexpr int size = BYTES < 16 ? BYTES : 16;
@@ -47,7 +48,16 @@ __device__ __forceinline__ void store_bytes(void* address, const void* registers
   for (int i = 0; i < BYTES; i += size) {
     Word<size> word;
     memcpy(&word, static_cast<const char*>(registers) + i, size);
-    *reinterpret_cast<Word<size>*>(static_cast<char*>(address) + i) = word;
+    char* target = static_cast<char*>(address) + i;
+    if constexpr (size == 16) {
+      asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(target), "r"(word.x), "r"(word.y), "r"(word.z),
+                   "r"(word.w)
+                   : "memory");
+    } else if constexpr (size == 8) {
+      asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(target), "r"(word.x), "r"(word.y) : "memory");
+    } else {
+      *reinterpret_cast<Word<size>*>(target) = word;
+    }
   }
 }
 
@@ -82,7 +92,7 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, boo
   if (wanted) {
     Word<BYTES> word;
     load_bytes<BYTES>(&word, global);
-    store_bytes<BYTES>(shared, &word);
+    *static_cast<Word<BYTES>*>(shared) = word;
   } else {
     memset(shared, 0, BYTES);
   }

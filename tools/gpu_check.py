@@ -1,0 +1,182 @@
+"""Checks everything that needs an NVIDIA GPU, offline: ``python tools/gpu_check.py --out DIR``.
+
+Builds the extension in place and the C++ test with CMake, for this card only; runs the CUDA tests, the C++ test plain
+and under compute-sanitizer's four tools; measures the operators. Writes DIR/gpu_check.json (what passed, how long it
+took, on which card), DIR/gpu_check.log (what every stage printed) and DIR/operators.json (the benchmark). Exit status:
+0 when all stages pass, 1 when one fails, 2 without a GPU. Needs torch, numpy, pytest, cmake, ninja and a CUDA toolkit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+
+
+@dataclasses.dataclass
+class Stage:
+    """One command with its own time limit in seconds; ``needs`` names stages without which it makes no sense."""
+
+    name: str
+    command: list[str]
+    limit: float
+    needs: tuple[str, ...] = ()
+    status: str = "not run"
+    seconds: float = 0.0
+    detail: str = ""
+    output: str = ""
+
+    def run(self, environment: dict[str, str]) -> None:
+        """Runs the command, and stops it with all it started when its time is over."""
+        start = time.monotonic()
+        try:
+            process = subprocess.Popen(
+                self.command,
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+        except FileNotFoundError:
+            self.status, self.detail = "failed", f"there is no program {self.command[0]!r}"
+            return
+        try:
+            self.output, _ = process.communicate(timeout=self.limit)
+            self.status = "passed" if process.returncode == 0 else "failed"
+            self.detail = "" if process.returncode == 0 else f"exit status {process.returncode}"
+        except subprocess.TimeoutExpired:
+            # The whole group: a build leaves compilers behind.
+            os.killpg(process.pid, signal.SIGKILL)
+            self.output, _ = process.communicate()
+            self.status, self.detail = "failed", f"not done after {self.limit:.0f} s"
+        self.seconds = round(time.monotonic() - start, 1)
+        lines = [line.strip() for line in self.output.splitlines() if line.strip()]
+        if lines:
+            self.detail = f"{self.detail}: {lines[-1]}" if self.detail else lines[-1]
+
+
+def stages(out: Path, architecture: str) -> list[list[Stage]]:
+    """Groups of stages; those of a group run side by side, the measurement alone."""
+    native = ROOT / "build" / "gpu-native"
+    test = str(native / "kernels_test")
+    configure = f"cmake -S . -B {native} -G Ninja -DCMAKE_CUDA_ARCHITECTURES={architecture.replace('.', '')}"
+    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    python = sys.executable
+    builds = [
+        Stage("build extension", [python, "setup.py", "build_ext", "--inplace"], 180),
+        Stage("build C++ test", ["sh", "-c", f"{configure} && cmake --build {native} --target kernels_test"], 180),
+    ]
+    tests = [
+        Stage(
+            "pytest -m cuda", [python, "-m", "pytest", "-q", "-m", "cuda", "tests/test_ops.py"], 170, (builds[0].name,)
+        ),
+        Stage("C++ test", [test], 60, (builds[1].name,)),
+    ]
+    tests += [
+        Stage(tool, [sanitizer, "--tool", tool, "--error-exitcode", "9", test], 170, (builds[1].name,))
+        for tool in SANITIZERS
+    ]
+    measure = [python, "-m", "benchmarks.operators", "--device", "cuda", "--out", str(out / "operators.json")]
+    return [builds, tests, [Stage("benchmark", measure, 110, (builds[0].name,))]]
+
+
+def run(groups: list[list[Stage]], environment: dict[str, str]) -> None:
+    passed: set[str] = set()
+    for group in groups:
+        wanted = [stage for stage in group if passed.issuperset(stage.needs)]
+        for stage in group:
+            if stage not in wanted:
+                stage.detail = f"needs {' and '.join(stage.needs)}"
+        with ThreadPoolExecutor(len(group)) as pool:
+            list(pool.map(lambda stage: stage.run(environment), wanted))
+        passed.update(stage.name for stage in wanted if stage.status == "passed")
+
+
+def write(out: Path, card: dict[str, str], groups: list[list[Stage]]) -> None:
+    every = [stage for group in groups for stage in group]
+    record = {
+        **card,
+        "stages": [{k: v for k, v in vars(s).items() if k in ("name", "status", "seconds", "detail")} for s in every],
+    }
+    (out / "gpu_check.json").write_text(json.dumps(record, indent=1) + "\n")
+    log = [f"==== {s.name}: {s.status} after {s.seconds} s\n$ {' '.join(s.command)}\n{s.output}\n" for s in every]
+    (out / "gpu_check.log").write_text("\n".join(log))
+
+
+def first_line(*command: str) -> str:
+    try:
+        lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30).stdout.splitlines()
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return lines[0].strip() if lines else "unknown"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results; made if it is not there")
+    out = parser.parse_args().out.resolve()
+    try:
+        import torch
+    except ImportError as error:
+        print(f"gpu-check: torch cannot be imported: {error}", file=sys.stderr)
+        return 2
+    if not torch.cuda.is_available():
+        print(f"gpu-check: torch {torch.__version__} finds no NVIDIA GPU: nothing was checked", file=sys.stderr)
+        return 2
+    out.mkdir(parents=True, exist_ok=True)
+
+    architecture = ".".join(map(str, torch.cuda.get_device_capability()))
+    card = {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": first_line("git", "rev-parse", "HEAD"),
+        "card": torch.cuda.get_device_name(),
+        "compute_capability": architecture,
+        "driver": first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "torch": torch.__version__,
+        "cuda": str(torch.version.cuda),
+        "python": sys.version.split()[0],
+    }
+    environment = {
+        **os.environ,
+        "TORCH_CUDA_ARCH_LIST": architecture,
+        "FASTVIZ_CUDA": "1",
+        "FAIL_WITHOUT_CUDA": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    start = time.monotonic()
+    groups = stages(out, architecture)
+    try:
+        run(groups, environment)
+    finally:
+        write(out, card, groups)
+
+    every = [stage for group in groups for stage in group]
+    for stage in every:
+        if stage.status == "failed":
+            print(f"---- {stage.name}, the end of its output:")
+            print("\n".join(stage.output.splitlines()[-40:]))
+    if every[-1].status == "passed":
+        print(every[-1].output)
+    print(f"\n{card['card']}, torch {card['torch']}, driver {card['driver']}, {time.monotonic() - start:.0f} s")
+    for stage in every:
+        print(f"{stage.name:16s} {stage.status:8s} {stage.seconds:6.1f} s  {stage.detail[:90]}")
+    return 0 if all(stage.status == "passed" for stage in every) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
