@@ -177,8 +177,8 @@ def total_variation(
     the gradient another one; nothing but ``x`` is kept for it.
 
     The definitions of other libraries: kornia ``norm="l1", border="zero"``, each channel a picture of its own (its
-    ``reduction="mean"`` is ``"pixel_mean"`` here); torchmetrics ``norm="l1", border="zero", reduction="sum"`` or ``"mean"``; pystiche
-    ``beta=exponent, reduction="pixel_mean"``, then the mean over the images.
+    ``reduction="mean"`` is ``"pixel_mean"`` here); torchmetrics ``norm="l1", border="zero"`` and ``reduction="sum"`` or
+    ``"mean"``; pystiche ``beta=exponent, reduction="pixel_mean"``, then the mean over the images.
 
     Args:
         x: [N, C, H, W].

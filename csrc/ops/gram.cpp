@@ -41,9 +41,7 @@ Tensor run(const Tensor& features, const std::string& normalize, const Tensor* t
   return output;
 }
 
-Tensor gram(const Tensor& features, const std::string& normalize) {
-  return run(features, normalize, nullptr, nullptr);
-}
+Tensor gram(const Tensor& features, const std::string& normalize) { return run(features, normalize, nullptr, nullptr); }
 
 std::tuple<Tensor, Tensor> gram_loss(const Tensor& features, const Tensor& target, const std::string& normalize) {
   STD_TORCH_CHECK(features.dim() >= 2, "features should have shape [N, C, L] or [N, C, H, W]");

@@ -53,6 +53,4 @@ Tensor splice(const Tensor& clean, const Tensor& dirty, const Tensor& dirty_orig
 }  // namespace
 }  // namespace fastviz
 
-STABLE_TORCH_LIBRARY_IMPL(fastviz, FASTVIZ_DEVICE, m) {
-  m.impl("splice", TORCH_BOX(&fastviz::splice));
-}
+STABLE_TORCH_LIBRARY_IMPL(fastviz, FASTVIZ_DEVICE, m) { m.impl("splice", TORCH_BOX(&fastviz::splice)); }

@@ -51,6 +51,12 @@ TEST(positions_go_on_in_memory_order) {
       CHECK(position.row < rows && position.column < columns);
       CHECK(running.plane == position.plane && running.row == position.row && running.column == position.column);
       grid.advance(running);
+      for (int64_t distance : {0, 1, 3, 17, 100}) {
+        Position further = position;
+        grid.advance(further, grid.position(distance));
+        CHECK((further.plane * rows + further.row) * columns + further.column == value + distance);
+        CHECK(further.row < rows && further.column < columns);
+      }
     }
   }
 }

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fastviz import ops
 from fastviz.incremental.plan import Group, Schedule, window_size
-from fastviz.incremental.steps import Constant, Input, Mean, Size, Step
+from fastviz.incremental.steps import Constant, Input, Mean, Size, Step, memory_order
 
-__all__ = ["Clean", "Covered", "Runner", "clean_bytes", "clean_pass", "run_dense"]
+__all__ = ["Clean", "Covered", "Runner", "clean_bytes", "clean_pass", "run_whole"]
 
 
 @dataclass(frozen=True)
@@ -39,31 +39,37 @@ class Clean:
         return bool(torch.isfinite(torch.stack(sums)).all())
 
 
-def run_dense(steps: Sequence[Step], images: Tensor, keep: Iterable[Step] = ()) -> tuple[Tensor, dict[Step, Tensor]]:
-    """The output for ``images`` [B, C, H, W], and the outputs of the steps in ``keep``."""
+def run_whole(
+    steps: Sequence[Step], values: dict[Step, Tensor], keep: Iterable[Step] = ()
+) -> tuple[Tensor, dict[Step, Tensor]]:
+    """The output of the last step on whole inputs, and the outputs of the steps in ``keep``.
+
+    Args:
+        steps: those to run, in order.
+        values: the outputs of the steps that they read and that are not among them, or of the first of them.
+        keep: steps whose outputs are wanted.
+    """
     wanted = set(keep)
     last_reader = {source: at for at, step in enumerate(steps) for source in step.sources}
-    values: dict[Step, Tensor] = {}
+    held = dict(values)
     kept: dict[Step, Tensor] = {}
     for at, step in enumerate(steps):
-        if isinstance(step, Input):
-            values[step] = images.contiguous(memory_format=torch.channels_last)
-        elif isinstance(step, Constant):
-            values[step] = step.value
-        else:
-            values[step] = step.full([values[source] for source in step.sources])
+        if isinstance(step, Constant):
+            held[step] = step.value
+        elif step not in held:
+            held[step] = step.full([held[source] for source in step.sources])
         if step in wanted:
-            kept[step] = values[step]
+            kept[step] = held[step]
         for source in step.sources:
             if last_reader[source] == at:
-                values.pop(source, None)
-    return values[steps[-1]], kept
+                held.pop(source, None)
+    return held[steps[-1]], kept
 
 
 def clean_pass(steps: Sequence[Step], images: Tensor, groups: Iterable[Group]) -> Clean:
     """Run the clean images and keep every map that the groups cut windows from."""
     keep = {source for group in groups for source in _sources_cut(steps, group.schedule)}
-    output, kept = run_dense(steps, images, keep)
+    output, kept = run_whole(steps, {steps[0]: images.contiguous(memory_format=memory_order(images))}, keep)
     maps = {step: _in_order(value, step) for step, value in kept.items()}
     averaged = {step.sources[0] for step in steps if isinstance(step, Mean)} & keep
     return Clean(images, output, maps, {step: _integral(maps[step]) for step in averaged})
@@ -95,8 +101,8 @@ def _sources_cut(steps: Sequence[Step], schedule: Schedule) -> set[Step]:
 
 
 def _in_order(value: Tensor, step: Step) -> Tensor:
-    """A map with rows and columns last, its channels (whatever they are) in one dimension, in channels_last order."""
-    return _planes(value, step).contiguous(memory_format=torch.channels_last)
+    """A map with rows and columns last, its channels (whatever they are) in one dimension, in the best order."""
+    return _planes(value, step).contiguous(memory_format=memory_order(value))
 
 
 def _planes(value: Tensor, step: Step) -> Tensor:
@@ -136,7 +142,7 @@ class Covered:
     def images(self, windows: Tensor) -> Tensor:
         """Whole images [B, C, H, W] for the ``windows`` of this number."""
         whole = ops.occlude(self.clean, self.boxes[windows], self.image[windows], self.fill)
-        return whole.contiguous(memory_format=torch.channels_last)
+        return whole.contiguous(memory_format=memory_order(whole))
 
     def rectangles(self, windows: Tensor, origin: Tensor, size: Size) -> Tensor:
         """The rectangles [B, C, *size] of them that begin at ``origin`` [B, 2]."""

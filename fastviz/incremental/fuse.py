@@ -17,11 +17,11 @@ _VIEWS = {"view", "reshape", "flatten", "squeeze", "_unsafe_view"}
 
 
 def fuse(steps: Sequence[Step]) -> list[Step]:
-    """The same computation in fewer steps, the weights of convolutions packed; changes the steps it is given."""
+    """The same computation in fewer steps, the weights of convolutions settled; changes the steps it is given."""
     result = _activations(_sums(_norms(list(steps))))
     for step in result:
         if isinstance(step, Conv):
-            step.pack()
+            step.settle()
     return result
 
 

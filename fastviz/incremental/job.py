@@ -56,8 +56,6 @@ class Job:
         if self.values is None:
             self.values = kept.new_empty(len(self.boxes), *kept.shape[1:])
         self.values[windows] = kept
-        self.stats["batches"] += 1
-        self.advance(len(windows))
 
     def all_values(self) -> Tensor:
         """Everything that came in; for no windows at all, what ``evaluate`` makes of none."""
@@ -71,6 +69,7 @@ class Job:
 
         def run(part: Tensor) -> None:
             self.put(self.model(ops.occlude(self.images, boxes[part], self.image[part], self.fill)), part)
+            self.advance(len(part))
 
         in_batches(windows, batch_size, self.stats, run)
 
@@ -102,6 +101,7 @@ def in_batches(windows: Tensor, size: int, stats: dict[str, Any], run: Callable[
             stats["retries"] += 1
         else:
             begin += len(part)
+            stats["batches"] += 1
 
 
 def new_job(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ class Network:
 
     Attributes:
         steps: in an order that they can run in: the images first, the output last.
+        tail: how many of the last steps work on vectors alone, and on nothing from before but what the step in front of
+            them gives: linear layers, which read all their weights however few windows there are.
         outputs: the entries of the model's output that the last step gives, in this order; None if all.
         shape: shape of the model's output for one image.
         dense_seconds: what the model took for an image when it was compared with the steps; None before that.
@@ -36,6 +39,7 @@ class Network:
     steps: list[Step]
     outputs: tuple[int, ...] | None
     shape: tuple[int, ...]
+    tail: int = 0
     dense_seconds: float | None = None
 
 
@@ -86,8 +90,22 @@ def _made(model: nn.Module, images: Tensor, dtype: torch.dtype | None, outputs: 
     steps = build(trace(model, (height, width), images.shape[1]), dtype)
     shape = steps[-1].shape
     if outputs is not None and (fewer := only_outputs(steps, outputs)) is not None:
-        return Network(fuse(fewer), tuple(outputs), shape)
-    return Network(fuse(steps), None, shape)
+        return _with_tail(Network(fuse(fewer), tuple(outputs), shape))
+    return _with_tail(Network(fuse(steps), None, shape))
+
+
+def _with_tail(made: Network) -> Network:
+    steps = made.steps
+    inside: set[Step] = set()
+    for count in range(1, len(steps)):
+        step = steps[-count]
+        inside.add(step)
+        entering = {source for each in inside for source in each.sources} - inside
+        if any(math.prod(each.shape) != each.shape[0] or each.layout is not None for each in (step, *entering)):
+            break
+        if entering == {steps[-count - 1]}:
+            made.tail = count
+    return made
 
 
 def _refuse(model: nn.Module) -> None:
@@ -113,10 +131,10 @@ def _state(model: nn.Module) -> tuple[Any, ...]:
     return repr(model), places, totals
 
 
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
 def _bits(value: Tensor) -> Tensor:
+    """The sum of the bits of ``value``, eight bytes at a time where that is possible."""
     if value.is_complex():
         value = torch.view_as_real(value)
-    return value.contiguous().view(_INTEGERS[value.element_size()]).sum(dtype=torch.int64)
+    flat = value.contiguous().flatten().view(torch.uint8)
+    eights = 0 if flat.storage_offset() % 8 else len(flat) // 8 * 8
+    return flat[:eights].view(torch.int64).sum() + flat[eights:].sum(dtype=torch.int64)

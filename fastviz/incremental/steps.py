@@ -34,6 +34,7 @@ __all__ = [
     "Shuffle",
     "Slides",
     "Step",
+    "memory_order",
 ]
 
 Slides = tuple[Slide, Slide]
@@ -143,7 +144,7 @@ class Constant(Step):
 class Conv(Step):
     """A convolution of the first source, plus the second source where there is one.
 
-    On the CPU its weights are packed once, and the sum and the activation run inside oneDNN's kernel.
+    On the CPU its weights are packed once for all inputs, and the sum and the activation run inside oneDNN's kernel.
     """
 
     takes_activation = True
@@ -169,7 +170,9 @@ class Conv(Step):
         self.dilation = [slide.dilation for slide in window]
         rows, columns = window
         self.border = [columns.before, columns.after, rows.before, rows.after]
-        self._packed: Tensor | None = None
+        self._fused = False
+        self._packed_by_size: dict[tuple[int, ...], Tensor] = {}
+        self._packed_by_order: dict[bytes, Tensor] = {}
 
     def fold(self, scale: Tensor, shift: Tensor) -> None:
         """Multiply the output by ``scale`` and add ``shift``, [channels] both, for nothing."""
@@ -190,17 +193,12 @@ class Conv(Step):
             self.slides.append(POINTWISE)
         self.operation += "+add"
 
-    def pack(self) -> None:
-        """Put the weights into the order of oneDNN's kernel, where that exists for their dtype and device."""
+    def settle(self) -> None:
+        """Fix the weights: they change no more."""
         ready = self.weight.device.type == "cpu" and self.weight.dtype in (torch.float32, torch.bfloat16)
-        if ready and torch.backends.mkldnn.is_available() and self.weight.numel():
-            window = [slide.reads((0, 8)) for slide in self.window]
-            example = [16, self.weight.shape[1] * self.groups, *(stop - start for start, stop in window)]
-            self._packed = torch_ops.mkldnn._reorder_convolution_weight(
-                self.weight, [0, 0], self.stride, self.dilation, self.groups, example
-            )
-        elif self.weight.is_cuda:
-            self.weight = self.weight.contiguous(memory_format=torch.channels_last)
+        self._fused = ready and torch.backends.mkldnn.is_available() and self.weight.numel() > 0
+        if self.weight.is_cuda:
+            self.weight = self.weight.contiguous(memory_format=memory_order(self.weight))
 
     def full(self, inputs: Sequence[Tensor]) -> Tensor:
         """See :meth:`Step.full`."""
@@ -214,23 +212,54 @@ class Conv(Step):
         return self._convolve(inputs, [0, 0])
 
     def _convolve(self, inputs: Sequence[Tensor], padding: list[int]) -> Tensor:
-        if self._packed is None:
+        if not self._fused:
             result = F.conv2d(inputs[0], self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
             return self.finish(result.add_(inputs[1]) if len(inputs) == 2 else result)
         activation = self.activation
+        weight = self._packed_for(inputs[0], padding)
         numbers = (padding, self.stride, self.dilation, self.groups)
         if len(inputs) == 1:
             last = activation if activation is not None and activation.name else Activation("none", lambda x: x)
             result = torch_ops.mkldnn._convolution_pointwise(
-                inputs[0], self._packed, self.bias, *numbers, last.name, list(last.scalars), last.algorithm
+                inputs[0], weight, self.bias, *numbers, last.name, list(last.scalars), last.algorithm
             )
             return result if last is activation else self.finish(result)
         # oneDNN's kernel knows a sum followed by a rectifier, but by no other function
         rectified = activation is not None and activation.name == "relu"
         result = torch_ops.mkldnn._convolution_pointwise.binary(
-            inputs[0], inputs[1], self._packed, self.bias, *numbers, "add", 1.0, "relu" if rectified else None, [], ""
+            inputs[0], inputs[1], weight, self.bias, *numbers, "add", 1.0, "relu" if rectified else None, [], ""
         )
         return result if rectified else self.finish(result)
+
+    def _packed_for(self, x: Tensor, padding: list[int]) -> Tensor:
+        """The weights in the order that oneDNN's kernel for this input wants.
+
+        There are two or three orders for all sizes of input. Weights in another than the wanted one would be reordered
+        in each call, by code so slow that a call can take four times as long.
+        """
+        size = (x.shape[0] == 1, *x.shape[2:], *padding)
+        packed = self._packed_by_size.get(size)
+        if packed is None:
+            packed = torch_ops.mkldnn._reorder_convolution_weight(
+                self.weight, padding, self.stride, self.dilation, self.groups, list(x.shape)
+            )
+            packed = self._packed_by_order.setdefault(_order(packed), packed)
+            self._packed_by_size[size] = packed
+        return packed
+
+
+def _order(packed: Tensor) -> bytes:
+    """What tells the order of a tensor that oneDNN packed: its descriptor, without the bytes that only fill it up."""
+    descriptor = bytearray(torch_ops.mkldnn._get_mkldnn_serialized_md(packed).tolist())
+    # dnnl_memory_desc: int ndims (4 bytes of filling), int64 dims[12], int data_type (4 bytes of filling), ...
+    descriptor[4:8] = descriptor[108:112] = bytes(4)
+    return bytes(descriptor)
+
+
+def memory_order(x: Tensor) -> torch.memory_format:
+    """The order of maps that convolutions are fastest in: channels last, but for float32 and float64 on a GPU."""
+    wide = x.dtype in (torch.float32, torch.float64)
+    return torch.contiguous_format if x.is_cuda and wide else torch.channels_last
 
 
 class Pool(Step):

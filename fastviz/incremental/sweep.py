@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastviz import capture, checks
 from fastviz.graph import NotTraceable
-from fastviz.incremental.execute import Clean, Covered, Runner, clean_bytes, clean_pass
+from fastviz.incremental.execute import Clean, Covered, Runner, clean_bytes, clean_pass, run_whole
 from fastviz.incremental.job import Evaluate, Job, in_batches, new_job
 from fastviz.incremental.network import Network, network
 from fastviz.incremental.plan import Group, group_windows, predicted
@@ -27,6 +27,9 @@ _MEMORY = 1 << 30
 
 _BATCH = {"cpu": 64, "cuda": 512}
 """Windows that the network sees at once, if memory allows: enough to keep the device busy."""
+
+_TAIL = 256
+"""Windows that linear layers at the end of a network work on at once."""
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """How far, as a fraction of the largest output, the steps may be from the model before they are not used."""
@@ -152,7 +155,9 @@ class _Engine:
         self.batch_size = batch_size
         device, value_bytes = images.device, images.element_size()
         self.groups = group_windows(made.steps, job.boxes, value_bytes, cap=growth_cap, device=device.type)
-        self.runners = [Runner(made.steps, group.schedule, device) for group in self.groups]
+        self.head = made.steps[: len(made.steps) - made.tail]
+        self.runners = [Runner(self.head, group.schedule, device) for group in self.groups]
+        self.waiting: list[tuple[Tensor, Tensor]] = []  # what the head gave, and the numbers of its windows
         self.clean_bytes = clean_bytes(made.steps, self.groups, value_bytes)
         job.stats.update(predicted(made.steps, self.groups, value_bytes))
         if self.groups and not any(group.schedule.ways for group in self.groups):
@@ -174,6 +179,7 @@ class _Engine:
             covered = self._covered(first, chunk)
             for group, runner in zip(self.groups, self.runners, strict=True):
                 self._run_group(clean, covered, group, runner, inside)
+        self._run_tail(least=1)
 
     def _clean(self, first: int, chunk: int) -> Clean:
         """The clean pass, if it is finite and gives what the model gives."""
@@ -216,11 +222,23 @@ class _Engine:
         room = self.memory / 2 / max(1.0, 1.5 * group.schedule.peak)
 
         def run(at: Tensor) -> None:
-            output = runner.run(clean, covered, windows[at], row[at], column[at])
-            self.job.put(self._all_entries(output.to(self.job.images.dtype)), windows[at])
+            self._run_tail(least=_TAIL)
+            self.waiting.append((runner.run(clean, covered, windows[at], row[at], column[at]), windows[at]))
+            self.job.advance(len(at))
 
         at = inside[windows].nonzero().flatten()
         in_batches(at, max(1, min(self.batch_size, int(room))), self.job.stats, run)
+
+    def _run_tail(self, least: int) -> None:
+        """The last steps for all windows that wait for them, if there are at least that many."""
+        if sum(len(windows) for _, windows in self.waiting) < (least if self.made.tail else 1):
+            return
+        output = torch.cat([value for value, _ in self.waiting])
+        windows = torch.cat([windows for _, windows in self.waiting])
+        if self.made.tail:
+            output, _ = run_whole(self.made.steps[-self.made.tail :], {self.head[-1]: output})
+        self.waiting = []
+        self.job.put(self._all_entries(output.to(self.job.images.dtype)), windows)
 
     def _all_entries(self, output: Tensor) -> Tensor:
         if self.made.outputs is None:

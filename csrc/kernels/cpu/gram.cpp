@@ -171,9 +171,7 @@ FASTVIZ_GRAM_TASK(Avx512Task, __attribute__((target("avx512f,avx512vl,avx512bw,a
 /// Squares of the matrix that the last step handles at a time, so that both triangles are written in whole lines.
 constexpr int64_t square = 32;
 
-int64_t squares(const Gram& a) {
-  return (a.channels + square - 1) / square;
-}
+int64_t squares(const Gram& a) { return (a.channels + square - 1) / square; }
 
 /// Adds the chunks of rows [top, top + square) from the diagonal on, finishes and mirrors them. Returns their loss.
 template <typename E>

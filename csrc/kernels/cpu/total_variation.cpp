@@ -12,9 +12,7 @@ constexpr int64_t block_rows = 16;
 /// Values whose terms are added in the working type before they go into a double.
 constexpr int64_t chunk = 1024;
 
-int64_t blocks(const Layout& layout) {
-  return (layout.rows + block_rows - 1) / block_rows;
-}
+int64_t blocks(const Layout& layout) { return (layout.rows + block_rows - 1) / block_rows; }
 
 /// The exponent, as far as it has a form without pow.
 enum class Beta { one, two, two_and_half, three, any };

@@ -18,6 +18,11 @@ constexpr int step_places = step_bytes / static_cast<int>(sizeof(T));
 template <int TILE>
 constexpr int tile_threads = TILE * TILE / piece_values * 32;
 
+/// Blocks that a multiprocessor should have room for: 64 sums a thread leave 128 registers, 64 of float64 take twice
+/// that. Cards without matrix units have shared memory for one large tile of 16-bit values only.
+template <typename T, int TILE>
+constexpr int blocks_at_a_time = (TILE == 128 ? 2 : 8) / (sizeof(T) == 8 || (sizeof(T) == 2 && !matrix_units) ? 2 : 1);
+
 /// Bytes of shared memory for the channels of one side of a tile.
 template <int TILE>
 constexpr int side_bytes = TILE * row_bytes;
@@ -167,7 +172,7 @@ __device__ __forceinline__ void multiply_in_matrix_units(const unsigned char* le
 ///      diagonal or past the last channel only copy.
 ///   3. Write the sums, 16 bytes a lane.
 template <typename T, int TILE, bool CHANNELS_LAST>
-__global__ void __launch_bounds__(tile_threads<TILE>, TILE == 128 ? (sizeof(T) == 8 ? 1 : 2) : (sizeof(T) == 8 ? 4 : 8))
+__global__ void __launch_bounds__(tile_threads<TILE>, blocks_at_a_time<T, TILE>)
     gram_products_kernel(const GramTask<T> task) {
   using S = Sum<T>;
   constexpr int step = step_places<T>;

@@ -92,6 +92,21 @@ struct Grid {
     position.row = 0;
     ++position.plane;
   }
+
+  /// The value `distance` values further on, with distance.row and distance.column as `position` gives them.
+  FASTVIZ_BOTH void advance(Position& position, const Position& distance) const {
+    position.plane += distance.plane;
+    position.row += distance.row;
+    position.column += distance.column;
+    if (position.column >= row_values.divisor()) {
+      position.column -= row_values.divisor();
+      ++position.row;
+    }
+    if (position.row >= rows.divisor()) {
+      position.row -= rows.divisor();
+      ++position.plane;
+    }
+  }
 };
 
 /// Rows and values of a row that a box covers in the picture; empty boxes cover none.

@@ -20,6 +20,7 @@ struct OccludeTask {
   int64_t picture;  // values in a picture
   int64_t columns, pixel;
   Grid grid;
+  Position step;  // from a thread's vector to its next one
   FastDivide spans;  // blocks that share a picture
   int64_t blocks;
 };
@@ -63,11 +64,13 @@ __global__ void __launch_bounds__(256) occlude_vectors_kernel(const OccludeTask<
 
     Vector<T, N> vectors[vectors_a_thread];
     Position positions[vectors_a_thread];
+    Position position = task.grid.position(first);
 #pragma unroll
     for (int i = 0; i < vectors_a_thread; ++i) {
       const int64_t value = first + i * step;
+      positions[i] = position;
+      task.grid.advance(position, task.step);
       if (value >= task.picture) continue;
-      positions[i] = task.grid.position(value);
       const bool covered = window.cover.holds_all(positions[i].row, positions[i].column, N);
       const T* source = covered ? window.fill : window.picture;
       vectors[i] = source ? load<T, N>(source + value) : splat<T, N>(window.fill_value);
@@ -76,12 +79,11 @@ __global__ void __launch_bounds__(256) occlude_vectors_kernel(const OccludeTask<
     for (int i = 0; i < vectors_a_thread; ++i) {
       const int64_t value = first + i * step;
       if (value >= task.picture) continue;
-      const Position& position = positions[i];
-      if (window.cover.touches(position.row, position.column, N) &&
-          !window.cover.holds_all(position.row, position.column, N)) {
+      const int64_t row = positions[i].row, column = positions[i].column;
+      if (window.cover.touches(row, column, N) && !window.cover.holds_all(row, column, N)) {
 #pragma unroll
         for (int j = 0; j < N; ++j) {
-          if (!window.cover.holds(position.row, position.column + j)) continue;
+          if (!window.cover.holds(row, column + j)) continue;
           vectors[i].value[j] = window.fill ? load<T, 1>(window.fill + value + j).value[0] : window.fill_value;
         }
       }
@@ -130,6 +132,7 @@ void occlude(Stream stream, const Occlude& a) {
   const bool vectors = layout.row() % N == 0 && aligned(a.input) && aligned(a.fill) && aligned(a.output);
   const int64_t units = vectors ? ceil_div(task.picture / N, vectors_a_thread) : vectors_of(task.picture, N);
   const int threads = threads_for(units);
+  task.step = task.grid.position(int64_t{threads} * N);
   task.spans = FastDivide(ceil_div(units, threads));
   task.blocks = a.windows * task.spans.divisor();
   if (vectors) {

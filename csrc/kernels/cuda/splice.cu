@@ -21,6 +21,7 @@ struct SpliceTask {
   int64_t window_picture, window_rows, window_columns;
   int64_t pixel;
   Grid grid;  // of a window
+  Position step;  // from a thread's vector to its next one
   FastDivide spans;  // blocks that share a window
   int64_t blocks;
 };
@@ -81,11 +82,12 @@ __global__ void __launch_bounds__(256) splice_vectors_kernel(const SpliceTask<T>
     const int64_t first = span * splice_vectors * step + static_cast<int64_t>(threadIdx.x) * N;
 
     Vector<T, N> vectors[splice_vectors];
+    Position position = task.grid.position(first);
 #pragma unroll
     for (int i = 0; i < splice_vectors; ++i) {
       const int64_t value = first + i * step;
-      if (value >= task.window_picture) continue;
-      const T* source = window.source(task, task.grid.position(value));
+      const T* source = value < task.window_picture ? window.source(task, position) : nullptr;
+      task.grid.advance(position, task.step);
       vectors[i] = source ? load<T, N>(source) : splat<T, N>(window.otherwise);
     }
 #pragma unroll
@@ -147,6 +149,7 @@ void splice(Stream stream, const Splice& a) {
   const int64_t units =
       vectors ? ceil_div(task.window_picture / N, splice_vectors) : vectors_of(task.window_picture, N);
   const int threads = threads_for(units);
+  task.step = task.grid.position(int64_t{threads} * N);
   task.spans = FastDivide(ceil_div(units, threads));
   task.blocks = a.windows * task.spans.divisor();
   if (vectors) {

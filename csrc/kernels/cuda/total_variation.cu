@@ -80,14 +80,11 @@ struct VariationRow {
   S left[neighbours];
   S right[neighbours];
 
-  __device__ __forceinline__ void read(const T* row, int64_t column, int64_t pixel, int64_t row_values, bool sides) {
-    const Vector<T, N> vector = load<T, N>(row + column);
-    const bool has_left = sides && column >= pixel;
-    const bool has_right = column + (ADJACENT ? N : pixel) < row_values;
-    Vector<T, neighbours> before = splat<T, neighbours>(narrow<T>(0));
-    Vector<T, neighbours> after = before;
-    if (has_left) before = load<T, neighbours>(row + column - pixel);
-    if (has_right) after = load<T, neighbours>(row + column + (ADJACENT ? N : pixel));
+  /// `left_step` and `right_step` lead to the first value of either neighbour.
+  __device__ __forceinline__ void read(const T* values, int64_t left_step, int64_t right_step) {
+    const Vector<T, N> vector = load<T, N>(values);
+    const Vector<T, neighbours> before = load<T, neighbours>(values + left_step);
+    const Vector<T, neighbours> after = load<T, neighbours>(values + right_step);
 #pragma unroll
     for (int i = 0; i < N; ++i) own[i] = widen(vector.value[i]);
 #pragma unroll
@@ -104,9 +101,11 @@ struct VariationRow {
 
 /// Writes the gradient and each block's sum of terms, as far as they are wanted. One block = 256 strips of one picture,
 /// one thread = one strip of 4 rows x N values; shared memory: the sums of the warps.
-///   1. Read 6 rows: the strip, the row above (its terms reach down into the strip) and the row below.
+///   1. Read 6 rows: the strip, the row above (its terms reach down into the strip) and the row below. Past the border
+///      a pixel is its own neighbour: a missing difference is 0.
 ///   2. Go down the rows: terms, derivatives, and the gradient
 ///      ((above by_vertical - own by_vertical) + (left by_horizontal - own by_horizontal)) times the factor.
+///      With `crop` the last row and the last column have no terms.
 ///   3. Add the block's terms.
 template <typename T, int N, bool ADJACENT, Terms TERMS>
 __global__ void __launch_bounds__(variation_threads) total_variation_kernel(const VariationTask<T> task) {
@@ -121,55 +120,65 @@ __global__ void __launch_bounds__(variation_threads) total_variation_kernel(cons
       const int64_t column = task.vectors.remainder(strip, line) * N;
       const int64_t plane = task.strips.divide(line);
       const int64_t top = task.strips.remainder(line, plane) * strip_rows;
-      const int64_t offset = image * task.picture + plane * task.rows * task.row;
+      const int64_t offset = image * task.picture + (plane * task.rows + top) * task.row + column;
       const bool with_gradient = task.gradient != nullptr;
-      const S factor = task.factor ? task.factor[image] : S(1);
+      const bool has_left = column >= task.pixel;
+      const bool has_right = column + (ADJACENT ? N : task.pixel) < task.row;
+      const bool no_last = task.crop && !has_right;  // the terms of the strip's last pixel column are not wanted
+      const int64_t left_step = has_left ? -task.pixel : 0;
+      const int64_t right_step = ADJACENT ? (has_right ? N : N - 1) : (has_right ? task.pixel : 0);
 
-      Row rows[strip_rows + 2];
+      Row rows[strip_rows + 2] = {};
 #pragma unroll
       for (int r = 0; r < strip_rows + 2; ++r) {
-        const int64_t y = top + r - 1;
-        if (y < 0 || y >= task.rows || (r == 0 && !with_gradient)) continue;
-        rows[r].read(task.input + offset + y * task.row, column, task.pixel, task.row, with_gradient);
+        if (r == 0 && !with_gradient) continue;
+        const int64_t y = clamp(top + r - 1, 0, task.rows - 1);
+        rows[r].read(task.input + offset + (y - top) * task.row, left_step, right_step);
       }
 
+      const auto term = [&](int r, int i) {
+        S v = rows[r + 1].own[i] - rows[r].own[i];
+        S h = rows[r].right_of(i) - rows[r].own[i];
+        if (no_last && (!ADJACENT || i + 1 == N)) v = h = 0;
+        return term_of<TERMS>(task.weights, v, h);
+      };
       S above[N] = {};  // derivatives of the terms above, by their vertical differences
+      if (with_gradient) {
 #pragma unroll
-      for (int r = 0; r <= strip_rows; ++r) {
+        for (int i = 0; i < N; ++i) above[i] = term(0, i).by_vertical;
+      }
+      const S factor = task.factor ? task.factor[image] : S(1);
+#pragma unroll
+      for (int r = 1; r <= strip_rows; ++r) {
         const int64_t y = top + r - 1;
-        if (y < 0 || y >= task.rows || (r == 0 && !with_gradient)) continue;
-        const Row& here = rows[r];
-        const Row& below = rows[r + 1];
-        const bool has_below = y + 1 < task.rows;
-
-        S from_left[N] = {};  // derivatives of the terms to the left, by their horizontal differences
-        if (r > 0 && with_gradient && column >= task.pixel && (has_below || !task.crop)) {
+        if (y >= task.rows) continue;
+        S by_vertical[N] = {}, by_horizontal[N] = {}, from_left[N] = {};
+        if (!task.crop || y + 1 < task.rows) {
 #pragma unroll
-          for (int i = 0; i < Row::neighbours; ++i) {
-            const S v = has_below ? below.left[i] - here.left[i] : S(0);
-            from_left[i] = term_of<TERMS>(task.weights, v, here.own[i] - here.left[i]).by_horizontal;
+          for (int i = 0; i < N; ++i) {
+            const VariationTerm<S> own = term(r, i);
+            sum += own.value;
+            by_vertical[i] = own.by_vertical;
+            by_horizontal[i] = own.by_horizontal;
+          }
+#pragma unroll
+          for (int i = 0; i < N; ++i) {
+            if (ADJACENT && i > 0) {
+              from_left[i] = by_horizontal[i > 0 ? i - 1 : 0];
+            } else {
+              const S v = rows[r + 1].left[i] - rows[r].left[i];
+              from_left[i] = term_of<TERMS>(task.weights, v, rows[r].own[i] - rows[r].left[i]).by_horizontal;
+            }
           }
         }
-
+        if (!with_gradient) continue;
         Vector<T, N> gradient;
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-          const bool has_right = (ADJACENT && i + 1 < N) || column + i + task.pixel < task.row;
-          VariationTerm<S> term{0, 0, 0};
-          if (!task.crop || (has_below && has_right)) {
-            const S v = has_below ? below.own[i] - here.own[i] : S(0);
-            const S h = has_right ? here.right_of(i) - here.own[i] : S(0);
-            term = term_of<TERMS>(task.weights, v, h);
-          }
-          if (r > 0) sum += term.value;
-          if constexpr (ADJACENT) {
-            if (i + 1 < N) from_left[i + 1 < N ? i + 1 : i] = term.by_horizontal;
-          }
-          const S slope = (above[i] - term.by_vertical) + (from_left[i] - term.by_horizontal);
-          gradient.value[i] = narrow<T>(factor * slope);
-          above[i] = term.by_vertical;
+          gradient.value[i] = narrow<T>(factor * ((above[i] - by_vertical[i]) + (from_left[i] - by_horizontal[i])));
+          above[i] = by_vertical[i];
         }
-        if (r > 0 && with_gradient) store(task.gradient + offset + y * task.row + column, gradient);
+        store(task.gradient + offset + (r - 1) * task.row, gradient);
       }
     }
 
