@@ -270,7 +270,9 @@ def demo(
     photos = sorted(images.find_images([_DEMO_PHOTOS]), key=lambda path: path.name)
     batch, _ = images.load_images(photos, model=network)
     names, unfit = _methods_for(network, batch[:1])
-    jobs.explain(photos, out, jobs.Settings("demo", methods=names), model=network, overwrite=True, progress=True)
+    # A quarter of these small pictures covers a part of an object; the default of a seventh covers a detail.
+    settings = jobs.Settings("demo", methods=names, window=16, stride=4)
+    jobs.explain(photos, out, settings, model=network, overwrite=True, progress=True)
     page = report.demo_page(
         out,
         _scenes(network, out),

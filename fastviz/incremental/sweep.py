@@ -25,8 +25,11 @@ Precision = Literal["model", "bfloat16"]
 _MEMORY = 1 << 30
 """Bytes that a sweep may hold on the CPU if nothing else is said."""
 
-_BATCH = {"cpu": 64, "cuda": 512}
-"""Windows that the network sees at once, if memory allows: enough to keep the device busy."""
+_CACHE = 16 << 20
+"""Bytes that a batch may hold on the CPU if nothing else is said: what stays in the caches is read several times faster."""
+
+_BATCH = {"cpu": 16, "cuda": 256}
+"""Images that a model that runs as it is sees at once, if nothing else is said."""
 
 _TAIL = 256
 """Windows that linear layers at the end of a network work on at once."""
@@ -89,7 +92,8 @@ def sweep(
         outputs: the entries of the output [N, K] that ``evaluate`` reads; the others may be NaN. None is all.
         memory: bytes that the sweep may hold at once, what the model itself needs for a batch left out; None is 1 GiB
             on the CPU and half of the free memory on a GPU.
-        batch_size: windows at once; None is what fits into ``memory``, 64 on the CPU and 512 on a GPU at most.
+        batch_size: windows at once, if they fit into ``memory``; None is as many as stay in the caches of a CPU, and
+            512 on a GPU.
         precision: ``"model"``, or ``"bfloat16"``: compute in bfloat16; approximate.
         growth_cap: None, or the longest side that a changed rectangle may have, as a fraction of its map: Krypton's
             projective-field threshold; approximate, as the influence beyond is left out.
@@ -113,18 +117,17 @@ def sweep(
         if value is not None:
             checks.whole_number(value, argument, minimum=1)
     device = job.images.device
-    most = batch_size or _BATCH[device.type]
     started = time.perf_counter()
     with capture.frozen_model(job.model), torch.no_grad(), _plain_float32(device):
         try:
             made = network(job.model, job.images, torch.bfloat16 if precision == "bfloat16" else None, outputs)
         except NotTraceable as error:
             job.stats.update(path="dense", reason=str(error), prepare_seconds=time.perf_counter() - started)
-            job.run_model(job.windows, most)
+            job.run_model(job.windows, batch_size or _BATCH[device.type])
         else:
             job.stats["prepare_seconds"] = time.perf_counter() - started
             images_run = job.images.to(torch.bfloat16) if precision == "bfloat16" else job.images
-            _Engine(job, made, images_run, growth_cap, memory or _free_memory(device), most).run()
+            _Engine(job, made, images_run, growth_cap, memory or _free_memory(device), batch_size).run()
         values = job.all_values()
         if precision != "model" or growth_cap is not None:
             job.stats["error"] = job.error(values)
@@ -145,7 +148,7 @@ class _Engine:
     """Runs a job through the steps, the images in chunks whose clean maps fit into half of the memory."""
 
     def __init__(
-        self, job: Job, made: Network, images: Tensor, growth_cap: float | None, memory: int, batch_size: int
+        self, job: Job, made: Network, images: Tensor, growth_cap: float | None, memory: int, batch_size: int | None
     ) -> None:
         begun = time.perf_counter()
         self.job = job
@@ -174,7 +177,7 @@ class _Engine:
                 clean = self._clean(first, chunk)
             except _UnusableError as error:
                 self.job.stats.update(path="dense", reason=str(error))
-                self.job.run_model(inside.nonzero().flatten(), self.batch_size)
+                self.job.run_model(inside.nonzero().flatten(), self.batch_size or _BATCH[inside.device.type])
                 continue
             covered = self._covered(first, chunk)
             for group, runner in zip(self.groups, self.runners, strict=True):
@@ -218,16 +221,25 @@ class _Engine:
     def _run_group(self, clean: Clean, covered: Covered, group: Group, runner: Runner, inside: Tensor) -> None:
         """The windows of a group that are ``inside`` the chunk, bool [P]."""
         windows, row, column = (each.to(inside.device) for each in (group.windows, group.row, group.column))
-        # half for the clean maps, and a third of the rest for what single operations need for themselves
-        room = self.memory / 2 / max(1.0, 1.5 * group.schedule.peak)
 
         def run(at: Tensor) -> None:
             self._run_tail(least=_TAIL)
             self.waiting.append((runner.run(clean, covered, windows[at], row[at], column[at]), windows[at]))
             self.job.advance(len(at))
 
-        at = inside[windows].nonzero().flatten()
-        in_batches(at, max(1, min(self.batch_size, int(room))), self.job.stats, run)
+        in_batches(inside[windows].nonzero().flatten(), self._batch_size(group), self.job.stats, run)
+
+    def _batch_size(self, group: Group) -> int:
+        peak = max(1.0, group.schedule.peak)
+        # half is for the clean maps, and a third of the rest for what single operations need for themselves
+        fits = int(self.memory / 3 / peak)
+        if self.batch_size is not None:
+            wanted = self.batch_size
+        elif self.images.is_cuda:
+            wanted = 512
+        else:
+            wanted = max(4, torch.get_num_threads(), min(64, int(_CACHE / peak)))
+        return max(1, min(wanted, fits))
 
     def _run_tail(self, least: int) -> None:
         """The last steps for all windows that wait for them, if there are at least that many."""
