@@ -38,7 +38,7 @@ def seconds(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def side_by_side(
-    calls: dict[str, Callable[[], Any]], device: torch.device, *, rounds: int = 9, least: float = 0.05
+    calls: dict[str, Callable[[], Any]], device: torch.device, *, rounds: int = 9, least: float = 0.05, warm_up: int = 3
 ) -> dict[str, dict[str, float]]:
     """Median and spread (half of the interquartile range), in milliseconds, of each call.
 
@@ -46,7 +46,7 @@ def side_by_side(
     """
     repeats = {}
     for name, call in calls.items():
-        for _ in range(3):
+        for _ in range(warm_up):
             call()
         repeats[name] = max(1, round(least / max(seconds(call, device), 1e-7)))
     times: dict[str, list[float]] = {name: [] for name in calls}

@@ -95,6 +95,7 @@ struct Splice {
   void* output;  // [windows] windows
 };
 void splice_cpu(const Parallel& parallel, const Splice& arguments);
+/// An index outside [0, images) gives a window of NaN, as in occlude_cuda.
 void splice_cuda(Stream stream, const Splice& arguments);
 
 enum class ReluRule { plain, guided, deconvnet };

@@ -59,7 +59,7 @@ FASTVIZ_INLINE T narrow(Sum<T> value) {
 /// std::copy for ranges that are mostly short: most rows of a window are shorter than a call of memcpy is worth.
 template <typename T>
 FASTVIZ_INLINE T* copy(const T* first, const T* last, T* target) {
-  constexpr size_t step = 32, few = 4, worth_a_call = 512;
+  constexpr size_t step = 32, few = 4, worth_a_call = 16384;
   const size_t bytes = static_cast<size_t>(last - first) * sizeof(T);
   const char* from = reinterpret_cast<const char*>(first);
   char* to = reinterpret_cast<char*>(target);

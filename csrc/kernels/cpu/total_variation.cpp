@@ -176,6 +176,49 @@ double plane_rows(const TotalVariation& a, const T* input, T* gradient, Sum<T> f
   return sum;
 }
 
+template <typename T>
+FASTVIZ_CLONES void write_stencil(const T* x, const T* left, const T* right, const T* above, const T* below,
+                                  Sum<T> horizontal_weight, Sum<T> vertical_weight, T* gradient, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const Sum<T> value = widen(x[i]);
+    const Sum<T> horizontal = (value - widen(left[i])) + (value - widen(right[i]));
+    const Sum<T> vertical = (value - widen(above[i])) + (value - widen(below[i]));
+    gradient[i] = narrow<T>(horizontal_weight * horizontal + vertical_weight * vertical);
+  }
+}
+
+/// The gradient of a sum of squares, rows [first, last) of one plane: a value and its four neighbours, without terms in
+/// between. A neighbour whose difference is not counted is the value itself.
+template <typename T>
+void quadratic_gradient_rows(const TotalVariation& a, const T* input, T* gradient, Sum<T> factor, int64_t first,
+                             int64_t last) {
+  using S = Sum<T>;
+  const int64_t row = a.layout.row();
+  const int64_t pixel = a.layout.pixel;
+  const S vertical_weight = factor * 2 * static_cast<S>(a.vertical_weight);
+  const double horizontal = a.norm == VariationNorm::isotropic ? a.vertical_weight : a.horizontal_weight;
+  for (int64_t y = first; y < last; ++y) {
+    const T* x = input + y * row;
+    T* target = gradient + y * row;
+    const bool has_below = y + 1 < a.layout.rows;
+    const T* above = y > 0 ? x - row : x;
+    const T* below = has_below ? x + row : x;
+    const S horizontal_weight = a.crop && !has_below ? 0 : factor * 2 * static_cast<S>(horizontal);
+    const auto write = [&](int64_t from, int64_t to, bool has_left, bool has_right) {
+      const bool vertical = has_right || !a.crop;
+      write_stencil(x + from, x + from - (has_left ? pixel : 0), x + from + (has_right ? pixel : 0),
+                    (vertical ? above : x) + from, (vertical ? below : x) + from, horizontal_weight, vertical_weight,
+                    target + from, to - from);
+    };
+    const int64_t inner = row - pixel;
+    if (inner > 0) {
+      write(0, pixel, false, true);
+      write(pixel, inner, true, true);
+    }
+    write(inner, row, inner > 0, false);
+  }
+}
+
 template <typename T, VariationNorm norm, Beta kind, bool with_gradient>
 void total_variation(const Parallel& parallel, const TotalVariation& a) {
   const int64_t per_picture = a.layout.planes * blocks(a.layout);
@@ -191,6 +234,13 @@ void total_variation(const Parallel& parallel, const TotalVariation& a) {
       const int64_t offset = unit / blocks(a.layout) * a.layout.plane();
       const int64_t first = unit % blocks(a.layout) * block_rows;
       const int64_t last = first + block_rows < a.layout.rows ? first + block_rows : a.layout.rows;
+      if constexpr (with_gradient && (norm == VariationNorm::l2 || kind == Beta::two)) {
+        if (!a.value) {
+          const Sum<T> scale = factor ? factor[unit / per_picture] : 1;
+          quadratic_gradient_rows(a, input + offset, gradient + offset, scale, first, last);
+          continue;
+        }
+      }
       partial[unit] =
           plane_rows<T, norm, kind, with_gradient>(a, input + offset, with_gradient ? gradient + offset : nullptr,
                                                    factor ? factor[unit / per_picture] : 1, first, last);
