@@ -574,6 +574,8 @@ def test_meta_tensors():
 
 def test_import_stops_where_the_library_is_stale(monkeypatch):
     """A library that is older than its sources is not used."""
+    if not (native._FOLDER.parent / "csrc").is_dir():
+        pytest.skip("an installed package has no sources beside it")
     monkeypatch.setattr(native, "_status", {})
     monkeypatch.setattr(native, "source_hash", lambda folder, cuda: "another")
     with pytest.raises(ImportError, match=r"older than its sources.*make build"):
