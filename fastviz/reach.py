@@ -33,7 +33,7 @@ class Reach:
     Attributes:
         kind: ``"constant"``: not on the input; ``"pointwise"``: each position on the same one of one map;
             ``"joining"``: on the same one of several maps; ``"windowed"``: on a window; ``"global"``: on everything of
-            its own image; ``"opaque"``: perhaps on other images of the batch.
+            its own image; ``"opaque"``: perhaps on other images of the batch, or on chance.
         layout: which dimensions are rows and columns; None for constant, global and opaque ones.
         slides: the window along rows and columns; None unless ``"windowed"``.
         positional: whether a constant takes part whose values differ from position to position.
@@ -59,7 +59,7 @@ def classify(node: fx.Node, known: Known) -> Reach:
     if node.op == "get_attr":
         return Reach("constant")
     sources = [known[source] for source in node.all_input_nodes]
-    if any(source.kind == "opaque" for source in sources):
+    if any(source.kind == "opaque" for source in sources) or _is_random(node):
         return Reach("opaque")
     if all(source.kind == "constant" for source in sources):
         # made for this batch size, so wrong for any other
@@ -108,6 +108,14 @@ def _shapes(node: fx.Node) -> list[tuple[int, ...]]:
     value = node.meta.get("val")
     values = value if isinstance(value, (list, tuple)) else [value]
     return [tuple(int(size) for size in item.shape) for item in values if isinstance(item, Tensor)]
+
+
+def _is_random(node: fx.Node) -> bool:
+    """Whether the call draws random numbers."""
+    if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    arguments = call_arguments(node)
+    return arguments.get("train") is not False and arguments.get("dropout_p") != 0.0
 
 
 def _getitem(node: fx.Node, known: Known) -> Reach:

@@ -100,6 +100,7 @@ class Zoo(nn.Module):
         return out
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 @pytest.mark.parametrize("layer", ["stem", "pool", "left", "right", "mean", "shuffle", "last"])
 def test_field_of_every_unit_equals_what_gradients_reach(layer: str) -> None:
     """Positive weights and an average for the maximum: no gradient cancels, so its support is the dependence."""

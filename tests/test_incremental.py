@@ -8,6 +8,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import fastviz
 from fastviz import ops
-from fastviz.incremental import Sweep, plan, sweep
+from fastviz.incremental import Sweep, drill_down, plan, sweep
 
 torchvision = pytest.importorskip("torchvision")
 
@@ -106,6 +108,16 @@ def test_transformers_run_as_they_are(name: str) -> None:
     assert "may mix the images of a batch" in result.stats["reason"]
 
 
+def test_trained_squeezenet_on_a_photograph(shared: Path) -> None:
+    weights = shared / "models" / "squeezenet1_0_imagenet.safetensors"
+    model = fastviz.load_model("squeezenet1_0", weights=weights)
+    images, _ = fastviz.load_images([shared / "images" / "goose.jpg"], model=model)
+    boxes = random_boxes(20, (224, 224), most=60)
+    fill = images.mean((0, 2, 3))
+    check(model, images, boxes, None, fill)
+    check(copy.deepcopy(model).double(), images.double(), boxes, None, fill.double())
+
+
 # ------------------------------------------------------------------------------------------ every kind of operation
 
 
@@ -162,6 +174,9 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "avg pool": lambda: nn.AvgPool2d(3, 1, 1),
     "avg pool without padding in the count": lambda: nn.AvgPool2d((3, 2), 2, (1, 0), count_include_pad=False),
     "avg pool, ceil_mode": lambda: nn.AvgPool2d(3, 2, 1, ceil_mode=True),
+    "1x1 convolution, then avg pool": lambda: nn.Sequential(
+        conv(6, 6, 1), nn.BatchNorm2d(6), nn.AvgPool2d(2), nn.ReLU()
+    ),
     "avg pool with a divisor of its own": lambda: nn.AvgPool2d(2, 2, divisor_override=3),
     "adaptive pools": lambda: Branches(torch.add, nn.AdaptiveAvgPool2d((10, 14)), nn.AdaptiveMaxPool2d((10, 14))),
     "zero padding, then slices": lambda: nn.Sequential(
@@ -170,6 +185,17 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "padding with a number": lambda: nn.Sequential(nn.ConstantPad2d((1, 2, 2, 1), 0.7), conv(6, 6, 3)),
     "batch norm in front": lambda: nn.Sequential(nn.BatchNorm2d(6), nn.ReLU(), conv(6, 6, 3)),
     "batch norm behind": lambda: nn.Sequential(conv(6, 6, 3), nn.BatchNorm2d(6), nn.ReLU(inplace=True)),
+    "sum with a factor": lambda: Branches(
+        lambda a, b: torch.add(a, b, alpha=3), nn.Identity(), conv(6, 6, 3, padding=1)
+    ),
+    "maps without channels": lambda: Branches(
+        lambda a, b: torch.stack([a[:, 0], b[:, 1], a[:, 2] * b[:, 3], *(a + b)[:, 3:].unbind(1)], 1),
+        *(nn.Identity(), conv(6, 6, 3, padding=1)),
+    ),
+    "normalisation inside": lambda: Function(
+        lambda x: torch.cat([x[:, :1] * 0.4 + 0.1, torch.unsqueeze(x[:, 1], 1) * 2, x[:, 2:] - 1], 1)
+    ),
+    "expand": lambda: Branches(lambda a, b: a * b.expand_as(a), nn.Identity(), nn.AdaptiveMaxPool2d(1)),
     "residual": lambda: Branches(torch.add, nn.Identity(), nn.Sequential(conv(6, 6, 3, padding=1), nn.BatchNorm2d(6))),
     "residual with a strided shortcut": lambda: nn.Sequential(
         Branches(torch.add, conv(6, 6, 1, stride=2), conv(6, 6, 3, stride=2, padding=1)), nn.ReLU()
@@ -243,6 +269,7 @@ def many_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FLOPS_PER_BYTE", 0.0)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 @pytest.mark.usefixtures("many_groups")
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_operation(kind: str) -> None:
@@ -281,6 +308,7 @@ def random_network(generator: torch.Generator) -> nn.Module:
     return nn.Sequential(*body, list(ENDS.values())[choose(len(ENDS))]())
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 @pytest.mark.usefixtures("many_groups")
 @pytest.mark.parametrize("seed", range(25))
 def test_random_networks_windows_and_fills(seed: int) -> None:
@@ -330,6 +358,24 @@ def test_float32_runs_in_packed_kernels_and_stays_close(name: str) -> None:
     check(model, torch.randn(1, 3, 96, 80), random_boxes(9, (96, 80)))
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_0", "convnext_tiny"])
+def test_on_a_gpu(name: str) -> None:
+    model = lively(torchvision.models.get_model(name, weights=None)).cuda()
+    images, boxes = torch.randn(2, 3, 96, 80), random_boxes(9, (96, 80)).cuda()
+    image = torch.arange(9).cuda() % 2
+    before = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    result = sweep(model, images.cuda(), boxes, image, 0.1)
+    assert torch.backends.cudnn.conv.fp32_precision == before  # type: ignore[attr-defined]
+    assert result.values.is_cuda
+    double = copy.deepcopy(model).double().cpu()
+    expected = dense(double, images.double(), boxes.cpu(), image.cpu(), 0.1)
+    change = (expected - expected.mean(0)).abs().max()
+    torch.testing.assert_close(result.values.double().cpu(), expected, rtol=0, atol=1e-4 * float(change))
+    coarse = sweep(model, images.cuda(), boxes, image, 0.1, precision="bfloat16")
+    assert coarse.stats["error"]["largest"] < 0.1 * float(expected.abs().max())
+
+
 def test_evaluate_gets_every_window_once_in_any_order() -> None:
     model, images, boxes = small().double(), torch.randn(2, 3, 32, 32, dtype=torch.float64), grid(32, 8, 4)
     image = torch.arange(len(boxes)) % 2
@@ -350,7 +396,7 @@ def test_evaluate_gets_every_window_once_in_any_order() -> None:
     assert result.stats["batches"] == len(done)
 
 
-def test_outputs_that_no_one_reads_are_left_out() -> None:
+def test_outputs_that_no_one_reads_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """SqueezeNet's last convolution gives 1000 classes; for two of them it does 2/1000 of the work."""
     model = lively(torchvision.models.squeezenet1_1(weights=None)).double()
     images, boxes = torch.randn(1, 3, 64, 64, dtype=torch.float64), random_boxes(5, (64, 64))
@@ -360,6 +406,13 @@ def test_outputs_that_no_one_reads_are_left_out() -> None:
     assert two.values.shape == every.values.shape
     assert two.values[:, 4].isnan().all()
     assert two.stats["flops"] < 0.9 * every.stats["flops"]
+    # other entries need no new export
+    monkeypatch.setattr("fastviz.incremental.network.trace", None)
+    nine = sweep(model, images, boxes, outputs=[9])
+    torch.testing.assert_close(nine.values[:, 9], every.values[:, 9], rtol=1e-12, atol=1e-14)
+    with pytest.raises(ValueError, match=r"outputs should be from 0 to 999, got \[1000\]"):
+        sweep(model, images, boxes, outputs=[1000])
+    monkeypatch.undo()
     # where the last layers need all channels, nothing is left out
     linear = nn.Sequential(model, nn.Linear(1000, 5).double())
     assert not sweep(linear, images, boxes, outputs=[1]).values.isnan().any()
@@ -498,6 +551,14 @@ def test_hooks_and_models_that_do_not_export_run_as_they_are() -> None:
     assert "may mix the images of a batch" in result.stats["reason"]
 
 
+def test_chance_is_not_frozen() -> None:
+    """Dropout that stays on in evaluation mode draws anew for each window."""
+    model = nn.Sequential(conv(3, 4, 3), Function(lambda x: F.dropout(x, 0.5, training=True).mean((2, 3))))
+    result = sweep(model, torch.ones(1, 3, 16, 16), torch.tensor([[0, 0, 4, 4]] * 3))
+    assert "may mix the images of a batch, or draw random numbers" in result.stats["reason"]
+    assert not torch.equal(result.values[0], result.values[1])
+
+
 def test_outputs_that_are_no_tensor_reach_evaluate() -> None:
     class Two(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -592,6 +653,12 @@ def test_bad_arguments_are_named(change: dict[str, Any], error: type[Exception],
 # ---------------------------------------------------------------------------------------------------------- the plan
 
 
+def test_pools_go_in_front_of_1x1_convolutions() -> None:
+    model = nn.Sequential(conv(3, 8, 1), nn.AvgPool2d(2), conv(8, 8, 1), nn.AvgPool2d(2, padding=1))
+    operations = [line.operation for line in plan(model, (32, 32)).lines]
+    assert operations == ["image", "avg_pool2d", "conv2d", "conv2d", "avg_pool2d"]
+
+
 def test_plan_counts_what_hand_work_gives() -> None:
     """One 3x3 convolution over 32x32 with 3 → 4 channels, a window of 8 in the middle: 10x10 of its 32x32 outputs."""
     model = nn.Sequential(conv(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
@@ -637,3 +704,47 @@ def test_operations_saved_on_the_usual_networks(name: str, least: float) -> None
     quick = {"init_weights": False} if name == "googlenet" else {}
     found = plan(torchvision.models.get_model(name, weights=None, **quick), stride=16)
     assert found.dense_flops / found.flops > least
+
+
+# ---------------------------------------------------------------------------------------------------- coarse to fine
+
+
+def peak(rows: int, columns: int) -> Tensor:
+    """Scores that fall from 1 to 0 around row 3, column 5."""
+    row, column = torch.arange(rows)[:, None], torch.arange(columns)
+    return 1 - torch.exp(-((row - 3) ** 2 + (column - 5) ** 2) / 4.0).double()
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(17, 13), (1, 9), (6, 1), (1, 1), (4, 4)])
+def test_drilling_all_cells_is_the_whole_grid(rows: int, columns: int) -> None:
+    scores, seen = peak(rows, columns), []
+
+    def evaluate(number: Tensor) -> Tensor:
+        seen.extend(number.tolist())
+        return scores.flatten()[number]
+
+    found, computed = drill_down(evaluate, rows, columns, 1.0, fraction=1.0)
+    assert torch.equal(found, scores)
+    assert bool(computed.all())
+    assert sorted(seen) == list(range(rows * columns))
+
+
+def test_drilling_computes_where_scores_fall_and_interpolates_elsewhere() -> None:
+    scores = peak(17, 17)
+    found, computed = drill_down(lambda number: scores.flatten()[number], 17, 17, 1.0, fraction=0.25)
+    assert computed[0:9, 0:9].all()  # the cells around the minimum
+    assert int(computed.sum()) < 120
+    assert torch.equal(found[computed], scores[computed])
+    # by hand: halfway between the coarse windows (12, 12) and (16, 12), and in the middle of a cell
+    assert found[14, 12] == pytest.approx(float(scores[12, 12] + scores[16, 12]) / 2, abs=1e-12)
+    corners = scores[12, 12] + scores[12, 16] + scores[16, 12] + scores[16, 16]
+    assert found[14, 14] == pytest.approx(float(corners) / 4, abs=1e-12)
+
+
+def test_drilling_nothing_is_interpolation_and_bad_numbers_are_named() -> None:
+    _, computed = drill_down(lambda number: torch.zeros(len(number)), 9, 9, 0.0, factor=4, fraction=0.0)
+    assert int(computed.sum()) == 9
+    with pytest.raises(ValueError, match="fraction should be from 0 to 1, got 2"):
+        drill_down(lambda number: number, 3, 3, 0.0, fraction=2)
+    with pytest.raises(ValueError, match="factor should be at least 1, got 0"):
+        drill_down(lambda number: number, 3, 3, 0.0, factor=0)

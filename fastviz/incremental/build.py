@@ -54,7 +54,7 @@ _ACTIVATIONS: dict[str, Callable[[dict[str, Any]], Activation]] = {
 }
 
 _SAME = {"alias", "clone", "contiguous", "detach", "dropout"}
-_SIZED = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "expand"}
+_SIZED = {"view", "reshape", "_unsafe_view", "flatten", "unflatten"}
 _FRESH = {"add", "cat", "div", "layer_norm", "linear", "mul", "stack", "sub"}
 _SPLITS = {"chunk", "split", "split_with_sizes", "tensor_split", "unbind"}
 
@@ -103,7 +103,8 @@ class _Builder:
             with torch.no_grad():
                 self.constants[node] = self.call(node)([], list(shape_of(node)))
         elif reach.kind == "opaque":
-            raise NotTraceable(f"{call_name(node)} in {_label(node) or 'the model'!r} may mix the images of a batch")
+            where = f"{call_name(node)} in {_label(node) or 'the model'!r}"
+            raise NotTraceable(f"{where} may mix the images of a batch, or draw random numbers")
         else:
             self.step(node)
 
@@ -147,7 +148,8 @@ class _Builder:
             layout = None if reach.positional else reach.layout
             flops, fresh = _flops(node, name, arguments, layout), name in _FRESH
             call, shape = self.call(node), shape_of(node)[1:]
-            self.put(node, Call(_label(node), name, sources, shape, layout, call, flops=flops, fresh=fresh))
+            operation = "scaled add" if name == "add" and arguments["alpha"] != 1 else name
+            self.put(node, Call(_label(node), operation, sources, shape, layout, call, flops=flops, fresh=fresh))
 
     def is_same(self, node: fx.Node, name: str) -> bool:
         """Whether the call gives back its only input, in the same dtype and shape."""
@@ -224,23 +226,17 @@ class _Builder:
         padded = any(slide.before for slide in slides) and not arguments.get("count_include_pad", True)
         if not padded and not any(slide.ceil for slide in slides):
             return slides[0].kernel * slides[1].kernel
-        device, dtype = self.device_and_dtype()
-        ones = torch.ones(1, source.shape[0], *source.size, device=device, dtype=torch.float64)
+        image = self.traced.image.meta["val"]
+        ones = torch.ones(1, source.shape[0], *source.size, device=image.device, dtype=torch.float64)
         rows, columns = (slide.kernel for slide in slides)
         sums = F.pad(ones[:, :1], [slides[1].before, columns, slides[0].before, rows])
         counts = F.avg_pool2d(sums, (rows, columns), (slides[0].stride, slides[1].stride), divisor_override=1)
         counts = counts[:, :, : shape[1], : shape[2]]
         # the mean of ones is (how many lie inside) / divisor
         inverse = whole(ones)[:, :1] / counts
-        constant = Constant(label, inverse.to(dtype))
+        constant = Constant(label, inverse.to(self.dtype or image.dtype))
         self.steps.append(constant)
         return constant
-
-    def device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
-        for value in self.constants.values():
-            if isinstance(value, Tensor) and value.is_floating_point():
-                return value.device, value.dtype
-        return torch.device("cpu"), self.dtype or torch.float32
 
     def shuffle(self, node: fx.Node) -> Shuffle | None:
         """Channels in a new order, if ``node`` ends the calls view, transpose, (clone,) view that mean that."""
@@ -281,11 +277,12 @@ class _Builder:
         moving = [source for source in node.all_input_nodes if source in self.made]
         places = {source: place for place, source in enumerate(moving)}
         target: Any = node.target
-        sized = call_name(node) in _SIZED
-        arguments = call_arguments(node)
+        name, arguments = call_name(node), call_arguments(node)
         if not isinstance(target, torch._ops.OpOverload):
             return lambda inputs, shape: target(*fx.node.map_arg(node.args, lambda n: self.constants[n]))
-        if sized and moving:
+        if moving and name == "expand":
+            return lambda inputs, shape: inputs[0].expand(shape)
+        if moving and name in _SIZED:
             return lambda inputs, shape: inputs[0].reshape(shape)
 
         def run(inputs: Sequence[Tensor], shape: list[int]) -> Any:

@@ -108,19 +108,16 @@ def _in_order(value: Tensor, step: Step) -> Tensor:
 def _planes(value: Tensor, step: Step) -> Tensor:
     """[B, ..., rows, ..., columns, ...] as [B, channels, rows, columns]."""
     assert step.layout is not None
-    if step.layout == (2, 3) and value.dim() == 4:
-        return value
-    return value.movedim(step.layout, (-2, -1)).flatten(1, -3)
+    moved = value.movedim(step.layout, (-2, -1))
+    return moved if moved.dim() == 4 else moved.reshape(len(moved), -1, *moved.shape[-2:])
 
 
 def _unplanes(value: Tensor, step: Step) -> Tensor:
     """The opposite of :func:`_planes`."""
     assert step.layout is not None
-    if step.layout == (2, 3) and len(step.shape) == 3:
-        return value
     others = [size for dim, size in enumerate(step.shape, start=1) if dim not in step.layout]
-    channels: Tensor = value.unflatten(1, others)
-    return channels.movedim((-2, -1), step.layout)
+    moved = value if len(others) == 1 else value.reshape(len(value), *others, *value.shape[-2:])
+    return moved.movedim((-2, -1), step.layout)
 
 
 @dataclass(frozen=True)

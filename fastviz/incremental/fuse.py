@@ -1,7 +1,8 @@
-"""Fewer steps for the same numbers: batch norms into convolutions, sums and activations into the step before."""
+"""Less work for the same numbers: batch norms into convolutions, sums and activations into the step before."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
 
@@ -9,7 +10,7 @@ import torch
 
 from fastviz.geometry import Field
 from fastviz.incremental.build import Alone, reachable
-from fastviz.incremental.steps import Call, Conv, Mean, Norm, Step
+from fastviz.incremental.steps import Call, Conv, Mean, Norm, Pool, Step
 
 __all__ = ["fuse", "only_outputs"]
 
@@ -18,7 +19,7 @@ _VIEWS = {"view", "reshape", "flatten", "squeeze", "_unsafe_view"}
 
 def fuse(steps: Sequence[Step]) -> list[Step]:
     """The same computation in fewer steps, the weights of convolutions settled; changes the steps it is given."""
-    result = _activations(_sums(_norms(list(steps))))
+    result = _activations(_sums(_pools_first(_norms(list(steps)))))
     for step in result:
         if isinstance(step, Conv):
             step.settle()
@@ -32,6 +33,31 @@ def _norms(steps: list[Step]) -> list[Step]:
         if isinstance(step, Norm) and isinstance(conv := step.sources[0], Conv) and users[conv] == [step]:
             conv.fold(step.scale, step.shift)
             steps = _replace(steps, step, conv)
+    return steps
+
+
+def _pools_first(steps: list[Step]) -> list[Step]:
+    """A mean over windows in front of the 1x1 convolution that it stood behind: both are linear, and it leaves less.
+
+    As in DenseNet's transitions; only where every window has the same divisor and none of them reads padding.
+    """
+    users = _users(steps)
+    for step in list(steps):
+        if not isinstance(step, Pool) or step.maximum or step.slides is None or len(step.sources) != 1:
+            continue
+        conv, window = step.sources[0], step.slides[0]
+        inside = all(slide.before == slide.after == 0 and not slide.ceil for slide in window)
+        if not isinstance(conv, Conv) or users[conv] != [step] or not all(slide.is_pointwise for slide in conv.window):
+            continue
+        if inside and step.divisor == window[0].kernel * window[1].kernel:
+            step.sources, conv.sources = conv.sources, [step]
+            step.flops *= step.sources[0].channels / step.channels
+            step.shape, conv.shape = (step.sources[0].shape[0], *step.shape[1:]), (conv.shape[0], *step.shape[1:])
+            at = steps.index(conv)
+            steps.remove(step)
+            steps.insert(at, step)
+            steps = _replace(steps, step, conv)
+            users = _users(steps)
     return steps
 
 
@@ -88,7 +114,7 @@ def _users(steps: Iterable[Step]) -> dict[Step, list[Step]]:
 
 
 def _replace(steps: list[Step], old: Step, new: Step) -> list[Step]:
-    """``new`` in the place of ``old`` wherever that is read."""
+    """``new`` in the place of ``old`` wherever that is read, but by ``new`` itself."""
     for step in steps:
         step.sources = [new if source is old and step is not new else source for source in step.sources]
     output = new if steps[-1] is old else steps[-1]
@@ -111,7 +137,7 @@ def only_outputs(steps: Sequence[Step], outputs: Sequence[int]) -> list[Step] | 
     """The network with these entries of its output alone; None if its last layers cannot leave out the others.
 
     They can where each entry has a channel of its own from a last convolution on: functions of single values, means
-    over space and views without spatial size may come behind that. Changes the steps it is given.
+    over space and views without spatial size may come behind that. These last steps are new, the others the same.
     """
     users = _users(steps)
     trail = [steps[-1]]
@@ -119,12 +145,16 @@ def only_outputs(steps: Sequence[Step], outputs: Sequence[int]) -> list[Step] | 
         if not _keeps_channels(conv) or users[conv.sources[0]] != [conv]:
             return None
         trail.append(conv.sources[0])
-    if conv.groups != 1:
+    if conv.groups != 1 or len(conv.sources) != 1:
         return None
-    conv.choose(torch.tensor(outputs, device=conv.weight.device))
-    for step in trail:
-        step.shape = (len(outputs), *step.shape[1:])
-    return list(steps)
+    new: Step = conv.choose(torch.tensor(outputs, device=conv.weight.device))
+    replaced: dict[Step, Step] = {conv: new}
+    for step in reversed(trail[:-1]):
+        source, new = new, copy.copy(step)
+        new.sources = [source]
+        new.shape = (len(outputs), *step.shape[1:])
+        replaced[step] = new
+    return [replaced.get(step, step) for step in steps]
 
 
 def _keeps_channels(step: Step) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,24 +23,57 @@ _KEPT = 2
 """Networks kept of one model: input sizes or precisions that are used in turn."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Network:
     """A model as steps.
 
     Attributes:
         steps: in an order that they can run in: the images first, the output last.
-        tail: how many of the last steps work on vectors alone, and on nothing from before but what the step in front of
-            them gives: linear layers, which read all their weights however few windows there are.
-        outputs: the entries of the model's output that the last step gives, in this order; None if all.
         shape: shape of the model's output for one image.
-        dense_seconds: what the model took for an image when it was compared with the steps; None before that.
+        outputs: the entries of it that the last step gives, in this order; None if all.
+        facts: what is found out once: under ``"dense_seconds"`` what the model took for an image when it was compared
+            with the steps.
     """
 
     steps: list[Step]
-    outputs: tuple[int, ...] | None
     shape: tuple[int, ...]
-    tail: int = 0
-    dense_seconds: float | None = None
+    outputs: tuple[int, ...] | None = None
+    facts: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def tail(self) -> int:
+        """How many of the last steps work on vectors, and on nothing from before but what the step before them gives.
+
+        Linear layers, mostly, which read all their weights however few windows there are.
+        """
+        count = 0
+        inside: set[Step] = set()
+        for at in range(len(self.steps) - 1, 0, -1):
+            inside.add(self.steps[at])
+            entering = {source for step in inside for source in step.sources} - inside
+            if not all(_is_vector(step) for step in (self.steps[at], *entering)):
+                break
+            if entering == {self.steps[at - 1]}:
+                count = len(self.steps) - at
+        return count
+
+    def only(self, outputs: Sequence[int]) -> Network:
+        """The network for these entries of the output alone, or the same one if its last layers give all at once.
+
+        Raises:
+            ValueError: an entry that does not exist.
+        """
+        wanted = tuple(dict.fromkeys(outputs))
+        if not self.shape or not all(0 <= entry < self.shape[0] for entry in wanted):
+            raise ValueError(
+                f"outputs should be from 0 to {self.shape[0] - 1 if self.shape else 0}, got {list(wanted)}"
+            )
+        steps = only_outputs(self.steps, wanted) if wanted else None
+        return self if steps is None else Network(steps, self.shape, wanted, self.facts)
+
+
+def _is_vector(step: Step) -> bool:
+    return step.layout is None and math.prod(step.shape) == step.shape[0]
 
 
 @dataclass(frozen=True)
@@ -54,58 +87,34 @@ _cache: WeakKeyDictionary[nn.Module, list[_Entry]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
-def network(
-    model: nn.Module, images: Tensor, dtype: torch.dtype | None = None, outputs: Sequence[int] | None = None
-) -> Network:
+def network(model: nn.Module, images: Tensor, dtype: torch.dtype | None = None) -> Network:
     """The steps of ``model`` for images like ``images`` [N, C, H, W]; from an earlier call if the model is the same.
 
     Args:
         model: the network; not touched.
         images: only their shape and device count.
         dtype: compute in this type; None is the model's own.
-        outputs: the entries of the output that matter; None is all.
 
     Raises:
         NotTraceable: why there are none.
     """
     _refuse(model)
-    key = (tuple(images.shape[1:]), images.device, dtype, None if outputs is None else tuple(outputs))
+    key = (tuple(images.shape[1:]), images.device, dtype)
     state = _state(model)
     with _lock:
         kept = [entry for entry in _cache.get(model, []) if entry.state == state]
         entry = next((entry for entry in kept if entry.key == key), None)
         if entry is None:
             try:
-                entry = _Entry(key, state, _made(model, images, dtype, outputs))
+                height, width = images.shape[2:]
+                steps = fuse(build(trace(model, (height, width), images.shape[1]), dtype))
+                entry = _Entry(key, state, Network(steps, steps[-1].shape))
             except NotTraceable as error:
                 entry = _Entry(key, state, str(error))  # the error itself would keep the model alive
         _cache[model] = [entry, *(other for other in kept if other is not entry)][:_KEPT]
     if isinstance(entry.network, str):
         raise NotTraceable(entry.network)
     return entry.network
-
-
-def _made(model: nn.Module, images: Tensor, dtype: torch.dtype | None, outputs: Sequence[int] | None) -> Network:
-    height, width = images.shape[2:]
-    steps = build(trace(model, (height, width), images.shape[1]), dtype)
-    shape = steps[-1].shape
-    if outputs is not None and (fewer := only_outputs(steps, outputs)) is not None:
-        return _with_tail(Network(fuse(fewer), tuple(outputs), shape))
-    return _with_tail(Network(fuse(steps), None, shape))
-
-
-def _with_tail(made: Network) -> Network:
-    steps = made.steps
-    inside: set[Step] = set()
-    for count in range(1, len(steps)):
-        step = steps[-count]
-        inside.add(step)
-        entering = {source for each in inside for source in each.sources} - inside
-        if any(math.prod(each.shape) != each.shape[0] or each.layout is not None for each in (step, *entering)):
-            break
-        if entering == {steps[-count - 1]}:
-            made.tail = count
-    return made
 
 
 def _refuse(model: nn.Module) -> None:

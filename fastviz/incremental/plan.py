@@ -38,8 +38,7 @@ _BANDS = 8
 _CALL_FLOPS = {"cpu": 1e7, "cuda": 3e8}
 """Operations in the time that a step takes whatever its size."""
 
-Mode = Literal["part", "full"]
-Way = Literal["as is", "splice", "whole"]
+Way = Literal["as is", "splice"]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from the windows that the rectangle reads, padding included; ``slides`` says, so
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -180,11 +181,16 @@ class Conv(Step):
         self.weight = (self.weight.double() * scale.view(-1, 1, 1, 1)).to(kind)
         self.bias = (shift if self.bias is None else self.bias.double() * scale + shift).to(kind)
 
-    def choose(self, channels: Tensor) -> None:
-        """Keep these channels of the output only; ``shape`` is the caller's to change. For groups of 1."""
-        self.flops *= len(channels) / len(self.weight)
-        self.weight = self.weight[channels]
-        self.bias = None if self.bias is None else self.bias[channels]
+    def choose(self, channels: Tensor) -> Conv:
+        """The same convolution with these channels of the output only. For groups of 1."""
+        chosen = copy.copy(self)
+        chosen.flops = self.flops * len(channels) / len(self.weight)
+        chosen.shape = (len(channels), *self.shape[1:])
+        chosen.weight = self.weight[channels]
+        chosen.bias = None if self.bias is None else self.bias[channels]
+        chosen._packed_by_size, chosen._packed_by_order = {}, {}
+        chosen.settle()
+        return chosen
 
     def add(self, other: Step) -> None:
         """Add the output of ``other``, a map of the same shape, before the activation."""

@@ -26,7 +26,7 @@ _MEMORY = 1 << 30
 """Bytes that a sweep may hold on the CPU if nothing else is said."""
 
 _CACHE = 16 << 20
-"""Bytes that a batch may hold on the CPU if nothing else is said: what stays in the caches is read several times faster."""
+"""Bytes that a batch may hold on the CPU if nothing else is said: what stays in the caches is read much faster."""
 
 _BATCH = {"cpu": 16, "cuda": 256}
 """Images that a model that runs as it is sees at once, if nothing else is said."""
@@ -79,7 +79,8 @@ def sweep(
     shares the work of all windows of a size, and their growth is cut by what the whole network costs.
 
     A model that does not export to a graph, that has forward hooks, or whose graph gives other numbers than itself runs
-    as it is, on batches of covered images; so do images whose output is not finite. ``stats`` says so.
+    as it is, on batches of covered images; so do images with values that are not finite, or that make such values in
+    the network. ``stats`` says so. The graph is kept until the model changes or is gone.
 
     Args:
         model: maps images [N, C, H, W] to an output with the images in dimension 0; used in evaluation mode.
@@ -120,7 +121,8 @@ def sweep(
     started = time.perf_counter()
     with capture.frozen_model(job.model), torch.no_grad(), _plain_float32(device):
         try:
-            made = network(job.model, job.images, torch.bfloat16 if precision == "bfloat16" else None, outputs)
+            made = network(job.model, job.images, torch.bfloat16 if precision == "bfloat16" else None)
+            made = made if outputs is None else made.only(outputs)
         except NotTraceable as error:
             job.stats.update(path="dense", reason=str(error), prepare_seconds=time.perf_counter() - started)
             job.run_model(job.windows, batch_size or _BATCH[device.type])
@@ -158,7 +160,8 @@ class _Engine:
         self.batch_size = batch_size
         device, value_bytes = images.device, images.element_size()
         self.groups = group_windows(made.steps, job.boxes, value_bytes, cap=growth_cap, device=device.type)
-        self.head = made.steps[: len(made.steps) - made.tail]
+        split = len(made.steps) - made.tail
+        self.head, self.tail = made.steps[:split], made.steps[split:]
         self.runners = [Runner(self.head, group.schedule, device) for group in self.groups]
         self.waiting: list[tuple[Tensor, Tensor]] = []  # what the head gave, and the numbers of its windows
         self.clean_bytes = clean_bytes(made.steps, self.groups, value_bytes)
@@ -190,9 +193,9 @@ class _Engine:
         fill = self.job.fill
         if not clean.is_finite or (isinstance(fill, Tensor) and not bool(torch.isfinite(fill).all())):
             raise _UnusableError("the images, the fill or the network's values are not finite")
-        if self.made.dense_seconds is None:
+        if "dense_seconds" not in self.made.facts:
             self._compare(clean.output, self.job.images[first : first + chunk])
-        self.job.stats["dense_seconds"] = self.made.dense_seconds
+        self.job.stats["dense_seconds"] = self.made.facts["dense_seconds"]
         return clean
 
     def _compare(self, output: Tensor, images: Tensor) -> None:
@@ -207,7 +210,7 @@ class _Engine:
         difference = float((output.double() - expected.double()).abs().max())
         if not difference <= _TOLERANCE.get(output.dtype, 1e-2) * float(expected.abs().max()):
             raise _UnusableError(f"the exported graph gives other numbers than the model, {difference:.2g} apart")
-        self.made.dense_seconds = taken
+        self.made.facts["dense_seconds"] = taken
 
     def _covered(self, first: int, chunk: int) -> Covered:
         fill = self.job.fill
@@ -243,12 +246,12 @@ class _Engine:
 
     def _run_tail(self, least: int) -> None:
         """The last steps for all windows that wait for them, if there are at least that many."""
-        if sum(len(windows) for _, windows in self.waiting) < (least if self.made.tail else 1):
+        if sum(len(windows) for _, windows in self.waiting) < (least if self.tail else 1):
             return
         output = torch.cat([value for value, _ in self.waiting])
         windows = torch.cat([windows for _, windows in self.waiting])
-        if self.made.tail:
-            output, _ = run_whole(self.made.steps[-self.made.tail :], {self.head[-1]: output})
+        if self.tail:
+            output, _ = run_whole(self.tail, {self.head[-1]: output})
         self.waiting = []
         self.job.put(self._all_entries(output.to(self.job.images.dtype)), windows)
 
