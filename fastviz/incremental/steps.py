@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch import ops as torch_ops
 
 from fastviz.geometry import Slide
 from fastviz.reach import Layout
@@ -226,13 +225,13 @@ class Conv(Step):
         numbers = (padding, self.stride, self.dilation, self.groups)
         if len(inputs) == 1:
             last = activation if activation is not None and activation.name else Activation("none", lambda x: x)
-            result = torch_ops.mkldnn._convolution_pointwise(
+            result = torch.ops.mkldnn._convolution_pointwise(
                 inputs[0], weight, self.bias, *numbers, last.name, list(last.scalars), last.algorithm
             )
             return result if last is activation else self.finish(result)
         # oneDNN's kernel knows a sum followed by a rectifier, but by no other function
         rectified = activation is not None and activation.name == "relu"
-        result = torch_ops.mkldnn._convolution_pointwise.binary(
+        result = torch.ops.mkldnn._convolution_pointwise.binary(
             inputs[0], inputs[1], weight, self.bias, *numbers, "add", 1.0, "relu" if rectified else None, [], ""
         )
         return result if rectified else self.finish(result)
@@ -246,7 +245,7 @@ class Conv(Step):
         size = (x.shape[0] == 1, *x.shape[2:], *padding)
         packed = self._packed_by_size.get(size)
         if packed is None:
-            packed = torch_ops.mkldnn._reorder_convolution_weight(
+            packed = torch.ops.mkldnn._reorder_convolution_weight(
                 self.weight, padding, self.stride, self.dilation, self.groups, list(x.shape)
             )
             packed = self._packed_by_order.setdefault(_order(packed), packed)
@@ -256,7 +255,7 @@ class Conv(Step):
 
 def _order(packed: Tensor) -> bytes:
     """What tells the order of a tensor that oneDNN packed: its descriptor, without the bytes that only fill it up."""
-    descriptor = bytearray(torch_ops.mkldnn._get_mkldnn_serialized_md(packed).tolist())
+    descriptor = bytearray(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).tolist())
     # dnnl_memory_desc: int ndims (4 bytes of filling), int64 dims[12], int data_type (4 bytes of filling), ...
     descriptor[4:8] = descriptor[108:112] = bytes(4)
     return bytes(descriptor)
