@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fastviz import capture, checks, drawing, images, models
 from fastviz.job_folder import PARTS, JobFolder, Photo, Result, Settings, read_results
-from fastviz.methods import METHODS, Method
+from fastviz.methods import EXPLAINERS, Method
 from fastviz.models import Preprocessing
 
 __all__ = [
@@ -141,10 +141,10 @@ def choose_methods(names: Iterable[str]) -> list[Method]:
     Raises:
         ValueError: an unknown name (the nearest are listed), or none at all.
     """
-    chosen = list(dict.fromkeys(checks.nearest(name, "method", METHODS) for name in names))
+    chosen = list(dict.fromkeys(checks.nearest(name, "method", EXPLAINERS) for name in names))
     if not chosen:
-        raise ValueError(f"methods should be one or more of {', '.join(METHODS)}, got none")
-    return [METHODS[name] for name in chosen]
+        raise ValueError(f"methods should be one or more of {', '.join(EXPLAINERS)}, got none")
+    return [EXPLAINERS[name] for name in chosen]
 
 
 def target_index(target: str, names: Sequence[str]) -> int | None:
@@ -177,7 +177,7 @@ def target_index(target: str, names: Sequence[str]) -> int | None:
 
 def _options(methods: Sequence[Method], settings: Settings, batch_size: int | None) -> dict[str, dict[str, Any]]:
     """Keyword arguments of each method: its defaults, and what ``settings`` say of the arguments it takes."""
-    takes = {name: inspect.signature(method.function).parameters for name, method in METHODS.items()}
+    takes = {name: inspect.signature(method.function).parameters for name, method in EXPLAINERS.items()}
     offered: dict[str, Any] = {"layer": settings.layer, "window": settings.window, "stride": settings.stride}
     offered = {key: value for key, value in offered.items() if value is not None}
     for key in offered:

@@ -20,9 +20,9 @@ from torch import Tensor
 from fastviz import drawing
 from fastviz.images import whole_file
 from fastviz.job_folder import Result, read_results
-from fastviz.methods import METHODS
+from fastviz.methods import EXPLAINERS
 
-__all__ = ["Scene", "contact_sheets", "demo_page", "pages", "percent"]
+__all__ = ["Scene", "Section", "contact_sheets", "demo_page", "pages", "percent"]
 
 CELL = 224
 """Width and height of a picture on a contact sheet, in pixels."""
@@ -179,7 +179,7 @@ def _render(path: Path, template: str, **values: Any) -> None:
         loader=jinja2.PackageLoader("fastviz"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     environment.filters |= {"percent": percent, "url": quote}
-    text = environment.get_template(template).render(methods=METHODS, legends=drawing.LEGENDS, **values)
+    text = environment.get_template(template).render(explainers=EXPLAINERS, legends=drawing.LEGENDS, **values)
     with whole_file(path) as file:
         file.write(text.encode("utf-8", "replace"))
 
@@ -195,12 +195,31 @@ class Scene:
     guesses: list[tuple[str, float]]
 
 
+@dataclass(frozen=True)
+class Section:
+    """A part of the demo's page below the photographs.
+
+    Attributes:
+        title: its heading.
+        text: one or two sentences: what one sees.
+        pictures: caption (may be empty) and picture [3, H, W] in 0 to 1, side by side where they fit.
+        paper: short citation and link, or empty.
+        pixelated: enlarge the pictures without smoothing, for small ones whose pixels matter.
+    """
+
+    title: str
+    text: str
+    pictures: Sequence[tuple[str, Tensor]]
+    paper: str = ""
+    pixelated: bool = False
+
+
 def demo_page(
     out: str | os.PathLike[str],
     scenes: Sequence[Scene],
     *,
     unfit: Mapping[str, str],
-    filters: Tensor | None,
+    sections: Sequence[Section],
     facts: Mapping[str, str],
 ) -> Path:
     """Write ``index.html``: the demo's pictures, a row a method, in one file that can be sent around.
@@ -209,7 +228,7 @@ def demo_page(
         out: the folder of the demo's job.
         scenes: its photographs.
         unfit: methods that do not suit the network → why.
-        filters: a picture [3, H, W] in 0 to 1 of the filters of the first layer, or None.
+        sections: what follows below the photographs.
         facts: name → value, for the foot of the page.
 
     Returns:
@@ -227,7 +246,8 @@ def demo_page(
         scenes=scenes,
         unfit=unfit,
         inline=inline,
-        filters=None if filters is None else _inline(_to_pil(filters), "PNG"),
+        sections=sections,
+        drawn=lambda picture: _inline(_to_pil(picture), "PNG"),
         facts=facts,
     )
     return out / "index.html"

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import fastviz
 from fastviz import cli, jobs, models
 from fastviz.demo_network import DemoNetwork
-from fastviz.methods import METHODS
+from fastviz.methods import EXPLAINERS, METHODS
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--methods", "saliency,grad_cam"]
@@ -335,7 +335,7 @@ def test_info():
 def test_info_says_why_cuda_is_or_is_not_used(monkeypatch, built, available, library, words):
     monkeypatch.setattr(torch.version, "cuda", built)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
-    assert words in cli._about_cuda(library)
+    assert words in cli.lists._about_cuda(library)
 
 
 # ----------------------------------------------------------------------------------------------------------- demo
@@ -346,13 +346,13 @@ def test_demo_shows_every_method_on_every_photograph(tmp_path):
     page = tmp_path / "out/index.html"
     assert result.stdout == f"open {page.resolve()}\n"
     text = page.read_text()
-    for name in METHODS:
+    for name in EXPLAINERS:
         assert f"<h2>{name.replace('_', ' ')}</h2>" in text
     found = lines(tmp_path / "out")
     assert {line["file"] for line in found} == {"tabby_cat.jpg", "espresso.jpg", "rocket.jpg"}
-    assert {line["method"] for line in found} == set(METHODS) - {"cam"}  # the network does not end in an average
+    assert {line["method"] for line in found} == set(EXPLAINERS) - {"cam"}  # the network does not end in an average
     assert "Not for this network: model should end in a global average" in text
-    assert text.count("data:image/jpeg") == 3 * (1 + len(METHODS) - 1)
+    assert text.count("data:image/jpeg") == 3 * (1 + len(EXPLAINERS) - 1)
     assert text.count("data:image/png") == 1
     run("demo", "--out", tmp_path / "out")
 

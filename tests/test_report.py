@@ -173,15 +173,26 @@ def test_a_page_without_results_says_so(tmp_path):
 def test_the_demo_page_is_one_file(tmp_path):
     job(tmp_path, ["a", "b"])
     scenes = [report.Scene(results, [("tabby cat", 0.9), ("lion", 0.001)]) for results in read_results(tmp_path)]
-    path = report.demo_page(
-        tmp_path, scenes, unfit={"cam": "no <average>"}, filters=torch.rand(3, 20, 30), facts={"Time": "3 s"}
-    )
+    sections = [report.Section("Filters", "edges & blobs", [("first", torch.rand(3, 20, 30))], paper="Zeiler 2014")]
+    path = report.demo_page(tmp_path, scenes, unfit={"cam": "no <average>"}, sections=sections, facts={"Time": "3 s"})
     page = Page(path)
     embedded = [reference for reference in page.references if reference.startswith("data:image/")]
     others = set(page.references) - set(embedded)
     assert all(reference.startswith("https://arxiv.org/") for reference in others), others
     assert len(embedded) == 2 * 3 + 1
-    for words in ("tabby cat", "90 %", "lion", "< 1 %", "no <average>", "saliency", "grad cam", "3 s"):
+    for words in (
+        "tabby cat",
+        "90 %",
+        "lion",
+        "< 1 %",
+        "no <average>",
+        "saliency",
+        "grad cam",
+        "edges & blobs",
+        "first",
+        "Zeiler 2014",
+        "3 s",
+    ):
         assert words in page.text
     assert re.search(r"width: 90\.0%", path.read_text())
 

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import Tensor
-
 from fastviz.methods.cam import cam, grad_cam, guided_grad_cam
 from fastviz.methods.gradients import (
     deconvnet,
@@ -20,6 +18,7 @@ from fastviz.methods.gradients import (
 from fastviz.methods.occlusion import OcclusionMap, occlusion
 
 __all__ = [
+    "EXPLAINERS",
     "METHODS",
     "Method",
     "OcclusionMap",
@@ -38,24 +37,27 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Method:
-    """One way of explaining a target, ``function(model, x, target, **options)``.
+    """One way of seeing inside a network.
 
     Attributes:
         name: its name on the command line and in files.
-        function: what computes it.
+        function: what computes it; of the family ``"explain"`` it takes ``(model, x, target, **options)``.
         paper: short citation and link.
         summary: one line for lists.
         draws: ``"heat"`` a map [N, h, w] of 0 or more; ``"signed"`` a map [N, h, w] of both signs; ``"gradient"`` a
-            picture [N, C, H, W] of both signs.
+            picture [N, C, H, W] of both signs; ``"picture"`` anything else that a person looks at.
+        family: ``"explain"``: what in an image makes a target; ``"read"``: what a network holds and responds to;
+            ``"make"``: pictures that it imagines.
         defaults: options that the command line and jobs pass unless told otherwise.
     """
 
     name: str
-    function: Callable[..., Tensor | OcclusionMap]
+    function: Callable[..., Any]
     paper: str
     summary: str
-    draws: Literal["heat", "signed", "gradient"]
+    draws: Literal["heat", "signed", "gradient", "picture"]
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    family: Literal["explain", "read", "make"] = "explain"
 
 
 _SIMONYAN = "Simonyan, Vedaldi, Zisserman 2014, https://arxiv.org/abs/1312.6034"
@@ -114,3 +116,6 @@ METHODS: dict[str, Method] = {
     )
 }
 """Name → method, in the order in which they are shown."""
+
+EXPLAINERS = {name: method for name, method in METHODS.items() if method.family == "explain"}
+"""Those that explain a target in an image: what ``fastviz explain`` offers."""

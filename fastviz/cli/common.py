@@ -1,0 +1,181 @@
+"""What every command shares: the program itself, errors in one line, tables, the options that name a network.
+
+An error is one line on standard error, ``fastviz: error: …``, and exit status 2; status 1 means that the rest was done;
+130 that Ctrl-C stopped it. With the environment variable ``FASTVIZ_TRACEBACK`` set, errors show where they arose.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = [
+    "Device",
+    "ModelName",
+    "Stopped",
+    "Weights",
+    "app",
+    "check_weights",
+    "load_network",
+    "main",
+    "new_console",
+    "new_table",
+]
+
+# A pipe has no width; rich would take 80 and cut the tables.
+_WIDTH_OF_A_PIPE = 160
+
+
+class Stopped(Exception):  # noqa: N818 - it is no error
+    """Ctrl-C, and what is left of the work in words."""
+
+
+ModelName = Annotated[str, typer.Option("--model", help="The network: see `fastviz models`.")]
+Weights = Annotated[
+    str | None,
+    typer.Option("--weights", help="A .safetensors or .pth file, or DEFAULT for torchvision's own."),
+]
+
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:INDEX.")]
+
+
+class _Commands(TyperGroup):
+    """The commands, with errors as one line instead of a frame or a traceback."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run, and end in ``SystemExit`` unless ``standalone_mode`` is off."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                status = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+                if status == 130:  # typer's word for Ctrl-C; that of its older versions is Abort
+                    raise typer.Abort
+            except typer.Abort:
+                status = 130
+                print("fastviz: stopped", file=sys.stderr)
+            except Stopped as stopped:
+                status = 130
+                print(f"fastviz: stopped; {stopped}", file=sys.stderr)
+            except Exception as error:
+                if os.environ.get("FASTVIZ_TRACEBACK"):
+                    raise
+                message, status = _in_words(error)
+                print(f"fastviz: error: {message}", file=sys.stderr)
+        sys.exit(status or 0)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="See inside convolutional networks: what they look at, and why.",
+)
+
+
+def main() -> None:
+    """Run the command line with the arguments of the process; ends in ``SystemExit``."""
+    app(prog_name="fastviz")
+
+
+def _in_words(error: Exception) -> tuple[str, int]:
+    """What went wrong in one line, and the exit status."""
+    import torch
+
+    if hasattr(error, "format_message"):  # what typer says of arguments
+        return " ".join(error.format_message().split()), 2
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the GPU is out of memory; try a smaller --batch-size", 2
+    if isinstance(error, OSError) and error.strerror:
+        return ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None), 2
+    # RuntimeError is how torch refuses what a model or a device cannot do.
+    if isinstance(error, (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError)) and str(error):
+        return " ".join(str(error).split()).removeprefix("fastviz: "), 2
+    name = type(error).__name__
+    return f"unexpected {name}: {' '.join(str(error).split())} (set FASTVIZ_TRACEBACK=1 to see where)", 1
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning as one line, as errors are."""
+    print(f"fastviz: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def new_console() -> Console:
+    """Standard output for tables; wide where it is no terminal."""
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _WIDTH_OF_A_PIPE
+    return console
+
+
+def new_table(*columns: str, numbers: Sequence[str] = ()) -> Table:
+    """A table with these columns; those named in ``numbers`` stand to the right."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    return table
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import fastviz
+
+        print(f"fastviz {fastviz.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+def check_weights(model: str, weights: str | None) -> None:
+    """Refuse a network with random weights: what it shows would mean nothing."""
+    if model != "demo" and weights is None:
+        raise ValueError(
+            f"--weights is needed for {model}: a .safetensors or .pth file, or DEFAULT for torchvision's own "
+            "(downloaded once)"
+        )
+
+
+def load_network(model: str, weights: str | None, device: str = "auto") -> tuple[nn.Module, torch.device]:
+    """The network that ``--model`` and ``--weights`` name, on the device that ``--device`` names."""
+    from fastviz import jobs, models
+
+    check_weights(model, weights)
+    place = jobs.choose_device(device)
+    return models.load_model(model, weights).to(place), place

@@ -1,0 +1,118 @@
+"""``fastviz demo``: every method on the network and the photographs inside the package, and a page of pictures."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastviz.cli.common import app
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fastviz.report import Scene, Section
+
+__all__ = ["demo"]
+
+_DEMO_PHOTOS = Path(__file__).parents[1] / "data" / "photos"
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path, typer.Option(help="Folder for the page and its pictures; replaced when it is a demo's.")
+    ] = Path("fastviz-demo"),
+) -> None:
+    """Run every method on three photographs with the network inside the package, and write a page of pictures."""
+    import time
+
+    from fastviz import images, jobs, models, report
+
+    start = time.perf_counter()
+    network = models.load_model("demo")
+    photos = sorted(images.find_images([_DEMO_PHOTOS]), key=lambda path: path.name)
+    batch, _ = images.load_images(photos, model=network)
+    names, unfit = _methods_for(network, batch[:1])
+    # A quarter of these small pictures covers a part of an object; the default of a seventh covers a detail.
+    settings = jobs.Settings("demo", methods=names, window=16, stride=4)
+    jobs.explain(photos, out, settings, model=network, overwrite=True, progress=True)
+    page = report.demo_page(
+        out,
+        _scenes(network, out),
+        unfit=unfit,
+        sections=_sections(network),
+        facts=_demo_facts(time.perf_counter() - start),
+    )
+    print(f"open {page.resolve()}")
+
+
+def _methods_for(network: nn.Module, x: Any) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The names of the methods that suit ``network``, and of the others with the reason, tried on one picture ``x``."""
+    from fastviz.methods import EXPLAINERS
+
+    fit, unfit = [], {}
+    for name, method in EXPLAINERS.items():
+        try:
+            # A method of many passes is tried with as few as possible; whether it suits the network is the same.
+            windows = "window" in inspect.signature(method.function).parameters
+            method.function(network, x, **({"window": min(x.shape[-2:])} if windows else {}))
+            fit.append(name)
+        except ValueError as error:
+            unfit[name] = str(error)
+    return tuple(fit), unfit
+
+
+def _scenes(network: nn.Module, out: Path) -> list[Scene]:
+    """The photographs of the demo with the three classes that the network thinks of first."""
+    import torch
+
+    from fastviz import images, jobs, models, report
+
+    classes = models.class_names(network)
+    scenes = []
+    for results in jobs.read_results(out):
+        x = images.preprocess(images.read_image(results[0].source), models.preprocessing(network))
+        with torch.no_grad():
+            probabilities, indices = network(x[None])[0].softmax(0).topk(min(3, len(classes)))
+        guesses = [(classes[i], p) for i, p in zip(indices.tolist(), probabilities.tolist(), strict=True)]
+        scenes.append(report.Scene(results, guesses))
+    return scenes
+
+
+def _sections(network: nn.Module) -> list[Section]:
+    """What the page shows below the photographs, a function a family of methods."""
+    return [_first_filters(network)]
+
+
+def _first_filters(network: nn.Module) -> Section:
+    """The filters of the first convolution, each scaled on its own."""
+    from torch import nn
+    from torch.nn import functional
+
+    from fastviz import pictures, report
+
+    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    filters = pictures.normalise(first.weight.detach(), symmetric=True, dims=3)
+    larger = functional.interpolate(filters, scale_factor=8, mode="nearest")
+    return report.Section(
+        "Filters of the first layer",
+        "The weights that the network lays over the picture, each scaled on its own: edges, stripes and colours.",
+        [("", pictures.grid(larger, columns=16, padding=4))],
+        pixelated=True,
+    )
+
+
+def _demo_facts(seconds: float) -> dict[str, str]:
+    import torch
+
+    from fastviz import jobs
+
+    threads = torch.get_num_threads()
+    return {
+        "Time": f"{seconds:.1f} s",
+        "Device": f"{jobs.choose_device()}, {threads} thread{'s' if threads > 1 else ''}",
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,112 @@
+"""``fastviz explain``: what a network looks at, in many photographs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fastviz.cli.common import Device, ModelName, Stopped, Weights, app, check_weights, new_console, new_table
+
+if TYPE_CHECKING:
+    from fastviz.jobs import Settings, Summary
+
+__all__ = ["explain"]
+
+
+@app.command()
+def explain(
+    photos: Annotated[list[str], typer.Argument(metavar="PHOTOS...", help="Files, folders or globs.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results; a second run goes on where the first stopped.")],
+    model: ModelName = "demo",
+    weights: Weights = None,
+    methods: Annotated[
+        str, typer.Option(help="Names with commas between: see `fastviz methods`.")
+    ] = "saliency,guided_backprop,grad_cam,occlusion",
+    target: Annotated[str, typer.Option(help='"predicted", a class index or a class name.')] = "predicted",
+    layer: Annotated[str | None, typer.Option(help="Layer for Grad-CAM: see `fastviz layers`.")] = None,
+    window: Annotated[int | None, typer.Option(help="Occlusion's window, in pixels of the network's input.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Step between occlusion's windows, in pixels.")] = None,
+    device: Device = "auto",
+    batch_size: Annotated[
+        int | None, typer.Option(help="Pictures the network sees at once: bounds the memory.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Explain only the first so many photographs.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds.")] = False,
+) -> None:
+    """Explain what a network sees in each photograph: overlays, raw arrays, contact sheets and an HTML report."""
+    from fastviz import jobs
+
+    check_weights(model, weights)
+    names = tuple(name.strip() for name in methods.split(",") if name.strip())
+    settings = jobs.Settings(model, weights, names, target, layer, window, stride)
+    try:
+        summary = jobs.explain(
+            photos,
+            out,
+            settings,
+            device=device,
+            batch_size=batch_size,
+            limit=limit,
+            overwrite=overwrite,
+            progress=True,
+        )
+        written = _report(out, settings, summary) if summary.done or summary.skipped else []
+    except KeyboardInterrupt:
+        done = _photographs(sum(1 for _ in jobs.read_results(out)))
+        raise Stopped(f"{done} done in {out}, the same command goes on from there") from None
+    _print_summary(summary)
+    if written:
+        print(f"pictures: {' and '.join(map(str, written))}")
+    for name, reason in summary.failures:
+        print(f"fastviz: failed: {_reason(name, reason)}", file=sys.stderr)
+    if summary.failures:
+        raise typer.Exit(1)
+
+
+def _report(out: Path, settings: Settings, summary: Summary) -> list[Path]:
+    """Write the contact sheets and pages of a job; the first of each."""
+    from fastviz import report
+
+    facts = {
+        "Network": settings.model,
+        "Weights": settings.weights or "built-in",
+        "Target": settings.target,
+        "Layer": settings.layer,
+        "Window": settings.window,
+        "Stride": settings.stride,
+    }
+    sheets = report.contact_sheets(out)
+    pages = report.pages(
+        out,
+        title=f"What {settings.model} looks at",
+        facts={name: str(value) for name, value in facts.items() if value is not None},
+        failures=summary.failures,
+    )
+    return [pages[0], *sheets[:1]]
+
+
+def _photographs(number: int) -> str:
+    return f"{number} photograph{'' if number == 1 else 's'}"
+
+
+def _reason(name: str, reason: str) -> str:
+    """A failure in one line that names the file once."""
+    line = " ".join(reason.split())
+    return line if name in line else f"{name}: {line}"
+
+
+def _print_summary(summary: Summary) -> None:
+    if summary.done:
+        table = new_table("method", "seconds", "a photograph", numbers=("seconds", "a photograph"))
+        for name, seconds in summary.seconds.items():
+            table.add_row(name, f"{seconds:.1f}", f"{1000 * seconds / summary.done:.0f} ms")
+        new_console().print(table)
+    words = [f"{_photographs(summary.done)} explained in {summary.total_seconds:.1f} s"]
+    if summary.skipped:
+        words.append(f"{summary.skipped} done before")
+    if summary.failures:
+        words.append(f"{len(summary.failures)} failed")
+    print(", ".join(words))
