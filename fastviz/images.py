@@ -5,6 +5,7 @@ A picture is a float tensor [3, H, W] (red, green, blue) with values 0 to 1; sev
 
 from __future__ import annotations
 
+import errno
 import glob
 import io
 import os
@@ -33,14 +34,17 @@ __all__ = [
     "ImageError",
     "colour_map",
     "find_images",
+    "find_named",
     "grid",
     "load_images",
     "normalise",
     "overlay",
+    "picture_path",
     "preprocess",
     "read_image",
     "restore",
     "save_image",
+    "settings_for",
     "whole_file",
 ]
 
@@ -116,6 +120,15 @@ def _find(paths: Paths) -> list[tuple[Path, str]]:
         listed = ", ".join(repr(os.fspath(one)) for one in given[:3]) + (", ..." if len(given) > 3 else "")
         raise ValueError(f"paths should hold at least one image, got none in {listed or 'no paths'}")
     return list(found.values())
+
+
+def find_named(paths: Paths) -> tuple[list[Path], list[str]]:
+    """The files of :func:`find_images`, and a name for each, no two the same, as :func:`load_images` has them."""
+    files, names = zip(*_find(paths), strict=True)
+    if len(set(names)) < len(names):
+        together = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
+        names = tuple(Path(os.path.relpath(file, together)).as_posix() for file in files)
+    return list(files), list(names)
 
 
 def _walk(folder: Path) -> list[Path]:
@@ -275,15 +288,8 @@ def load_images(
         ImageError: a file cannot be read; names it.
         ValueError: nothing found; pictures of different sizes for a model without a fixed size.
     """
-    settings = Preprocessing((224, 224), 256, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    if model is not None:
-        settings = models.preprocessing(model)
-    if size is not None:
-        settings = _with_size(settings, (size, size) if isinstance(size, int) else size)
-    files, names = zip(*_find(paths), strict=True)
-    if len(set(names)) < len(names):
-        together = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
-        names = tuple(Path(os.path.relpath(file, together)).as_posix() for file in files)
+    settings = settings_for(model, size)
+    files, names = find_named(paths)
     prepared = [preprocess(read_image(file, limit_pixels=limit_pixels), settings) for file in files]
     shapes = {picture.shape[1:]: name for name, picture in zip(names, prepared, strict=True)}
     if len(shapes) > 1:
@@ -292,7 +298,15 @@ def load_images(
             f"pictures should have one size, got {list(first)} for {first_name!r} and {list(other)} for "
             f"{other_name!r}; give size"
         )
-    return torch.stack(prepared), list(names)
+    return torch.stack(prepared), names
+
+
+def settings_for(model: nn.Module | None, size: int | tuple[int, int] | None = None) -> Preprocessing:
+    """How :func:`load_images` prepares pictures for ``model``, None for none, at another ``size`` if one is given."""
+    settings = Preprocessing((224, 224), 256, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    if model is not None:
+        settings = models.preprocessing(model)
+    return settings if size is None else _with_size(settings, (size, size) if isinstance(size, int) else size)
 
 
 def _with_size(settings: Preprocessing, size: tuple[int, int]) -> Preprocessing:
@@ -390,6 +404,29 @@ def _channels(numbers: tuple[float, ...], like: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------------- writing
 
 
+_KINDS: dict[str, tuple[str, dict[str, int | bool]]] = {
+    ".png": ("PNG", {}),
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".webp": ("WEBP", {"lossless": True}),
+}
+
+
+def picture_path(path: str | os.PathLike[str], argument: str = "path") -> Path:
+    """``path``, if :func:`save_image` can write it: asked before long work, so that none of it is lost.
+
+    Raises:
+        ValueError: another ending than .png, .jpg, .jpeg or .webp.
+        FileNotFoundError: its folder does not exist.
+    """
+    file = Path(os.path.expanduser(path))
+    if file.suffix.lower() not in _KINDS:
+        raise ValueError(f"{argument} should end in {', '.join(_KINDS)}, got {str(file)!r}")
+    if not file.parent.exists():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))
+    return file
+
+
 def save_image(picture: Tensor, path: str | os.PathLike[str]) -> None:
     """Write a picture as PNG, JPEG (quality 95, full colour resolution) or WebP (lossless), as the path's ending says.
 
@@ -408,16 +445,8 @@ def save_image(picture: Tensor, path: str | os.PathLike[str]) -> None:
     if picture.shape[0] != 3:
         raise ValueError(f"picture should have shape [3, H, W], got {list(picture.shape)}")
     pictures.check_range(picture, "picture")
-    file = Path(os.path.expanduser(path))
-    kinds: dict[str, tuple[str, dict[str, int | bool]]] = {
-        ".png": ("PNG", {}),
-        ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
-        ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
-        ".webp": ("WEBP", {"lossless": True}),
-    }
-    if file.suffix.lower() not in kinds:
-        raise ValueError(f"path should end in {', '.join(kinds)}, got {str(file)!r}")
-    kind, options = kinds[file.suffix.lower()]
+    file = picture_path(path)
+    kind, options = _KINDS[file.suffix.lower()]
     pixels = (picture.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
     encoded = io.BytesIO()
     Image.fromarray(pixels.cpu().contiguous().numpy()).save(encoded, kind, **options)

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from fastviz import capture, checks, drawing, images, models
 from fastviz.job_folder import PARTS, JobFolder, Photo, Result, Settings, read_results
 from fastviz.methods import EXPLAINERS, Method
 from fastviz.models import Preprocessing
+from fastviz.progress import Advance, bar
+from fastviz.streaming import ahead
 
 __all__ = [
     "Result",
@@ -105,7 +107,7 @@ def explain(
 
     todo, skipped = folder.start(found)
     summary = Summary(skipped=skipped, seconds={method.name: 0.0 for method in methods})
-    with _bar(progress, len(found) * len(methods), skipped * len(methods)) as explainer.advance:
+    with bar(progress, len(found) * len(methods), done=skipped * len(methods), unit="maps") as explainer.advance:
         _run(explainer, folder, todo, batch_size or _BATCH, summary)
     summary.total_seconds = time.perf_counter() - start
     return summary
@@ -253,7 +255,7 @@ class _Explainer:
         self.device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self.seen = models.preprocessing(model)
         self.shown = _enlarged(self.seen)
-        self.advance: Callable[[str, int], None] = lambda text, steps: None
+        self.advance: Advance = lambda steps, text=None: None
         self.names = self._class_names()
         self.target = target_index(target, self.names)
 
@@ -317,7 +319,7 @@ class _Explainer:
         seconds = (time.perf_counter() - start) / len(explained)
         for each, one in zip(explained, maps, strict=True):
             each.maps[method.name], each.seconds[method.name] = one, seconds
-        self.advance(explained[-1].photo.name, len(explained))
+        self.advance(len(explained), explained[-1].photo.name)
 
     def write(self, out: Path, explained: _Explained) -> list[Result]:
         """Write the files of one photograph into ``out``; the lines that say so."""
@@ -388,10 +390,10 @@ def _run(explainer: _Explainer, folder: JobFolder, todo: Sequence[Photo], batch_
 
     def fail(photo: Photo, reason: str) -> None:
         summary.failures.append((photo.name, reason))
-        explainer.advance(photo.name, len(explainer.methods))
+        explainer.advance(len(explainer.methods), photo.name)
 
     try:
-        for batch in _batches(_ahead(readers, explainer.load, todo, 2 * batch_size), batch_size, fail):
+        for batch in _batches(ahead(readers, explainer.load, todo, 2 * batch_size), batch_size, fail):
             for explained in explainer.explain(batch):
                 if isinstance(explained, tuple):
                     fail(*explained)
@@ -409,22 +411,6 @@ def _run(explainer: _Explainer, folder: JobFolder, todo: Sequence[Photo], batch_
         writers.shutdown(cancel_futures=True)
 
 
-def _ahead(
-    pool: ThreadPoolExecutor,
-    load: Callable[[Photo], _Loaded | tuple[Photo, str]],
-    photos: Sequence[Photo],
-    depth: int,
-) -> Iterator[_Loaded | tuple[Photo, str]]:
-    """``load`` of each photograph, in their order, with at most ``depth`` read before they are asked for."""
-    waiting: deque[Future[_Loaded | tuple[Photo, str]]] = deque()
-    for photo in photos:
-        waiting.append(pool.submit(load, photo))
-        if len(waiting) > depth:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
 def _batches(
     loaded: Iterable[_Loaded | tuple[Photo, str]], size: int, fail: Callable[[Photo, str], None]
 ) -> Iterator[list[_Loaded]]:
@@ -440,35 +426,3 @@ def _batches(
         batch.append(each)
     if batch:
         yield batch
-
-
-@contextmanager
-def _bar(wanted: bool, total: int, done: int) -> Iterator[Callable[[str, int], None]]:
-    """What to call with a photograph's name and the number of maps made; a bar, if ``wanted``, on a terminal."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not wanted or not console.is_terminal:
-        yield lambda text, steps: None
-        return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("maps"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=total, completed=done)
-        yield lambda text, steps: progress.update(task, advance=steps, description=text)

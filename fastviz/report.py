@@ -14,10 +14,10 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
-from fastviz import drawing
+from fastviz import captions, drawing
 from fastviz.images import whole_file
 from fastviz.job_folder import Result, read_results
 from fastviz.methods import EXPLAINERS
@@ -32,7 +32,7 @@ PER_PAGE = 100
 """Photographs on an HTML page."""
 
 _GAP, _CAPTION, _HEADER = 6, 26, 34
-_PAPER, _INK, _QUIET = (255, 255, 255), (20, 20, 24), (110, 110, 120)
+_PAPER, _QUIET = (255, 255, 255), (110, 110, 120)
 
 
 def percent(probability: float) -> str:
@@ -98,13 +98,13 @@ def _sheet(out: Path, page: Sequence[Sequence[Result]]) -> Image.Image:
     sheet = Image.new("RGB", (_GAP + step * len(columns), _HEADER + row * len(page) + _GAP), _PAPER)
     pen = ImageDraw.Draw(sheet)
     for column, title in enumerate(columns):
-        _write(pen, (_GAP + step * column, _HEADER // 2), title, 18, CELL, _INK)
+        captions.write(pen, (_GAP + step * column, _HEADER // 2), title, CELL, size=18)
     for line, group in enumerate(page):
         top = _HEADER + row * line
         pen.line([(_GAP, top), (sheet.width - _GAP, top)], fill=(215, 215, 220))
         middle = top + _CAPTION // 2
-        end = _write(pen, (_GAP, middle), group[0].file, 15, step * len(columns) // 2, _INK)
-        _write(pen, (end + 14, middle), _named(group[0]), 15, sheet.width - end - 14 - _GAP, _QUIET)
+        end = captions.write(pen, (_GAP, middle), group[0].file, step * len(columns) // 2)
+        captions.write(pen, (end + 14, middle), _named(group[0]), sheet.width - end - 14 - _GAP, ink=_QUIET)
         for column, path in enumerate([group[0].photo, *(result.overlay for result in group)]):
             with Image.open(out / path) as picture:
                 fitted = picture.convert("RGB")
@@ -112,18 +112,6 @@ def _sheet(out: Path, page: Sequence[Sequence[Result]]) -> Image.Image:
             left = _GAP + step * column + (CELL - fitted.width) // 2
             sheet.paste(fitted, (left, top + _CAPTION + (CELL - fitted.height) // 2))
     return sheet
-
-
-def _write(
-    pen: ImageDraw.ImageDraw, at: tuple[float, int], text: str, size: int, width: float, ink: tuple[int, int, int]
-) -> float:
-    """Write ``text`` from ``at`` (left, middle) on, cut where it is wider than ``width``; where it ends."""
-    font = ImageFont.load_default(size=size)
-    shown = text
-    while len(shown) > 1 and pen.textlength(shown, font=font) > width:
-        shown = shown.removesuffix("...")[:-1] + "..."
-    pen.text(at, shown, fill=ink, font=font, anchor="lm")
-    return at[0] + pen.textlength(shown, font=font)
 
 
 # -------------------------------------------------------------------------------------------------- HTML pages

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fastviz import capture, checks, ops
 
 __all__ = [
+    "Activations",
     "Objective",
     "Selection",
     "Target",
@@ -50,6 +51,25 @@ class Objective(ABC):
     """Layers whose activations it reads."""
     predicts: bool = False
     """Whether it is about the class with the highest score."""
+
+    @property
+    def scores_read(self) -> frozenset[int] | None:
+        """The classes whose scores are all that it reads of the output; None if it may read others."""
+        return None
+
+    @property
+    def reads_output(self) -> bool:
+        """Whether it reads the output of the model, or only :attr:`layers`."""
+        return True
+
+    @property
+    def samples(self) -> int | None:
+        """For how many samples its tensors of numbers are; None if it has none, and fits any number."""
+        return None
+
+    def as_probability(self) -> Objective | None:
+        """The probability of its class, if it is the score or the probability of a class."""
+        return None
 
     @abstractmethod
     def values(self, output: object, activations: Activations) -> Tensor:
@@ -89,6 +109,18 @@ class _Sum(Objective):
         self.layers = tuple(dict.fromkeys(chain.from_iterable(term.layers for _, term in self.terms)))
         self.predicts = any(term.predicts for _, term in self.terms)
 
+    @property
+    def scores_read(self) -> frozenset[int] | None:
+        return _all_read(term for _, term in self.terms)
+
+    @property
+    def reads_output(self) -> bool:
+        return any(term.reads_output for _, term in self.terms)
+
+    @property
+    def samples(self) -> int | None:
+        return next((term.samples for _, term in self.terms if term.samples is not None), None)
+
     def values(self, output: object, activations: Activations) -> Tensor:
         parts = [weight * term.values(output, activations) for weight, term in self.terms]
         return torch.stack(parts).sum(0)
@@ -100,6 +132,12 @@ class _Sum(Objective):
         return _Sum([(weight, term.taken(samples, of)) for weight, term in self.terms])
 
 
+def _all_read(objectives: Iterable[Objective]) -> frozenset[int] | None:
+    """The scores that several objectives read, if all of them say."""
+    found = [objective.scores_read for objective in objectives]
+    return None if None in found else frozenset(chain.from_iterable(each for each in found if each is not None))
+
+
 class _Class(Objective):
     """Score or probability of class ``k``: None the predicted one, an int, or a tensor [N] or [N, T]."""
 
@@ -107,6 +145,19 @@ class _Class(Objective):
         self.k = k
         self.probability = probability
         self.predicts = k is None
+
+    @property
+    def scores_read(self) -> frozenset[int] | None:
+        if self.k is None or self.probability:
+            return None
+        return frozenset(self.k.flatten().tolist() if isinstance(self.k, Tensor) else [self.k])
+
+    @property
+    def samples(self) -> int | None:
+        return _samples(self.k)
+
+    def as_probability(self) -> Objective | None:
+        return _Class(self.k, probability=True)
 
     def values(self, output: object, activations: Activations) -> Tensor:
         scores = _scores(output)
@@ -133,6 +184,14 @@ class _Unit(Objective):
         self.layers = (name,)
         self.k = k
         self.position = position
+
+    @property
+    def reads_output(self) -> bool:
+        return False
+
+    @property
+    def samples(self) -> int | None:
+        return _samples(self.k, *(self.position or ()))
 
     def values(self, output: object, activations: Activations) -> Tensor:
         maps = _maps(activations, self.layers[0])
@@ -162,6 +221,14 @@ class _Channel(Objective):
         self.layers = (name,)
         self.k = k
 
+    @property
+    def reads_output(self) -> bool:
+        return False
+
+    @property
+    def samples(self) -> int | None:
+        return _samples(self.k)
+
     def values(self, output: object, activations: Activations) -> Tensor:
         maps = _maps(activations, self.layers[0])
         k = _index(self.k, "channel", maps.shape[0], maps.shape[1], f"channel of layer {self.layers[0]!r}")
@@ -176,6 +243,10 @@ class _Channel(Objective):
 class _Layer(Objective):
     def __init__(self, name: str) -> None:
         self.layers = (name,)
+
+    @property
+    def reads_output(self) -> bool:
+        return False
 
     def values(self, output: object, activations: Activations) -> Tensor:
         maps = activations[self.layers[0]]
@@ -260,6 +331,11 @@ def _one_each(index: Tensor, argument: str, samples: int, what: str) -> None:
         raise ValueError(f"{argument} should have one {what} a sample, {samples}, got {len(index)}")
 
 
+def _samples(*indices: Index | None) -> int | None:
+    """For how many samples the first tensor among ``indices`` is; None if there is no tensor."""
+    return next((len(index) for index in indices if isinstance(index, Tensor)), None)
+
+
 def _taken(index: Index, argument: str, samples: Tensor, of: int, what: str) -> Index:
     """The entries of ``index``, one for each of a batch ``of`` so many, for the ``samples`` with these numbers."""
     if isinstance(index, int):
@@ -333,6 +409,11 @@ class Selection:
     def predicts(self) -> bool:
         """Whether some target is the class with the highest score."""
         return any(objective.predicts for objective in self.objectives)
+
+    @property
+    def scores_read(self) -> frozenset[int] | None:
+        """The classes whose scores are all that is read of the output; None if others may be."""
+        return _all_read(self.objectives)
 
     def values(self, output: object, activations: Activations) -> Tensor:
         """Values [N], or [N, T] if there are several targets a sample, in the graph of the forward pass.

@@ -15,10 +15,11 @@ PACKAGE = ROOT / "fastviz"
 
 # A module may import those of lower levels; within a level, those named before it.
 LEVELS = [
-    ["_build", "checks", "demo_network", "geometry"],
-    ["native", "ops", "weight_files", "models", "colour_tables", "pictures", "images", "drawing", "streaming"],
-    ["capture", "targets", "reach", "graph"],
-    ["incremental", "canvas", "priors", "optimize"],
+    ["_build", "checks", "demo_network", "geometry", "progress"],
+    ["native", "ops", "weight_files", "models", "colour_tables", "pictures", "images", "captions"],
+    ["drawing", "streaming"],
+    ["windows", "capture", "targets", "reach", "graph", "unit_crop"],
+    ["incremental", "canvas", "priors", "transforms", "optimize"],
     [
         *("methods.gradients", "methods.cam", "methods.occlusion", "methods.segmentation"),
         *("methods.filters", "methods.activations", "methods.embedding", "methods.patches"),
@@ -37,6 +38,7 @@ FILES_ALLOWED = {
     "weight_files",
     "models",
     "images",
+    "captions",
     "drawing",
     "report",
     "jobs",

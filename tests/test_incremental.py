@@ -723,15 +723,16 @@ def test_drilling_all_cells_is_the_whole_grid(rows: int, columns: int) -> None:
         seen.extend(number.tolist())
         return scores.flatten()[number]
 
-    found, computed = drill_down(evaluate, rows, columns, 1.0, fraction=1.0)
-    assert torch.equal(found, scores)
+    found, computed = drill_down(evaluate, rows, columns, torch.ones(1), fraction=1.0)
+    assert torch.equal(found, scores.flatten())
     assert bool(computed.all())
     assert sorted(seen) == list(range(rows * columns))
 
 
 def test_drilling_computes_where_scores_fall_and_interpolates_elsewhere() -> None:
     scores = peak(17, 17)
-    found, computed = drill_down(lambda number: scores.flatten()[number], 17, 17, 1.0, fraction=0.25)
+    found, computed = drill_down(lambda number: scores.flatten()[number], 17, 17, torch.ones(1), fraction=0.25)
+    found, computed = found.reshape(17, 17), computed[0]
     assert computed[0:9, 0:9].all()  # the cells around the minimum
     assert int(computed.sum()) < 120
     assert torch.equal(found[computed], scores[computed])
@@ -741,10 +742,23 @@ def test_drilling_computes_where_scores_fall_and_interpolates_elsewhere() -> Non
     assert found[14, 14] == pytest.approx(float(corners) / 4, abs=1e-12)
 
 
+def test_drilling_looks_at_each_image_and_target_by_itself() -> None:
+    """One image falls at its top left, the other at its bottom right; the second target does not fall at all."""
+    scores = torch.stack([peak(17, 17), peak(17, 17).flip(0, 1)])  # [N, rows, columns]
+    both = torch.stack([scores, torch.full_like(scores, 5.0)], dim=-1).reshape(-1, 2)
+    baseline = torch.tensor([[1.0, 5.0], [1.0, 5.0]])
+    found, computed = drill_down(lambda number: both[number], 17, 17, baseline, fraction=0.25)
+    for n in range(2):
+        alone, where = drill_down(lambda number, n=n: scores[n].flatten()[number], 17, 17, torch.ones(1), fraction=0.25)
+        torch.testing.assert_close(found.reshape(2, -1, 2)[n, :, 0], alone)
+        assert torch.equal(computed[n], where[0])
+    torch.testing.assert_close(found[:, 1], torch.full((578,), 5.0, dtype=torch.float64))
+
+
 def test_drilling_nothing_is_interpolation_and_bad_numbers_are_named() -> None:
-    _, computed = drill_down(lambda number: torch.zeros(len(number)), 9, 9, 0.0, factor=4, fraction=0.0)
+    _, computed = drill_down(lambda number: torch.zeros(len(number)), 9, 9, torch.zeros(1), factor=4, fraction=0.0)
     assert int(computed.sum()) == 9
     with pytest.raises(ValueError, match="fraction should be from 0 to 1, got 2"):
-        drill_down(lambda number: number, 3, 3, 0.0, fraction=2)
+        drill_down(lambda number: number, 3, 3, torch.zeros(1), fraction=2)
     with pytest.raises(ValueError, match="factor should be at least 1, got 0"):
-        drill_down(lambda number: number, 3, 3, 0.0, factor=0)
+        drill_down(lambda number: number, 3, 3, torch.zeros(1), factor=0)

@@ -231,11 +231,11 @@ def test_the_bar_reaches_its_end(network, photos, tmp_path, monkeypatch):
     bars: list[list[int]] = []
 
     @contextmanager
-    def bar(wanted, total, done):
+    def bar(wanted, total, done, unit):
         bars.append([total, done])
-        yield lambda text, steps: bars[-1].append(steps)
+        yield lambda steps, text: bars[-1].append(steps)
 
-    monkeypatch.setattr(jobs, "_bar", bar)
+    monkeypatch.setattr(jobs, "bar", bar)
     jobs.explain([photos], tmp_path / "out", SETTINGS, model=network, limit=2)
     (photos / "3.png").write_bytes(b"")
     jobs.explain([photos], tmp_path / "out", SETTINGS, model=network, progress=True)

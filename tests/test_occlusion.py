@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastviz import targets
 from fastviz.methods.occlusion import OcclusionMap, occlusion
-from fastviz.targets import channel, class_probability
+from fastviz.targets import channel, class_probability, class_score
 
 f64 = torch.float64
 
@@ -152,6 +153,101 @@ def test_fill(model: Net, x: Tensor, shape: str) -> None:
     for index, name in enumerate(("attribution", "scores", "baseline")):
         found = getattr(occlusion(model, x, 1, window=3, stride=2, fill=fill), name)
         torch.testing.assert_close(found, expected[index], rtol=1e-12, atol=1e-13)
+
+
+def test_fill_with_the_mean_and_with_the_image_blurred(model: Net, x: Tensor) -> None:
+    means = x.mean((2, 3), keepdim=True).expand_as(x)
+    expected = by_definition(model, x, 1, (3, 3), (2, 2), means)
+    found = occlusion(model, x, 1, window=3, stride=2, fill="mean")
+    torch.testing.assert_close(found.attribution, expected[0], rtol=1e-12, atol=1e-13)
+
+    # the Gaussian in two dimensions, pixel by pixel, its border repeated outwards
+    H, W = x.shape[2:]
+    blurred = torch.zeros_like(x)
+    offsets = range(-5, 6)  # three standard deviations of 1.5
+    weight = {(i, j): math.exp(-(i * i + j * j) / (2 * 1.5**2)) for i in offsets for j in offsets}
+    for i, j in weight:
+        rows, columns = (torch.arange(H) + i).clamp(0, H - 1), (torch.arange(W) + j).clamp(0, W - 1)
+        blurred += weight[i, j] * x[:, :, rows][..., columns] / sum(weight.values())
+    expected = by_definition(model, x, 1, (3, 3), (2, 2), blurred)
+    found = occlusion(model, x, 1, window=3, stride=2, fill="blur")
+    torch.testing.assert_close(found.attribution, expected[0], rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(("window", "stride"), [((3, 3), (1, 1)), ((4, 2), (2, 1)), ((7, 9), (3, 4))])
+def test_windows_centred_on_pixels(model: Net, x: Tensor, window: tuple[int, int], stride: tuple[int, int]) -> None:
+    """Window by window: the one on pixel (i, j) covers i − ⌊h/2⌋ to i − ⌊h/2⌋ + h, as far as the image goes."""
+    found = occlusion(model, x, 1, window=window, stride=stride, centred=True, fill=0.3)
+    model.eval()
+    rows, columns = range(0, 7, stride[0]), range(0, 9, stride[1])
+    assert found.scores.shape == (3, len(rows), len(columns))
+    total, count = torch.zeros(3, 7, 9, dtype=f64), torch.zeros(7, 9)
+    for row, i in enumerate(rows):
+        for column, j in enumerate(columns):
+            top, left = i - window[0] // 2, j - window[1] // 2
+            area = (..., slice(max(0, top), top + window[0]), slice(max(0, left), left + window[1]))
+            covered = x.clone()
+            covered[area] = 0.3
+            score = model(covered)[:, 1].detach()
+            torch.testing.assert_close(found.scores[:, row, column], score, rtol=1e-12, atol=1e-13)
+            total[area] += (found.baseline - score)[:, None, None]
+            count[area[1:]] += 1
+    torch.testing.assert_close(found.attribution, total / count, rtol=1e-12, atol=1e-13)
+
+
+def test_the_class_that_wins_under_each_window(model: Net, x: Tensor) -> None:
+    expected = torch.stack([occlusion(model, x, k, window=3, stride=2, fill=5.0).scores for k in range(4)]).argmax(0)
+    found = occlusion(model, x, 1, window=3, stride=2, fill=5.0, classes=True)
+    assert len(expected.unique()) > 1
+    assert torch.equal(found.classes, expected)
+    inside = occlusion(model, x, channel("conv", 0), window=3, stride=2, fill=5.0, classes=True)
+    assert torch.equal(inside.classes, expected)
+    assert occlusion(model, x, 1, window=3).classes is None
+
+
+def test_approximate_modes_say_how_far_off_they_are() -> None:
+    torch.manual_seed(3)
+    layers = [nn.Sequential(nn.Conv2d(4, 4, 5, padding=2), nn.ReLU()) for _ in range(4)]
+    model = nn.Sequential(nn.Conv2d(2, 4, 1), *layers, nn.Flatten(), nn.Linear(4 * 24 * 24, 4))
+    x = torch.randn(2, 2, 24, 24)
+    expected = occlusion(model, x, [1, None], window=4, stride=2)
+    assert expected.stats["path"] == "incremental"
+    span = float(expected.scores.max() - expected.scores.min())
+    for options in ({"precision": "bfloat16"}, {"growth_cap": 0.3}, {"drill_down": 0.2}):
+        found = occlusion(model, x, [1, None], window=4, stride=2, **options)  # type: ignore[arg-type]
+        off = (found.scores - expected.scores).abs()
+        assert 1e-5 < float(off.max()) < span, options
+        error = found.stats["error"]
+        assert error["windows"] == 16
+        assert 0 < error["mean"] <= error["largest"] <= float(off.max()) + 1e-6, options
+    assert "error" not in expected.stats
+
+
+def test_drilling_down_is_exact_where_it_computes(model: Net, x: Tensor) -> None:
+    expected = occlusion(model, x, [1, 2], window=3, stride=1)
+    everywhere = occlusion(model, x, [1, 2], window=3, stride=1, drill_down=1.0)
+    torch.testing.assert_close(everywhere.scores, expected.scores, rtol=1e-12, atol=1e-13)
+    assert everywhere.stats["computed"] == 1
+    coarse = occlusion(model, x, [1, 2], window=3, stride=1, drill_down=0.0)
+    corners = (..., [0, 4], slice(0, 5, 4))  # rows 0, 4 of 5 and columns 0, 4, 6 of 7
+    torch.testing.assert_close(coarse.scores[corners], expected.scores[corners], rtol=1e-12, atol=1e-13)
+    assert coarse.stats["computed"] == pytest.approx(6 / 35)
+    middle = expected.scores[:, :, [0, 4]][..., [0, 4]].mean((2, 3))
+    torch.testing.assert_close(coarse.scores[:, :, 2, 2], middle, rtol=1e-12, atol=1e-13)
+
+
+def test_only_the_scores_that_are_read_are_computed(model: Net, x: Tensor) -> None:
+    """The last layer works on the classes asked for, in a target that reads scores; not in one that reads all."""
+    assert targets.resolve([1, 2 * class_score(3) - class_score(0)], model).scores_read == {0, 1, 3}
+    assert targets.resolve(torch.tensor([[1, 2], [2, 3]]), model).scores_read == {1, 2, 3}
+    for target in (None, class_probability(1), [1, class_probability(2)], channel("conv", 1)):
+        assert targets.resolve(target, model).scores_read is None
+    # a last convolution with a channel for each class: one of them is enough
+    network = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 400, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    wide = torch.randn(2, 2, 20, 20, dtype=f64)
+    one, every = (occlusion(network.to(f64), wide, target, window=4) for target in ([1], [1, class_probability(2)]))
+    torch.testing.assert_close(one.scores[:, 0], every.scores[:, 0], rtol=1e-12, atol=1e-13)
+    assert one.stats["flops"] < every.stats["flops"]
 
 
 def test_the_predicted_class_is_that_of_the_clean_image(model: Net, x: Tensor) -> None:
@@ -306,7 +402,19 @@ def test_result_is_frozen(model: Net, x: Tensor) -> None:
         ({"window": 3, "stride": (1, 0)}, ValueError, "stride should be at least 1, got 0"),
         ({"window": 3, "stride": "2"}, TypeError, "stride should be a whole number, got '2'"),
         ({"batch_size": 0, "window": 3}, ValueError, "batch_size should be at least 1, got 0"),
-        ({"fill": "mean", "window": 3}, TypeError, "fill should be a number or a tensor, got str"),
+        ({"fill": "grey", "window": 3}, ValueError, "fill should be one of 'mean', 'blur', got 'grey'"),
+        ({"fill": [1], "window": 3}, TypeError, 'fill should be a number, a tensor, "mean" or "blur", got list'),
+        ({"memory": 0, "window": 3}, ValueError, "memory should be at least 1, got 0"),
+        ({"drill_down": 2.0, "window": 3}, ValueError, "drill_down should be from 0 to 1, got 2.0"),
+        ({"drill_down": 0.5, "classes": True, "window": 3}, ValueError, "classes needs every window, drill_down"),
+        ({"growth_cap": 0.0, "window": 3}, ValueError, "growth_cap should be"),
+        ({"precision": "half", "window": 3}, ValueError, "precision should be one of 'model', 'bfloat16', got 'half'"),
+        ({"centred": True, "window": 7, "stride": 8}, ValueError, "stride should be at most the window, 7 pixels"),
+        (
+            {"target": channel("conv", 0), "precision": "bfloat16", "window": 3},
+            ValueError,
+            "precision, growth_cap and drill_down need a target that is a score",
+        ),
         (
             {"fill": torch.zeros(3), "window": 3},
             ValueError,

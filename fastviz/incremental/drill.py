@@ -16,65 +16,77 @@ def drill_down(
     evaluate: Callable[[Tensor], Tensor],
     rows: int,
     columns: int,
-    baseline: float,
+    baseline: Tensor,
     *,
     factor: int = 4,
     fraction: float = 0.25,
 ) -> tuple[Tensor, Tensor]:
-    """The scores of a grid of windows, some of them interpolated.
+    """The scores of a grid of windows over each of N images, some of them interpolated.
 
     First every ``factor``-th row and column of windows is computed, the last ones too. They divide the grid into cells;
-    of these the ``fraction`` whose corners are furthest from ``baseline`` are computed window by window, and the
-    windows of the others get the bilinear interpolation of their corners. Equal cells keep their order, from top left
-    to bottom right. Krypton's adaptive drill-down: Nakandala, Kumar, Papakonstantinou 2019,
+    of these the ``fraction`` whose corners are furthest from the ``baseline`` are computed window by window, in each
+    image by itself, and the windows of the others get the bilinear interpolation of their corners. Equal cells keep
+    their order, from top left to bottom right. Krypton's adaptive drill-down: Nakandala, Kumar, Papakonstantinou 2019,
     https://doi.org/10.1145/3299869.3319874; approximate.
 
     Args:
-        evaluate: gives the scores [K] of the windows of this number, int64 [K], counted along the rows of the grid.
+        evaluate: gives the scores [K] of the windows of these numbers, int64 [K]; window (row, column) of image n has
+            the number (n · rows + row) · columns + column. With T targets a sample the scores are [K, T].
         rows: of the grid.
         columns: of the grid.
-        baseline: the score of the image as it is.
+        baseline: [N] or [N, T], the scores of the images as they are; on the device of the scores.
         factor: step of the coarse rows and columns, in windows.
         fraction: of the cells that are computed finely, 0 to 1; at least one is, unless it is 0.
 
     Returns:
-        The scores [rows, columns] and which of them were computed, bool [rows, columns].
+        The scores [N · rows · columns] or [N · rows · columns, T], and which windows were computed, bool
+        [N, rows, columns].
 
     Raises:
         TypeError, ValueError: a number out of range, with its name.
 
-    >>> scores, computed = drill_down(lambda number: (number == 0).double(), 9, 9, 0.0, fraction=0.25)
-    >>> float(scores[0, 0]), int(computed.sum())
+    >>> scores, computed = drill_down(lambda number: (number == 0).double(), 9, 9, torch.zeros(1), fraction=0.25)
+    >>> float(scores[0]), int(computed.sum())
     (1.0, 30)
     """
     for value, argument in ((rows, "rows"), (columns, "columns"), (factor, "factor")):
         checks.whole_number(value, argument, minimum=1)
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction should be from 0 to 1, got {fraction}")
+    N = len(baseline)
     down, across = _lines(rows, factor), _lines(columns, factor)
-    computed = torch.zeros(rows, columns, dtype=torch.bool)
-    computed[down[:, None], across] = True
-    corners = evaluate((down[:, None] * columns + across).flatten()).reshape(len(down), len(across))
-    # [rows, coarse rows] x [coarse rows, coarse columns] x [coarse columns, columns]
+    first = torch.arange(N)[:, None, None] * rows * columns
+    corners = evaluate((first + down[:, None] * columns + across).flatten())
+    targets = corners.shape[1:]
+    # [N, T, coarse rows, coarse columns], T = 1 where there is one target
+    corners = corners.reshape(N, len(down), len(across), -1).permute(0, 3, 1, 2)
     weights = _interpolation(down, rows).to(corners), _interpolation(across, columns).to(corners)
-    scores: Tensor = weights[0] @ corners @ weights[1].T
+    between = weights[0] @ corners @ weights[1].T
+    scores = between.permute(0, 2, 3, 1).reshape(N * rows * columns, *targets)
 
-    width = max(1, len(across) - 1)
-    distance = torch.nn.functional.max_pool2d(
-        (corners - baseline).abs()[None, None], (min(2, len(down)), min(2, len(across))), stride=1
-    )
-    order = torch.argsort(distance.flatten(), descending=True, stable=True)
-    chosen = order[: max(1, round(fraction * len(order)))] if fraction else order[:0]
-    fine = torch.zeros(rows, columns, dtype=torch.bool)
-    for cell in chosen.tolist():
-        i, j = divmod(cell, width)
-        bottom = int(down[i + 1]) if len(down) > 1 else 0
-        right = int(across[j + 1]) if len(across) > 1 else 0
-        fine[int(down[i]) : bottom + 1, int(across[j]) : right + 1] = True
-    missing = (fine & ~computed).flatten().nonzero().flatten()
+    away = (corners - baseline.reshape(N, -1, 1, 1)).abs().amax(1)
+    fine = _fine(away, down, across, fraction, (rows, columns))
+    coarse = torch.zeros(rows, columns, dtype=torch.bool)
+    coarse[down[:, None], across] = True
+    missing = (fine & ~coarse).flatten().nonzero().flatten()
     if len(missing):
-        scores.view(-1)[missing] = evaluate(missing)
-    return scores, computed | fine
+        scores[missing.to(scores.device)] = evaluate(missing)
+    return scores, fine | coarse
+
+
+def _fine(away: Tensor, down: Tensor, across: Tensor, fraction: float, size: tuple[int, int]) -> Tensor:
+    """The windows of the ``fraction`` of cells with the corners furthest ``away`` [N, ...]: bool [N, rows, columns]."""
+    cells = torch.nn.functional.max_pool2d(away[:, None], (min(2, len(down)), min(2, len(across))), stride=1).flatten(1)
+    order = torch.argsort(cells, descending=True, stable=True)
+    count = max(1, round(fraction * cells.shape[1])) if fraction else 0
+    fine = torch.zeros(len(away), *size, dtype=torch.bool)
+    for number, chosen in enumerate(order[:, :count].tolist()):
+        for cell in chosen:
+            i, j = divmod(cell, max(1, len(across) - 1))
+            bottom = int(down[i + 1]) if len(down) > 1 else 0
+            right = int(across[j + 1]) if len(across) > 1 else 0
+            fine[number, int(down[i]) : bottom + 1, int(across[j]) : right + 1] = True
+    return fine
 
 
 def _lines(count: int, factor: int) -> Tensor:

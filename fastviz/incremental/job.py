@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastviz import capture, checks, ops
 
-__all__ = ["Evaluate", "Job", "in_batches", "new_job"]
+__all__ = ["Evaluate", "Job", "in_batches", "new_job", "sampled_error"]
 
 Evaluate = Callable[[Any, Tensor], Tensor]
 
@@ -83,6 +83,26 @@ class Job:
         if not difference.numel():
             return {"windows": 0, "largest": 0.0, "mean": 0.0}
         return {"windows": len(windows), "largest": float(difference.max()), "mean": float(difference.mean())}
+
+
+def sampled_error(
+    model: nn.Module,
+    images: Tensor,
+    boxes: Tensor,
+    image_index: Tensor,
+    fill: float | Tensor,
+    evaluate: Evaluate,
+    values: Tensor,
+) -> dict[str, float]:
+    """How far the ``values`` [P, ...] of some windows are from what the model itself gives.
+
+    The arguments are those of :func:`fastviz.incremental.sweep`, the model in evaluation mode by the caller.
+
+    Returns:
+        ``windows``: how many were recomputed, chosen at random, in each call the same; ``largest`` and ``mean``
+        absolute difference.
+    """
+    return new_job(model, images, boxes, image_index, fill, evaluate, lambda windows: None).error(values)
 
 
 def in_batches(windows: Tensor, size: int, stats: dict[str, Any], run: Callable[[Tensor], object]) -> None:

@@ -69,6 +69,7 @@ def sweep(
     batch_size: int | None = None,
     precision: Precision = "model",
     growth_cap: float | None = None,
+    check: bool = True,
     advance: Callable[[int], object] = lambda windows: None,
 ) -> Sweep:
     """The output of ``model`` with each of ``boxes`` covered, computed only where a box changes something.
@@ -98,6 +99,7 @@ def sweep(
         precision: ``"model"``, or ``"bfloat16"``: compute in bfloat16; approximate.
         growth_cap: None, or the longest side that a changed rectangle may have, as a fraction of its map: Krypton's
             projective-field threshold; approximate, as the influence beyond is left out.
+        check: whether approximate modes measure their error.
         advance: is called with the number of windows that are done.
 
     In approximate modes ``stats["error"]`` holds, for 16 windows chosen at random (always the same ones) and recomputed
@@ -131,7 +133,7 @@ def sweep(
             images_run = job.images.to(torch.bfloat16) if precision == "bfloat16" else job.images
             _Engine(job, made, images_run, growth_cap, memory or _free_memory(device), batch_size).run()
         values = job.all_values()
-        if precision != "model" or growth_cap is not None:
+        if check and (precision != "model" or growth_cap is not None):
             job.stats["error"] = job.error(values)
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # else the seconds would be those of queueing the work

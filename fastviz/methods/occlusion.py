@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fastviz import capture, checks, incremental, ops, targets
+from fastviz.progress import bar
 from fastviz.targets import Target
+from fastviz.windows import Fill, filling, grid
 
 __all__ = ["OcclusionMap", "occlusion"]
 
@@ -29,18 +29,21 @@ class OcclusionMap:
         attribution: [N, H, W], ``baseline − score`` averaged over the windows that cover each pixel.
         scores: [N, rows, columns], the target under each window, from top left to bottom right.
         baseline: [N], the target of the image as it is.
+        classes: int64 [N, rows, columns], the class with the highest score under each window (the first of equal ones);
+            None unless it was asked for.
         stats: how it was computed: ``path`` (``"incremental"``: only what a window changes was recomputed;
             ``"dense"``: whole forward passes), ``reason`` (why it is dense), ``windows`` (an image), ``evaluations``
-            (images the network would see in whole passes), ``seconds``, and what :func:`fastviz.incremental.sweep`
-            tells.
+            (images the network would see in whole passes), ``seconds``, in approximate modes ``error``, and what
+            :func:`fastviz.incremental.sweep` tells.
 
-    With T targets a sample there is a dimension T behind N in each.
+    With T targets a sample there is a dimension T behind N in the first three.
     """
 
     attribution: Tensor
     scores: Tensor
     baseline: Tensor
     stats: dict[str, Any]
+    classes: Tensor | None = None
 
 
 def occlusion(
@@ -50,7 +53,13 @@ def occlusion(
     *,
     window: int | tuple[int, int] | None = None,
     stride: int | tuple[int, int] | None = None,
-    fill: float | Tensor = 0.0,
+    centred: bool = False,
+    fill: Fill = 0.0,
+    classes: bool = False,
+    precision: Literal["model", "bfloat16"] = "model",
+    growth_cap: float | None = None,
+    drill_down: float | None = None,
+    memory: int | None = None,
     batch_size: int | None = None,
     progress: bool = False,
 ) -> OcclusionMap:
@@ -59,7 +68,8 @@ def occlusion(
     Attribution of a pixel: the mean of S(x) − S(x with the window covered) over the windows that cover it. Zeiler,
     Fergus 2014, "Visualizing and Understanding Convolutional Networks", https://arxiv.org/abs/1311.2901; the windows
     and the mean are those of captum's ``Occlusion``. Windows begin at 0, stride, 2·stride, … until one reaches the
-    border, which cuts it off if it sticks out; all channels are covered.
+    border, which cuts it off if it sticks out; all channels are covered. Only what a window changes is recomputed,
+    exactly, where the model allows it: see :func:`fastviz.incremental.sweep`.
 
     Args:
         model: any module that maps ``x`` to scores [N, K] (or to anything, for targets inside the network).
@@ -69,170 +79,177 @@ def occlusion(
         window: height and width of the window, in pixels; one number for a square; None is a seventh of the image's
             sides, at least 1.
         stride: step between windows, at most their size, in pixels; None is half of the window, at least 1.
-        fill: what covers: a number, a value for each channel [C], an image [C, H, W], or one an image [N, C, H, W].
-        batch_size: windows the network sees at once; None is what fits into 1 GiB on the CPU and half of the free
-            memory of a GPU.
+        centred: put a window on each of the pixels 0, stride, 2·stride, … instead, cut off at every border; with
+            stride 1 ``scores`` is then a map [N, H, W] of the score with the window on each pixel.
+        fill: what covers: a number, a value for each channel [C], an image [C, H, W], one an image [N, C, H, W],
+            ``"mean"`` (of each channel of each image) or ``"blur"`` (the image under a Gaussian whose standard
+            deviation is half of the window).
+        classes: tell which class wins under each window, too.
+        precision: ``"bfloat16"`` computes in it; approximate.
+        growth_cap: the longest side that the part of a map that a window changes may have, as a fraction of the map,
+            above 0; what it changes beyond is left out; approximate.
+        drill_down: the fraction, 0 to 1, of the grid that is computed window by window, where the target falls most;
+            elsewhere every fourth window of every fourth row is, and the others are interpolated; approximate.
+        memory: bytes that the sweep may hold at once; None is 1 GiB on the CPU and half of the free memory of a GPU.
+        batch_size: windows the network sees at once; None is what fits into ``memory`` and runs fastest.
         progress: show a bar, on a terminal.
+
+    In approximate modes ``stats["error"]`` tells ``largest`` and ``mean`` absolute difference of the scores of
+    ``windows`` windows, chosen at random (always the same ones), from those of the model itself.
 
     Raises:
         TypeError: ``model``, ``x``, ``target`` or another argument is of the wrong type; the model returns no tensor.
         ValueError: wrong shape or device of ``x`` or ``fill``; a window larger than the image; a stride larger than the
-            window; a class, layer, channel or position that does not exist.
+            window; a class, layer, channel or position that does not exist; an approximate mode for a target inside of
+            the network; ``classes`` with ``drill_down``.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     >>> occlusion(model, torch.ones(1, 1, 4, 4), target=1, window=2, stride=2).scores.shape
     torch.Size([1, 2, 2])
     """
+    started = time.perf_counter()
     images = capture.input_batch(model, x)
     selection = targets.resolve(target, model)
-    N, _, H, W = images.shape
-    height, width = (max(1, H // 7), max(1, W // 7)) if window is None else _pair(window, "window")
-    steps = (max(1, height // 2), max(1, width // 2)) if stride is None else _pair(stride, "stride")
-    rows = _starts(H, height, steps[0], "H")
-    columns = _starts(W, width, steps[1], "W")
-    cover = _fill(fill, images)
-    if batch_size is not None:
-        checks.whole_number(batch_size, "batch_size", minimum=1)
-
-    started = time.perf_counter()
-    windows = len(rows) * len(columns)
-    boxes = _boxes(rows, columns, (height, width)).to(images.device)
-    with capture.frozen_model(model), torch.no_grad(), _bar(N * windows, progress) as advance:
+    windows = grid((images.shape[2], images.shape[3]), window, stride, centred=centred)
+    for number, argument in ((batch_size, "batch_size"), (memory, "memory")):
+        if number is not None:
+            checks.whole_number(number, argument, minimum=1)
+    if drill_down is not None and not 0 <= drill_down <= 1:
+        raise ValueError(f"drill_down should be from 0 to 1, got {drill_down}")
+    if classes and drill_down is not None:
+        raise ValueError("classes needs every window, drill_down leaves windows out; choose one of them")
+    options = {"precision": precision, "growth_cap": growth_cap, "memory": memory, "batch_size": batch_size}
+    rows, columns = windows.shape
+    with (
+        capture.frozen_model(model),
+        torch.no_grad(),
+        bar(progress, len(images) * rows * columns, text="occlusion") as advance,
+    ):
         selection, baseline = _clean(model, images, selection, batch_size or _BATCH)
-        if selection.layers:
-            values, stats = _dense(model, images, boxes, cover, selection, batch_size or _BATCH, advance)
+        covered = _Covered(model, images, windows.boxes.to(images.device), filling(fill, images, windows.window),
+                           selection, advance, classes)  # fmt: skip
+        if not covered.count:
+            values, stats = baseline.new_zeros(0, *baseline.shape[1:]), _dense_stats("there is no image")
+        elif selection.layers:
+            if precision != "model" or growth_cap is not None or drill_down is not None:
+                raise ValueError("precision, growth_cap and drill_down need a target that is a score of the model")
+            values, stats = covered.dense(batch_size or _BATCH)
+        elif drill_down is None:
+            values, stats = covered.swept(covered.numbers, options)
         else:
-            values, stats = _swept(model, images, boxes, cover, selection, batch_size, advance)
+            values, stats = covered.drilled(windows.shape, baseline, drill_down, options)
         # [N * P] or [N * P, T] → [N, rows, columns] or [N, T, rows, columns]
-        grid = (N, len(rows), len(columns), *baseline.shape[1:])
-        scores = values.reshape(grid) if values is not None else baseline.new_zeros(grid)
+        scores = values.reshape(len(images), rows, columns, *baseline.shape[1:])
         if selection.several:
             scores = scores.movedim(3, 1).contiguous()
-        attribution = _spread(baseline[..., None, None] - scores, rows, columns, (height, width), (H, W))
+        attribution = windows.spread(baseline[..., None, None] - scores)
     if images.is_cuda:
         torch.cuda.synchronize(images.device)  # else the seconds would be those of queueing the work
-    stats |= {"windows": windows, "evaluations": N * (windows + 1), "seconds": time.perf_counter() - started}
-    return OcclusionMap(attribution, scores, baseline, stats)
+    stats |= {
+        "windows": rows * columns,
+        "evaluations": len(images) * (rows * columns + 1),
+        "seconds": time.perf_counter() - started,
+    }
+    winners = covered.winners.reshape(len(images), rows, columns) if classes else None
+    return OcclusionMap(attribution, scores, baseline, stats, winners)
 
 
-def _swept(
-    model: nn.Module,
-    images: Tensor,
-    boxes: Tensor,
-    cover: float | Tensor,
-    selection: targets.Selection,
-    batch_size: int | None,
-    advance: Callable[[int], object],
-) -> tuple[Tensor | None, dict[str, Any]]:
-    """The selection's values under each window of each image, recomputing only what a window changes."""
-    N, windows = len(images), len(boxes)
-    if N * windows == 0:
-        return None, {"path": "dense", "reason": "there is no image"}
-    swept = incremental.sweep(
-        model,
-        images,
-        boxes.repeat(N, 1),
-        torch.arange(N, device=images.device).repeat_interleave(windows),
-        cover,
-        lambda output, number: selection.taken(number // windows, N).values(output, {}),
-        batch_size=batch_size,
-        advance=advance,
-    )
-    return swept.values, swept.stats
+@dataclass(eq=False)
+class _Covered:
+    """Images under windows, each image under each; windows are counted image after image.
 
-
-def _dense(
-    model: nn.Module,
-    images: Tensor,
-    boxes: Tensor,
-    cover: float | Tensor,
-    selection: targets.Selection,
-    batch_size: int,
-    advance: Callable[[int], object],
-) -> tuple[Tensor | None, dict[str, Any]]:
-    """The same for a target inside of the network, whose activations a whole forward pass records."""
-    N, windows = len(images), len(boxes)
-    parts = []
-    for start in range(0, N * windows, batch_size):
-        number = torch.arange(start, min(start + batch_size, N * windows), device=images.device)
-        sample = number // windows
-        covered = ops.occlude(images, boxes[number % windows], sample, cover)
-        output, recorded = targets.run(model, covered, selection.layers)
-        parts.append(selection.taken(sample, N).values(output, recorded))
-        advance(len(number))
-    stats = {"path": "dense", "reason": "the target is inside of the network", "batch_size": batch_size}
-    return torch.cat(parts) if parts else None, stats
-
-
-# ------------------------------------------------------------------------------------------------------ windows
-
-
-def _pair(value: object, argument: str) -> tuple[int, int]:
-    """Height and width from one number or two, each at least 1."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        if len(value) != 2:
-            raise ValueError(f"{argument} should be one number or (height, width), got {len(value)} numbers")
-        first, second = value
-    else:
-        first = second = value
-    return checks.whole_number(first, argument, minimum=1), checks.whole_number(second, argument, minimum=1)
-
-
-def _starts(size: int, window: int, stride: int, side: str) -> list[int]:
-    """Where windows begin along a side: captum's positions, the last of which may stick out."""
-    if window > size:
-        raise ValueError(f"window should be at most the image, {side} = {size} pixels, got {window}")
-    if stride > window < size:
-        raise ValueError(f"stride should be at most the window, {window} pixels along {side}, got {stride}")
-    return [index * stride for index in range(math.ceil((size - window) / stride) + 1)]
-
-
-def _boxes(rows: list[int], columns: list[int], window: tuple[int, int]) -> Tensor:
-    """Windows as int64 [P, 4]: top, left, bottom, right, half open; columns run fastest. The last may stick out."""
-    top, left = (each.reshape(-1) for each in torch.meshgrid(torch.tensor(rows), torch.tensor(columns), indexing="ij"))
-    return torch.stack([top, left, top + window[0], left + window[1]], dim=1)
-
-
-def _spread(
-    fall: Tensor, rows: list[int], columns: list[int], window: tuple[int, int], size: tuple[int, int]
-) -> Tensor:
-    """Mean of ``fall`` [..., rows, columns] over the windows that cover each pixel: [..., H, W].
-
-    Windows stand in a grid, so the sum over those that cover a pixel is a sum over rows, then over columns: two
-    products with matrices of zeros and ones, in float64.
+    Attributes:
+        model: in evaluation mode by the caller.
+        images: [N, C, H, W].
+        boxes: int64 [P, 4], on the images' device.
+        fill: as ``ops.occlude`` takes it.
+        selection: what is measured, for the N images.
+        advance: is told how many windows are done.
+        classes: whether to note the class that wins under each window.
+        winners: int64 [N * P], those; zeros where not asked for.
     """
-    down = _covers(rows, window[0], size[0]).to(fall.device)
-    across = _covers(columns, window[1], size[1]).to(fall.device)
-    total = down.T @ fall.double() @ across
-    return (total / torch.outer(down.sum(0), across.sum(0))).to(fall.dtype)
 
+    model: nn.Module
+    images: Tensor
+    boxes: Tensor
+    fill: float | Tensor
+    selection: targets.Selection
+    advance: Callable[[int], object]
+    classes: bool
+    winners: Tensor = field(init=False)
 
-def _covers(starts: list[int], window: int, size: int) -> Tensor:
-    """Which windows cover which positions along a side: float64 [windows, size] of zeros and ones."""
-    start, position = torch.tensor(starts)[:, None], torch.arange(size)
-    return ((start <= position) & (position < start + window)).double()
+    def __post_init__(self) -> None:
+        self.winners = torch.zeros(self.count if self.classes else 0, dtype=torch.int64, device=self.images.device)
 
+    @property
+    def count(self) -> int:
+        """N · P."""
+        return len(self.images) * len(self.boxes)
 
-# ---------------------------------------------------------------------------------------------------- evaluation
+    @property
+    def numbers(self) -> Tensor:
+        """Of all windows, int64 [N * P]."""
+        return torch.arange(self.count, device=self.images.device)
 
+    def measured(self, output: Any, number: Tensor, recorded: targets.Activations | None = None) -> Tensor:
+        """The selection's values for the model's ``output`` under the windows of these numbers, int64 [B]."""
+        if self.classes:
+            self.winners[number] = targets.predicted(output)
+        sample = number // len(self.boxes)
+        return self.selection.taken(sample, len(self.images)).values(output, recorded or {})
 
-def _fill(fill: object, images: Tensor) -> float | Tensor:
-    """``fill`` as ``ops.occlude`` takes it: a number, [C] or [1 or N, C, H, W]."""
-    if not isinstance(fill, Tensor):
-        if isinstance(fill, bool) or not isinstance(fill, (int, float)):
-            raise TypeError(f"fill should be a number or a tensor, got {type(fill).__name__}")
-        return float(fill)
-    N, C, H, W = images.shape
-    if fill.shape not in ((), (C,), (C, H, W), (N, C, H, W)):
-        raise ValueError(
-            f"fill should have shape [{C}], [{C}, {H}, {W}] or [{N}, {C}, {H}, {W}] for this x, got {list(fill.shape)}"
+    def swept(self, number: Tensor, options: dict[str, Any], *, check: bool = True) -> tuple[Tensor, dict[str, Any]]:
+        """The values under some windows, recomputing only what a window changes."""
+        read = None if self.classes else self.selection.scores_read
+        swept = incremental.sweep(
+            self.model,
+            self.images,
+            self.boxes[number % len(self.boxes)],
+            number // len(self.boxes),
+            self.fill,
+            lambda output, at: self.measured(output, number[at]),
+            outputs=None if read is None else sorted(read),
+            advance=self.advance,
+            check=check,
+            **options,
         )
-    if fill.dim() and fill.device != images.device:
-        raise ValueError(f"fill should be on the device of x, {images.device}, got {fill.device}")
-    if not fill.dim():
-        return float(fill)
-    fill = fill.detach().to(images.dtype)
-    return fill[None] if fill.dim() == 3 else fill
+        return swept.values, swept.stats
+
+    def drilled(
+        self, shape: tuple[int, int], baseline: Tensor, fraction: float, options: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The values under all windows, coarse to fine."""
+        stats: dict[str, Any] = {}
+
+        def evaluate(number: Tensor) -> Tensor:
+            values, stats["last"] = self.swept(number.to(self.images.device), options, check=False)
+            return values
+
+        values, computed = incremental.drill_down(evaluate, *shape, baseline, fraction=fraction)
+        left_out = computed.numel() - int(computed.sum())
+        self.advance(left_out)
+        sample = self.numbers // len(self.boxes)
+        error = incremental.sampled_error(
+            *(self.model, self.images, self.boxes[self.numbers % len(self.boxes)], sample, self.fill, self.measured),
+            values,
+        )
+        return values, stats["last"] | {"computed": int(computed.sum()) / computed.numel(), "error": error}
+
+    def dense(self, batch_size: int) -> tuple[Tensor, dict[str, Any]]:
+        """The values of a target inside of the network, whose activations a whole forward pass records."""
+        parts = []
+        for number in self.numbers.split(batch_size):
+            covered = ops.occlude(
+                self.images, self.boxes[number % len(self.boxes)], number // len(self.boxes), self.fill
+            )
+            output, recorded = targets.run(self.model, covered, self.selection.layers)
+            parts.append(self.measured(output, number, recorded))
+            self.advance(len(number))
+        return torch.cat(parts), _dense_stats("the target is inside of the network") | {"batch_size": batch_size}
+
+
+def _dense_stats(reason: str) -> dict[str, Any]:
+    return {"path": "dense", "reason": reason}
 
 
 def _clean(
@@ -249,22 +266,3 @@ def _clean(
         values.append(selection.taken(sample, len(images)).values(output, recorded))
     settled = selection.settled(torch.cat(predicted)) if predicted else selection
     return settled, torch.cat(values) if values else selection.no_values(images)
-
-
-@contextmanager
-def _bar(total: int, wanted: bool) -> Iterator[Callable[[int], object]]:
-    """A function to report finished windows to: it moves a bar if one is ``wanted`` and there is a terminal."""
-    if not wanted:
-        yield lambda done: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    bar = Progress(
-        "occlusion", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console, transient=True,
-        disable=not console.is_terminal,
-    )  # fmt: skip
-    with bar:
-        task = bar.add_task("", total=total)
-        yield lambda done: bar.advance(task, done)

@@ -1,0 +1,163 @@
+"""``fastviz occlusion`` and ``fastviz plan``: one photograph under windows, and what the sweep over them computes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastviz.cli.common import Device, ModelName, Weights, app, load_network
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fastviz.methods import OcclusionMap
+
+__all__ = ["occlusion", "plan"]
+
+_SHOWN = 320
+"""Height of each of the pictures, in pixels."""
+_COLOURS = ("4c72b0", "dd8452", "55a868", "c44e52", "8172b3", "937860", "da8bc3", "ccb974")
+"""Of the classes that win most often; the others are grey."""
+
+Window = Annotated[int | None, typer.Option(help="Height and width of the window, in pixels; a seventh if not given.")]
+Stride = Annotated[int | None, typer.Option(help="Step between windows, in pixels; half of the window if not given.")]
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help="The network: see `fastviz models`.")],
+    size: Annotated[int | None, typer.Option(help="Height and width of the input, in pixels.")] = None,
+    window: Annotated[int, typer.Option(help="Height and width of the window, in pixels.")] = 16,
+    stride: Annotated[int | None, typer.Option(help="Step between windows; a quarter of the window.")] = None,
+) -> None:
+    """Print what an occlusion sweep computes, layer by layer: rectangles, operations, bytes, and the gain."""
+    from fastviz import checks, incremental
+    from fastviz.models import load_model
+
+    if size is not None:
+        checks.whole_number(size, "size", minimum=1)
+    print(incremental.plan(load_model(model), None if size is None else (size, size), window, stride))
+
+
+@app.command()
+def occlusion(
+    photo: Annotated[Path, typer.Argument(help="The photograph.")],
+    out: Annotated[Path, typer.Option(help="The picture to write: .png or .jpg.")],
+    model: ModelName = "demo",
+    weights: Weights = None,
+    target: Annotated[str, typer.Option(help='"predicted", a class index or a class name.')] = "predicted",
+    window: Window = None,
+    stride: Stride = None,
+    centred: Annotated[
+        bool, typer.Option("--centred", help="Windows centred on pixels, from border to border.")
+    ] = False,
+    fill: Annotated[str, typer.Option(help="What covers: a number, mean or blur.")] = "0",
+    precision: Annotated[str, typer.Option(help="model, or bfloat16 (approximate).")] = "model",
+    growth_cap: Annotated[float | None, typer.Option(help="Longest changed side, as a fraction (approximate).")] = None,
+    drill_down: Annotated[float | None, typer.Option(help="Fraction that is computed finely (approximate).")] = None,
+    device: Device = "auto",
+    show_plan: Annotated[bool, typer.Option("--plan", help="Print what is computed, layer by layer.")] = False,
+) -> None:
+    """Cover a photograph window by window: map, scores and winning classes in one picture; what was saved in words."""
+    import torch
+
+    from fastviz import images, incremental, jobs, methods, models
+
+    images.picture_path(out, "--out")
+    network, place = load_network(model, weights, device)
+    seen = models.preprocessing(network)
+    x = images.preprocess(images.read_image(photo), seen)[None].to(place)
+    names = models.class_names(network)
+    found = methods.occlusion(
+        *(network, x, jobs.target_index(target, names)),
+        window=window,
+        stride=stride,
+        centred=centred,
+        fill=_filling(fill),
+        classes=drill_down is None,
+        precision=precision,  # type: ignore[arg-type]  # checked there
+        growth_cap=growth_cap,
+        drill_down=drill_down,
+        progress=True,
+    )
+    with torch.no_grad():
+        predicted = int(network(x)[0].argmax())
+    index = jobs.target_index(target, names)
+    shown = images.restore(x[0].cpu(), seen)
+    images.save_image(_picture(shown, found, names, names[predicted if index is None else index]), out)
+    if show_plan:
+        print(incremental.plan(network, (x.shape[2], x.shape[3]), _side(x, window), stride))
+    print("\n".join(_words(found, network)))
+    print(f"picture: {out}")
+
+
+def _filling(words: str) -> Any:
+    try:
+        return float(words)
+    except ValueError:
+        return words
+
+
+def _side(x: Tensor, window: int | None) -> int:
+    return max(1, min(x.shape[2:]) // 7) if window is None else window
+
+
+def _words(found: OcclusionMap, network: nn.Module) -> list[str]:
+    """How the map was computed, for people."""
+    stats = found.stats
+    lines = [f"{stats['windows']} windows in {stats['seconds']:.2f} s, {stats['path']}"]
+    if stats["reason"]:
+        lines.append(f"whole forward passes: {stats['reason']}")
+    gain = stats.get("measured_gain")
+    if gain is not None and stats["path"] == "incremental":
+        lines.append(
+            f"gain over whole forward passes: {gain:.1f}x measured, {stats['predicted_gain']:.1f}x counted "
+            f"({stats['dense_flops'] / 1e9:.2f} → {stats['flops'] / 1e9:.2f} GFLOP a window)"
+        )
+    if "error" in stats:
+        error = stats["error"]
+        lines.append(
+            f"approximate: score off by {error['mean']:.2g} on average, {error['largest']:.2g} at most, "
+            f"in {error['windows']} windows recomputed"
+        )
+    return lines
+
+
+def _picture(photo: Tensor, found: OcclusionMap, names: list[str], target: str) -> Tensor:
+    """The photograph, the map over it, the score under each window and the class that wins there, with captions."""
+    import torch
+
+    from fastviz import captions, drawing, pictures
+
+    scores = found.scores[0].float().cpu()
+    baseline = float(found.baseline[0])
+    panels = [
+        (f"{target}: {baseline:.1f}", photo),
+        ("what speaks for it (red)", drawing.draw("signed", found.attribution[0].cpu(), photo)),
+        (
+            f"score under each window, {float(scores.min()):.1f} to {float(scores.max()):.1f}",
+            pictures.colour_map(pictures.normalise(scores[None]), "viridis")[0],
+        ),
+    ]
+    legend: list[tuple[str, str]] = []
+    if found.classes is not None:
+        winners = found.classes[0].cpu()
+        ranked = Counter(winners.flatten().tolist()).most_common()
+        colours = dict(zip((index for index, _ in ranked), _COLOURS, strict=False))
+        legend = [(colour, f"{names[index]} ({dict(ranked)[index]})") for index, colour in colours.items()]
+        if len(ranked) > len(_COLOURS):
+            legend.append(("aaaaaa", f"{len(ranked) - len(_COLOURS)} others"))
+        palette = {index: _rgb(colours.get(index, "aaaaaa")) for index, _ in ranked}
+        drawn = torch.stack([torch.stack([palette[index] for index in row], 1) for row in winners.tolist()], 1)
+        panels.append(("class that wins under each window", drawn))
+    return captions.panels(panels, height=_SHOWN, legend=legend)
+
+
+def _rgb(colour: str) -> Tensor:
+    """[3] in 0 to 1 from six hexadecimal digits."""
+    import torch
+
+    return torch.tensor([int(colour[at : at + 2], 16) / 255 for at in (0, 2, 4)])

@@ -1,0 +1,287 @@
+"""Many images as batches for a network: decoded ahead by threads, a few batches in memory however many there are."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
+
+from fastviz import checks, images
+from fastviz.images import Paths
+from fastviz.progress import bar
+
+__all__ = ["Batch", "Source", "Stream", "ahead", "batches"]
+
+Source = Paths | Tensor | Dataset[Any] | Sequence[Any]
+"""Where images come from: files, folders and patterns; a dataset; a batch [N, C, H, W]. See :func:`batches`."""
+
+_READERS = 4
+_END = object()
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some images of a source.
+
+    Attributes:
+        images: [n, C, h, w], prepared for the model, on its device.
+        names: one an image: the file's name as :func:`fastviz.load_images` gives it, else its position in words.
+        indices: the position of each image in the source.
+    """
+
+    images: Tensor
+    names: list[str]
+    indices: list[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def batches(
+    source: Source,
+    *,
+    model: nn.Module | None = None,
+    batch_size: int = 32,
+    size: int | tuple[int, int] | None = None,
+    limit: int | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+) -> Stream:
+    """The images of ``source`` in order, as batches for ``model``: to be used in a ``for`` loop, more than once.
+
+    While the network works on one batch, threads read the next: at most two batches ahead. They end with the loop,
+    however it ends. A picture that cannot be read is left out and noted in ``failures`` of what is returned.
+
+    Args:
+        source: files, folders and patterns (see :func:`fastviz.images.find_images`); a dataset, by index or by
+            iteration, or a list, whose items are an image or a tuple that begins with one; or a tensor [N, C, H, W].
+            An image that is a Pillow picture or a uint8 tensor [3, H, W] is prepared for the model as files are; a
+            floating-point tensor [C, H, W] is taken as it is, as the network's input.
+        model: prepares the pictures as :func:`fastviz.models.preprocessing` says; the images come in the dtype of its
+            parameters and on their device. None: resized to 256 and cropped to 224x224, values 0 to 1.
+        batch_size: images in a batch; the last may have fewer, and so has one before an image of another size (only
+            floating-point items, and models without a fixed size, can have several).
+        size: as in :func:`fastviz.load_images`; not for floating-point images.
+        limit: only the first so many images of the source, readable or not; None for all.
+        device: where the images go; None is the model's, without a model the CPU.
+        progress: show a bar on a terminal.
+
+    A dataset is read by one thread, since it may not be made for several; a folder by four.
+
+    Raises:
+        TypeError: a ``source`` of another kind, or an item that is no image (while it is read).
+        ValueError: no images, other shapes.
+
+    >>> [batch.names for batch in batches(torch.zeros(3, 3, 8, 8), batch_size=2)]
+    [['0', '1'], ['2']]
+    """
+    return Stream(source, model, batch_size, size, limit, device, progress)
+
+
+class Stream:
+    """What :func:`batches` returns: an iterable of :class:`Batch`, from the beginning in every loop.
+
+    Attributes:
+        preprocessing: how pictures are prepared; :func:`fastviz.images.restore` with it gives the picture back.
+        files: the paths of the images, None where the source is not files.
+        names: the name of every image of the source, None for a dataset without a length.
+        failures: name and reason of the images that the last loop could not read, so far.
+        device: where the images go.
+        dtype: their dtype; None leaves it as the source has it.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        model: nn.Module | None,
+        batch_size: int,
+        size: int | tuple[int, int] | None,
+        limit: int | None,
+        device: torch.device | str | None,
+        progress: bool,
+    ) -> None:
+        self.preprocessing = images.settings_for(model if model is None else checks.module(model), size)
+        self.failures: list[tuple[str, str]] = []
+        self.files: list[Path] | None = None
+        self.names: list[str] | None = None
+        parameter = next((p for p in model.parameters() if p.is_floating_point()), None) if model is not None else None
+        self.dtype = None if parameter is None else parameter.dtype
+        self.device = torch.device(device or ("cpu" if parameter is None else parameter.device))
+        self._batch_size = checks.whole_number(batch_size, "batch_size", minimum=1)
+        self._limit = None if limit is None else checks.whole_number(limit, "limit", minimum=1)
+        self._progress = progress
+        self._items: Any = None
+        if isinstance(source, Tensor):
+            if source.dtype != torch.uint8:
+                checks.image_batch(source, "source")
+            elif source.dim() != 4 or source.shape[1] != 3:
+                raise ValueError(f"source of uint8 should have shape [N, 3, H, W], got {list(source.shape)}")
+            self._set_items(source[:limit], len(source))
+        elif _are_paths(source):
+            files, names = images.find_named(source)  # type: ignore[arg-type]
+            self.files, self.names = files[:limit], names[:limit]
+        elif isinstance(source, IterableDataset):
+            self._items = source
+        elif hasattr(source, "__getitem__") and hasattr(source, "__len__"):
+            self._set_items(source, len(source))  # type: ignore[arg-type]
+        else:
+            raise TypeError(
+                "source should be paths, a tensor [N, C, H, W], a list of images or a torch Dataset, "
+                f"got {type(source).__name__}"
+            )
+
+    def _set_items(self, items: Any, length: int) -> None:
+        if not length:
+            raise ValueError("source should hold at least one image, got none")
+        self._items = items
+        self.names = [str(index) for index in range(length)[: self._limit]]
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.failures = failures = []
+        total = self._limit if self.names is None else len(self.names)
+        pool = ThreadPoolExecutor(_READERS if self.files is not None else 1, thread_name_prefix="fastviz-read")
+        try:
+            with bar(self._progress, total, unit="images") as advance:
+                waiting: list[tuple[int, Tensor]] = []
+                for index, read in enumerate(self._read(pool)):
+                    if isinstance(read, str):
+                        failures.append((self._name(index), read))
+                        advance(1)
+                        continue
+                    if waiting and (len(waiting) == self._batch_size or waiting[0][1].shape != read.shape):
+                        yield self._batch(waiting)
+                        advance(len(waiting))
+                        waiting = []
+                    waiting.append((index, read))
+                if waiting:
+                    yield self._batch(waiting)
+                    advance(len(waiting))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def image(self, which: int | str) -> Tensor:
+        """One image again, by its position or name, as it is in the batches: [C, h, w].
+
+        Raises:
+            ValueError: it does not exist, or cannot be read (again): a dataset that only iterates.
+        """
+        if self.names is None:
+            raise ValueError("source should be files, a tensor or a dataset with a length: others are read only once")
+        if isinstance(which, str):
+            which = self.names.index(checks.nearest(which, "image", self.names))
+        if not 0 <= which < len(self.names):
+            raise ValueError(f"image should be a position from 0 to {len(self.names) - 1}, got {which}")
+        read = self._load(which)
+        if isinstance(read, str):
+            raise images.ImageError(read)
+        return read.to(self.device, self.dtype)
+
+    def picture(self, which: int | str) -> Tensor:
+        """The same to look at: [3, h, w], float32 on the CPU in 0 to 1."""
+        return images.restore(self.image(which).float().cpu(), self.preprocessing)
+
+    def pictures(self, batch: Batch) -> Tensor:
+        """The images of ``batch`` to look at: [n, 3, h, w], float32, on the device, in 0 to 1."""
+        return images.restore(batch.images.float(), self.preprocessing)
+
+    # ------------------------------------------------------------------------------------------------- reading
+
+    def _read(self, pool: ThreadPoolExecutor) -> Iterator[Tensor | str]:
+        """Each image, or why it cannot be read, in order."""
+        if self.names is not None:
+            yield from ahead(pool, self._load, range(len(self.names)), 2 * self._batch_size)
+            return
+        iterator = iter(self._items)
+        asked = repeat(None) if self._limit is None else repeat(None, self._limit)
+        for read in ahead(pool, lambda _: self._try(lambda: next(iterator, _END)), asked, 2 * self._batch_size):
+            if read is _END:
+                break
+            yield read
+
+    def _load(self, index: int) -> Any:
+        """The image at ``index`` as the network takes it, or why it cannot be read."""
+        if self.files is None:
+            return self._try(lambda: self._items[index])
+        file = self.files[index]
+        return self._try(lambda: images.read_image(file), is_picture=True)
+
+    def _try(self, get: Callable[[], Any], *, is_picture: bool = False) -> Any:
+        """The image that ``get`` gives as the network takes it; the reason where the picture itself is at fault."""
+        try:
+            item = get()
+            if item is _END:
+                return item
+            image, is_picture = (item, True) if is_picture else _image(item)
+        # What Pillow raises for files that are no pictures is an OSError.
+        except (images.ImageError, OSError) as error:
+            return _line(error)
+        if not is_picture:
+            return image
+        try:
+            return images.preprocess(image, self.preprocessing)
+        except ValueError as error:  # so narrow that it cannot be resized
+            return _line(error)
+
+    def _name(self, index: int) -> str:
+        return str(index) if self.names is None else self.names[index]
+
+    def _batch(self, read: Sequence[tuple[int, Tensor]]) -> Batch:
+        indices = [index for index, _ in read]
+        stacked = torch.stack([image for _, image in read]).to(self.device, self.dtype)
+        return Batch(stacked, [self._name(index) for index in indices], indices)
+
+
+def ahead(
+    pool: ThreadPoolExecutor, load: Callable[[Item], Result], items: Iterable[Item], depth: int
+) -> Iterator[Result]:
+    """``load`` of each item, in their order, with at most ``depth`` done by ``pool`` before they are asked for."""
+    waiting: deque[Future[Result]] = deque()
+    for item in items:
+        waiting.append(pool.submit(load, item))
+        if len(waiting) > depth:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _are_paths(source: object) -> bool:
+    """Whether ``source`` is a path or several; what comes of a generator can only be paths."""
+    if isinstance(source, (str, os.PathLike)):
+        return True
+    if isinstance(source, (list, tuple)):
+        return bool(source) and isinstance(source[0], (str, os.PathLike))
+    return False
+
+
+def _image(item: Any) -> tuple[Tensor, bool]:
+    """The image in an item of a dataset, and whether it is a picture in 0 to 1 that is still to be prepared."""
+    image = item[0] if isinstance(item, (tuple, list)) and item else item
+    if not isinstance(image, Tensor) and hasattr(image, "convert") and hasattr(image, "tobytes"):  # Pillow's
+        colours = image.convert("RGB")
+        flat = torch.frombuffer(bytearray(colours.tobytes()), dtype=torch.uint8)
+        image = flat.view(colours.height, colours.width, 3).permute(2, 0, 1)
+    if not isinstance(image, Tensor):
+        raise TypeError(
+            f"source should give images as tensors [C, H, W] or Pillow pictures, got {type(image).__name__}"
+        )
+    if image.dtype == torch.uint8:
+        if image.dim() != 3 or image.shape[0] != 3:
+            raise ValueError(f"source should give uint8 images [3, H, W], got {list(image.shape)}")
+        return image.cpu().float() / 255, True
+    return checks.tensor(image, "images of source", dims=(3,), layout="[C, H, W]").detach(), False
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
