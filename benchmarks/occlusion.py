@@ -194,9 +194,39 @@ def exact(name: str, device: torch.device, rounds: int) -> dict[str, Any]:
         "reason": stats["reason"],
         "batch_size": stats["batch_size"],
         "peak_mb": peaks(name, device, batch),
+        "profile": profile(model, image, boxes),
     }
     print("  ", result["details"], flush=True)
     return result
+
+
+def profile(model: nn.Module, image: Tensor, boxes: Tensor) -> dict[str, Any]:
+    """Where the time of a sweep goes: operators by their share of the time, and operations a second.
+
+    ``gflops`` is of the whole sweep, ``dense_gflops`` of the model as it is on a batch: where the first is near the
+    second, the gain is what the operations saved allow.
+    """
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if image.is_cuda:
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    begun = time.perf_counter()
+    stats = fastviz_sweep(model, image, boxes).stats
+    taken = time.perf_counter() - begun
+    with torch.profiler.profile(activities=activities) as recorded:
+        fastviz_sweep(model, image, boxes)
+    kind = "self_device_time_total" if image.is_cuda else "self_cpu_time_total"
+    times = {event.key: float(getattr(event, kind)) for event in recorded.key_averages()}
+    total = sum(times.values())
+    largest = sorted(times, key=lambda key: -times[key])[:6]
+    found: dict[str, Any] = {"shares": {key: round(times[key] / total, 3) for key in largest}}
+    if stats["flops"]:
+        batch = image.expand(8, -1, -1, -1).contiguous()
+        with torch.inference_mode():
+            model(batch)
+            dense = min(seconds(lambda: model(batch), image.device) for _ in range(3)) / len(batch)
+        found["gflops"] = stats["flops"] * len(boxes) / taken / 1e9
+        found["dense_gflops"] = stats["dense_flops"] / dense / 1e9
+    return found
 
 
 def _centred(size: tuple[int, ...]) -> Tensor:
@@ -280,74 +310,76 @@ def resident(what: str) -> float:
 # ------------------------------------------------------------------------------------------------------- approximate
 
 
+SETTINGS: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "bfloat16": {"precision": "bfloat16"},
+    **{f"growth cap {cap}": {"growth_cap": cap} for cap in (0.8, 0.6, 0.5, 0.4)},
+    **{f"drill-down {fraction}": {"drill_down": fraction} for fraction in (0.5, 0.25, 0.1)},
+    "growth cap 0.6, drill-down 0.25": {"growth_cap": 0.6, "drill_down": 0.25},
+    "bfloat16, drill-down 0.25": {"precision": "bfloat16", "drill_down": 0.25},
+    "bfloat16, growth cap 0.6, drill-down 0.25": {"precision": "bfloat16", "growth_cap": 0.6, "drill_down": 0.25},
+}
+OTHERS = ("vgg16", "resnet18", "inception_v3")
+"""Networks whose trained weights are not at hand: their speed in the settings, on noise; quality is not measured."""
+
+
 def approximate(device: torch.device, shared: Path) -> list[dict[str, Any]]:
-    """Settings of the approximate modes on photographs, with trained weights: one line each, over all photographs."""
+    """The approximate modes: SqueezeNet with trained weights on photographs, and the speed of other networks."""
     import fastviz
 
     model = fastviz.load_model("squeezenet1_0", weights=shared / "models" / "squeezenet1_0_imagenet.safetensors")
-    model = model.to(device)
     paths = sorted((shared / "images").glob("*.jpg"))[:: max(1, 60 // PHOTOGRAPHS)][:PHOTOGRAPHS]
-    images = torch.cat([fastviz.load_images([path], model=model)[0] for path in paths]).to(device)
+    images, _ = fastviz.load_images(paths, model=model)
+    rows = settings_of("squeezenet1_0", model.to(device), images.to(device), SETTINGS, trained=True)
+    chosen = ("exact", "bfloat16", "bfloat16, growth cap 0.6, drill-down 0.25")
+    for name in OTHERS:
+        model, image = network(name, device)
+        rows += settings_of(name, model, image, {key: SETTINGS[key] for key in chosen}, trained=False)
+    return rows
+
+
+def settings_of(
+    name: str, model: nn.Module, images: Tensor, settings: dict[str, dict[str, Any]], *, trained: bool
+) -> list[dict[str, Any]]:
+    """A line a setting, over all images: gains in time, and, for ``trained`` weights, how far the maps are off."""
+    from fastviz import occlusion
+
     step = 4
-    size = images.shape[-1]
-    boxes = grid(size, WINDOW, step)
-    side = round(len(boxes) ** 0.5)
-    settings: dict[str, dict[str, Any]] = {
-        "exact": {},
-        "bfloat16": {"precision": "bfloat16"},
-        **{f"growth cap {cap}": {"growth_cap": cap} for cap in (0.8, 0.6, 0.5, 0.4)},
-        **{f"drill-down {fraction}": {"fraction": fraction} for fraction in (0.5, 0.25, 0.1)},
-        "growth cap 0.6, drill-down 0.25": {"growth_cap": 0.6, "fraction": 0.25},
-        "growth cap 0.6, drill-down 0.25, bfloat16": {"growth_cap": 0.6, "fraction": 0.25, "precision": "bfloat16"},
-    }
-    batch = best_batch(model, images[:1])
-    captum = (
-        seconds(lambda: captum_sweep(model, images[:1], batch, WINDOW, STEP), device) / len(grid(size)) * len(boxes)
-    )
-    exact_maps, rows = [], []
+    windows = len(grid(images.shape[-1], WINDOW, step))
+    device, batch = images.device, best_batch(model, images[:1])
+    few = len(grid(images.shape[-1]))  # captum takes the same time for each window
+    captum = seconds(lambda: captum_sweep(model, images[:1], batch), device) / few * windows
+    exact_maps: list[Tensor] = []
     exact_seconds = 0.0
+    rows = []
     for label, options in settings.items():
-        taken, quality = 0.0, []
+        occlusion(model, images[:1], window=images.shape[-1], **options)  # export and weights are ready
+        taken, quality, errors = 0.0, [], []
         for number in range(len(images)):
-            image = images[number : number + 1]
-            with torch.no_grad():
-                scores = model(image)[0]
-            k = int(scores.argmax())
-
-            def run(chosen: Tensor, image: Tensor = image, k: int = k, options: dict[str, Any] = options) -> Tensor:
-                rest = {key: value for key, value in options.items() if key != "fraction"}
-                return incremental.sweep(
-                    model, image, boxes[chosen], evaluate=lambda output, windows: output[:, k], outputs=[k], **rest
-                ).values
-
-            run(torch.arange(2))  # export and weights are ready
-            begun = time.perf_counter()
-            if "fraction" in options:
-                values, _ = incremental.drill_down(
-                    lambda chosen: run(chosen).cpu(), side, side, float(scores[k]), fraction=options["fraction"]
-                )
-                values = values.flatten().to(device)
-            else:
-                values = run(torch.arange(len(boxes)))
-            taken += time.perf_counter() - begun
-            found = spread(scores[k] - values, boxes, (size, size)).cpu()
+            found = occlusion(model, images[number : number + 1], window=WINDOW, stride=step, **options)
+            taken += found.stats["seconds"]
+            attribution = found.attribution[0].cpu()
             if label == "exact":
-                exact_maps.append(found)
-            quality.append(compared(found, exact_maps[number]))
+                exact_maps.append(attribution)
+            if trained:
+                quality.append(compared(attribution, exact_maps[number]))
+                errors.append(
+                    found.stats.get("error", {}).get("mean", 0.0) / float(found.scores.max() - found.scores.min())
+                )
         exact_seconds = exact_seconds or taken
-        mean = {key: statistics.mean(one[key] for one in quality) for key in quality[0]}
-        worst = {f"worst_{key}": min(one[key] for one in quality) for key in ("ssim", "rank_correlation")}
-        rows.append(
-            {
-                "setting": label,
-                "seconds_an_image": taken / len(images),
-                "gain_over_exact": exact_seconds / taken,
-                "gain_over_captum": captum * len(images) / taken,
-                **mean,
-                **worst,
-            }
-        )
-        print(rows[-1], flush=True)
+        line: dict[str, Any] = {
+            "network": name,
+            "setting": label,
+            "seconds_an_image": taken / len(images),
+            "gain_over_exact": exact_seconds / taken,
+            "gain_over_captum": captum * len(images) / taken,
+        }
+        if trained:
+            line |= {key: statistics.mean(one[key] for one in quality) for key in quality[0]}
+            line |= {f"worst_{key}": min(one[key] for one in quality) for key in ("ssim", "rank_correlation")}
+            line["estimated_error"] = statistics.mean(errors)
+        rows.append(line)
+        print(line, flush=True)
     return rows
 
 

@@ -31,11 +31,35 @@ def lines_of(result: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def approximate_lines_of(result: dict[str, Any]) -> list[str]:
+    """The same for approximate modes: speed beside how far the maps are off."""
+    machine = result["machine"]
+    where = machine.get("card") or f"{machine['processor']}, {machine['threads']} threads"
+    lines = [
+        f"Approximate occlusion maps, windows of 16 at a step of 4; {where}; torch {machine['torch']}; {machine['date']}.",
+        "Quality against the exact map: mean over photographs; networks without it ran with random weights.",
+        "",
+        "| network | setting | seconds a map | over exact | over captum | SSIM | largest error | rank correlation |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in result["rows"]:
+        quality = " | | | |"
+        if "ssim" in row:
+            quality = f" {row['ssim']:.3f} | {row['largest_error']:.3f} | {row['rank_correlation']:.3f} |"
+        lines.append(
+            f"| {row['network']} | {row['setting']} | {row['seconds_an_image']:.1f} | {row['gain_over_exact']:.1f}x "
+            f"| {row['gain_over_captum']:.1f}x |{quality}"
+        )
+    return [*lines, ""]
+
+
 def table() -> str:
     """The tables of all result files, in order of their names."""
     lines = [""]
     for path in sorted(RESULTS.glob("*.json")):
         lines += lines_of(json.loads(path.read_text()))
+    for path in sorted((RESULTS / "approximate").glob("*.json")):
+        lines += approximate_lines_of(json.loads(path.read_text()))
     return "\n".join(lines)
 
 
