@@ -363,9 +363,8 @@ def settings_of(
                 exact_maps.append(attribution)
             if trained:
                 quality.append(compared(attribution, exact_maps[number]))
-                errors.append(
-                    found.stats.get("error", {}).get("mean", 0.0) / float(found.scores.max() - found.scores.min())
-                )
+                span = float(found.scores.max() - found.scores.min())
+                errors.append(found.stats.get("error", {}).get("mean", 0.0) / span)
         exact_seconds = exact_seconds or taken
         line: dict[str, Any] = {
             "network": name,

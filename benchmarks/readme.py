@@ -36,7 +36,8 @@ def approximate_lines_of(result: dict[str, Any]) -> list[str]:
     machine = result["machine"]
     where = machine.get("card") or f"{machine['processor']}, {machine['threads']} threads"
     lines = [
-        f"Approximate occlusion maps, windows of 16 at a step of 4; {where}; torch {machine['torch']}; {machine['date']}.",
+        f"Approximate occlusion maps, windows of 16 at a step of 4; {where}; torch {machine['torch']}; "
+        f"{machine['date']}. "
         "Quality against the exact map: mean over photographs; networks without it ran with random weights.",
         "",
         "| network | setting | seconds a map | over exact | over captum | SSIM | largest error | rank correlation |",
