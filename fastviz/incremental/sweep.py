@@ -25,8 +25,9 @@ Precision = Literal["model", "bfloat16"]
 _MEMORY = 1 << 30
 """Bytes that a sweep may hold on the CPU if nothing else is said."""
 
-_CACHE = 16 << 20
-"""Bytes that a batch may hold on the CPU if nothing else is said: what stays in the caches is read much faster."""
+_CACHE = 48 << 20
+"""Bytes that a batch may hold on the CPU if nothing else is said: maps that stay in the last cache are read faster, but
+each batch reads all the weights again."""
 
 _BATCH = {"cpu": 16, "cuda": 256}
 """Images that a model that runs as it is sees at once, if nothing else is said."""
@@ -243,7 +244,7 @@ class _Engine:
         elif self.images.is_cuda:
             wanted = 512
         else:
-            wanted = max(4, torch.get_num_threads(), min(64, int(_CACHE / peak)))
+            wanted = max(4, torch.get_num_threads(), min(32, int(_CACHE / peak)))
         return max(1, min(wanted, fits))
 
     def _run_tail(self, least: int) -> None:
