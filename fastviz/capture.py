@@ -6,9 +6,9 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 from warnings import warn
 
 import torch
@@ -20,16 +20,25 @@ from torch.overrides import TorchFunctionMode
 from fastviz import checks, ops
 
 __all__ = [
+    "Hook",
+    "Precision",
+    "Reached",
     "RectifierWarning",
     "Rectifiers",
     "activations",
     "differentiate",
+    "floating_output",
     "frozen_model",
+    "hooked",
     "input_batch",
     "layer_module",
     "rectifiers",
     "require_gradients",
 ]
+
+
+Precision: TypeAlias = Literal["model", "bfloat16"]
+"""``"model"``: in the dtype of the model and its input, exact; ``"bfloat16"``: under autocast, approximate."""
 
 
 # ---------------------------------------------------------------------------------------------- model and input
@@ -44,9 +53,12 @@ def layer_module(model: nn.Module, name: str) -> nn.Module:
         TypeError: ``model`` is not a module or ``name`` not a string.
         ValueError: no module has this name; the message lists the nearest.
     """
-    modules: dict[str, nn.Module] = dict(checks.module(model).named_modules())
+    checks.module(model)
     if not isinstance(name, str):
         raise TypeError(f"layer should be a dotted module name, got {type(name).__name__}")
+    with suppress(AttributeError):
+        return model.get_submodule(name)
+    modules: dict[str, nn.Module] = dict(model.named_modules())
     for full, module in list(modules.items()):
         modules.setdefault(full.replace("_orig_mod.", ""), module)
     return modules[checks.nearest(name, "layer", modules)]
@@ -133,9 +145,17 @@ class _Recorded(dict[str, Tensor]):
         )
 
 
+class Reached(BaseException):
+    """Ends a forward pass when all that was asked of it is there; nothing in a model should catch it."""
+
+
 @contextmanager
 def activations(
-    model: nn.Module, layers: Sequence[str], *, start_gradients: bool = False
+    model: nn.Module,
+    layers: Sequence[str],
+    *,
+    start_gradients: bool = False,
+    calls: Mapping[str, int] | None = None,
 ) -> Iterator[Mapping[str, Tensor]]:
     """Record the outputs of ``layers`` in the forward passes made inside, by the thread that entered.
 
@@ -146,6 +166,9 @@ def activations(
     With ``start_gradients``, to be used under ``torch.no_grad()``, autograd starts at the layers: the first one called
     switches gradients on for the rest of the ``no_grad`` block, and its output is a leaf. What comes before needs no
     graph then, which saves its memory and time.
+
+    With ``calls``, how often one forward pass calls each of the layers, it ends after the last of these calls, by
+    raising :class:`Reached`, for the caller to catch.
 
     Raises:
         ValueError: a layer does not exist or is scripted (on entering), was not called (when it is read from the
@@ -159,36 +182,67 @@ def activations(
     torch.Size([3, 4])
     """
     recorded = _Recorded()
-    thread = threading.get_ident()
+    left = Counter(calls)
 
-    def recorder(name: str) -> Callable[[nn.Module, object, object], Tensor | None]:
-        def record(module: nn.Module, inputs: object, output: object) -> Tensor | None:
-            if threading.get_ident() != thread:
-                return None
-            if not isinstance(output, Tensor) or not output.is_floating_point():
-                what = str(output.dtype) if isinstance(output, Tensor) else type(output).__name__
-                raise TypeError(f"layer {name!r} should return one floating-point tensor, got {what}")
+    def recorder(name: str) -> Hook:
+        def record(module: nn.Module, inputs: object, output: object) -> Tensor:
+            tensor = floating_output(name, output)
             if start_gradients:
-                if not output.requires_grad:
-                    output = output.detach().requires_grad_()
+                if not tensor.requires_grad:
+                    tensor = tensor.detach().requires_grad_()
                 torch.set_grad_enabled(True)
-            recorded[name] = output
-            return output.clone()
+            recorded[name] = tensor
+            if calls:
+                left[name] -= 1
+                if not any(left.values()):
+                    raise Reached
+            return tensor.clone()
 
         return record
 
-    modules = {name: layer_module(model, name) for name in layers}
+    with hooked(model, {name: recorder(name) for name in layers}):
+        yield recorded
+
+
+Hook = Callable[[nn.Module, Any, object], "Tensor | None"]
+"""What torch calls after a module, with the module, its inputs and its output; a tensor returned is the output then."""
+
+
+@contextmanager
+def hooked(model: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
+    """Call a hook after every call of its layer made inside, by the thread that entered.
+
+    ``hooks`` goes from layer name to what is called with the module, its inputs and its output, as the layer gave it:
+    an in-place rectifier behind the layer may change it afterwards.
+
+    Raises:
+        ValueError: a layer does not exist or is scripted.
+    """
+    thread = threading.get_ident()
+
+    def here(hook: Hook) -> Hook:
+        return lambda module, inputs, output: hook(module, inputs, output) if threading.get_ident() == thread else None
+
+    modules = {name: layer_module(model, name) for name in hooks}
     for name, module in modules.items():
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(f"layer {name!r} should not be inside a scripted module, where nothing can be recorded")
     handles = []
     try:
         for name, module in modules.items():
-            handles.append(module.register_forward_hook(recorder(name)))
-        yield recorded
+            handles.append(module.register_forward_hook(here(hooks[name])))
+        yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def floating_output(name: str, output: object) -> Tensor:
+    """The ``output`` of layer ``name``, if it is one floating-point tensor; else a TypeError."""
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        what = str(output.dtype) if isinstance(output, Tensor) else type(output).__name__
+        raise TypeError(f"layer {name!r} should return one floating-point tensor, got {what}")
+    return output
 
 
 # --------------------------------------------------------------------------------------------------- rectifiers
@@ -305,13 +359,17 @@ class Rectifiers(TorchFunctionMode):
         if call is None or not (call.x.is_floating_point() and call.x.requires_grad and torch.is_grad_enabled()):
             return func(*args, **kwargs)
         self.count += 1
-        y = ops.guided_relu(call.x, self.rule)
+        y = self.rectified(call.x)
         if call.upper is not None:
             y = functional.hardtanh(y, -1.0, call.upper)  # y is 0 or more: only the upper bound acts
         if not call.in_place:
             return y
         # For a view, autograd wants a gradient for the rest of its base too, which only copy_ gives; it costs a pass.
         return call.x.copy_(y) if call.x._is_view() else _Overwrite.apply(call.x, y)
+
+    def rectified(self, x: Tensor) -> Tensor:
+        """``max(x, 0)`` with the backward rule."""
+        return ops.guided_relu(x, self.rule)
 
     def missed(self, output: Tensor) -> Counter[str]:
         """Activations in the graph of ``output`` that did not get the rule → how often each is there."""

@@ -13,9 +13,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fastviz import checks
 from fastviz.geometry import Field, clip
 from fastviz.models import preprocessing
-from fastviz.reach import BATCH, Reach, call_name, classify, shape_of
+from fastviz.reach import BATCH, Layout, Reach, call_name, classify, shape_of
 
-__all__ = ["Layer", "NotTraceable", "ReceptiveField", "Trace", "example_images", "layers", "receptive_field", "trace"]
+__all__ = [
+    "Layer",
+    "NotTraceable",
+    "ReceptiveField",
+    "Trace",
+    "example_images",
+    "joined_field",
+    "layers",
+    "receptive_field",
+    "trace",
+    "twin_of",
+]
 
 # torch.export keeps state that two threads must not change at once
 _EXPORT_LOCK = threading.RLock()
@@ -94,6 +105,8 @@ class Layer:
         parameters: number of parameters, those of its children included.
         receptive_field: the pixels that a unit depends on; None where that is the whole image, or not known.
         reason: why there is no receptive field; empty if there is one.
+        layout: which dimensions of the output, the batch being 0, are rows and columns: (2, 3) for maps [N, C, H, W];
+            None where there is no receptive field.
     """
 
     name: str
@@ -102,6 +115,7 @@ class Layer:
     parameters: int
     receptive_field: ReceptiveField | None
     reason: str = ""
+    layout: Layout | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +147,7 @@ def trace(model: nn.Module, input_size: tuple[int, int] | None = None, channels:
         NotTraceable: the model does not export, takes more than images or gives more than one tensor.
     """
     batch = example_images(model, input_size, BATCH, channels)
-    twin = _twin(model)
+    twin = twin_of(model)
     try:
         # while torch exports, it switches oneDNN off for all threads: their numbers may differ in the last bits
         with _EXPORT_LOCK, torch.inference_mode(False), torch.no_grad():
@@ -160,21 +174,22 @@ def trace(model: nn.Module, input_size: tuple[int, int] | None = None, channels:
     return Trace(graph, constants, image, reaches)
 
 
-def layers(model: nn.Module, input_size: tuple[int, int] | None = None) -> list[Layer]:
+def layers(model: nn.Module, input_size: tuple[int, int] | None = None, channels: int | None = None) -> list[Layer]:
     """Every module that the forward pass calls and that gives a tensor, in the order of ``model.named_modules()``.
 
     Args:
         model: the network; not touched.
-        input_size: height and width of the image in pixels; None asks :func:`fastviz.models.preprocessing`, which also
-            says how many channels an image has (``fastviz.models.describe`` registers your own model's).
+        input_size: height and width of the image in pixels; None asks :func:`fastviz.models.preprocessing`
+            (``fastviz.models.describe`` registers your own model's).
+        channels: of the image; None asks there, too.
 
     >>> [layer.shape for layer in layers(nn.Sequential(nn.Conv2d(3, 8, 5, stride=2), nn.ReLU()), (65, 65))]
     [(8, 31, 31), (8, 31, 31)]
     """
     checks.module(model)
-    calls = _calls(model, input_size)
+    calls = _calls(model, input_size, channels)
     try:
-        fields = _fields_of_modules(trace(model, input_size))
+        fields = _fields_of_modules(trace(model, input_size, channels))
         missing = ""
     except NotTraceable as error:
         fields, missing = {}, str(error)
@@ -196,6 +211,7 @@ def layers(model: nn.Module, input_size: tuple[int, int] | None = None) -> list[
                 parameters=sum(parameter.numel() for parameter in module.parameters()),
                 receptive_field=traced.field,
                 reason=traced.reason,
+                layout=traced.layout,
             )
         )
     return found
@@ -238,6 +254,7 @@ class _Traced:
     shape: tuple[int, ...]
     field: ReceptiveField | None
     reason: str = ""
+    layout: Layout | None = None
 
 
 def example_images(
@@ -255,7 +272,7 @@ def example_images(
     return torch.zeros(batch, channels or len(known.mean), *size, dtype=parameter.dtype, device=parameter.device)
 
 
-def _twin(model: nn.Module, mode: FakeTensorMode | None = None) -> nn.Module:
+def twin_of(model: nn.Module, mode: FakeTensorMode | None = None) -> nn.Module:
     """A copy of the modules in evaluation mode and without hooks, around the same parameters and copies of the buffers.
 
     With a ``mode``, parameters and buffers are stand-ins without data.
@@ -271,18 +288,18 @@ def _twin(model: nn.Module, mode: FakeTensorMode | None = None) -> nn.Module:
     return twin
 
 
-def _calls(model: nn.Module, input_size: tuple[int, int] | None) -> dict[str, _Call]:
+def _calls(model: nn.Module, input_size: tuple[int, int] | None, channels: int | None) -> dict[str, _Call]:
     """What one forward pass calls, by module name; without data where the model allows it, else on one image."""
-    batch = example_images(model, input_size, BATCH)
+    batch = example_images(model, input_size, BATCH, channels)
     try:
         mode = FakeTensorMode(allow_non_fake_inputs=True)
-        twin = _twin(model, mode)
+        twin = twin_of(model, mode)
         with mode:
             return _watched_pass(twin, mode.from_tensor(batch))
     except Exception:  # code that looks at values cannot run without them; errors of the model itself come again below
         devices = [batch.device] if batch.is_cuda else []
         with torch.random.fork_rng(devices):
-            return _watched_pass(_twin(model), batch[:1])
+            return _watched_pass(twin_of(model), batch[:1])
 
 
 def _watched_pass(twin: nn.Module, batch: Tensor) -> dict[str, _Call]:
@@ -314,7 +331,7 @@ def _fields_of_modules(traced: Trace) -> dict[str, _Traced]:
     """What the graph says of each module, by name: its last node's receptive field; "" is the image itself."""
     fields: dict[fx.Node, tuple[Field, Field]] = {traced.image: (Field(), Field())}
     reasons: dict[fx.Node, str] = {}
-    found = {"": _Traced(shape_of(traced.image)[1:], _receptive_field(*fields[traced.image]))}
+    found = {"": _Traced(shape_of(traced.image)[1:], _receptive_field(*fields[traced.image]), layout=(2, 3))}
     for node in traced.graph.nodes:
         if node.op != "call_function" or traced.reaches[node].kind == "constant":
             continue
@@ -323,13 +340,13 @@ def _fields_of_modules(traced: Trace) -> dict[str, _Traced]:
         names = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
         if not reason:
             try:
-                fields[node] = _field(traced.reaches[node], [fields[source] for source in sources])
+                fields[node] = joined_field(traced.reaches[node], [fields[source] for source in sources])
             except ValueError as error:
                 reason = f"{call_name(node)} in {names[-1] if names else 'the model'!r} {error}"
         if reason:
             reasons[node] = reason
-        field = None if reason else _receptive_field(*fields[node])
-        found.update((name, _Traced(_per_image(shape_of(node), BATCH), field, reason)) for name in names)
+        field, layout = (None, None) if reason else (_receptive_field(*fields[node]), traced.reaches[node].layout)
+        found.update((name, _Traced(_per_image(shape_of(node), BATCH), field, reason, layout)) for name in names)
     return found
 
 
@@ -337,7 +354,12 @@ def _receptive_field(rows: Field, columns: Field) -> ReceptiveField:
     return ReceptiveField((rows.size, columns.size), (rows.stride, columns.stride), (rows.start, columns.start))
 
 
-def _field(reach: Reach, sources: list[tuple[Field, Field]]) -> tuple[Field, Field]:
+def joined_field(reach: Reach, sources: list[tuple[Field, Field]]) -> tuple[Field, Field]:
+    """The field, of rows and of columns, of what one call makes of maps with the fields ``sources``.
+
+    Raises:
+        ValueError: the call depends on the whole map, or the strides of the sources differ.
+    """
     if not reach.is_local:
         raise ValueError("makes every unit depend on the whole image")
     rows, columns = sources[0]

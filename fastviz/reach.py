@@ -443,7 +443,19 @@ _REDUCTIONS = {
 
 _LOCAL_RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
-    **dict.fromkeys(("batch_norm", "_native_batch_norm_legit_no_training", "prelu", "channel_shuffle"), _channelwise),
+    **dict.fromkeys(
+        (
+            "batch_norm",
+            "native_batch_norm",
+            "_native_batch_norm_legit",
+            "_native_batch_norm_legit_no_training",
+            "cudnn_batch_norm",
+            "prelu",
+            "_prelu_kernel",
+            "channel_shuffle",
+        ),
+        _channelwise,
+    ),
     **dict.fromkeys(("linear", "layer_norm"), _over_last),
     **dict.fromkeys(_REDUCTIONS, _over_dims),
     **dict.fromkeys((*_SPLITS, "select"), _split),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from typing import TypeAlias
@@ -13,7 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fastviz import capture, checks, ops
+from fastviz import capture, checks
 
 __all__ = [
     "Activations",
@@ -24,7 +23,6 @@ __all__ = [
     "class_probability",
     "class_score",
     "gradients",
-    "input_gradients",
     "layer",
     "neuron",
     "predicted",
@@ -51,6 +49,8 @@ class Objective(ABC):
     """Layers whose activations it reads."""
     predicts: bool = False
     """Whether it is about the class with the highest score."""
+    is_unit: bool = False
+    """Whether it is the activation of one unit of a layer, whose place :meth:`places` tells."""
 
     @property
     def scores_read(self) -> frozenset[int] | None:
@@ -70,6 +70,14 @@ class Objective(ABC):
     def as_probability(self) -> Objective | None:
         """The probability of its class, if it is the score or the probability of a class."""
         return None
+
+    def places(self, shape: Sequence[int]) -> list[Index]:
+        """Channel and position of a unit in maps of this ``shape``, [N, C, ...]: a number each, or [N] one a sample.
+
+        Raises:
+            ValueError: there is no such channel or position, or another number of samples.
+        """
+        raise TypeError(f"{type(self).__name__} is not one unit")
 
     @abstractmethod
     def values(self, output: object, activations: Activations) -> Tensor:
@@ -180,6 +188,8 @@ class _Class(Objective):
 class _Unit(Objective):
     """One unit of a layer: ``position`` None is the centre."""
 
+    is_unit = True
+
     def __init__(self, name: str, k: Index, position: tuple[Index, ...] | None) -> None:
         self.layers = (name,)
         self.k = k
@@ -195,19 +205,22 @@ class _Unit(Objective):
 
     def values(self, output: object, activations: Activations) -> Tensor:
         maps = _maps(activations, self.layers[0])
-        sizes = maps.shape[2:]
+        where = self.places(maps.shape)
+        rows = torch.arange(maps.shape[0], device=maps.device)
+        return maps[(rows, *(at if isinstance(at, int) else at.to(maps.device) for at in where))]
+
+    def places(self, shape: Sequence[int]) -> list[Index]:
+        sizes = shape[2:]
         position = tuple(size // 2 for size in sizes) if self.position is None else self.position
         if len(position) != len(sizes):
             raise ValueError(
                 f"position should have {len(sizes)} numbers for layer {self.layers[0]!r}, "
-                f"whose output is {list(maps.shape)}, got {len(position)}"
+                f"whose output is {list(shape)}, got {len(position)}"
             )
-        N = maps.shape[0]
-        where = [_index(self.k, "channel", N, maps.shape[1], f"channel of layer {self.layers[0]!r}")]
+        where = [_index(self.k, "channel", shape[0], shape[1], f"channel of layer {self.layers[0]!r}")]
         for at, size in zip(position, sizes, strict=True):
-            where.append(_index(at, "position", N, size, f"position of layer {self.layers[0]!r}"))
-        rows = torch.arange(N, device=maps.device)
-        return maps[(rows, *(at if isinstance(at, int) else at.to(maps.device) for at in where))]
+            where.append(_index(at, "position", shape[0], size, f"position of layer {self.layers[0]!r}"))
+        return where
 
     def taken(self, samples: Tensor, of: int) -> Objective:
         position = self.position
@@ -415,6 +428,11 @@ class Selection:
         """The classes whose scores are all that is read of the output; None if others may be."""
         return _all_read(self.objectives)
 
+    @property
+    def reads_output(self) -> bool:
+        """Whether some target reads the output of the model, and not only :attr:`layers`."""
+        return any(objective.reads_output for objective in self.objectives)
+
     def values(self, output: object, activations: Activations) -> Tensor:
         """Values [N], or [N, T] if there are several targets a sample, in the graph of the forward pass.
 
@@ -490,17 +508,25 @@ def _objective(target: object) -> Objective:
 
 
 def run(
-    model: nn.Module, x: Tensor, layers: Sequence[str] = (), *, start_gradients: bool = False
+    model: nn.Module,
+    x: Tensor,
+    layers: Sequence[str] = (),
+    *,
+    start_gradients: bool = False,
+    calls: Mapping[str, int] | None = None,
 ) -> tuple[object, Activations]:
     """Output of the model for ``x`` and the activations of ``layers``, from one forward pass.
 
-    A model that works in place on its input changes ``x``. ``start_gradients`` as in
-    :func:`fastviz.capture.activations`.
+    A model that works in place on its input changes ``x``. ``start_gradients`` and ``calls`` as in
+    :func:`fastviz.capture.activations`; with ``calls`` the output is None.
     """
     if not layers:
         return model(x), {}
-    with capture.activations(model, layers, start_gradients=start_gradients) as recorded:
-        return model(x), recorded
+    with capture.activations(model, layers, start_gradients=start_gradients, calls=calls) as recorded:
+        try:
+            return model(x), recorded
+        except capture.Reached:
+            return None, recorded
 
 
 def predicted(output: object) -> Tensor:
@@ -537,24 +563,3 @@ def gradients(values: Tensor, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     return [
         torch.stack([gradient for gradient in each if gradient is not None], dim=1) for each in zip(*found, strict=True)
     ]
-
-
-def input_gradients(
-    model: nn.Module, x: Tensor, selection: Selection, *, rule: ops.Rule | None = None, stacklevel: int = 2
-) -> Tensor:
-    """Gradient of ``selection`` for the input ``x``: [N, C, H, W], or [N, T, C, H, W] for several targets a sample.
-
-    One forward pass in evaluation mode, one backward pass for each of the T targets; no gradient of a parameter is
-    computed. ``rule`` is a backward rule of :func:`fastviz.capture.rectifiers`; ``stacklevel``, for its warning, counts
-    from the caller of this function.
-    """
-    capture.require_gradients(model)
-    if not len(x):
-        return selection.no_values(x, x.shape[1:])
-    with capture.frozen_model(model), capture.rectifiers(rule, model=model) if rule else nullcontext() as found:
-        leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
-        # The copy is for models that work in place on their input.
-        values = selection.values(*run(model, leaf.clone(), selection.layers))
-        if found is not None and values.requires_grad:
-            found.check(values, stacklevel=stacklevel + 1)
-        return gradients(values, {"x": leaf})[0]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastviz import capture, checks, targets
+from fastviz import backward, capture, checks, targets
+from fastviz.capture import Precision
 from fastviz.targets import Target
 
 __all__ = ["cam", "grad_cam", "guided_grad_cam"]
@@ -33,6 +34,8 @@ def grad_cam(
     *,
     layer: str | None = None,
     size: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    precision: Precision = "model",
 ) -> Tensor: ...
 @overload
 def grad_cam(
@@ -42,6 +45,8 @@ def grad_cam(
     *,
     layer: list[str] | tuple[str, ...],
     size: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    precision: Precision = "model",
 ) -> dict[str, Tensor]: ...
 def grad_cam(
     model: nn.Module,
@@ -50,6 +55,8 @@ def grad_cam(
     *,
     layer: str | list[str] | tuple[str, ...] | None = None,
     size: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    precision: Precision = "model",
 ) -> Tensor | dict[str, Tensor]:
     """Which places of a layer speak for the target: ``ReLU(Σ_k α_k A_k)`` with ``α_k = mean_ij(∂S/∂A_kij)``.
 
@@ -65,9 +72,10 @@ def grad_cam(
             ``layer4`` of a ResNet, ``features.29`` of VGG-16). A list of names gives a dictionary of maps from one
             forward pass.
         size: height and width to which the maps are resized (bilinear, ``align_corners=False``); None leaves them.
+        batch_size, precision: as in :func:`fastviz.input_gradient`.
 
     Returns:
-        [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, of the layer's dtype, not scaled.
+        [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, of the dtype of ``x``, not scaled.
 
     Raises:
         TypeError: ``model``, ``x``, ``target`` or ``layer`` is of the wrong type; the model or layer returns no tensor.
@@ -87,13 +95,21 @@ def grad_cam(
         names = list(dict.fromkeys(layer))
         if not names:
             raise ValueError("layer should be a name or a list of them, got an empty list")
-    maps = _grad_cam(model, images, selection, names)
+    maps = _grad_cam(model, images, selection, names, batch_size, precision)
     if shape is not None:
         maps = [_resized(each, shape) for each in maps]
     return maps[0] if layer is None or isinstance(layer, str) else dict(zip(names, maps, strict=True))
 
 
-def cam(model: nn.Module, x: Tensor, target: Target = None, *, size: tuple[int, int] | None = None) -> Tensor:
+def cam(
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    size: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    precision: Precision = "model",
+) -> Tensor:
     """Which places of the last maps speak for and against a class: ``Σ_k w_k A_k``, w the class's weights.
 
     Zhou et al. 2016, "Learning Deep Features for Discriminative Localization", https://arxiv.org/abs/1512.04150. Only
@@ -102,7 +118,7 @@ def cam(model: nn.Module, x: Tensor, target: Target = None, *, size: tuple[int, 
     scores that way. The mean of a map is the score, less the bias.
 
     Args:
-        model, x, size: as in :func:`grad_cam`.
+        model, x, size, batch_size, precision: as in :func:`grad_cam`.
         target: as in :func:`grad_cam`, but nothing inside the network. If it is no class score but a function of scores
             (a probability, a sum), each class counts by the gradient of the target for its score.
 
@@ -123,20 +139,33 @@ def cam(model: nn.Module, x: Tensor, target: Target = None, *, size: tuple[int, 
     if selection.layers:
         raise ValueError(f"target should be about classes for CAM, got one about layer {selection.layers[0]!r}")
     name = _last_maps(model, images)
-    with capture.frozen_model(model):
+
+    def compute(batch: Tensor, part: targets.Selection | None) -> Tensor:
         with torch.no_grad(), capture.activations(model, [name]) as recorded:
-            output = model(_batch(images))
-        maps, weight = _head(model, name, recorded[name], output)
-        if not len(images):
-            return selection.no_values(images, shape or maps.shape[2:])
-        scores = output.detach().requires_grad_()
-        share = targets.gradients(selection.values(scores, {}), {"the scores": scores})[0]
+            with backward.reduced_precision(batch, precision):
+                output = model(batch.clone())
+            maps, weight = _head(model, name, recorded[name], output)
+        assert isinstance(output, Tensor)
+        if part is None:
+            return maps[:, 0]
+        scores = output.detach().to(weight.dtype).requires_grad_()
+        share = targets.gradients(part.values(scores, {}), {"the scores": scores})[0]
         with torch.no_grad():
-            found = torch.einsum("n...k,nkhw->n...hw", share @ weight, maps)
+            return torch.einsum("n...k,nkhw->n...hw", share @ weight, maps).contiguous()
+
+    (found,) = _in_batches(model, images, selection, batch_size, precision, lambda *part: [compute(*part)])
     return found if shape is None else _resized(found, shape)
 
 
-def guided_grad_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: str | None = None) -> Tensor:
+def guided_grad_cam(
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    layer: str | None = None,
+    batch_size: int | None = None,
+    precision: Precision = "model",
+) -> Tensor:
     """Guided backprop where Grad-CAM finds the target: their product, Grad-CAM resized to the input (bilinear).
 
     Selvaraju et al. 2017, "Grad-CAM", https://arxiv.org/abs/1610.02391. Arguments as in :func:`grad_cam`; errors and
@@ -149,32 +178,66 @@ def guided_grad_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer
     images = capture.input_batch(model, x)
     selection = targets.resolve(target, model)
     name = _last_maps(model, images) if layer is None else layer
-    maps = _resized(_grad_cam(model, images, selection, [name])[0], (images.shape[2], images.shape[3]))
-    return targets.input_gradients(model, images, selection, rule="guided", stacklevel=2) * maps.unsqueeze(-3)
+    (coarse,) = _grad_cam(model, images, selection, [name], batch_size, precision)
+    guided = backward.input_gradients(
+        model, images, selection, rule="guided", batch_size=batch_size, precision=precision, stacklevel=2
+    )
+    return guided * _resized(coarse, (images.shape[2], images.shape[3])).unsqueeze(-3)
 
 
 # ------------------------------------------------------------------------------------------------------- helpers
 
 
-def _grad_cam(model: nn.Module, images: Tensor, selection: targets.Selection, names: list[str]) -> list[Tensor]:
+def _grad_cam(
+    model: nn.Module,
+    images: Tensor,
+    selection: targets.Selection,
+    names: list[str],
+    batch_size: int | None,
+    precision: Precision,
+) -> list[Tensor]:
     """Grad-CAM at the layers with these names: [N, h, w] or [N, T, h, w] for each."""
     capture.require_gradients(model)
-    with capture.frozen_model(model):
-        if not len(images):
-            with torch.no_grad(), capture.activations(model, names) as recorded:
-                model(_batch(images))
-            return [selection.no_values(images, _four(recorded[name], name).shape[2:]) for name in names]
-        with torch.no_grad():
-            needed = tuple(dict.fromkeys((*names, *selection.layers)))
-            output, recorded = targets.run(model, images.clone(), needed, start_gradients=True)
-        values = selection.values(output, recorded)
+    needed = tuple(dict.fromkeys((*names, *selection.layers)))
+
+    def compute(batch: Tensor, part: targets.Selection | None) -> list[Tensor]:
+        with torch.no_grad(), backward.reduced_precision(batch, precision):
+            output, recorded = targets.run(model, batch.clone(), needed, start_gradients=True)
         layers = {f"layer {name!r}": _four(recorded[name], name) for name in names}
+        if part is None:
+            return [maps.detach()[:, 0] for maps in layers.values()]
+        values = part.values(*backward.widened(output, recorded, batch.dtype, precision))
         found = []
         for maps, gradient in zip(layers.values(), targets.gradients(values, layers), strict=True):
-            alpha = gradient.mean((-2, -1), keepdim=True)
-            layer = maps.detach()
-            found.append((alpha * (layer if alpha.dim() == 4 else layer[:, None])).sum(-3).relu())
+            alpha = gradient.to(batch.dtype).mean((-2, -1), keepdim=True)
+            layer = maps.detach().to(batch.dtype)
+            found.append((alpha * (layer if alpha.dim() == 4 else layer[:, None])).sum(-3).relu().contiguous())
         return found
+
+    return _in_batches(model, images, selection, batch_size, precision, compute)
+
+
+def _in_batches(
+    model: nn.Module,
+    images: Tensor,
+    selection: targets.Selection,
+    batch_size: int | None,
+    precision: Precision,
+    compute: Callable[[Tensor, targets.Selection | None], list[Tensor]],
+) -> list[Tensor]:
+    """What ``compute`` makes of a batch and its targets, for all the ``images``, with the model in evaluation mode.
+
+    Without targets it makes maps [1, h, w] of the right size: of no images there is nothing but a shape, and that comes
+    from running a black one.
+    """
+    backward.check_options(batch_size, precision)
+    with capture.frozen_model(model):
+        if not len(images):
+            black = images.new_zeros((1, *images.shape[1:]))
+            return [selection.no_values(maps, maps.shape[1:]) for maps in compute(black, None)]
+        run = backward.in_fast_order(model, precision, compute)
+        parts = [run(*part) for part in backward.batches(images, selection, batch_size)]
+    return [torch.cat(each) for each in zip(*parts, strict=True)]
 
 
 def _four(maps: Tensor, name: str) -> Tensor:
@@ -227,11 +290,12 @@ def _head(model: nn.Module, name: str, maps: Tensor, scores: object) -> tuple[Te
             if not linear.weight.any():  # weights of zero give the scores of any maps
                 continue
             for each in (maps, maps.relu()):
-                rebuilt = functional.linear(each.mean((2, 3)), linear.weight, linear.bias).detach()
+                mean = each.mean((2, 3)).to(linear.weight.dtype)
+                rebuilt = functional.linear(mean, linear.weight, linear.bias).detach()
                 # Rounding differs with the order of the sum; another architecture differs in the first digit.
                 near = torch.finfo(scores.dtype).eps ** 0.5 * float(scores.abs().max())
-                if torch.allclose(rebuilt, scores, rtol=0, atol=near):
-                    return each.detach(), linear.weight.detach()
+                if torch.allclose(rebuilt, scores.to(rebuilt.dtype), rtol=0, atol=near):
+                    return each.detach().to(rebuilt.dtype), linear.weight.detach()
     last = f"linear layer {list(linears)[-1]!r}" if linears else "no linear layer"
     raise ValueError(
         "model should end in a global average of its last maps and one linear layer for CAM; the mean of "

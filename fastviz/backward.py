@@ -1,0 +1,251 @@
+"""The gradient of targets for the input, by the least work that gives the same numbers.
+
+A pass for targets inside the network ends at their layers. Single units are computed on the part of the image that they
+see, see :mod:`fastviz.unit_crop`, and on a CPU convolutions get their input in channels_last memory, in which they are
+faster. Neither changes a number by more than rounding does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Concatenate, ParamSpec, TypeVar
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from fastviz import capture, checks, ops, targets, unit_crop
+from fastviz.capture import Precision
+from fastviz.targets import Activations, Selection
+
+__all__ = ["batches", "check_options", "in_fast_order", "input_gradients", "predicted", "reduced_precision", "widened"]
+
+_IMAGES_OF_CROPS = 8
+"""Crops run at once as many as fill this many images, or those that were given."""
+
+Result = TypeVar("Result")
+More = ParamSpec("More")
+
+
+def input_gradients(
+    model: nn.Module,
+    x: Tensor,
+    selection: Selection,
+    *,
+    rule: ops.Rule | None = None,
+    batch_size: int | None = None,
+    precision: Precision = "model",
+    stacklevel: int = 2,
+) -> Tensor:
+    """Gradient of ``selection`` for the input ``x``: [N, C, H, W], or [N, T, C, H, W] for several targets a sample.
+
+    In evaluation mode; no gradient of a parameter is computed.
+
+    Args:
+        model, x: as :func:`fastviz.capture.input_batch` checks them.
+        selection: of :func:`fastviz.targets.resolve`.
+        rule: a backward rule of :func:`fastviz.capture.rectifiers`.
+        batch_size: images in a pass, which bounds the memory; None is all of them.
+        precision: see :data:`fastviz.capture.Precision`.
+        stacklevel: for the warning about rectifiers, counted from the caller of this function.
+    """
+    check_options(batch_size, precision)
+    capture.require_gradients(model)
+    if not len(x):
+        return selection.no_values(x, x.shape[1:])
+    # from here to where the warning is given there are six functions on the stack
+    # from here to where the warning is given there are four functions on the stack
+    work = _Work(model, rule, precision, stacklevel + 4)
+    with capture.frozen_model(model):
+        found = work.of_units(x, selection, batch_size)
+        return work.of_images(x, selection, batch_size) if found is None else found
+
+
+def check_options(batch_size: int | None, precision: str) -> None:
+    """Refuse what is no number of images, or no precision, in words."""
+    if batch_size is not None:
+        checks.whole_number(batch_size, "batch_size", minimum=1)
+    checks.one_of(precision, "precision", ("model", "bfloat16"))
+
+
+def predicted(model: nn.Module, x: Tensor, batch_size: int | None = None, precision: Precision = "model") -> Tensor:
+    """Classes with the highest score, int64 [N], of the images ``x``; arguments as in :func:`input_gradients`."""
+
+    def compute(batch: Tensor) -> Tensor:
+        with torch.no_grad(), reduced_precision(batch, precision):
+            return targets.predicted(model(batch.clone()))
+
+    run = in_fast_order(model, precision, compute)
+    with capture.frozen_model(model):
+        return torch.cat([run(part) for part in x.split(batch_size or len(x))])
+
+
+def batches(x: Tensor, selection: Selection, batch_size: int | None) -> Iterator[tuple[Tensor, Selection]]:
+    """``x`` and its targets in parts of ``batch_size`` images; None is all of them."""
+    if batch_size is None or batch_size >= len(x):
+        yield x, selection
+        return
+    for numbers in torch.arange(len(x)).split(batch_size):
+        yield x[int(numbers[0]) : int(numbers[-1]) + 1], selection.taken(numbers, len(x))
+
+
+def reduced_precision(x: Tensor, precision: Precision) -> AbstractContextManager[object]:
+    """What runs a model on ``x`` in this precision; what the caller has set, for ``"model"``."""
+    return torch.autocast(x.device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+def widened(
+    output: object, layers: Activations, dtype: torch.dtype, precision: Precision
+) -> tuple[object, Activations]:
+    """The output of a model and the activations of layers in this dtype, if ``precision`` made another of them."""
+    if precision == "model":
+        return output, layers
+    converted = output.to(dtype) if isinstance(output, Tensor) and output.is_floating_point() else output
+    return converted, {name: value.to(dtype) for name, value in layers.items()}
+
+
+# Models that were seen to need their maps in contiguous memory.
+_contiguous_only: WeakSet[nn.Module] = WeakSet()
+
+
+def in_fast_order(
+    model: nn.Module, precision: Precision, compute: Callable[Concatenate[Tensor, More], Result]
+) -> Callable[Concatenate[Tensor, More], Result]:
+    """``compute``, called with its images in channels_last memory where convolutions are faster with that.
+
+    That is on a CPU in less than double precision, and wherever ``precision`` is reduced. A model that calls ``view``
+    on its maps cannot take it: it is run again with the images as they came, and is remembered.
+    """
+    convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
+
+    def run(x: Tensor, /, *more: More.args, **options: More.kwargs) -> Result:
+        faster = precision != "model" or (x.device.type == "cpu" and x.dtype != torch.float64)
+        if faster and convolves and model not in _contiguous_only:
+            try:
+                return compute(x.contiguous(memory_format=torch.channels_last), *more, **options)
+            except RuntimeError as error:
+                if "view size is not compatible" not in str(error):
+                    raise
+            _contiguous_only.add(model)
+        return compute(x, *more, **options)
+
+    return run
+
+
+class _Work:
+    """How gradients of one call are computed: passes over batches of images, or of crops."""
+
+    def __init__(self, model: nn.Module, rule: ops.Rule | None, precision: Precision, stacklevel: int) -> None:
+        self.model, self.rule, self.precision = model, rule, precision
+        self.stacklevel: int | None = stacklevel
+        self._run = in_fast_order(model, precision, self._pass)
+
+    def of_images(self, x: Tensor, selection: Selection, batch_size: int | None) -> Tensor:
+        """The gradients of whole images, ``batch_size`` in a pass."""
+        calls = None
+        if not selection.reads_output:
+            calls = unit_crop.calls_of_layers(self.model, selection.layers, _size(x), channels=x.shape[1])
+        found = []
+        for part, chosen in batches(x, selection, batch_size):
+            found.append(self._run(part, chosen, calls))
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def of_units(self, x: Tensor, selection: Selection, batch_size: int | None) -> Tensor | None:
+        """The gradients of single units on crops; None where that is impossible, or more work."""
+        units = selection.objectives
+        if not all(unit.is_unit for unit in units):
+            return None
+        size, channels = _size(x), x.shape[1]
+        result = x.new_zeros((len(x), len(units), *x.shape[1:]))
+        try:
+            jobs = [_Units(self.model, name, units, x) for name in selection.layers]
+        except unit_crop.NoCrop:
+            return None
+        # A pass back costs what a pass forward does: without crops, one forward and one back for each target.
+        if 2 * sum(job.pixels for job in jobs) >= len(x) * (1 + len(units)) * size[0] * size[1]:
+            return None
+        images = batch_size or max(len(x), _IMAGES_OF_CROPS)
+        for job in jobs:
+            calls = unit_crop.calls_of_layers(self.model, [job.layer], size, channels=channels)
+            for (height, width), numbers in job.crops.groups().items():
+                at_once = max(1, images * size[0] * size[1] // (height * width))
+                for start in range(0, len(numbers), at_once):
+                    chosen = numbers[start : start + at_once]
+                    gradients = self._run(job.cut(x, chosen), job.selection(chosen), calls)
+                    job.paste(gradients, chosen, result)
+        return result if selection.several else result[:, 0]
+
+    def _pass(self, x: Tensor, selection: Selection, calls: Mapping[str, int] | None) -> Tensor:
+        """The gradients of one batch, from one forward pass and one backward pass for each target."""
+        rule = self.rule
+        with capture.rectifiers(rule, model=self.model) if rule else nullcontext() as intercepted:
+            leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
+            with reduced_precision(x, self.precision):
+                # The copy is for models that work in place on their input.
+                output, layers = targets.run(self.model, leaf.clone(), selection.layers, calls=calls)
+            values = selection.values(*widened(output, layers, x.dtype, self.precision))
+            if intercepted is not None and values.requires_grad and self.stacklevel is not None:
+                intercepted.check(values, stacklevel=self.stacklevel)
+                self.stacklevel = None  # once a call is enough
+            return targets.gradients(values, {"x": leaf})[0].contiguous()
+
+
+class _Units:
+    """The units of one layer that a call is about, each with the image it is of and its crop."""
+
+    def __init__(self, model: nn.Module, layer: str, units: Sequence[targets.Objective], x: Tensor) -> None:
+        self.layer, self.model = layer, model
+        size, channels = _size(x), x.shape[1]
+        shape = unit_crop.map_shape(model, layer, size, channels=channels)
+        self.columns = [column for column, unit in enumerate(units) if unit.layers == (layer,)]
+        self.images: list[tuple[int, int]] = []  # number of the image, and of the target
+        self.channels: list[int] = []
+        positions: list[tuple[int, int]] = []
+        if len(shape) != 3:
+            raise unit_crop.NoCrop(f"layer {layer!r} has no maps")
+        for column in self.columns:
+            channel, row, line = (_listed(at, len(x)) for at in units[column].places((len(x), *shape)))
+            self.images += [(number, column) for number in range(len(x))]
+            self.channels += channel
+            positions += zip(row, line, strict=True)
+        self.crops = unit_crop.unit_crops(model, layer, positions, size, channels=channels)
+
+    @property
+    def pixels(self) -> int:
+        """How many pixels all crops have together."""
+        return sum((bottom - top) * (right - left) for top, left, bottom, right in self.crops.boxes)
+
+    def cut(self, x: Tensor, chosen: list[int]) -> Tensor:
+        """The crops with these numbers, of one size, as a batch."""
+        parts = []
+        for number in chosen:
+            top, left, bottom, right = self.crops.boxes[number]
+            parts.append(x[self.images[number][0], :, top:bottom, left:right])
+        return torch.stack(parts)
+
+    def selection(self, chosen: list[int]) -> Selection:
+        """The unit of each of these crops."""
+        channel, rows, columns = (
+            torch.tensor(values)
+            for values in (
+                [self.channels[number] for number in chosen],
+                [self.crops.positions[number][0] for number in chosen],
+                [self.crops.positions[number][1] for number in chosen],
+            )
+        )
+        return targets.resolve(targets.neuron(self.layer, channel, (rows, columns)), self.model)
+
+    def paste(self, gradients: Tensor, chosen: list[int], result: Tensor) -> None:
+        """Write the gradients of these crops where they belong in ``result`` [N, T, C, H, W]."""
+        for number, gradient in zip(chosen, gradients, strict=True):
+            top, left, bottom, right = self.crops.boxes[number]
+            result[(*self.images[number], slice(None), slice(top, bottom), slice(left, right))] = gradient
+
+
+def _size(x: Tensor) -> tuple[int, int]:
+    return x.shape[2], x.shape[3]
+
+
+def _listed(index: targets.Index, samples: int) -> list[int]:
+    return [index] * samples if isinstance(index, int) else index.tolist()
