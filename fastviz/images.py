@@ -433,21 +433,24 @@ def save_image(picture: Tensor, path: str | os.PathLike[str]) -> None:
     Values are rounded to 8 bits. The file appears under its name when it is complete, replacing an older one.
 
     Args:
-        picture: [3, H, W] in 0 to 1.
+        picture: [3, H, W], floating-point in 0 to 1, or uint8.
         path: ends in .png, .jpg, .jpeg or .webp; the folder exists.
 
     Raises:
-        TypeError: ``picture`` is not a floating-point tensor.
+        TypeError: ``picture`` is not a floating-point or uint8 tensor.
         ValueError: another shape, values outside 0 to 1, another ending.
         OSError: the file cannot be written; names it.
     """
-    checks.tensor(picture, "picture", dims=(3,), layout="[3, H, W]")
+    eight_bits = isinstance(picture, Tensor) and picture.dtype == torch.uint8
+    checks.tensor(picture, "picture", dims=(3,), layout="[3, H, W]", floating=not eight_bits)
     if picture.shape[0] != 3:
         raise ValueError(f"picture should have shape [3, H, W], got {list(picture.shape)}")
-    pictures.check_range(picture, "picture")
+    if not eight_bits:
+        pictures.check_range(picture, "picture")
+        picture = (picture.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     file = picture_path(path)
     kind, options = _KINDS[file.suffix.lower()]
-    pixels = (picture.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
+    pixels = picture.permute(1, 2, 0)
     encoded = io.BytesIO()
     Image.fromarray(pixels.cpu().contiguous().numpy()).save(encoded, kind, **options)
     with whole_file(file) as stream:

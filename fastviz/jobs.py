@@ -361,8 +361,8 @@ class _Explainer:
 
 
 def _runs_many_passes(method: Method) -> bool:
-    """Whether a method runs many forward passes a photograph: such a method lets one choose how many at once."""
-    return "batch_size" in inspect.signature(method.function).parameters
+    """Whether a method runs many forward passes a photograph, which those that slide a window do."""
+    return "stride" in inspect.signature(method.function).parameters
 
 
 def _enlarged(seen: Preprocessing) -> Preprocessing:

@@ -21,6 +21,7 @@ __all__ = [
     "grid",
     "normalise",
     "overlay",
+    "psnr",
     "resize",
 ]
 
@@ -171,6 +172,17 @@ def resize(x: Tensor, height: int, width: int, mode: str) -> Tensor:
     exact = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # antialiasing lacks them on the CPU
     resized = F.interpolate(exact, (height, width), mode=mode, align_corners=False, antialias=True)
     return resized.clamp(0, 1).to(x.dtype)
+
+
+def psnr(pictures: Tensor, originals: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each of the ``pictures`` [N, C, H, W] in dB, [N]: ``−10 log₁₀ mean (a − b)²``.
+
+    Infinite where they are equal; both have values 0 to 1.
+
+    >>> psnr(torch.full((1, 3, 2, 2), 0.6), torch.full((1, 3, 2, 2), 0.5))
+    tensor([20.])
+    """
+    return -10 * (pictures - originals).square().flatten(1).mean(1).log10()
 
 
 def check_range(x: Tensor, argument: str) -> None:

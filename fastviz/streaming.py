@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import count, repeat
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -123,6 +124,7 @@ class Stream:
         self._limit = None if limit is None else checks.whole_number(limit, "limit", minimum=1)
         self._progress = progress
         self._items: Any = None
+        self._order: Sequence[int] | None = None  # None: all
         if isinstance(source, Tensor):
             if source.dtype != torch.uint8:
                 checks.image_batch(source, "source")
@@ -150,12 +152,13 @@ class Stream:
 
     def __iter__(self) -> Iterator[Batch]:
         self.failures = failures = []
-        total = self._limit if self.names is None else len(self.names)
+        order = self._positions()
+        total = self._limit if order is None else len(order)
         pool = ThreadPoolExecutor(_READERS if self.files is not None else 1, thread_name_prefix="fastviz-read")
         try:
             with bar(self._progress, total, unit="images") as advance:
                 waiting: list[tuple[int, Tensor]] = []
-                for index, read in enumerate(self._read(pool)):
+                for index, read in zip(count() if order is None else order, self._read(pool, order), strict=False):
                     if isinstance(read, str):
                         failures.append((self._name(index), read))
                         advance(1)
@@ -170,6 +173,14 @@ class Stream:
                     advance(len(waiting))
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def only(self, indices: Sequence[int]) -> Stream:
+        """The images at these positions alone, with the positions and names that they have here."""
+        if self.names is None:
+            raise ValueError("source should be files, a tensor or a dataset with a length, to be read in part")
+        part = copy.copy(self)
+        part._order = list(indices)
+        return part
 
     def image(self, which: int | str) -> Tensor:
         """One image again, by its position or name, as it is in the batches: [C, h, w].
@@ -186,7 +197,8 @@ class Stream:
         read = self._load(which)
         if isinstance(read, str):
             raise images.ImageError(read)
-        return read.to(self.device, self.dtype)
+        image: Tensor = read.to(self.device, self.dtype)
+        return image
 
     def picture(self, which: int | str) -> Tensor:
         """The same to look at: [3, h, w], float32 on the CPU in 0 to 1."""
@@ -198,10 +210,14 @@ class Stream:
 
     # ------------------------------------------------------------------------------------------------- reading
 
-    def _read(self, pool: ThreadPoolExecutor) -> Iterator[Tensor | str]:
+    def _positions(self) -> Sequence[int] | None:
+        """The positions to read; None for a dataset that only iterates."""
+        return self._order if self._order is not None or self.names is None else range(len(self.names))
+
+    def _read(self, pool: ThreadPoolExecutor, order: Sequence[int] | None) -> Iterator[Tensor | str]:
         """Each image, or why it cannot be read, in order."""
-        if self.names is not None:
-            yield from ahead(pool, self._load, range(len(self.names)), 2 * self._batch_size)
+        if order is not None:
+            yield from ahead(pool, self._load, order, 2 * self._batch_size)
             return
         iterator = iter(self._items)
         asked = repeat(None) if self._limit is None else repeat(None, self._limit)

@@ -1,0 +1,277 @@
+"""Streams of images: what comes out, in what order, how far ahead is read, and how the threads end."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import Dataset, IterableDataset
+
+import fastviz as fv
+from fastviz import images, models, streaming
+from fastviz.models import Preprocessing
+
+SIZES = [(40, 30), (30, 30), (20, 50), (33, 35), (64, 20)]  # width, height
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    (tmp_path / "photos").mkdir()
+    for number, (width, height) in enumerate(SIZES):
+        pixels = np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, 2, 3))
+    models.describe(model, preprocessing=Preprocessing((16, 16), 18, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)))
+    return model
+
+
+class Numbers(Dataset):
+    """Items [3, 4, 4] full of their own index, with a label; notes what is read and by which threads."""
+
+    def __init__(self, length: int = 10) -> None:
+        self.length = length
+        self.read: list[int] = []
+        self.threads: set[int] = set()
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int):
+        self.read.append(index)
+        self.threads.add(threading.get_ident())
+        return torch.full((3, 4, 4), float(index)), "label"
+
+
+def readers() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("fastviz-read")]
+
+
+# ------------------------------------------------------------------------------------------------ what comes out
+
+
+def test_files_come_as_load_images_gives_them(photos, model):
+    expected, names = fv.load_images(photos, model=model)
+    found = list(fv.batches(photos, model=model, batch_size=2))
+    assert [len(batch) for batch in found] == [2, 2, 1]
+    torch.testing.assert_close(torch.cat([batch.images for batch in found]), expected, rtol=0, atol=0)
+    assert [name for batch in found for name in batch.names] == names
+    assert [index for batch in found for index in batch.indices] == [0, 1, 2, 3, 4]
+
+
+def test_size_and_limit(photos):
+    (batch,) = fv.batches([photos / "1.png", photos / "0.png", photos / "2.png"], size=(8, 12), limit=2)
+    assert batch.images.shape == (2, 3, 8, 12)
+    assert batch.names == ["1.png", "0.png"]
+
+
+def test_the_model_decides_the_dtype(photos, model):
+    assert next(iter(fv.batches(photos, model=model.double()))).images.dtype == torch.float64
+    assert next(iter(fv.batches(torch.zeros(1, 3, 4, 4), model=model.bfloat16()))).images.dtype == torch.bfloat16
+
+
+def test_a_tensor_is_taken_as_the_networks_input(model):
+    x = torch.randn(5, 3, 7, 7)
+    found = list(fv.batches(x, model=model, batch_size=3))
+    torch.testing.assert_close(torch.cat([batch.images for batch in found]), x, rtol=0, atol=0)
+    assert [batch.names for batch in found] == [["0", "1", "2"], ["3", "4"]]
+
+
+def test_eight_bits_are_pictures(photos, model):
+    """A uint8 tensor, a Pillow picture and the file they came from give one input."""
+    (expected,) = fv.batches(photos / "0.png", model=model)
+    picture = Image.open(photos / "0.png")
+    eight_bits = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    for source in (eight_bits[None], [eight_bits], [picture], [(picture, 7)]):
+        (batch,) = fv.batches(source, model=model)
+        torch.testing.assert_close(batch.images, expected.images, rtol=0, atol=0)
+
+
+def test_a_dataset_by_index():
+    dataset = Numbers()
+    found = list(fv.batches(dataset, batch_size=4, limit=6))
+    assert [batch.images[:, 0, 0, 0].tolist() for batch in found] == [[0, 1, 2, 3], [4, 5]]
+    assert len(dataset.threads) == 1
+    assert threading.get_ident() not in dataset.threads
+
+
+def test_a_dataset_by_iteration():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return (torch.full((3, 4, 4), float(index)) for index in range(5))
+
+    stream = fv.batches(Stream(), batch_size=2)
+    for _ in range(2):  # from the beginning in every loop
+        assert [batch.images[:, 0, 0, 0].tolist() for batch in stream] == [[0, 1], [2, 3], [4]]
+    assert [batch.indices for batch in fv.batches(Stream(), batch_size=2, limit=3)] == [[0, 1], [2]]
+    assert stream.names is None
+    with pytest.raises(ValueError, match="others are read only once"):
+        stream.image(0)
+    with pytest.raises(ValueError, match="to be read in part"):
+        stream.only([1])
+
+
+def test_items_of_another_size_begin_a_batch():
+    items = [torch.zeros(3, side, side) for side in (4, 4, 5, 5, 4)]
+    assert [batch.indices for batch in fv.batches(items)] == [[0, 1], [2, 3], [4]]
+
+
+def test_unreadable_pictures_are_left_out_and_named(photos, model):
+    (photos / "1.png").write_bytes(b"no picture")
+    (photos / "3.png").write_bytes((photos / "0.png").read_bytes()[:200])
+    stream = fv.batches(photos, model=model, batch_size=2)
+    for _ in range(2):
+        assert [(batch.names, batch.indices) for batch in stream] == [
+            (["0.png", "2.png"], [0, 2]),
+            (["4.png"], [4]),
+        ]
+        assert [name for name, _ in stream.failures] == ["1.png", "3.png"]
+    assert "is not an image" in stream.failures[0][1]
+
+
+def test_a_picture_too_narrow_to_resize_is_left_out(tmp_path):
+    Image.new("RGB", (60_000, 1)).save(tmp_path / "line.png")
+    stream = fv.batches(tmp_path, size=200)
+    assert list(stream) == []
+    assert "too narrow" in stream.failures[0][1]
+
+
+def test_a_dataset_whose_file_cannot_be_read():
+    class Broken(Numbers):
+        def __getitem__(self, index: int):
+            if index == 1:
+                raise OSError("disk on fire")
+            return super().__getitem__(index)
+
+    stream = fv.batches(Broken(3))
+    assert [batch.indices for batch in stream] == [[0, 2]]
+    assert stream.failures == [("1", "disk on fire")]
+
+
+def test_single_images_again(photos, model):
+    stream = fv.batches(photos, model=model)
+    (batch,) = stream
+    torch.testing.assert_close(stream.image(3), batch.images[3], rtol=0, atol=0)
+    torch.testing.assert_close(stream.image("3.png"), batch.images[3], rtol=0, atol=0)
+    expected = images.restore(batch.images, stream.preprocessing)
+    torch.testing.assert_close(stream.picture(3), expected[3], rtol=0, atol=0)
+    torch.testing.assert_close(stream.pictures(batch), expected, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"image '5\.png' is not known; nearest: "):
+        stream.image("5.png")
+    with pytest.raises(ValueError, match="image should be a position from 0 to 4, got 5"):
+        stream.image(5)
+    (photos / "3.png").write_bytes(b"")
+    with pytest.raises(images.ImageError, match=r"3\.png.*is empty"):
+        stream.image(3)
+
+
+def test_only_some_keep_their_positions_and_names(photos):
+    stream = fv.batches(photos, batch_size=2)
+    assert [(batch.names, batch.indices) for batch in stream.only([4, 1, 2])] == [
+        (["4.png", "1.png"], [4, 1]),
+        (["2.png"], [2]),
+    ]
+    assert [batch.indices for batch in stream] == [[0, 1], [2, 3], [4]]
+
+
+# ----------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "words"),
+    [
+        (torch.zeros(3, 4, 4), {}, r"source should have shape \[N, C, H, W\], got \[3, 4, 4\]"),
+        (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), {}, r"source of uint8 should have shape \[N, 3, H, W\]"),
+        (torch.zeros(0, 3, 4, 4), {}, "source should hold at least one image, got none"),
+        ([], {}, "source should hold at least one image, got none"),
+        ("missing", {}, "paths should exist, got 'missing'"),
+        (torch.zeros(1, 3, 4, 4), {"batch_size": 0}, "batch_size should be at least 1, got 0"),
+        (torch.zeros(1, 3, 4, 4), {"limit": 0}, "limit should be at least 1, got 0"),
+        ([torch.zeros(4, 4)], {}, r"images of source should have shape \[C, H, W\], got \[4, 4\]"),
+        ([torch.zeros(1, 4, 4, dtype=torch.uint8)], {}, r"source should give uint8 images \[3, H, W\], got"),
+    ],
+)
+def test_bad_sources(source, options, words):
+    with pytest.raises(ValueError, match=words):
+        list(fv.batches(source, **options))
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (7, "source should be paths, a tensor .* or a torch Dataset, got int"),
+        ([{"image": 1}], "source should give images as tensors .* or Pillow pictures, got dict"),
+        ([torch.zeros(3, 4, 4, dtype=torch.int64)], "images of source should be a floating-point tensor"),
+    ],
+)
+def test_sources_of_another_kind(source, words):
+    with pytest.raises(TypeError, match=words):
+        list(fv.batches(source))
+
+
+# -------------------------------------------------------------------------------------------- threads and memory
+
+
+def test_what_is_read_ahead_is_bounded():
+    dataset = Numbers(50)
+    given = 0
+    for batch in fv.batches(dataset, batch_size=5):
+        assert len(dataset.read) - given <= 5 + 2 * 5 + 1  # the batch, two ahead, and the one that is being read
+        given += len(batch)
+    assert given == 50
+
+
+def test_threads_end_with_the_loop(photos):
+    assert list(fv.batches(photos))
+    assert not readers()
+    stream = iter(fv.batches(photos, batch_size=1))
+    next(stream)
+    assert readers()
+    stream.close()
+    assert not readers()
+
+    def fail() -> None:
+        for _ in fv.batches(photos, batch_size=1):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert not readers()
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), KeyboardInterrupt()])
+def test_threads_end_when_a_dataset_raises(error):
+    class Broken(Numbers):
+        def __getitem__(self, index: int):
+            if index == 7:
+                raise error
+            return super().__getitem__(index)
+
+    with pytest.raises(type(error)):
+        list(fv.batches(Broken(40), batch_size=2))
+    assert not readers()
+
+
+def test_the_bar_reaches_its_end(photos, monkeypatch):
+    (photos / "1.png").write_bytes(b"")
+    bars: list[tuple[bool, int | None, list[int]]] = []
+
+    @contextmanager
+    def bar(wanted, total, unit):
+        bars.append((wanted, total, []))
+        yield lambda steps: bars[-1][2].append(steps)
+
+    monkeypatch.setattr(streaming, "bar", bar)
+    list(fv.batches(photos, batch_size=2, progress=True))
+    ((wanted, total, steps),) = bars
+    assert (wanted, total, sum(steps)) == (True, 5, 5)
