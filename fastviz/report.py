@@ -22,7 +22,7 @@ from fastviz.images import whole_file
 from fastviz.job_folder import Result, read_results
 from fastviz.methods import EXPLAINERS
 
-__all__ = ["Scene", "Section", "contact_sheets", "demo_page", "pages", "percent"]
+__all__ = ["Scene", "Section", "contact_sheets", "demo_page", "pages", "percent", "render"]
 
 CELL = 224
 """Width and height of a picture on a contact sheet, in pixels."""
@@ -144,7 +144,7 @@ def pages(
     contents = _pages_of(out, per_page)
     for name in names:
         path = out / name
-        _render(
+        render(
             path,
             "report.html",
             title=title,
@@ -159,7 +159,7 @@ def pages(
     return _replace(out, written, "report*.html")
 
 
-def _render(path: Path, template: str, **values: Any) -> None:
+def render(path: Path, template: str, **values: Any) -> None:
     """Write the page that ``template`` makes of ``values``."""
     import jinja2
 
@@ -228,7 +228,7 @@ def demo_page(
         with Image.open(out / path) as picture:
             return _inline(picture.convert("RGB"), "JPEG")
 
-    _render(
+    render(
         out / "index.html",
         "demo.html",
         scenes=scenes,
