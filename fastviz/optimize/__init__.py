@@ -1,0 +1,20 @@
+"""The one loop behind all optimised images, its optimisers, and models as the loop sees them."""
+
+from fastviz.optimize.loop import Objective, Optimized, optimize
+from fastviz.optimize.network import Network, Toward, toward
+from fastviz.optimize.optimizers import LBFGS, Adam, Ascent, Evaluation, Optimizer, by_name
+
+__all__ = [
+    "LBFGS",
+    "Adam",
+    "Ascent",
+    "Evaluation",
+    "Network",
+    "Objective",
+    "Optimized",
+    "Optimizer",
+    "Toward",
+    "by_name",
+    "optimize",
+    "toward",
+]

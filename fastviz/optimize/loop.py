@@ -1,0 +1,546 @@
+"""The one loop behind every optimised image."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from fastviz import capture, checks
+from fastviz.canvas import Canvas, Frame
+from fastviz.optimize import checkpoint as files
+from fastviz.optimize.network import is_out_of_memory
+from fastviz.optimize.optimizers import Evaluation, Optimizer, State
+from fastviz.optimize.revive import OpenRectifiers
+from fastviz.priors import Prior
+from fastviz.progress import bar
+from fastviz.transforms import Transform
+
+__all__ = ["Objective", "Optimized", "Preview", "optimize"]
+
+Objective: TypeAlias = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
+"""Images [n, C, H, W] and their numbers in the batch, int64 [n] in rising order → values [n] to be increased, in the
+graph of the images; or (values, measures [n]), where a goal is compared with the measures."""
+
+Preview: TypeAlias = Callable[[int, Tensor], object]
+"""Called with the number of steps done and the images [N, C, H, W] so far."""
+
+_LARGEST = 1e6
+"""Parameters beyond this have exploded: pictures end at 3, codes and waves at some hundreds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Optimized:
+    """What :func:`optimize` made, a row an image.
+
+    Attributes:
+        parameters: [N, ...], the canvas's.
+        images: [N, C, H, W] as the network takes them.
+        values: [N], the objective at these images, without transforms and penalties.
+        measures: [N], what a goal is compared with, at these images.
+        totals: [N], values minus penalties.
+        steps: int64 [N], steps after which each image is as returned, or stopped.
+        history: [S, N], the objective before each step (under transforms: of the transformed image); NaN after an image
+            has stopped.
+        reasons: why each image stopped: ``"goal"``, ``"steps"`` (all done), ``"converged"`` (no step increases the
+            total), ``"interrupted"`` (Ctrl-C), or the cause in words, such as ``"the objective became nan at step 3"``.
+    """
+
+    parameters: Tensor
+    images: Tensor
+    values: Tensor
+    measures: Tensor
+    totals: Tensor
+    steps: Tensor
+    history: Tensor
+    reasons: tuple[str, ...]
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended it early."""
+        return "interrupted" in self.reasons
+
+
+def optimize(
+    model: nn.Module,
+    objective: Objective,
+    parameters: Tensor,
+    *,
+    canvas: Canvas,
+    frame: Frame,
+    optimizer: Optimizer,
+    steps: int,
+    priors: Sequence[Prior] = (),
+    transforms: Sequence[Transform] = (),
+    goal: float | None = None,
+    seeds: Sequence[int] | None = None,
+    batch_size: int | None = None,
+    preview: Preview | None = None,
+    preview_every: int = 10,
+    progress: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 50,
+    about: str = "",
+) -> Optimized:
+    """Images that increase an objective, each from its own start, for its own objective, until it stops by itself.
+
+    Every row of ``parameters`` is a problem of its own: gradient, optimiser state, line search, random numbers and the
+    end never depend on the other rows. Images that have stopped are left out of the passes that follow. What comes back
+    is, for an image that reached its goal, the image that did; else the one with the highest total (objective minus
+    penalties) seen, or the last one where totals cannot be compared (random transforms) or do not tell all (priors that
+    change images).
+
+    ``model`` is held in evaluation mode meanwhile, and is neither changed nor given gradients. Ctrl-C ends the loop and
+    returns what there is. An image whose objective, gradient or parameters are no longer finite, or whose parameters
+    exceed a million, stops: the last good image is returned, ``reasons`` says what happened at which step, and a
+    ``RuntimeWarning`` is given.
+
+    Where the gradient of an objective is zero everywhere because all rectifiers on the way are off, as for many units
+    at a grey image, the step follows the gradient of what stands before the last of them (see
+    :class:`fastviz.optimize.revive.OpenRectifiers`), and where that is zero too, it is random.
+
+    Args:
+        model: what the objective runs; see :class:`fastviz.optimize.Network`.
+        objective: see :data:`Objective`.
+        parameters: [N, ...], where to start: ``canvas.parameters(images, frame)`` or ``canvas.noise(...)``.
+        canvas: how parameters become images.
+        frame: size and normalisation of the images.
+        optimizer: how parameters move.
+        steps: most steps; 0 returns the start with its values.
+        priors: penalties and changes, applied to the untransformed images.
+        transforms: random changes, in this order, before each look of the network.
+        goal: an image stops when its measure (without transforms) is at least this.
+        seeds: one an image, for the transforms; None is 0 for all. The random numbers of a step depend on the seed and
+            on the number of the step only.
+        batch_size: images the network sees at once; None is all.
+        preview: called after every ``preview_every`` steps.
+        progress: show a bar, on a terminal.
+        checkpoint: a file that is written every ``checkpoint_every`` steps and at the end. If it is there already, the
+            run goes on from it, with the numbers of an uninterrupted one; ``steps`` may be larger than before.
+        about: words that a checkpoint must agree on: model, target, and what else the caller's objective holds.
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit; a checkpoint that is damaged or of other settings.
+        MemoryError: the images do not fit into memory at once; the message says how many would.
+
+    >>> from fastviz.canvas import Pixels, frame_of
+    >>> from fastviz.optimize import Ascent
+    >>> model = nn.Conv2d(3, 1, 1)
+    >>> made = optimize(
+    ...     model, lambda images, rows: images.sum((1, 2, 3)), torch.zeros(2, 3, 4, 4), canvas=Pixels(),
+    ...     frame=frame_of(model, 4), optimizer=Ascent(0.5), steps=10)
+    >>> frame_of(model, 4).picture(made.images).amin().round(), made.reasons  # every pixel is white
+    (tensor(1.), ('steps', 'steps'))
+    """  # fmt: skip
+    checks.tensor(parameters, "parameters")
+    checks.whole_number(steps, "steps", minimum=0)
+    checks.whole_number(preview_every, "preview_every", minimum=1)
+    checks.whole_number(checkpoint_every, "checkpoint_every", minimum=1)
+    if batch_size is not None:
+        checks.whole_number(batch_size, "batch_size", minimum=1)
+    if not optimizer.random_objective and transforms:
+        raise ValueError(
+            f"transforms should be empty for {type(optimizer).__name__}, whose line search needs an objective that "
+            f"stays the same, got {list(transforms)}"
+        )
+    N = len(parameters)
+    seeds = [0] * N if seeds is None else list(seeds)
+    if len(seeds) != N:
+        raise ValueError(f"seeds should have one number an image, {N}, got {len(seeds)}")
+    run = _Run(model, objective, canvas, frame, optimizer, tuple(priors), tuple(transforms), goal, seeds, batch_size)
+    path = None if checkpoint is None else Path(checkpoint)
+    settings = "; ".join(
+        str(part)
+        for part in (about, list(parameters.shape), parameters.dtype, canvas, frame, optimizer, run.priors,
+                     run.transforms, goal, seeds)
+    )  # fmt: skip
+    with capture.frozen_model(model):
+        state = _begin(parameters.detach().clone(), optimizer)
+        saved = None if path is None else files.load(path, settings, parameters.device)
+        if saved is not None:
+            state = _restored(saved, steps)
+        state = replace(state, history=_longer(state.history, steps))
+        first = state.step
+        interrupted = False
+        with bar(progress, steps, done=first, text="optimising", unit="steps") as advance:
+            try:
+                while state.step < steps and len(state.active):
+                    state = run.advance(state)
+                    advance(1)
+                    if preview is not None and state.step % preview_every == 0:
+                        preview(state.step, run.pictures(state))
+                    if path is not None and state.step % checkpoint_every == 0:
+                        files.save(path, settings, _to_save(state))
+            except KeyboardInterrupt:
+                interrupted = True
+        if path is not None and state.step > first:
+            files.save(path, settings, _to_save(state))
+        return run.conclude(state, "interrupted" if interrupted else "steps")
+
+
+# ----------------------------------------------------------------------------------------------------- the state
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """Everything between two steps. Replaced as a whole, so that Ctrl-C finds it complete.
+
+    ``n`` images are still active, ``N`` there are. ``good`` are the parameters of the last finite evaluation.
+    """
+
+    step: int
+    active: Tensor  # int64 [n], rising
+    parameters: Tensor  # [n, ...]
+    good: Tensor  # [n, ...]
+    optimizer: State
+    found: Evaluation | None  # at parameters, if the step before evaluated there
+    final: Tensor  # [N, ...], of images that have stopped
+    best: Tensor  # [N, ...], those of best_totals
+    best_totals: Tensor  # [N]
+    steps: Tensor  # int64 [N]
+    history: Tensor  # [S, N]
+    reasons: tuple[str, ...]  # N; empty for active ones
+
+
+def _begin(parameters: Tensor, optimizer: Optimizer) -> _State:
+    N = len(parameters)
+    return _State(
+        step=0,
+        active=torch.arange(N, device=parameters.device),
+        parameters=parameters,
+        good=parameters,
+        optimizer=optimizer.start(parameters) if N else {},
+        found=None,
+        final=parameters,
+        best=parameters,
+        best_totals=parameters.new_full((N,), -torch.inf),
+        steps=torch.zeros(N, dtype=torch.int64, device=parameters.device),
+        history=parameters.new_zeros(0, N),
+        reasons=("",) * N,
+    )
+
+
+def _longer(history: Tensor, steps: int) -> Tensor:
+    """A history of at least ``steps`` rows; new ones are NaN."""
+    return torch.cat([history, history.new_full((max(0, steps - len(history)), history.shape[1]), torch.nan)])
+
+
+def _to_save(state: _State) -> dict[str, Any]:
+    values = dict(vars(state))
+    values["found"] = None if state.found is None else list(state.found)
+    values["reasons"] = list(state.reasons)
+    return values
+
+
+def _restored(saved: dict[str, Any], steps: int) -> _State:
+    if saved["step"] > steps:
+        raise ValueError(f"steps should be at least the {saved['step']} that the checkpoint has, got {steps}")
+    found = saved["found"]
+    return _State(**saved | {"found": found and Evaluation(*found), "reasons": tuple(saved["reasons"])})
+
+
+# ------------------------------------------------------------------------------------------------------ the work
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """The arguments of one call, and the steps that they make."""
+
+    model: nn.Module
+    objective: Objective
+    canvas: Canvas
+    frame: Frame
+    optimizer: Optimizer
+    priors: tuple[Prior, ...]
+    transforms: tuple[Transform, ...]
+    goal: float | None
+    seeds: list[int]
+    batch_size: int | None
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether a higher total means a better image."""
+        return not self.transforms and not any(prior.changes_images for prior in self.priors)
+
+    def advance(self, state: _State) -> _State:
+        """One step of every active image, after leaving out those that stop."""
+        found = state.found or self.evaluate(state.parameters, state.active, state.step)
+        cause = self._failures(state, found)
+        state.history[state.step, state.active] = torch.where(cause > 0, torch.nan, found.values)
+        if (cause > 0).any():
+            state, found = self._without_failed(state, found, cause)
+        state = replace(state, good=state.parameters)
+        if self.keeps_best:
+            state = _with_best(state, found.total)
+        if self.goal is not None:
+            reached = self._reached(state, found)
+            state, found = _stop(state, reached, "goal"), found.taken(~reached)
+        if not len(state.active):
+            return replace(state, step=state.step + 1)
+
+        bounds = self.canvas.bounds(self.frame, state.parameters)
+        moved = self.optimizer.step(
+            state.parameters,
+            found,
+            state.optimizer,
+            lambda parameters, rows: self.evaluate(parameters, state.active[rows], state.step),
+            bounds,
+        )
+        parameters, there = moved.parameters, moved.found
+        changing = [prior for prior in self.priors if prior.changes_images]
+        if changing:
+            parameters, there = self._changed(parameters, found, state, changing), None
+        step = state.step + 1
+        state = replace(state, step=step, parameters=parameters, optimizer=moved.state, found=there)
+        if moved.stuck is not None and moved.stuck.any():
+            state = _stop(state, moved.stuck, "converged")
+        return state
+
+    def evaluate(self, parameters: Tensor, rows: Tensor, step: int, *, clean: bool = False) -> Evaluation:
+        """The objective of the images ``rows`` at ``parameters``; ``clean``: without transforms and gradients."""
+        size = self.batch_size or len(parameters)
+        parts = []
+        for start in range(0, len(parameters), size):
+            part = slice(start, start + size)
+            try:
+                parts.append(self._evaluate(parameters[part], rows[part], step, clean))
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                parts.clear()
+                found = self._what_fits(parameters[part], rows[part], step, clean)
+                raise MemoryError(found) from error
+        if len(parts) == 1:
+            return parts[0]
+        return Evaluation(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+    def _evaluate(self, parameters: Tensor, rows: Tensor, step: int, clean: bool) -> Evaluation:
+        leaf = parameters.detach().requires_grad_(not clean)
+        with torch.no_grad() if clean else nullcontext():
+            images = self.canvas.images(leaf, self.frame)
+            held = images.detach().requires_grad_(not clean)
+            values, measures, gradients = self._objective(held, rows, step, clean)
+            total = values.detach()
+            penalties = [prior.penalty(held, rows) for prior in self.priors]
+            for penalty in penalties:
+                if penalty is None:
+                    continue
+                total = total - penalty.detach()
+                if gradients is not None:
+                    gradients = gradients - _gradients(penalty, held)
+            own = self.canvas.penalty(leaf)
+            total = total if own is None else total - own.detach()
+        nothing = total.new_zeros(0)
+        if gradients is None:
+            return Evaluation(total, values, measures, nothing, nothing)
+        through = gradients
+        if images is not leaf:
+            product = (images * gradients).flatten(1).sum(1)
+            through = _gradients(product if own is None else product - own, leaf)
+        kept = gradients if any(prior.needs_gradients for prior in self.priors) else nothing
+        return Evaluation(total, values.detach(), measures, through, kept)
+
+    def _objective(self, images: Tensor, rows: Tensor, step: int, clean: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Values, measures, and the direction in which each of the ``images`` should go (None if ``clean``)."""
+        if clean:
+            return *self._measured(images, rows), None
+        values, measures = self._measured(self._transformed(images, rows, step), rows)
+        gradients = _gradients(values, images)
+        dead = (gradients == 0).flatten(1).all(1)
+        if dead.any():
+            where = dead.nonzero()[:, 0]
+            gradients = gradients.index_copy(0, where, self._ways_out(images.detach()[where], rows[where], step))
+        return values, measures, gradients
+
+    def _ways_out(self, images: Tensor, rows: Tensor, step: int) -> Tensor:
+        """Directions for ``images`` at which the gradient of the objective is zero everywhere."""
+        images = images.requires_grad_()
+        with OpenRectifiers():
+            values, _ = self._measured(self._transformed(images, rows, step), rows)
+            found = _gradients(values, images)
+        dead = (found == 0).flatten(1).all(1)
+        if not dead.any():
+            return found
+        noise = [
+            torch.empty(images.shape[1:], dtype=torch.float64).normal_(generator=_generator(self.seeds[row], step))
+            for row in rows.tolist()
+        ]
+        return torch.where(dead.view(-1, *(1,) * (found.dim() - 1)), torch.stack(noise).to(found), found)
+
+    def _measured(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and measures of the objective."""
+        result = self.objective(images, rows)
+        return result if isinstance(result, tuple) else (result, result.detach())
+
+    def _transformed(self, images: Tensor, rows: Tensor, step: int) -> Tensor:
+        if self.transforms:
+            generators = [_generator(self.seeds[row], step) for row in rows.tolist()]
+            for transform in self.transforms:
+                images = transform(images, generators)
+        return images
+
+    def _what_fits(self, parameters: Tensor, rows: Tensor, step: int, clean: bool) -> str:
+        """What to say when ``parameters`` were too many for the memory: how many of them are not."""
+        tried = len(parameters)
+        what = f"{tried} image{'s' if tried > 1 else ''} of {self.frame.size[0]}x{self.frame.size[1]} pixels at once"
+        while tried > 1:
+            tried //= 2
+            try:
+                self._evaluate(parameters[:tried], rows[:tried], step, clean)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                continue
+            return f"out of memory: {what} do not fit on {parameters.device}, {tried} would: batch_size={tried}"
+        return f"out of memory: {what} do not fit on {parameters.device}; a smaller size may"
+
+    def _failures(self, state: _State, found: Evaluation) -> Tensor:
+        """Why rows cannot go on, int64 [n]: 0 they can, else a number of :data:`_CAUSES`."""
+        size = state.parameters.detach().flatten(1).abs().amax(1)
+        cause = (~(size <= _LARGEST)).long() * 3
+        cause[~found.gradients.flatten(1).isfinite().all(1)] = 2
+        cause[~found.total.isfinite()] = 1
+        return cause
+
+    def _without_failed(self, state: _State, found: Evaluation, cause: Tensor) -> tuple[_State, Evaluation]:
+        failed = cause > 0
+        good = state.parameters.clone()
+        good[failed] = state.best[state.active[failed]] if self.keeps_best else state.good[failed]
+        totals = found.total.tolist()
+        words = [_CAUSES[int(number)].format(total=totals[row], step=state.step) for row, number in enumerate(cause)]
+        for row in failed.nonzero()[:, 0].tolist():
+            warnings.warn(
+                f"image {int(state.active[row])} stopped, the last good one is returned: {words[row]}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        return _stop(replace(state, parameters=good), failed, words), found.taken(~failed)
+
+    def _reached(self, state: _State, found: Evaluation) -> Tensor:
+        """Which rows have reached the goal; under transforms those that do without them too."""
+        assert self.goal is not None
+        reached = found.measures >= self.goal
+        if self.transforms and reached.any():
+            rows = reached.nonzero()[:, 0]
+            clean = self.evaluate(state.parameters[rows], state.active[rows], state.step, clean=True)
+            reached = reached.index_copy(0, rows, clean.measures >= self.goal)
+        return reached
+
+    def _changed(self, parameters: Tensor, found: Evaluation, state: _State, priors: list[Prior]) -> Tensor:
+        """The parameters after the changes that ``priors`` make to their images."""
+        with torch.no_grad():
+            images = before = self.canvas.images(parameters, self.frame)
+            for prior in priors:
+                gradients = found.image_gradients if prior.needs_gradients else None
+                images = prior.changed(images, gradients, state.active, state.step + 1)
+            if images is before:
+                return parameters
+            changed = self.canvas.parameters(images, self.frame)
+            bounds = self.canvas.bounds(self.frame, changed)
+            return changed if bounds is None else torch.minimum(torch.maximum(changed, bounds[0]), bounds[1])
+
+    def pictures(self, state: _State) -> Tensor:
+        """The images [N, C, H, W] at this moment, stopped ones as they stopped."""
+        with torch.no_grad():
+            whole = state.final.index_copy(0, state.active, state.parameters)
+            return self.canvas.images(whole, self.frame).clone()
+
+    def conclude(self, state: _State, reason: str) -> Optimized:
+        """The result; images that are still active stop for ``reason``."""
+        if len(state.active):
+            state = self._last(state, reason)
+        everyone = torch.arange(len(state.final), device=state.final.device)
+        with torch.no_grad():
+            images = self.canvas.images(state.final, self.frame).clone()
+        if len(everyone):
+            found = self.evaluate(state.final, everyone, state.step, clean=True)
+        else:
+            found = Evaluation(*(state.best_totals,) * 5)
+        return Optimized(
+            state.final, images, found.values, found.measures, found.total, state.steps,
+            state.history[: state.step], state.reasons,
+        )  # fmt: skip
+
+    def _last(self, state: _State, reason: str) -> _State:
+        """``state`` after all have stopped, each with its best or its last good parameters."""
+        found = state.found or self.evaluate(state.parameters, state.active, state.step, clean=True)
+        size = state.parameters.flatten(1).abs().amax(1)
+        fine = found.total.isfinite() & (size <= _LARGEST)
+        parameters = torch.where(fine.view(-1, *(1,) * (state.good.dim() - 1)), state.parameters, state.good)
+        state = replace(state, parameters=parameters)
+        reached = torch.zeros_like(fine) if self.goal is None else fine & (found.measures >= self.goal)
+        if self.keeps_best:
+            state = _with_best(state, torch.where(fine, found.total, -torch.inf))
+            best = torch.where(
+                reached.view(-1, *(1,) * (state.good.dim() - 1)), state.parameters, state.best[state.active]
+            )
+            state = replace(state, parameters=best)
+        words = ["goal" if there else reason for there in reached.tolist()]
+        return _stop(state, torch.ones_like(fine), words)
+
+
+_CAUSES = (
+    "",
+    "the objective became {total} at step {step}",
+    "the gradient was no longer finite at step {step}",
+    f"the parameters grew beyond {_LARGEST:g} at step {{step}}",
+)
+
+
+def _with_best(state: _State, totals: Tensor) -> _State:
+    """``state`` with the parameters that have a higher total than any before kept as the best."""
+    before = state.best_totals[state.active]
+    better = totals > before
+    rows = state.active[better]
+    return replace(
+        state,
+        best=state.best.index_copy(0, rows, state.parameters[better]),
+        best_totals=state.best_totals.index_copy(0, rows, totals[better].to(before.dtype)),
+    )
+
+
+def _stop(state: _State, stops: Tensor, why: str | Sequence[str]) -> _State:
+    """``state`` without the rows that ``stops`` (bool [n]) marks, which keep their parameters."""
+    if not stops.any():
+        return state
+    goes = state.active[stops]
+    reasons = list(state.reasons)
+    for row, number in zip(stops.nonzero()[:, 0].tolist(), goes.tolist(), strict=True):
+        reasons[number] = why if isinstance(why, str) else why[row]
+    rest = ~stops
+    return replace(
+        state,
+        active=state.active[rest],
+        parameters=state.parameters[rest],
+        good=state.good[rest],
+        optimizer={name: value[rest] for name, value in state.optimizer.items()},
+        found=None if state.found is None else state.found.taken(rest),
+        final=state.final.index_copy(0, goes, state.parameters[stops]),
+        steps=state.steps.index_fill(0, goes, state.step),
+        reasons=tuple(reasons),
+    )
+
+
+def _gradients(values: Tensor, inputs: Tensor) -> Tensor:
+    """The gradient of the sum of ``values`` for the ``inputs``."""
+    (found,) = capture.differentiate(values.sum(), [inputs]) if values.requires_grad else (None,)
+    if found is None:
+        raise ValueError(
+            "the objective should depend on what is optimised, but has no gradient for it "
+            "(is the target behind it, and does the model use torch.no_grad or detach?)"
+        )
+    return found
+
+
+def _generator(seed: int, step: int) -> torch.Generator:
+    """Random numbers that depend on an image's seed and on the step only, so that a run can go on anywhere."""
+    digest = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)

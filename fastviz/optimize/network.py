@@ -1,0 +1,168 @@
+"""A model as an optimisation sees it: layers from a pass that ends where they end, and objectives for targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fastviz import capture, checks, targets, unit_crop
+from fastviz.capture import Precision
+from fastviz.models import preprocessing
+from fastviz.targets import Activations, Objective
+
+__all__ = ["Network", "Toward", "is_out_of_memory", "toward"]
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocator refused: on a GPU by its own class, on the CPU in words only."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+class Network:
+    """Outputs of ``layers``, and the output of the model if ``output``, for batches of images, in their graph.
+
+    Without ``output`` the forward pass ends at the last of the layers; where one runs several times, its last output
+    counts. The caller holds the model in ``capture.frozen_model``, as :func:`fastviz.optimize.optimize` does.
+
+    Args:
+        model: any module.
+        layers: dotted names.
+        output: whether the model's own output is needed.
+        precision: ``"bfloat16"`` runs the model under autocast; what comes out has the dtype of the images again.
+
+    Raises:
+        ValueError: a layer that does not exist or cannot be recorded; the message lists the nearest.
+
+    >>> network = Network(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)), ["1"], output=False)
+    >>> output, activations = network(torch.zeros(2, 3, 8, 8))
+    >>> activations["1"].shape
+    torch.Size([2, 8, 6, 6])
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: Sequence[str], *, output: bool, precision: Precision = "model"
+    ) -> None:
+        checks.one_of(precision, "precision", ("model", "bfloat16"))
+        capture.require_gradients(model)
+        self.model = model
+        self.layers = tuple(dict.fromkeys(layers))
+        self.output = output
+        self.precision = precision
+        self._calls: Mapping[str, int] | None = None
+        for name in self.layers:
+            capture.layer_module(model, name)
+
+    def __call__(self, images: Tensor) -> tuple[object, Activations]:
+        """Output of the model (None if it was not asked for) and layer name → output, for ``images`` [N, C, H, W].
+
+        Raises:
+            ValueError: the model cannot take images of this size.
+        """
+        # The copy is for models that work in place on their input; convolutions are fastest with channels last.
+        batch = images.clone(memory_format=torch.channels_last)
+        low = self.precision == "bfloat16"
+        try:
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=low):
+                output, recorded = self._run(batch)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f"the model cannot be run on images of {batch.shape[2]}x{batch.shape[3]} pixels, or not at all: {error}"
+            ) from error
+        if low:
+            recorded = {name: recorded[name].to(images.dtype) for name in self.layers}
+            output = output.to(images.dtype) if isinstance(output, Tensor) else output
+        return (output if self.output else None), recorded
+
+    def _run(self, batch: Tensor) -> tuple[object, Activations]:
+        if not self.output and self._calls is None:
+            size = preprocessing(self.model).size or (batch.shape[2], batch.shape[3])
+            self._calls = unit_crop.calls_of_layers(self.model, self.layers, size, channels=batch.shape[1])
+        if self.output or self._calls is not None:
+            return targets.run(self.model, batch, self.layers, calls=self._calls)
+        return self._counting_run(batch)
+
+    def _counting_run(self, batch: Tensor) -> tuple[object, Activations]:
+        """A whole pass, where nothing else tells how often each layer is called, that learns it."""
+        calls = dict.fromkeys(self.layers, 0)
+
+        def counter(name: str) -> capture.Hook:
+            def count(module: nn.Module, inputs: object, output: object) -> None:
+                calls[name] += 1
+
+            return count
+
+        with capture.hooked(self.model, {name: counter(name) for name in self.layers}):
+            result = targets.run(self.model, batch, self.layers)
+        if all(calls.values()):
+            self._calls = calls
+        return result
+
+
+class Toward:
+    """The objective of images that each have a target of their own: what :func:`toward` makes.
+
+    Called with images [n, C, H, W] and their numbers int64 [n], in rising order, it returns the values of their targets
+    and the measures that a goal is compared with: the probability for the score or probability of a class, else the
+    value itself. Image number i has target ``i // repeats``.
+    """
+
+    def __init__(self, network: Network, parts: Sequence[tuple[Objective, int]], repeats: int) -> None:
+        self.network = network
+        self.parts = tuple(parts)
+        self.repeats = repeats
+        self.targets = sum(count for _, count in parts)
+        """The number of targets."""
+
+    def __call__(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and measures, [n] each."""
+        output, activations = self.network(images)
+        number = rows // self.repeats
+        ends = [0]
+        for _, count in self.parts:
+            ends.append(ends[-1] + count)
+        sizes = torch.searchsorted(number, torch.tensor(ends, device=number.device)).diff().tolist()
+        # One split instead of a slice a target: its gradient is put together once.
+        outputs = output.split(sizes) if isinstance(output, Tensor) else [output] * len(sizes)
+        maps = {name: activations[name].split(sizes) for name in self.network.layers}
+        values, measures = [], []
+        for i, ((objective, count), samples) in enumerate(zip(self.parts, number.split(sizes), strict=True)):
+            if not len(samples):
+                continue
+            mine = {name: split[i] for name, split in maps.items()}
+            local = samples - ends[i]
+            value = objective.taken(local, count).values(outputs[i], mine)
+            probability = objective.as_probability()
+            values.append(value)
+            if probability is None:
+                measures.append(value.detach())
+            else:
+                with torch.no_grad():
+                    measures.append(probability.taken(local, count).values(outputs[i], mine))
+        return torch.cat(values), torch.cat(measures)
+
+
+def toward(model: nn.Module, target: targets.Target, *, repeats: int = 1, precision: Precision = "model") -> Toward:
+    """The objective for one image a target, or ``repeats`` of them.
+
+    Unlike where images are explained, several targets are several images: a tensor of T classes, a list of T targets,
+    or an objective with tensors of T numbers, such as ``fastviz.channel("conv1", torch.arange(64))``.
+
+    Raises:
+        TypeError: not a target.
+        ValueError: a target that does not exist, an empty list, or the class with the highest score, which is not known
+            before there is an image.
+    """
+    if isinstance(target, Tensor) and target.dim() == 2:
+        raise ValueError(f"target should have one class an image, [T], got shape {list(target.shape)}")
+    if isinstance(target, Tensor) and target.dim() == 1 and not len(target):
+        raise ValueError("target should have at least one class, got an empty tensor")
+    selection = targets.resolve(target, model)
+    if selection.predicts:
+        raise ValueError("target should say which class: there is no image yet that could be predicted, got None")
+    parts = [(objective, objective.samples or 1) for objective in selection.objectives]
+    network = Network(model, selection.layers, output=selection.reads_output, precision=precision)
+    return Toward(network, parts, repeats)
