@@ -1,0 +1,250 @@
+"""What fooling images share: a network's probabilities for pictures, ascent towards classes, rounding to 8 bits.
+
+Pictures here are [N, C, H, W] with values 0 to 1; :class:`Victim` turns them into what its network takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastviz import capture, checks, targets
+from fastviz.canvas import Frame, Pixels
+from fastviz.models import preprocessing
+from fastviz.optimize import Optimized, Optimizer, optimize
+from fastviz.priors import Prior
+
+__all__ = ["LEVEL", "Ball", "Unrecognisable", "Victim", "class_batch", "probability_goal"]
+
+LEVEL = 1 / 255
+"""One step of an 8-bit pixel."""
+_REPAIRS = 100
+"""Most looks at the gradient after rounding to 8 bits."""
+_REPAIRED = 0.01
+"""The part of an image's values that move by one level at each of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Unrecognisable:
+    """Images that show nothing and that a network is sure of, a row a class.
+
+    Attributes:
+        images: [T, C, H, W] as the network takes them, their pictures between black and white.
+        target: int64 [T], the classes aimed at.
+        success: bool [T], whether the target has at least the probability that was the goal.
+        probability: [T], of the target.
+        steps: int64 [T], steps taken, or generations until the image was found.
+        interrupted: whether Ctrl-C ended it early.
+    """
+
+    images: Tensor
+    target: Tensor
+    success: Tensor
+    probability: Tensor
+    steps: Tensor
+    interrupted: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Ball(Prior):
+    """Brings pictures back to within ``radius`` of the ``centre`` [N, C, H, W] after each step.
+
+    ``norm`` ``"inf"`` bounds the change of each value, ``"2"`` the Euclidean length of the change.
+    """
+
+    centre: Tensor
+    radius: float
+    norm: str
+    changes_images = True
+
+    def changed(self, images: Tensor, gradients: Tensor | None, rows: Tensor, step: int) -> Tensor:
+        """The nearest pictures of the ball."""
+        change = images - self.centre[rows]
+        if self.norm == "inf":
+            return self.centre[rows] + change.clamp(-self.radius, self.radius)
+        length = change.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        inside: Tensor = self.centre[rows] + change * (self.radius / length.clamp(min=self.radius))
+        return inside
+
+    def on_levels(self, levels: Tensor, rows: Tensor) -> Tensor:
+        """Pictures of whole ``levels``, 0 to 255, in the ball: the smallest changes are dropped where there is no room.
+
+        Dropping leaves less than half a level of the change, which is what rounding an image to 8 bits takes.
+        """
+        centre = self.centre[rows] * 255
+        if self.norm == "inf":
+            low, high = (centre - self.radius * 255 - 1e-3).ceil(), (centre + self.radius * 255 + 1e-3).floor()
+            return torch.minimum(torch.maximum(levels, low), high).clamp(0, 255)
+        square = (levels - centre).flatten(1).square()
+        order = square.argsort(dim=1, descending=True)
+        fits = square.gather(1, order).cumsum(1) <= (self.radius * 255) ** 2
+        kept = torch.zeros_like(fits).scatter_(1, order, fits).view_as(levels)
+        return torch.where(kept, levels, centre.round())
+
+
+@dataclass(frozen=True, eq=False)
+class Victim:
+    """A network to be fooled, held in ``capture.frozen_model`` by the caller.
+
+    Attributes:
+        model: maps images to scores [N, K].
+        frame: size and normalisation of its images.
+        goal: the probability at which an image is done.
+        batch_size: images it sees at once; None is all.
+        progress: whether to show bars.
+    """
+
+    model: nn.Module
+    frame: Frame
+    goal: float
+    batch_size: int | None = None
+    progress: bool = False
+
+    @staticmethod
+    def frame_for(model: nn.Module, images: Tensor) -> Frame:
+        """The frame of ``images`` [N, C, H, W].
+
+        Raises:
+            ValueError: another number of channels than the model's preprocessing has.
+        """
+        known = preprocessing(model)
+        if len(known.mean) != images.shape[1]:
+            raise ValueError(f"x should have {len(known.mean)} channels as the model has, got {images.shape[1]}")
+        return Frame((images.shape[2], images.shape[3]), known.mean, known.std)
+
+    def pictures(self, images: Tensor) -> Tensor:
+        """What ``images`` show, 0 to 1.
+
+        Raises:
+            ValueError: some are darker than black or brighter than white by more than rounding.
+        """
+        shown = self.frame.picture(images)
+        slack = 0.02 if images.dtype in (torch.float16, torch.bfloat16) else 1e-3
+        if shown.numel() and not (-slack <= float(shown.amin()) and float(shown.amax()) <= 1 + slack):
+            raise ValueError(
+                f"x should be pictures from 0 to 1 after normalisation with mean {self.frame.mean} and std "
+                f"{self.frame.std}, got {float(shown.amin()):.3f} "
+                f"to {float(shown.amax()):.3f} (fastviz.models."
+                "describe tells those of a model of your own)"
+            )
+        return shown.clamp(0, 1)
+
+    def probabilities(self, pictures: Tensor) -> Tensor:
+        """Of all classes, [N, K]."""
+        with torch.no_grad():
+            parts = [self._logarithms(part).exp() for part in pictures.split(self.batch_size or max(1, len(pictures)))]
+        return torch.cat(parts)
+
+    def optimize(
+        self, start: Tensor, classes: Tensor, optimizer: Optimizer, steps: int, priors: Sequence[Prior] = ()
+    ) -> Optimized:
+        """Pictures on the way from ``start`` to high log p of their ``classes``, each until it reaches the goal."""
+
+        def likely(pictures: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            values = _picked(self._logarithms(pictures), classes[rows])
+            return values, values.detach().exp()
+
+        whole = Frame(self.frame.size, (0.0,) * len(self.frame.mean), (1.0,) * len(self.frame.mean))
+        return optimize(
+            *(self.model, likely, start),
+            canvas=Pixels(),
+            frame=whole,
+            optimizer=optimizer,
+            steps=steps,
+            priors=priors,
+            goal=self.goal,
+            batch_size=self.batch_size,
+            progress=self.progress,
+        )
+
+    def look(self, pictures: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """log p of the ``classes``, [N], and its gradient for each picture."""
+        values, gradients = [], []
+        size = self.batch_size or max(1, len(pictures))
+        for part, aims in zip(pictures.split(size), classes.split(size), strict=True):
+            leaf = part.detach().requires_grad_()
+            found = _picked(self._logarithms(leaf), aims)
+            values.append(found.detach())
+            (gradient,) = capture.differentiate(found.sum(), [leaf]) if found.requires_grad else (None,)
+            gradients.append(torch.zeros_like(part) if gradient is None else gradient)
+        return torch.cat(values), torch.cat(gradients)
+
+    def in_8_bits(self, pictures: Tensor, classes: Tensor, ball: Ball | None = None) -> Tensor:
+        """The ``pictures`` rounded to multiples of 1/255, inside of the ``ball``, and at the goal where they can be.
+
+        Small changes are lost in rounding. Where that takes the probability below the goal, the hundredth of the values
+        with the largest gradient moves by one level, as often as it needs; what has moved by m levels counts as if its
+        gradient were 1 + 2m times smaller, for so much does the square of its change grow.
+        """
+        everyone = torch.arange(len(pictures), device=pictures.device)
+        levels = (pictures * 255).round()
+        levels = levels if ball is None else ball.on_levels(levels, everyone)
+        rounded, short = levels, everyone
+        for _ in range(_REPAIRS):
+            found, gradient = self.look(levels[short] / 255, classes[short])
+            low = found.exp() < self.goal
+            short, gradient = short[low], gradient[low]
+            if not len(short):
+                break
+            moved = (levels[short] + gradient.sign()).clamp(0, 255)
+            if ball is not None and ball.norm == "inf":
+                moved = ball.on_levels(moved, short)
+            cost = 1 + 2 * (levels[short] - rounded[short]).abs()
+            gain = (gradient.abs() / cost * (moved != levels[short])).flatten(1)
+            most = gain.topk(max(1, int(gain.shape[1] * _REPAIRED)), dim=1)
+            chosen = torch.zeros_like(gain, dtype=torch.bool).scatter_(1, most.indices, most.values > 0).view_as(moved)
+            better = torch.where(chosen, moved, levels[short])
+            levels = levels.index_copy(0, short, better if ball is None else ball.on_levels(better, short))
+        return levels / 255
+
+    def judged(self, pictures: Tensor, classes: Tensor, steps: Tensor, *, interrupted: bool) -> Unrecognisable:
+        """What was made, with what the network thinks of it."""
+        found = self.probabilities(pictures).gather(1, classes[:, None])[:, 0]
+        images = self.frame.image(pictures)
+        return Unrecognisable(images, classes, found >= self.goal, found, steps, interrupted)
+
+    def _logarithms(self, pictures: Tensor) -> Tensor:
+        """log p of all classes, [N, K], in the graph of ``pictures``."""
+        output = self.model(self.frame.image(pictures))
+        targets.predicted(output)  # says what is wrong with it
+        scores: Tensor = output.log_softmax(1)
+        return scores
+
+
+def _picked(values: Tensor, classes: Tensor) -> Tensor:
+    return values.gather(1, classes[:, None])[:, 0]
+
+
+def probability_goal(goal: float) -> float:
+    """``goal``, if it is a probability that can be reached.
+
+    Raises:
+        TypeError, ValueError: it is not between 0 and 1.
+    """
+    if checks.positive(goal, "goal") >= 1:
+        raise ValueError(f"goal should be a probability below 1, got {goal}")
+    return goal
+
+
+def class_batch(target: int | Sequence[int] | Tensor, count: int, device: torch.device) -> Tensor:
+    """``target``, one class or several, as int64 [T]; there are ``count`` classes.
+
+    Raises:
+        TypeError: not whole numbers.
+        ValueError: a class that does not exist, none at all, or more than one dimension.
+    """
+    if isinstance(target, bool) or not isinstance(target, (int, Sequence, Tensor)) or isinstance(target, str):
+        raise TypeError(f"target should be a class index or several, got {type(target).__name__}")
+    classes = torch.as_tensor(target, device=device)
+    if classes.dim() > 1 or not classes.numel():
+        raise ValueError(f"target should be one class or a list of them, got shape {list(classes.shape)}")
+    if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
+        raise TypeError(f"target should be whole numbers, got {classes.dtype}")
+    classes = classes.detach().long().reshape(-1)
+    outside = (classes < 0) | (classes >= count)
+    if outside.any():
+        raise ValueError(f"target should be a class from 0 to {count - 1}, got {int(classes[outside][0])}")
+    return classes
