@@ -1,0 +1,172 @@
+"""``fastviz segment``: the object that a network sees, cut out of each photograph."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastviz.cli.common import Device, ModelName, Stopped, Weights, app, failure_line, load_network
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fastviz.streaming import Batch, Stream
+
+__all__ = ["segment"]
+
+_BOXES, _MASKS, _OVERLAYS, _SHEET = "boxes.jsonl", "masks", "overlays", "contact_sheet"
+_SHOWN = 384
+"""Shorter side of the overlays, in pixels."""
+_CELL, _COLUMNS, _ROWS = 192, 8, 8
+"""Of a contact sheet."""
+
+
+@app.command()
+def segment(
+    photos: Annotated[list[str], typer.Argument(metavar="PHOTOS...", help="Files, folders or globs.")],
+    out: Annotated[Path, typer.Option(help="Folder for masks, overlays, boxes and contact sheets.")],
+    model: ModelName = "demo",
+    weights: Weights = None,
+    target: Annotated[str, typer.Option(help='"predicted", a class index or a class name.')] = "predicted",
+    saliency: Annotated[str, typer.Option(help="guided_backprop or saliency.")] = "guided_backprop",
+    foreground: Annotated[float, typer.Option(help="Quantile of saliency from which on it is object.")] = 0.95,
+    background: Annotated[float, typer.Option(help="Quantile up to which it is background.")] = 0.30,
+    probable: Annotated[float, typer.Option(help="Quantile from which on it is object until colours tell.")] = 0.80,
+    smoothing: Annotated[float, typer.Option(help="Of the saliency, as a fraction of the side; 0 for none.")] = 1 / 32,
+    iterations: Annotated[int, typer.Option(help="Of GrabCut; 0 is one cut, as in the paper.")] = 5,
+    every_part: Annotated[bool, typer.Option("--every-part", help="Keep every part, not only the largest.")] = False,
+    device: Device = "auto",
+    batch_size: Annotated[int, typer.Option(help="Pictures the network sees at once: bounds the memory.")] = 8,
+    limit: Annotated[int | None, typer.Option(help="Read only the first so many photographs.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds.")] = False,
+) -> None:
+    """Cut out the object that the network sees in each photograph: masks, overlays, boxes and contact sheets."""
+    from fastviz import jobs, models, streaming
+
+    if (out / _BOXES).exists() and not overwrite:
+        raise ValueError(f"--out holds boxes already: {out / _BOXES}; --overwrite replaces them")
+    network, _ = load_network(model, weights, device)
+    stream = streaming.batches(photos, model=network, batch_size=batch_size, limit=limit, progress=True)
+    names = models.class_names(network)
+    wanted = jobs.target_index(target, names)
+    options = {
+        "saliency": saliency,
+        "foreground": foreground,
+        "background": background,
+        "probable": probable,
+        "smoothing": smoothing,
+        "iterations": iterations,
+        "largest": not every_part,
+    }
+    done: list[dict[str, Any]] = []
+    try:
+        for batch in stream:
+            found = list(_segmented(network, batch, stream, wanted, names, options))
+            if not done:
+                _clear(out)
+            for line, mask, photo in found:
+                _write(out, line, mask, photo)
+                done.append(line)
+    except KeyboardInterrupt:
+        raise Stopped(f"{_photographs(len(done))} done in {out}") from None
+    sheets = _sheets(out, done)
+    if done:
+        print(f"{_photographs(len(done))} cut in {out}: masks, overlays, {_BOXES}")
+        print(f"pictures: {' and '.join(map(str, sheets))}")
+    for name, reason in stream.failures:
+        print(failure_line(name, reason), file=sys.stderr)
+    if stream.failures:
+        raise typer.Exit(1)
+
+
+def _photographs(number: int) -> str:
+    return f"{number} photograph{'' if number == 1 else 's'}"
+
+
+def _segmented(
+    network: nn.Module, batch: Batch, stream: Stream, wanted: int | None, names: list[str], options: dict[str, Any]
+) -> Iterator[tuple[dict[str, Any], Tensor, Tensor]]:
+    """What is written of each photograph of a batch: its line, its mask [h, w], and what the network saw [3, h, w]."""
+    import torch
+
+    from fastviz import methods
+
+    with torch.no_grad():
+        probabilities = network(batch.images).softmax(1)
+    targets = probabilities.argmax(1) if wanted is None else torch.full((len(batch),), wanted)
+    pictures = stream.pictures(batch)
+    found = methods.segment(network, batch.images, targets, images=pictures, **options)
+    for at, name in enumerate(batch.names):
+        mask, target = found.mask[at], int(targets[at])
+        line = {
+            "file": name,
+            "class": names[target],
+            "target": target,
+            "probability": round(float(probabilities[at, target]), 6),
+            "found": bool(mask.any()),
+            "box": dict(zip(("top", "left", "bottom", "right"), found.boxes[at].tolist(), strict=True)),
+            "area": round(float(mask.float().mean()), 6),
+            "size": list(mask.shape),
+            "mask": f"{_MASKS}/{name}.png",
+            "overlay": f"{_OVERLAYS}/{name}.png",
+        }
+        yield line, mask.cpu(), pictures[at].cpu()
+
+
+def _clear(out: Path) -> None:
+    """Make the folder, without what an earlier run left in it."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / _BOXES).unlink(missing_ok=True)
+    for part in (_MASKS, _OVERLAYS):
+        shutil.rmtree(out / part, ignore_errors=True)
+
+
+def _write(out: Path, line: dict[str, Any], mask: Tensor, photo: Tensor) -> None:
+    """Write the mask and the overlay of one photograph, then the line that says so."""
+    from fastviz import drawing, images, pictures
+
+    for part in (line["mask"], line["overlay"]):
+        (out / part).parent.mkdir(parents=True, exist_ok=True)
+    images.save_image(mask.float().expand(3, -1, -1), out / line["mask"])
+    scale = max(1.0, _SHOWN / min(mask.shape))
+    height, width = (round(side * scale) for side in mask.shape)
+    shown = pictures.resize(photo[None], height, width, "bicubic")[0]
+    images.save_image(drawing.draw("mask", mask.float(), shown), out / line["overlay"])
+    with (out / _BOXES).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _sheets(out: Path, lines: list[dict[str, Any]]) -> list[Path]:
+    """The overlays as contact sheets with captions; the paths written."""
+    from fastviz import images
+
+    for old in out.glob(f"{_SHEET}*.png"):
+        old.unlink()
+    written = []
+    for number, start in enumerate(range(0, len(lines), _COLUMNS * _ROWS), start=1):
+        path = out / (f"{_SHEET}.png" if number == 1 else f"{_SHEET}_{number}.png")
+        images.save_image(_sheet(out, lines[start : start + _COLUMNS * _ROWS]), path)
+        written.append(path)
+    return written
+
+
+def _sheet(out: Path, lines: list[dict[str, Any]]) -> Tensor:
+    """One contact sheet, [3, H, W]: the overlays row by row, each with its file and class above it."""
+    import torch
+    from torch.nn import functional
+
+    from fastviz import captions, images
+
+    rows = []
+    for first in range(0, len(lines), _COLUMNS):
+        row = lines[first : first + _COLUMNS]
+        overlays = [(f"{line['file']}: {line['class']}", images.read_image(out / line["overlay"])) for line in row]
+        rows.append(captions.panels(overlays, height=_CELL))
+    width = max(row.shape[2] for row in rows)
+    return torch.cat([functional.pad(row, (0, width - row.shape[2]), value=1.0) for row in rows], dim=1)
