@@ -15,15 +15,22 @@ PACKAGE = ROOT / "fastviz"
 
 # A module may import those of lower levels; within a level, those named before it.
 LEVELS = [
-    ["_build", "checks", "demo_network", "geometry", "progress"],
+    ["_build", "checks", "demo_network", "geometry", "progress", "top_k", "projection", "nearest", "placement"],
     ["native", "ops", "weight_files", "models", "colour_tables", "pictures", "images", "captions"],
-    ["drawing", "streaming"],
-    ["windows", "capture", "targets", "reach", "graph", "unit_crop"],
-    ["incremental", "canvas", "priors", "transforms", "optimize"],
+    ["drawing", "streaming", "embedding_file"],
+    ["windows", "capture", "targets", "reach", "graph", "unit_crop", "backward", "features"],
+    ["incremental", "canvas", "priors", "transforms", "optimize", "fooling", "genomes"],
     [
         *("methods.gradients", "methods.cam", "methods.occlusion", "methods.segmentation"),
-        *("methods.filters", "methods.activations", "methods.embedding", "methods.patches"),
-        *("methods.maximization", "methods.inversion", "methods.adversarial"),
+        *(
+            "methods.filters",
+            "methods.activations",
+            "methods.embedding",
+            "methods.neighbours",
+            "methods.patches",
+            "methods.patch_sheets",
+        ),
+        *("methods.maximization", "methods.inversion", "methods.latent", "methods.adversarial", "methods.evolution"),
         *("methods.dream", "methods.texture", "methods.style"),
     ],
     ["methods"],
@@ -40,14 +47,14 @@ FILES_ALLOWED = {
     "images",
     "captions",
     "drawing",
+    "embedding_file",
     "report",
     "jobs",
     "job_folder",
     "cli",
     "compat",
-    # what they call takes arrays: OpenCV's GrabCut, scikit-learn's t-SNE
+    # what it calls takes arrays: OpenCV's GrabCut
     "methods.segmentation",
-    "methods.embedding",
 }
 
 

@@ -353,7 +353,8 @@ def test_demo_shows_every_method_on_every_photograph(tmp_path):
     assert {line["method"] for line in found} == set(EXPLAINERS) - {"cam"}  # the network does not end in an average
     assert "Not for this network: model should end in a global average" in text
     assert text.count("data:image/jpeg") == 3 * (1 + len(EXPLAINERS) - 1)
-    assert text.count("data:image/png") == 1
+    for title in ("Filters of the first layer", "Patches that excite a unit"):
+        assert re.search(rf"<h2>{title}</h2>.*?data:image/png", text, re.DOTALL)
     run("demo", "--out", tmp_path / "out")
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "Weights",
     "app",
     "check_weights",
+    "failure_line",
     "load_network",
     "main",
     "new_console",
@@ -170,6 +171,12 @@ def check_weights(model: str, weights: str | None) -> None:
             f"--weights is needed for {model}: a .safetensors or .pth file, or DEFAULT for torchvision's own "
             "(downloaded once)"
         )
+
+
+def failure_line(name: str, reason: str) -> str:
+    """Why a file was left out, in one line that names it once."""
+    line = " ".join(reason.split())
+    return f"fastviz: failed: {line if name in line else f'{name}: {line}'}"
 
 
 def load_network(model: str, weights: str | None, device: str = "auto") -> tuple[nn.Module, torch.device]:

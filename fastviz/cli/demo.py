@@ -60,7 +60,7 @@ def _methods_for(network: nn.Module, x: Any) -> tuple[tuple[str, ...], dict[str,
             windows = "window" in inspect.signature(method.function).parameters
             method.function(network, x, **({"window": min(x.shape[-2:])} if windows else {}))
             fit.append(name)
-        except ValueError as error:
+        except (ValueError, ImportError) as error:
             unfit[name] = str(error)
     return tuple(fit), unfit
 
@@ -84,25 +84,13 @@ def _scenes(network: nn.Module, out: Path) -> list[Scene]:
 
 def _sections(network: nn.Module) -> list[Section]:
     """What the page shows below the photographs, a function a family of methods."""
-    return [_first_filters(network)]
+    from fastviz.cli import fool, patches, reading
 
-
-def _first_filters(network: nn.Module) -> Section:
-    """The filters of the first convolution, each scaled on its own."""
-    from torch import nn
-    from torch.nn import functional
-
-    from fastviz import pictures, report
-
-    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
-    filters = pictures.normalise(first.weight.detach(), symmetric=True, dims=3)
-    larger = functional.interpolate(filters, scale_factor=8, mode="nearest")
-    return report.Section(
-        "Filters of the first layer",
-        "The weights that the network lays over the picture, each scaled on its own: edges, stripes and colours.",
-        [("", pictures.grid(larger, columns=16, padding=4))],
-        pixelated=True,
-    )
+    return [
+        *reading.demo_sections(network, _DEMO_PHOTOS),
+        patches.demo_section(network, [_DEMO_PHOTOS]),
+        fool.demo_section(network, _DEMO_PHOTOS / "rocket.jpg"),
+    ]
 
 
 def _demo_facts(seconds: float) -> dict[str, str]:

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastviz.cli.common import Device, ModelName, Stopped, Weights, app, check_weights, new_console, new_table
+from fastviz.cli.common import (
+    Device,
+    ModelName,
+    Stopped,
+    Weights,
+    app,
+    check_weights,
+    failure_line,
+    new_console,
+    new_table,
+)
 
 if TYPE_CHECKING:
     from fastviz.jobs import Settings, Summary
@@ -61,7 +71,7 @@ def explain(
     if written:
         print(f"pictures: {' and '.join(map(str, written))}")
     for name, reason in summary.failures:
-        print(f"fastviz: failed: {_reason(name, reason)}", file=sys.stderr)
+        print(failure_line(name, reason), file=sys.stderr)
     if summary.failures:
         raise typer.Exit(1)
 
@@ -90,12 +100,6 @@ def _report(out: Path, settings: Settings, summary: Summary) -> list[Path]:
 
 def _photographs(number: int) -> str:
     return f"{number} photograph{'' if number == 1 else 's'}"
-
-
-def _reason(name: str, reason: str) -> str:
-    """A failure in one line that names the file once."""
-    line = " ".join(reason.split())
-    return line if name in line else f"{name}: {line}"
 
 
 def _print_summary(summary: Summary) -> None:

@@ -6,7 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fastviz.methods.activations import activation_grid, activations
+from fastviz.methods.adversarial import Fooled, fool, fool_from_noise
 from fastviz.methods.cam import cam, grad_cam, guided_grad_cam
+from fastviz.methods.embedding import Embedding, embedding, load_embedding
+from fastviz.methods.evolution import evolve
+from fastviz.methods.filters import filter_grid, filters
 from fastviz.methods.gradients import (
     deconvnet,
     gradient_times_input,
@@ -15,22 +20,50 @@ from fastviz.methods.gradients import (
     saliency,
     smooth_grad,
 )
+from fastviz.methods.neighbours import Neighbours, neighbour_sheet, neighbours
 from fastviz.methods.occlusion import OcclusionMap, occlusion
+from fastviz.methods.patch_sheets import PatchPictures, patch_pictures, patch_sheet
+from fastviz.methods.patches import Patches, patches
+from fastviz.methods.segmentation import Segmentation, segment
+from fastviz.placement import ImageMap, image_map
 
 __all__ = [
     "EXPLAINERS",
     "METHODS",
+    "Embedding",
+    "Fooled",
+    "ImageMap",
     "Method",
+    "Neighbours",
     "OcclusionMap",
+    "PatchPictures",
+    "Patches",
+    "Segmentation",
+    "activation_grid",
+    "activations",
     "cam",
     "deconvnet",
+    "embedding",
+    "evolve",
+    "filter_grid",
+    "filters",
+    "fool",
+    "fool_from_noise",
     "grad_cam",
     "gradient_times_input",
     "guided_backprop",
     "guided_grad_cam",
+    "image_map",
     "input_gradient",
+    "load_embedding",
+    "neighbour_sheet",
+    "neighbours",
     "occlusion",
+    "patch_pictures",
+    "patch_sheet",
+    "patches",
     "saliency",
+    "segment",
     "smooth_grad",
 ]
 
@@ -45,7 +78,8 @@ class Method:
         paper: short citation and link.
         summary: one line for lists.
         draws: ``"heat"`` a map [N, h, w] of 0 or more; ``"signed"`` a map [N, h, w] of both signs; ``"gradient"`` a
-            picture [N, C, H, W] of both signs; ``"picture"`` anything else that a person looks at.
+            picture [N, C, H, W] of both signs; ``"mask"`` an object [N, H, W], 1 inside and 0
+            outside; ``"picture"`` anything else that a person looks at.
         family: ``"explain"``: what in an image makes a target; ``"read"``: what a network holds and responds to;
             ``"make"``: pictures that it imagines.
         defaults: options that the command line and jobs pass unless told otherwise.
@@ -55,7 +89,7 @@ class Method:
     function: Callable[..., Any]
     paper: str
     summary: str
-    draws: Literal["heat", "signed", "gradient", "picture"]
+    draws: Literal["heat", "signed", "gradient", "mask", "picture"]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     family: Literal["explain", "read", "make"] = "explain"
 
@@ -63,6 +97,7 @@ class Method:
 _SIMONYAN = "Simonyan, Vedaldi, Zisserman 2014, https://arxiv.org/abs/1312.6034"
 _ZEILER = "Zeiler, Fergus 2014, https://arxiv.org/abs/1311.2901"
 _SELVARAJU = "Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391"
+_NGUYEN = "Nguyen, Yosinski, Clune 2015, https://arxiv.org/abs/1412.1897"
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -112,7 +147,72 @@ METHODS: dict[str, Method] = {
             "guided backprop times resized Grad-CAM",
             "gradient",
         ),
+        Method("segment", segment, _SIMONYAN, "the object cut out by GrabCut, told by saliency where it is", "mask"),
         Method("occlusion", occlusion, _ZEILER, "fall of the score when a window of the image is covered", "signed"),
+        Method(
+            "filters",
+            filters,
+            "Krizhevsky, Sutskever, Hinton 2012, https://papers.nips.cc/paper/4824",
+            "the weights of a convolution: colour pictures in a first layer, grey ones in deeper layers",
+            "picture",
+            family="read",
+        ),
+        Method(
+            "activations",
+            activations,
+            "Yosinski et al. 2015, https://arxiv.org/abs/1506.06579",
+            "the maps of any layers for an image, from one forward pass",
+            "picture",
+            family="read",
+        ),
+        Method(
+            "embedding",
+            embedding,
+            "van der Maaten, Hinton 2008, https://jmlr.org/papers/v9/vandermaaten08a.html",
+            "many images where the network puts them: a vector each, brought to a plane by t-SNE or PCA",
+            "picture",
+            family="read",
+        ),
+        Method(
+            "neighbours",
+            neighbours,
+            "Krizhevsky, Sutskever, Hinton 2012, https://papers.nips.cc/paper/4824",
+            "the images nearest to each by features, beside those nearest by pixels",
+            "picture",
+            family="read",
+        ),
+        Method(
+            "patches",
+            patches,
+            "Girshick et al. 2014, https://arxiv.org/abs/1311.2524",
+            "parts of many images that excite each channel most, with guided backprop beside them",
+            "picture",
+            family="read",
+        ),
+        Method(
+            "fool",
+            fool,
+            "Szegedy et al. 2013, https://arxiv.org/abs/1312.6199",
+            "the least change of an image that makes the network see another class, by L-BFGS, sign or gradient steps",
+            "picture",
+            family="make",
+        ),
+        Method(
+            "fool_from_noise",
+            fool_from_noise,
+            _NGUYEN,
+            "noise that the network is sure of, by gradient",
+            "picture",
+            family="make",
+        ),
+        Method(
+            "evolve",
+            evolve,
+            _NGUYEN,
+            "patterns that the network is sure of, evolved without gradients",
+            "picture",
+            family="make",
+        ),
     )
 }
 """Name → method, in the order in which they are shown."""
