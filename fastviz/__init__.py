@@ -15,6 +15,7 @@ from fastviz.methods import (
     OcclusionMap,
     cam,
     deconvnet,
+    fill_hole,
     grad_cam,
     gradient_times_input,
     guided_backprop,
@@ -23,6 +24,7 @@ from fastviz.methods import (
     occlusion,
     saliency,
     smooth_grad,
+    synthesize_texture,
 )
 from fastviz.models import class_names, describe, load_model, model_names
 from fastviz.native import version
@@ -40,6 +42,7 @@ __all__ = [
     "class_score",
     "deconvnet",
     "describe",
+    "fill_hole",
     "grad_cam",
     "gradient_times_input",
     "guided_backprop",
@@ -57,6 +60,7 @@ __all__ = [
     "receptive_field",
     "saliency",
     "smooth_grad",
+    "synthesize_texture",
 ]
 
 __version__ = version()

@@ -84,7 +84,9 @@ def _scenes(network: nn.Module, out: Path) -> list[Scene]:
 
 def _sections(network: nn.Module) -> list[Section]:
     """What the page shows below the photographs, a function a family of methods."""
-    return [_first_filters(network)]
+    from fastviz.cli import texture
+
+    return [_first_filters(network), texture.demo_section()]
 
 
 def _first_filters(network: nn.Module) -> Section:

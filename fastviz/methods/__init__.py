@@ -16,6 +16,7 @@ from fastviz.methods.gradients import (
     smooth_grad,
 )
 from fastviz.methods.occlusion import OcclusionMap, occlusion
+from fastviz.methods.texture import fill_hole, synthesize_texture
 
 __all__ = [
     "EXPLAINERS",
@@ -24,6 +25,7 @@ __all__ = [
     "OcclusionMap",
     "cam",
     "deconvnet",
+    "fill_hole",
     "grad_cam",
     "gradient_times_input",
     "guided_backprop",
@@ -32,6 +34,7 @@ __all__ = [
     "occlusion",
     "saliency",
     "smooth_grad",
+    "synthesize_texture",
 ]
 
 
@@ -62,6 +65,7 @@ class Method:
 
 _SIMONYAN = "Simonyan, Vedaldi, Zisserman 2014, https://arxiv.org/abs/1312.6034"
 _ZEILER = "Zeiler, Fergus 2014, https://arxiv.org/abs/1311.2901"
+_EFROS = "Efros, Leung 1999, https://doi.org/10.1109/ICCV.1999.790383"
 _SELVARAJU = "Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391"
 
 METHODS: dict[str, Method] = {
@@ -113,6 +117,22 @@ METHODS: dict[str, Method] = {
             "gradient",
         ),
         Method("occlusion", occlusion, _ZEILER, "fall of the score when a window of the image is covered", "signed"),
+        Method(
+            "synthesize_texture",
+            synthesize_texture,
+            _EFROS,
+            "a texture grown pixel by pixel from a sample",
+            "picture",
+            family="make",
+        ),
+        Method(
+            "fill_hole",
+            fill_hole,
+            _EFROS,
+            "a hole in a picture filled from the rest of it",
+            "picture",
+            family="make",
+        ),
     )
 }
 """Name → method, in the order in which they are shown."""
