@@ -181,10 +181,67 @@ def splice(device: torch.device) -> Rows:
     return rows
 
 
+def patch_search(device: torch.device) -> Rows:
+    """One neighbourhood, as somebody who grows a texture pixel by pixel has it, and 16, as fastviz does."""
+    import cv2
+    import numpy as np
+
+    cv2.setNumThreads(torch.get_num_threads())
+    rows = []
+    side = 11
+    bell = torch.exp(-((torch.arange(side) - side // 2).float() ** 2) / (2 * (side / 6.4) ** 2))
+    weights = torch.outer(bell, bell)
+    # Half of the pixels are known: those above, and to the left.
+    known = torch.arange(side * side).view(side, side) < side * side // 2
+    used = weights * known
+    for channels, size, count in ((1, 64, 1), (3, 64, 1), (3, 192, 1), (3, 64, 16)):
+        sample, patches = torch.rand(channels, size, size), torch.rand(count, channels, side, side)
+        given = [part.to(device) for part in (sample, patches, known.expand(count, -1, -1).contiguous(), weights)]
+        # What a program that searches often has ready: every window as a row, and its squares.
+        windows = given[0].unfold(1, side, 1).unfold(2, side, 1).flatten(1, 2).transpose(0, 1).contiguous()
+        squares = windows.square().sum(1).flatten(1)
+        used_there = used.to(device)
+        view = np.lib.stride_tricks.sliding_window_view(sample.numpy(), (side, side), axis=(1, 2))
+        picture = sample.permute(1, 2, 0).contiguous().numpy()
+        mask = used.sqrt()[..., None].expand(-1, -1, channels).contiguous().numpy()
+
+        def eager(windows: Tensor = windows, patches: Tensor = given[1], used: Tensor = used_there) -> list[Tensor]:
+            return [((windows - patch).square() * used).sum((1, 2, 3)) / used.sum() for patch in patches]
+
+        def products(
+            windows: Tensor = windows, squares: Tensor = squares, patches: Tensor = given[1], used: Tensor = used_there
+        ) -> Tensor:
+            """(s - n)^2 multiplied out; of a distance of 0 it leaves what rounding leaves."""
+            weighted = used * patches
+            cross = windows.flatten(1) @ weighted.flatten(1).T
+            return (squares @ used.flatten()[:, None] - 2 * cross + (weighted * patches).sum((1, 2, 3))) / used.sum()
+
+        def numpy(view: Any = view, patches: Any = patches, used: Any = used) -> list[Any]:
+            u = used.numpy()
+            return [((view - patch[:, None, None]) ** 2 * u).sum((0, 3, 4)) / u.sum() for patch in patches.numpy()]
+
+        def opencv(picture: Any = picture, patches: Any = patches, mask: Any = mask) -> list[Any]:
+            templates = [patch.permute(1, 2, 0).contiguous().numpy() for patch in patches]
+            return [cv2.matchTemplate(picture, template, cv2.TM_SQDIFF, mask=mask) for template in templates]
+
+        calls = {
+            "fastviz": lambda given=given: ops.patch_search(*given),
+            "eager": eager,
+            "matrix products": products,
+            "NumPy windows": numpy,
+            "OpenCV matchTemplate": opencv,
+        }
+        case = f"{count} of {channels}x11x11 in {channels}x{size}x{size}"
+        reach = 10 if device.type == "cpu" else 100
+        targets = {"NumPy windows": reach, "OpenCV matchTemplate": reach}
+        rows.append(row("patch_search", case, side_by_side(calls, device), targets, "half of the pixels known"))
+    return rows
+
+
 def main() -> None:
     options = parse(parser(__doc__, "operators"), "operators")
     rows = []
-    for measure in (occlude, splice, guided_relu, total_variation, gram, gram_loss):
+    for measure in (occlude, splice, guided_relu, total_variation, gram, gram_loss, patch_search):
         rows += measure(options.device)
     write(options.out, rows, options.device)
 

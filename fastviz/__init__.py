@@ -27,6 +27,7 @@ from fastviz.methods import (
     deconvnet,
     embedding,
     evolve,
+    fill_hole,
     filter_grid,
     filters,
     fool,
@@ -47,6 +48,7 @@ from fastviz.methods import (
     saliency,
     segment,
     smooth_grad,
+    synthesize_texture,
 )
 from fastviz.models import class_names, describe, load_model, model_names
 from fastviz.native import version
@@ -79,6 +81,7 @@ __all__ = [
     "describe",
     "embedding",
     "evolve",
+    "fill_hole",
     "filter_grid",
     "filters",
     "fool",
@@ -109,6 +112,7 @@ __all__ = [
     "saliency",
     "segment",
     "smooth_grad",
+    "synthesize_texture",
     "tsne",
 ]
 

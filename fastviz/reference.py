@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["gram", "gram_loss", "guided_relu", "occlude", "splice", "total_variation"]
+__all__ = ["gram", "gram_loss", "guided_relu", "occlude", "patch_search", "splice", "total_variation"]
 
 
 def occlude(images: Tensor, boxes: Tensor, image_index: Tensor | None = None, fill: float | Tensor = 0.0) -> Tensor:
@@ -124,3 +124,22 @@ def gram(features: Tensor, normalize: str = "none") -> Tensor:
 def gram_loss(features: Tensor, target: Tensor, normalize: str = "none") -> Tensor:
     """Squared Frobenius distance of each image's Gram matrix to the target."""
     return (gram(features, normalize) - target).square().sum((1, 2))
+
+
+def patch_search(sample: Tensor, neighbourhood: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean of the squared differences over the known pixels, window by window, Efros and Leung 1999."""
+    if neighbourhood.dim() == 4:
+        pairs = zip(neighbourhood, mask, strict=True)
+        each = [patch_search(sample, one, known, weights) for one, known in pairs]
+        empty = sample.new_zeros(0, *(s - n + 1 for s, n in zip(sample.shape[1:], weights.shape, strict=True)))
+        return torch.stack(each) if each else empty
+    h, w = weights.shape
+    used = weights * mask
+    counts = used != 0
+    distances = sample.new_zeros(sample.shape[1] - h + 1, sample.shape[2] - w + 1)
+    for y in range(distances.shape[0]):
+        for x in range(distances.shape[1]):
+            squares = (sample[:, y : y + h, x : x + w] - neighbourhood).square().sum(0)
+            if counts.any():
+                distances[y, x] = (used * squares)[counts].sum() / used.sum()
+    return distances

@@ -391,19 +391,124 @@ def test_gram_bad_input():
         ops.gram_loss(torch.zeros(3, 2, 4), torch.zeros(1, 2, 2, requires_grad=True))
 
 
+# patch_search ---------------------------------------------------------------------------------------------------------
+
+
+def test_patch_search_by_hand():
+    sample = torch.tensor([[[0.0, 1.0, 3.0], [2.0, 5.0, 4.0]]])
+    neighbourhood = torch.tensor([[[1.0, 9.0], [2.0, 3.0]]])
+    mask, weights = torch.tensor([[True, False], [True, True]]), torch.tensor([[2.0, 7.0], [1.0, 1.0]])
+    # Left: (2·1² + 1·0² + 1·2²) / 4; right: (2·0² + 1·3² + 1·1²) / 4.
+    assert ops.patch_search(sample, neighbourhood, mask, weights).tolist() == [[1.5, 2.5]]
+    assert ops.patch_search(sample, neighbourhood, torch.zeros_like(mask), weights).tolist() == [[0.0, 0.0]]
+    # Channels add up; they are not averaged.
+    assert ops.patch_search(sample.repeat(2, 1, 1), neighbourhood.repeat(2, 1, 1), mask, weights).tolist() == [[3, 5]]
+
+
+SEARCHES = [  # sample, then neighbourhoods: rows of many, few and no windows beside the first
+    ((3, 20, 45), (4, 5, 5)),
+    ((1, 7, 9), (2, 7, 9)),
+    ((2, 30, 12), (3, 3, 4)),
+    ((4, 36, 40), (1, 33, 35)),
+    ((0, 5, 5), (2, 3, 3)),
+    ((3, 5, 5), (0, 3, 3)),
+]
+
+
+@devices
+@dtypes
+@orders
+@pytest.mark.parametrize(("shape", "windows"), SEARCHES, ids=str)
+def test_patch_search(shape, windows, order, dtype, device):
+    number, *size = windows
+    sample, weights = make(shape, dtype, device, order), make(tuple(size), dtype, device).abs()
+    neighbourhood = make((number, shape[0], *size), dtype, device, order)
+    mask = torch.rand(number, *size).to(device) < 0.6
+    distances = ops.patch_search(sample, neighbourhood, mask, weights)
+    wanted = reference.patch_search(sample.double(), neighbourhood.double(), mask, weights.double())
+    tolerance = {"rtol": 1e-12, "atol": 0} if dtype == torch.float64 else {"rtol": 2e-5, "atol": 0}
+    torch.testing.assert_close(distances.double(), wanted, **tolerance)
+    assert distances.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    for one, known, distance in zip(neighbourhood, mask, distances, strict=True):
+        torch.testing.assert_close(ops.patch_search(sample, one, known, weights), distance, rtol=0, atol=0)
+
+
+@devices
+def test_patch_search_of_a_part_of_the_sample_is_exactly_zero(device):
+    sample = make((3, 30, 40), torch.float32, device) + 100
+    part = sample[:, 8:19, 20:31].clone()
+    mask = torch.ones(11, 11, dtype=torch.bool, device=device)
+    mask[:3] = False
+    part[:, :3] = float("nan")
+    distances = ops.patch_search(sample, part, mask, torch.rand(11, 11).to(device))
+    assert distances[8, 20] == 0
+    assert (distances > 0).sum() == distances.numel() - 1
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"sample": torch.zeros(1, 3, 5, 5)}, ValueError, r"sample should have shape \[C, H, W\], got \[1, 3, 5, 5\]"),
+        (
+            {"neighbourhood": torch.zeros(2, 3, 3)},
+            ValueError,
+            "neighbourhood should have the 3 channels of sample, got 2",
+        ),
+        (
+            {"neighbourhood": torch.zeros(3, 6, 3)},
+            ValueError,
+            r"at least one pixel and at most the \[5, 5\] of sample, got \[6, 3\]",
+        ),
+        ({"neighbourhood": torch.zeros(3, 3, 0)}, ValueError, r"at least one pixel .* got \[3, 0\]"),
+        ({"neighbourhood": torch.zeros(3, 3, 3).half()}, TypeError, "neighbourhood should have the dtype of sample"),
+        ({"mask": torch.ones(3, 3)}, TypeError, "mask should be a tensor of bool, got torch.float32"),
+        ({"mask": torch.ones(2, 3) > 0}, ValueError, r"mask should have shape \[3, 3\], got \[2, 3\]"),
+        (
+            {"neighbourhood": torch.zeros(2, 3, 3, 3)},
+            ValueError,
+            r"mask should have shape \[2, 3, 3\], got \[3, 3\]",
+        ),
+        ({"weights": torch.ones(3, 2)}, ValueError, r"weights should have shape \[3, 3\], got \[3, 2\]"),
+        ({"weights": torch.ones(3, 3).double()}, TypeError, "weights should have the dtype of sample"),
+    ],
+)
+def test_patch_search_bad_input(change, error, message):
+    arguments = {
+        "sample": torch.zeros(3, 5, 5),
+        "neighbourhood": torch.zeros(3, 3, 3),
+        "mask": torch.ones(3, 3) > 0,
+        "weights": torch.ones(3, 3),
+        **change,
+    }
+    with pytest.raises(error, match=message):
+        ops.patch_search(**arguments)
+
+
+def test_patch_search_has_no_derivative():
+    distances = patch_search_call(make((2, 3, 7, 6)).requires_grad_())
+    with pytest.raises(RuntimeError, match="patch_search has no derivative"):
+        distances.sum().backward()
+
+
 # all of them ----------------------------------------------------------------------------------------------------------
 
 
 @functools.cache
-def fixed(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Boxes, their images, origins and their images, made beforehand: a CUDA graph copies nothing from the host."""
+def fixed(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Boxes, their images, origins, theirs, a mask: made beforehand, as a CUDA graph copies nothing from the host."""
     index, origins = torch.tensor([0, 1, 0, 1, 0, 1, 1]), torch.tensor([[0, 1], [-1, 2]])
-    return BOXES.to(device), index.to(device), origins.to(device), torch.tensor([1, 0], device=device)
+    mask = torch.tensor([[[True, True], [True, False], [False, True]]])
+    return (*(part.to(device) for part in (BOXES, index, origins, torch.tensor([1, 0]), mask)),)
 
 
 def splice_call(x: Tensor) -> Tensor:
-    _, _, origins, index = fixed(x.device)
+    origins, index = fixed(x.device)[2:4]
     return ops.splice(x, x[:, :, :3, :2].contiguous(), origins, origins, (4, 5), index)
+
+
+def patch_search_call(x: Tensor) -> Tensor:
+    known = fixed(x.device)[4]
+    return ops.patch_search(x[0], x[1:, :, 1:4, 2:4], known, x[0, 0, :3, :2].abs())
 
 
 CALLS = {
@@ -415,7 +520,7 @@ CALLS = {
     "gram": lambda x: ops.gram(x, "hw"),
     "gram_loss": lambda x: ops.gram_loss(x, torch.ones(1, 3, 3, dtype=x.dtype, device=x.device)),
 }
-EVERY_CALL = {**CALLS, "splice": splice_call}
+EVERY_CALL = {**CALLS, "splice": splice_call, "patch_search": patch_search_call}
 calls = pytest.mark.parametrize("name", CALLS)
 
 
@@ -455,7 +560,7 @@ def test_export(name):
 
 def opcheck_arguments(device: str, order: str) -> dict[str, tuple]:
     x = make((2, 3, 7, 6), torch.float32, device, order)
-    boxes, index, at, crop_index = fixed(torch.device(device))
+    boxes, index, at, crop_index, known = fixed(torch.device(device))
     offsets = torch.tensor([0, 3, 7], device=device)
     ordered = index.argsort(stable=True)
     mask = torch.full(((x.numel() + 7) // 8,), 0b10110100, dtype=torch.uint8, device=device)
@@ -471,6 +576,7 @@ def opcheck_arguments(device: str, order: str) -> dict[str, tuple]:
         "_total_variation_backward": (torch.ones(2, device=device), x, "isotropic", 2.5, True, False),
         "gram": (leaf, "hw"),
         "gram_loss": (leaf, target, "hw"),
+        "patch_search": (x[0], x[1:, :, 1:4, 2:4], known, x[0, 0, :3, :2]),
     }
 
 
@@ -509,7 +615,7 @@ def test_gram_has_a_second_derivative():
     assert torch.autograd.gradgradcheck(lambda x: ops.gram(x, "hw"), (make((1, 2, 3, 2)).requires_grad_(),))
 
 
-@calls
+@pytest.mark.parametrize("name", EVERY_CALL)
 @pytest.mark.parametrize("order", ["contiguous", "channels_last"])
 def test_same_bits_at_any_number_of_threads(name, order):
     x = make((2, 3, 61, 47), torch.float32, order=order) if "gram" not in name else make((2, 3, 70, 70), torch.float32)
@@ -517,7 +623,7 @@ def test_same_bits_at_any_number_of_threads(name, order):
     try:
         for number in (1, 2, 3):
             torch.set_num_threads(number)
-            results.append(gradients(CALLS[name], x))
+            results.append(gradients(CALLS[name], x) if name in CALLS else EVERY_CALL[name](x))
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:

@@ -177,4 +177,26 @@ size_t gram_cuda_workspace(const Gram& arguments);
 void gram_cpu(const Parallel& parallel, const Gram& arguments);
 void gram_cuda(Stream stream, const Gram& arguments);
 
+/// patch_search: how far each window of a sample is from neighbourhoods of which some pixels are known.
+///   output[b, y, x] = sum_ij u_ij sum_c (sample[c, y + i, x + j] - neighbourhoods[b, c, i, j])^2 / sum_ij u_ij
+/// with u_ij = weights[i, j] where masks[b, i, j], else 0; 0 for every window where the divisor is 0. Pixels of
+/// u_ij = 0 are not looked at: NaN there, in sample or neighbourhood, does not reach the output.
+struct PatchSearch {
+  Dtype dtype;
+  int64_t channels;
+  int64_t rows, columns;  // of the sample
+  int64_t window_rows, window_columns;  // at most those of the sample
+  int64_t neighbourhoods;
+  const void* sample;  // [channels, rows, columns]
+  const void* neighbourhood;  // [neighbourhoods, channels, window_rows, window_columns]
+  const bool* mask;  // [neighbourhoods, window_rows, window_columns]
+  const void* weights;  // [window_rows, window_columns]
+  void* output;  // [neighbourhoods, rows - window_rows + 1, columns - window_columns + 1], float64 or float32
+
+  int64_t output_rows() const { return rows - window_rows + 1; }
+  int64_t output_columns() const { return columns - window_columns + 1; }
+};
+void patch_search_cpu(const Parallel& parallel, const PatchSearch& arguments);
+void patch_search_cuda(Stream stream, const PatchSearch& arguments);
+
 }  // namespace fastviz

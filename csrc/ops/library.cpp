@@ -19,4 +19,6 @@ STABLE_TORCH_LIBRARY(fastviz, m) {
 
   m.def("gram(Tensor features, str normalize) -> Tensor");
   m.def("gram_loss(Tensor features, Tensor target, str normalize) -> (Tensor, Tensor)");
+
+  m.def("patch_search(Tensor sample, Tensor neighbourhood, Tensor mask, Tensor weights) -> Tensor");
 }

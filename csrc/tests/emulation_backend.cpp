@@ -3,6 +3,7 @@
 #include "../kernels/cuda/gram.cu"
 #include "../kernels/cuda/guided_relu.cu"
 #include "../kernels/cuda/occlude.cu"
+#include "../kernels/cuda/patch_search.cu"
 #include "../kernels/cuda/splice.cu"
 #include "../kernels/cuda/total_variation.cu"
 #include "backends.h"

@@ -16,6 +16,7 @@ size_t total_variation_cuda_workspace(const TotalVariation&) { std::abort(); }
 void total_variation_cuda(Stream, const TotalVariation&) { std::abort(); }
 size_t gram_cuda_workspace(const Gram&) { std::abort(); }
 void gram_cuda(Stream, const Gram&) { std::abort(); }
+void patch_search_cuda(Stream, const PatchSearch&) { std::abort(); }
 
 namespace test {
 

@@ -1,6 +1,19 @@
 """The command line, a file a family of commands; ``fastviz --help`` lists them."""
 
-from fastviz.cli import demo, embedding, explain, fool, lists, occlusion, patches, reading, segment
+from fastviz.cli import demo, embedding, explain, fool, lists, occlusion, patches, reading, segment, texture
 from fastviz.cli.common import app, main
 
-__all__ = ["app", "demo", "embedding", "explain", "fool", "lists", "main", "occlusion", "patches", "reading", "segment"]
+__all__ = [
+    "app",
+    "demo",
+    "embedding",
+    "explain",
+    "fool",
+    "lists",
+    "main",
+    "occlusion",
+    "patches",
+    "reading",
+    "segment",
+    "texture",
+]

@@ -84,12 +84,13 @@ def _scenes(network: nn.Module, out: Path) -> list[Scene]:
 
 def _sections(network: nn.Module) -> list[Section]:
     """What the page shows below the photographs, a function a family of methods."""
-    from fastviz.cli import fool, patches, reading
+    from fastviz.cli import fool, patches, reading, texture
 
     return [
         *reading.demo_sections(network, _DEMO_PHOTOS),
         patches.demo_section(network, [_DEMO_PHOTOS]),
         fool.demo_section(network, _DEMO_PHOTOS / "rocket.jpg"),
+        texture.demo_section(),
     ]
 
 

@@ -25,6 +25,7 @@ from fastviz.methods.occlusion import OcclusionMap, occlusion
 from fastviz.methods.patch_sheets import PatchPictures, patch_pictures, patch_sheet
 from fastviz.methods.patches import Patches, patches
 from fastviz.methods.segmentation import Segmentation, segment
+from fastviz.methods.texture import fill_hole, synthesize_texture
 from fastviz.placement import ImageMap, image_map
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "deconvnet",
     "embedding",
     "evolve",
+    "fill_hole",
     "filter_grid",
     "filters",
     "fool",
@@ -65,6 +67,7 @@ __all__ = [
     "saliency",
     "segment",
     "smooth_grad",
+    "synthesize_texture",
 ]
 
 
@@ -96,6 +99,7 @@ class Method:
 
 _SIMONYAN = "Simonyan, Vedaldi, Zisserman 2014, https://arxiv.org/abs/1312.6034"
 _ZEILER = "Zeiler, Fergus 2014, https://arxiv.org/abs/1311.2901"
+_EFROS = "Efros, Leung 1999, https://doi.org/10.1109/ICCV.1999.790383"
 _SELVARAJU = "Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391"
 _NGUYEN = "Nguyen, Yosinski, Clune 2015, https://arxiv.org/abs/1412.1897"
 
@@ -198,6 +202,14 @@ METHODS: dict[str, Method] = {
             family="make",
         ),
         Method(
+            "synthesize_texture",
+            synthesize_texture,
+            _EFROS,
+            "a texture grown pixel by pixel from a sample",
+            "picture",
+            family="make",
+        ),
+        Method(
             "fool_from_noise",
             fool_from_noise,
             _NGUYEN,
@@ -210,6 +222,14 @@ METHODS: dict[str, Method] = {
             evolve,
             _NGUYEN,
             "patterns that the network is sure of, evolved without gradients",
+            "picture",
+            family="make",
+        ),
+        Method(
+            "fill_hole",
+            fill_hole,
+            _EFROS,
+            "a hole in a picture filled from the rest of it",
             "picture",
             family="make",
         ),

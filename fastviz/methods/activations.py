@@ -58,31 +58,34 @@ def activations(
     checks.whole_number(batch_size, "batch_size", minimum=1)
     names = _names(model, images, layers)
     place = images.device if device is None else torch.device(device)
+    noted: dict[str, Tensor] = {}
+
+    def noting(name: str) -> Hook:
+        def note(module: nn.Module, inputs: Any, output: object) -> None:
+            # A copy: what comes behind may change the output in place.
+            noted[name] = capture.floating_output(name, output).detach().to(place, copy=True)
+
+        return note
+
     found: dict[str, Tensor] = {}
-    start = 0
-
-    def recorder(name: str) -> Hook:
-        def record(module: nn.Module, inputs: Any, output: object) -> None:
-            maps = capture.floating_output(name, output).detach()
-            if start == 0 and (name not in found or found[name].shape[1:] != maps.shape[1:]):
-                found[name] = maps.new_empty((len(images), *maps.shape[1:]), device=place)
-            part = found[name][start : start + batch_size]
-            if maps.shape[1:] != part.shape[1:] or len(maps) < len(part):
-                raise ValueError(
-                    f"layer {name!r} should have one output of one shape for each image, got {list(maps.shape)} "
-                    f"for {len(part)} images after {list(part.shape[1:])}"
-                )
-            part.copy_(maps[: len(part)])
-
-        return record
-
     calls: Counter[str] = Counter()
-    hooks = {name: recorder(name) for name in names}
+    hooks = {name: noting(name) for name in names}
     with capture.frozen_model(model), torch.no_grad():
-        for start in range(0, len(images), batch_size):
-            features.run(model, images[start : start + batch_size].clone(), hooks, calls)
         if not len(images):  # shapes come from the network
             features.run(model, images.new_zeros((1, *images.shape[1:])), hooks, calls)
+            return {name: noted[name][:0] for name in names}
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size]
+            features.run(model, batch.clone(), hooks, calls)
+            for name, maps in noted.items():
+                if name not in found:
+                    found[name] = maps.new_empty((len(images), *maps.shape[1:]))
+                if maps.shape != (len(batch), *found[name].shape[1:]):
+                    raise ValueError(
+                        f"layer {name!r} should have outputs of one shape, one an image, got {list(maps.shape)} for "
+                        f"{len(batch)} images"
+                    )
+                found[name][start : start + batch_size] = maps
     return {name: found[name] for name in names}
 
 

@@ -17,7 +17,28 @@
 #endif
 #define FASTVIZ_INLINE inline __attribute__((always_inline))
 
+// The same by hand, for kernels whose source depends on the width of a vector; `instructions` picks.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(FASTVIZ_NO_CLONES)
+#define FASTVIZ_X86
+#define FASTVIZ_AVX2 __attribute__((target("avx2,fma")))
+#define FASTVIZ_AVX512 __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma")))
+#endif
+
 namespace fastviz {
+
+enum class Instructions { baseline, avx2, avx512 };
+
+/// What this processor has.
+inline Instructions instructions() {
+#ifdef FASTVIZ_X86
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq")) {
+    return Instructions::avx512;
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Instructions::avx2;
+#endif
+  return Instructions::baseline;
+}
 
 using float16 = _Float16;
 

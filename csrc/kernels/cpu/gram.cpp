@@ -162,10 +162,9 @@ FASTVIZ_INLINE void accumulate(const Gram& a, const Plan& plan, const E* feature
     }                                                                                                        \
   }
 FASTVIZ_GRAM_TASK(BaselineTask, , 16, 2, 4);
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(FASTVIZ_NO_CLONES)
-#define FASTVIZ_GRAM_X86
-FASTVIZ_GRAM_TASK(Avx2Task, __attribute__((target("avx2,fma"))), 32, 3, 4);
-FASTVIZ_GRAM_TASK(Avx512Task, __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma"))), 64, 2, 8);
+#ifdef FASTVIZ_X86
+FASTVIZ_GRAM_TASK(Avx2Task, FASTVIZ_AVX2, 32, 3, 4);
+FASTVIZ_GRAM_TASK(Avx512Task, FASTVIZ_AVX512, 64, 2, 8);
 #endif
 
 /// Squares of the matrix that the last step handles at a time, so that both triangles are written in whole lines.
@@ -248,12 +247,9 @@ void gram(const Parallel& parallel, const Gram& a) {
 /// Calls function with the task of this processor, as a template, for one element type.
 template <typename E, typename Function>
 void with_task(const Function& function) {
-#ifdef FASTVIZ_GRAM_X86
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq")) {
-    return function(Avx512Task<E>{});
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return function(Avx2Task<E>{});
+#ifdef FASTVIZ_X86
+  if (instructions() == Instructions::avx512) return function(Avx512Task<E>{});
+  if (instructions() == Instructions::avx2) return function(Avx2Task<E>{});
 #endif
   function(BaselineTask<E>{});
 }
