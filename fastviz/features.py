@@ -107,5 +107,5 @@ def vectors(value: object, layer: str, pool: Pool) -> Tensor:
             f"{list(exact.shape)}"
         )
     if pool == "flatten" or exact.dim() == 2:
-        return exact.flatten(1)
+        return exact.flatten(1).clone()  # what comes behind the layer may change its output in place
     return exact.mean(1) if exact.dim() == 3 else exact.mean((2, 3))

@@ -461,5 +461,5 @@ def test_registry_lists_every_method_with_its_paper() -> None:
         assert method.name == name == method.function.__name__
         assert "https://" in method.paper
         assert method.paper.split("https://")[1] in (method.function.__doc__ or "")
-        assert method.draws in ("heat", "signed", "gradient", "picture")
+        assert method.draws in ("heat", "signed", "gradient", "mask", "picture")
         assert method.summary[0].islower()

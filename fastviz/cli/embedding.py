@@ -58,6 +58,7 @@ def embed(
     from fastviz import checks, images, methods
     from fastviz import projection as plane
 
+    checks.whole_number(seed, "seed", minimum=0)
     if tile is not None:
         checks.whole_number(tile, "tile", minimum=1)
     if perplexity is not None:

@@ -36,7 +36,8 @@ def activations(
 
     Layers that are no convolution may give other shapes, [N, D] or [N, L, D]. A layer is recorded as it leaves its
     module, before an in-place rectifier behind it, and at its last call where it is called several times. From the
-    second batch on the pass ends at the last layer that is asked for.
+    second batch on the pass ends at the last layer that is asked for. As grids of maps: Yosinski et al. 2015,
+    https://arxiv.org/abs/1506.06579.
 
     Args:
         model: any module that takes ``x``.

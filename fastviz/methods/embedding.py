@@ -59,7 +59,8 @@ def embedding(
 
     Images are streamed: beside the result, a few batches are in memory. By default the vector is what the network
     decides by, the input of its last linear layer ("fc7" of AlexNet and VGG, 4,096 numbers), or the mean over the
-    places of what goes into its last convolution where it ends in one (SqueezeNet, 512).
+    places of what goes into its last convolution where it ends in one (SqueezeNet, 512). Brought to a plane by
+    :func:`fastviz.tsne`: van der Maaten, Hinton 2008, https://jmlr.org/papers/v9/vandermaaten08a.html.
 
     Args:
         model: any module.

@@ -103,8 +103,8 @@ def fill_hole(
 ) -> Tensor:
     """``image`` with a hole in it filled from the rest: [C, H, W].
 
-    The growth of :func:`synthesize_texture` (Efros, Leung 1999), from the border of the hole inwards. The sample is
-    the picture itself: all of its windows that hold no pixel of the hole.
+    The growth of :func:`synthesize_texture` (Efros, Leung 1999, https://doi.org/10.1109/ICCV.1999.790383), from the
+    border of the hole inwards. The sample is the picture itself: all of its windows that hold no pixel of the hole.
 
     Args:
         image: [C, H, W], floating-point; values 0 to 1. What stands in the hole does not matter.

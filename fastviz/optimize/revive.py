@@ -24,7 +24,7 @@ class _Open(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Tensor:
         (active,) = ctx.saved_tensors
         passed: Tensor = grads[0] * active
-        blocked = (passed == 0).flatten(1).all(1)
+        blocked = (passed == 0).reshape(len(passed), -1).all(1)
         return torch.where(blocked.view(-1, *(1,) * (passed.dim() - 1)), grads[0], passed)
 
 

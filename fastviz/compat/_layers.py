@@ -1,0 +1,57 @@
+"""What a layer takes in or gives out while a model runs, for classes of other tools, which are given its module."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["recorded"]
+
+
+@contextmanager
+def recorded(layer: nn.Module, *, at_input: bool, leaves: bool) -> Iterator[list[Tensor]]:
+    """Record what ``layer`` gives out, or takes in, in the forward passes made inside by this thread.
+
+    Yields a list that holds the tensors of the last call. Unlike :func:`fastviz.capture.activations` this takes a
+    module, which may be any, its inputs, and layers with several tensors.
+
+    With ``leaves``, to be used under ``torch.no_grad()``, autograd starts at the layer, as in ``activations``; the
+    model goes on with a copy. Otherwise the list holds copies, which works in place behind the layer do not change.
+    """
+    found: list[Tensor] = []
+    thread = threading.get_ident()
+
+    def record(values: Any) -> Any:
+        if threading.get_ident() != thread:
+            return None
+        several = isinstance(values, (tuple, list))
+        each = tuple(values) if several else (values,)
+        if not leaves:
+            found[:] = [value.clone() for value in each]
+            return None
+        torch.set_grad_enabled(True)
+        found[:] = [_leaf(value) for value in each]
+        copies = [value.clone() for value in found]
+        return type(values)(copies) if several else copies[0]
+
+    if at_input:
+        handle = layer.register_forward_pre_hook(lambda module, inputs: record(inputs))
+    else:
+        handle = layer.register_forward_hook(lambda module, inputs, output: record(output))
+    try:
+        yield found
+    finally:
+        handle.remove()
+    if not found:
+        raise AssertionError("layer should be called in the forward pass, but was not")
+
+
+def _leaf(value: Tensor) -> Tensor:
+    if value.requires_grad or not (value.is_floating_point() or value.is_complex()):
+        return value
+    return value.detach().requires_grad_()

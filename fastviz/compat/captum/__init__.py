@@ -1,0 +1,37 @@
+"""Drop-in for captum: the same classes, arguments, results and errors, computed sooner.
+
+Change ``from captum.attr import Occlusion`` to ``from fastviz.compat.captum import Occlusion``, or call
+``fastviz.accelerate("captum")``. Where captum is installed the classes are captum's types; calls that fastviz does not
+compute itself take captum's own path. Without captum they work where fastviz computes everything itself, and say so
+where it does not. What is faster, and what differs on purpose, is listed in docs/compat.md.
+"""
+
+from fastviz.compat.captum import _bases
+from fastviz.compat.captum.gradient import (
+    Deconvolution,
+    GuidedBackprop,
+    GuidedGradCam,
+    InputXGradient,
+    LayerGradCam,
+    NeuronDeconvolution,
+    NeuronGuidedBackprop,
+    Saliency,
+)
+from fastviz.compat.captum.perturbation import FeatureAblation, Occlusion
+
+__all__ = [
+    "Deconvolution",
+    "FeatureAblation",
+    "GuidedBackprop",
+    "GuidedGradCam",
+    "InputXGradient",
+    "LayerGradCam",
+    "NeuronDeconvolution",
+    "NeuronGuidedBackprop",
+    "Occlusion",
+    "Saliency",
+]
+
+if _bases.data_loaders is not None:
+    # captum's DataLoaderAttribution takes instances of the classes in this set, and not of what is derived from them.
+    _bases.data_loaders.SUPPORTED_METHODS.add(FeatureAblation)

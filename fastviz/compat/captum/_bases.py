@@ -1,0 +1,67 @@
+"""What the substitutes inherit from: captum's own classes where it is installed, else stand-ins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "Deconvolution",
+    "FeatureAblation",
+    "GuidedBackprop",
+    "GuidedGradCam",
+    "InputXGradient",
+    "LayerGradCam",
+    "NeuronDeconvolution",
+    "NeuronGuidedBackprop",
+    "Occlusion",
+    "Saliency",
+    "compute_gradients",
+    "data_loaders",
+    "installed",
+    "log_usage",
+    "progress_bar",
+]
+
+compute_gradients: Any = None
+"""What captum's gradient classes have as ``gradient_func`` unless somebody set another."""
+progress_bar: Any = None
+"""captum's progress bar: ``progress_bar(desc=, total=)`` with ``update(steps)`` and ``close()``."""
+
+data_loaders: Any = None
+"""captum's module for data loaders, with the ``SUPPORTED_METHODS`` that its ``DataLoaderAttribution`` takes."""
+
+try:
+    from captum._utils.gradient import compute_gradients  # type: ignore[no-redef]
+    from captum._utils.progress import progress as progress_bar  # type: ignore[no-redef]
+    from captum.attr import (
+        Deconvolution,
+        FeatureAblation,
+        GuidedBackprop,
+        GuidedGradCam,
+        InputXGradient,
+        LayerGradCam,
+        NeuronDeconvolution,
+        NeuronGuidedBackprop,
+        Occlusion,
+        Saliency,
+    )
+    from captum.attr._core import dataloader_attr as data_loaders  # type: ignore[no-redef]
+    from captum.log import log_usage
+except ModuleNotFoundError as missing:
+    if (missing.name or "").partition(".")[0] != "captum":
+        raise
+    from fastviz.compat.captum._standin import (
+        Deconvolution,
+        FeatureAblation,
+        GuidedBackprop,
+        GuidedGradCam,
+        InputXGradient,
+        LayerGradCam,
+        NeuronDeconvolution,
+        NeuronGuidedBackprop,
+        Occlusion,
+        Saliency,
+        log_usage,
+    )
+
+installed = compute_gradients is not None

@@ -1,0 +1,113 @@
+"""Stand-ins for captum's classes where captum is not installed: their constructors and members, and no attribution."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+__all__ = [
+    "Deconvolution",
+    "FeatureAblation",
+    "GuidedBackprop",
+    "GuidedGradCam",
+    "InputXGradient",
+    "LayerGradCam",
+    "NeuronDeconvolution",
+    "NeuronGuidedBackprop",
+    "Occlusion",
+    "Saliency",
+    "log_usage",
+]
+
+
+def log_usage() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator that leaves the function as it is, and the function itself as ``__wrapped__``, as captum's does."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    return decorate
+
+
+class _Attribution:
+    gradient_func = None
+    multiplies_by_inputs = False
+
+    def __init__(self, forward_func: Callable[..., Any]) -> None:
+        self.forward_func = forward_func
+
+    def has_convergence_delta(self) -> bool:
+        return False
+
+    @classmethod
+    def get_name(cls) -> str:
+        return "".join(letter if letter.islower() else f" {letter}" for letter in cls.__name__).lstrip()
+
+    @log_usage()
+    def attribute(self, *args: object, **kwargs: object) -> Any:
+        raise ImportError(
+            f"this call of {type(self).__name__} is one that fastviz leaves to captum, which is not installed; "
+            "pip install 'fastviz[captum]'"
+        )
+
+    def attribute_future(self) -> None:
+        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
+
+
+class _OfModel(_Attribution):
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.model = model
+
+
+class _OfLayer(_Attribution):
+    def __init__(self, forward_func: Callable[..., Any], layer: Any, device_ids: list[int] | None = None) -> None:
+        super().__init__(forward_func)
+        self.layer = layer
+        self.device_ids = device_ids
+
+
+class FeatureAblation(_Attribution):
+    multiplies_by_inputs = True
+
+
+class Occlusion(FeatureAblation):
+    pass
+
+
+class Saliency(_Attribution):
+    pass
+
+
+class InputXGradient(_Attribution):
+    multiplies_by_inputs = True
+
+
+class GuidedBackprop(_OfModel):
+    pass
+
+
+class Deconvolution(_OfModel):
+    pass
+
+
+class NeuronGuidedBackprop(_OfLayer):
+    pass
+
+
+class NeuronDeconvolution(_OfLayer):
+    pass
+
+
+class LayerGradCam(_OfLayer):
+    pass
+
+
+class GuidedGradCam(_Attribution):
+    def __init__(self, model: Any, layer: Any, device_ids: list[int] | None = None) -> None:
+        super().__init__(model)

@@ -1,0 +1,238 @@
+"""Which calls of captum's perturbation classes fastviz computes itself, and what it needs to know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastviz import capture, incremental, ops
+from fastviz.compat.captum import _bases
+from fastviz.compat.captum._forward import select, target_of
+
+__all__ = ["ForCaptum", "Job", "prepared"]
+
+LEAST_WORK = 2e10
+"""Floating-point operations that the whole forward passes of a call must have; less is for captum's own path, because
+it takes about a second, once, to prepare a model."""
+
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""How far, as a fraction of the largest output, the output for an image may depend on the others of its batch."""
+
+_OTHER_IN_TRAINING = (
+    nn.modules.dropout._DropoutNd,
+    nn.modules.batchnorm._NormBase,
+    nn.RReLU,
+    nn.RNNBase,
+    nn.MultiheadAttention,
+    nn.TransformerEncoderLayer,
+)
+"""Modules that compute something else in training mode than in evaluation mode."""
+
+_work: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], float | None]] = WeakKeyDictionary()
+"""Model → shape of an image → operations for it; None if its output depends on the others of its batch."""
+
+
+class ForCaptum(Exception):  # noqa: N818 - no error: it says why the call takes captum's own path
+    """The call is none that fastviz computes itself; the message says why."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A call that fastviz computes itself.
+
+    Attributes:
+        model: gives each image of a batch an output that does not depend on the others.
+        images: [N, C, H, W].
+        fill: what covers: a number, or [1 or N, C, H, W].
+        target: captum's target.
+        output: the model's output for the images as they are.
+        clean: [N, M], the target's values in it.
+    """
+
+    model: nn.Module
+    images: Tensor
+    fill: float | Tensor
+    target: object
+    output: Tensor
+    clean: Tensor
+
+    def require_work(self, box: Tensor, evaluations: int) -> None:
+        """Raise :class:`ForCaptum` where there is little to do, or where the images of a batch are not on their own.
+
+        Args:
+            box: one of the windows, [1, 4].
+            evaluations: whole forward passes of one image that captum would make.
+        """
+        shape = tuple(self.images.shape[1:])
+        known = _work.setdefault(self.model, {})
+        if shape not in known:
+            known[shape] = self._measured(box)
+        work = known[shape]
+        if work is None:
+            raise ForCaptum("the output for an image depends on the others of its batch")
+        if _bases.installed and work * evaluations < LEAST_WORK:
+            raise ForCaptum("it is less work than to prepare the model")
+
+    def _measured(self, box: Tensor) -> float | None:
+        """Operations for an image; None if the output for it changes when another one is in its batch."""
+        fill = self.fill[:1] if isinstance(self.fill, Tensor) else self.fill
+        covered = ops.occlude(self.images[:1], box.to(self.images.device), None, fill)
+        with torch.no_grad(), _Operations() as operations:
+            try:
+                both = self.model(torch.cat([self.images[:1], covered]))
+            except (AssertionError, IndexError, RuntimeError, TypeError, ValueError):
+                return None  # the model takes one image at a time
+        if both.shape != (2, *self.output.shape[1:]):
+            return None
+        largest = float(self.output.abs().max())
+        difference = float((both[0] - self.output[0]).abs().max())
+        return operations.total / 2 if difference <= _TOLERANCE.get(both.dtype, 1e-2) * largest else None
+
+    def values(self, boxes: Tensor, sample: Tensor, fill: float | Tensor, advance: Callable[[int], object]) -> Tensor:
+        """[P, M]: the target's values where each of ``boxes`` [P, 4] covers a part of the image ``sample`` [P]."""
+        return incremental.sweep(
+            self.model,
+            self.images,
+            boxes.to(self.images.device),
+            sample,
+            fill,
+            lambda output, number: select(output, target_of(self.target, sample[number])).reshape(len(number), -1),
+            outputs=_entries(self.output, self.target),
+            advance=advance,
+        ).values
+
+
+class _Operations(TorchDispatchMode):
+    """Counts floating-point operations of convolutions and matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0.0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        from torch.utils.flop_counter import flop_registry
+
+        result = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+def prepared(
+    attribution: Any,
+    kind: type,
+    inputs: object,
+    baselines: object,
+    target: object,
+    extra: object,
+    perturbations_per_eval: object,
+) -> Job:
+    """The job of a call, after one forward pass.
+
+    Raises:
+        ForCaptum: why the call is one for captum's own path.
+        AssertionError, IndexError, RuntimeError: the target does not fit the output.
+    """
+    model = _module(attribution.forward_func)
+    if type(attribution) is not kind:
+        raise ForCaptum(f"{type(attribution).__name__} may have methods of its own")
+    if extra is not None:
+        raise ForCaptum("the model takes further arguments")
+    if type(perturbations_per_eval) is not int or perturbations_per_eval < 1:
+        raise ForCaptum("perturbations_per_eval is not a number from 1 on")
+    images = _images(inputs)
+    fill = _fill(baselines, images)
+    if torch.is_autocast_enabled(images.device.type):
+        raise ForCaptum("autocast is on")
+    with torch.no_grad():
+        output = model(images.clone())
+    if not isinstance(output, Tensor) or not output.is_floating_point() or output.shape[:1] != images.shape[:1]:
+        raise ForCaptum("the output is not a floating-point tensor with one entry an image")
+    clean = select(output, target)
+    if clean.shape[:1] != images.shape[:1] or not clean.numel():
+        raise ForCaptum("the target chooses something else than one value, or several, an image")
+    _require_same_in_evaluation(model, images, output)
+    return Job(model, images, fill, target, output, clean.reshape(len(images), -1))
+
+
+def _module(model: object) -> nn.Module:
+    """``model``, if it is a module that runs as its code says."""
+    if not isinstance(model, nn.Module):
+        raise ForCaptum("forward_func is not a module")
+    if isinstance(model, (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise ForCaptum(f"forward_func is a {type(model).__name__}")
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise ForCaptum(f"{name or 'the model'} has forward hooks")
+        if module._compiled_call_impl is not None or hasattr(module, "_orig_mod"):
+            raise ForCaptum(f"{name or 'the model'} is compiled")
+    return model
+
+
+def _images(inputs: object) -> Tensor:
+    images = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
+    if type(images) not in (Tensor, nn.Parameter):
+        raise ForCaptum("the inputs are not one tensor")
+    assert isinstance(images, Tensor)
+    if images.dim() != 4 or not images.is_floating_point() or images.device.type not in ("cpu", "cuda"):
+        raise ForCaptum("the inputs are not images [N, C, H, W] of floating-point values")
+    if not images.numel() or not bool(torch.isfinite(images).all()):
+        raise ForCaptum("there are no images, or not all of their values are finite")
+    return images.detach()
+
+
+def _fill(baselines: object, images: Tensor) -> float | Tensor:
+    """The baseline as a number or as images [1 or N, C, H, W]."""
+    baseline = baselines[0] if isinstance(baselines, tuple) and len(baselines) == 1 else baselines
+    if baseline is None:
+        return 0.0
+    if isinstance(baseline, (int, float)):
+        if not abs(baseline) < torch.inf:
+            raise ForCaptum("the baseline is not finite")
+        return float(baseline)
+    if type(baseline) not in (Tensor, nn.Parameter):
+        raise ForCaptum("the baselines are not one number or tensor")
+    assert isinstance(baseline, Tensor)
+    wanted = (len(baseline) if baseline.dim() == 4 else 1, *images.shape[1:])
+    if baseline.dim() > 4 or wanted[0] not in (1, len(images)):
+        raise ForCaptum("the baseline does not have the images' shape")
+    if any(size not in (1, other) for size, other in zip(baseline.shape[::-1], wanted[::-1], strict=False)):
+        raise ForCaptum("the baseline does not have the images' shape")
+    if torch.result_type(baseline, images) != images.dtype or (baseline.dim() and baseline.device != images.device):
+        raise ForCaptum("the baseline has another dtype or device than the images")
+    if not bool(torch.isfinite(baseline).all()):
+        raise ForCaptum("the baseline is not finite")
+    return baseline.detach().to(images).expand(wanted).contiguous()
+
+
+def _require_same_in_evaluation(model: nn.Module, images: Tensor, output: Tensor) -> None:
+    """Raise for a model in training mode that would give other outputs in evaluation mode, in which sweeps run."""
+    if not any(module.training for module in model.modules()):
+        return
+    if any(module.training and isinstance(module, _OTHER_IN_TRAINING) for module in model.modules()):
+        raise ForCaptum("the model is in training mode")
+    with capture.frozen_model(model), torch.no_grad():
+        other = model(images.clone())
+    if not isinstance(other, Tensor) or not torch.equal(other, output):
+        raise ForCaptum("the model is in training mode")
+
+
+def _entries(output: Tensor, target: object) -> list[int] | None:
+    """The entries of the output [N, K] that ``target`` reads; None if that is not known, or all."""
+    if output.dim() != 2 or target is None:
+        return None
+    each: list[Any] = (
+        target.flatten().tolist() if isinstance(target, Tensor) else target if isinstance(target, list) else [target]
+    )
+    numbers = [entry[0] if isinstance(entry, tuple) and len(entry) == 1 else entry for entry in each]
+    if not all(isinstance(number, int) for number in numbers):
+        return None
+    return sorted({number % output.shape[1] for number in numbers})
