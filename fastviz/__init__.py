@@ -6,16 +6,19 @@
 >>> heat = fv.saliency(model, x)  # doctest: +SKIP
 """
 
-from fastviz import images, ops
+from fastviz import canvas, images, ops, priors, transforms
 from fastviz.accelerate import accelerate
 from fastviz.capture import RectifierWarning
 from fastviz.graph import layers, receptive_field
 from fastviz.images import load_images
 from fastviz.methods import (
     METHODS,
+    CodeImages,
     Embedding,
     Fooled,
     ImageMap,
+    Inverted,
+    Maximized,
     Neighbours,
     OcclusionMap,
     Patches,
@@ -38,7 +41,11 @@ from fastviz.methods import (
     guided_grad_cam,
     image_map,
     input_gradient,
+    invert,
+    invert_all,
     load_embedding,
+    maximize,
+    maximize_code,
     neighbour_sheet,
     neighbours,
     occlusion,
@@ -58,9 +65,12 @@ from fastviz.targets import Target, channel, class_probability, class_score, lay
 
 __all__ = [
     "METHODS",
+    "CodeImages",
     "Embedding",
     "Fooled",
     "ImageMap",
+    "Inverted",
+    "Maximized",
     "Neighbours",
     "OcclusionMap",
     "PatchPictures",
@@ -73,6 +83,7 @@ __all__ = [
     "activations",
     "batches",
     "cam",
+    "canvas",
     "channel",
     "class_names",
     "class_probability",
@@ -93,11 +104,15 @@ __all__ = [
     "image_map",
     "images",
     "input_gradient",
+    "invert",
+    "invert_all",
     "layer",
     "layers",
     "load_embedding",
     "load_images",
     "load_model",
+    "maximize",
+    "maximize_code",
     "model_names",
     "neighbour_sheet",
     "neighbours",
@@ -108,11 +123,13 @@ __all__ = [
     "patch_sheet",
     "patches",
     "pca",
+    "priors",
     "receptive_field",
     "saliency",
     "segment",
     "smooth_grad",
     "synthesize_texture",
+    "transforms",
     "tsne",
 ]
 

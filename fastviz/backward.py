@@ -105,6 +105,9 @@ def widened(
     return converted, {name: value.to(dtype) for name, value in layers.items()}
 
 
+# What torch says of a view that its memory does not allow, and what the compiler says.
+_VIEW_FAILED = ("view size is not compatible", "Cannot view a tensor with shape")
+
 # Models that were seen to need their maps in contiguous memory.
 _contiguous_only: WeakSet[nn.Module] = WeakSet()
 
@@ -125,7 +128,7 @@ def in_fast_order(
             try:
                 return compute(x.contiguous(memory_format=torch.channels_last), *more, **options)
             except RuntimeError as error:
-                if "view size is not compatible" not in str(error):
+                if not any(words in str(error) for words in _VIEW_FAILED):
                     raise
             _contiguous_only.add(model)
         return compute(x, *more, **options)
@@ -139,6 +142,7 @@ class _Work:
     def __init__(self, model: nn.Module, rule: ops.Rule | None, precision: Precision, stacklevel: int) -> None:
         self.model, self.rule, self.precision = model, rule, precision
         self.stacklevel: int | None = stacklevel
+        self._is_compiled = any(capture.is_compiled(module) for module in model.modules())
         self._run = in_fast_order(model, precision, self._pass)
 
     def of_images(self, x: Tensor, selection: Selection, batch_size: int | None) -> Tensor:
@@ -178,6 +182,9 @@ class _Work:
 
     def _pass(self, x: Tensor, selection: Selection, calls: Mapping[str, int] | None) -> Tensor:
         """The gradients of one batch, from one forward pass and one backward pass for each target."""
+        if selection.several and self._is_compiled:
+            # What is compiled may give its memory away in a backward pass, so that there cannot be another one.
+            return torch.stack([self._pass(x, target, calls) for target in selection.apart()], dim=1)
         rule = self.rule
         with capture.rectifiers(rule, model=self.model) if rule else nullcontext() as intercepted:
             leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_()

@@ -31,6 +31,7 @@ __all__ = [
     "frozen_model",
     "hooked",
     "input_batch",
+    "is_compiled",
     "layer_module",
     "rectifiers",
     "require_gradients",
@@ -62,6 +63,11 @@ def layer_module(model: nn.Module, name: str) -> nn.Module:
     for full, module in list(modules.items()):
         modules.setdefault(full.replace("_orig_mod.", ""), module)
     return modules[checks.nearest(name, "layer", modules)]
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a call of ``module`` itself runs what ``torch.compile`` made of it."""
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def input_batch(model: nn.Module, x: object) -> Tensor:
@@ -365,7 +371,9 @@ class Rectifiers(TorchFunctionMode):
         if not call.in_place:
             return y
         # For a view, autograd wants a gradient for the rest of its base too, which only copy_ gives; it costs a pass.
-        return call.x.copy_(y) if call.x._is_view() else _Overwrite.apply(call.x, y)
+        # Dynamo does not see that an autograd function overwrites what it is given, and would lose the gradient.
+        plain = call.x._is_view() or torch.compiler.is_compiling()
+        return call.x.copy_(y) if plain else _Overwrite.apply(call.x, y)
 
     def rectified(self, x: Tensor) -> Tensor:
         """``max(x, 0)`` with the backward rule."""

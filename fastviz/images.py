@@ -6,12 +6,10 @@ A picture is a float tensor [3, H, W] (red, green, blue) with values 0 to 1; sev
 from __future__ import annotations
 
 import errno
-import glob
 import io
 import os
-import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
@@ -25,6 +23,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor, nn
 
 from fastviz import checks, models, pictures
+from fastviz.image_paths import ImageError, Paths, find_images, find_named
 from fastviz.models import Preprocessing
 from fastviz.pictures import ColourMap, colour_map, grid, normalise, overlay
 
@@ -42,6 +41,7 @@ __all__ = [
     "picture_path",
     "preprocess",
     "read_image",
+    "read_prepared",
     "restore",
     "save_image",
     "settings_for",
@@ -51,16 +51,10 @@ __all__ = [
 LIMIT_PIXELS = 100_000_000
 """The most pixels a picture may have unless a call says otherwise: beyond it lie mistakes and decompression bombs."""
 
-Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
-
 # What is decoded: pixels only. Pillow's other formats include ones that start programs (EPS) or fetch what is missing.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TIFF", "WEBP")
 
-# What counts as an image in a folder or behind a pattern; a file given by name may be called anything.
-_IMAGE_FILES = frozenset(
-    {".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"}
-    | {".qoi", ".tif", ".tiff", ".webp"}
-)
+_METHODS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -71,109 +65,6 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class ImageError(ValueError):
-    """A file is not a picture that can be read; the message names the file and the reason."""
-
-
-def find_images(paths: Paths) -> list[Path]:
-    """The image files that ``paths`` name, each once.
-
-    Args:
-        paths: a file, a folder (searched with its subfolders; names that start with a dot are passed over), a pattern
-            (``"photos/*.jpg"``, ``"**"`` goes into subfolders), or several of them. ``~`` is the home folder. In
-            folders and behind patterns only files named like images count.
-
-    The order is that of ``paths``; within a folder or pattern by name, numbers by value (``2.png`` before ``10.png``).
-    A path in a folder begins with the folder as it was given.
-
-    Raises:
-        TypeError: a path of another type.
-        ValueError: a path that does not exist, or no image at all.
-    """
-    return [path for path, _ in _find(paths)]
-
-
-def _find(paths: Paths) -> list[tuple[Path, str]]:
-    """The image files that ``paths`` name, with their names: relative to the folder given, else the file's own."""
-    given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-    found: dict[str, tuple[Path, str]] = {}
-    for one in given:
-        if not isinstance(one, (str, os.PathLike)):
-            raise TypeError(f"paths should be a path or several, got {type(one).__name__}")
-        text = os.path.expanduser(os.fspath(one))
-        if not text:
-            raise ValueError("paths should not hold an empty path")
-        path = Path(text)
-        if path.is_dir():
-            matches = [(file, file.relative_to(path).as_posix()) for file in _walk(path)]
-        elif path.is_file():
-            matches = [(path, path.name)]
-        elif glob.has_magic(text):
-            matches = _match(text)
-        else:
-            raise ValueError(f"paths should exist, got {text!r}")
-        for file, name in matches:
-            found.setdefault(os.path.abspath(file), (file, name))
-    if not found:
-        listed = ", ".join(repr(os.fspath(one)) for one in given[:3]) + (", ..." if len(given) > 3 else "")
-        raise ValueError(f"paths should hold at least one image, got none in {listed or 'no paths'}")
-    return list(found.values())
-
-
-def find_named(paths: Paths) -> tuple[list[Path], list[str]]:
-    """The files of :func:`find_images`, and a name for each, no two the same, as :func:`load_images` has them."""
-    files, names = zip(*_find(paths), strict=True)
-    if len(set(names)) < len(names):
-        together = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
-        names = tuple(Path(os.path.relpath(file, together)).as_posix() for file in files)
-    return list(files), list(names)
-
-
-def _walk(folder: Path) -> list[Path]:
-    """The image files in a folder, its subfolders and, entered last, linked folders; no folder is entered twice."""
-    found: list[Path] = []
-    entered: set[str] = set()
-    starts = [folder]
-    for start in starts:  # grows by the links that are met
-        for parent, folders, files in os.walk(start, onerror=_raise):
-            place = os.path.realpath(parent)
-            if place in entered:
-                folders.clear()
-                continue
-            entered.add(place)
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            starts += [Path(parent, name) for name in folders if os.path.islink(os.path.join(parent, name))]
-            found += [Path(parent, name) for name in files if _looks_like_image(name)]
-    return sorted(found, key=_natural)
-
-
-def _match(pattern: str) -> list[tuple[Path, str]]:
-    """The image files that a pattern names, and those in the folders that it names."""
-    found: list[tuple[Path, str]] = []
-    for path in sorted(map(Path, glob.glob(pattern, recursive=True)), key=_natural):
-        if path.is_dir() and "**" not in pattern:
-            found += [(file, file.relative_to(path.parent).as_posix()) for file in _walk(path)]
-        elif path.is_file() and _looks_like_image(path.name):
-            found.append((path, path.name))
-    return found
-
-
-def _raise(error: OSError) -> None:
-    raise ImageError(f"folder {error.filename!r} cannot be read: {error.strerror}") from error
-
-
-def _looks_like_image(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in _IMAGE_FILES
-
-
-def _natural(path: Path) -> list[tuple[list[str | int], str]]:
-    """A sort key: folder by folder, runs of digits by value, capital letters as small ones, else as they are."""
-    return [
-        ([int(run) if run.isdecimal() else run for run in re.split(r"(\d+)", part.lower())], part)
-        for part in path.parts
-    ]
 
 
 # ------------------------------------------------------------------------------------------------------- reading
@@ -197,6 +88,38 @@ def read_image(path: str | os.PathLike[str], *, limit_pixels: int = LIMIT_PIXELS
     Raises:
         ImageError: no such file, not a file, empty, broken, cut off, not an image, too many pixels. Names the file.
     """
+    picture = _read(path, limit_pixels, _decoded)
+    return picture.expand(3, -1, -1).contiguous()
+
+
+def read_prepared(
+    path: str | os.PathLike[str], preprocessing: Preprocessing, *, limit_pixels: int = LIMIT_PIXELS
+) -> Tensor:
+    """``preprocess(read_image(path), preprocessing)``, the same numbers in a third of the time for pictures of 8 bits.
+
+    Raises:
+        ImageError: as :func:`read_image`; also a picture that cannot be prepared.
+    """
+
+    def prepared(image: Image.Image) -> Tensor:
+        try:
+            if len(preprocessing.mean) == 1 or not _is_plain(image):
+                return preprocess(_decoded(image).expand(3, -1, -1), preprocessing)
+            size = _resized_size(image.height, image.width, preprocessing)
+            plain = _plain(image)
+            if size != (image.height, image.width):
+                plain = plain.resize(size[::-1], _METHODS[preprocessing.interpolation])
+            top, left, bottom, right = _crop(size, preprocessing)
+            picture = _tensor(np.array(plain.crop((left, top, right, bottom)))) / 255
+            return _normalised(picture.expand(3, -1, -1), preprocessing)
+        except ValueError as error:
+            raise ImageError(str(error)) from error
+
+    return _read(path, limit_pixels, prepared)
+
+
+def _read(path: str | os.PathLike[str], limit_pixels: int, use: Callable[[Image.Image], Tensor]) -> Tensor:
+    """What ``use`` makes of the picture in a file, decoded and upright; an ImageError if there is none."""
     checks.whole_number(limit_pixels, "limit_pixels", minimum=1)
     file = Path(os.path.expanduser(path))
     if not file.is_file():
@@ -207,7 +130,7 @@ def read_image(path: str | os.PathLike[str], *, limit_pixels: int = LIMIT_PIXELS
                 raise ImageError(f"{image.width}x{image.height} pixels are more than the {limit_pixels} allowed")
             image.load()
             turn = _TURNS.get(_orientation(image))
-            picture = _decoded(image if turn is None else image.transpose(turn))
+            return use(image if turn is None else image.transpose(turn))
     except ImageError as error:
         raise ImageError(f"image {str(file)!r}: {error}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -219,7 +142,6 @@ def read_image(path: str | os.PathLike[str], *, limit_pixels: int = LIMIT_PIXELS
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ImageError(f"image {str(file)!r}: broken or cut off ({reason})") from error
-    return picture.expand(3, -1, -1).contiguous()
 
 
 @cache
@@ -249,10 +171,21 @@ def _decoded(image: Image.Image) -> Tensor:
         if not (low >= 0 and high <= limit):
             raise ImageError(f"pixels of {values.dtype} should be 0 to {limit}, got {low:g} to {high:g}")
         return values / limit
-    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+    if not _is_plain(image):
         rgba = _tensor(np.array(image.convert("RGBA"))) / 255
         return rgba[:3] * rgba[3:] + (1 - rgba[3:])
-    return _tensor(np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))) / 255
+    return _tensor(np.array(_plain(image))) / 255
+
+
+def _is_plain(image: Image.Image) -> bool:
+    """Whether a picture has 8 bits and nothing transparent."""
+    deep = image.mode.startswith("I;16") or image.mode in ("I", "F")
+    return not (deep or image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info)
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """A plain picture in grey or in red, green and blue."""
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
 def _tensor(pixels: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Tensor:
@@ -347,22 +280,36 @@ def preprocess(image: Tensor, preprocessing: Preprocessing) -> Tensor:
         x = (x * x.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
     if len(preprocessing.mean) != x.shape[1]:
         raise ValueError(f"image should have {len(preprocessing.mean)} channels as the model has, got {x.shape[1]}")
-    if preprocessing.resize is not None:
-        side = min(x.shape[-2:])
-        height, width = (length * preprocessing.resize // side for length in x.shape[-2:])
-        if height * width > LIMIT_PIXELS:
-            raise ValueError(
-                f"image of {x.shape[-2]}x{x.shape[-1]} pixels is too narrow: a shorter side of {preprocessing.resize} "
-                f"would make it {height}x{width}"
-            )
-        x = _resized(x, height, width, preprocessing.interpolation)
-        if preprocessing.size is not None:
-            top, left = round((height - preprocessing.size[0]) / 2), round((width - preprocessing.size[1]) / 2)
-            x = x[..., top : top + preprocessing.size[0], left : left + preprocessing.size[1]]
-    elif preprocessing.size is not None:
-        x = _resized(x, *preprocessing.size, preprocessing.interpolation)
-    x = (x - _channels(preprocessing.mean, x)) / _channels(preprocessing.std, x)
+    size = _resized_size(x.shape[-2], x.shape[-1], preprocessing)
+    x = _resized(x, *size, preprocessing.interpolation)
+    top, left, bottom, right = _crop(size, preprocessing)
+    x = _normalised(x[..., top:bottom, left:right], preprocessing)
     return x if image.dim() == 4 else x[0]
+
+
+def _resized_size(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
+    """Height and width of a picture once it is resized, before the crop."""
+    if preprocessing.resize is None:
+        return preprocessing.size or (height, width)
+    side = min(height, width)
+    size = height * preprocessing.resize // side, width * preprocessing.resize // side
+    if size[0] * size[1] > LIMIT_PIXELS:
+        raise ValueError(
+            f"image of {height}x{width} pixels is too narrow: a shorter side of {preprocessing.resize} would make it "
+            f"{size[0]}x{size[1]}"
+        )
+    return size
+
+
+def _crop(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int, int, int]:
+    """Top, left, bottom and right of what is kept of a resized picture."""
+    height, width = preprocessing.size or size
+    top, left = round((size[0] - height) / 2), round((size[1] - width) / 2)
+    return top, left, top + height, left + width
+
+
+def _normalised(x: Tensor, preprocessing: Preprocessing) -> Tensor:
+    return (x - _channels(preprocessing.mean, x)) / _channels(preprocessing.std, x)
 
 
 def _resized(x: Tensor, height: int, width: int, mode: str) -> Tensor:
@@ -372,7 +319,7 @@ def _resized(x: Tensor, height: int, width: int, mode: str) -> Tensor:
     levels = (x.detach() * 255).round()
     if not torch.allclose(levels / 255, x.detach(), rtol=0, atol=1e-6):
         return pictures.resize(x, height, width, mode)
-    method = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[mode]
+    method = _METHODS[mode]
     planes = levels.to("cpu", torch.uint8).flatten(0, 1).numpy()
     resized = np.stack([np.asarray(Image.fromarray(plane).resize((width, height), method)) for plane in planes])
     return torch.from_numpy(resized).view(*x.shape[:2], height, width).to(x) / 255

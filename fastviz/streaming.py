@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from fastviz import checks, images
-from fastviz.images import Paths
+from fastviz.image_paths import Paths
+from fastviz.models import Preprocessing
 from fastviz.progress import bar
 
 __all__ = ["Batch", "Source", "Stream", "ahead", "batches"]
@@ -221,7 +222,7 @@ class Stream:
             return
         iterator = iter(self._items)
         asked = repeat(None) if self._limit is None else repeat(None, self._limit)
-        for read in ahead(pool, lambda _: self._try(lambda: next(iterator, _END)), asked, 2 * self._batch_size):
+        for read in ahead(pool, lambda _: self._next(iterator), asked, 2 * self._batch_size):
             if read is _END:
                 break
             yield read
@@ -229,26 +230,26 @@ class Stream:
     def _load(self, index: int) -> Any:
         """The image at ``index`` as the network takes it, or why it cannot be read."""
         if self.files is None:
-            return self._try(lambda: self._items[index])
+            return self._try(lambda: _image(self._items[index], self.preprocessing))
         file = self.files[index]
-        return self._try(lambda: images.read_image(file), is_picture=True)
+        return self._try(lambda: images.read_prepared(file, self.preprocessing))
 
-    def _try(self, get: Callable[[], Any], *, is_picture: bool = False) -> Any:
-        """The image that ``get`` gives as the network takes it; the reason where the picture itself is at fault."""
+    def _next(self, iterator: Iterator[Any]) -> Any:
+        """The next image of a dataset that iterates, why it cannot be read, or ``_END``."""
+
+        def get() -> Any:
+            item = next(iterator, _END)
+            return item if item is _END else _image(item, self.preprocessing)
+
+        return self._try(get)
+
+    def _try(self, get: Callable[[], Any]) -> Any:
+        """What ``get`` gives, or the reason where the picture itself is at fault."""
         try:
-            item = get()
-            if item is _END:
-                return item
-            image, is_picture = (item, True) if is_picture else _image(item)
+            return get()
         # What Pillow raises for files that are no pictures is an OSError.
         except (images.ImageError, OSError) as error:
-            return _line(error)
-        if not is_picture:
-            return image
-        try:
-            return images.preprocess(image, self.preprocessing)
-        except ValueError as error:  # so narrow that it cannot be resized
-            return _line(error)
+            return " ".join(str(error).split()) or type(error).__name__
 
     def _name(self, index: int) -> str:
         return str(index) if self.names is None else self.names[index]
@@ -281,8 +282,8 @@ def _are_paths(source: object) -> bool:
     return False
 
 
-def _image(item: Any) -> tuple[Tensor, bool]:
-    """The image in an item of a dataset, and whether it is a picture in 0 to 1 that is still to be prepared."""
+def _image(item: Any, preprocessing: Preprocessing) -> Tensor:
+    """The image in an item of a dataset, as the network takes it."""
     image = item[0] if isinstance(item, (tuple, list)) and item else item
     if not isinstance(image, Tensor) and hasattr(image, "convert") and hasattr(image, "tobytes"):  # Pillow's
         colours = image.convert("RGB")
@@ -292,12 +293,11 @@ def _image(item: Any) -> tuple[Tensor, bool]:
         raise TypeError(
             f"source should give images as tensors [C, H, W] or Pillow pictures, got {type(image).__name__}"
         )
-    if image.dtype == torch.uint8:
-        if image.dim() != 3 or image.shape[0] != 3:
-            raise ValueError(f"source should give uint8 images [3, H, W], got {list(image.shape)}")
-        return image.cpu().float() / 255, True
-    return checks.tensor(image, "images of source", dims=(3,), layout="[C, H, W]").detach(), False
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    if image.dtype != torch.uint8:
+        return checks.tensor(image, "images of source", dims=(3,), layout="[C, H, W]").detach()
+    if image.dim() != 3 or image.shape[0] != 3:
+        raise ValueError(f"source should give uint8 images [3, H, W], got {list(image.shape)}")
+    try:
+        return images.preprocess(image.cpu().float() / 255, preprocessing)
+    except ValueError as error:  # so narrow that it cannot be resized
+        raise images.ImageError(str(error)) from error

@@ -87,6 +87,10 @@ class Objective(ABC):
         """The objective with the ``predicted`` classes, int64 [N], in place of "the class with the highest score"."""
         return self
 
+    def apart(self) -> list[Objective]:
+        """Objectives with one value a sample each, for one that may have several."""
+        return [self]
+
     def taken(self, samples: Tensor, of: int) -> Objective:
         """The objective for a batch of the ``samples`` with these numbers, int64 [P], ``of`` a batch of so many."""
         return self
@@ -178,6 +182,11 @@ class _Class(Objective):
 
     def settled(self, predicted: Tensor) -> Objective:
         return _Class(predicted, probability=self.probability) if self.k is None else self
+
+    def apart(self) -> list[Objective]:
+        if isinstance(self.k, Tensor) and self.k.dim() == 2:
+            return [_Class(column, probability=self.probability) for column in self.k.unbind(1)]
+        return [self]
 
     def taken(self, samples: Tensor, of: int) -> Objective:
         if self.k is None:
@@ -432,6 +441,10 @@ class Selection:
     def reads_output(self) -> bool:
         """Whether some target reads the output of the model, and not only :attr:`layers`."""
         return any(objective.reads_output for objective in self.objectives)
+
+    def apart(self) -> list[Selection]:
+        """The targets of each sample one by one: T selections with one target a sample."""
+        return [Selection((each,), False, None) for objective in self.objectives for each in objective.apart()]
 
     def values(self, output: object, activations: Activations) -> Tensor:
         """Values [N], or [N, T] if there are several targets a sample, in the graph of the forward pass.

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "fastviz"
 # A module may import those of lower levels; within a level, those named before it.
 LEVELS = [
     ["_build", "checks", "demo_network", "geometry", "progress", "top_k", "projection", "nearest", "placement"],
-    ["native", "ops", "weight_files", "models", "colour_tables", "pictures", "images", "captions"],
+    ["native", "ops", "weight_files", "models", "colour_tables", "pictures", "image_paths", "images", "captions"],
     ["drawing", "streaming", "embedding_file"],
     ["windows", "capture", "targets", "reach", "graph", "unit_crop", "backward", "features"],
     ["incremental", "canvas", "priors", "transforms", "optimize", "fooling", "genomes"],

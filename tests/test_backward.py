@@ -332,6 +332,25 @@ def test_a_model_that_views_its_maps_gets_contiguous_memory(x: Tensor) -> None:
         input_gradient(model, x, 1)
 
 
+@pytest.mark.parametrize("views", [False, True])
+def test_a_compiled_model_gives_the_numbers_of_the_plain_one(views: bool, x: Tensor) -> None:
+    """The compiler says otherwise than torch that a view fails in channels_last memory."""
+
+    class Head(nn.Module):
+        def forward(self, value: Tensor) -> Tensor:
+            return value.view(len(value), -1) if views else value.flatten(1)
+
+    torch.manual_seed(3)
+    convolutions = [nn.Conv2d(3, 4, 3, stride=4), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3, stride=4), nn.ReLU()]
+    model = nn.Sequential(*convolutions, Head(), nn.Linear(4 * 3 * 2, 5))
+    x = x[:2].float()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    several = [None, torch.tensor([4, 0]), class_probability(2)]
+    for method, target in ((saliency, 1), (guided_backprop, several), (deconvnet, torch.tensor([[0, 1], [2, 3]]))):
+        torch.testing.assert_close(method(compiled, x, target), method(model, x, target), rtol=1e-4, atol=1e-7)
+
+
 @each_method
 def test_bfloat16_is_close_and_comes_in_the_dtype_of_the_input(
     method: Callable[..., Tensor], model: Net, x: Tensor

@@ -432,21 +432,30 @@ def test_exported_graph_gets_the_rule() -> None:
     assert found.count == 2
 
 
+@pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled_module_gets_the_rule(backend: str) -> None:
-    """Dynamo follows the mode into what it compiles, and compiles again for another rule or none."""
+def test_compiled_module_gets_the_rule(backend: str, in_place: bool) -> None:
+    """Dynamo follows the mode into what it compiles, and compiles again for another rule or none.
+
+    In-place rectifiers lost their gradient in compiled modules once.
+    """
     torch._dynamo.reset()
-    model = torch.compile(nn.Sequential(nn.Identity(), nn.ReLU()), backend=backend)
+
+    class Twice(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+    model = torch.compile(nn.Sequential(Twice(), nn.ReLU(inplace=in_place)), backend=backend)
     x = tensor(*X).requires_grad_()
     for _ in range(2):
         for rule in ("plain", "guided", "deconvnet"):
             with capture.rectifiers(rule) as found:
-                y = model(2 * x)
+                y = model(x)
                 found.check(y)
                 (gradient,) = capture.differentiate((tensor(*V) * y).sum(), [x])
             assert gradient.tolist() == GRADIENT[rule]
             assert found.count == 1
-        (gradient,) = capture.differentiate((tensor(*V) * model(2 * x)).sum(), [x])
+        (gradient,) = capture.differentiate((tensor(*V) * model(x)).sum(), [x])
         assert gradient.tolist() == GRADIENT["plain"]
 
 

@@ -91,6 +91,47 @@ def test_exif_orientation(tmp_path: Path, ending: str, orientation: int) -> None
     assert bytes_of(images.read_image(tmp_path / f"a.{ending}")) == [list(row) for row in UPRIGHT[orientation]]
 
 
+PREPARATIONS = {
+    "crop": Preprocessing((30, 40), 44, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
+    "whole": Preprocessing((30, 50), None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "any size": Preprocessing(None, 31, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bicubic"),
+    "as it is": Preprocessing(None, None, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
+    "grey": Preprocessing((30, 30), 30, (0.5,), (0.2,)),
+}
+
+
+@pytest.mark.parametrize("preparation", PREPARATIONS)
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "P transparent", "RGBA", "LA", "I;16", "CMYK", "turned"])
+def test_read_and_prepared_at_once_gives_the_same_numbers(tmp_path: Path, mode: str, preparation: str) -> None:
+    options: dict[str, Any] = {}
+    if mode == "I;16":
+        image = Image.fromarray(np.array(photograph().convert("L")).astype(np.uint16) * 257)
+    elif mode == "turned":
+        image, exif = photograph(), Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        options["exif"] = exif
+    else:
+        image = photograph().convert(mode.split()[0])
+        if mode.endswith("transparent"):
+            options["transparency"] = 0
+    path = tmp_path / f"a.{'jpg' if mode == 'CMYK' else 'png'}"
+    image.save(path, **options)
+    settings = PREPARATIONS[preparation]
+    expected = images.preprocess(images.read_image(path), settings)
+    assert_close(images.read_prepared(path, settings), expected, rtol=0, atol=0)
+
+
+def test_read_and_prepared_at_once_fails_in_the_same_words(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("hello")
+    Image.new("RGB", (60_000, 1)).save(tmp_path / "line.png")
+    with pytest.raises(ImageError, match=r"text\.png': is not an image that can be read"):
+        images.read_prepared(tmp_path / "text.png", PREPARATIONS["crop"])
+    with pytest.raises(ImageError, match=r"line\.png': image of 1x60000 pixels is too narrow"):
+        images.read_prepared(tmp_path / "line.png", Preprocessing(None, 200, (0.0,) * 3, (1.0,) * 3))
+    with pytest.raises(ImageError, match=r"line\.png': 60000x1 pixels are more than the 100 allowed"):
+        images.read_prepared(tmp_path / "line.png", PREPARATIONS["crop"], limit_pixels=100)
+
+
 def test_exif_orientation_of_a_jpeg_and_of_16_bit_grey(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6

@@ -1,6 +1,19 @@
 """The command line, a file a family of commands; ``fastviz --help`` lists them."""
 
-from fastviz.cli import demo, embedding, explain, fool, lists, occlusion, patches, reading, segment, texture
+from fastviz.cli import (
+    demo,
+    embedding,
+    explain,
+    fool,
+    invert,
+    lists,
+    maximize,
+    occlusion,
+    patches,
+    reading,
+    segment,
+    texture,
+)
 from fastviz.cli.common import app, main
 
 __all__ = [
@@ -9,8 +22,10 @@ __all__ = [
     "embedding",
     "explain",
     "fool",
+    "invert",
     "lists",
     "main",
+    "maximize",
     "occlusion",
     "patches",
     "reading",

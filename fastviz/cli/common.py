@@ -33,6 +33,7 @@ __all__ = [
     "main",
     "new_console",
     "new_table",
+    "numbers",
 ]
 
 # A pipe has no width; rich would take 80 and cut the tables.
@@ -186,3 +187,16 @@ def load_network(model: str, weights: str | None, device: str = "auto") -> tuple
     check_weights(model, weights)
     place = jobs.choose_device(device)
     return models.load_model(model, weights).to(place), place
+
+
+def numbers(words: str, argument: str) -> list[int]:
+    """``"3,7,16-18"`` as [3, 7, 16, 17, 18]; ``argument`` is what an error calls it."""
+    found: list[int] = []
+    for part in filter(None, (part.strip() for part in words.split(","))):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
+            raise ValueError(f"{argument} should be numbers and ranges such as 3,7,16-31, got {words!r}")
+        found += range(int(first), int(last or first) + 1)
+    if not found:
+        raise ValueError(f"{argument} should be numbers and ranges such as 3,7,16-31, got {words!r}")
+    return found

@@ -20,6 +20,7 @@ from fastviz.cli.common import (
     load_network,
     new_console,
     new_table,
+    numbers,
 )
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def patches(
 
     if (out / _HITS).exists() and not overwrite:
         raise ValueError(f"--out holds patches already: {out / _HITS}; --overwrite replaces them")
-    wanted = None if channels in (None, "all") else _numbers(channels or "", "--channels")
+    wanted = None if channels in (None, "all") else numbers(channels or "", "--channels")
     spot = None if position is None else _position(position)
     network, _ = load_network(model, weights, device)
     stream = streaming.batches(photos, model=network, batch_size=batch_size, limit=limit, progress=True)
@@ -91,19 +92,6 @@ def patches(
         print(failure_line(file, reason), file=sys.stderr)
     if stream.failures:
         raise typer.Exit(1)
-
-
-def _numbers(words: str, argument: str) -> list[int]:
-    """``"3,7,16-18"`` as [3, 7, 16, 17, 18]."""
-    found: list[int] = []
-    for part in filter(None, (part.strip() for part in words.split(","))):
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
-            raise ValueError(f"{argument} should be numbers and ranges such as 3,7,16-31, got {words!r}")
-        found += range(int(first), int(last or first) + 1)
-    if not found:
-        raise ValueError(f"{argument} should be numbers and ranges such as 3,7,16-31, got {words!r}")
-    return found
 
 
 def _position(words: str) -> tuple[int, int]:

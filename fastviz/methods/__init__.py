@@ -20,6 +20,9 @@ from fastviz.methods.gradients import (
     saliency,
     smooth_grad,
 )
+from fastviz.methods.inversion import Inverted, invert, invert_all, invertible_layers
+from fastviz.methods.latent import CodeImages, maximize_code
+from fastviz.methods.maximization import Maximized, maximize
 from fastviz.methods.neighbours import Neighbours, neighbour_sheet, neighbours
 from fastviz.methods.occlusion import OcclusionMap, occlusion
 from fastviz.methods.patch_sheets import PatchPictures, patch_pictures, patch_sheet
@@ -31,9 +34,12 @@ from fastviz.placement import ImageMap, image_map
 __all__ = [
     "EXPLAINERS",
     "METHODS",
+    "CodeImages",
     "Embedding",
     "Fooled",
     "ImageMap",
+    "Inverted",
+    "Maximized",
     "Method",
     "Neighbours",
     "OcclusionMap",
@@ -57,7 +63,12 @@ __all__ = [
     "guided_grad_cam",
     "image_map",
     "input_gradient",
+    "invert",
+    "invert_all",
+    "invertible_layers",
     "load_embedding",
+    "maximize",
+    "maximize_code",
     "neighbour_sheet",
     "neighbours",
     "occlusion",
@@ -192,6 +203,30 @@ METHODS: dict[str, Method] = {
             "parts of many images that excite each channel most, with guided backprop beside them",
             "picture",
             family="read",
+        ),
+        Method(
+            "maximize",
+            maximize,
+            _SIMONYAN,
+            "image that a class, a unit, a channel or a layer likes most, by gradient ascent",
+            "picture",
+            family="make",
+        ),
+        Method(
+            "maximize_code",
+            maximize_code,
+            "Nguyen et al. 2016, https://arxiv.org/abs/1605.09304",
+            "the same by way of a layer's code, decoded into an image",
+            "picture",
+            family="make",
+        ),
+        Method(
+            "invert",
+            invert,
+            "Mahendran, Vedaldi 2015, https://arxiv.org/abs/1412.0035",
+            "image with the features that a layer has of a photograph: what the layer keeps of it",
+            "picture",
+            family="make",
         ),
         Method(
             "fool",

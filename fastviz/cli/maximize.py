@@ -1,0 +1,194 @@
+"""``fastviz maximize``: pictures of what a class, a channel or a unit looks like to a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastviz.cli.common import Device, Stopped, Weights, app, load_network, new_console, new_table, numbers
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fastviz.report import Section
+    from fastviz.targets import Target
+
+__all__ = ["demo_section", "maximize", "sheet"]
+
+_COLUMNS = 5
+_HEIGHT = 224
+"""Of small pictures on a sheet, in pixels; larger ones keep their size."""
+_CHANNELS = 10
+"""Channels that are drawn unless they are named."""
+
+
+@app.command()
+def maximize(
+    model: Annotated[str, typer.Argument(help="The network: see `fastviz models`.")],
+    out: Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp.")],
+    weights: Weights = None,
+    classes: Annotated[
+        str | None, typer.Option("--class", help="Names or indices with commas between, or all.")
+    ] = None,
+    layer: Annotated[str | None, typer.Option(help="Draw channels of this layer: see `fastviz layers`.")] = None,
+    channels: Annotated[
+        str | None, typer.Option("--channel", help=f"As 3,7,16-31; the first {_CHANNELS} if not given.")
+    ] = None,
+    unit: Annotated[
+        bool, typer.Option("--unit", help="The channels' units in the middle, and only what they see of the image.")
+    ] = False,
+    through: Annotated[
+        str | None, typer.Option(help="Make the code of this layer that the classes like most, then a picture of it.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Height and width in pixels.")] = None,
+    start: Annotated[str, typer.Option(help="zeros (the mean colour), grey or noise.")] = "zeros",
+    starts: Annotated[int, typer.Option(help="Pictures of each target.")] = 1,
+    canvas: Annotated[str, typer.Option(help="fourier or pixels.")] = "fourier",
+    steps: Annotated[int | None, typer.Option(help="Most steps: 128; with --through 20 a round.")] = None,
+    goal: Annotated[float | None, typer.Option(help="Finish a picture at this probability (of others: value).")] = None,
+    seed: Annotated[int, typer.Option(help="Of noise and random transforms.")] = 0,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Pictures the network sees at once: bounds the memory.")
+    ] = None,
+    preview_every: Annotated[int | None, typer.Option(help="Write the picture after every so many steps.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A file from which the same command goes on when it was stopped.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Draw what classes, channels or units look like to a network: one sheet, all pictures made at once."""
+    from fastviz import images, methods, models
+
+    images.picture_path(out, "--out")
+    if (classes is None) == (layer is None):
+        raise ValueError("give one of: --class, --layer")
+    if through is not None and (canvas != "fourier" or start != "zeros" or goal or preview_every or checkpoint):
+        raise ValueError(
+            "--through goes with --class or --layer, --size, --starts, --steps, --seed and --batch-size only"
+        )
+    network, _ = load_network(model, weights, device)
+    captions, target = _classes(network, classes) if classes else _channels(network, layer or "", channels, unit)
+    captions = [caption for caption in captions for _ in range(starts)]
+    options: dict[str, Any] = {"size": size, "starts": starts, "seed": seed, "batch_size": batch_size, "progress": True}
+    if through is not None:
+        if steps is not None:
+            options["steps"] = steps
+        coded = methods.maximize_code(network, target, through, **options)
+        if coded.decoded is None:  # Ctrl-C came before there was anything to see
+            raise KeyboardInterrupt
+        pictures, values, probabilities = coded.decoded.pictures, coded.values, coded.probabilities
+        ends, interrupted = ["" for _ in captions], coded.interrupted
+    else:
+        seen = models.preprocessing(network)
+
+        def preview(step: int, batch: Tensor) -> None:
+            images.save_image(sheet(list(zip(captions, images.restore(batch.cpu(), seen), strict=True))), out)
+
+        if preview_every is not None:
+            options |= {"preview": preview, "preview_every": preview_every}
+        made = methods.maximize(
+            *(network, target),
+            start=start,
+            canvas=canvas,
+            steps=128 if steps is None else steps,
+            goal=goal,
+            checkpoint=checkpoint,
+            **options,
+        )
+        pictures, values, probabilities = made.pictures, made.values, made.probabilities
+        ends = [_end(reason, int(each)) for reason, each in zip(made.reasons, made.steps, strict=True)]
+        interrupted = made.interrupted
+    titles = [_title(*each) for each in zip(captions, values.tolist(), probabilities.tolist(), strict=True)]
+    images.save_image(sheet(list(zip(titles, pictures.cpu(), strict=True))), out)
+    _print(captions, values.tolist(), probabilities.tolist(), ends)
+    print(f"picture: {out}")
+    if interrupted:
+        kept = "" if checkpoint is None else f", the same command goes on from {checkpoint}"
+        raise Stopped(f"{out} has what there was so far{kept}")
+
+
+def _classes(network: nn.Module, words: str) -> tuple[list[str], Target]:
+    """Names of the classes in ``words``, and the classes."""
+    import torch
+
+    from fastviz import jobs, models
+
+    names = models.class_names(network)
+    if words == "all":
+        return names, torch.arange(len(names))
+    found = []
+    for word in words.split(","):
+        index = jobs.target_index(word.strip(), names)
+        if index is None:
+            raise ValueError('--class should be names or indices of classes, got "predicted"')
+        found.append(index)
+    return [names[index] for index in found], torch.tensor(found)
+
+
+def _channels(network: nn.Module, layer: str, words: str | None, unit: bool) -> tuple[list[str], Target]:
+    """Names of the channels in ``words``, and the targets."""
+    import torch
+
+    from fastviz import targets
+
+    found = list(range(_CHANNELS)) if words is None else numbers(words, "--channel")
+    index = torch.tensor(found)
+    target = targets.neuron(layer, index) if unit else targets.channel(layer, index)
+    return [f"{layer} {number}" for number in found], target
+
+
+def _title(caption: str, value: float, probability: float) -> str:
+    return f"{caption}: {value:.3g}" if probability != probability else f"{caption}: {100 * probability:.1f} %"
+
+
+def _end(reason: str, steps: int) -> str:
+    words = {"goal": f"goal after {steps} steps", "steps": f"{steps} steps", "interrupted": f"stopped at {steps}"}
+    return words.get(reason, reason)
+
+
+def _print(
+    captions: Sequence[str], values: Sequence[float], probabilities: Sequence[float], ends: Sequence[str]
+) -> None:
+    table = new_table("target", "value", "probability", "", numbers=("value", "probability"))
+    for caption, value, probability, end in zip(captions, values, probabilities, ends, strict=True):
+        shown = "" if probability != probability else f"{100 * probability:.2f} %"
+        table.add_row(caption, f"{value:.4g}", shown, end)
+    new_console().print(table)
+
+
+def sheet(pictures: Sequence[tuple[str, Tensor]], *, columns: int = _COLUMNS) -> Tensor:
+    """Captions and pictures [3, h, w] of one size in rows: [3, H, W]."""
+    import torch
+    from torch.nn import functional
+
+    from fastviz import captions
+
+    height = max(_HEIGHT, pictures[0][1].shape[1])
+    rows = [
+        captions.panels(pictures[first : first + columns], height=height) for first in range(0, len(pictures), columns)
+    ]
+    width = max(row.shape[2] for row in rows)
+    return torch.cat([functional.pad(row, (0, width - row.shape[2]), value=1.0) for row in rows], dim=1)
+
+
+def demo_section(network: nn.Module) -> Section:
+    """The demo's: what every class looks like to the built-in network."""
+    import torch
+    from torch.nn import functional
+
+    from fastviz import methods, models
+    from fastviz.report import Section
+
+    names = models.class_names(network)
+    made = methods.maximize(network, torch.arange(len(names)))
+    larger = functional.interpolate(made.pictures, scale_factor=2, mode="bicubic").clamp(0, 1)
+    return Section(
+        "What the classes look like to the network",
+        "From a grey picture, uphill: each picture was changed until the network saw as much of one class in it as it "
+        "could. No photograph is involved; all classes at once.",
+        list(zip(names, larger, strict=True)),
+        paper="Simonyan, Vedaldi, Zisserman 2014, https://arxiv.org/abs/1312.6034",
+    )

@@ -1,0 +1,122 @@
+"""Which image files a path, a folder or a pattern means."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = ["ImageError", "Paths", "find_images", "find_named"]
+
+Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+# What counts as an image in a folder or behind a pattern; a file given by name may be called anything.
+_IMAGE_FILES = frozenset(
+    {".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"}
+    | {".qoi", ".tif", ".tiff", ".webp"}
+)
+
+
+class ImageError(ValueError):
+    """A file is not a picture that can be read; the message names the file and the reason."""
+
+
+def find_images(paths: Paths) -> list[Path]:
+    """The image files that ``paths`` name, each once.
+
+    Args:
+        paths: a file, a folder (searched with its subfolders; names that start with a dot are passed over), a pattern
+            (``"photos/*.jpg"``, ``"**"`` goes into subfolders), or several of them. ``~`` is the home folder. In
+            folders and behind patterns only files named like images count.
+
+    The order is that of ``paths``; within a folder or pattern by name, numbers by value (``2.png`` before ``10.png``).
+    A path in a folder begins with the folder as it was given.
+
+    Raises:
+        TypeError: a path of another type.
+        ValueError: a path that does not exist, or no image at all.
+    """
+    return [path for path, _ in _find(paths)]
+
+
+def _find(paths: Paths) -> list[tuple[Path, str]]:
+    """The image files that ``paths`` name, with their names: relative to the folder given, else the file's own."""
+    given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    found: dict[str, tuple[Path, str]] = {}
+    for one in given:
+        if not isinstance(one, (str, os.PathLike)):
+            raise TypeError(f"paths should be a path or several, got {type(one).__name__}")
+        text = os.path.expanduser(os.fspath(one))
+        if not text:
+            raise ValueError("paths should not hold an empty path")
+        path = Path(text)
+        if path.is_dir():
+            matches = [(file, file.relative_to(path).as_posix()) for file in _walk(path)]
+        elif path.is_file():
+            matches = [(path, path.name)]
+        elif glob.has_magic(text):
+            matches = _match(text)
+        else:
+            raise ValueError(f"paths should exist, got {text!r}")
+        for file, name in matches:
+            found.setdefault(os.path.abspath(file), (file, name))
+    if not found:
+        listed = ", ".join(repr(os.fspath(one)) for one in given[:3]) + (", ..." if len(given) > 3 else "")
+        raise ValueError(f"paths should hold at least one image, got none in {listed or 'no paths'}")
+    return list(found.values())
+
+
+def find_named(paths: Paths) -> tuple[list[Path], list[str]]:
+    """The files of :func:`find_images`, and a name for each, no two the same, as :func:`load_images` has them."""
+    files, names = zip(*_find(paths), strict=True)
+    if len(set(names)) < len(names):
+        together = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
+        names = tuple(Path(os.path.relpath(file, together)).as_posix() for file in files)
+    return list(files), list(names)
+
+
+def _walk(folder: Path) -> list[Path]:
+    """The image files in a folder, its subfolders and, entered last, linked folders; no folder is entered twice."""
+    found: list[Path] = []
+    entered: set[str] = set()
+    starts = [folder]
+    for start in starts:  # grows by the links that are met
+        for parent, folders, files in os.walk(start, onerror=_raise):
+            place = os.path.realpath(parent)
+            if place in entered:
+                folders.clear()
+                continue
+            entered.add(place)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            starts += [Path(parent, name) for name in folders if os.path.islink(os.path.join(parent, name))]
+            found += [Path(parent, name) for name in files if _looks_like_image(name)]
+    return sorted(found, key=_natural)
+
+
+def _match(pattern: str) -> list[tuple[Path, str]]:
+    """The image files that a pattern names, and those in the folders that it names."""
+    found: list[tuple[Path, str]] = []
+    for path in sorted(map(Path, glob.glob(pattern, recursive=True)), key=_natural):
+        if path.is_dir() and "**" not in pattern:
+            found += [(file, file.relative_to(path.parent).as_posix()) for file in _walk(path)]
+        elif path.is_file() and _looks_like_image(path.name):
+            found.append((path, path.name))
+    return found
+
+
+def _raise(error: OSError) -> None:
+    raise ImageError(f"folder {error.filename!r} cannot be read: {error.strerror}") from error
+
+
+def _looks_like_image(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in _IMAGE_FILES
+
+
+def _natural(path: Path) -> list[tuple[list[str | int], str]]:
+    """A sort key: folder by folder, runs of digits by value, capital letters as small ones, else as they are."""
+    return [
+        ([int(run) if run.isdecimal() else run for run in re.split(r"(\d+)", part.lower())], part)
+        for part in path.parts
+    ]
