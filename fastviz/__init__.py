@@ -6,7 +6,7 @@
 >>> heat = fv.saliency(model, x)  # doctest: +SKIP
 """
 
-from fastviz import canvas, images, ops, priors, transforms
+from fastviz import animation, canvas, images, ops, priors, transforms
 from fastviz.accelerate import accelerate
 from fastviz.capture import RectifierWarning
 from fastviz.graph import layers, receptive_field
@@ -14,6 +14,7 @@ from fastviz.images import load_images
 from fastviz.methods import (
     METHODS,
     CodeImages,
+    Dream,
     Embedding,
     Fooled,
     ImageMap,
@@ -24,10 +25,13 @@ from fastviz.methods import (
     Patches,
     PatchPictures,
     Segmentation,
+    Styled,
     activation_grid,
     activations,
     cam,
     deconvnet,
+    deep_dream,
+    dream_zoom,
     embedding,
     evolve,
     fill_hole,
@@ -48,6 +52,7 @@ from fastviz.methods import (
     maximize_code,
     neighbour_sheet,
     neighbours,
+    neural_texture,
     occlusion,
     patch_pictures,
     patch_sheet,
@@ -55,6 +60,8 @@ from fastviz.methods import (
     saliency,
     segment,
     smooth_grad,
+    squared,
+    style_transfer,
     synthesize_texture,
 )
 from fastviz.models import class_names, describe, load_model, model_names
@@ -66,6 +73,7 @@ from fastviz.targets import Target, channel, class_probability, class_score, lay
 __all__ = [
     "METHODS",
     "CodeImages",
+    "Dream",
     "Embedding",
     "Fooled",
     "ImageMap",
@@ -77,10 +85,12 @@ __all__ = [
     "Patches",
     "RectifierWarning",
     "Segmentation",
+    "Styled",
     "Target",
     "accelerate",
     "activation_grid",
     "activations",
+    "animation",
     "batches",
     "cam",
     "canvas",
@@ -89,7 +99,9 @@ __all__ = [
     "class_probability",
     "class_score",
     "deconvnet",
+    "deep_dream",
     "describe",
+    "dream_zoom",
     "embedding",
     "evolve",
     "fill_hole",
@@ -116,6 +128,7 @@ __all__ = [
     "model_names",
     "neighbour_sheet",
     "neighbours",
+    "neural_texture",
     "neuron",
     "occlusion",
     "ops",
@@ -128,6 +141,8 @@ __all__ = [
     "saliency",
     "segment",
     "smooth_grad",
+    "squared",
+    "style_transfer",
     "synthesize_texture",
     "transforms",
     "tsne",

@@ -54,7 +54,6 @@ def input_gradients(
     capture.require_gradients(model)
     if not len(x):
         return selection.no_values(x, x.shape[1:])
-    # from here to where the warning is given there are six functions on the stack
     # from here to where the warning is given there are four functions on the stack
     work = _Work(model, rule, precision, stacklevel + 4)
     with capture.frozen_model(model):

@@ -260,7 +260,7 @@ def _axes(like: Tensor) -> Tensor | None:
 def _coloured(coordinates: Tensor) -> Tensor:
     """Pictures in 0 to 1 of colour ``coordinates`` [N, C, H, W]."""
     axes = _axes(coordinates)
-    values = coordinates if axes is None else torch.einsum("ca,nahw->nchw", axes, coordinates)
+    values = coordinates if axes is None else _mixed(axes, coordinates)
     return values.sigmoid()
 
 
@@ -268,4 +268,9 @@ def _colours(pictures: Tensor) -> Tensor:
     """Colour coordinates of ``pictures``: the inverse of :func:`_coloured`."""
     values = pictures.clamp(_MARGIN, 1 - _MARGIN).logit()
     axes = _axes(values)
-    return values if axes is None else torch.einsum("ac,nchw->nahw", torch.linalg.inv(axes), values)
+    return values if axes is None else _mixed(torch.linalg.inv(axes), values)
+
+
+def _mixed(matrix: Tensor, values: Tensor) -> Tensor:
+    """The channels of ``values`` [N, 3, H, W] through a ``matrix`` [3, 3]."""
+    return (matrix @ values.flatten(2)).view_as(values)

@@ -41,6 +41,7 @@ class DemoNetwork(nn.Sequential):
 
     ``[N, 3, 64, 64]`` (normalised as torchvision's ImageNet networks are) → ``[N, 20]``. A first convolution of 7x7, so
     that its filters can be looked at, seven of 3x3 and two fully connected layers before the scores (``fc6``, ``fc7``).
+    The convolutions run on pictures of other sizes too, where a pass ends at one of them.
     With ``batch_norm=True``, as it is trained, each convolution is followed by a batch norm; the shipped weights have
     them folded in.
     """
@@ -80,9 +81,17 @@ class DemoNetwork(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores [N, 20] of pictures [N, 3, 64, 64]."""
-        if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] != INPUT_SIZE or x.shape[3] != INPUT_SIZE:
-            raise ValueError(
-                f"x should have shape [N, 3, {INPUT_SIZE}, {INPUT_SIZE}] for the built-in network, got {list(x.shape)}"
-            )
-        scores: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
-        return scores
+        given = list(x.shape)
+        if len(given) != 4 or given[1] != 3:
+            raise _wrong(given)
+        for layer in self:
+            # Only here, so that a pass that ends before, at a layer with maps, may be one of any size.
+            small = isinstance(layer, nn.MaxPool2d) and min(x.shape[2:]) < 2
+            if given[2:] != [INPUT_SIZE, INPUT_SIZE] and (small or isinstance(layer, nn.Flatten)):
+                raise _wrong(given)
+            x = layer(x)
+        return x
+
+
+def _wrong(shape: list[int]) -> ValueError:
+    return ValueError(f"x should have shape [N, 3, {INPUT_SIZE}, {INPUT_SIZE}] for the built-in network, got {shape}")

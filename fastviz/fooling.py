@@ -5,8 +5,9 @@ Pictures here are [N, C, H, W] with values 0 to 1; :class:`Victim` turns them in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +15,19 @@ from torch import Tensor, nn
 from fastviz import capture, checks, targets
 from fastviz.canvas import Frame, Pixels
 from fastviz.models import preprocessing
-from fastviz.optimize import Optimized, Optimizer, optimize
+from fastviz.optimize import Optimized, Optimizer, is_out_of_memory, optimize, what_fits
 from fastviz.priors import Prior
 
-__all__ = ["LEVEL", "Ball", "Unrecognisable", "Victim", "class_batch", "probability_goal"]
+__all__ = ["LEVEL", "Ball", "Unrecognisable", "Victim", "class_batch", "logit", "probability_goal"]
+
+_Found = TypeVar("_Found")
 
 LEVEL = 1 / 255
 """One step of an 8-bit pixel."""
 _REPAIRS = 100
 """Most looks at the gradient after rounding to 8 bits."""
-_REPAIRED = 0.01
-"""The part of an image's values that move by one level at each of them."""
+_REPAIRED = 0.05
+"""The largest part of an image's values that moves by one level at each of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,8 +138,7 @@ class Victim:
     def probabilities(self, pictures: Tensor) -> Tensor:
         """Of all classes, [N, K]."""
         with torch.no_grad():
-            parts = [self._logarithms(part).exp() for part in pictures.split(self.batch_size or max(1, len(pictures)))]
-        return torch.cat(parts)
+            return torch.cat(self._in_parts(pictures, lambda part: self._logarithms(pictures[part]).exp()))
 
     def optimize(
         self, start: Tensor, classes: Tensor, optimizer: Optimizer, steps: int, priors: Sequence[Prior] = ()
@@ -162,31 +164,34 @@ class Victim:
 
     def look(self, pictures: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """log p of the ``classes``, [N], and its gradient for each picture."""
-        values, gradients = [], []
-        size = self.batch_size or max(1, len(pictures))
-        for part, aims in zip(pictures.split(size), classes.split(size), strict=True):
-            leaf = part.detach().requires_grad_()
-            found = _picked(self._logarithms(leaf), aims)
-            values.append(found.detach())
+
+        def at(part: slice) -> tuple[Tensor, Tensor]:
+            leaf = pictures[part].detach().requires_grad_()
+            found = _picked(self._logarithms(leaf), classes[part])
             (gradient,) = capture.differentiate(found.sum(), [leaf]) if found.requires_grad else (None,)
-            gradients.append(torch.zeros_like(part) if gradient is None else gradient)
+            return found.detach(), torch.zeros_like(leaf) if gradient is None else gradient.contiguous()
+
+        values, gradients = zip(*self._in_parts(pictures, at), strict=True)
         return torch.cat(values), torch.cat(gradients)
 
     def in_8_bits(self, pictures: Tensor, classes: Tensor, ball: Ball | None = None) -> Tensor:
-        """The ``pictures`` rounded to multiples of 1/255, inside of the ``ball``, and at the goal where they can be.
+        """The ``pictures`` rounded to multiples of 1/255, inside of the ``ball``.
 
-        Small changes are lost in rounding. Where that takes the probability below the goal, the hundredth of the values
-        with the largest gradient moves by one level, as often as it needs; what has moved by m levels counts as if its
-        gradient were 1 + 2m times smaller, for so much does the square of its change grow.
+        Small changes are lost in rounding. Where that takes the probability of one that is at the goal below it, the
+        values with the largest gradient move by one level, as many as would be enough if log(p / (1 − p)) were linear,
+        at most a twentieth, and again until it is: in small steps, because each changes which values have the largest
+        gradient. What has moved by m levels counts as if its gradient were 1 + 2m times smaller, for so much does the
+        square of its change grow.
         """
+        goal = logit(pictures.new_tensor(self.goal).log())
         everyone = torch.arange(len(pictures), device=pictures.device)
         levels = (pictures * 255).round()
         levels = levels if ball is None else ball.on_levels(levels, everyone)
-        rounded, short = levels, everyone
-        for _ in range(_REPAIRS):
+        rounded, short = levels, everyone[self.probabilities(pictures).gather(1, classes[:, None])[:, 0] >= self.goal]
+        for _ in range(_REPAIRS if len(short) else 0):
             found, gradient = self.look(levels[short] / 255, classes[short])
             low = found.exp() < self.goal
-            short, gradient = short[low], gradient[low]
+            short, gradient, at = short[low], gradient[low], logit(found[low])
             if not len(short):
                 break
             moved = (levels[short] + gradient.sign()).clamp(0, 255)
@@ -195,7 +200,11 @@ class Victim:
             cost = 1 + 2 * (levels[short] - rounded[short]).abs()
             gain = (gradient.abs() / cost * (moved != levels[short])).flatten(1)
             most = gain.topk(max(1, int(gain.shape[1] * _REPAIRED)), dim=1)
-            chosen = torch.zeros_like(gain, dtype=torch.bool).scatter_(1, most.indices, most.values > 0).view_as(moved)
+            # d log(p / (1 − p)) = d log p / (1 − p)
+            steep = gradient.flatten(1).gather(1, most.indices).abs() / -found[low].expm1()[:, None]
+            brought = steep * LEVEL
+            needed = (most.values > 0) & (brought.cumsum(1) - brought < (goal - at)[:, None])
+            chosen = torch.zeros_like(gain, dtype=torch.bool).scatter_(1, most.indices, needed).view_as(moved)
             better = torch.where(chosen, moved, levels[short])
             levels = levels.index_copy(0, short, better if ball is None else ball.on_levels(better, short))
         return levels / 255
@@ -206,12 +215,38 @@ class Victim:
         images = self.frame.image(pictures)
         return Unrecognisable(images, classes, found >= self.goal, found, steps, interrupted)
 
+    def _in_parts(self, pictures: Tensor, call: Callable[[slice], _Found]) -> list[_Found]:
+        """What ``call`` gives for each part of the ``pictures`` that the network sees at once."""
+        size = self.batch_size or max(1, len(pictures))
+        found = []
+        for start in range(0, max(1, len(pictures)), size):
+            try:
+                found.append(call(slice(start, start + size)))
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                part = pictures[start : start + size]
+                words = what_fits(lambda count, start=start: call(slice(start, start + count)), part)  # type: ignore[misc]
+                raise MemoryError(words) from error
+        return found
+
     def _logarithms(self, pictures: Tensor) -> Tensor:
         """log p of all classes, [N, K], in the graph of ``pictures``."""
-        output = self.model(self.frame.image(pictures))
+        # Convolutions are fastest with channels last.
+        output = self.model(self.frame.image(pictures).contiguous(memory_format=torch.channels_last))
         targets.predicted(output)  # says what is wrong with it
         scores: Tensor = output.log_softmax(1)
         return scores
+
+
+def logit(logarithm: Tensor) -> Tensor:
+    """``log(p / (1 − p))`` of log p, finite where p is rounded to 1.
+
+    >>> round(logit(torch.tensor(0.9).log()).exp().item(), 4)
+    9.0
+    """
+    tiny = torch.finfo(logarithm.dtype).eps
+    return logarithm - (-logarithm.expm1()).clamp(min=tiny).log()
 
 
 def _picked(values: Tensor, classes: Tensor) -> Tensor:

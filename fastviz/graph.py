@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastviz import checks
+from fastviz.fingerprint import Kept, structure
 from fastviz.geometry import Field, clip
 from fastviz.models import preprocessing
 from fastviz.reach import BATCH, Layout, Reach, call_name, classify, shape_of
@@ -30,6 +31,9 @@ __all__ = [
 
 # torch.export keeps state that two threads must not change at once
 _EXPORT_LOCK = threading.RLock()
+
+# For a few sizes of images of each model: a trace of a large network takes seconds.
+_layers: Kept[list[Layer]] = Kept(4)
 
 
 class NotTraceable(ValueError):  # noqa: N818 - it says what is the case, not that something broke
@@ -177,6 +181,9 @@ def trace(model: nn.Module, input_size: tuple[int, int] | None = None, channels:
 def layers(model: nn.Module, input_size: tuple[int, int] | None = None, channels: int | None = None) -> list[Layer]:
     """Every module that the forward pass calls and that gives a tensor, in the order of ``model.named_modules()``.
 
+    What was found is remembered for as long as the model lives and keeps its structure
+    (:func:`fastviz.fingerprint.structure`).
+
     Args:
         model: the network; not touched.
         input_size: height and width of the image in pixels; None asks :func:`fastviz.models.preprocessing`
@@ -186,7 +193,13 @@ def layers(model: nn.Module, input_size: tuple[int, int] | None = None, channels
     >>> [layer.shape for layer in layers(nn.Sequential(nn.Conv2d(3, 8, 5, stride=2), nn.ReLU()), (65, 65))]
     [(8, 31, 31), (8, 31, 31)]
     """
-    checks.module(model)
+    batch = example_images(checks.module(model), input_size, 1, channels)
+    size = (batch.shape[2], batch.shape[3])
+    key = (size, batch.shape[1], batch.dtype, batch.device)
+    return list(_layers.get(model, key, structure(model), lambda: _found_layers(model, size, batch.shape[1])))
+
+
+def _found_layers(model: nn.Module, input_size: tuple[int, int], channels: int) -> list[Layer]:
     calls = _calls(model, input_size, channels)
     try:
         fields = _fields_of_modules(trace(model, input_size, channels))

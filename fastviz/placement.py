@@ -87,7 +87,8 @@ def image_map(
     cell = arrange(points, rows, columns)
     step = side + 1
     paper = round(255 * background)
-    sheet = torch.full((3, rows * step + 1, columns * step + 1), paper, dtype=torch.uint8)
+    # Colours together in memory, as files have them: saving it needs no copy.
+    sheet = torch.full((rows * step + 1, columns * step + 1, 3), paper, dtype=torch.uint8).permute(2, 0, 1)
     boxes = torch.empty(len(pictures), 4, dtype=torch.int64)
     for number, (picture, place) in enumerate(zip(pictures, cell.tolist(), strict=True)):
         shown = _tile(picture, side)

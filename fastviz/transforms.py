@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from fastviz import checks
 
-__all__ = ["Jitter", "Rotate", "Scale", "Transform"]
+__all__ = ["Jitter", "Rotate", "Scale", "Transform", "Warp", "transformed"]
 
 
 class Transform:
@@ -24,6 +24,36 @@ class Transform:
     def __call__(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """The changed images; image i takes its random numbers from ``generators[i]``."""
         raise NotImplementedError
+
+
+class Warp(Transform):
+    """A transform that reads each image, by bilinear interpolation, at places that a matrix makes of each pixel's."""
+
+    def matrices(self, size: tuple[int, int], generators: Sequence[torch.Generator]) -> Tensor:
+        """Float64 [n, 2, 2], for places (x, y) from the centre, −1 to 1 along each side of images of ``size``."""
+        raise NotImplementedError
+
+    def __call__(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """See the class."""
+        return _warped(images, self.matrices((images.shape[2], images.shape[3]), generators))
+
+
+def transformed(images: Tensor, transforms: Sequence[Transform], generators: Sequence[torch.Generator]) -> Tensor:
+    """``images`` after all ``transforms``, in order; warps in a row become one, so that they interpolate once.
+
+    >>> transformed(torch.ones(1, 3, 4, 4), [Scale(0.5, 2.0), Rotate()], [torch.Generator()]).shape
+    torch.Size([1, 3, 4, 4])
+    """
+    waiting: Tensor | None = None
+    for transform in transforms:
+        if isinstance(transform, Warp):
+            # The second warp reads at M₂p in what the first made, which is M₁M₂p in the image.
+            found = transform.matrices((images.shape[2], images.shape[3]), generators)
+            waiting = found if waiting is None else waiting @ found
+            continue
+        images, waiting = images if waiting is None else _warped(images, waiting), None
+        images = transform(images, generators)
+    return images if waiting is None else _warped(images, waiting)
 
 
 @dataclass(frozen=True)
@@ -47,7 +77,7 @@ class Jitter(Transform):
 
 
 @dataclass(frozen=True)
-class Scale(Transform):
+class Scale(Warp):
     """Enlarges each image around its centre by a factor between ``low`` and ``high``; what is missing is mirrored."""
 
     low: float = 0.9
@@ -57,16 +87,13 @@ class Scale(Transform):
         if not 0 < self.low <= self.high < torch.inf:
             raise ValueError(f"low and high should be above 0, in this order, got {self.low} and {self.high}")
 
-    def __call__(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    def matrices(self, size: tuple[int, int], generators: Sequence[torch.Generator]) -> Tensor:
         """See the class."""
-        factors = _uniform(self.low, self.high, generators)
-        zero = torch.zeros_like(factors)
-        matrices = torch.stack([1 / factors, zero, zero, zero, 1 / factors, zero], 1)
-        return _warped(images, matrices.view(-1, 2, 3))
+        return torch.eye(2, dtype=torch.float64) / _uniform(self.low, self.high, generators)[:, None, None]
 
 
 @dataclass(frozen=True)
-class Rotate(Transform):
+class Rotate(Warp):
     """Turns each image around its centre by up to ``degrees`` to either side; what is missing is mirrored."""
 
     degrees: float = 5.0
@@ -74,14 +101,13 @@ class Rotate(Transform):
     def __post_init__(self) -> None:
         checks.positive(self.degrees, "degrees")
 
-    def __call__(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    def matrices(self, size: tuple[int, int], generators: Sequence[torch.Generator]) -> Tensor:
         """See the class."""
         angles = _uniform(-self.degrees, self.degrees, generators) * (math.pi / 180)
         # Coordinates run from -1 to 1 along each side: a turn must know which side is longer.
-        ratio = images.shape[-2] / images.shape[-1]
-        cosine, sine, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
-        matrices = torch.stack([cosine, -sine * ratio, zero, sine / ratio, cosine, zero], 1)
-        return _warped(images, matrices.view(-1, 2, 3))
+        ratio = size[0] / size[1]
+        cosine, sine = angles.cos(), angles.sin()
+        return torch.stack([cosine, -sine * ratio, sine / ratio, cosine], 1).view(-1, 2, 2)
 
 
 def _uniform(low: float, high: float, generators: Sequence[torch.Generator]) -> Tensor:
@@ -91,6 +117,7 @@ def _uniform(low: float, high: float, generators: Sequence[torch.Generator]) -> 
 
 
 def _warped(images: Tensor, matrices: Tensor) -> Tensor:
-    """``images`` read at the coordinates that ``matrices`` [n, 2, 3] make of each pixel's."""
-    grid = functional.affine_grid(matrices.to(images), list(images.shape), align_corners=False)
+    """``images`` read where ``matrices`` [n, 2, 2] say; beyond the edges they are mirrored."""
+    whole = torch.cat([matrices, matrices.new_zeros(len(matrices), 2, 1)], 2)
+    grid = functional.affine_grid(whole.to(images), list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)

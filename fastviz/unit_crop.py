@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
@@ -28,6 +27,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastviz import capture, checks, graph
+from fastviz.fingerprint import Kept, structure
 from fastviz.geometry import Field
 from fastviz.graph import ReceptiveField
 from fastviz.reach import BATCH, Reach, call_name, classify
@@ -143,7 +143,7 @@ def calls_of_layers(
 
 # ------------------------------------------------------------------------------------------------- what is remembered
 
-_studies: WeakKeyDictionary[nn.Module, dict[tuple[Size, int | None], _Study]] = WeakKeyDictionary()
+_studies: Kept[_Study] = Kept(8)
 _lock = threading.RLock()
 
 
@@ -153,44 +153,12 @@ def _study(model: nn.Module, size: Size, channels: int | None) -> Iterator[_Stud
     if any(_cannot_be_copied(module) for module in checks.module(model).modules()):
         raise NoCrop("the model has hooks, or scripted or compiled parts, which have to see the whole image")
     with _lock:
-        structure = _structure(model)
-        known = _studies.setdefault(model, {})
-        key = (tuple(size), channels)
-        found = known.get(key)  # type: ignore[arg-type]
-        if found is None or found.structure != structure:
-            found = known[key] = _Study(model, structure, size, channels)  # type: ignore[index]
-        yield found
+        yield _studies.get(model, (tuple(size), channels), structure(model), lambda: _Study(model, size, channels))
 
 
 def _cannot_be_copied(module: nn.Module) -> bool:
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     return bool(hooks) or isinstance(module, torch.jit.ScriptModule) or capture.is_compiled(module)
-
-
-def _structure(model: nn.Module) -> list[object]:
-    """What the course of a forward pass can depend on: classes, plain attributes and the shapes of parameters.
-
-    Nothing in it refers to the model, which would live for ever then.
-    """
-    found: list[object] = []
-    for name, module in model.named_modules(remove_duplicate=False):
-        found += [name, type(module), id(vars(module).get("forward"))]
-        # a module in training mode is traced as it is in evaluation mode
-        found += [(key, _frozen(value)) for key, value in vars(module).items() if key not in _NOT_STRUCTURE]
-        found += [value.shape for value in module._parameters.values() if value is not None]
-    return found
-
-
-_NOT_STRUCTURE = {"training", *vars(nn.Module()), "forward"}
-
-
-def _frozen(value: object) -> object:
-    """A copy of plain ``value`` that compares with others; of anything else its class."""
-    if isinstance(value, (list, tuple)):
-        return tuple(_frozen(each) for each in value)
-    if isinstance(value, dict):
-        return tuple((str(key), _frozen(each)) for key, each in value.items())
-    return value if isinstance(value, (bool, int, float, str, type(None))) else type(value)
 
 
 class _Stop(BaseException):
@@ -200,8 +168,7 @@ class _Stop(BaseException):
 class _Study:
     """A model, traced for images of one size."""
 
-    def __init__(self, model: nn.Module, structure: list[object], size: Size, channels: int | None) -> None:
-        self.structure = structure
+    def __init__(self, model: nn.Module, size: Size, channels: int | None) -> None:
         self.size = size
         self.calls: dict[str, int] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}

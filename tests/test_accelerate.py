@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import signal
 import subprocess
@@ -185,11 +186,19 @@ def test_errors(monkeypatch: pytest.MonkeyPatch) -> None:
         fastviz.accelerate("captum", "pystiche")  # captum is put back: see the fixture
 
 
-def test_all_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_that_are_installed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that is there and cannot be imported, as pystiche 1.0 beside a newer torchvision, stays as it is."""
     module = sys.modules["fastviz.accelerate"]
-    monkeypatch.setattr(module, "TOOLS", {"captum": module.TOOLS["captum"], "nothing": ("no_such_package", {})})
-    with fastviz.accelerate(quiet=True) as done:
+    tools = {"captum": module.TOOLS["captum"], "nothing": ("no_such_package", {}), "broken": ("broken", {"broken": ()})}
+    monkeypatch.setattr(module, "TOOLS", tools)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "broken" or find(name))
+    with fastviz.accelerate() as done:
         assert list(done.replaced) == ["captum"]
+        assert "cannot be imported" in done.left["broken"]
+    assert "fastviz.accelerate: broken stays as it is: tools should be installed" in capsys.readouterr().err
+    with pytest.raises(ImportError, match="'broken' is not: it cannot be imported"):
+        fastviz.accelerate("broken")
 
 
 # ---------------------------------------------------------------------------------------------------------- scripts

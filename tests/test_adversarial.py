@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import fastviz as fv
 from fastviz import models
+from fastviz.box_method import _reweighed
 from fastviz.fooling import Ball
 from fastviz.genomes import CPPN, Direct
 from fastviz.models import Preprocessing
@@ -65,6 +66,33 @@ def test_shortest_change_of_a_linear_network():
     assert found.original.item() == 0
     torch.testing.assert_close(found.original_before + found.target_before, torch.ones(1).double())
     torch.testing.assert_close(found.original_after + found.target_after, torch.ones(1).double())
+
+
+def test_shortest_changes_end_at_the_goal():
+    """The change is no longer than the goal needs, and no shorter one is beside it."""
+    model, x = small(), pictures(6)
+    target = others(model, x)
+    found = fv.fool(model, x, target)
+    assert found.success.all()
+    assert (found.target_after < 0.993).all()
+    # On the border the change points along the gradient, wherever it is free to.
+    leaf = found.images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(leaf).log_softmax(1).gather(1, target[:, None]).sum(), leaf)
+    free = (found.images > 0) & (found.images < 1)
+    change = (found.images - x) * free
+    assert (torch.cosine_similarity(change.flatten(1), (gradient * free).flatten(1)) > 0.8).all()
+
+
+def test_pairs_of_lbfgs_follow_the_weight():
+    """With the curvature K of the loss, y = (K + 2 · weight) s; where that is not above 0, a pair says nothing."""
+    s = torch.eye(3, 5).double()[None]
+    curvature = torch.diag(torch.tensor([1.0, -1.0, 2.0, 0.0, 0.0])).double()
+    before, after = 2.0, 0.25
+    history = {"s": s, "y": s @ curvature + 2 * before * s, "rho": torch.ones(1, 3).double(), "gamma": torch.ones(1)}
+    found = _reweighed(history, torch.tensor([after - before]).double())
+    torch.testing.assert_close(found["y"], s @ curvature + 2 * after * s)
+    torch.testing.assert_close(found["rho"], torch.tensor([[1 / 1.5, 0.0, 1 / 2.5]]).double())
+    torch.testing.assert_close(found["gamma"], torch.tensor([1 / 2.5]).double())
 
 
 def test_white_pixels_cannot_become_whiter():
@@ -201,6 +229,30 @@ def test_no_images_give_no_images():
         found = fv.fool(small(), torch.zeros(0, 3, 12, 12).double(), 1, method=method, quantize=True)
         assert found.images.shape == (0, 3, 12, 12)
         assert found.success.shape == found.l2.shape == (0,)
+
+
+def test_scores_that_are_not_finite_are_refused():
+    model, x = small(), pictures(3)
+    with torch.no_grad():
+        target = others(model, x)
+    model.register_forward_hook(lambda module, inputs, output: output * torch.tensor([[1.0], [math.nan], [1.0]]))
+    with pytest.raises(ValueError, match="scores for x, got probabilities that are not finite for image 1"):
+        fv.fool(model, x, target)
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "sign"])
+def test_out_of_memory_says_what_would_fit(method):
+    model, x = small(), pictures(4)
+    target = others(model, x)
+
+    def narrow(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        if len(inputs[0]) > 2 and inputs[0].requires_grad:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.register_forward_pre_hook(narrow)
+    with pytest.raises(MemoryError, match="4 images of 12x12 pixels at once do not fit on cpu, 2 would: batch_size=2"):
+        fv.fool(model, x, target, method=method)
+    assert fv.fool(model, x, target, method=method, batch_size=2).success.all()
 
 
 def test_ctrl_c_returns_what_there_is():

@@ -17,9 +17,12 @@ PACKAGE = ROOT / "fastviz"
 LEVELS = [
     ["_build", "checks", "demo_network", "geometry", "progress", "top_k", "projection", "nearest", "placement"],
     ["native", "ops", "weight_files", "models", "colour_tables", "pictures", "image_paths", "images", "captions"],
-    ["drawing", "streaming", "embedding_file"],
-    ["windows", "capture", "targets", "reach", "graph", "unit_crop", "backward", "features"],
-    ["incremental", "canvas", "priors", "transforms", "optimize", "fooling", "genomes"],
+    ["animation", "drawing", "streaming", "embedding_file"],
+    ["windows", "capture", "targets", "reach", "fingerprint", "graph", "unit_crop", "backward", "features"],
+    [
+        *("incremental", "canvas", "priors", "transforms", "optimize", "winograd", "gram_losses"),
+        *("fooling", "box_method", "genomes"),
+    ],
     [
         *("methods.gradients", "methods.cam", "methods.occlusion", "methods.segmentation"),
         *(
@@ -31,7 +34,7 @@ LEVELS = [
             "methods.patch_sheets",
         ),
         *("methods.maximization", "methods.inversion", "methods.latent", "methods.adversarial", "methods.evolution"),
-        *("methods.dream", "methods.texture", "methods.style"),
+        *("methods.dream", "methods.texture", "methods.style", "methods.neural_texture"),
     ],
     ["methods"],
     ["job_folder", "jobs", "report"],
@@ -46,6 +49,7 @@ FILES_ALLOWED = {
     "models",
     "images",
     "captions",
+    "animation",
     "drawing",
     "embedding_file",
     "report",

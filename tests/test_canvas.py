@@ -9,7 +9,7 @@ from torch import nn
 from fastviz import models
 from fastviz.canvas import Fourier, Frame, Generator, Pixels, frame_of
 from fastviz.priors import L2, LP, Blur, ClipContribution, ClipNorm, TotalVariation
-from fastviz.transforms import Jitter, Rotate, Scale
+from fastviz.transforms import Jitter, Rotate, Scale, Warp, transformed
 
 f64 = torch.float64
 FRAME = Frame((6, 5), (0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
@@ -268,3 +268,37 @@ def test_transforms_treat_each_image_alone(transform):
     torch.testing.assert_close(made[1:2], transform(x[1:2], generators(2)))
     assert made.shape == x.shape
     assert made.dtype == f64
+
+
+def test_warps_in_a_row_interpolate_once(monkeypatch):
+    """Half as large, turned, twice as large: nothing is lost where the steps alone would blur."""
+    x = torch.rand(2, 1, 8, 12, dtype=f64, generator=generators(0)[0])
+    row = [Scale(2, 2), Rotate(30), Rotate(30), Scale(0.5, 0.5)]
+    turns = iter([30.0, -30.0])
+    whole = torch.ones(2, dtype=f64)
+
+    def drawn(low: float, high: float, each: object) -> torch.Tensor:
+        return whole * (next(turns) if low < 0 else low)
+
+    monkeypatch.setattr("fastviz.transforms._uniform", drawn)
+    torch.testing.assert_close(transformed(x, row, generators(1, 2)), x)
+
+
+def test_transforms_apply_in_order(monkeypatch):
+    x = torch.rand(2, 3, 9, 9, dtype=f64, generator=generators(0)[0])
+    row = [Scale(1.5, 1.5), Jitter(3), Scale(0.7, 0.7), Jitter(2)]
+    expected, used = x, generators(1, 2)
+    for transform in row:
+        expected = transform(expected, used)
+    torch.testing.assert_close(transformed(x, row, generators(1, 2)), expected)
+    # A stretch and a quarter turn do not commute.
+    monkeypatch.setattr("fastviz.transforms._uniform", lambda low, high, each: torch.tensor([90.0] * 2, dtype=f64))
+    expected = Rotate(90)(Stretch()(x, used), used)
+    torch.testing.assert_close(transformed(x, [Stretch(), Rotate(90)], used), expected)
+
+
+class Stretch(Warp):
+    """Twice as wide."""
+
+    def matrices(self, size, generators):
+        return torch.diag(torch.tensor([0.5, 1.0], dtype=f64)).expand(len(generators), 2, 2)

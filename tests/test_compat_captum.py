@@ -381,6 +381,47 @@ def test_inputs_that_are_left_to_captum(inputs: Any, window: Any, swept: list[st
     assert len(swept) == 1
 
 
+@pytest.mark.parametrize(
+    ("inputs", "mask"),
+    [
+        (torch.arange(12.0).view(2, 6), torch.arange(6) // 2),
+        (torch.arange(12).view(2, 6), torch.tensor([[0, 1, 1, 2, 2, 2], [0, 0, 0, 1, 1, 1]])),
+        (torch.arange(12).view(2, 6) % 2 == 0, None),
+        ((torch.arange(12.0).view(2, 6), torch.ones(2, 3)), (torch.arange(6)[None], torch.arange(6, 9)[None])),
+        ((torch.ones(2, 3, 4, 4), torch.ones(2, 3)), None),
+    ],
+    ids=["1-D", "whole", "bool", "tuple", "image and vector"],
+)
+def test_ablations_that_are_left_to_captum(inputs: Any, mask: Any, swept: list[str]) -> None:
+    class Sums(nn.Module):
+        def forward(self, *each: Tensor) -> Tensor:
+            return torch.stack([(x.reshape(len(x), -1).float() ** 2).sum(1) for x in each]).sum(0)
+
+    captums, mine = made("FeatureAblation", Sums())
+    for number in (1, 2):
+        options: dict[str, Any] = {"feature_mask": mask, "perturbations_per_eval": number}
+        same(mine.attribute(inputs, **options), captums.attribute(inputs, **options), exact=True)
+    assert len(swept) == 2
+
+
+def test_models_that_give_futures(x: Tensor) -> None:
+    """attribute_future, where captum has it, is captum's own."""
+    model = cnn()
+
+    def later(images: Tensor) -> torch.futures.Future[Tensor]:
+        future: torch.futures.Future[Tensor] = torch.futures.Future()
+        future.set_result(model(images))
+        return future
+
+    if not hasattr(theirs.FeatureAblation, "attribute_future"):
+        pytest.skip("this captum has no attribute_future")
+    captums, mine = made("FeatureAblation", later)
+    arguments: dict[str, Any] = {"target": 1, "feature_mask": masks()["rectangles"]}
+    found, expected = (each.attribute_future(x, **arguments).wait() for each in (mine, captums))
+    same(found, expected, exact=True)
+    same(found, ours.FeatureAblation(model).attribute(x, **arguments))
+
+
 def test_calls_that_are_left_to_captum(model: nn.Sequential, x: Tensor, swept: list[str]) -> None:
     class Scaled(nn.Module):
         def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
@@ -419,11 +460,45 @@ def test_training_mode_without_dropout_or_batch_norm(x: Tensor, swept: list[str]
     assert all(module.training for module in model.modules())
 
 
-def test_operations_are_counted(x: Tensor) -> None:
-    """A linear layer of 12 to 5: 2 · 12 · 5 operations."""
+class Noisy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(3, 4, 3), nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.dropout(self.first(x).relu(), training=self.training)
+        out: Tensor = self.last(hidden.mean((2, 3)))
+        return out
+
+
+def with_batch_norm() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(480, 6))
+
+
+@pytest.mark.parametrize("made_model", [Noisy, with_batch_norm])
+def test_looking_at_a_call_leaves_no_trace(made_model: Callable[[], nn.Module], x: Tensor, swept: list[str]) -> None:
+    """What is run to find out whether a call is captum's draws no random number, and updates no batch norm."""
+    found = []
+    for package in (theirs, ours):
+        model = made_model().train()
+        torch.manual_seed(1)
+        found.append((package.Occlusion(model).attribute(x, (3, 6, 7), 3, target=1), torch.rand(1), model.state_dict()))
+    same(found[1][0], found[0][0], exact=True)
+    assert torch.equal(found[1][1], found[0][1])
+    for key, value in found[0][2].items():
+        assert torch.equal(found[1][2][key], value)
+    assert swept == ["Occlusion takes captum's own path: the model is in training mode"]
+
+
+def test_operations_are_counted() -> None:
+    """A linear layer of 12 to 5: 2 · 12 · 5 operations an image."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
-    job = _sweep.Job(model, torch.ones(1, 3, 2, 2), 0.0, 1, model(torch.ones(1, 3, 2, 2)), torch.zeros(1, 1))
-    assert job._measured(torch.tensor([[0, 0, 1, 1]])) == 120
+    call = _sweep.Call(model, torch.ones(3, 3, 2, 2), 0.0)
+    with pytest.raises(_sweep.ForCaptum, match="less work"):
+        call.job(1, torch.tensor([[0, 0, 1, 1]]), 4)
+    assert _sweep._facts[model][3, 2, 2].operations == 120
 
 
 # ----------------------------------------------------------------------------------------------------------- errors
@@ -563,6 +638,38 @@ def test_grad_cam(model: nn.Sequential, x: Tensor, layer: int, at_input: bool) -
             same(mine.attribute(x, **arguments), captums.attribute(x.clone(), **arguments), exact=True)
 
 
+class Views(nn.Module):
+    """Works in contiguous memory only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = cnn()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x.view(len(x), -1).view(x.shape))
+        return out
+
+
+@pytest.mark.parametrize("name", [*GRADIENTS, *OF_LAYERS])
+@pytest.mark.parametrize("made_model", [cnn, Views])
+def test_batches_in_another_memory_order(name: str, made_model: Callable[[], nn.Module]) -> None:
+    """From four images on the model gets them in channels_last memory; what it gives is contiguous all the same."""
+    model, seen = made_model().eval(), []
+    images = torch.randn(5, 3, 12, 14, generator=torch.Generator().manual_seed(1))
+    captums, mine = made(name, model, list(model.modules())[-6] if name in OF_LAYERS else None)
+    chosen: Any = (1, 2, 2) if name.startswith("Neuron") else [1, 4, 0, 0, 3]
+    expected = captums.attribute(images.clone(), chosen)
+    handle = model.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    found = mine.attribute(images, chosen)
+    handle.remove()
+    same(found, expected)
+    assert found.is_contiguous()
+    assert seen[0]
+    assert seen[-1] == (made_model is cnn)
+
+
 class Pair(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return a.relu() + 1, b.relu() * 2
@@ -611,16 +718,19 @@ def test_inputs_that_grad_cam_cannot_be_resized_to(x: Tensor) -> None:
     assert found[1].shape == (0,)
 
 
-@pytest.mark.parametrize("name", [*GRADIENTS, "Occlusion", "FeatureAblation"])
+@pytest.mark.parametrize("name", NAMES)
 def test_noise_tunnel(model: nn.Sequential, x: Tensor, name: str, swept: list[str]) -> None:
     results = []
-    for attribution in made(name, model):
+    options: dict[str, Any] = {"target": [1, 4], "nt_samples": 3, "nt_type": "vargrad", "stdevs": 0.2}
+    if name == "Occlusion":
+        options |= {"sliding_window_shapes": (3, 6, 7), "strides": (3, 6, 7)}
+    if name == "FeatureAblation":
+        options |= {"feature_mask": masks()["rectangles"]}
+    if name.startswith("Neuron"):
+        options["neuron_selector"] = (1, 2, 2)
+        del options["target"]
+    for attribution in made(name, model, model[3] if name in OF_LAYERS else None):
         torch.manual_seed(0)
-        options: dict[str, Any] = {"target": [1, 4], "nt_samples": 3, "nt_type": "vargrad", "stdevs": 0.2}
-        if name == "Occlusion":
-            options |= {"sliding_window_shapes": (3, 6, 7), "strides": (3, 6, 7)}
-        if name == "FeatureAblation":
-            options |= {"feature_mask": masks()["rectangles"]}
         results.append(theirs.NoiseTunnel(attribution).attribute(x, **options))
     same(results[1], results[0])
     assert not swept
@@ -738,8 +848,10 @@ def test_a_rectifier_that_is_used_twice(x: Tensor) -> None:
 
 def test_other_activations_are_named(x: Tensor) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(480, 3))
-    with pytest.warns(fastviz.RectifierWarning, match="GELU"):
-        ours.GuidedBackprop(model).attribute(x, 1)
+    for images in (x, torch.cat([x, x])):
+        with pytest.warns(fastviz.RectifierWarning, match="GELU") as caught:
+            ours.GuidedBackprop(model).attribute(images, 1)
+        assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize("name", [*GRADIENTS, *OF_LAYERS])

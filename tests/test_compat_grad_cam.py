@@ -68,6 +68,12 @@ def test_grad_cam(x: Tensor, layers: list[int], targets: list[int] | None) -> No
     close(ours.GradCAM(model, [model[k] for k in layers])(input_tensor=x, targets=chosen), expected)
 
 
+def test_larger_batches(x: Tensor) -> None:
+    """From four images on the model gets them in channels_last memory."""
+    model, separate, images = cnn().eval(), cnn(in_place=False).eval(), torch.cat([x, x.flip(3)])
+    close(ours.GradCAM(model, [model[5]])(images), theirs.GradCAM(separate, [separate[5]])(images, None))
+
+
 @pytest.mark.parametrize("size", [(14, 18), (7, 30), (4, 5)])
 def test_resizing_is_opencvs(size: tuple[int, int]) -> None:
     """Larger, smaller, and both."""

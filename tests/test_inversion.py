@@ -163,6 +163,18 @@ def test_arguments_are_checked(x, layer, options, error, words):
         fv.invert(network(), x, layer, steps=1, **options)
 
 
+def test_out_of_memory_says_what_would_fit():
+    def small(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        if len(inputs[0]) > 2 and torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = network()
+    model.register_forward_pre_hook(small)
+    with pytest.raises(MemoryError, match="4 images of 16x16 pixels at once do not fit on cpu, 2 would: batch_size=2"):
+        fv.invert(model, photo(2), "1", starts=2, steps=1, batch_size=4)
+    fv.invert(model, photo(2), "1", starts=2, steps=1, batch_size=2)
+
+
 def test_unknown_layers_are_told_before_work_begins():
     with pytest.raises(ValueError, match="layer 'nothing' is not known"):
         fv.invert_all(network(), photo(), ["0", "nothing"], steps=10**9)

@@ -145,6 +145,97 @@ def test_sizes():
         fv.maximize(model, fv.channel("2", 1), size=6, steps=1)
 
 
+def test_images_smaller_than_what_a_unit_sees():
+    """A unit whose receptive field, 13 pixels, does not fit: padding takes the place of what is missing."""
+    torch.manual_seed(1)
+    model = nn.Sequential(*[nn.Sequential(nn.Conv2d(3, 3, 5, padding=2), nn.ReLU()) for _ in range(3)]).double()
+    models.describe(model, preprocessing=models.Preprocessing((32, 32), 32, (0.5,) * 3, (0.25,) * 3))
+    large = fv.maximize(model, fv.neuron("2", 1), steps=2)
+    assert large.images.shape == (1, 3, 13, 13)
+    small = fv.maximize(model, fv.neuron("2", 1), size=7, steps=2)
+    assert small.images.shape == (1, 3, 7, 7)
+    assert small.box is None
+    torch.testing.assert_close(small.values, scores(model, small.images)[:, 1, 3, 3])
+    with pytest.raises(ValueError, match=r"position should be .* below 7"):
+        fv.maximize(model, fv.neuron("2", 1, (0, 9)), size=7, steps=2)
+
+
+def test_units_that_do_not_fit_into_the_image():
+    with pytest.raises(ValueError, match="the model cannot be run on images of 8x8 pixels"):
+        fv.maximize(network(), fv.neuron("2", 1), size=8, steps=1)
+
+
+class Breaking(nn.Module):
+    """A scale of 1, and of ``then`` after so many calls for the first of two samples."""
+
+    def __init__(self, after: int, then: float) -> None:
+        super().__init__()
+        self.calls, self.after, self.then = 0, after, then
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        scale = torch.ones(len(x), 1, dtype=x.dtype)
+        scale[0] = self.then if self.calls > self.after and len(x) == 2 else 1.0
+        return x * scale
+
+
+@pytest.mark.parametrize("then", [float("nan"), float("inf")])
+def test_a_network_that_breaks_on_the_way(then):
+    """The image stops with the step and the cause, and the last good one comes back; its neighbour goes on."""
+    model = nn.Sequential(*network(), Breaking(3, then))
+    models.describe(model, preprocessing=models.preprocessing(network()))
+    with torch.no_grad():
+        model[6].bias[:] = 1.0
+    options = {"canvas": "pixels", "transforms": (), "priors": ()}
+    with pytest.warns(RuntimeWarning, match=r"image 0 stopped, the last good one is returned: .* at step 3"):
+        made = fv.maximize(model, [0, 1], steps=6, **options)
+    assert made.reasons[0].endswith("at step 3")
+    assert made.reasons[1] == "steps"
+    whole = network()
+    with torch.no_grad():
+        whole[6].bias[:] = 1.0
+    torch.testing.assert_close(made.images[:1], fv.maximize(whole, 0, steps=2, **options).images)
+
+
+def test_an_image_that_explodes():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3)).double()
+    with pytest.warns(RuntimeWarning, match=r"image 0 stopped.*the parameters grew beyond 1e\+06 at step \d"):
+        made = fv.maximize(
+            model, fv.layer("0"), size=8, start="noise", canvas=Pixels(clip=False), transforms=(),
+            optimizer=Ascent(50, "none"), steps=30,
+        )  # fmt: skip
+    assert made.steps < 30
+    assert bool(made.images.isfinite().all())
+    assert float(made.images.abs().max()) <= 1e6
+
+
+def test_out_of_memory_says_what_would_fit():
+    def small(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        if len(inputs[0]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = network()
+    model.register_forward_pre_hook(small)
+    with pytest.raises(MemoryError, match="5 images of 16x16 pixels at once do not fit on cpu, 2 would: batch_size=2"):
+        fv.maximize(model, torch.tensor([0, 1, 2, 3, 3]), steps=1, batch_size=5)
+    assert fv.maximize(model, [0, 1, 2], steps=1, batch_size=2).images.shape[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (fv.channel("3.1", 0), "layer '3.1' is not known"),
+        (fv.neuron("nothing", 0), "layer 'nothing' is not known"),
+        (4, "target should be a class below 4"),
+        (fv.channel("2", 6), "channel should be a channel of layer '2' below 6"),
+        (None, "target should say which class"),
+    ],
+)
+def test_targets_that_do_not_exist(target, words):
+    with pytest.raises(ValueError, match=words):
+        fv.maximize(network(), target, steps=1)
+
+
 def test_interrupted():
     def stop(step: int, images: torch.Tensor) -> None:
         raise KeyboardInterrupt
@@ -208,6 +299,13 @@ class Decoder(nn.Module):
         return self.dropout(self.linear(z)).sigmoid().view(-1, 3, self.side, self.side)
 
 
+class Pair(Decoder):
+    """Returns more than pictures."""
+
+    def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        return super().forward(z), z
+
+
 def test_latent_images_through_a_generator():
     model, decoder = network(), Decoder()
     canvas = Generator(decoder, (5,), decay=1e-4)
@@ -226,6 +324,8 @@ def test_generators_that_do_not_fit():
     model = network()
     with pytest.raises(ValueError, match=r"pictures of shape \[1, 3, 16, 16\].*got \[1, 3, 12, 12\]"):
         fv.maximize(model, 0, canvas=Generator(Decoder(12), (5,)), steps=1)
+    with pytest.raises(TypeError, match="the generator should return a floating-point tensor of pictures, got tuple"):
+        fv.maximize(model, 0, canvas=Generator(Pair(), (5,)), steps=1)
     with pytest.raises(ValueError, match=r"start should have shape \[1, 5\], got \[1, 3, 16, 16\]"):
         fv.maximize(model, 0, canvas=Generator(Decoder(), (5,)), start=torch.zeros(1, 3, 16, 16), steps=1)
     with pytest.raises(ValueError, match="cannot be set to an image: start from noise"):

@@ -68,9 +68,11 @@ class Acceleration:
 
     Attributes:
         replaced: tool → name → number of places where it meant the tool's own and now means fastviz's.
+        left: tool → why it stays as it is, of those that were not asked for by name.
     """
 
     replaced: dict[str, dict[str, int]]
+    left: dict[str, str] = field(default_factory=dict)
     _undone: bool = field(default=False, repr=False)
 
     def undo(self) -> None:
@@ -97,6 +99,7 @@ class Acceleration:
             places = sum(names.values())
             what = f"{', '.join(names)} (in {places} places)" if places else "was in place already"
             lines.append(f"fastviz.accelerate: {tool}: {what}")
+        lines += [f"fastviz.accelerate: {tool} stays as it is: {reason}" for tool, reason in self.left.items()]
         return "\n".join(lines)
 
 
@@ -113,15 +116,15 @@ def accelerate(*tools: str, quiet: bool = False) -> Acceleration:
 
     Args:
         tools: ``"captum"``, ``"grad_cam"`` (pytorch-grad-cam), ``"kornia"``, ``"torchmetrics"``, ``"pystiche"``; none
-            for all that are installed.
+            for all that are installed and can be imported.
         quiet: do not say on standard error what was replaced.
 
     Returns:
-        A handle with :meth:`~Acceleration.undo`, and ``replaced``: how many places by name.
+        A handle with :meth:`~Acceleration.undo`; ``replaced``: how many places by name; ``left``: why not.
 
     Raises:
         ValueError: a tool that is not known; the message lists the nearest.
-        ImportError: a tool that is not installed, or cannot be imported.
+        ImportError: a tool that was named and is not installed, or cannot be imported.
 
     >>> with accelerate("captum", quiet=True) as accelerated:
     ...     from captum.attr import Occlusion
@@ -135,11 +138,16 @@ def accelerate(*tools: str, quiet: bool = False) -> Acceleration:
     with _lock:
         try:
             for tool in dict.fromkeys(chosen):
-                done.replaced[tool] = _replace(tool)
+                try:
+                    done.replaced[tool] = _replace(tool)
+                except ImportError as error:
+                    if tools:
+                        raise
+                    done.left[tool] = str(error)
         except BaseException:
             done.undo()
             raise
-    if not quiet and done.replaced:
+    if not quiet and (done.replaced or done.left):
         print(done, file=sys.stderr)
     return done
 

@@ -2,6 +2,7 @@
 
 from fastviz.cli import (
     demo,
+    dream,
     embedding,
     explain,
     fool,
@@ -12,6 +13,7 @@ from fastviz.cli import (
     patches,
     reading,
     segment,
+    style,
     texture,
 )
 from fastviz.cli.common import app, main
@@ -19,6 +21,7 @@ from fastviz.cli.common import app, main
 __all__ = [
     "app",
     "demo",
+    "dream",
     "embedding",
     "explain",
     "fool",
@@ -30,5 +33,6 @@ __all__ = [
     "patches",
     "reading",
     "segment",
+    "style",
     "texture",
 ]

@@ -84,13 +84,18 @@ def _scenes(network: nn.Module, out: Path) -> list[Scene]:
 
 def _sections(network: nn.Module) -> list[Section]:
     """What the page shows below the photographs, a function a family of methods."""
-    from fastviz.cli import fool, patches, reading, texture
+    from fastviz.cli import dream, fool, invert, maximize, patches, reading, style, texture
 
     return [
         *reading.demo_sections(network, _DEMO_PHOTOS),
         patches.demo_section(network, [_DEMO_PHOTOS]),
+        maximize.demo_section(network),
+        invert.demo_section(network, _DEMO_PHOTOS),
+        dream.demo_section(network, _DEMO_PHOTOS / "tabby_cat.jpg"),
         fool.demo_section(network, _DEMO_PHOTOS / "rocket.jpg"),
         texture.demo_section(),
+        texture.neural_section(network),
+        style.demo_section(network, _DEMO_PHOTOS / "espresso.jpg"),
     ]
 
 

@@ -49,7 +49,12 @@ def fool(
     seed: Annotated[int, typer.Option(help="Of the noise or the evolution.")] = 0,
     device: Device = "auto",
 ) -> None:
-    """Change a photograph until the network sees another class in it; the picture, a comparison and the numbers."""
+    """Change a photograph until the network sees another class in it; the picture, a comparison and the numbers.
+
+    Example: fastviz fool cat.jpg --target koala --model squeezenet1_0 --weights DEFAULT --out fooled.png
+
+    From nothing: fastviz fool --noise --target jellyfish --out noise.png
+    """
     from fastviz import images, methods, models
 
     if (photo is not None) + noise + evolve != 1:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["demo_section", "invert"]
 
-_DEMO_LAYERS = ("relu1", "relu2_2", "relu3_2", "relu4_1", "relu4_2", "relu5_1", "fc8")
+_DEMO_LAYERS = ("relu1", "relu2_2", "relu3_2", "relu4_2", "relu5_1", "fc8")
 
 
 @app.command()
@@ -37,7 +37,10 @@ def invert(
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
     device: Device = "auto",
 ) -> None:
-    """Draw pictures that a layer cannot tell from a photograph: what is not in them, the layer has lost."""
+    """Draw pictures that a layer cannot tell from a photograph: what is not in them, the layer has lost.
+
+    Example: fastviz invert cat.jpg --all --model squeezenet1_0 --weights DEFAULT --out strip.png
+    """
     from fastviz import images, methods, models
 
     images.picture_path(out, "--out")
@@ -83,7 +86,7 @@ def demo_section(network: nn.Module, photos: Path) -> Section:
     seen = models.preprocessing(network)
     paths = sorted(images.find_images([photos]), key=lambda path: path.name)
     x = torch.stack([images.preprocess(images.read_image(path), seen) for path in paths])
-    found = methods.invert_all(network, x, _DEMO_LAYERS, steps=60)
+    found = methods.invert_all(network, x, _DEMO_LAYERS, steps=25)
     columns = [("photograph", images.restore(x, seen)), *((made.layer, made.pictures) for made in found)]
     # A column a layer: the photographs one below the other.
     stacked = [

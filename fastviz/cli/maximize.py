@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["demo_section", "maximize", "sheet"]
 
+_DEMO_CLASSES = (
+    *("African elephant", "espresso", "king penguin", "ladybug"),
+    *("lion", "orange", "school bus", "tabby cat"),
+)
 _COLUMNS = 5
 _HEIGHT = 224
 """Of small pictures on a sheet, in pixels; larger ones keep their size."""
@@ -47,7 +51,7 @@ def maximize(
     start: Annotated[str, typer.Option(help="zeros (the mean colour), grey or noise.")] = "zeros",
     starts: Annotated[int, typer.Option(help="Pictures of each target.")] = 1,
     canvas: Annotated[str, typer.Option(help="fourier or pixels.")] = "fourier",
-    steps: Annotated[int | None, typer.Option(help="Most steps: 128; with --through 20 a round.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Most steps: 128; with --through 100, of the code.")] = None,
     goal: Annotated[float | None, typer.Option(help="Finish a picture at this probability (of others: value).")] = None,
     seed: Annotated[int, typer.Option(help="Of noise and random transforms.")] = 0,
     batch_size: Annotated[
@@ -59,7 +63,12 @@ def maximize(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Draw what classes, channels or units look like to a network: one sheet, all pictures made at once."""
+    """Draw what classes, channels or units look like to a network: one sheet, all pictures made at once.
+
+    Example: fastviz maximize demo --class "king penguin,goldfish" --out classes.png
+
+    Channels of a layer: fastviz maximize squeezenet1_0 --weights DEFAULT --layer features.9 --channel 0-9 --out a.png
+    """
     from fastviz import images, methods, models
 
     images.picture_path(out, "--out")
@@ -175,7 +184,7 @@ def sheet(pictures: Sequence[tuple[str, Tensor]], *, columns: int = _COLUMNS) ->
 
 
 def demo_section(network: nn.Module) -> Section:
-    """The demo's: what every class looks like to the built-in network."""
+    """The demo's: what some classes look like to the built-in network."""
     import torch
     from torch.nn import functional
 
@@ -183,12 +192,13 @@ def demo_section(network: nn.Module) -> Section:
     from fastviz.report import Section
 
     names = models.class_names(network)
-    made = methods.maximize(network, torch.arange(len(names)))
+    classes = torch.tensor([names.index(name) for name in _DEMO_CLASSES])
+    made = methods.maximize(network, classes, steps=64)
     larger = functional.interpolate(made.pictures, scale_factor=2, mode="bicubic").clamp(0, 1)
     return Section(
         "What the classes look like to the network",
         "From a grey picture, uphill: each picture was changed until the network saw as much of one class in it as it "
         "could. No photograph is involved; all classes at once.",
-        list(zip(names, larger, strict=True)),
+        list(zip(_DEMO_CLASSES, larger, strict=True)),
         paper="Simonyan, Vedaldi, Zisserman 2014, https://arxiv.org/abs/1312.6034",
     )

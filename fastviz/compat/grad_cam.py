@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from fastviz import capture
 from fastviz.compat._layers import recorded
+from fastviz.compat._order import in_fast_order
 from fastviz.methods.gradients import guided_backprop
 
 __all__ = ["GradCAM", "GuidedBackpropReLUModel"]
@@ -110,19 +111,24 @@ class GradCAM(_Cam):
 
     def _maps(self, images: Tensor, targets: Sequence[Callable[[Tensor], Tensor]] | None) -> list[Tensor]:
         """``ReLU(Σ_k α_k A_k)`` of each layer, [N, h, w]."""
-        with capture.frozen_model(self.model), torch.no_grad():
+
+        def differentiated(images: Tensor) -> tuple[Any, list[Tensor], tuple[Tensor | None, ...]]:
             with ExitStack() as stack:
                 records = [
                     stack.enter_context(recorded(layer, at_input=False, leaves=True)) for layer in self.target_layers
                 ]
                 outputs = self.model(images.clone())
-            if targets is None:
-                targets = [_ClassScore(int(category)) for category in outputs.detach().argmax(-1)]
-            if len(targets) != len(outputs):
-                raise ValueError(f"targets should have one entry for each of {len(outputs)} images, got {len(targets)}")
+            chosen = targets
+            if chosen is None:
+                chosen = [_ClassScore(int(category)) for category in outputs.detach().argmax(-1)]
+            if len(chosen) != len(outputs):
+                raise ValueError(f"targets should have one entry for each of {len(outputs)} images, got {len(chosen)}")
             values = [record[0] for record in records]
-            loss: Any = sum(target(output) for target, output in zip(targets, outputs, strict=True))
-            gradients = torch.autograd.grad(loss, values, allow_unused=True)
+            loss: Any = sum(target(output) for target, output in zip(chosen, outputs, strict=True))
+            return outputs, values, torch.autograd.grad(loss, values, allow_unused=True)
+
+        with capture.frozen_model(self.model), torch.no_grad():
+            outputs, values, gradients = in_fast_order(self.model, (images,), differentiated)(images)
         self.outputs = outputs.detach() if isinstance(outputs, Tensor) else outputs
         found = []
         for number, (value, gradient) in enumerate(zip(values, gradients, strict=True)):

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from fastviz.fingerprint import Kept, structure
 from fastviz.graph import NotTraceable, trace
 from fastviz.incremental.build import build
 from fastviz.incremental.fuse import fuse, only_outputs
 from fastviz.incremental.steps import Step
 
 __all__ = ["Network", "network"]
-
-_KEPT = 2
-"""Networks kept of one model: input sizes or precisions that are used in turn."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +72,8 @@ def _is_vector(step: Step) -> bool:
     return step.layout is None and math.prod(step.shape) == step.shape[0]
 
 
-@dataclass(frozen=True)
-class _Entry:
-    key: tuple[Any, ...]
-    state: tuple[Any, ...]
-    network: Network | str
-
-
-_cache: WeakKeyDictionary[nn.Module, list[_Entry]] = WeakKeyDictionary()
-_lock = threading.Lock()
+# Two of each model, with their packed weights: input sizes or precisions that are used in turn.
+_networks: Kept[Network | str] = Kept(2)
 
 
 def network(model: nn.Module, images: Tensor, dtype: torch.dtype | None = None) -> Network:
@@ -100,21 +89,20 @@ def network(model: nn.Module, images: Tensor, dtype: torch.dtype | None = None) 
     """
     _refuse(model)
     key = (tuple(images.shape[1:]), images.device, dtype)
-    state = _state(model)
-    with _lock:
-        kept = [entry for entry in _cache.get(model, []) if entry.state == state]
-        entry = next((entry for entry in kept if entry.key == key), None)
-        if entry is None:
-            try:
-                height, width = images.shape[2:]
-                steps = fuse(build(trace(model, (height, width), images.shape[1]), dtype))
-                entry = _Entry(key, state, Network(steps, steps[-1].shape))
-            except NotTraceable as error:
-                entry = _Entry(key, state, str(error))  # the error itself would keep the model alive
-        _cache[model] = [entry, *(other for other in kept if other is not entry)][:_KEPT]
-    if isinstance(entry.network, str):
-        raise NotTraceable(entry.network)
-    return entry.network
+    found = _networks.get(model, key, _state(model), lambda: _made(model, images, dtype))
+    if isinstance(found, str):
+        raise NotTraceable(found)
+    return found
+
+
+def _made(model: nn.Module, images: Tensor, dtype: torch.dtype | None) -> Network | str:
+    """The steps, or why there are none: the error itself would keep the model alive."""
+    try:
+        height, width = images.shape[2:]
+        steps = fuse(build(trace(model, (height, width), images.shape[1]), dtype))
+    except NotTraceable as error:
+        return str(error)
+    return Network(steps, steps[-1].shape)
 
 
 def _refuse(model: nn.Module) -> None:
@@ -125,7 +113,7 @@ def _refuse(model: nn.Module) -> None:
 
 
 def _state(model: nn.Module) -> tuple[Any, ...]:
-    """What must be the same for steps to be used again: the modules as they print themselves, and all values.
+    """What must be the same for steps to be used again: the structure of the model, and all values.
 
     Versions do not count changes through ``.data``, so the bits of the values are summed up, too.
     """
@@ -137,7 +125,7 @@ def _state(model: nn.Module) -> tuple[Any, ...]:
     for total in sums:
         by_device.setdefault(total.device, []).append(total)
     totals = tuple(tuple(torch.stack(group).tolist()) for group in by_device.values())
-    return repr(model), places, totals
+    return structure(model), places, totals
 
 
 def _bits(value: Tensor) -> Tensor:

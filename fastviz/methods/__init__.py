@@ -9,6 +9,7 @@ from typing import Any, Literal
 from fastviz.methods.activations import activation_grid, activations
 from fastviz.methods.adversarial import Fooled, fool, fool_from_noise
 from fastviz.methods.cam import cam, grad_cam, guided_grad_cam
+from fastviz.methods.dream import Dream, deep_dream, dream_zoom, squared
 from fastviz.methods.embedding import Embedding, embedding, load_embedding
 from fastviz.methods.evolution import evolve
 from fastviz.methods.filters import filter_grid, filters
@@ -24,10 +25,12 @@ from fastviz.methods.inversion import Inverted, invert, invert_all, invertible_l
 from fastviz.methods.latent import CodeImages, maximize_code
 from fastviz.methods.maximization import Maximized, maximize
 from fastviz.methods.neighbours import Neighbours, neighbour_sheet, neighbours
+from fastviz.methods.neural_texture import neural_texture
 from fastviz.methods.occlusion import OcclusionMap, occlusion
 from fastviz.methods.patch_sheets import PatchPictures, patch_pictures, patch_sheet
 from fastviz.methods.patches import Patches, patches
 from fastviz.methods.segmentation import Segmentation, segment
+from fastviz.methods.style import Styled, style_transfer
 from fastviz.methods.texture import fill_hole, synthesize_texture
 from fastviz.placement import ImageMap, image_map
 
@@ -35,6 +38,7 @@ __all__ = [
     "EXPLAINERS",
     "METHODS",
     "CodeImages",
+    "Dream",
     "Embedding",
     "Fooled",
     "ImageMap",
@@ -46,10 +50,13 @@ __all__ = [
     "PatchPictures",
     "Patches",
     "Segmentation",
+    "Styled",
     "activation_grid",
     "activations",
     "cam",
     "deconvnet",
+    "deep_dream",
+    "dream_zoom",
     "embedding",
     "evolve",
     "fill_hole",
@@ -71,6 +78,7 @@ __all__ = [
     "maximize_code",
     "neighbour_sheet",
     "neighbours",
+    "neural_texture",
     "occlusion",
     "patch_pictures",
     "patch_sheet",
@@ -78,6 +86,8 @@ __all__ = [
     "saliency",
     "segment",
     "smooth_grad",
+    "squared",
+    "style_transfer",
     "synthesize_texture",
 ]
 
@@ -229,6 +239,15 @@ METHODS: dict[str, Method] = {
             family="make",
         ),
         Method(
+            "deep_dream",
+            deep_dream,
+            "Mordvintsev, Olah, Tyka 2015, "
+            "https://research.google/blog/inceptionism-going-deeper-into-neural-networks/",
+            "photograph changed until the network sees more of what it sees in it, or of another image",
+            "picture",
+            family="make",
+        ),
+        Method(
             "fool",
             fool,
             "Szegedy et al. 2013, https://arxiv.org/abs/1312.6199",
@@ -265,6 +284,22 @@ METHODS: dict[str, Method] = {
             fill_hole,
             _EFROS,
             "a hole in a picture filled from the rest of it",
+            "picture",
+            family="make",
+        ),
+        Method(
+            "neural_texture",
+            neural_texture,
+            "Gatys, Ecker, Bethge 2015, https://arxiv.org/abs/1505.07376",
+            "a texture with the Gram matrices of a sample's features, from noise",
+            "picture",
+            family="make",
+        ),
+        Method(
+            "style_transfer",
+            style_transfer,
+            "Gatys, Ecker, Bethge 2015, https://arxiv.org/abs/1508.06576",
+            "a picture with the content of one and the style of others",
             "picture",
             family="make",
         ),

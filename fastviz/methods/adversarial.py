@@ -10,23 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from fastviz import capture, checks
+from fastviz.box_method import shortest
 from fastviz.canvas import Pixels, frame_of
 from fastviz.fooling import LEVEL, Ball, Unrecognisable, Victim, class_batch, probability_goal
-from fastviz.optimize import LBFGS, Ascent
-from fastviz.priors import Prior
+from fastviz.optimize import Ascent
 
 __all__ = ["Fooled", "fool", "fool_from_noise"]
 
-_ROUND = 6
-"""Steps of L-BFGS between two weights of the box method."""
-_FALL = 0.25
-"""How much smaller the weight of the perturbation's length becomes from one round to the next."""
 _NOISE = 5.0
 """Standard deviation of the noise, in units of the usual one of :class:`fastviz.canvas.Pixels`: 0.5 of the images'."""
 _MOST = 1_000_003
 """Seeds of one noise stand this far from those of the next."""
-_HALVINGS = 6
-"""How closely the box method finds the shortest perturbation on its last stretch: to a 64th of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,9 +78,9 @@ def fool(
     ``"lbfgs"``, the box method of Szegedy et al. 2013, "Intriguing properties of neural networks",
     https://arxiv.org/abs/1312.6199: minimise c · ‖r‖² − log p_target(x + r) with x + r between black and white, for the
     largest c at which p_target reaches the goal. As there, c is searched for each image by itself: it starts where the
-    length of the change outweighs the class and falls fourfold from round to round, each going on from the one before;
-    the last stretch is halved until the change is as short as it can be there. (The paper writes c · |r| and searches c
-    anew each time; the square is smooth at r = 0, and has the same minimisers for another c.)
+    length of the change outweighs the class and falls a little after every step, so that r follows the minimisers; on
+    the last stretch r ends where the goal is first reached. (The paper writes c · |r| and searches c by solving anew;
+    the square is smooth at r = 0, and has the same minimisers for another c.)
 
     ``"sign"``: x ← x + step · sign(∂ log p_target / ∂x), until the goal is reached. Goodfellow, Shlens, Szegedy 2014,
     https://arxiv.org/abs/1412.6572, with one step; Kurakin, Goodfellow, Bengio 2016, https://arxiv.org/abs/1607.02533,
@@ -104,8 +98,8 @@ def fool(
         norm: what the radius bounds: ``"inf"`` the largest change of a value, ``"2"`` the Euclidean length.
         radius: of the change of the picture, for ``"sign"`` and ``"gradient"``; None bounds it by black and white only.
         goal: probability of the target at which an image is done.
-        step: of the picture: the change of each value with ``"sign"``, its root mean square with ``"gradient"``, and
-            that of the first change that ``"lbfgs"`` tries in a round.
+        step: of the picture: the change of each value with ``"sign"``, its root mean square with ``"gradient"``;
+            ``"lbfgs"`` finds its own.
         steps: most steps.
         quantize: round the pictures to 8 bits, so that a saved PNG is the same image. Where rounding takes the
             probability below the goal, values are moved by one level, those with the largest gradient first.
@@ -115,8 +109,9 @@ def fool(
     Raises:
         TypeError: arguments of the wrong type; the model returns no scores.
         ValueError: a target that is the original class or does not exist; a radius, goal or step out of range; a radius
-            for ``"lbfgs"``, or below half a level when rounding to 8 bits; ``x`` darker than black or brighter than
-            white.
+            for ``"lbfgs"``, or below one level when rounding to 8 bits; ``x`` darker than black or brighter than white;
+            scores that are not finite.
+        MemoryError: the images do not fit into memory at once; says how many would.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2, bias=False))
     >>> _ = nn.init.constant_(model[1].weight[0].detach(), 1.0), nn.init.constant_(model[1].weight[1].detach(), -1.0)
@@ -140,13 +135,18 @@ def fool(
         victim = Victim(model, Victim.frame_for(model, images), goal, batch_size, progress)
         clean = victim.pictures(images)
         before = victim.probabilities(clean)
+        if not before.isfinite().all():
+            raise ValueError(
+                "model should give finite scores for x, got probabilities that are not finite for image "
+                f"{int((~before.isfinite().all(1)).nonzero()[0])}"
+            )
         original = before.argmax(1)
         classes = _aims(target, original, before.shape[1])
         ball = None if radius is None else Ball(clean, radius, norm)
         if not len(clean):
             pictures, taken, interrupted = clean, classes, False
         elif method == "lbfgs":
-            pictures, taken, interrupted = _shortest(victim, clean, classes, step, steps)
+            pictures, taken, interrupted = shortest(victim, clean, classes, steps)
         else:
             ascent = Ascent(step, norm="sign" if method == "sign" else "rms")
             made = victim.optimize(clean, classes, ascent, steps, [] if ball is None else [ball])
@@ -186,52 +186,6 @@ def _aims(target: int | Tensor, original: Tensor, count: int) -> Tensor:
             f"target should not be the class that the model sees already, got class {int(classes[same[0]])} for {which}"
         )
     return classes
-
-
-@dataclass(frozen=True, eq=False)
-class _Near(Prior):
-    """Penalty ``weight · Σ (x − centre)²``, each picture with its own weight and centre."""
-
-    centre: Tensor
-    weight: Tensor
-
-    def penalty(self, images: Tensor, rows: Tensor) -> Tensor:
-        return self.weight[rows] * (images - self.centre[rows]).square().sum((1, 2, 3))
-
-
-def _shortest(victim: Victim, clean: Tensor, classes: Tensor, step: float, steps: int) -> tuple[Tensor, Tensor, bool]:
-    """Pictures as near to the ``clean`` ones as the box method finds them, steps taken, whether Ctrl-C ended it."""
-    value, gradient = victim.look(clean, classes)
-    # With this weight a linear network would make up for the whole loss; the rest is the curvature of softmax.
-    weight = gradient.flatten(1).square().sum(1) / (-2 * value).clamp(min=1e-6)
-    pictures, taken = clean.clone(), torch.zeros_like(classes)
-    waiting = torch.arange(len(clean), device=clean.device)
-    optimizer = LBFGS(learning_rate=step)
-    for done in range(0, steps, _ROUND):
-        near = _Near(clean[waiting], weight[waiting])
-        before = pictures[waiting]
-        made = victim.optimize(before, classes[waiting], optimizer, min(_ROUND, steps - done), [near])
-        reached = made.measures >= victim.goal
-        after = made.images
-        after[reached] = _first(victim, before[reached], after[reached], classes[waiting[reached]])
-        pictures[waiting], taken[waiting] = after, taken[waiting] + made.steps
-        weight[waiting] *= _FALL
-        failed = torch.tensor([reason not in ("steps", "converged") for reason in made.reasons], device=clean.device)
-        waiting = waiting[~(reached | failed)]
-        if made.interrupted or not len(waiting):
-            return pictures, taken, made.interrupted
-    return pictures, taken, False
-
-
-def _first(victim: Victim, start: Tensor, end: Tensor, classes: Tensor) -> Tensor:
-    """The first pictures at the goal on the straight way from ``start``, below it, to ``end``, at it."""
-    low, high = torch.zeros(len(start), 1, 1, 1).to(start), torch.ones(len(start), 1, 1, 1).to(start)
-    for _ in range(_HALVINGS if len(start) else 0):
-        middle = (low + high) / 2
-        found = victim.probabilities(start.lerp(end, middle)).gather(1, classes[:, None])[:, 0]
-        there = (found >= victim.goal).view_as(low)
-        low, high = torch.where(there, low, middle), torch.where(there, middle, high)
-    return torch.where(high == 1, end, start.lerp(end, high))
 
 
 def fool_from_noise(

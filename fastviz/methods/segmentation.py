@@ -244,8 +244,7 @@ def _cut(cv2: Any, photograph: Any, seeds: Any, iterations: int, largest: bool) 
     cv2.setRNGSeed(_SEED)
     models = np.zeros((1, 65)), np.zeros((1, 65))
     if iterations:
-        if (marks == BACKGROUND).any():
-            cv2.grabCut(photograph, marks, None, *models, iterations, cv2.GC_INIT_WITH_MASK)
+        cv2.grabCut(photograph, marks, None, *models, iterations, cv2.GC_INIT_WITH_MASK)
     else:
         known = (seeds == OBJECT) | (seeds == BACKGROUND)
         # colours are learned from a picture of the seeds alone, one line high

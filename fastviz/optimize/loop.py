@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from fastviz import capture, checks
 from fastviz.canvas import Canvas, Frame
 from fastviz.optimize import checkpoint as files
-from fastviz.optimize.network import is_out_of_memory
+from fastviz.optimize.network import is_out_of_memory, what_fits
 from fastviz.optimize.optimizers import Evaluation, Optimizer, State
 from fastviz.optimize.revive import OpenRectifiers
 from fastviz.priors import Prior
 from fastviz.progress import bar
-from fastviz.transforms import Transform
+from fastviz.transforms import Transform, transformed
 
 __all__ = ["Objective", "Optimized", "Preview", "optimize"]
 
@@ -316,8 +316,7 @@ class _Run:
                 if not is_out_of_memory(error):
                     raise
                 parts.clear()
-                found = self._what_fits(parameters[part], rows[part], step, clean)
-                raise MemoryError(found) from error
+                raise MemoryError(self._what_fits(parameters[part], rows[part], step, clean)) from error
         if len(parts) == 1:
             return parts[0]
         return Evaluation(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
@@ -343,8 +342,7 @@ class _Run:
             return Evaluation(total, values, measures, nothing, nothing)
         through = gradients
         if images is not leaf:
-            product = (images * gradients).flatten(1).sum(1)
-            through = _gradients(product if own is None else product - own, leaf)
+            through = _pulled_back(images, gradients, own, leaf)
         kept = gradients if any(prior.needs_gradients for prior in self.priors) else nothing
         return Evaluation(total, values.detach(), measures, through, kept)
 
@@ -354,7 +352,7 @@ class _Run:
             return *self._measured(images, rows), None
         values, measures = self._measured(self._transformed(images, rows, step), rows)
         gradients = _gradients(values, images)
-        dead = (gradients == 0).flatten(1).all(1)
+        dead = _largest(gradients) == 0
         if dead.any():
             where = dead.nonzero()[:, 0]
             gradients = gradients.index_copy(0, where, self._ways_out(images.detach()[where], rows[where], step))
@@ -366,7 +364,7 @@ class _Run:
         with OpenRectifiers():
             values, _ = self._measured(self._transformed(images, rows, step), rows)
             found = _gradients(values, images)
-        dead = (found == 0).flatten(1).all(1)
+        dead = _largest(found) == 0
         if not dead.any():
             return found
         noise = [
@@ -381,32 +379,21 @@ class _Run:
         return result if isinstance(result, tuple) else (result, result.detach())
 
     def _transformed(self, images: Tensor, rows: Tensor, step: int) -> Tensor:
-        if self.transforms:
-            generators = [_generator(self.seeds[row], step) for row in rows.tolist()]
-            for transform in self.transforms:
-                images = transform(images, generators)
-        return images
+        if not self.transforms:
+            return images
+        return transformed(images, self.transforms, [_generator(self.seeds[row], step) for row in rows.tolist()])
 
     def _what_fits(self, parameters: Tensor, rows: Tensor, step: int, clean: bool) -> str:
-        """What to say when ``parameters`` were too many for the memory: how many of them are not."""
-        tried = len(parameters)
-        what = f"{tried} image{'s' if tried > 1 else ''} of {self.frame.size[0]}x{self.frame.size[1]} pixels at once"
-        while tried > 1:
-            tried //= 2
-            try:
-                self._evaluate(parameters[:tried], rows[:tried], step, clean)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                continue
-            return f"out of memory: {what} do not fit on {parameters.device}, {tried} would: batch_size={tried}"
-        return f"out of memory: {what} do not fit on {parameters.device}; a smaller size may"
+        shape = (len(parameters), len(self.frame.mean), *self.frame.size)
+        return what_fits(
+            lambda count: self._evaluate(parameters[:count], rows[:count], step, clean),
+            parameters.new_empty(()).expand(shape),
+        )
 
     def _failures(self, state: _State, found: Evaluation) -> Tensor:
         """Why rows cannot go on, int64 [n]: 0 they can, else a number of :data:`_CAUSES`."""
-        size = state.parameters.detach().flatten(1).abs().amax(1)
-        cause = (~(size <= _LARGEST)).long() * 3
-        cause[~found.gradients.flatten(1).isfinite().all(1)] = 2
+        cause = (~(_largest(state.parameters) <= _LARGEST)).long() * 3
+        cause[~_largest(found.gradients).isfinite()] = 2
         cause[~found.total.isfinite()] = 1
         return cause
 
@@ -472,8 +459,7 @@ class _Run:
     def _last(self, state: _State, reason: str) -> _State:
         """``state`` after all have stopped, each with its best or its last good parameters."""
         found = state.found or self.evaluate(state.parameters, state.active, state.step, clean=True)
-        size = state.parameters.flatten(1).abs().amax(1)
-        fine = found.total.isfinite() & (size <= _LARGEST)
+        fine = found.total.isfinite() & (_largest(state.parameters) <= _LARGEST)
         parameters = torch.where(fine.view(-1, *(1,) * (state.good.dim() - 1)), state.parameters, state.good)
         state = replace(state, parameters=parameters)
         reached = torch.zeros_like(fine) if self.goal is None else fine & (found.measures >= self.goal)
@@ -529,15 +515,37 @@ def _stop(state: _State, stops: Tensor, why: str | Sequence[str]) -> _State:
     )
 
 
+def _largest(values: Tensor) -> Tensor:
+    """The largest absolute number of each row, [n]; NaN where there is one."""
+    largest: Tensor = torch.linalg.vector_norm(values.flatten(1), torch.inf, dim=1)
+    return largest
+
+
+def _pulled_back(images: Tensor, gradients: Tensor, penalty: Tensor | None, leaf: Tensor) -> Tensor:
+    """The images' ``gradients``, and those of minus the ``penalty``, for the ``leaf`` that both are made of."""
+    if not images.requires_grad:
+        raise ValueError(_NO_GRADIENT)
+    outputs, weights = [images], [gradients]
+    if penalty is not None:
+        outputs, weights = [images, penalty], [gradients, -torch.ones_like(penalty)]
+    (found,) = torch.autograd.grad(outputs, [leaf], weights, allow_unused=True)
+    if found is None:
+        raise ValueError(_NO_GRADIENT)
+    return found
+
+
+_NO_GRADIENT = (
+    "the objective should depend on what is optimised, but has no gradient for it "
+    "(is the target behind it, and does the model use torch.no_grad or detach?)"
+)
+
+
 def _gradients(values: Tensor, inputs: Tensor) -> Tensor:
     """The gradient of the sum of ``values`` for the ``inputs``."""
     (found,) = capture.differentiate(values.sum(), [inputs]) if values.requires_grad else (None,)
     if found is None:
-        raise ValueError(
-            "the objective should depend on what is optimised, but has no gradient for it "
-            "(is the target behind it, and does the model use torch.no_grad or detach?)"
-        )
-    return found
+        raise ValueError(_NO_GRADIENT)
+    return found.contiguous()
 
 
 def _generator(seed: int, step: int) -> torch.Generator:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,32 @@ from fastviz.capture import Precision
 from fastviz.models import preprocessing
 from fastviz.targets import Activations, Objective
 
-__all__ = ["Network", "Toward", "is_out_of_memory", "toward"]
+__all__ = ["Network", "Toward", "is_out_of_memory", "toward", "what_fits"]
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether an allocator refused: on a GPU by its own class, on the CPU in words only."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def what_fits(attempt: Callable[[int], object], images: Tensor) -> str:
+    """What to say when ``images`` [n, C, H, W] were too many for the memory: how many of them are not.
+
+    ``attempt`` is called with smaller and smaller numbers of them, until one passes.
+    """
+    tried = len(images)
+    size = f"{images.shape[-2]}x{images.shape[-1]}"
+    what = f"{tried} image{'s' if tried > 1 else ''} of {size} pixels at once"
+    while tried > 1:
+        tried //= 2
+        try:
+            attempt(tried)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            continue
+        return f"out of memory: {what} do not fit on {images.device}, {tried} would: batch_size={tried}"
+    return f"out of memory: {what} do not fit on {images.device}; a smaller size may"
 
 
 class Network:

@@ -143,9 +143,12 @@ class Adam(Optimizer):
     def step(self, parameters: Tensor, now: Evaluation, state: State, evaluate: Evaluate, bounds: Bounds) -> Step:
         """See the class."""
         g = now.gradients
-        mean, square, steps = state["mean"].lerp(g, 0.1), state["square"].lerp(g * g, 0.001), state["steps"] + 1
+        mean, steps = state["mean"].lerp(g, 0.1), state["steps"] + 1
+        square = (0.999 * state["square"]).addcmul_(g, g, value=0.001)
         first, second = (_column(1 - beta**steps, g) for beta in (0.9, 0.999))
-        moved = parameters + self.learning_rate * (mean / first) / ((square / second).sqrt() + 1e-8)
+        # learning_rate · (mean / first) / (√(square / second) + 1e-8), in as few passes over memory as it takes
+        below = (square / second).sqrt_().add_(1e-8).mul_(first / self.learning_rate)
+        moved = torch.addcdiv(parameters, mean, below)
         return Step(_within(moved, bounds), {"mean": mean, "square": square, "steps": steps})
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,7 +16,7 @@ from fastviz import capture, incremental, ops
 from fastviz.compat.captum import _bases
 from fastviz.compat.captum._forward import select, target_of
 
-__all__ = ["ForCaptum", "Job", "prepared"]
+__all__ = ["Call", "ForCaptum", "Job", "accepted"]
 
 LEAST_WORK = 2e10
 """Floating-point operations that the whole forward passes of a call must have; less is for captum's own path, because
@@ -34,65 +35,118 @@ _OTHER_IN_TRAINING = (
 )
 """Modules that compute something else in training mode than in evaluation mode."""
 
-_work: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], float | None]] = WeakKeyDictionary()
-"""Model → shape of an image → operations for it; None if its output depends on the others of its batch."""
-
 
 class ForCaptum(Exception):  # noqa: N818 - no error: it says why the call takes captum's own path
     """The call is none that fastviz computes itself; the message says why."""
 
 
+@dataclass
+class _Facts:
+    """What is known of a model for images of a shape: operations for one, and whether batches change its output."""
+
+    operations: float
+    alone: bool | None = None
+
+
+_facts: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], _Facts]] = WeakKeyDictionary()
+
+
 @dataclass(frozen=True)
-class Job:
-    """A call that fastviz computes itself.
+class Call:
+    """A call that fastviz may compute itself, before the model has run.
 
     Attributes:
-        model: gives each image of a batch an output that does not depend on the others.
+        model: the model.
         images: [N, C, H, W].
         fill: what covers: a number, or [1 or N, C, H, W].
-        target: captum's target.
-        output: the model's output for the images as they are.
-        clean: [N, M], the target's values in it.
     """
 
     model: nn.Module
     images: Tensor
     fill: float | Tensor
-    target: object
-    output: Tensor
-    clean: Tensor
 
-    def require_work(self, box: Tensor, evaluations: int) -> None:
-        """Raise :class:`ForCaptum` where there is little to do, or where the images of a batch are not on their own.
+    def job(self, target: object, box: Tensor, windows: int) -> Job:
+        """The call after the model has run on the images as they are.
 
         Args:
+            target: captum's target.
             box: one of the windows, [1, 4].
-            evaluations: whole forward passes of one image that captum would make.
-        """
-        shape = tuple(self.images.shape[1:])
-        known = _work.setdefault(self.model, {})
-        if shape not in known:
-            known[shape] = self._measured(box)
-        work = known[shape]
-        if work is None:
-            raise ForCaptum("the output for an image depends on the others of its batch")
-        if _bases.installed and work * evaluations < LEAST_WORK:
-            raise ForCaptum("it is less work than to prepare the model")
+            windows: how many an image has.
 
-    def _measured(self, box: Tensor) -> float | None:
-        """Operations for an image; None if the output for it changes when another one is in its batch."""
+        Raises:
+            ForCaptum: why it is for captum's own path.
+            AssertionError, IndexError, RuntimeError: the target does not fit the output.
+        """
+        evaluations = windows * len(self.images)
+        known, shape = _facts.setdefault(self.model, {}), tuple(self.images.shape[1:])
+        if shape in known:
+            _require_work(known[shape], evaluations)
+        with self._aside(), _Operations() as operations:
+            output = self.model(self.images.clone())
+        facts = known.setdefault(shape, _Facts(operations.total / len(self.images)))
+        _require_work(facts, evaluations)
+        count = self.images.shape[:1]
+        if not isinstance(output, Tensor) or not output.is_floating_point() or output.shape[:1] != count:
+            raise ForCaptum("the output is not a floating-point tensor with one entry an image")
+        clean = select(output, target)
+        if clean.shape[:1] != count or not clean.numel():
+            raise ForCaptum("the target chooses something else than one value, or several, an image")
+        self._require_same_in_evaluation(output)
+        if facts.alone is None:
+            facts.alone = self._is_alone(output, box)
+        if not facts.alone:
+            raise ForCaptum("the output for an image depends on the others of its batch")
+        return Job(self.model, self.images, self.fill, target, output, clean.reshape(len(self.images), -1))
+
+    def _is_alone(self, output: Tensor, box: Tensor) -> bool:
+        """Whether the output for the first image is the same beside another image."""
         fill = self.fill[:1] if isinstance(self.fill, Tensor) else self.fill
         covered = ops.occlude(self.images[:1], box.to(self.images.device), None, fill)
-        with torch.no_grad(), _Operations() as operations:
+        with self._aside():
             try:
                 both = self.model(torch.cat([self.images[:1], covered]))
             except (AssertionError, IndexError, RuntimeError, TypeError, ValueError):
-                return None  # the model takes one image at a time
-        if both.shape != (2, *self.output.shape[1:]):
-            return None
-        largest = float(self.output.abs().max())
-        difference = float((both[0] - self.output[0]).abs().max())
-        return operations.total / 2 if difference <= _TOLERANCE.get(both.dtype, 1e-2) * largest else None
+                return False  # the model takes one image at a time
+        if both.shape != (2, *output.shape[1:]):
+            return False
+        difference = float((both[0] - output[0]).abs().max())
+        return difference <= _TOLERANCE.get(both.dtype, 1e-2) * float(output.abs().max())
+
+    def _require_same_in_evaluation(self, output: Tensor) -> None:
+        """Raise for a model in training mode that gives other outputs in evaluation mode, in which sweeps run."""
+        if not any(module.training for module in self.model.modules()):
+            return
+        with capture.frozen_model(self.model), self._aside():
+            other = self.model(self.images.clone())
+        if not isinstance(other, Tensor) or not torch.equal(other, output):
+            raise ForCaptum("the model is in training mode")
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """What captum does not run: it needs no graph, and draws no random number that captum's calls would get."""
+        devices = [self.images.device] if self.images.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            yield
+
+
+def _require_work(facts: _Facts, evaluations: int) -> None:
+    if _bases.installed and facts.operations * evaluations < LEAST_WORK:
+        raise ForCaptum("it is less work than to prepare the model")
+
+
+@dataclass(frozen=True)
+class Job(Call):
+    """A call that fastviz computes itself.
+
+    Attributes:
+        target: captum's target.
+        output: the model's output for the images as they are.
+        clean: [N, M], the target's values in it.
+    """
+
+    target: object
+    output: Tensor
+    clean: Tensor
 
     def values(self, boxes: Tensor, sample: Tensor, fill: float | Tensor, advance: Callable[[int], object]) -> Tensor:
         """[P, M]: the target's values where each of ``boxes`` [P, 4] covers a part of the image ``sample`` [P]."""
@@ -126,20 +180,13 @@ class _Operations(TorchDispatchMode):
         return result
 
 
-def prepared(
-    attribution: Any,
-    kind: type,
-    inputs: object,
-    baselines: object,
-    target: object,
-    extra: object,
-    perturbations_per_eval: object,
-) -> Job:
-    """The job of a call, after one forward pass.
+def accepted(
+    attribution: Any, kind: type, inputs: object, baselines: object, extra: object, perturbations_per_eval: object
+) -> Call:
+    """The call, as far as that can be told without running the model.
 
     Raises:
-        ForCaptum: why the call is one for captum's own path.
-        AssertionError, IndexError, RuntimeError: the target does not fit the output.
+        ForCaptum: why it is for captum's own path.
     """
     model = _module(attribution.forward_func)
     if type(attribution) is not kind:
@@ -149,18 +196,9 @@ def prepared(
     if type(perturbations_per_eval) is not int or perturbations_per_eval < 1:
         raise ForCaptum("perturbations_per_eval is not a number from 1 on")
     images = _images(inputs)
-    fill = _fill(baselines, images)
     if torch.is_autocast_enabled(images.device.type):
         raise ForCaptum("autocast is on")
-    with torch.no_grad():
-        output = model(images.clone())
-    if not isinstance(output, Tensor) or not output.is_floating_point() or output.shape[:1] != images.shape[:1]:
-        raise ForCaptum("the output is not a floating-point tensor with one entry an image")
-    clean = select(output, target)
-    if clean.shape[:1] != images.shape[:1] or not clean.numel():
-        raise ForCaptum("the target chooses something else than one value, or several, an image")
-    _require_same_in_evaluation(model, images, output)
-    return Job(model, images, fill, target, output, clean.reshape(len(images), -1))
+    return Call(model, images, _fill(baselines, images))
 
 
 def _module(model: object) -> nn.Module:
@@ -174,6 +212,8 @@ def _module(model: object) -> nn.Module:
             raise ForCaptum(f"{name or 'the model'} has forward hooks")
         if module._compiled_call_impl is not None or hasattr(module, "_orig_mod"):
             raise ForCaptum(f"{name or 'the model'} is compiled")
+        if module.training and isinstance(module, _OTHER_IN_TRAINING):
+            raise ForCaptum("the model is in training mode")
     return model
 
 
@@ -211,18 +251,6 @@ def _fill(baselines: object, images: Tensor) -> float | Tensor:
     if not bool(torch.isfinite(baseline).all()):
         raise ForCaptum("the baseline is not finite")
     return baseline.detach().to(images).expand(wanted).contiguous()
-
-
-def _require_same_in_evaluation(model: nn.Module, images: Tensor, output: Tensor) -> None:
-    """Raise for a model in training mode that would give other outputs in evaluation mode, in which sweeps run."""
-    if not any(module.training for module in model.modules()):
-        return
-    if any(module.training and isinstance(module, _OTHER_IN_TRAINING) for module in model.modules()):
-        raise ForCaptum("the model is in training mode")
-    with capture.frozen_model(model), torch.no_grad():
-        other = model(images.clone())
-    if not isinstance(other, Tensor) or not torch.equal(other, output):
-        raise ForCaptum("the model is in training mode")
 
 
 def _entries(output: Tensor, target: object) -> list[int] | None:

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from fastviz import capture, ops
 from fastviz.compat._layers import recorded
+from fastviz.compat._order import in_fast_order
 from fastviz.compat.captum import _bases
 from fastviz.compat.captum._forward import formatted, run, tensors
 from fastviz.compat.captum._layers import in_parallel, neurons
@@ -178,17 +179,22 @@ class LayerGradCam(_bases.LayerGradCam):
                 attr_dim_summation,
                 grad_kwargs,
             )
-        each = tuple(x.clone() for x in tensors(inputs))
-        with torch.inference_mode(False), torch.no_grad():
+        each = tensors(inputs)
+
+        def values_and_gradients(*images: Tensor) -> tuple[list[Tensor], tuple[Tensor, ...]]:
             with recorded(self.layer, at_input=attribute_to_layer_input, leaves=True) as values:
-                output = _one_each(run(self.forward_func, each, target, additional_forward_args))
-            gradients = torch.autograd.grad(output.unbind(), values, **(grad_kwargs or {}))
+                copies = tuple(x.clone() for x in images)
+                output = _one_each(run(self.forward_func, copies, target, additional_forward_args))
+            return values, torch.autograd.grad(output.unbind(), values, **(grad_kwargs or {}))
+
+        with torch.inference_mode(False), torch.no_grad():
+            values, gradients = in_fast_order(self.forward_func, each, values_and_gradients)(*each)
         found = []
         for value, gradient in zip(values, gradients, strict=True):
             weight = gradient.mean(tuple(range(2, gradient.dim())), keepdim=True) if gradient.dim() > 2 else gradient
             cam = weight * value.detach()
             cam = cam.sum(1, keepdim=True) if attr_dim_summation else cam
-            found.append(cam.relu() if relu_attributions else cam)
+            found.append((cam.relu() if relu_attributions else cam).contiguous())
         return tuple(found) if len(found) > 1 else found[0]
 
 
@@ -254,20 +260,25 @@ def _gradients(
     """The gradients, for each input, of what ``value`` gives: a neuron's values, or, without it, the target's."""
     value = value or _scores
     forward_func = attribution.forward_func
-    rectifiers = nullcontext() if rule is None else capture.rectifiers(rule, model=attribution.model)
-    with torch.inference_mode(False), torch.enable_grad(), rectifiers as found:
-        leaves = tuple(_leaf(x) for x in tensors(inputs))
-        if attribution.gradient_func is not _bases.compute_gradients:
-            return tuple(attribution.gradient_func(forward_func, leaves, target, extra))
-        # copies, for models that work in place on their input
-        output = value(forward_func, tuple(leaf.clone() for leaf in leaves), target, extra)
-        if found is not None and output.requires_grad:
-            found.check(output, stacklevel=4)
-        gradients = capture.differentiate(output, leaves)
+
+    def differentiated(*images: Tensor) -> tuple[Tensor | None, ...]:
+        rectifiers = nullcontext() if rule is None else capture.rectifiers(rule, model=attribution.model)
+        with torch.inference_mode(False), torch.enable_grad(), rectifiers as found:
+            leaves = tuple(_leaf(x) for x in images)
+            if attribution.gradient_func is not _bases.compute_gradients:
+                return tuple(attribution.gradient_func(forward_func, leaves, target, extra))
+            # copies, for models that work in place on their input
+            output = value(forward_func, tuple(leaf.clone() for leaf in leaves), target, extra)
+            if found is not None and output.requires_grad:
+                found.check(output, stacklevel=6)
+            return tuple(capture.differentiate(output, leaves))
+
+    each = tensors(inputs)
+    gradients = in_fast_order(forward_func, each, differentiated)(*each)
     for number, gradient in enumerate(gradients):
         if gradient is None:
             raise RuntimeError(f"the target should depend on each input, but has no gradient for input {number}")
-    return tuple(gradient for gradient in gradients if gradient is not None)
+    return tuple(gradient.contiguous() for gradient in gradients if gradient is not None)
 
 
 def _leaf(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastviz.compat.captum import _bases
 from fastviz.compat.captum._forward import formatted
 from fastviz.compat.captum._segments import Segments, segments
-from fastviz.compat.captum._sweep import ForCaptum, Job, prepared
+from fastviz.compat.captum._sweep import ForCaptum, Job, accepted
 from fastviz.progress import bar
 from fastviz.windows import Grid
 
@@ -51,12 +51,12 @@ class Occlusion(_bases.Occlusion):
         show_progress: bool = False,
     ) -> Tensors:
         """The attributions, float32, of the shapes of the inputs: see captum's ``Occlusion.attribute``."""
-        job = None
+        job: Job | None
         try:
-            job = prepared(self, Occlusion, inputs, baselines, target, additional_forward_args, perturbations_per_eval)
-            channels, grid = _windows(job.images, sliding_window_shapes, strides)
+            call = accepted(self, Occlusion, inputs, baselines, additional_forward_args, perturbations_per_eval)
+            channels, grid = _windows(call.images, sliding_window_shapes, strides)
             windows = len(channels) * len(grid.boxes)
-            job.require_work(grid.boxes[:1], windows * len(job.images))
+            job = call.job(target, grid.boxes[:1], windows)
         except ForCaptum as reason:
             _log.debug("Occlusion takes captum's own path: %s", reason)
             job = None
@@ -107,21 +107,19 @@ class FeatureAblation(_bases.FeatureAblation):
         **kwargs: Any,
     ) -> Tensors:
         """The attributions, of the shapes of the inputs: see captum's ``FeatureAblation.attribute``."""
-        job = None
+        job: Job | None
         try:
             if kwargs or getattr(self, "_min_examples_per_batch_grouped", None) is not None:
                 raise ForCaptum("there are further options")
-            job = prepared(
-                self, FeatureAblation, inputs, baselines, target, additional_forward_args, perturbations_per_eval
-            )
-            parts = segments(_mask(feature_mask, job))
-            if parts is None:
-                raise ForCaptum("too many features overlap")
-            job.require_work(parts.layers[0].boxes[:1], parts.count * len(job.images))
+            call = accepted(self, FeatureAblation, inputs, baselines, additional_forward_args, perturbations_per_eval)
+            parts = _parts(feature_mask, call.images)
+            job = call.job(target, parts.layers[0].boxes[:1], parts.count)
+            if len(parts.index) > 1 and job.clean.shape[1] > 1:
+                raise ForCaptum("there is not one mask for each value of the output")
         except ForCaptum as reason:
             _log.debug("FeatureAblation takes captum's own path: %s", reason)
             job = None
-        if job is None or parts is None:
+        if job is None:
             return _bases.FeatureAblation.attribute.__wrapped__(  # type: ignore[no-any-return]
                 self,
                 inputs,
@@ -191,20 +189,23 @@ def _over_channels(maps: list[Tensor], channels: list[tuple[int, int]], count: i
 # ----------------------------------------------------------------------------------------------------- ablation
 
 
-def _mask(feature_mask: Any, job: Job) -> Tensor:
-    """The mask as [1 or N, C, H, W]."""
-    shape = job.images.shape
+def _parts(feature_mask: Any, images: Tensor) -> Segments:
+    """The features of the mask, which has the images' shape or fewer dimensions."""
+    shape = images.shape
     mask = feature_mask[0] if isinstance(feature_mask, tuple) and len(feature_mask) == 1 else feature_mask
     if mask is None:
-        return torch.arange(shape[1:].numel()).view(1, *shape[1:])
+        mask = torch.arange(shape[1:].numel()).view(shape[1:])
     if not isinstance(mask, Tensor) or mask.dim() > 4:
-        raise ForCaptum("the mask is not one of the images' shape")
+        raise ForCaptum("the mask is not a tensor of the images' shape")
     wanted = (len(mask) if mask.dim() == 4 else 1, *shape[1:])
-    if any(size not in (1, other) for size, other in zip(mask.shape[::-1], wanted[::-1], strict=False)):
+    if wanted[0] not in (1, len(images)) or any(
+        size not in (1, other) for size, other in zip(mask.shape[::-1], wanted[::-1], strict=False)
+    ):
         raise ForCaptum("the mask does not have the images' shape")
-    if wanted[0] > 1 and (wanted[0] != len(job.images) or job.clean.shape[1] > 1):
-        raise ForCaptum("there is not one mask for each value of the output")
-    return mask.expand(wanted)
+    parts = segments(mask.expand(wanted))
+    if parts is None:
+        raise ForCaptum("too many features overlap")
+    return parts
 
 
 def _ablated(job: Job, parts: Segments, advance: Callable[[int], object]) -> Tensor:

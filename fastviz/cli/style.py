@@ -1,0 +1,137 @@
+"""``fastviz style``: a photograph in the manner of other pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastviz.cli.common import Device, ModelName, Stopped, Weights, app, load_network
+from fastviz.cli.texture import layer_names, losses, previewing, sample_path, shrunk
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fastviz.report import Section
+
+__all__ = ["demo_section", "style"]
+
+
+@app.command(
+    epilog="Example: fastviz style photo.jpg painting.jpg --model vgg19 --weights DEFAULT --out painted.png, and each "
+    "style where its mask is white: fastviz style photo.jpg grass brick --mask ground.png --mask sky.png --out a.png"
+)
+def style(
+    photo: Annotated[Path, typer.Argument(help="The photograph.")],
+    styles: Annotated[
+        list[str], typer.Argument(help="Pictures to take the style from; also brick, grass, gravel (in the package).")
+    ],
+    out: Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp.")],
+    model: ModelName = "demo",
+    weights: Weights = None,
+    size: Annotated[
+        int, typer.Option(help="A photograph with a longer side than this, in pixels, is shrunk to it.")
+    ] = 448,
+    style_size: Annotated[
+        int | None, typer.Option(help="The same of the styles; smaller, finer strokes. If not given, as --size.")
+    ] = None,
+    mix: Annotated[str | None, typer.Option(help="How much of each style: 2,1 for twice as much of the first.")] = None,
+    mask: Annotated[
+        list[Path] | None, typer.Option(help="One a style, in their order, each a picture: white where it goes.")
+    ] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="Layers of the style with commas between: see `fastviz layers`.")
+    ] = None,
+    content_layer: Annotated[str | None, typer.Option(help="Those of the content.")] = None,
+    strength: Annotated[float, typer.Option(help="What the style weighs, the content weighing 1.")] = 300.0,
+    smoothness: Annotated[float, typer.Option(help="What smoothness weighs (total variation).")] = 0.01,
+    preserve_colours: Annotated[
+        bool, typer.Option("--preserve-colours", help="Keep the colours of the photograph.")
+    ] = False,
+    start: Annotated[str, typer.Option(help="content, style or noise.")] = "content",
+    levels: Annotated[int, typer.Option(help="Sizes, each half of the next, the smallest first.")] = 2,
+    steps: Annotated[int, typer.Option(help="Most steps at each size.")] = 100,
+    optimizer: Annotated[str, typer.Option(help="lbfgs or adam.")] = "lbfgs",
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    preview_every: Annotated[int | None, typer.Option(help="Write the picture after every so many steps.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Paint a photograph in the style of other pictures, as a network sees style (Gatys, Ecker, Bethge)."""
+    from fastviz import checks, images, methods
+    from fastviz.canvas import frame_of
+
+    images.picture_path(out, "--out")
+    longest = checks.whole_number(size, "--size", minimum=1)
+    of_styles = longest if style_size is None else checks.whole_number(style_size, "--style-size", minimum=1)
+    shown = shrunk(images.read_image(photo), longest)
+    drawn = [shrunk(images.read_image(sample_path(name)), of_styles) for name in styles]
+    where = None if not mask else _masks(mask, shown)
+    weights_of_styles = None if mix is None else _mix(mix)
+    network, place = load_network(model, weights, device)
+    frame = frame_of(network, (shown.shape[1], shown.shape[2]))
+    made = methods.style_transfer(
+        network,
+        frame.image(shown[None]).to(place),
+        [frame.image(each[None]).to(place) for each in drawn],
+        style_weights=weights_of_styles,
+        masks=where,
+        layers=layer_names(layer),
+        content_layers=layer_names(content_layer),
+        style_weight=strength,
+        variation_weight=smoothness,
+        preserve_colours=preserve_colours,
+        start=start,
+        levels=levels,
+        optimizer=optimizer,
+        steps=steps,
+        seed=seed,
+        progress=True,
+        **previewing(frame, out, preview_every),
+    )
+    images.save_image(made.pictures[0].cpu(), out)
+    print(losses(made))
+    print(f"picture: {out}")
+    if made.interrupted:
+        raise Stopped(f"{out} has what there was so far")
+
+
+def _mix(words: str) -> list[float]:
+    try:
+        return [float(word) for word in words.split(",")]
+    except ValueError:
+        raise ValueError(f"--mix should be numbers with commas between, got {words!r}") from None
+
+
+def _masks(paths: list[Path], photo: Tensor) -> Tensor:
+    """The brightness of the pictures at ``paths`` at the size of ``photo``: [S, H, W]."""
+    import torch
+
+    from fastviz import images, pictures
+
+    height, width = photo.shape[1:]
+    read = [images.read_image(path).mean(0, keepdim=True) for path in paths]
+    return torch.cat([pictures.resize(each[None], height, width, "bilinear")[0] for each in read])
+
+
+def demo_section(network: nn.Module, photo: Path) -> Section:
+    """The demo's: a photograph, and what the built-in network makes of it with the style of two built-in textures."""
+    from fastviz import images, methods
+    from fastviz.canvas import frame_of
+    from fastviz.report import Section
+
+    shown = shrunk(images.read_image(photo), 160)
+    frame = frame_of(network, (shown.shape[1], shown.shape[2]))
+    pictures: list[tuple[str, Any]] = [("photograph", shown)]
+    for name in ("brick", "gravel"):
+        drawn = images.read_image(sample_path(name))
+        x, y = frame.image(shown[None]), frame.image(drawn[None])
+        made = methods.style_transfer(network, x, y, steps=20, style_weight=30.0, preserve_colours=True)
+        pictures += [(f"in the style of {name}", made.pictures[0])]
+    return Section(
+        "Style of one picture, content of another",
+        "The photograph was changed until the features of the network stood in the same relation to each other as in "
+        "the other picture, wherever they are, while the deep ones stayed what and where they were.",
+        pictures,
+        methods.METHODS["style_transfer"].paper,
+    )

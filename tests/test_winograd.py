@@ -1,0 +1,103 @@
+"""Convolutions with fewer products: the same values and gradients, where they are taken, what is left alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fastviz import winograd
+from fastviz.winograd import Winograd
+
+
+@pytest.fixture
+def used(monkeypatch):
+    """Counts the convolutions that were computed so."""
+    calls = []
+    convolved = winograd._convolved
+    monkeypatch.setattr(winograd, "_convolved", lambda *args: (calls.append(1), convolved(*args))[1])
+    return calls
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 22), (30, 19), (18, 190)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_values_and_gradients_are_the_direct_ones(size, bias, used):
+    torch.manual_seed(1)
+    conv = nn.Conv2d(128, 144, 3, padding=1, bias=bias)
+    x = torch.randn(2, 128, *size)
+    weight = torch.randn(2, 144, *size)
+
+    def run(module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = x.clone().requires_grad_()
+        output = module(leaf).mul_(0.5)  # in place, as rectifiers may be
+        (gradient,) = torch.autograd.grad((output * weight.to(output)).sum(), leaf)
+        return output.detach(), gradient
+
+    with Winograd():
+        fast = run(conv, x)
+    assert len(used) == 2
+    exact = run(conv.double(), x.double())
+    for mine, theirs in zip(fast, exact, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=0, atol=2e-5 * float(theirs.abs().max()))
+    assert conv.weight.grad is None
+
+
+def test_one_tile_by_hand(used):
+    """A kernel of a single 1 in the middle leaves the input as it is."""
+    conv = nn.Conv2d(128, 128, 3, padding=1, bias=False)
+    with torch.no_grad():
+        conv.weight.zero_()
+        conv.weight[range(128), range(128), 1, 1] = 1
+        x = torch.arange(128.0 * 256).view(1, 128, 16, 16) / 1000
+        with Winograd():
+            torch.testing.assert_close(conv(x), x, rtol=0, atol=1e-3)
+    assert len(used) == 1
+
+
+def test_changed_weights_are_noticed(used):
+    conv, x, mode = nn.Conv2d(128, 128, 3, padding=1), torch.randn(1, 128, 16, 16), Winograd()
+    with torch.no_grad():
+        with mode:
+            before = conv(x)
+        conv.weight.mul_(2)
+        conv.bias.mul_(2)
+        with mode:
+            torch.testing.assert_close(conv(x), 2 * before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (nn.Conv2d(64, 128, 3, padding=1), (1, 64, 16, 16)),
+        (nn.Conv2d(128, 128, 3), (1, 128, 20, 20)),
+        (nn.Conv2d(128, 128, 3, padding=1, stride=2), (1, 128, 20, 20)),
+        (nn.Conv2d(128, 128, 3, padding=2, dilation=2), (1, 128, 20, 20)),
+        (nn.Conv2d(128, 128, 3, padding="same"), (1, 128, 20, 20)),
+        (nn.Conv2d(256, 256, 3, padding=1, groups=2), (1, 256, 16, 16)),
+        (nn.Conv2d(128, 128, 5, padding=1), (1, 128, 20, 20)),
+        (nn.Conv2d(128, 128, 3, padding=1), (1, 128, 8, 8)),
+        (nn.Conv2d(128, 128, 3, padding=1), (128, 20, 20)),
+        (nn.Conv2d(128, 128, 3, padding=1).double(), (1, 128, 16, 16)),
+        (nn.utils.parametrizations.weight_norm(nn.Conv2d(128, 128, 3, padding=1)), (1, 128, 16, 16)),
+    ],
+)
+def test_all_other_convolutions_are_left_alone(module, shape, used):
+    x = torch.randn(shape, dtype=next(module.parameters()).dtype)
+    with torch.no_grad(), Winograd():
+        found = module(x)
+    assert not used
+    with torch.no_grad():
+        assert torch.equal(found, module(x))
+
+
+def test_under_autocast_they_are_left_alone(used):
+    conv, x = nn.Conv2d(128, 128, 3, padding=1), torch.randn(1, 128, 16, 16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), Winograd():
+        assert conv(x).dtype == torch.bfloat16
+    assert not used
+
+
+def test_shapes_that_do_not_fit_give_torch_s_own_error():
+    conv = nn.Conv2d(128, 128, 3, padding=1)
+    with pytest.raises(RuntimeError, match="to have 128 channels"), Winograd():
+        conv(torch.randn(1, 130, 16, 16))
