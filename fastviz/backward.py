@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fastviz import capture, checks, ops, targets, unit_crop
 from fastviz.capture import Precision
+from fastviz.strided import StridedGradient
 from fastviz.targets import Activations, Selection
 
 __all__ = ["batches", "check_options", "in_fast_order", "input_gradients", "predicted", "reduced_precision", "widened"]
@@ -185,7 +186,10 @@ class _Work:
             # What is compiled may give its memory away in a backward pass, so that there cannot be another one.
             return torch.stack([self._pass(x, target, calls) for target in selection.apart()], dim=1)
         rule = self.rule
-        with capture.rectifiers(rule, model=self.model) if rule else nullcontext() as intercepted:
+        # Around the backward pass too: what a checkpoint computes again has to be computed in the same way. What is
+        # compiled would be compiled anew.
+        faster = nullcontext() if self._is_compiled else StridedGradient()
+        with faster, capture.rectifiers(rule, model=self.model) if rule else nullcontext() as intercepted:
             leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
             with reduced_precision(x, self.precision):
                 # The copy is for models that work in place on their input.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from typing import TypeAlias
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from fastviz import capture, checks
-from fastviz.strided import StridedGradient
 
 __all__ = [
     "Activations",
@@ -535,15 +533,6 @@ def run(
     A model that works in place on its input changes ``x``. ``start_gradients`` and ``calls`` as in
     :func:`fastviz.capture.activations`; with ``calls`` the output is None.
     """
-    # What is compiled would be compiled anew for it.
-    compiled = any(capture.is_compiled(module) for module in model.modules())
-    with nullcontext() if compiled else StridedGradient():
-        return _run(model, x, layers, start_gradients, calls)
-
-
-def _run(
-    model: nn.Module, x: Tensor, layers: Sequence[str], start_gradients: bool, calls: Mapping[str, int] | None
-) -> tuple[object, Activations]:
     if not layers:
         return model(x), {}
     with capture.activations(model, layers, start_gradients=start_gradients, calls=calls) as recorded:

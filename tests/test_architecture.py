@@ -18,7 +18,7 @@ LEVELS = [
     ["_build", "checks", "demo_network", "geometry", "progress", "top_k", "projection", "nearest", "placement"],
     ["native", "ops", "weight_files", "models", "colour_tables", "pictures", "image_paths", "images", "captions"],
     ["animation", "drawing", "streaming", "embedding_file"],
-    ["windows", "capture", "strided", "targets", "reach", "fingerprint", "graph", "unit_crop", "backward", "features"],
+    ["windows", "capture", "targets", "reach", "fingerprint", "graph", "unit_crop", "strided", "backward", "features"],
     [
         *("incremental", "canvas", "priors", "transforms", "optimize", "winograd", "gram_losses"),
         *("fooling", "box_method", "genomes"),
