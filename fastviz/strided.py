@@ -13,16 +13,15 @@ from torch.overrides import TorchFunctionMode
 __all__ = ["StridedGradient"]
 
 _CHANNELS = 4
-"""Pictures have at most as many; with more, torch's own gradient is as fast."""
+"""Pictures have at most as many."""
 
 
 class StridedGradient(TorchFunctionMode):
-    """Inside, first convolutions with a stride get their gradient for the picture several times faster, on a CPU.
+    """Inside, first convolutions with a stride get their gradient for the picture from a dense convolution, on a CPU.
 
     Of a convolution with stride s, the gradient for every s-th pixel is a dense convolution of the gradient of its
     output with every s-th weight. All s² such phases are computed as the channels of one convolution, whose output is
-    then put in place: sums of the same products as ever, in another order. torch's own gradient of the 7x7 convolutions
-    with stride 2 that SqueezeNet and ResNets begin with takes ten times as long on a CPU.
+    then put in place: sums of the same products as ever, in another order.
 
     Their weights are given no gradient: this is for passes that ask for that of the picture alone. Other convolutions
     are computed as ever.
