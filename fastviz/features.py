@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fastviz import capture
+from fastviz import backward, capture
 from fastviz.capture import Hook
 
 __all__ = ["Pool", "called", "penultimate", "run", "vectors"]
@@ -25,7 +25,8 @@ def run(model: nn.Module, images: Tensor, hooks: Mapping[str, Hook], calls: Coun
     """Run ``model`` on ``images`` as far as its layers in ``hooks`` need, and call their hooks.
 
     The first pass, with ``calls`` empty, runs to the end and fills it with how often each layer is called; later ones
-    end when every layer has been called as often.
+    end when every layer has been called as often. In the order in memory of :func:`fastviz.backward.in_fast_order`; a
+    model that cannot take it runs again, so that hooks should replace what they noted before.
 
     Raises:
         ValueError: a layer does not exist, is scripted or was not called.
@@ -42,11 +43,18 @@ def run(model: nn.Module, images: Tensor, hooks: Mapping[str, Hook], calls: Coun
 
         return call
 
-    with capture.hooked(model, {name: counted(name, hook) for name, hook in hooks.items()}):
+    def through(batch: Tensor) -> bool:
+        done.clear()
         try:
-            model(images)
+            model(batch)
         except _Enough:
-            return
+            return False
+        return True
+
+    with capture.hooked(model, {name: counted(name, hook) for name, hook in hooks.items()}):
+        to_the_end = backward.in_fast_order(model, "model", through)(images)
+    if not to_the_end:
+        return
     for name in hooks:
         if not done[name]:
             raise ValueError(

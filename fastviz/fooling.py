@@ -17,6 +17,7 @@ from fastviz.canvas import Frame, Pixels
 from fastviz.models import preprocessing
 from fastviz.optimize import Optimized, Optimizer, is_out_of_memory, optimize, what_fits
 from fastviz.priors import Prior
+from fastviz.strided import strided_gradients
 
 __all__ = ["LEVEL", "Ball", "Unrecognisable", "Victim", "class_batch", "logit", "probability_goal"]
 
@@ -167,8 +168,9 @@ class Victim:
 
         def at(part: slice) -> tuple[Tensor, Tensor]:
             leaf = pictures[part].detach().requires_grad_()
-            found = _picked(self._logarithms(leaf), classes[part])
-            (gradient,) = capture.differentiate(found.sum(), [leaf]) if found.requires_grad else (None,)
+            with strided_gradients(self.model):
+                found = _picked(self._logarithms(leaf), classes[part])
+                (gradient,) = capture.differentiate(found.sum(), [leaf]) if found.requires_grad else (None,)
             return found.detach(), torch.zeros_like(leaf) if gradient is None else gradient.contiguous()
 
         values, gradients = zip(*self._in_parts(pictures, at), strict=True)

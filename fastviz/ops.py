@@ -337,6 +337,36 @@ def patch_search(sample: Tensor, neighbourhood: Tensor, mask: Tensor, weights: T
     return _ops.patch_search(sample, neighbourhood[None], mask[None], weights)[0]
 
 
+def grow_texture(
+    canvas: tuple[Tensor, Tensor, Tensor],
+    places: Tensor,
+    chances: Tensor,
+    sample: Tensor,
+    usable: Tensor | None,
+    weights: Tensor,
+    epsilon: float,
+    limit: float,
+) -> None:
+    """Fill pixels of ``canvas`` in turn, on the CPU.
+
+    The loop of :func:`fastviz.synthesize_texture` in one call; csrc/kernels/kernels.h says what it computes. Windows
+    are given up as soon as their sum over the first known pixels, those of the largest weight, is above that of the
+    windows that can still be chosen; sums only grow, so that the choice is that of the full search.
+
+    Args:
+        canvas: values [C, H, W], which of them are filled [H, W] bool, and the window that each came from [H, W] int64
+            or -1, contiguous. All three are written to.
+        places: [n] int64, where in the canvas, in the order in which they are filled; half a window from its border.
+        chances: [n] float64, from 0 to below 1.
+        sample: [C, h, w], float32 or float64, finite.
+        usable: [h − window + 1, w − window + 1] bool, or None: all.
+        weights: [window, window], 0 or more.
+        epsilon: how much worse than the best a window may be.
+        limit: mean squared error that a pixel must be below.
+    """
+    _ops._grow_texture(*canvas, places, chances, sample, usable, weights, epsilon, limit)
+
+
 def _check_device(tensor: Tensor, argument: str) -> None:
     """The operators exist for the CPU and, where the library is loaded, for CUDA (and for fake and meta tensors)."""
     if tensor.device.type in ("cpu", "meta"):
@@ -611,3 +641,8 @@ def _patch_search_backward(ctx: Any, grad: Tensor) -> None:
 
 
 torch.library.register_autograd("fastviz::patch_search", _patch_search_backward)
+
+
+@torch.library.register_fake("fastviz::_grow_texture")
+def _(*arguments: object) -> None:
+    return None

@@ -309,6 +309,18 @@ def test_convolutions_get_channels_last_memory(model: Net, x: Tensor) -> None:
     assert orders == [True, False]
 
 
+def test_a_few_images_do_not_pay_for_copies_of_many_weights(model: Net, x: Tensor, monkeypatch) -> None:
+    orders: list[bool] = []
+    handle = model.conv1.register_forward_hook(
+        lambda module, inputs, output: orders.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    monkeypatch.setattr(backward, "_MANY_WEIGHTS", 100)
+    for images in (3, 4):
+        saliency(model.float(), x.float()[:1].repeat(images, 1, 1, 1))
+    handle.remove()
+    assert orders == [False, True]
+
+
 def test_a_model_that_views_its_maps_gets_contiguous_memory(x: Tensor) -> None:
     class Views(nn.Module):
         def __init__(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -73,6 +75,17 @@ def test_starts():
     torch.testing.assert_close(fv.maximize(model, [0, 1], start=mine, canvas="pixels", steps=0).images, mine)
     one = fv.maximize(model, [0, 1], start=mine[:1], canvas="pixels", steps=0).images
     torch.testing.assert_close(one, mine[:1].expand(2, -1, -1, -1))
+
+
+@pytest.mark.parametrize("canvas", ["pixels", "fourier"])
+def test_models_of_16_bits(canvas):
+    """Images are made in float32; the model sees them in its own dtype."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    options = {"size": 12, "steps": 20, "canvas": canvas, "start": "noise", "transforms": ()}
+    exact = fv.maximize(model, [0, 2], **options)
+    found = fv.maximize(copy.deepcopy(model).bfloat16(), [0, 2], **options)
+    assert found.images.dtype == torch.float32
+    torch.testing.assert_close(found.values, exact.values, rtol=0.05, atol=0.02)
 
 
 def test_defaults_by_kind_of_target():

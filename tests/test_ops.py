@@ -587,14 +587,22 @@ def test_opcheck(name, order, device):
     torch.library.opcheck(getattr(torch.ops.fastviz, name).default, opcheck_arguments(device, order)[name])
 
 
+def test_opcheck_of_growth():
+    """On the CPU only."""
+    canvas = (torch.zeros(2, 8, 9), torch.eye(8, 9) > 0, torch.full((8, 9), -1))
+    places, chances = torch.tensor([11, 12, 47]), torch.tensor([0.0, 0.5, 0.9], dtype=torch.float64)
+    arguments = (*canvas, places, chances, torch.rand(2, 6, 7), torch.ones(4, 5) > 0, torch.ones(3, 3), 0.1, 1.0)
+    torch.library.opcheck(torch.ops.fastviz._grow_texture.default, arguments)
+
+
 def test_every_operator_is_checked():
-    """A new operator in library.cpp appears in test_opcheck too."""
+    """A new operator in library.cpp appears in test_opcheck too, or in the test above."""
     listed = {
         schema.name.partition("::")[2]
         for schema in torch._C._jit_get_all_schemas()
         if schema.name.startswith("fastviz::")
     }
-    assert listed == set(opcheck_arguments("cpu", "contiguous"))
+    assert listed == {*opcheck_arguments("cpu", "contiguous"), "_grow_texture"}
 
 
 @calls

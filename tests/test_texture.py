@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastviz import ops, reference
+from fastviz import images, ops, reference
+from fastviz.cli.texture import sample_path
 from fastviz.methods import texture
 from fastviz.methods.texture import fill_hole, synthesize_texture
 
@@ -61,9 +62,16 @@ def grow_plainly(
     return image
 
 
+@pytest.fixture(params=["in turn", "in batches"])
+def growth(request, monkeypatch):
+    """Both ways of filling pixels: the CPU's, and that of other devices."""
+    if request.param == "in batches":
+        monkeypatch.setattr(texture, "_fill_in_turn", texture._fill_in_batches)
+
+
 @pytest.mark.parametrize("max_error", [0.3, 0.004])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_equal_to_the_paper_pixel_by_pixel(channels, max_error):
+def test_equal_to_the_paper_pixel_by_pixel(channels, max_error, growth):
     """The same numbers drawn in the same order: every pixel is the same, those that had to wait too."""
     noise = torch.rand(channels, 11, 13, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     sample = torch.nn.functional.avg_pool2d(noise, 3, stride=1)
@@ -78,7 +86,7 @@ def test_equal_to_the_paper_pixel_by_pixel(channels, max_error):
     torch.testing.assert_close(grown, plain, rtol=0, atol=0)
 
 
-def test_holes_are_filled_as_the_paper_would():
+def test_holes_are_filled_as_the_paper_would(growth):
     image = torch.rand(2, 14, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     hole = torch.zeros(14, 12, dtype=torch.bool)
     hole[2:5, 1:4] = hole[9, 11] = hole[10, 10] = True
@@ -88,6 +96,31 @@ def test_holes_are_filled_as_the_paper_would():
     plain = grow_plainly(sample.nan_to_num(), ~hole, sample, 3, 0.5, 0.3, generator)
     torch.testing.assert_close(filled, plain, rtol=0, atol=0)
     assert (filled == image)[:, ~hole].all()
+
+
+@pytest.mark.parametrize("window", [3, 7, 11])
+@pytest.mark.parametrize("epsilon", [0, 0.1, 2.0])
+def test_giving_windows_up_early_changes_nothing(window, epsilon, monkeypatch):
+    """Wide samples, so that whole rows of windows are given up; real texture, with its many windows that are alike."""
+    picture = images.read_image(sample_path("brick")).double()
+    sample = torch.nn.functional.avg_pool2d(picture, 4)[:, :40, :70]
+    options = {"window": window, "epsilon": epsilon, "seed": 5}
+    fast = synthesize_texture(sample, 40, **options)
+    monkeypatch.setattr(texture, "_fill_in_turn", texture._fill_in_batches)
+    assert torch.equal(fast, synthesize_texture(sample, 40, **options))
+
+
+def test_the_number_of_threads_changes_nothing():
+    sample = torch.rand(3, 30, 30, generator=torch.Generator().manual_seed(0))
+    threads, results = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 5):
+            torch.set_num_threads(number)
+            results.append(synthesize_texture(sample, 40, window=5))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
 
 
 def test_pixels_searched_together_are_out_of_each_others_windows():
@@ -131,6 +164,7 @@ def test_the_seed_decides():
 
 
 def test_the_result_does_not_depend_on_how_many_are_searched_together(monkeypatch):
+    monkeypatch.setattr(texture, "_fill_in_turn", texture._fill_in_batches)
     sample = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
     together = synthesize_texture(sample, 16, window=5)
     monkeypatch.setattr(texture, "_DISTANCES", 1)
@@ -176,6 +210,11 @@ def test_on_cuda():
         ({"sample": torch.rand(3, 9, 4)}, ValueError, r"at least 5x5 pixels, as the window has, got shape \[3, 9, 4\]"),
         ({"sample": torch.rand(0, 9, 9)}, ValueError, r"sample should have a channel .* got shape \[0, 9, 9\]"),
         ({"sample": torch.full((1, 9, 9), torch.nan)}, ValueError, "sample should be finite, got NaN or infinity"),
+        (
+            {"sample": torch.full((1, 9, 9), -1e20)},
+            ValueError,
+            r"sample should have values of at most 1e\+15, got 1e\+20",
+        ),
         ({"window": 6}, ValueError, "window should be odd, so that it has a middle pixel, got 6"),
         ({"window": 1}, ValueError, "window should be at least 3, got 1"),
         ({"window": 5.0}, TypeError, "window should be a whole number, got 5.0"),
@@ -211,10 +250,61 @@ def test_bad_holes(hole, error, message):
 def test_a_bad_match_waits(monkeypatch):
     """With a bound that nothing meets, it is raised until something does."""
     sample = torch.rand(1, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    searches = []
-    search = ops.patch_search
-    monkeypatch.setattr(ops, "patch_search", lambda *arguments: searches.append(1) or search(*arguments))
+    rounds = []
+    fill = texture._fill_in_turn
+    monkeypatch.setattr(texture, "_fill_in_turn", lambda *arguments: rounds.append(1) or fill(*arguments))
     synthesize_texture(sample, 6, window=5)
-    few = len(searches)
+    few = len(rounds)
     synthesize_texture(sample, 6, window=5, max_error=1e-3)
-    assert len(searches) > 2 * few
+    assert len(rounds) > 2 * few
+
+
+def grow(**change):
+    """How many pixels are filled."""
+    filled = torch.zeros(7, 8, dtype=torch.bool)
+    arguments = {
+        "canvas": (torch.zeros(1, 7, 8), filled, torch.full((7, 8), -1)),
+        "places": torch.tensor([9, 10]),
+        "chances": torch.zeros(2, dtype=torch.float64),
+        "sample": torch.rand(1, 5, 6),
+        "usable": None,
+        "weights": torch.ones(3, 3),
+        "epsilon": 0.1,
+        "limit": 1.0,
+    }
+    ops.grow_texture(**{**arguments, **change})
+    return int(filled.sum())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"places": torch.tensor([9, 7])}, "places should have their windows inside of values, got 7"),
+        ({"places": torch.tensor([9, 48])}, "places should have their windows inside of values, got 48"),
+        ({"places": torch.tensor([9, -1])}, "places should have their windows inside of values, got -1"),
+        ({"places": torch.tensor([9])}, "chances should have 1 elements in dimension 0, got 2"),
+        ({"chances": torch.zeros(2)}, "chances should be float64, got another dtype"),
+        (
+            {"weights": torch.ones(2, 2)},
+            "at least 3 and at most the sides of sample, got 2",
+        ),
+        (
+            {"weights": torch.ones(7, 7)},
+            "at least 3 and at most the sides of sample, got 7",
+        ),
+        ({"weights": torch.ones(1, 1)}, "at least 3 and at most the sides of sample, got 1"),
+        ({"weights": torch.ones(3, 3).double()}, "weights should have the dtype of sample"),
+        ({"sample": torch.rand(1, 5, 6).half()}, "values should have the dtype of sample"),
+        ({"usable": torch.zeros(3, 4, dtype=torch.bool)}, "usable should leave a window, got none"),
+        ({"usable": torch.ones(3, 3, dtype=torch.bool)}, "usable should have 4 elements in dimension 1, got 3"),
+    ],
+)
+def test_growth_refuses_what_would_leave_its_memory(change, message):
+    with pytest.raises(RuntimeError, match=message):
+        grow(**change)
+
+
+def test_growth_fills_what_is_near_enough():
+    assert grow() == 2
+    assert grow(limit=0.0) == 0
+    assert grow(places=torch.tensor([], dtype=torch.int64), chances=torch.zeros(0, dtype=torch.float64)) == 0

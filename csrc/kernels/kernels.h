@@ -199,4 +199,31 @@ struct PatchSearch {
 void patch_search_cpu(const Parallel& parallel, const PatchSearch& arguments);
 void patch_search_cuda(Stream stream, const PatchSearch& arguments);
 
+/// grow_texture: fills pixels of a canvas one after the other, each with the middle pixel of a window of the sample
+/// that is like the window around it (Efros and Leung 1999). With d the sum of patch_search over the pixels that are
+/// filled by then, a pixel takes number floor(chance * k) of the k windows with d <= (1 + epsilon) * min d, in
+/// row-major order; it stays as it is if that d, divided by the sum of the weights and the channels, is not below
+/// `limit`. Pixels out of each other's windows are searched for at a time, which changes nothing. On the CPU only.
+struct GrowTexture {
+  Dtype dtype;  // float32 or float64
+  int64_t channels;
+  int64_t rows, columns;  // of the sample
+  int64_t window;  // odd, at least 3, at most the sample's sides
+  int64_t canvas_rows, canvas_columns;
+  int64_t pixels;
+  const void* sample;  // [channels, rows, columns], finite
+  const bool* usable;  // [window_rows, window_columns], at least one of them, or null: all
+  const void* weights;  // [window, window], 0 or more
+  const int64_t* places;  // [pixels], in the canvas, whose windows lie in it
+  const double* chances;  // [pixels], at least 0 and below 1
+  double epsilon, limit;
+  void* values;  // [channels, canvas_rows, canvas_columns]
+  bool* filled;  // [canvas_rows, canvas_columns]
+  int64_t* sources;  // [canvas_rows, canvas_columns]: the window that a pixel came from, -1 where none; only for speed
+
+  int64_t window_rows() const { return rows - window + 1; }
+  int64_t window_columns() const { return columns - window + 1; }
+};
+void grow_texture_cpu(const Parallel& parallel, const GrowTexture& arguments);
+
 }  // namespace fastviz

@@ -21,4 +21,7 @@ STABLE_TORCH_LIBRARY(fastviz, m) {
   m.def("gram_loss(Tensor features, Tensor target, str normalize) -> (Tensor, Tensor)");
 
   m.def("patch_search(Tensor sample, Tensor neighbourhood, Tensor mask, Tensor weights) -> Tensor");
+  m.def(
+      "_grow_texture(Tensor(a!) values, Tensor(b!) filled, Tensor(c!) sources, Tensor places, Tensor chances, "
+      "Tensor sample, Tensor? usable, Tensor weights, float epsilon, float limit) -> ()");
 }

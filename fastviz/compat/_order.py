@@ -1,4 +1,4 @@
-"""The order in memory in which calls of other tools run a model."""
+"""The order in which calls of other tools compute: theirs, bit by bit, or a faster one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,26 @@ from torch import Tensor, nn
 
 from fastviz import backward, capture
 
-__all__ = ["in_fast_order"]
+__all__ = ["in_fast_order", "may_round"]
 
 Result = TypeVar("Result")
 
 LEAST_IMAGES = 4
-"""For fewer images the other order costs more than it gains: a ResNet-18 is a quarter slower with it for one image, and
-as fast for four, for which a SqueezeNet is a quarter faster."""
+"""Fewer images give the tool's own bits: there is less to gain, and people compare single images."""
+
+
+def may_round(forward_func: object, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether sums may run in another order than in the tool: for larger batches of images through whole modules.
+
+    That is for modules in evaluation mode that are not compiled and take one batch of :data:`LEAST_IMAGES` or more. In
+    training mode random numbers would fall on other places of the maps, and a compiled module would be compiled anew.
+    """
+    images = len(inputs) == 1 and inputs[0].dim() == 4 and len(inputs[0]) >= LEAST_IMAGES
+    return (
+        images
+        and isinstance(forward_func, nn.Module)
+        and not any(module.training or capture.is_compiled(module) for module in forward_func.modules())
+    )
 
 
 def in_fast_order(
@@ -23,16 +36,9 @@ def in_fast_order(
 ) -> Callable[..., Result]:
     """``compute``, given the images in channels_last memory where that makes the model faster, and may be done.
 
-    See :func:`fastviz.backward.in_fast_order`; here it is done for modules in evaluation mode that are not compiled and
-    take one batch of :data:`LEAST_IMAGES` or more. In training mode random numbers would fall on other places of the
-    maps, and a compiled module would be compiled anew. Either way there is one more function on the stack.
+    See :func:`fastviz.backward.in_fast_order`. Either way there is one more function on the stack.
     """
-    images = len(inputs) == 1 and inputs[0].dim() == 4 and len(inputs[0]) >= LEAST_IMAGES
-    if (
-        images
-        and isinstance(forward_func, nn.Module)
-        and not any(module.training or capture.is_compiled(module) for module in forward_func.modules())
-    ):
+    if isinstance(forward_func, nn.Module) and may_round(forward_func, inputs):
         return backward.in_fast_order(forward_func, "model", compute)
 
     def run(*inputs: Tensor) -> Result:

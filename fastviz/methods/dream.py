@@ -103,7 +103,7 @@ def deep_dream(
             up to a megapixel and 512 beyond. Tiles begin elsewhere in each step, so that no seam stays. The target is
             then the sum over tiles of that of each.
         seed: of the jitter.
-        batch_size: images the network sees at once; None is all.
+        batch_size: images the network sees at once; None is all, on a CPU as many as its caches hold.
         precision: ``"bfloat16"`` runs the network under autocast: faster where the processor has it, approximate.
         progress: show a bar, on a terminal. Ctrl-C returns the dream so far.
 

@@ -116,7 +116,8 @@ def maximize(
         goal: an image is finished when the probability of its class, or the value of another target, is at least this.
         crop: make images of single units only as large as what they see of the usual image. The same numbers, sooner.
         seed: start number s of every target has seed ``seed + s``.
-        batch_size: images the network sees at once: bounds the memory; None is all.
+        batch_size: images the network sees at once: bounds the memory; None is all, on a CPU as many as its
+            caches hold.
         precision: ``"bfloat16"`` runs the network under autocast: faster where the processor has it, approximate.
         preview, preview_every: called with the number of steps and the images [N, C, H, W] so far.
         progress: show a bar, on a terminal. Ctrl-C returns what there is.
@@ -204,10 +205,13 @@ def start_parameters(
 ) -> Tensor:
     """Parameters to start from, a row for each of the ``seeds``; ``start`` as in :func:`maximize`.
 
-    They are of the dtype and on the device of the model's parameters.
+    They are on the device of the model's parameters and of their dtype, but for images in float32 at least: small steps
+    would be lost in less, and there are no waves of less.
     """
     N = len(seeds)
     like = next((value for value in model.parameters() if value.is_floating_point()), torch.empty(0)).detach()
+    if not isinstance(canvas, Generator):
+        like = like.to(torch.promote_types(like.dtype, torch.float32))
     if start is None:
         start = "noise" if isinstance(canvas, Generator) else "zeros"
     if isinstance(start, Tensor):

@@ -143,7 +143,7 @@ def style_transfer(
         learning_rate: None is the optimiser's own.
         steps: most steps at each level.
         seed: of noise; image number n has ``seed + n``.
-        batch_size: images the network sees at once; None is all.
+        batch_size: images the network sees at once; None is all, on a CPU as many as its caches hold.
         precision: ``"bfloat16"`` runs the network under autocast: faster where the processor has it, approximate.
         preview: called after every ``preview_every`` steps with the number of steps in this level and its images, of
             its size and before colours are put back.

@@ -21,6 +21,8 @@ _PATIENCE = 1.1
 """What the largest error is multiplied by when no pixel of a round was good enough."""
 _DISTANCES = 1 << 22
 """Distances that are held at a time."""
+_LARGEST = 1e15
+"""Squares of larger values do not fit float32."""
 
 
 def synthesize_texture(
@@ -47,9 +49,10 @@ def synthesize_texture(
     random among equals. A pixel whose chosen window is too far off, d / C ≥ ``max_error``, waits for the next round; a
     round that fills none raises the bound by a tenth. Windows past the border of the picture have fewer known pixels.
 
-    The pixels of a round that are out of each other's windows are searched for together: the result is the same as
-    that of one pixel after the other. It depends on ``seed`` only; another device may round a distance otherwise, and
-    a different choice of one pixel changes what grows from it.
+    The pixels of a round that are out of each other's windows are searched for together, and on the CPU windows that
+    cannot be chosen are given up early: the result is the same as that of one full search after the other. It depends
+    on ``seed`` only; another device may round a distance otherwise, and a different choice of one pixel changes what
+    grows from it.
 
     It works best where the sample is all texture, with details smaller than the window. It can slip into a corner of
     the sample and grow one thing over and over, or copy the sample word for word, as the paper shows; another seed, a
@@ -70,8 +73,8 @@ def synthesize_texture(
 
     Raises:
         TypeError: an argument of another type.
-        ValueError: a sample that is not [C, H, W], that is smaller than the window, or NaN; an even window; a number
-            out of its range.
+        ValueError: a sample that is not [C, H, W], that is smaller than the window, NaN, or above 1e15; an even window;
+            a number out of its range.
 
     >>> stripes = torch.tensor([0.0, 1.0]).repeat(8).expand(1, 16, 16)
     >>> synthesize_texture(stripes, (4, 6), window=5)[0, 0].diff().abs()
@@ -132,7 +135,7 @@ def fill_hole(
         raise ValueError("hole should mark at least one pixel, got none")
     clean = image.masked_fill(hole.to(image.device), 0)
     options = _options(clean, "image", window, epsilon, max_error, seed)
-    usable = F.max_pool2d(hole.float()[None], window, stride=1).flatten() == 0
+    usable = F.max_pool2d(hole.float()[None], window, stride=1)[0] == 0
     if not usable.any():
         raise ValueError(f"hole should leave at least one window of {window}x{window} pixels free, got none")
     generator = torch.Generator().manual_seed(seed)
@@ -154,13 +157,14 @@ class _Source:
 
     def __init__(self, sample: Tensor, usable: Tensor | None, options: _Options) -> None:
         window, reach = options.window, options.window // 2
-        self.sample = sample.detach().contiguous()
-        self.unusable = None if usable is None else ~usable.to(sample.device)
+        # The values that come back are the sample's own: a wider type changes none.
+        self.sample = sample.detach().to(torch.promote_types(sample.dtype, torch.float32)).contiguous()
+        self.usable = None if usable is None else usable.to(sample.device)
         self.middles = self.sample[:, reach : sample.shape[1] - reach, reach : sample.shape[2] - reach].flatten(1)
         self.options = options
         place = torch.arange(window, dtype=torch.float64) - reach
         bell = torch.exp(-place.square() / (2 * (window / 6.4) ** 2))
-        self.weights = torch.outer(bell, bell).to(sample)
+        self.weights = torch.outer(bell, bell).to(self.sample)
 
     def choose(self, neighbourhoods: Tensor, known: Tensor, chances: Tensor) -> tuple[Tensor, Tensor]:
         """Middle pixels [C, B] of windows like the neighbourhoods [B, C, w, w], and their mean errors a channel [B].
@@ -168,8 +172,8 @@ class _Source:
         Of the k windows that are good enough, in row-major order, number ⌊k · chance⌋ is taken.
         """
         distances = ops.patch_search(self.sample, neighbourhoods, known, self.weights).flatten(1)
-        if self.unusable is not None:
-            distances.masked_fill_(self.unusable, torch.inf)
+        if self.usable is not None:
+            distances.masked_fill_(~self.usable.flatten(), torch.inf)
         best = distances.amin(1, keepdim=True)
         number = (distances <= best * (1 + self.options.epsilon)).cumsum(1, dtype=torch.int32)
         count = number[:, -1:]
@@ -182,26 +186,17 @@ class _Canvas:
     """A picture that grows. Past its border lie pixels that are never known: every pixel has a window around it."""
 
     def __init__(self, picture: Tensor, known: Tensor, window: int) -> None:
-        self.size, self.window, self.reach = known.shape, window, window // 2
+        self.size, self.reach = known.shape, window // 2
         self.stride = known.shape[1] + 2 * self.reach
-        self.values = F.pad(picture.detach(), (self.reach,) * 4).flatten(1)
+        self.values = F.pad(picture, (self.reach,) * 4).flatten(1)
         self.filled = F.pad(known, (self.reach,) * 4).flatten().to(picture.device)
+        self.sources = torch.full(self.filled.shape, -1)
         side = torch.arange(window, device=picture.device) - self.reach
         self.around = (side[:, None] * self.stride + side).flatten()
 
     def places(self, pixels: Tensor) -> Tensor:
         """Where the ``pixels`` [n, 2], row and column, stand in ``values`` and ``filled``."""
         return ((pixels[:, 0] + self.reach) * self.stride + pixels[:, 1] + self.reach).to(self.values.device)
-
-    def fill(self, places: Tensor, chances: Tensor, source: _Source, limit: float) -> None:
-        """Give the pixels at ``places`` [B] their values, but for those whose error is not below ``limit``."""
-        windows = places[:, None] + self.around
-        values = self.values.index_select(1, windows.flatten()).view(-1, len(places), self.window, self.window)
-        known = self.filled[windows].view(-1, self.window, self.window)
-        found, error = source.choose(values.movedim(0, 1), known, chances)
-        good = error < limit
-        self.values[:, places] = torch.where(good, found, self.values[:, places])
-        self.filled[places] = good
 
     def picture(self) -> Tensor:
         return self._inner(self.values).contiguous()
@@ -210,32 +205,64 @@ class _Canvas:
         """Which pixels are filled, [H, W] on the CPU, as it is now."""
         return self._inner(self.filled[None])[0].to("cpu", copy=True)
 
-    def _inner(self, planes: Tensor) -> Tensor:
+    def planes(self, flat: Tensor) -> Tensor:
+        """[n, H, W] of [n, H · W]; the border is there."""
+        return flat.view(len(flat), -1, self.stride)
+
+    def _inner(self, flat: Tensor) -> Tensor:
         height, width = self.size
-        rows = planes.view(len(planes), -1, self.stride)
+        rows = self.planes(flat)
         return rows[:, self.reach : self.reach + height, self.reach : self.reach + width]
 
 
 def _grown(picture: Tensor, known: Tensor, source: _Source, generator: torch.Generator, progress: bool) -> Tensor:
     """``picture`` with all pixels; ``known`` [H, W], on the CPU, says which it has."""
-    canvas = _Canvas(picture, known, source.options.window)
-    together = max(1, _DISTANCES // source.middles.shape[1])
+    canvas = _Canvas(picture.detach().to(source.sample), known, source.options.window)
+    fill = _fill_in_batches if picture.is_cuda else _fill_in_turn
     limit = source.options.max_error
     number = int(known.sum())
     with bar(progress, known.numel(), done=number, text="texture", unit="pixels") as advance:
         while number < known.numel():
             pixels = _round(known, generator)
             chances = torch.rand(len(pixels), generator=generator, dtype=torch.float64).to(picture.device)
-            places = canvas.places(pixels)
-            for batch in _independent(pixels, canvas.size, canvas.reach):
-                for part in batch.to(picture.device).split(together):
-                    canvas.fill(places[part], chances[part], source, limit)
+            fill(canvas, pixels, chances, source, limit)
             known = canvas.known()
             before, number = number, int(known.sum())
             advance(number - before)
             if number == before:
                 limit *= _PATIENCE
-    return canvas.picture()
+    return canvas.picture().to(picture.dtype)
+
+
+def _fill_in_turn(canvas: _Canvas, pixels: Tensor, chances: Tensor, source: _Source, limit: float) -> None:
+    """Give the ``pixels`` [n, 2] their values, but for those whose error is not below ``limit``; on the CPU."""
+    filled, sources = (canvas.planes(flat[None])[0] for flat in (canvas.filled, canvas.sources))
+    ops.grow_texture(
+        (canvas.planes(canvas.values), filled, sources),
+        canvas.places(pixels),
+        chances,
+        source.sample,
+        source.usable,
+        source.weights,
+        source.options.epsilon,
+        limit,
+    )
+
+
+def _fill_in_batches(canvas: _Canvas, pixels: Tensor, chances: Tensor, source: _Source, limit: float) -> None:
+    """The same on any device: pixels that are out of each other's windows at a time."""
+    places = canvas.places(pixels)
+    together = max(1, _DISTANCES // source.middles.shape[1])
+    for batch in _independent(pixels, canvas.size, canvas.reach):
+        for part in batch.to(places.device).split(together):
+            here = places[part]
+            windows = here[:, None] + canvas.around
+            values = canvas.values.index_select(1, windows.flatten()).view(-1, len(here), *source.weights.shape)
+            known = canvas.filled[windows].view(-1, *source.weights.shape)
+            found, error = source.choose(values.movedim(0, 1), known, chances[part])
+            good = error < limit
+            canvas.values[:, here] = torch.where(good, found, canvas.values[:, here])
+            canvas.filled[here] = good
 
 
 def _round(known: Tensor, generator: torch.Generator) -> Tensor:
@@ -284,6 +311,8 @@ def _options(image: Tensor, argument: str, window: int, epsilon: float, max_erro
         )
     if not image.isfinite().all():
         raise ValueError(f"{argument} should be finite, got NaN or infinity")
+    if image.abs().max() > _LARGEST:
+        raise ValueError(f"{argument} should have values of at most {_LARGEST:g}, got {float(image.abs().max()):g}")
     if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)):
         raise TypeError(f"epsilon should be a number, got {epsilon!r}")
     if not 0 <= epsilon < math.inf:

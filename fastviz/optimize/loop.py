@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from fastviz.optimize.optimizers import Evaluation, Optimizer, State
 from fastviz.optimize.revive import OpenRectifiers
 from fastviz.priors import Prior
 from fastviz.progress import bar
+from fastviz.strided import strided_gradients
 from fastviz.transforms import Transform, transformed
 
 __all__ = ["Objective", "Optimized", "Preview", "optimize"]
@@ -32,6 +34,10 @@ graph of the images; or (values, measures [n]), where a goal is compared with th
 
 Preview: TypeAlias = Callable[[int, Tensor], object]
 """Called with the number of steps done and the images [N, C, H, W] so far."""
+
+_PIXELS_AT_ONCE = 200_000
+"""Of the images of a pass on a CPU. Of 64 images of 128x128 through a SqueezeNet, 8 or 16 at a time take a fifth less
+time than 64, whose maps do not fit the caches, and than 4, which leave them empty."""
 
 _LARGEST = 1e6
 """Parameters beyond this have exploded: pictures end at 3, codes and waves at some hundreds."""
@@ -120,7 +126,7 @@ def optimize(
         goal: an image stops when its measure (without transforms) is at least this.
         seeds: one an image, for the transforms; None is 0 for all. The random numbers of a step depend on the seed and
             on the number of the step only.
-        batch_size: images the network sees at once; None is all.
+        batch_size: images the network sees at once; None is all, on a CPU as many as its caches hold.
         preview: called after every ``preview_every`` steps.
         progress: show a bar, on a terminal.
         checkpoint: a file that is written every ``checkpoint_every`` steps and at the end. If it is there already, the
@@ -306,7 +312,7 @@ class _Run:
 
     def evaluate(self, parameters: Tensor, rows: Tensor, step: int, *, clean: bool = False) -> Evaluation:
         """The objective of the images ``rows`` at ``parameters``; ``clean``: without transforms and gradients."""
-        size = self.batch_size or len(parameters)
+        size = self.batch_size or self._at_once(parameters)
         parts = []
         for start in range(0, len(parameters), size):
             part = slice(start, start + size)
@@ -320,6 +326,12 @@ class _Run:
         if len(parts) == 1:
             return parts[0]
         return Evaluation(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+    def _at_once(self, parameters: Tensor) -> int:
+        """How many images the network sees at once, if the caller does not say."""
+        if parameters.device.type != "cpu":
+            return len(parameters)
+        return max(1, round(_PIXELS_AT_ONCE / math.prod(self.frame.size)))
 
     def _evaluate(self, parameters: Tensor, rows: Tensor, step: int, clean: bool) -> Evaluation:
         leaf = parameters.detach().requires_grad_(not clean)
@@ -350,8 +362,9 @@ class _Run:
         """Values, measures, and the direction in which each of the ``images`` should go (None if ``clean``)."""
         if clean:
             return *self._measured(images, rows), None
-        values, measures = self._measured(self._transformed(images, rows, step), rows)
-        gradients = _gradients(values, images)
+        with strided_gradients(self.model):
+            values, measures = self._measured(self._transformed(images, rows, step), rows)
+            gradients = _gradients(values, images)
         dead = _largest(gradients) == 0
         if dead.any():
             where = dead.nonzero()[:, 0]
@@ -517,8 +530,7 @@ def _stop(state: _State, stops: Tensor, why: str | Sequence[str]) -> _State:
 
 def _largest(values: Tensor) -> Tensor:
     """The largest absolute number of each row, [n]; NaN where there is one."""
-    largest: Tensor = torch.linalg.vector_norm(values.flatten(1), torch.inf, dim=1)
-    return largest
+    return values.flatten(1).abs().amax(1)  # seven times as fast as the norm of infinite order
 
 
 def _pulled_back(images: Tensor, gradients: Tensor, penalty: Tensor | None, leaf: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class Network:
     counts. The caller holds the model in ``capture.frozen_model``, as :func:`fastviz.optimize.optimize` does.
 
     Args:
-        model: any module.
+        model: any module; one of 16 bits gets the images in its dtype, and gives what comes out in theirs.
         layers: dotted names.
         output: whether the model's own output is needed.
         precision: ``"bfloat16"`` runs the model under autocast; what comes out has the dtype of the images again.
@@ -70,6 +70,8 @@ class Network:
         self.layers = tuple(dict.fromkeys(layers))
         self.output = output
         self.precision = precision
+        own = next((value.dtype for value in model.parameters() if value.is_floating_point()), torch.float32)
+        self._narrow = own if own in (torch.bfloat16, torch.float16) else None
         self._calls: Mapping[str, int] | None = None
         for name in self.layers:
             capture.layer_module(model, name)
@@ -82,6 +84,8 @@ class Network:
         """
         # The copy is for models that work in place on their input; convolutions are fastest with channels last.
         batch = images.clone(memory_format=torch.channels_last)
+        if self._narrow is not None:
+            batch = batch.to(self._narrow)
         low = self.precision == "bfloat16"
         try:
             with torch.autocast(images.device.type, torch.bfloat16, enabled=low):
@@ -92,7 +96,7 @@ class Network:
             raise ValueError(
                 f"the model cannot be run on images of {batch.shape[2]}x{batch.shape[3]} pixels, or not at all: {error}"
             ) from error
-        if low:
+        if low or batch.dtype != images.dtype:
             recorded = {name: recorded[name].to(images.dtype) for name in self.layers}
             output = output.to(images.dtype) if isinstance(output, Tensor) else output
         return (output if self.output else None), recorded
