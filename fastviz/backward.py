@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastviz import capture, checks, ops, targets, unit_crop
 from fastviz.capture import Precision
-from fastviz.strided import strided_gradients
+from fastviz.convolutions import fast_convolutions
 from fastviz.targets import Activations, Selection
 
 __all__ = ["batches", "check_options", "in_fast_order", "input_gradients", "predicted", "reduced_precision", "widened"]
@@ -196,7 +196,7 @@ class _Work:
             return torch.stack([self._pass(x, target, calls) for target in selection.apart()], dim=1)
         rule = self.rule
         with (
-            strided_gradients(self.model),
+            fast_convolutions(self.model, len(x)),
             capture.rectifiers(rule, model=self.model) if rule else nullcontext() as intercepted,
         ):
             leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_()

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from fastviz import capture, checks, targets
 from fastviz.canvas import Frame, Pixels
+from fastviz.convolutions import strided_gradients
 from fastviz.models import preprocessing
 from fastviz.optimize import Optimized, Optimizer, is_out_of_memory, optimize, what_fits
 from fastviz.priors import Prior
-from fastviz.strided import strided_gradients
 
 __all__ = ["LEVEL", "Ball", "Unrecognisable", "Victim", "class_batch", "logit", "probability_goal"]
 

@@ -139,7 +139,7 @@ class Losses:
 
     def __init__(self, network: Network, content_weight: float, style_weight: float, zeros: Tensor) -> None:
         self.network = network
-        self._winograd = Winograd()
+        self._winograd = Winograd(keep=True)
         self.content_weight, self.style_weight = content_weight, style_weight
         self.content = self.style = zeros
         self._contents: dict[str, tuple[Tensor, Tensor]] = {}

@@ -367,6 +367,38 @@ def grow_texture(
     _ops._grow_texture(*canvas, places, chances, sample, usable, weights, epsilon, limit)
 
 
+def winograd_tiles(x: Tensor, padding: Sequence[int], tiles: Sequence[int], begin: int, end: int) -> Tensor:
+    """What tiles of a 3×3 convolution read, transformed: [36, end − begin, C]; see :func:`fastviz.winograd.convolved`.
+
+    On the CPU only.
+
+    Args:
+        x: [N, C, H, W], float32, channels_last.
+        padding: zeros above, and left.
+        tiles: rows and columns of tiles of an image.
+        begin, end: numbers of the tiles, counted image by image, row by row.
+    """
+    found: Tensor = _ops._winograd_tiles(x, *padding, *tiles, begin, end)
+    return found
+
+
+def winograd_maps(
+    output: Tensor, product: Tensor, bias: Tensor | None, other: Tensor | None, rectify: bool, begin: int
+) -> None:
+    """Write tiles of a 3×3 convolution to ``output`` [N, K, h, w], channels_last, from number ``begin`` on.
+
+    On the CPU only.
+
+    Args:
+        output: float32.
+        product: [36, tiles, K]; the matrix products between both transforms.
+        bias: [K].
+        other: as ``output``; added.
+        rectify: whether what is below 0 becomes 0.
+    """
+    _ops._winograd_maps(output, product, bias, other, rectify, begin)
+
+
 def _check_device(tensor: Tensor, argument: str) -> None:
     """The operators exist for the CPU and, where the library is loaded, for CUDA (and for fake and meta tensors)."""
     if tensor.device.type in ("cpu", "meta"):
@@ -644,5 +676,15 @@ torch.library.register_autograd("fastviz::patch_search", _patch_search_backward)
 
 
 @torch.library.register_fake("fastviz::_grow_texture")
+def _(*arguments: object) -> None:
+    return None
+
+
+@torch.library.register_fake("fastviz::_winograd_tiles")
+def _(x: Tensor, top: int, left: int, tile_rows: int, tile_columns: int, begin: int, end: int) -> Tensor:
+    return x.new_empty(36, end - begin, x.shape[1])
+
+
+@torch.library.register_fake("fastviz::_winograd_maps")
 def _(*arguments: object) -> None:
     return None

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from fastviz import capture
-
-__all__ = ["StridedGradient", "strided_gradients"]
+__all__ = ["StridedGradient"]
 
 _CHANNELS = 4
 """Pictures have at most as many."""
@@ -47,16 +44,6 @@ class StridedGradient(TorchFunctionMode):
             if stride is not None and padding is not None and stride[0] == stride[1] > 1 and _pays(call):
                 return _Convolution.apply(call["input"], call["weight"], call.get("bias"), stride[0], padding)
         return func(*args, **kwargs)
-
-
-def strided_gradients(model: nn.Module) -> AbstractContextManager[object]:
-    """:class:`StridedGradient` for passes of ``model``; nothing where it is compiled, which it would be anew.
-
-    It belongs around the backward pass too: what ``torch.utils.checkpoint`` computes again has to be computed in the
-    same way.
-    """
-    compiled = any(capture.is_compiled(module) for module in model.modules())
-    return nullcontext() if compiled else StridedGradient()
 
 
 def _pair(value: object) -> tuple[int, int] | None:

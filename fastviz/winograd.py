@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,21 +10,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Winograd"]
+from fastviz import ops
 
-_CHANNELS = 128
-"""Fewer channels in or out: the transforms cost more than the products they save."""
-_PLACES = 256
-"""Smaller maps: too few tiles for an efficient product."""
+__all__ = ["Winograd", "convolved", "pays", "takes", "transformed"]
+
+_CHANNELS = 64
+"""With fewer channels, in or out, the transforms cost more than the products they save."""
+_SHARE = 0.65
+"""Most products, of those of the direct sum, that pay: tiles stick out of small maps."""
+_WORTH_TRANSFORMS = 256
+"""Fewest tiles of a batch for which the weights are transformed anew."""
 _TILES = 128
 """Tiles at a time: as many as a product is efficient for, as few as stay in the cache."""
 
-# Lavin, Gray 2016, section 4.3: Bᵀ, G and Aᵀ of F(4×4, 3×3), one dimension.
-_INPUT = ((4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0),
-          (0, -2, -1, 2, 1, 0), (0, 2, -1, -2, 1, 0), (0, 4, 0, -5, 0, 1))  # fmt: skip
+# Lavin, Gray 2016, section 4.3: G of F(4×4, 3×3), one dimension. B and A are in csrc/kernels/cpu/winograd.cpp.
 _KERNEL = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6),
            (1 / 24, 1 / 12, 1 / 6), (1 / 24, -1 / 12, 1 / 6), (0, 0, 1))  # fmt: skip
-_OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
 
 
 class Winograd(TorchFunctionMode):
@@ -34,20 +35,25 @@ class Winograd(TorchFunctionMode):
     of the output come from 6×6 of the input with 36 products a pair of channels instead of 144. They round more: an
     error of about 7e-6 of the largest value, where the direct sum has 1.5e-6.
 
-    It pays on the CPU, in float32, for kernels of 3×3 with stride 1, padding 1 and no groups, whose weights are
-    parameters of a module, between 128 or more channels on maps of 256 places or more. Only the input is given a
-    gradient, the weights are not. Their transforms are kept as long as this object: 8 times their memory.
+    It pays on the CPU, in float32, for kernels of 3×3 with stride 1, padding 1 and no groups between many channels, on
+    all but the smallest maps; here for weights that are parameters of a module. Only the input is given a gradient, the
+    weights are not.
+
+    Args:
+        keep: whether the transforms of weights, with 8 times their memory, are kept as long as this object, for models
+            that run again and again; else those of a layer are computed in each pass, forward and back.
 
     >>> conv, x = nn.Conv2d(128, 128, 3, padding=1), torch.randn(1, 128, 16, 16)
-    >>> with torch.no_grad(), Winograd():
+    >>> with torch.no_grad(), Winograd(keep=False):
     ...     fast = conv(x)
     >>> bool((fast - conv(x)).abs().max() < 1e-4)
     True
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep: bool) -> None:
         super().__init__()
-        self._kept: dict[int, tuple[Tensor, int, Tensor, Tensor]] = {}
+        self._keep = keep
+        self._kept: dict[tuple[int, bool], tuple[Tensor, int, Tensor]] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -57,92 +63,109 @@ class Winograd(TorchFunctionMode):
             return func(*args, **kwargs)
         call = dict(zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), args, strict=False))
         call |= kwargs
-        if not _pays(call):
+        if not _pays(call) or not (self._keep or _tiles(call["input"]) >= _WORTH_TRANSFORMS):
             return func(*args, **kwargs)
-        result: Tensor = _Convolution.apply(call["input"], call.get("bias"), *self._transformed(call["weight"]))
+        result: Tensor = _Convolution.apply(call["input"], call.get("bias"), call["weight"], self._kernels)
         return result
 
-    def _transformed(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The kernels as the products take them, [36, C, K], and those of the gradient, [36, K, C]."""
-        found = self._kept.get(id(weight))
+    def _kernels(self, weight: Tensor, backwards: bool) -> Tensor:
+        """:func:`transformed`, kept if that was wished for."""
+        if not self._keep:
+            return transformed(weight, backwards=backwards)
+        found = self._kept.get((id(weight), backwards))
         if found is None or found[0] is not weight or found[1] != weight._version:
-            with torch.no_grad():
-                forward = _kernels(weight.permute(2, 3, 1, 0))
-                backward = _kernels(weight.flip(2, 3).permute(2, 3, 0, 1))
-            found = self._kept[id(weight)] = weight, weight._version, forward, backward
-        return found[2], found[3]
+            kernels = transformed(weight, backwards=backwards)
+            found = self._kept[id(weight), backwards] = weight, weight._version, kernels
+        return found[2]
+
+
+def takes(weight: Tensor) -> bool:
+    """Whether convolutions with this ``weight`` [K, C, rows, columns], stride 1 and one group can be computed so."""
+    K, C = weight.shape[:2]
+    kernel = weight.shape[2:] == (3, 3) and min(C, K) >= _CHANNELS
+    return kernel and weight.device.type == "cpu" and weight.dtype == torch.float32
+
+
+def pays(x: Tensor, padding: Sequence[int]) -> bool:
+    """Whether it is faster so for this input, [N, C, H, W] float32; ``padding`` as in :func:`convolved`."""
+    h, w = x.shape[2] + 2 * padding[0] - 2, x.shape[3] + 2 * padding[1] - 2
+    return 4 * (-(-h // 4)) * (-(-w // 4)) <= _SHARE * h * w
 
 
 def _pays(call: dict[str, Any]) -> bool:
     x, weight = call["input"], call["weight"]
     return (
         isinstance(weight, nn.Parameter)
+        and takes(weight)
         and x.dim() == 4
-        and weight.shape[2:] == (3, 3)
-        and min(weight.shape[:2]) >= _CHANNELS
         and x.shape[1] == weight.shape[1]
-        and x.shape[2] * x.shape[3] >= _PLACES
-        and x.device.type == weight.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and pays(x, (1, 1))
         and not torch.is_autocast_enabled("cpu")
         and all(call.get(name, 1) in (1, (1, 1), [1, 1]) for name in ("stride", "dilation", "groups"))
         and call.get("padding", 0) in (1, (1, 1), [1, 1])
     )
 
 
+def _tiles(x: Tensor) -> int:
+    return len(x) * -(-x.shape[2] // 4) * -(-x.shape[3] // 4)
+
+
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, forward: Tensor, backward: Tensor) -> Tensor:
-        ctx.kernels = backward
-        return _convolved(x, forward, bias)
+    def forward(
+        ctx: Any, x: Tensor, bias: Tensor | None, weight: Tensor, kernels: Callable[[Tensor, bool], Tensor]
+    ) -> Tensor:
+        ctx.kernels = kernels
+        ctx.save_for_backward(weight)
+        return convolved(x, kernels(weight, False), bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        return _convolved(grads[0], ctx.kernels, None), None, None, None
+        (weight,) = ctx.saved_tensors
+        return convolved(grads[0], ctx.kernels(weight, True), None), None, None, None
 
 
-def _both(matrix: tuple[tuple[float, ...], ...]) -> Tensor:
-    """The matrix of a transform along two dimensions."""
-    one = torch.tensor(matrix, dtype=torch.float32)
-    return torch.kron(one, one)
+def convolved(
+    x: Tensor,
+    kernels: Tensor,
+    bias: Tensor | None,
+    padding: Sequence[int] = (1, 1),
+    other: Tensor | None = None,
+    rectify: bool = False,
+) -> Tensor:
+    """The convolution of ``x``, plus ``other``, rectified: [N, K, h, w] in channels_last memory.
+
+    Args:
+        x: [N, C, H, W], float32, on the CPU.
+        kernels: [36, C, K], of :func:`transformed`.
+        bias: [K].
+        padding: zeros above and below, left and right.
+        other: [N, K, h, w], added to the convolution.
+        rectify: whether what is below 0 becomes 0.
+    """
+    N, _, H, W = x.shape
+    h, w = H + 2 * padding[0] - 2, W + 2 * padding[1] - 2
+    rows, columns = -(-h // 4), -(-w // 4)
+    x = x.contiguous(memory_format=torch.channels_last)
+    output = torch.empty(N, kernels.shape[2], h, w, dtype=x.dtype, memory_format=torch.channels_last)
+    for begin in range(0, N * rows * columns, _TILES):
+        end = min(begin + _TILES, N * rows * columns)
+        tiles = ops.winograd_tiles(x, padding, (rows, columns), begin, end)
+        ops.winograd_maps(output, torch.bmm(tiles, kernels), bias, other, rectify, begin)
+    return output
 
 
-def _kernels(taps: Tensor) -> Tensor:
-    """Kernels [3, 3, C, K] transformed: [36, C, K]."""
-    return (_both(_KERNEL) @ taps.reshape(9, -1)).view(36, *taps.shape[2:])
+def transformed(weight: Tensor, *, backwards: bool = False) -> Tensor:
+    """The kernels of a ``weight`` [K, C, 3, 3] as the products take them.
 
-
-def _convolved(x: Tensor, kernels: Tensor, bias: Tensor | None) -> Tensor:
-    """The convolution of ``x`` [N, C, H, W] with the ``kernels`` [36, C, K]: [N, K, H, W] in channels_last memory."""
-    N, C, H, W = x.shape
-    K = kernels.shape[2]
-    rows, columns = -(-H // 4), -(-W // 4)
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1 + 4 * columns - W, 1, 1 + 4 * rows - H)).contiguous()
-    output = torch.empty(N, K, 4 * rows, 4 * columns, dtype=x.dtype, memory_format=torch.channels_last)
-    lines = output.permute(0, 2, 3, 1)
-    down, across = _both(_INPUT), _both(_OUTPUT)
-    step = min(rows, max(1, _TILES // columns))
-    buffers = [x.new_empty(step * columns * size) for size in (36 * C, 36 * C, 36 * K, 16 * K)]
-    image, line, place, _ = padded.stride()
-    for n in range(N):
-        for first in range(0, rows, step):
-            count = min(step, rows - first)
-            tiles = count * columns
-            sizes = ((36, tiles * C), (36, tiles * C), (36, tiles * K), (16, tiles * K))
-            read, left, product, made = (
-                buffer[: a * b].view(a, b) for buffer, (a, b) in zip(buffers, sizes, strict=True)
-            )
-            overlapping = padded.as_strided(
-                (6, 6, count, columns, C), (line, place, 4 * line, 4 * place, 1), n * image + first * 4 * line
-            )
-            read.view(overlapping.shape).copy_(overlapping)
-            torch.mm(down, read, out=left)
-            torch.bmm(left.view(36, tiles, C), kernels, out=product.view(36, tiles, K))
-            torch.mm(across, product, out=made)
-            there = lines[n, 4 * first : 4 * (first + count)].view(count, 4, columns, 4, K)
-            there.copy_(made.view(4, 4, count, columns, K).permute(2, 0, 3, 1, 4))
-    if bias is not None:
-        lines += bias
-    # A copy, not a view, because rectifiers in place cannot work on views that come from an autograd function.
-    whole = output.shape[2:] == (H, W)
-    return output if whole else output[:, :, :H, :W].contiguous(memory_format=torch.channels_last)
+    Returns:
+        [36, C, K] (a view of [36, K, C]), or, for the gradient of the input, [36, K, C].
+    """
+    one = torch.tensor(_KERNEL)
+    K, C = weight.shape[:2]
+    matrix = torch.kron(one, one)
+    # The gradient is a convolution with the taps in reverse.
+    kernels = (matrix.flip(1) if backwards else matrix) @ weight.detach().reshape(K * C, 9).T
+    return kernels.view(36, K, C) if backwards else kernels.view(36, K, C).mT

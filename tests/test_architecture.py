@@ -18,9 +18,10 @@ LEVELS = [
     ["_build", "checks", "demo_network", "geometry", "progress", "top_k", "projection", "nearest", "placement"],
     ["native", "ops", "weight_files", "models", "colour_tables", "pictures", "image_paths", "images", "captions"],
     ["animation", "drawing", "streaming", "embedding_file"],
-    ["windows", "capture", "targets", "reach", "fingerprint", "graph", "unit_crop", "strided", "backward", "features"],
+    ["windows", "capture", "targets", "reach", "fingerprint", "graph", "unit_crop"],
+    ["strided", "winograd", "convolutions", "backward", "features"],
     [
-        *("incremental", "canvas", "priors", "transforms", "optimize", "winograd", "gram_losses"),
+        *("incremental", "canvas", "priors", "transforms", "optimize", "gram_losses"),
         *("fooling", "box_method", "genomes"),
     ],
     [

@@ -587,12 +587,15 @@ def test_opcheck(name, order, device):
     torch.library.opcheck(getattr(torch.ops.fastviz, name).default, opcheck_arguments(device, order)[name])
 
 
-def test_opcheck_of_growth():
-    """On the CPU only."""
+def test_opcheck_of_what_the_cpu_alone_has():
     canvas = (torch.zeros(2, 8, 9), torch.eye(8, 9) > 0, torch.full((8, 9), -1))
     places, chances = torch.tensor([11, 12, 47]), torch.tensor([0.0, 0.5, 0.9], dtype=torch.float64)
     arguments = (*canvas, places, chances, torch.rand(2, 6, 7), torch.ones(4, 5) > 0, torch.ones(3, 3), 0.1, 1.0)
     torch.library.opcheck(torch.ops.fastviz._grow_texture.default, arguments)
+    maps = torch.rand(2, 3, 7, 6).contiguous(memory_format=torch.channels_last)
+    torch.library.opcheck(torch.ops.fastviz._winograd_tiles.default, (maps, 1, 1, 2, 2, 1, 4))
+    arguments = (maps, torch.rand(36, 3, 3), torch.rand(3), maps.clone(), True, 1)
+    torch.library.opcheck(torch.ops.fastviz._winograd_maps.default, arguments)
 
 
 def test_every_operator_is_checked():
@@ -602,7 +605,7 @@ def test_every_operator_is_checked():
         for schema in torch._C._jit_get_all_schemas()
         if schema.name.startswith("fastviz::")
     }
-    assert listed == {*opcheck_arguments("cpu", "contiguous"), "_grow_texture"}
+    assert listed == {*opcheck_arguments("cpu", "contiguous"), "_grow_texture", "_winograd_tiles", "_winograd_maps"}
 
 
 @calls

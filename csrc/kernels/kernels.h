@@ -226,4 +226,35 @@ struct GrowTexture {
 };
 void grow_texture_cpu(const Parallel& parallel, const GrowTexture& arguments);
 
+/// winograd_tiles, winograd_maps: the two ends of a 3x3 convolution with stride 1 by F(4x4, 3x3) (Lavin, Gray 2016),
+/// float32, on the CPU only. Tiles of 4 x 4 values of the output are numbered image by image, row by row; a call is
+/// about those from `begin` to `end`. What stands between is 36 matrix products, [tiles, channels in] by [channels in,
+/// out].
+///
+/// The 6 x 6 values that each tile reads, beginning `top` rows above it and `left` columns before it, zero where they
+/// are out of the picture, transformed.
+struct WinogradTiles {
+  int64_t channels, rows, columns;  // of the input
+  int64_t top, left;
+  int64_t tile_rows, tile_columns;  // of an image
+  int64_t begin, end;
+  const float* input;  // [images, rows, columns, channels]
+  float* output;  // [36, end - begin, channels]
+};
+void winograd_tiles_cpu(const Parallel& parallel, const WinogradTiles& arguments);
+
+/// The 4 x 4 values of each tile, as far as they are in the picture: the products transformed, plus `bias`, plus
+/// `other`, rectified.
+struct WinogradMaps {
+  int64_t channels, rows, columns;  // of the output
+  int64_t tile_rows, tile_columns;  // of an image
+  int64_t begin, end;
+  bool rectify;
+  const float* product;  // [36, end - begin, channels]
+  const float* bias;  // [channels], or null
+  const float* other;  // as output, or null
+  float* output;  // [images, rows, columns, channels]
+};
+void winograd_maps_cpu(const Parallel& parallel, const WinogradMaps& arguments);
+
 }  // namespace fastviz

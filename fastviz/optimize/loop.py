@@ -10,20 +10,21 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from fastviz import capture, checks
 from fastviz.canvas import Canvas, Frame
+from fastviz.convolutions import strided_gradients
 from fastviz.optimize import checkpoint as files
 from fastviz.optimize.network import is_out_of_memory, what_fits
-from fastviz.optimize.optimizers import Evaluation, Optimizer, State
+from fastviz.optimize.optimizers import Evaluation, Optimizer
 from fastviz.optimize.revive import OpenRectifiers
+from fastviz.optimize.state import RunState, begin, longer_history, restored, stop, to_save, with_best
 from fastviz.priors import Prior
 from fastviz.progress import bar
-from fastviz.strided import strided_gradients
 from fastviz.transforms import Transform, transformed
 
 __all__ = ["Objective", "Optimized", "Preview", "optimize"]
@@ -169,11 +170,11 @@ def optimize(
                      run.transforms, goal, seeds)
     )  # fmt: skip
     with capture.frozen_model(model):
-        state = _begin(parameters.detach().clone(), optimizer)
+        state = begin(parameters.detach().clone(), optimizer)
         saved = None if path is None else files.load(path, settings, parameters.device)
         if saved is not None:
-            state = _restored(saved, steps)
-        state = replace(state, history=_longer(state.history, steps))
+            state = restored(saved, steps)
+        state = replace(state, history=longer_history(state.history, steps))
         first = state.step
         interrupted = False
         with bar(progress, steps, done=first, text="optimising", unit="steps") as advance:
@@ -184,73 +185,12 @@ def optimize(
                     if preview is not None and state.step % preview_every == 0:
                         preview(state.step, run.pictures(state))
                     if path is not None and state.step % checkpoint_every == 0:
-                        files.save(path, settings, _to_save(state))
+                        files.save(path, settings, to_save(state))
             except KeyboardInterrupt:
                 interrupted = True
         if path is not None and state.step > first:
-            files.save(path, settings, _to_save(state))
+            files.save(path, settings, to_save(state))
         return run.conclude(state, "interrupted" if interrupted else "steps")
-
-
-# ----------------------------------------------------------------------------------------------------- the state
-
-
-@dataclass(frozen=True, eq=False)
-class _State:
-    """Everything between two steps. Replaced as a whole, so that Ctrl-C finds it complete.
-
-    ``n`` images are still active, ``N`` there are. ``good`` are the parameters of the last finite evaluation.
-    """
-
-    step: int
-    active: Tensor  # int64 [n], rising
-    parameters: Tensor  # [n, ...]
-    good: Tensor  # [n, ...]
-    optimizer: State
-    found: Evaluation | None  # at parameters, if the step before evaluated there
-    final: Tensor  # [N, ...], of images that have stopped
-    best: Tensor  # [N, ...], those of best_totals
-    best_totals: Tensor  # [N]
-    steps: Tensor  # int64 [N]
-    history: Tensor  # [S, N]
-    reasons: tuple[str, ...]  # N; empty for active ones
-
-
-def _begin(parameters: Tensor, optimizer: Optimizer) -> _State:
-    N = len(parameters)
-    return _State(
-        step=0,
-        active=torch.arange(N, device=parameters.device),
-        parameters=parameters,
-        good=parameters,
-        optimizer=optimizer.start(parameters) if N else {},
-        found=None,
-        final=parameters,
-        best=parameters,
-        best_totals=parameters.new_full((N,), -torch.inf),
-        steps=torch.zeros(N, dtype=torch.int64, device=parameters.device),
-        history=parameters.new_zeros(0, N),
-        reasons=("",) * N,
-    )
-
-
-def _longer(history: Tensor, steps: int) -> Tensor:
-    """A history of at least ``steps`` rows; new ones are NaN."""
-    return torch.cat([history, history.new_full((max(0, steps - len(history)), history.shape[1]), torch.nan)])
-
-
-def _to_save(state: _State) -> dict[str, Any]:
-    values = dict(vars(state))
-    values["found"] = None if state.found is None else list(state.found)
-    values["reasons"] = list(state.reasons)
-    return values
-
-
-def _restored(saved: dict[str, Any], steps: int) -> _State:
-    if saved["step"] > steps:
-        raise ValueError(f"steps should be at least the {saved['step']} that the checkpoint has, got {steps}")
-    found = saved["found"]
-    return _State(**saved | {"found": found and Evaluation(*found), "reasons": tuple(saved["reasons"])})
 
 
 # ------------------------------------------------------------------------------------------------------ the work
@@ -276,7 +216,7 @@ class _Run:
         """Whether a higher total means a better image."""
         return not self.transforms and not any(prior.changes_images for prior in self.priors)
 
-    def advance(self, state: _State) -> _State:
+    def advance(self, state: RunState) -> RunState:
         """One step of every active image, after leaving out those that stop."""
         found = state.found or self.evaluate(state.parameters, state.active, state.step)
         cause = self._failures(state, found)
@@ -285,10 +225,10 @@ class _Run:
             state, found = self._without_failed(state, found, cause)
         state = replace(state, good=state.parameters)
         if self.keeps_best:
-            state = _with_best(state, found.total)
+            state = with_best(state, found.total)
         if self.goal is not None:
             reached = self._reached(state, found)
-            state, found = _stop(state, reached, "goal"), found.taken(~reached)
+            state, found = stop(state, reached, "goal"), found.taken(~reached)
         if not len(state.active):
             return replace(state, step=state.step + 1)
 
@@ -307,7 +247,7 @@ class _Run:
         step = state.step + 1
         state = replace(state, step=step, parameters=parameters, optimizer=moved.state, found=there)
         if moved.stuck is not None and moved.stuck.any():
-            state = _stop(state, moved.stuck, "converged")
+            state = stop(state, moved.stuck, "converged")
         return state
 
     def evaluate(self, parameters: Tensor, rows: Tensor, step: int, *, clean: bool = False) -> Evaluation:
@@ -403,14 +343,14 @@ class _Run:
             parameters.new_empty(()).expand(shape),
         )
 
-    def _failures(self, state: _State, found: Evaluation) -> Tensor:
+    def _failures(self, state: RunState, found: Evaluation) -> Tensor:
         """Why rows cannot go on, int64 [n]: 0 they can, else a number of :data:`_CAUSES`."""
         cause = (~(_largest(state.parameters) <= _LARGEST)).long() * 3
         cause[~_largest(found.gradients).isfinite()] = 2
         cause[~found.total.isfinite()] = 1
         return cause
 
-    def _without_failed(self, state: _State, found: Evaluation, cause: Tensor) -> tuple[_State, Evaluation]:
+    def _without_failed(self, state: RunState, found: Evaluation, cause: Tensor) -> tuple[RunState, Evaluation]:
         failed = cause > 0
         good = state.parameters.clone()
         good[failed] = state.best[state.active[failed]] if self.keeps_best else state.good[failed]
@@ -422,9 +362,9 @@ class _Run:
                 RuntimeWarning,
                 stacklevel=4,
             )
-        return _stop(replace(state, parameters=good), failed, words), found.taken(~failed)
+        return stop(replace(state, parameters=good), failed, words), found.taken(~failed)
 
-    def _reached(self, state: _State, found: Evaluation) -> Tensor:
+    def _reached(self, state: RunState, found: Evaluation) -> Tensor:
         """Which rows have reached the goal; under transforms those that do without them too."""
         assert self.goal is not None
         reached = found.measures >= self.goal
@@ -434,7 +374,7 @@ class _Run:
             reached = reached.index_copy(0, rows, clean.measures >= self.goal)
         return reached
 
-    def _changed(self, parameters: Tensor, found: Evaluation, state: _State, priors: list[Prior]) -> Tensor:
+    def _changed(self, parameters: Tensor, found: Evaluation, state: RunState, priors: list[Prior]) -> Tensor:
         """The parameters after the changes that ``priors`` make to their images."""
         with torch.no_grad():
             images = before = self.canvas.images(parameters, self.frame)
@@ -447,13 +387,13 @@ class _Run:
             bounds = self.canvas.bounds(self.frame, changed)
             return changed if bounds is None else torch.minimum(torch.maximum(changed, bounds[0]), bounds[1])
 
-    def pictures(self, state: _State) -> Tensor:
+    def pictures(self, state: RunState) -> Tensor:
         """The images [N, C, H, W] at this moment, stopped ones as they stopped."""
         with torch.no_grad():
             whole = state.final.index_copy(0, state.active, state.parameters)
             return self.canvas.images(whole, self.frame).clone()
 
-    def conclude(self, state: _State, reason: str) -> Optimized:
+    def conclude(self, state: RunState, reason: str) -> Optimized:
         """The result; images that are still active stop for ``reason``."""
         if len(state.active):
             state = self._last(state, reason)
@@ -469,7 +409,7 @@ class _Run:
             state.history[: state.step], state.reasons,
         )  # fmt: skip
 
-    def _last(self, state: _State, reason: str) -> _State:
+    def _last(self, state: RunState, reason: str) -> RunState:
         """``state`` after all have stopped, each with its best or its last good parameters."""
         found = state.found or self.evaluate(state.parameters, state.active, state.step, clean=True)
         fine = found.total.isfinite() & (_largest(state.parameters) <= _LARGEST)
@@ -477,13 +417,13 @@ class _Run:
         state = replace(state, parameters=parameters)
         reached = torch.zeros_like(fine) if self.goal is None else fine & (found.measures >= self.goal)
         if self.keeps_best:
-            state = _with_best(state, torch.where(fine, found.total, -torch.inf))
+            state = with_best(state, torch.where(fine, found.total, -torch.inf))
             best = torch.where(
                 reached.view(-1, *(1,) * (state.good.dim() - 1)), state.parameters, state.best[state.active]
             )
             state = replace(state, parameters=best)
         words = ["goal" if there else reason for there in reached.tolist()]
-        return _stop(state, torch.ones_like(fine), words)
+        return stop(state, torch.ones_like(fine), words)
 
 
 _CAUSES = (
@@ -492,40 +432,6 @@ _CAUSES = (
     "the gradient was no longer finite at step {step}",
     f"the parameters grew beyond {_LARGEST:g} at step {{step}}",
 )
-
-
-def _with_best(state: _State, totals: Tensor) -> _State:
-    """``state`` with the parameters that have a higher total than any before kept as the best."""
-    before = state.best_totals[state.active]
-    better = totals > before
-    rows = state.active[better]
-    return replace(
-        state,
-        best=state.best.index_copy(0, rows, state.parameters[better]),
-        best_totals=state.best_totals.index_copy(0, rows, totals[better].to(before.dtype)),
-    )
-
-
-def _stop(state: _State, stops: Tensor, why: str | Sequence[str]) -> _State:
-    """``state`` without the rows that ``stops`` (bool [n]) marks, which keep their parameters."""
-    if not stops.any():
-        return state
-    goes = state.active[stops]
-    reasons = list(state.reasons)
-    for row, number in zip(stops.nonzero()[:, 0].tolist(), goes.tolist(), strict=True):
-        reasons[number] = why if isinstance(why, str) else why[row]
-    rest = ~stops
-    return replace(
-        state,
-        active=state.active[rest],
-        parameters=state.parameters[rest],
-        good=state.good[rest],
-        optimizer={name: value[rest] for name, value in state.optimizer.items()},
-        found=None if state.found is None else state.found.taken(rest),
-        final=state.final.index_copy(0, goes, state.parameters[stops]),
-        steps=state.steps.index_fill(0, goes, state.step),
-        reasons=tuple(reasons),
-    )
 
 
 def _largest(values: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from fastviz.compat._order import in_fast_order, may_round
 from fastviz.compat.captum import _bases
 from fastviz.compat.captum._forward import formatted, run, tensors
 from fastviz.compat.captum._layers import in_parallel, neurons
-from fastviz.strided import strided_gradients
+from fastviz.convolutions import fast_convolutions
 
 __all__ = [
     "Deconvolution",
@@ -269,14 +269,14 @@ def _gradients(
             if attribution.gradient_func is not _bases.compute_gradients:
                 return tuple(attribution.gradient_func(forward_func, leaves, target, extra))
             # copies, for models that work in place on their input
-            with faster:
+            with fast_convolutions(forward_func, len(leaves[0])) if faster else nullcontext():
                 output = value(forward_func, tuple(leaf.clone() for leaf in leaves), target, extra)
                 if found is not None and output.requires_grad:
                     found.check(output, stacklevel=6)
                 return tuple(capture.differentiate(output, leaves))
 
     each = tensors(inputs)
-    faster = strided_gradients(forward_func) if may_round(forward_func, each) else nullcontext()
+    faster = may_round(forward_func, each)
     gradients = in_fast_order(forward_func, each, differentiated)(*each)
     for number, gradient in enumerate(gradients):
         if gradient is None:

@@ -1,0 +1,42 @@
+"""How passes that ask for gradients of images compute their convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+from torch import nn
+
+from fastviz import capture
+from fastviz.strided import StridedGradient
+from fastviz.winograd import Winograd
+
+__all__ = ["fast_convolutions", "strided_gradients"]
+
+_IMAGES = 4
+"""From so many on the transforms of the weights are worth their time."""
+
+
+def strided_gradients(model: nn.Module) -> AbstractContextManager[object]:
+    """:class:`fastviz.strided.StridedGradient` for passes of ``model``; nothing where it is compiled: it would be anew.
+
+    It belongs around the backward pass too: what ``torch.utils.checkpoint`` computes again has to be computed in the
+    same way.
+    """
+    return nullcontext() if _is_compiled(model) else StridedGradient()
+
+
+@contextmanager
+def fast_convolutions(model: nn.Module, images: int) -> Iterator[None]:
+    """The same, and for several images :class:`fastviz.winograd.Winograd`.
+
+    How an image is rounded then depends on how many are beside it: not for images that are changed step by step, where
+    that adds up.
+    """
+    several = images >= _IMAGES and not _is_compiled(model)
+    with strided_gradients(model), Winograd(keep=False) if several else nullcontext():
+        yield
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    return any(capture.is_compiled(module) for module in model.modules())
