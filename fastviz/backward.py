@@ -2,7 +2,9 @@
 
 A pass for targets inside the network ends at their layers. Single units are computed on the part of the image that they
 see, see :mod:`fastviz.unit_crop`, and on a CPU convolutions get their input in channels_last memory, in which they are
-faster. Neither changes a number by more than rounding does.
+faster, and are computed the ways of :mod:`fastviz.convolutions`. None changes a number by more than rounding does;
+where rounding takes a rectifier's input over zero, any of them can change what it lets through, as another batch size
+can.
 """
 
 from __future__ import annotations

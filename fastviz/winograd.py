@@ -74,7 +74,8 @@ class Winograd(TorchFunctionMode):
             return transformed(weight, backwards=backwards)
         found = self._kept.get((id(weight), backwards))
         if found is None or found[0] is not weight or found[1] != weight._version:
-            kernels = transformed(weight, backwards=backwards)
+            # in float64: once is enough, and sums are as precise as direct ones
+            kernels = transformed(weight.double(), backwards=backwards).float()
             found = self._kept[id(weight), backwards] = weight, weight._version, kernels
         return found[2]
 
@@ -163,7 +164,7 @@ def transformed(weight: Tensor, *, backwards: bool = False) -> Tensor:
     Returns:
         [36, C, K] (a view of [36, K, C]), or, for the gradient of the input, [36, K, C].
     """
-    one = torch.tensor(_KERNEL)
+    one = torch.tensor(_KERNEL, dtype=weight.dtype)
     K, C = weight.shape[:2]
     matrix = torch.kron(one, one)
     # The gradient is a convolution with the taps in reverse.

@@ -40,7 +40,7 @@ class Clean:
 
 
 def run_whole(
-    steps: Sequence[Step], values: dict[Step, Tensor], keep: Iterable[Step] = ()
+    steps: Sequence[Step], values: dict[Step, Tensor], keep: Iterable[Step] = (), *, clean: bool = False
 ) -> tuple[Tensor, dict[Step, Tensor]]:
     """The output of the last step on whole inputs, and the outputs of the steps in ``keep``.
 
@@ -48,6 +48,7 @@ def run_whole(
         steps: those to run, in order.
         values: the outputs of the steps that they read and that are not among them, or of the first of them.
         keep: steps whose outputs are wanted.
+        clean: see :meth:`fastviz.incremental.steps.Step.full`.
     """
     wanted = set(keep)
     last_reader = {source: at for at, step in enumerate(steps) for source in step.sources}
@@ -57,7 +58,7 @@ def run_whole(
         if isinstance(step, Constant):
             held[step] = step.value
         elif step not in held:
-            held[step] = step.full([held[source] for source in step.sources])
+            held[step] = step.full([held[source] for source in step.sources], clean=clean)
         if step in wanted:
             kept[step] = held[step]
         for source in step.sources:
@@ -69,7 +70,8 @@ def run_whole(
 def clean_pass(steps: Sequence[Step], images: Tensor, groups: Iterable[Group]) -> Clean:
     """Run the clean images and keep every map that the groups cut windows from."""
     keep = {source for group in groups for source in _sources_cut(steps, group.schedule)}
-    output, kept = run_whole(steps, {steps[0]: images.contiguous(memory_format=memory_order(images))}, keep)
+    values = {steps[0]: images.contiguous(memory_format=memory_order(images))}
+    output, kept = run_whole(steps, values, keep, clean=True)
     maps = {step: _in_order(value, step) for step, value in kept.items()}
     averaged = {step.sources[0] for step in steps if isinstance(step, Mean)} & keep
     return Clean(images, output, maps, {step: _integral(maps[step]) for step in averaged})

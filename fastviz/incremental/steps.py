@@ -111,8 +111,11 @@ class Step:
         """Values at one position of the output map; all values if it is no map."""
         return math.prod(self.shape) // math.prod(self.size)
 
-    def full(self, inputs: Sequence[Tensor]) -> Tensor:
-        """The output for whole inputs, [B, ...] each."""
+    def full(self, inputs: Sequence[Tensor], *, clean: bool = False) -> Tensor:
+        """The output for whole inputs, [B, ...] each; ``clean``: of the images themselves, as precisely as can be.
+
+        All windows lie in the clean maps, so that what is rounded there shifts all scores alike.
+        """
         return self.finish(self._full(inputs))
 
     def part(self, inputs: Sequence[Tensor], size: Size) -> Tensor:
@@ -211,23 +214,23 @@ class Conv(Step):
         if self.weight.is_cuda:
             self.weight = self.weight.contiguous(memory_format=memory_order(self.weight))
 
-    def full(self, inputs: Sequence[Tensor]) -> Tensor:
+    def full(self, inputs: Sequence[Tensor], *, clean: bool = False) -> Tensor:
         """See :meth:`Step.full`."""
         left, right, top, bottom = self.border
         if left == right >= 0 and top == bottom >= 0:
-            return self._convolve(inputs, [top, left])
-        return self._convolve([F.pad(inputs[0], self.border), *inputs[1:]], [0, 0])
+            return self._convolve(inputs, [top, left], direct=clean)
+        return self._convolve([F.pad(inputs[0], self.border), *inputs[1:]], [0, 0], direct=clean)
 
     def part(self, inputs: Sequence[Tensor], size: Size) -> Tensor:
         """See :meth:`Step.part`."""
         return self._convolve(inputs, [0, 0])
 
-    def _convolve(self, inputs: Sequence[Tensor], padding: list[int]) -> Tensor:
+    def _convolve(self, inputs: Sequence[Tensor], padding: list[int], *, direct: bool = False) -> Tensor:
         if not self._fused:
             result = F.conv2d(inputs[0], self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
             return self.finish(result.add_(inputs[1]) if len(inputs) == 2 else result)
         activation = self.activation
-        if self._transformable and winograd.pays(inputs[0], padding):
+        if self._transformable and not direct and winograd.pays(inputs[0], padding):
             return self._convolve_transformed(inputs, padding)
         weight = self._packed_for(inputs[0], padding)
         numbers = (padding, self.stride, self.dilation, self.groups)
@@ -246,7 +249,8 @@ class Conv(Step):
 
     def _convolve_transformed(self, inputs: Sequence[Tensor], padding: list[int]) -> Tensor:
         if self._transformed is None:
-            self._transformed = winograd.transformed(self.weight).contiguous()
+            # In float64: what is rounded in the kernels would shift all scores alike.
+            self._transformed = winograd.transformed(self.weight.double()).float().contiguous()
         rectified = self.activation is not None and self.activation.name == "relu"
         other = inputs[1] if len(inputs) == 2 else None
         result = winograd.convolved(inputs[0], self._transformed, self.bias, padding, other, rectify=rectified)

@@ -1,4 +1,5 @@
 #include <array>
+#include <type_traits>
 
 #include "common.h"
 
@@ -29,12 +30,54 @@ union Flags {
   uint8_t bytes[block];
 };
 
+/// A value of 16 bits as it stands in memory. Compared as an integer: compilers do not turn conversions into vectors.
+template <uint16_t infinity>
+struct Bits {
+  uint16_t bits;
+};
+
+template <typename T>
+using Element = std::conditional_t<std::is_same_v<T, float16>, Bits<0x7c00>,
+                                   std::conditional_t<std::is_same_v<T, bfloat16>, Bits<0x7f80>, T>>;
+
+/// Whether the value is not 0 or below; NaN is not.
+template <typename T>
+FASTVIZ_INLINE bool passes(T value) {
+  return !(value <= 0);
+}
+
+template <uint16_t infinity>
+FASTVIZ_INLINE bool passes(Bits<infinity> value) {
+  return (static_cast<int16_t>(value.bits) > 0) | (value.bits > (infinity | 0x8000));
+}
+
+/// Whether the value is above 0; NaN is not.
+template <typename T>
+FASTVIZ_INLINE bool is_positive(T value) {
+  return value > 0;
+}
+
+template <uint16_t infinity>
+FASTVIZ_INLINE bool is_positive(Bits<infinity> value) {
+  return (static_cast<int16_t>(value.bits) > 0) & (value.bits <= infinity);
+}
+
+template <typename T>
+FASTVIZ_INLINE void keep(bool kept, const T& value, T& output) {
+  output = kept ? value : T{};
+}
+
+template <uint16_t infinity>
+FASTVIZ_INLINE void keep(bool kept, const Bits<infinity>& value, Bits<infinity>& output) {
+  output.bits = static_cast<uint16_t>(kept ? value.bits : 0);
+}
+
 template <typename T>
 FASTVIZ_INLINE void forward_values(const T* input, T* output, uint8_t* flags, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
-    const bool passes = !(widen(input[i]) <= 0);
-    output[i] = passes ? input[i] : T{};
-    flags[i] = passes;
+    const bool kept = passes(input[i]);
+    keep(kept, input[i], output[i]);
+    flags[i] = kept;
   }
 }
 
@@ -57,10 +100,10 @@ FASTVIZ_CLONES void forward(const T* input, T* output, uint8_t* mask, int64_t co
 template <typename T, ReluRule rule>
 FASTVIZ_INLINE void backward_values(const T* grad, const uint8_t* flags, T* output, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
-    bool passes = true;
-    if (rule != ReluRule::deconvnet) passes = passes & (flags[i] != 0);
-    if (rule != ReluRule::plain) passes = passes & (widen(grad[i]) > 0);
-    output[i] = passes ? grad[i] : T{};
+    bool kept = true;
+    if (rule != ReluRule::deconvnet) kept = kept & (flags[i] != 0);
+    if (rule != ReluRule::plain) kept = kept & is_positive(grad[i]);
+    keep(kept, grad[i], output[i]);
   }
 }
 
@@ -113,12 +156,12 @@ void guided_relu_backward(const Parallel& parallel, const GuidedReluBackward& a)
 }  // namespace
 
 void guided_relu_cpu(const Parallel& parallel, const GuidedRelu& arguments) {
-  with_dtype(arguments.dtype, [&](auto type) { guided_relu<decltype(type)>(parallel, arguments); });
+  with_dtype(arguments.dtype, [&](auto type) { guided_relu<Element<decltype(type)>>(parallel, arguments); });
 }
 
 void guided_relu_backward_cpu(const Parallel& parallel, const GuidedReluBackward& arguments) {
   with_dtype(arguments.dtype, [&](auto type) {
-    using T = decltype(type);
+    using T = Element<decltype(type)>;
     switch (arguments.rule) {
       case ReluRule::plain:
         return guided_relu_backward<T, ReluRule::plain>(parallel, arguments);
