@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -323,19 +323,25 @@ OTHERS = ("vgg16", "resnet18", "inception_v3")
 """Networks whose trained weights are not at hand: their speed in the settings, on noise; quality is not measured."""
 
 
-def approximate(device: torch.device, shared: Path) -> list[dict[str, Any]]:
+def approximate(device: torch.device, shared: Path, only: Sequence[str]) -> list[dict[str, Any]]:
     """The approximate modes: SqueezeNet with trained weights on photographs, and the speed of other networks."""
+    rows = photographed(device, shared) if "squeezenet1_0" in only else []
+    chosen = ("exact", "bfloat16", "growth cap 0.6, drill-down 0.25", "bfloat16, growth cap 0.6, drill-down 0.25")
+    for name in OTHERS:
+        if name in only:
+            model, image = network(name, device)
+            rows += settings_of(name, model, image, {key: SETTINGS[key] for key in chosen}, trained=False)
+    return rows
+
+
+def photographed(device: torch.device, shared: Path) -> list[dict[str, Any]]:
+    """All settings, with their quality."""
     import fastviz
 
     model = fastviz.load_model("squeezenet1_0", weights=shared / "models" / "squeezenet1_0_imagenet.safetensors")
     paths = sorted((shared / "images").glob("*.jpg"))[:: max(1, 60 // PHOTOGRAPHS)][:PHOTOGRAPHS]
     images, _ = fastviz.load_images(paths, model=model)
-    rows = settings_of("squeezenet1_0", model.to(device), images.to(device), SETTINGS, trained=True)
-    chosen = ("exact", "bfloat16", "bfloat16, growth cap 0.6, drill-down 0.25")
-    for name in OTHERS:
-        model, image = network(name, device)
-        rows += settings_of(name, model, image, {key: SETTINGS[key] for key in chosen}, trained=False)
-    return rows
+    return settings_of("squeezenet1_0", model.to(device), images.to(device), SETTINGS, trained=True)
 
 
 def settings_of(
@@ -427,9 +433,12 @@ def main() -> None:
         print(peak(options.peak, options.only[0], options.device, options.captum_batch))
         return
     if options.approximate:
-        rows = approximate(options.device, options.shared)
         # a folder of its own: the README's table is of exact times
-        write(options.out.parent / "approximate" / options.out.name, rows, options.device)
+        place = options.out.parent / "approximate" / options.out.name
+        only = options.only or ["squeezenet1_0", *OTHERS]
+        kept = json.loads(place.read_text())["rows"] if place.exists() else []
+        kept = [line for line in kept if line["network"] not in only]
+        write(place, kept + approximate(options.device, options.shared, only), options.device)
         return
     known = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
     for name in options.only or list(TARGETS):
