@@ -56,7 +56,7 @@ def guided_relu(device: torch.device) -> Rows:
     """Backward only, over what each way keeps from the forward pass."""
     x = torch.randn(8, 64, 112, 112, device=device)
     grad = torch.randn_like(x)
-    output, mask = torch.ops.fastviz.guided_relu(x, "guided", True)
+    output, mask = torch.ops.fastviz.guided_relu(x, "guided", None, True)
     positive = x > 0
     calls = {
         "fastviz": lambda: torch.ops.fastviz._guided_relu_backward(grad, mask, "guided", False),

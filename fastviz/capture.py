@@ -322,21 +322,11 @@ def _read(kind: str, in_place: bool, args: tuple[Any, ...], kwargs: dict[str, An
     x = given.get("input")
     if not isinstance(x, Tensor) or "out" in given or lower != 0 or not (upper is None or upper > 0):
         return None
-    return _Call(x, upper, in_place or bool(given.get("inplace", False)))
+    return _Call(x, None if upper == torch.inf else upper, in_place or bool(given.get("inplace", False)))
 
 
-class _Overwrite(torch.autograd.Function):
-    """``x``, its memory overwritten with ``y``, from which it has its gradient: what an in-place call leaves behind."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        x.copy_(y)
-        ctx.mark_dirty(x)
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[None, Tensor]:
-        return None, grads[0]
+def _is_dense(x: Tensor) -> bool:
+    return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
 
 class Rectifiers(TorchFunctionMode):
@@ -365,35 +355,25 @@ class Rectifiers(TorchFunctionMode):
         if call is None or not (call.x.is_floating_point() and call.x.requires_grad and torch.is_grad_enabled()):
             return func(*args, **kwargs)
         self.count += 1
-        y = self.rectified(call.x)
-        if call.upper is not None:
-            y = functional.hardtanh(y, -1.0, call.upper)  # y is 0 or more: only the upper bound acts
-        if not call.in_place:
-            return y
-        # For a view, autograd wants a gradient for the rest of its base too, which only copy_ gives; it costs a pass.
-        # Dynamo does not see that an autograd function overwrites what it is given, and would lose the gradient.
-        plain = call.x._is_view() or torch.compiler.is_compiling()
-        return call.x.copy_(y) if plain else _Overwrite.apply(call.x, y)
+        # For a view, autograd wants a gradient for the rest of its base too, which only copy_ gives; Dynamo does not
+        # see that an autograd function overwrites what it is given, and would lose the gradient.
+        plain = call.x._is_view() or torch.compiler.is_compiling() or not _is_dense(call.x)
+        if not call.in_place or plain:
+            y = self.rectified(call.x, call.upper)
+            return call.x.copy_(y) if call.in_place else y
+        return self.rectified_(call.x, call.upper)
 
-    def rectified(self, x: Tensor) -> Tensor:
-        """``max(x, 0)`` with the backward rule."""
-        return ops.guided_relu(x, self.rule)
+    def rectified(self, x: Tensor, upper: float | None) -> Tensor:
+        """``min(max(x, 0), upper)`` with the backward rule."""
+        return ops.guided_relu(x, self.rule, upper)
+
+    def rectified_(self, x: Tensor, upper: float | None) -> Tensor:
+        """The same, written over ``x``."""
+        return ops.guided_relu_(x, self.rule, upper)
 
     def missed(self, output: Tensor) -> Counter[str]:
         """Activations in the graph of ``output`` that did not get the rule → how often each is there."""
-        found: Counter[str] = Counter()
-        seen = set()
-        waiting: list[Any] = [output.grad_fn]
-        while waiting:
-            node = waiting.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            name = _activation(node)
-            if name is not None:
-                found[name] += 1
-            waiting.extend(following for following, _ in node.next_functions)
-        return found
+        return Counter(name for node in _nodes(output) if (name := _activation(node)) is not None)
 
     def check(self, output: Tensor, *, stacklevel: int = 2) -> None:
         """Warn, by name, if activations in the graph of ``output`` did not get the rule, or if there is no rectifier.
@@ -412,12 +392,29 @@ class Rectifiers(TorchFunctionMode):
             if scripted:
                 message += f"; scripted modules cannot be intercepted: {', '.join(repr(name) for name in scripted[:5])}"
             warn(message, RectifierWarning, stacklevel=stacklevel + 1)
-        elif not self.count:
+        elif not self.count and not any(node.name() == _REPLAYED for node in _nodes(output)):
             warn(
                 f"the model has no rectifier (ReLU): the {self.rule!r} rule gives its ordinary gradient",
                 RectifierWarning,
                 stacklevel=stacklevel + 1,
             )
+
+
+_REPLAYED = "_ReplayBackward"
+"""The node of a pass that :mod:`fastviz.replay` replays; it was checked before it was recorded."""
+
+
+def _nodes(output: Tensor) -> Iterator[Any]:
+    """Each node once of the autograd graph of ``output``."""
+    seen = set()
+    waiting: list[Any] = [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        waiting.extend(following for following, _ in node.next_functions)
 
 
 # Autograd nodes of activations to which the rules are not applied → what their users call them.
@@ -458,17 +455,26 @@ def _activation(node: Any) -> str | None:
     return name if "relu" in name.lower() and "fastviz" not in name.lower() else None
 
 
-def differentiate(output: Tensor, inputs: Sequence[Tensor], *, retain_graph: bool = False) -> tuple[Tensor | None, ...]:
+def differentiate(
+    output: Tensor | Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    weights: Sequence[Tensor] | None = None,
+    *,
+    retain_graph: bool = False,
+) -> tuple[Tensor | None, ...]:
     """Gradients of the sum of ``output`` for the ``inputs``; None for one on which it does not depend.
+
+    Of the sum of several outputs times their ``weights``, if these are given.
 
     ``torch.autograd.grad``, but with the mode of :func:`rectifiers` on in the parts of a model that
     ``torch.utils.checkpoint`` runs again.
     """
     # Every public way to run a backward pass is itself a function that modes intercept, and a mode is off while it
     # handles a call: what is run again would not have the rule. To be replaced once torch.autograd.grad keeps modes on.
+    outputs = (output,) if isinstance(output, Tensor) else tuple(output)
     found: tuple[Tensor | None, ...] = _engine_run_backward(
-        (output,),
-        (torch.ones_like(output),),
+        outputs,
+        tuple(torch.ones_like(each) for each in outputs) if weights is None else tuple(weights),
         retain_graph,
         False,  # no graph of the gradient
         tuple(inputs),

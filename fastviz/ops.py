@@ -21,6 +21,7 @@ __all__ = [
     "gram",
     "gram_loss",
     "guided_relu",
+    "guided_relu_",
     "libraries",
     "occlude",
     "patch_search",
@@ -129,8 +130,8 @@ def splice(
     return _ops.splice(clean, dirty, *origins, list(window_size), image_index, float(pad_value))
 
 
-def guided_relu(x: Tensor, rule: Rule = "guided") -> Tensor:
-    """ReLU of x, max(x, 0), with a chosen backward rule.
+def guided_relu(x: Tensor, rule: Rule = "guided", upper: float | None = None) -> Tensor:
+    """ReLU of x, max(x, 0), with a chosen backward rule; bounded, min(max(x, 0), upper), if ``upper`` is given.
 
     With R the gradient that comes from above:
 
@@ -138,19 +139,21 @@ def guided_relu(x: Tensor, rule: Rule = "guided") -> Tensor:
     - ``"guided"``: R·(x > 0)·(R > 0), Springenberg et al. 2015, https://arxiv.org/abs/1412.6806;
     - ``"deconvnet"``: R·(R > 0), Zeiler and Fergus 2014, https://arxiv.org/abs/1311.2901.
 
-    All are strict at zero. NaN stays NaN, as torch's ReLU has it. One bit a value is kept for the backward pass, none
-    for ``"deconvnet"``.
+    The rule is that of the maximum; a bound has its derivative, so that R is first multiplied by (x < upper). All are
+    strict at zero and at the bound. NaN stays NaN, as torch's ReLU has it. One bit a value is kept for the backward
+    pass, none for ``"deconvnet"`` without a bound.
 
     Args:
         x: any shape.
         rule: the backward rule.
+        upper: above 0, rounded to the dtype of ``x``; None is no bound.
 
     Returns:
         The shape and the memory order of ``x``.
 
     Raises:
-        TypeError: ``x`` is no floating-point tensor.
-        ValueError: ``rule`` is not one of the three.
+        TypeError: ``x`` is no floating-point tensor, or ``upper`` no number.
+        ValueError: ``rule`` is not one of the three, or ``upper`` not above 0.
 
     Example:
         >>> x = torch.tensor([-1.0, 2.0, 3.0], requires_grad=True)
@@ -160,9 +163,51 @@ def guided_relu(x: Tensor, rule: Rule = "guided") -> Tensor:
     """
     checks.tensor(x, "x")
     checks.one_of(rule, "rule", ("plain", "guided", "deconvnet"))
+    if upper is not None:
+        checks.positive(upper, "upper")
     _check_device(x, "x")
-    with_mask = rule != "deconvnet" and x.requires_grad and torch.is_grad_enabled()
-    return _ops.guided_relu(x, rule, with_mask)[0]
+    return _ops.guided_relu(x, rule, upper, _relu_keeps_mask(x, rule, upper))[0]
+
+
+def _relu_keeps_mask(x: Tensor, rule: str, upper: float | None) -> bool:
+    return (rule != "deconvnet" or upper is not None) and x.requires_grad and torch.is_grad_enabled()
+
+
+class _InPlaceRectifier(torch.autograd.Function):
+    """:func:`guided_relu` written over its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rule: Rule, upper: float | None, with_mask: bool) -> Tensor:
+        ctx.rule, ctx.channels_last = rule, _is_channels_last(x)
+        ctx.save_for_backward(_ops._guided_relu_in_place(x, rule, upper, with_mask))
+        ctx.mark_dirty(x)
+        # so that autograd refuses to use values that it kept from before
+        torch.autograd.graph.increment_version(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        (mask,) = ctx.saved_tensors
+        return _ops._guided_relu_backward(grads[0], mask, ctx.rule, ctx.channels_last), None, None, None
+
+
+def guided_relu_(x: Tensor, rule: Rule = "guided", upper: float | None = None) -> Tensor:
+    """:func:`guided_relu` written over ``x``, which is returned: no memory for the output, and half of the traffic.
+
+    For tensors in contiguous or channels_last memory that are no views, and not for code that ``torch.compile`` sees.
+
+    >>> x = torch.tensor([-1.0, 2.0])
+    >>> guided_relu_(x), x
+    (tensor([0., 2.]), tensor([0., 2.]))
+    """
+    checks.tensor(x, "x")
+    checks.one_of(rule, "rule", ("plain", "guided", "deconvnet"))
+    if not (x.is_contiguous() or _is_channels_last(x)):
+        raise ValueError(f"x should be in contiguous or channels_last memory, to be written over, got {x.stride()}")
+    if upper is not None:
+        checks.positive(upper, "upper")
+    result: Tensor = _InPlaceRectifier.apply(x, rule, upper, _relu_keeps_mask(x, rule, upper))
+    return result
 
 
 def total_variation(
@@ -552,20 +597,24 @@ def _splice_backward(ctx: Any, grad: Tensor) -> None:
 torch.library.register_autograd("fastviz::splice", _splice_backward)
 
 
-def _guided_relu_fake(x: Tensor, rule: str, with_mask: bool) -> tuple[Tensor, Tensor]:
-    mask = x.new_empty((x.numel() + 7) // 8 if with_mask else 0, dtype=torch.uint8)
-    return _empty(x, x.shape), mask
+def _guided_relu_fake(x: Tensor, rule: str, upper: float | None, with_mask: bool) -> tuple[Tensor, Tensor]:
+    return _empty(x, x.shape), _relu_mask(x, rule, upper, with_mask)
+
+
+@torch.library.register_fake("fastviz::_guided_relu_in_place")
+def _relu_mask(x: Tensor, rule: str, upper: float | None, with_mask: bool) -> Tensor:
+    return x.new_empty((x.numel() + 7) // 8 if with_mask else 0, dtype=torch.uint8)
 
 
 def _guided_relu_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, ctx.rule, _ = inputs
+    x, ctx.rule, _, _ = inputs
     ctx.channels_last = _is_channels_last(x)
     ctx.save_for_backward(output[1])
 
 
 def _guided_relu_backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     (mask,) = ctx.saved_tensors
-    return _ops._guided_relu_backward(grad, mask, ctx.rule, ctx.channels_last), None, None
+    return _ops._guided_relu_backward(grad, mask, ctx.rule, ctx.channels_last), None, None, None
 
 
 _register("guided_relu", _guided_relu_fake, _guided_relu_setup, _guided_relu_backward)

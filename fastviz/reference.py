@@ -57,26 +57,28 @@ def splice(
 
 class _GuidedRelu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, rule: str) -> Tensor:
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, rule: str, upper: float | None) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.rule = rule  # type: ignore[attr-defined]
-        return x.relu()
+        ctx.rule, ctx.upper = rule, upper  # type: ignore[attr-defined]
+        return x.clamp(0, upper)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        rule = ctx.rule  # type: ignore[attr-defined]
+        rule, upper = ctx.rule, ctx.upper  # type: ignore[attr-defined]
+        if upper is not None:
+            grad = grad * (x < upper)
         if rule != "deconvnet":
             grad = grad * (x > 0)
         if rule != "plain":
             grad = grad * (grad > 0)
-        return grad, None
+        return grad, None, None
 
 
-def guided_relu(x: Tensor, rule: str = "guided") -> Tensor:
-    """ReLU with the backward rules of Springenberg et al. 2015 and Zeiler and Fergus 2014."""
-    result: Tensor = _GuidedRelu.apply(x, rule)
+def guided_relu(x: Tensor, rule: str = "guided", upper: float | None = None) -> Tensor:
+    """ReLU, bounded or not, with the backward rules of Springenberg et al. 2015 and Zeiler and Fergus 2014."""
+    result: Tensor = _GuidedRelu.apply(x, rule, upper)
     return result
 
 

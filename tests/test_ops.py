@@ -7,6 +7,7 @@ they differ by rounding; float16 and bfloat16 results are rounded once at the en
 from __future__ import annotations
 
 import functools
+from functools import partial
 
 import pytest
 import torch
@@ -233,6 +234,16 @@ def test_guided_relu_by_hand():
         assert torch.autograd.grad(output, x, grad)[0].tolist() == expected
 
 
+def test_bounded_guided_relu_by_hand():
+    x = torch.tensor([-1.0, 0.0, 2.0, 2.5, 3.0, 9.0, torch.inf], requires_grad=True)
+    grad = torch.tensor([5.0, 6.0, -7.0, 8.0, 9.0, 9.0, 9.0])
+    wanted = {"plain": [0, 0, -7, 8, 0, 0, 0], "guided": [0, 0, 0, 8, 0, 0, 0], "deconvnet": [5, 6, 0, 8, 0, 0, 0]}
+    for rule, expected in wanted.items():
+        output = ops.guided_relu(x, rule, 3)
+        assert output.tolist() == [0, 0, 2, 2.5, 3, 3, 3]
+        assert torch.autograd.grad(output, x, grad)[0].tolist() == expected
+
+
 @devices
 @dtypes
 @orders
@@ -240,8 +251,24 @@ def test_guided_relu_by_hand():
 @pytest.mark.parametrize("shape", [*SHAPES, (), (131,), (3, 5)], ids=str)
 def test_guided_relu(shape, rule, order, dtype, device):
     x = make(shape, dtype, device, order if len(shape) == 4 else "contiguous")
-    compare(lambda v: ops.guided_relu(v, rule), lambda v: reference.guided_relu(v, rule), x, dtype=dtype)
+    # the bound is a number that every dtype has
+    for upper in (None, 0.5):
+        definition = partial(reference.guided_relu, rule=rule, upper=upper)
+        compare(partial(ops.guided_relu, rule=rule, upper=upper), definition, x, dtype=dtype)
+        compare(lambda v, upper=upper: ops.guided_relu_(v.clone(), rule, upper), definition, x, dtype=dtype)
     torch.testing.assert_close(ops.guided_relu(x, rule), x.relu(), rtol=0, atol=0)
+
+
+def test_guided_relu_written_over_its_input():
+    x = make((2, 3, 4, 5), order="channels_last")
+    given = x.clone()
+    assert ops.guided_relu_(given) is given
+    torch.testing.assert_close(given, x.relu(), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="x should be in contiguous or channels_last memory"):
+        ops.guided_relu_(x[:, :, ::2])
+    kept = x.requires_grad_().sigmoid()  # its backward pass needs what it gave
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        ops.guided_relu_(kept).sum().backward()
 
 
 def test_guided_relu_gradient_in_another_memory_order():
@@ -256,8 +283,8 @@ def test_guided_relu_gradient_in_another_memory_order():
 def test_guided_relu_keeps_nan_and_one_bit_a_value():
     x = torch.tensor([float("nan"), 1.0, -1.0])
     assert ops.guided_relu(x).isnan().tolist() == [True, False, False]
-    assert torch.ops.fastviz.guided_relu(torch.ones(17), "guided", True)[1].tolist() == [255, 255, 1]
-    assert torch.ops.fastviz.guided_relu(torch.ones(17), "guided", False)[1].numel() == 0
+    assert torch.ops.fastviz.guided_relu(torch.ones(17), "guided", None, True)[1].tolist() == [255, 255, 1]
+    assert torch.ops.fastviz.guided_relu(torch.ones(17), "guided", None, False)[1].numel() == 0
 
 
 def test_guided_relu_bad_input():
@@ -265,6 +292,8 @@ def test_guided_relu_bad_input():
         ops.guided_relu(torch.ones(3), "zeiler")
     with pytest.raises(TypeError, match=r"x should be a floating-point tensor, got torch.int64"):
         ops.guided_relu(torch.ones(3, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"upper should be finite and above 0, got -1\.0"):
+        ops.guided_relu(torch.ones(3), "guided", -1.0)
 
 
 # total_variation ------------------------------------------------------------------------------------------------------
@@ -516,6 +545,7 @@ CALLS = {
     "occlude_fill": lambda x: ops.occlude(x[:1], fixed(x.device)[0], None, x[1:]),
     "guided_relu": lambda x: ops.guided_relu(x),
     "deconvnet": lambda x: ops.guided_relu(x, "deconvnet"),
+    "guided_relu6": lambda x: ops.guided_relu(x, "guided", 6),
     "total_variation": lambda x: ops.total_variation(x, beta=2.5),
     "gram": lambda x: ops.gram(x, "hw"),
     "gram_loss": lambda x: ops.gram_loss(x, torch.ones(1, 3, 3, dtype=x.dtype, device=x.device)),
@@ -526,7 +556,7 @@ calls = pytest.mark.parametrize("name", CALLS)
 
 @calls
 def test_gradcheck(name):
-    if name in ("guided_relu", "deconvnet"):
+    if name in ("guided_relu", "deconvnet", "guided_relu6"):
         return  # their backward rules are no derivatives: test_guided_relu compares them with the definition
     x = make((2, 3, 5, 4)).requires_grad_()
     assert torch.autograd.gradcheck(CALLS[name], (x,))
@@ -570,7 +600,8 @@ def opcheck_arguments(device: str, order: str) -> dict[str, tuple]:
         "occlude": (leaf, boxes, index, None, 0.5),
         "_occlude_backward": (x.repeat(4, 1, 1, 1)[:7], boxes, ordered, offsets, False),
         "splice": (x, x[:, :, :3, :2].contiguous(), at, at, [4, 5], crop_index, 0.0),
-        "guided_relu": (leaf, "guided", True),
+        "guided_relu": (leaf, "guided", 0.5, True),
+        "_guided_relu_in_place": (x.clone(), "deconvnet", 0.5, True),
         "_guided_relu_backward": (x, mask, "guided", order == "channels_last"),
         "total_variation": (leaf, "isotropic", 2.5, True, False),
         "_total_variation_backward": (torch.ones(2, device=device), x, "isotropic", 2.5, True, False),

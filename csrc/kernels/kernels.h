@@ -102,8 +102,13 @@ enum class ReluRule { plain, guided, deconvnet };
 
 /// guided_relu: output = x where not x <= 0, else 0 (so NaN stays NaN, as torch's relu has it), and one bit a value,
 /// 1 where the value passed: bit i % 8 of mask[i / 8], i counted in memory order. Unused bits of the last byte are 0.
+/// Bounded: values from `upper` on, which is above 0, become `upper`, and their bits 0; by the rule deconvnet the bits
+/// of all others are 1. Output may be input.
 struct GuidedRelu {
   Dtype dtype;
+  ReluRule rule;
+  bool bounded;
+  double upper;
   int64_t count;
   const void* input;
   void* output;
@@ -113,13 +118,13 @@ void guided_relu_cpu(const Parallel& parallel, const GuidedRelu& arguments);
 void guided_relu_cuda(Stream stream, const GuidedRelu& arguments);
 
 /// Backward of guided_relu, with R the gradient that comes from above and m the mask:
-///   plain R * m,  guided R * m * (R > 0),  deconvnet R * (R > 0).
+///   plain R * m,  guided and deconvnet R * m * (R > 0).
 struct GuidedReluBackward {
   Dtype dtype;
   ReluRule rule;
   int64_t count;
   const void* grad;
-  const uint8_t* mask;  // not read by the rule deconvnet
+  const uint8_t* mask;  // or null: all bits are 1
   void* output;
 };
 void guided_relu_backward_cpu(const Parallel& parallel, const GuidedReluBackward& arguments);

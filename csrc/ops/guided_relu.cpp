@@ -1,3 +1,4 @@
+#include <optional>
 #include <string>
 #include <tuple>
 
@@ -13,27 +14,42 @@ ReluRule rule_of(const std::string& rule) {
   return ReluRule::deconvnet;
 }
 
-/// The rule is the backward pass's; the forward pass is the same for all and only checks the word.
-std::tuple<Tensor, Tensor> guided_relu(const Tensor& x, const std::string& rule, bool with_mask) {
-  rule_of(rule);
-  const bool channels_last = is_channels_last(x);
-  const Tensor input = in_order(x, channels_last);
-  Tensor output = new_like(x, channels_last);
-  Tensor mask = new_tensor(x, {with_mask ? (x.numel() + 7) / 8 : 0}, ScalarType::Byte);
+/// Rectifies `input` into `output`, both in the same order of memory, and returns the mask.
+Tensor rectify(const Tensor& input, Tensor& output, const std::string& rule, std::optional<double> upper,
+               bool with_mask) {
+  STD_TORCH_CHECK(!upper || *upper > 0, "upper should be above 0, got ", *upper);
+  Tensor mask = new_tensor(input, {with_mask ? (input.numel() + 7) / 8 : 0}, ScalarType::Byte);
   GuidedRelu arguments{};
-  arguments.dtype = dtype_of(x, "x");
-  arguments.count = x.numel();
+  arguments.dtype = dtype_of(input, "x");
+  arguments.rule = rule_of(rule);
+  arguments.bounded = upper.has_value();
+  arguments.upper = upper.value_or(0.0);
+  arguments.count = input.numel();
   arguments.input = input.const_data_ptr();
   arguments.output = output.mutable_data_ptr();
   arguments.mask = with_mask ? mask.mutable_data_ptr<uint8_t>() : nullptr;
-  if (x.numel() > 0) launch(FASTVIZ_KERNEL(guided_relu), x, arguments);
+  if (input.numel() > 0) launch(FASTVIZ_KERNEL(guided_relu), input, arguments);
+  return mask;
+}
+
+std::tuple<Tensor, Tensor> guided_relu(const Tensor& x, const std::string& rule, std::optional<double> upper,
+                                       bool with_mask) {
+  const bool channels_last = is_channels_last(x);
+  Tensor output = new_like(x, channels_last);
+  const Tensor mask = rectify(in_order(x, channels_last), output, rule, upper, with_mask);
   return {output, mask};
+}
+
+Tensor guided_relu_in_place(Tensor x, const std::string& rule, std::optional<double> upper, bool with_mask) {
+  STD_TORCH_CHECK(x.is_contiguous() || is_channels_last(x), "x should be contiguous or channels_last");
+  return rectify(x, x, rule, upper, with_mask);
 }
 
 Tensor guided_relu_backward(const Tensor& grad, const Tensor& mask, const std::string& rule, bool channels_last) {
   STD_TORCH_CHECK(mask.scalar_type() == ScalarType::Byte, "mask should be uint8, got another dtype");
   check_dims(mask, "mask", 1);
-  if (rule_of(rule) != ReluRule::deconvnet) check_size(mask, "mask", 0, (grad.numel() + 7) / 8);
+  const bool masked = rule_of(rule) != ReluRule::deconvnet || mask.numel() > 0;
+  if (masked) check_size(mask, "mask", 0, (grad.numel() + 7) / 8);
   const Tensor values = in_order(grad, channels_last);
   const Tensor bits = in_order(mask, false);
   Tensor output = new_like(grad, channels_last);
@@ -42,7 +58,7 @@ Tensor guided_relu_backward(const Tensor& grad, const Tensor& mask, const std::s
   arguments.rule = rule_of(rule);
   arguments.count = grad.numel();
   arguments.grad = values.const_data_ptr();
-  arguments.mask = bits.const_data_ptr<uint8_t>();
+  arguments.mask = masked ? bits.const_data_ptr<uint8_t>() : nullptr;
   arguments.output = output.mutable_data_ptr();
   if (grad.numel() > 0) launch(FASTVIZ_KERNEL(guided_relu_backward), grad, arguments);
   return output;
@@ -53,5 +69,6 @@ Tensor guided_relu_backward(const Tensor& grad, const Tensor& mask, const std::s
 
 STABLE_TORCH_LIBRARY_IMPL(fastviz, FASTVIZ_DEVICE, m) {
   m.impl("guided_relu", TORCH_BOX(&fastviz::guided_relu));
+  m.impl("_guided_relu_in_place", TORCH_BOX(&fastviz::guided_relu_in_place));
   m.impl("_guided_relu_backward", TORCH_BOX(&fastviz::guided_relu_backward));
 }

@@ -11,7 +11,8 @@ STABLE_TORCH_LIBRARY(fastviz, m) {
       "splice(Tensor clean, Tensor dirty, Tensor dirty_origin, Tensor window_origin, int[] window_size, "
       "Tensor? image_index, float pad_value) -> Tensor");
 
-  m.def("guided_relu(Tensor x, str rule, bool with_mask) -> (Tensor, Tensor)");
+  m.def("guided_relu(Tensor x, str rule, float? upper, bool with_mask) -> (Tensor, Tensor)");
+  m.def("_guided_relu_in_place(Tensor(a!) x, str rule, float? upper, bool with_mask) -> Tensor");
   m.def("_guided_relu_backward(Tensor grad, Tensor mask, str rule, bool channels_last) -> Tensor");
 
   m.def("total_variation(Tensor x, str norm, float beta, bool crop, bool mean) -> Tensor");

@@ -20,12 +20,17 @@ std::vector<double> values_for(Dtype dtype, int64_t count, uint64_t seed) {
   return rounded(dtype, values);
 }
 
-std::vector<uint8_t> bits_of(const std::vector<double>& values) {
+template <typename Condition>
+std::vector<uint8_t> bits_where(const std::vector<double>& values, const Condition& condition) {
   std::vector<uint8_t> mask((values.size() + 7) / 8);
   for (size_t i = 0; i < values.size(); ++i) {
-    if (!(values[i] <= 0)) mask[i / 8] = static_cast<uint8_t>(mask[i / 8] | 1u << (i % 8));
+    if (condition(values[i])) mask[i / 8] = static_cast<uint8_t>(mask[i / 8] | 1u << (i % 8));
   }
   return mask;
+}
+
+std::vector<uint8_t> bits_of(const std::vector<double>& values) {
+  return bits_where(values, [](double value) { return !(value <= 0); });
 }
 
 }  // namespace
@@ -33,8 +38,9 @@ std::vector<uint8_t> bits_of(const std::vector<double>& values) {
 TEST(guided_relu) {
   for (Dtype dtype : all_dtypes) {
     for (int64_t count : counts) {
-      for (int variant = 0; variant < 3; ++variant) {
+      for (int variant = 0; variant < 4; ++variant) {
         const bool with_mask = variant != 1;
+        const bool in_place = variant == 3;
         const size_t shift = variant == 2 ? bytes_of(dtype) : 0;
         const std::vector<double> input = values_for(dtype, count, 9);
         std::vector<double> expected = input;
@@ -43,13 +49,46 @@ TEST(guided_relu) {
         for (const Backend& backend : backends()) {
           describe(backend.name, " ", name_of(dtype), " count ", count, " variant ", variant);
           const Buffer input_buffer(backend, encode(dtype, input), shift);
-          const Buffer output(backend, input.size() * bytes_of(dtype), shift);
+          const Buffer other(backend, input.size() * bytes_of(dtype), shift);
+          const Buffer& output = in_place ? input_buffer : other;
           const Buffer mask_buffer(backend, mask.size(), shift ? 1 : 0);
-          const GuidedRelu a{dtype, count, input_buffer.data(), output.data(),
-                             with_mask ? static_cast<uint8_t*>(mask_buffer.data()) : nullptr};
+          GuidedRelu a{};
+          a.dtype = dtype;
+          a.rule = ReluRule::guided;
+          a.count = count;
+          a.input = input_buffer.data();
+          a.output = output.data();
+          a.mask = with_mask ? static_cast<uint8_t*>(mask_buffer.data()) : nullptr;
           run(backend, guided_relu_cpu, guided_relu_cuda, a);
           CHECK(equal(decode(dtype, output.read()), expected));
           if (with_mask) CHECK(mask_buffer.read() == mask);
+        }
+      }
+    }
+  }
+}
+
+TEST(guided_relu_bounded) {
+  const double upper = 0.5;
+  for (Dtype dtype : all_dtypes) {
+    for (int64_t count : counts) {
+      for (ReluRule rule : {ReluRule::plain, ReluRule::guided, ReluRule::deconvnet}) {
+        std::vector<double> input = values_for(dtype, count, 12);
+        for (size_t i = 1; i < input.size(); i += 5) input[i] = upper;
+        std::vector<double> expected = input;
+        for (double& value : expected) value = value <= 0 ? 0 : (value >= upper ? upper : value);
+        const bool open_below = rule == ReluRule::deconvnet;
+        const std::vector<uint8_t> mask =
+            bits_where(input, [&](double value) { return (open_below || !(value <= 0)) && !(value >= upper); });
+        for (const Backend& backend : backends()) {
+          describe(backend.name, " ", name_of(dtype), " count ", count, " rule ", static_cast<int>(rule));
+          const Buffer values(backend, encode(dtype, input), 0);
+          const Buffer mask_buffer(backend, mask.size(), 0);
+          const GuidedRelu a{dtype, rule,          true,          upper,
+                             count, values.data(), values.data(), static_cast<uint8_t*>(mask_buffer.data())};
+          run(backend, guided_relu_cpu, guided_relu_cuda, a);
+          CHECK(equal(decode(dtype, values.read()), expected));
+          CHECK(mask_buffer.read() == mask);
         }
       }
     }
@@ -60,15 +99,16 @@ TEST(guided_relu_backward) {
   for (Dtype dtype : all_dtypes) {
     for (int64_t count : counts) {
       for (ReluRule rule : {ReluRule::plain, ReluRule::guided, ReluRule::deconvnet}) {
-        for (size_t shift : {size_t{0}, bytes_of(dtype)}) {
+        for (int variant = 0; variant < 3; ++variant) {
+          const size_t shift = variant == 1 ? bytes_of(dtype) : 0;
+          // The rule deconvnet has a mask only behind a bound.
+          const bool use_mask = rule != ReluRule::deconvnet || variant == 2;
           const std::vector<double> grad = values_for(dtype, count, 10);
           const std::vector<uint8_t> mask = bits_of(random_values(count, 11));
           std::vector<double> expected = grad;
           for (size_t i = 0; i < expected.size(); ++i) {
-            const bool bit = mask[i / 8] >> (i % 8) & 1;
-            const bool positive = grad[i] > 0;
-            const bool passes = rule == ReluRule::plain ? bit : (rule == ReluRule::guided ? bit && positive : positive);
-            if (!passes) expected[i] = 0;
+            const bool bit = !use_mask || (mask[i / 8] >> (i % 8) & 1);
+            if (!bit || (rule != ReluRule::plain && !(grad[i] > 0))) expected[i] = 0;
           }
           for (const Backend& backend : backends()) {
             describe(backend.name, " ", name_of(dtype), " count ", count, " rule ", static_cast<int>(rule), " shift ",
@@ -76,7 +116,6 @@ TEST(guided_relu_backward) {
             const Buffer grad_buffer(backend, encode(dtype, grad), shift);
             const Buffer mask_buffer(backend, mask, shift ? 1 : 0);
             const Buffer output(backend, grad.size() * bytes_of(dtype), shift);
-            const bool use_mask = rule != ReluRule::deconvnet;
             const GuidedReluBackward a{dtype,
                                        rule,
                                        count,

@@ -38,7 +38,12 @@ class OpenRectifiers(Rectifiers):
     def __init__(self) -> None:
         super().__init__("plain", None)
 
-    def rectified(self, x: Tensor) -> Tensor:
+    def rectified(self, x: Tensor, upper: float | None) -> Tensor:
         """See the class."""
-        result: Tensor = _Open.apply(x)
-        return result
+        opened: Tensor = _Open.apply(x)
+        # What comes is 0 or more: only the upper bound acts.
+        return opened if upper is None else torch.nn.functional.hardtanh(opened, -1.0, upper)
+
+    def rectified_(self, x: Tensor, upper: float | None) -> Tensor:
+        """See the class."""
+        return x.copy_(self.rectified(x, upper))

@@ -51,6 +51,17 @@ FASTVIZ_INLINE bool passes(Bits<infinity> value) {
   return (static_cast<int16_t>(value.bits) > 0) | (value.bits > (infinity | 0x8000));
 }
 
+/// Whether the value is at or above `upper`, which is above 0; NaN is not.
+template <typename T>
+FASTVIZ_INLINE bool is_beyond(T value, T upper) {
+  return value >= upper;
+}
+
+template <uint16_t infinity>
+FASTVIZ_INLINE bool is_beyond(Bits<infinity> value, Bits<infinity> upper) {
+  return (static_cast<int16_t>(value.bits) >= static_cast<int16_t>(upper.bits)) & (value.bits <= infinity);
+}
+
 /// Whether the value is above 0; NaN is not.
 template <typename T>
 FASTVIZ_INLINE bool is_positive(T value) {
@@ -72,53 +83,65 @@ FASTVIZ_INLINE void keep(bool kept, const Bits<infinity>& value, Bits<infinity>&
   output.bits = static_cast<uint16_t>(kept ? value.bits : 0);
 }
 
-template <typename T>
-FASTVIZ_INLINE void forward_values(const T* input, T* output, uint8_t* flags, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    const bool kept = passes(input[i]);
-    keep(kept, input[i], output[i]);
-    flags[i] = kept;
-  }
-}
+/// What is done to values on the way forward, known when it is compiled.
+template <typename T, bool bounded, bool open_below>
+struct Forward {
+  T upper;
 
-template <typename T>
-FASTVIZ_CLONES void forward(const T* input, T* output, uint8_t* mask, int64_t count) {
+  FASTVIZ_INLINE void values(const T* input, T* output, uint8_t* flags, int64_t count) const {
+    for (int64_t i = 0; i < count; ++i) {
+      const T value = input[i];
+      bool kept = passes(value);
+      if constexpr (bounded) {
+        const bool beyond = is_beyond(value, upper);
+        keep(kept, beyond ? upper : value, output[i]);
+        flags[i] = (kept | open_below) & !beyond;
+      } else {
+        keep(kept, value, output[i]);
+        flags[i] = kept;
+      }
+    }
+  }
+};
+
+template <typename T, typename How>
+FASTVIZ_CLONES void forward(const How how, const T* input, T* output, uint8_t* mask, int64_t count) {
   Flags flags = {};
   int64_t i = 0;
   for (; i + block <= count; i += block) {
-    forward_values(input + i, output + i, flags.bytes, block);
+    how.values(input + i, output + i, flags.bytes, block);
     if (!mask) continue;
     for (int64_t j = 0; j < block / 8; ++j) mask[i / 8 + j] = pack(flags.words[j]);
   }
   if (i == count) return;
   flags = {};
-  forward_values(input + i, output + i, flags.bytes, count - i);
+  how.values(input + i, output + i, flags.bytes, count - i);
   if (!mask) return;
   for (int64_t j = 0; 8 * j < count - i; ++j) mask[i / 8 + j] = pack(flags.words[j]);
 }
 
-template <typename T, ReluRule rule>
+template <typename T, bool masked, bool positive_only>
 FASTVIZ_INLINE void backward_values(const T* grad, const uint8_t* flags, T* output, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     bool kept = true;
-    if (rule != ReluRule::deconvnet) kept = kept & (flags[i] != 0);
-    if (rule != ReluRule::plain) kept = kept & is_positive(grad[i]);
+    if constexpr (masked) kept = kept & (flags[i] != 0);
+    if constexpr (positive_only) kept = kept & is_positive(grad[i]);
     keep(kept, grad[i], output[i]);
   }
 }
 
-template <typename T, ReluRule rule>
+template <typename T, bool masked, bool positive_only>
 FASTVIZ_CLONES void backward(const T* grad, const uint8_t* mask, T* output, int64_t count) {
   alignas(64) uint8_t flags[block] = {};
   for (int64_t i = 0; i < count; i += block) {
     const int64_t values = count - i < block ? count - i : block;
-    if (rule != ReluRule::deconvnet) {
+    if constexpr (masked) {
       for (int64_t j = 0; 8 * j < values; ++j) std::memcpy(flags + 8 * j, &flags_of_byte[mask[i / 8 + j]], 8);
     }
     if (values == block) {
-      backward_values<T, rule>(grad + i, flags, output + i, block);
+      backward_values<T, masked, positive_only>(grad + i, flags, output + i, block);
     } else {
-      backward_values<T, rule>(grad + i, flags, output + i, values);
+      backward_values<T, masked, positive_only>(grad + i, flags, output + i, values);
     }
   }
 }
@@ -134,42 +157,53 @@ void over_blocks(const Parallel& parallel, int64_t count, const Function& functi
   });
 }
 
+/// `value` rounded to the type of the elements.
 template <typename T>
-void guided_relu(const Parallel& parallel, const GuidedRelu& a) {
+Element<T> element_of(double value) {
+  const T rounded = narrow<T>(static_cast<Sum<T>>(value));
+  Element<T> element;
+  static_assert(sizeof(element) == sizeof(rounded), "an element is a value as it stands in memory");
+  std::memcpy(&element, &rounded, sizeof(element));
+  return element;
+}
+
+template <typename T, typename How>
+void guided_relu(const Parallel& parallel, const GuidedRelu& a, const How& how) {
   const T* input = static_cast<const T*>(a.input);
   T* output = static_cast<T*>(a.output);
   over_blocks(parallel, a.count, [&](int64_t first, int64_t count) {
-    forward(input + first, output + first, a.mask ? a.mask + first / 8 : nullptr, count);
+    forward(how, input + first, output + first, a.mask ? a.mask + first / 8 : nullptr, count);
   });
 }
 
-template <typename T, ReluRule rule>
+template <typename T, bool masked, bool positive_only>
 void guided_relu_backward(const Parallel& parallel, const GuidedReluBackward& a) {
   const T* grad = static_cast<const T*>(a.grad);
   T* output = static_cast<T*>(a.output);
   over_blocks(parallel, a.count, [&](int64_t first, int64_t count) {
-    const uint8_t* mask = rule == ReluRule::deconvnet ? nullptr : a.mask + first / 8;
-    backward<T, rule>(grad + first, mask, output + first, count);
+    backward<T, masked, positive_only>(grad + first, masked ? a.mask + first / 8 : nullptr, output + first, count);
   });
 }
 
 }  // namespace
 
 void guided_relu_cpu(const Parallel& parallel, const GuidedRelu& arguments) {
-  with_dtype(arguments.dtype, [&](auto type) { guided_relu<Element<decltype(type)>>(parallel, arguments); });
+  with_dtype(arguments.dtype, [&](auto type) {
+    using T = Element<decltype(type)>;
+    if (!arguments.bounded) return guided_relu<T>(parallel, arguments, Forward<T, false, false>{});
+    const T upper = element_of<decltype(type)>(arguments.upper);
+    if (arguments.rule == ReluRule::deconvnet)
+      return guided_relu<T>(parallel, arguments, Forward<T, true, true>{upper});
+    guided_relu<T>(parallel, arguments, Forward<T, true, false>{upper});
+  });
 }
 
 void guided_relu_backward_cpu(const Parallel& parallel, const GuidedReluBackward& arguments) {
   with_dtype(arguments.dtype, [&](auto type) {
     using T = Element<decltype(type)>;
-    switch (arguments.rule) {
-      case ReluRule::plain:
-        return guided_relu_backward<T, ReluRule::plain>(parallel, arguments);
-      case ReluRule::guided:
-        return guided_relu_backward<T, ReluRule::guided>(parallel, arguments);
-      case ReluRule::deconvnet:
-        return guided_relu_backward<T, ReluRule::deconvnet>(parallel, arguments);
-    }
+    if (arguments.rule == ReluRule::plain) return guided_relu_backward<T, true, false>(parallel, arguments);
+    if (arguments.mask) return guided_relu_backward<T, true, true>(parallel, arguments);
+    guided_relu_backward<T, false, true>(parallel, arguments);
   });
 }
 

@@ -19,7 +19,19 @@ struct ReluTask {
   uint8_t* mask;
   int64_t count;
   int64_t tiles;
+  bool bounded;
+  bool open_below;
+  T upper;
 };
+
+/// Rectifies the value, and gives its bit of the mask.
+template <typename T>
+__device__ __forceinline__ bool rectify(const ReluTask<T>& task, T& value) {
+  const bool passes = !(widen(value) <= 0);
+  const bool beyond = task.bounded && widen(value) >= widen(task.upper);
+  value = beyond ? task.upper : (passes ? value : narrow<T>(0));
+  return (passes || task.open_below) && !beyond;
+}
 
 /// One byte of the mask, and its 8 values.
 template <typename T>
@@ -29,15 +41,15 @@ __device__ __forceinline__ void relu_byte(const ReluTask<T>& task, int64_t byte)
   for (int i = 0; i < 8; ++i) {
     const int64_t value = byte * 8 + i;
     if (value >= task.count) continue;
-    const T x = task.input[value];
-    const bool passes = !(widen(x) <= 0);
-    task.output[value] = passes ? x : narrow<T>(0);
-    bits |= static_cast<uint32_t>(passes) << i;
+    T x = task.input[value];
+    bits |= static_cast<uint32_t>(rectify(task, x)) << i;
+    task.output[value] = x;
   }
   if (task.mask) task.mask[byte] = static_cast<uint8_t>(bits);
 }
 
-/// Writes max(x, 0) and the mask. One warp = one tile at a time, one thread = 4 vectors of 16 bytes; no shared memory.
+/// Writes max(x, 0), or the bound, and the mask. One warp = one tile at a time, one thread = 4 vectors of 16 bytes; no
+/// shared memory.
 ///   1. Read 4 vectors. (The last tile, if it is not a whole one, goes byte of the mask by byte.)
 ///   2. Write the rectified values; gather each round's bits in words by shuffles among the lanes of a word.
 ///   3. The lanes of a word write the word of one round each: 4 x 16 bytes of the mask in one store.
@@ -65,9 +77,7 @@ __global__ void __launch_bounds__(256) guided_relu_vectors_kernel(const ReluTask
       uint32_t bits = 0;
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        const bool passes = !(widen(vectors[round].value[i]) <= 0);
-        if (!passes) vectors[round].value[i] = narrow<T>(0);
-        bits |= static_cast<uint32_t>(passes) << i;
+        bits |= static_cast<uint32_t>(rectify(task, vectors[round].value[i])) << i;
       }
       store(task.output + first + round * 32 * N, vectors[round]);
       bits <<= in_word * N;
@@ -172,8 +182,16 @@ bool word_aligned(const void* address) { return reinterpret_cast<uintptr_t>(addr
 
 template <typename T>
 void guided_relu(Stream stream, const GuidedRelu& a) {
-  const ReluTask<T> task{static_cast<const T*>(a.input), static_cast<T*>(a.output), a.mask, a.count,
-                         ceil_div(a.count, tile_values<T>)};
+  const bool open_below = a.bounded && a.rule == ReluRule::deconvnet;
+  const T upper = narrow<T>(static_cast<Sum<T>>(a.upper));
+  const ReluTask<T> task{static_cast<const T*>(a.input),
+                         static_cast<T*>(a.output),
+                         a.mask,
+                         a.count,
+                         ceil_div(a.count, tile_values<T>),
+                         a.bounded,
+                         open_below,
+                         upper};
   if (aligned(a.input) && aligned(a.output) && word_aligned(a.mask)) {
     launch(guided_relu_vectors_kernel<T>, ceil_div(task.tiles, warps_a_block), 256, 0, stream, task);
   } else {
@@ -183,7 +201,7 @@ void guided_relu(Stream stream, const GuidedRelu& a) {
 
 template <typename T>
 void guided_relu_backward(Stream stream, const GuidedReluBackward& a) {
-  const bool use_mask = a.rule != ReluRule::deconvnet;
+  const bool use_mask = a.mask != nullptr;
   const ReluBackwardTask<T> task{static_cast<const T*>(a.grad),     a.mask,   static_cast<T*>(a.output), a.count,
                                  ceil_div(a.count, tile_values<T>), use_mask, a.rule != ReluRule::plain};
   if (aligned(a.grad) && aligned(a.output) && (!use_mask || word_aligned(a.mask))) {
