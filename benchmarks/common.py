@@ -65,6 +65,19 @@ def side_by_side(
     return summary
 
 
+def shares(call: Callable[[], Any], device: torch.device) -> dict[str, float]:
+    """Where the time of a call goes: the six operators that take most, by their share of it."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as recorded:
+        call()
+    kind = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    times = {event.key: float(getattr(event, kind)) for event in recorded.key_averages()}
+    total = sum(times.values())
+    return {key: round(times[key] / total, 3) for key in sorted(times, key=lambda key: -times[key])[:6]}
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     """Date, commit, processor or card, versions and threads."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 import fastviz as fv
-from benchmarks.common import parse, parser, row, side_by_side, write
+from benchmarks.common import parse, parser, row, shares, side_by_side, write
 from fastviz import streaming
 
 NETWORKS = (
@@ -83,6 +83,12 @@ def captum_calls(model: nn.Module, x: Tensor, method: str) -> dict[str, Call]:
     return calls
 
 
+def in_turns(calls: dict[str, Call], device: torch.device, rounds: int) -> dict[str, dict[str, float]]:
+    """Times of the ``calls``; on a GPU ours are replayed after the warm-up."""
+    with fv.cuda_graphs():
+        return side_by_side(calls, device, rounds=rounds, least=0, warm_up=3 if device.type == "cuda" else 1)
+
+
 def methods(device: torch.device, rounds: int) -> Rows:
     rows = []
     for name in NETWORKS:
@@ -90,11 +96,12 @@ def methods(device: torch.device, rounds: int) -> Rows:
         for method in METHODS:
             ours = getattr(fv, method)
             calls = {"fastviz": lambda f=ours, m=model, i=x: f(m, i, TARGET_CLASS), **captum_calls(model, x, method)}
-            times = side_by_side(calls, device, rounds=rounds, least=0, warm_up=1)
+            times = in_turns(calls, device, rounds)
             reach = 1.0
             if method == "guided_backprop" and name in ("resnet50", "vgg16"):
                 reach = 1.2 if device.type == "cpu" else 2.0
-            rows.append(row(method, f"{name}, {BATCH} images", times, {"captum": reach}))
+            found = row(method, f"{name}, {BATCH} images", times, {"captum": reach})
+            rows.append({**found, "profile": shares(calls["fastviz"], device)})
     return rows
 
 
@@ -117,7 +124,7 @@ def bfloat16(device: torch.device, rounds: int) -> Rows:
             **rivals,
             "captum, channels_last, bfloat16": lower(rivals["captum, channels_last"]),
         }
-        times = side_by_side(calls, device, rounds=rounds, least=0, warm_up=1)
+        times = in_turns(calls, device, rounds)
         reach = 1.5 if device.type == "cpu" else 3.0
         rows.append(row("guided_backprop bfloat16", f"{name}, {BATCH} images", times, {"captum": reach}))
     return rows
@@ -155,10 +162,10 @@ def units(device: torch.device, rounds: int) -> Rows:
     rows = []
     case = f"{UNITS} units of AlexNet conv3"
     calls = {"fastviz": fastviz, "captum, 32 units a pass": lambda: captum(32), "captum, one a pass": captum_singly}
-    times = side_by_side(calls, device, rounds=rounds, least=0, warm_up=1)
+    times = in_turns(calls, device, rounds)
     rows.append(row("guided_backprop of units", case, times, {"captum, 32 units a pass": 5, "captum, one a pass": 5}))
     calls = {"fastviz": fastviz_singly, "captum, one a pass": captum_singly}
-    times = side_by_side(calls, device, rounds=rounds, least=0, warm_up=1)
+    times = in_turns(calls, device, rounds)
     rows.append(row("guided_backprop of units", f"{case}, one a call", times, {"captum, one a pass": 5}))
     return rows
 
@@ -211,11 +218,12 @@ def folder(device: torch.device, rounds: int) -> Rows:
                     fv.saliency(model, batch.images, precision=precision).cpu()
 
             calls: dict[str, Call] = {"fastviz": fastviz, "captum, picture by picture": script}
-            times = side_by_side(calls, device, rounds=rounds, least=0, warm_up=1)
+            times = in_turns(calls, device, rounds)
             reach = {"captum, picture by picture": 3.0 if device.type == "cpu" else 10.0}
-            rows.append(row("saliency of a folder", f"{name}, {PICTURES} JPEG files", times, reach))
+            found = row("saliency of a folder", f"{name}, {PICTURES} JPEG files", times, reach)
+            rows.append({**found, "profile": shares(fastviz, device), "captum_profile": shares(script, device)})
             calls["fastviz"] = lambda f=fastviz: f(precision="bfloat16")
-            times = side_by_side(calls, device, rounds=rounds, least=0, warm_up=1)
+            times = in_turns(calls, device, rounds)
             rows.append(row("saliency of a folder, bfloat16", f"{name}, {PICTURES} JPEG files", times, reach))
     return rows
 

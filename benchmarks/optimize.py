@@ -94,7 +94,8 @@ def units(model: nn.Module, count: int, device: torch.device) -> Rows:
                 "lucent as it comes": partial(lucent_images, frozen, wanted, tool, None),
             }
             case = f"{count} {kind} of {layer}, {SIZE}x{SIZE}, {STEPS} steps"
-            times = side_by_side(calls, device, rounds=5, least=0, warm_up=1)
+            with fv.cuda_graphs():  # nothing on a CPU
+                times = side_by_side(calls, device, rounds=5, least=0, warm_up=1)
             for rival in ("lucent", "lucent as it comes"):
                 times[rival] = {name: each * count / few for name, each in times[rival].items()}
             note = (

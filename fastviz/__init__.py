@@ -67,6 +67,7 @@ from fastviz.methods import (
 from fastviz.models import class_names, describe, load_model, model_names
 from fastviz.native import version
 from fastviz.projection import pca, tsne
+from fastviz.replay import cuda_graphs
 from fastviz.streaming import batches
 from fastviz.targets import Target, channel, class_probability, class_score, layer, neuron
 
@@ -98,6 +99,7 @@ __all__ = [
     "class_names",
     "class_probability",
     "class_score",
+    "cuda_graphs",
     "deconvnet",
     "deep_dream",
     "describe",

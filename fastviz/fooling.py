@@ -29,6 +29,8 @@ _REPAIRS = 100
 """Most looks at the gradient after rounding to 8 bits."""
 _REPAIRED = 0.05
 """The largest part of an image's values that moves by one level at each of them."""
+_SURE = 0.01
+"""log(p / (1 − p)) by which float32 can miss the goal: what is beside an image in a pass changes how it is rounded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,21 +181,23 @@ class Victim:
     def in_8_bits(self, pictures: Tensor, classes: Tensor, ball: Ball | None = None) -> Tensor:
         """The ``pictures`` rounded to multiples of 1/255, inside of the ``ball``.
 
-        Small changes are lost in rounding. Where that takes the probability of one that is at the goal below it, the
-        values with the largest gradient move by one level, as many as would be enough if log(p / (1 − p)) were linear,
-        at most a twentieth, and again until it is: in small steps, because each changes which values have the largest
-        gradient. What has moved by m levels counts as if its gradient were 1 + 2m times smaller, for so much does the
-        square of its change grow.
+        Small changes are lost in rounding. Where that takes the probability of one that is at the goal below it (less
+        than a hundredth above it in log(p / (1 − p)): float32 decides nothing there), the values with the largest
+        gradient move by one level, as many as would be enough if log(p / (1 − p)) were linear, at most a twentieth, and
+        again until it is: in small steps, because each changes which values have the largest gradient. What has moved
+        by m levels counts as if its gradient were 1 + 2m times smaller, for so much does the square of its change grow.
         """
         goal = logit(pictures.new_tensor(self.goal).log())
         everyone = torch.arange(len(pictures), device=pictures.device)
         levels = (pictures * 255).round()
         levels = levels if ball is None else ball.on_levels(levels, everyone)
-        rounded, short = levels, everyone[self.probabilities(pictures).gather(1, classes[:, None])[:, 0] >= self.goal]
+        before = logit(self.probabilities(pictures).gather(1, classes[:, None])[:, 0].log())
+        rounded, short, goal = levels, everyone[before >= goal - _SURE], goal + _SURE
         for _ in range(_REPAIRS if len(short) else 0):
             found, gradient = self.look(levels[short] / 255, classes[short])
-            low = found.exp() < self.goal
-            short, gradient, at = short[low], gradient[low], logit(found[low])
+            at = logit(found)
+            low = at < goal
+            short, gradient, at = short[low], gradient[low], at[low]
             if not len(short):
                 break
             moved = (levels[short] + gradient.sign()).clamp(0, 255)
@@ -235,10 +239,10 @@ class Victim:
     def _logarithms(self, pictures: Tensor) -> Tensor:
         """log p of all classes, [N, K], in the graph of ``pictures``."""
         # Convolutions are fastest with channels last.
-        output = self.model(self.frame.image(pictures).contiguous(memory_format=torch.channels_last))
+        output, _ = targets.run(self.model, self.frame.image(pictures).contiguous(memory_format=torch.channels_last))
         targets.predicted(output)  # says what is wrong with it
-        scores: Tensor = output.log_softmax(1)
-        return scores
+        assert isinstance(output, Tensor)
+        return output.log_softmax(1)
 
 
 def logit(logarithm: Tensor) -> Tensor:

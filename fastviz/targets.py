@@ -12,7 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fastviz import capture, checks
+from fastviz import capture, checks, replay
 
 __all__ = [
     "Activations",
@@ -533,6 +533,24 @@ def run(
     A model that works in place on its input changes ``x``. ``start_gradients`` and ``calls`` as in
     :func:`fastviz.capture.activations`; with ``calls`` the output is None.
     """
+    recordings = None if start_gradients else replay.recordings(x)
+    way = None if recordings is None else replay.way_of(model, x.device)
+    if recordings is None or way is None:
+        return _run(model, x, layers, start_gradients, calls)
+
+    def function(images: Tensor) -> replay.Outputs:
+        # The copy is for models that work in place on their input.
+        output, recorded = _run(model, images.clone(), layers, False, calls)
+        return output, *(recorded[name] for name in layers)
+
+    key = (*way, tuple(layers), None if calls is None else tuple(calls.items()))
+    output, *maps = recordings.replayed(key, function, x)
+    return output, dict(zip(layers, maps, strict=True))
+
+
+def _run(
+    model: nn.Module, x: Tensor, layers: Sequence[str], start_gradients: bool, calls: Mapping[str, int] | None
+) -> tuple[object, Activations]:
     if not layers:
         return model(x), {}
     with capture.activations(model, layers, start_gradients=start_gradients, calls=calls) as recorded:

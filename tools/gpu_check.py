@@ -1,9 +1,10 @@
 """Checks everything that needs an NVIDIA GPU, offline: ``python tools/gpu_check.py --out DIR``.
 
 Builds the extension in place and the C++ test with CMake, for this card only; runs the CUDA tests, the C++ test plain
-and under compute-sanitizer's four tools; measures the operators. Writes DIR/gpu_check.json (what passed, how long it
-took, on which card), DIR/gpu_check.log (what every stage printed) and DIR/operators.json (the benchmark). Exit status:
-0 when all stages pass, 1 when one fails, 2 without a GPU. Needs torch, numpy, pytest, cmake, ninja and a CUDA toolkit.
+and under compute-sanitizer's four tools; measures the operators, and gradient methods replayed as CUDA graphs. Writes
+DIR/gpu_check.json (what passed, how long it took, on which card), DIR/gpu_check.log (what every stage printed) and
+DIR/operators.json, DIR/gradients.json (the benchmarks). Exit status: 0 when all stages pass, 1 when one fails, 2
+without a GPU. Needs torch, numpy, pytest, cmake, ninja and a CUDA toolkit; for the gradients torchvision and captum.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,17 +84,21 @@ def stages(out: Path, architecture: str) -> list[list[Stage]]:
         Stage("build C++ test", ["sh", "-c", f"{configure} && cmake --build {native} --target kernels_test"], 180),
     ]
     tests = [
-        Stage(
-            "pytest -m cuda", [python, "-m", "pytest", "-q", "-m", "cuda", "tests/test_ops.py"], 170, (builds[0].name,)
-        ),
+        Stage("pytest -m cuda", [python, "-m", "pytest", "-q", "-m", "cuda", "tests"], 170, (builds[0].name,)),
         Stage("C++ test", [test], 60, (builds[1].name,)),
     ]
     tests += [
         Stage(tool, [sanitizer, "--tool", tool, "--error-exitcode", "9", test], 170, (builds[1].name,))
         for tool in SANITIZERS
     ]
-    measure = [python, "-m", "benchmarks.operators", "--device", "cuda", "--out", str(out / "operators.json")]
-    return [builds, tests, [Stage("benchmark", measure, 110, (builds[0].name,))]]
+    measured = [("operators", [], 110)]
+    if find_spec("captum") and find_spec("torchvision"):
+        measured.append(("gradients", ["--only", "methods"], 150))
+    measurements = []
+    for name, more, limit in measured:
+        command = [python, "-m", f"benchmarks.{name}", "--device", "cuda", "--out", str(out / f"{name}.json"), *more]
+        measurements.append([Stage(f"benchmark of {name}", command, limit, (builds[0].name,))])
+    return [builds, tests, *measurements]
 
 
 def run(groups: list[list[Stage]], environment: dict[str, str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fastviz import capture, checks
+from fastviz import capture, checks, replay
 from fastviz.graph import NotTraceable
 from fastviz.incremental.execute import Clean, Covered, Runner, clean_bytes, clean_pass, run_whole
 from fastviz.incremental.job import Evaluate, Job, in_batches, new_job
@@ -29,7 +29,7 @@ _CACHE = 48 << 20
 """Bytes that a batch may hold on the CPU if nothing else is said: maps that stay in the last cache are read faster, but
 each batch reads all the weights again."""
 
-_BATCH = {"cpu": 16, "cuda": 256}
+_BATCH = {"cpu": 8, "cuda": 256}
 """Images that a model that runs as it is sees at once, if nothing else is said."""
 
 _TAIL = 256
@@ -186,8 +186,12 @@ class _Engine:
                 self.job.run_model(inside.nonzero().flatten(), self.batch_size or _BATCH[inside.device.type])
                 continue
             covered = self._covered(first, chunk)
+            replays = None
+            if replay.recordings(self.images) is not None:
+                # Their own, for this chunk: they read its clean maps.
+                replays = replay.Recordings(shared_memory=True)
             for group, runner in zip(self.groups, self.runners, strict=True):
-                self._run_group(clean, covered, group, runner, inside)
+                self._run_group(clean, covered, group, runner, inside, replays)
         self._run_tail(least=1)
 
     def _clean(self, first: int, chunk: int) -> Clean:
@@ -224,13 +228,26 @@ class _Engine:
         images = self.images[first : first + chunk]
         return Covered(images, self.job.boxes.to(images.device), self.job.image - first, fill)
 
-    def _run_group(self, clean: Clean, covered: Covered, group: Group, runner: Runner, inside: Tensor) -> None:
+    def _run_group(
+        self,
+        clean: Clean,
+        covered: Covered,
+        group: Group,
+        runner: Runner,
+        inside: Tensor,
+        replays: replay.Recordings | None,
+    ) -> None:
         """The windows of a group that are ``inside`` the chunk, bool [P]."""
         windows, row, column = (each.to(inside.device) for each in (group.windows, group.row, group.column))
 
+        def outputs(*of: Tensor) -> replay.Outputs:
+            return (runner.run(clean, covered, *of),)
+
         def run(at: Tensor) -> None:
             self._run_tail(least=_TAIL)
-            self.waiting.append((runner.run(clean, covered, windows[at], row[at], column[at]), windows[at]))
+            of = windows[at], row[at], column[at]
+            (output,) = outputs(*of) if replays is None else replays.replayed(runner, outputs, *of)
+            self.waiting.append((output, windows[at]))
             self.job.advance(len(at))
 
         in_batches(inside[windows].nonzero().flatten(), self._batch_size(group), self.job.stats, run)

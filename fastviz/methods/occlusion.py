@@ -17,8 +17,8 @@ from fastviz.windows import Fill, filling, grid
 
 __all__ = ["OcclusionMap", "occlusion"]
 
-_BATCH = 64
-"""Images the network sees at once where nothing else is said."""
+_BATCH = {"cpu": 8, "cuda": 64}
+"""Images the network sees at once where nothing else is said; on a CPU as many as its caches hold."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +125,8 @@ def occlusion(
         torch.no_grad(),
         bar(progress, len(images) * rows * columns, text="occlusion") as advance,
     ):
-        selection, baseline = _clean(model, images, selection, batch_size or _BATCH)
+        at_once = batch_size or _BATCH[images.device.type]
+        selection, baseline = _clean(model, images, selection, at_once)
         covered = _Covered(model, images, windows.boxes.to(images.device), filling(fill, images, windows.window),
                            selection, advance, classes)  # fmt: skip
         if not covered.count:
@@ -133,7 +134,7 @@ def occlusion(
         elif selection.layers:
             if precision != "model" or growth_cap is not None or drill_down is not None:
                 raise ValueError("precision, growth_cap and drill_down need a target that is a score of the model")
-            values, stats = covered.dense(batch_size or _BATCH)
+            values, stats = covered.dense(at_once)
         elif drill_down is None:
             values, stats = covered.swept(covered.numbers, options)
         else:
