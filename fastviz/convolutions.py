@@ -1,29 +1,35 @@
-"""How passes that ask for gradients of images compute their convolutions."""
+"""How passes that ask for gradients of images compute their convolutions, and what normalises them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 from torch import nn
 
 from fastviz import capture
+from fastviz.batch_norm import FrozenBatchNorm
 from fastviz.strided import StridedGradient
 from fastviz.winograd import Winograd
 
-__all__ = ["fast_convolutions", "strided_gradients"]
+__all__ = ["fast_convolutions", "image_gradients"]
 
 _IMAGES = 4
 """From so many on the transforms of the weights are worth their time."""
 
 
-def strided_gradients(model: nn.Module) -> AbstractContextManager[object]:
-    """:class:`fastviz.strided.StridedGradient` for passes of ``model``; nothing where it is compiled: it would be anew.
+@contextmanager
+def image_gradients(model: nn.Module) -> Iterator[None]:
+    """:class:`fastviz.strided.StridedGradient` and :class:`fastviz.batch_norm.FrozenBatchNorm` for passes of ``model``.
 
-    It belongs around the backward pass too: what ``torch.utils.checkpoint`` computes again has to be computed in the
-    same way.
+    Nothing where it is compiled: it would be anew. It belongs around the backward pass too: what
+    ``torch.utils.checkpoint`` computes again has to be computed in the same way.
     """
-    return nullcontext() if _is_compiled(model) else StridedGradient()
+    if _is_compiled(model):
+        yield
+        return
+    with StridedGradient(), FrozenBatchNorm():
+        yield
 
 
 @contextmanager
@@ -34,7 +40,7 @@ def fast_convolutions(model: nn.Module, images: int) -> Iterator[None]:
     that adds up.
     """
     several = images >= _IMAGES and not _is_compiled(model)
-    with strided_gradients(model), Winograd(keep=False) if several else nullcontext():
+    with image_gradients(model), Winograd(keep=False) if several else nullcontext():
         yield
 
 

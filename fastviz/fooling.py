@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastviz import capture, checks, targets
 from fastviz.canvas import Frame, Pixels
-from fastviz.convolutions import strided_gradients
+from fastviz.convolutions import image_gradients
 from fastviz.models import preprocessing
 from fastviz.optimize import Optimized, Optimizer, is_out_of_memory, optimize, what_fits
 from fastviz.priors import Prior
@@ -170,7 +170,7 @@ class Victim:
 
         def at(part: slice) -> tuple[Tensor, Tensor]:
             leaf = pictures[part].detach().requires_grad_()
-            with strided_gradients(self.model):
+            with image_gradients(self.model):
                 found = _picked(self._logarithms(leaf), classes[part])
                 (gradient,) = capture.differentiate(found.sum(), [leaf]) if found.requires_grad else (None,)
             return found.detach(), torch.zeros_like(leaf) if gradient is None else gradient.contiguous()

@@ -19,7 +19,7 @@ LEVELS = [
     ["native", "ops", "weight_files", "models", "colour_tables", "pictures", "image_paths", "images", "captions"],
     ["animation", "drawing", "streaming", "embedding_file"],
     ["windows", "capture", "replay", "targets", "reach", "fingerprint", "graph", "unit_crop"],
-    ["strided", "winograd", "convolutions", "backward", "features"],
+    ["strided", "batch_norm", "winograd", "convolutions", "backward", "features"],
     [
         *("incremental", "canvas", "priors", "transforms", "optimize", "gram_losses"),
         *("fooling", "box_method", "genomes"),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastviz import capture, checks
 from fastviz.canvas import Canvas, Frame
-from fastviz.convolutions import strided_gradients
+from fastviz.convolutions import image_gradients
 from fastviz.optimize import checkpoint as files
 from fastviz.optimize.network import is_out_of_memory, what_fits
 from fastviz.optimize.optimizers import Evaluation, Optimizer
@@ -302,7 +302,7 @@ class _Run:
         """Values, measures, and the direction in which each of the ``images`` should go (None if ``clean``)."""
         if clean:
             return *self._measured(images, rows), None
-        with strided_gradients(self.model):
+        with image_gradients(self.model):
             values, measures = self._measured(self._transformed(images, rows, step), rows)
             gradients = _gradients(values, images)
         dead = _largest(gradients) == 0
