@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import fastviz as fv
-from fastviz import models
+from fastviz import capture, models
 from fastviz.box_method import _reweighed
-from fastviz.fooling import Ball
+from fastviz.fooling import Ball, Victim
 from fastviz.genomes import CPPN, Direct
 from fastviz.models import Preprocessing
 
@@ -178,6 +178,22 @@ def test_rounding_is_repaired_only_as_far_as_needed():
     assert ((levels.abs() < 1e-9) | ((levels - 1).abs() < 1e-9)).all()
     assert int(levels.sum().round()) == math.ceil((math.log(9) + 1) / 40 * 255) == 21
     assert ((exact.images - x).abs() < 0.5 / 255).all()
+
+
+def test_what_is_at_the_goal_but_for_rounding_is_repaired():
+    """Below it by less than float32 can tell: another batch may have had it at the goal. Not what is far from it."""
+    model = linear(40.0, grey=127 / 255)
+    x = torch.full((1, 3, 4, 4), 127 / 255, dtype=torch.float64)
+    x.view(-1)[:30] += 1 / 255
+    reached = 40 * 30 / 255 - 1  # log(p / (1 - p))
+    for missing, repaired in ((1e-4, True), (1.0, False)):
+        goal = 1 / (1 + math.exp(-reached - missing))
+        with capture.frozen_model(model):
+            victim = Victim(model, Victim.frame_for(model, x), goal)
+            assert victim.probabilities(x)[0, 1] < goal
+            found = victim.in_8_bits(x, torch.tensor([1]))
+            assert bool(victim.probabilities(found)[0, 1] >= goal) == repaired
+        assert int(((found - x) * 255).round().sum()) == repaired
 
 
 @pytest.mark.parametrize("norm", ["inf", "2"])

@@ -110,6 +110,23 @@ def test_replayed_gradients_are_the_same(name, on_a_gpu):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+def test_autocast_is_recorded_without_its_kept_weights(on_a_gpu):
+    """Weights that change between replays are cast again."""
+    model = fv.load_model("demo").requires_grad_()  # autocast keeps those that could be trained
+    x = photographs(1)[0]
+
+    def explain():
+        return fv.guided_backprop(model, x, 3, precision="bfloat16")
+
+    with fv.cuda_graphs():
+        for scale in (1.0, 1.0, 1.0, 0.5):
+            with torch.no_grad():
+                model.conv1.weight.mul_(scale)
+            found = explain()
+    assert on_a_gpu
+    torch.testing.assert_close(found, explain(), rtol=1e-5, atol=1e-6)
+
+
 def test_nothing_is_recorded_outside_or_on_a_cpu(on_a_gpu, monkeypatch):
     for x in photographs(4):
         fv.saliency(MODEL, x)
