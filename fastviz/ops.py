@@ -194,7 +194,16 @@ class _InPlaceRectifier(torch.autograd.Function):
 def guided_relu_(x: Tensor, rule: Rule = "guided", upper: float | None = None) -> Tensor:
     """:func:`guided_relu` written over ``x``, which is returned: no memory for the output, and half of the traffic.
 
-    For tensors in contiguous or channels_last memory that are no views, and not for code that ``torch.compile`` sees.
+    For tensors that are no views, and not for code that ``torch.compile`` sees.
+
+    Args:
+        x: any shape, in contiguous or channels_last memory.
+        rule: the backward rule.
+        upper: above 0, rounded to the dtype of ``x``; None is no bound.
+
+    Raises:
+        TypeError: ``x`` is no floating-point tensor, or ``upper`` no number.
+        ValueError: ``x`` is in other memory; ``rule`` is not one of the three, or ``upper`` not above 0.
 
     >>> x = torch.tensor([-1.0, 2.0])
     >>> guided_relu_(x), x
@@ -206,6 +215,7 @@ def guided_relu_(x: Tensor, rule: Rule = "guided", upper: float | None = None) -
         raise ValueError(f"x should be in contiguous or channels_last memory, to be written over, got {x.stride()}")
     if upper is not None:
         checks.positive(upper, "upper")
+    _check_device(x, "x")
     result: Tensor = _InPlaceRectifier.apply(x, rule, upper, _relu_keeps_mask(x, rule, upper))
     return result
 

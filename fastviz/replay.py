@@ -37,9 +37,9 @@ def cuda_graphs() -> Iterator[None]:
     than the kernels, for few or small images and deep networks. It holds for the gradient methods (not for Grad-CAM and
     its kin, whose gradients begin at a layer), for images that are optimised towards targets or codes
     (:func:`fastviz.maximize`, :func:`fastviz.invert`, :func:`fastviz.fool`) and for occlusion sweeps. Third and later
-    passes are replayed; each recorded shape keeps the memory of a pass until the end of the ``with``, 32 shapes at
-    most. What cannot be recorded (a model that reads values from the GPU, or with hooks) runs as
-    ever, with a warning that says why. On a CPU nothing changes.
+    passes are replayed; each recorded shape keeps the memory of a pass until the end of the ``with``, 32 at most;
+    further ones, and models with hooks, run as ever. So does what cannot be recorded, such as a model that reads values
+    from the GPU, with a ``RuntimeWarning`` that says why. On a CPU nothing changes.
 
     The model may get new weights inside, in place or not, but should not be changed otherwise: its Python code does not
     run again.
