@@ -80,17 +80,23 @@ class Kept(Generic[Made]):
     def __init__(self, count: int) -> None:
         self._count = count
         self._entries: WeakKeyDictionary[nn.Module, list[_Entry]] = WeakKeyDictionary()
-        self._lock = threading.RLock()
+        self._making: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+        self._lock = threading.Lock()
 
     def get(self, model: nn.Module, key: Hashable, state: object, make: Callable[[], Made]) -> Made:
         """What ``make`` gave for this ``key``, now or in an earlier call in the same ``state``.
 
-        One thread at a time; what was made in another state is dropped. Neither may refer to the model.
+        One thread at a time for each model, so that threads that ask for the same share it; other models do not wait.
+        What was made in another state is dropped. Neither may refer to the model.
         """
         with self._lock:
-            valid = [entry for entry in self._entries.get(model, []) if entry.state == state]
+            making = self._making.setdefault(model, threading.RLock())
+        with making:
+            with self._lock:
+                valid = [entry for entry in self._entries.get(model, []) if entry.state == state]
             entry = next((entry for entry in valid if entry.key == key), None)
             if entry is None:
                 entry = _Entry(key, state, make())
-            self._entries[model] = [entry, *(other for other in valid if other is not entry)][: self._count]
+            with self._lock:
+                self._entries[model] = [entry, *(other for other in valid if other is not entry)][: self._count]
         return entry.made  # type: ignore[return-value]

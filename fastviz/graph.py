@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-import threading
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastviz import checks
+from fastviz import checks, tracing
+from fastviz.calls import BATCH, call_name, is_random, shapes_of
 from fastviz.fingerprint import Kept, structure
 from fastviz.geometry import Field, clip
 from fastviz.models import preprocessing
-from fastviz.reach import BATCH, Layout, Reach, call_name, classify, shape_of
+from fastviz.reach import Layout, Reach, classify
+from fastviz.tracing import NotTraceable, Recording
 
 __all__ = [
     "Layer",
@@ -26,18 +27,10 @@ __all__ = [
     "layers",
     "receptive_field",
     "trace",
-    "twin_of",
 ]
-
-# torch.export keeps state that two threads must not change at once
-_EXPORT_LOCK = threading.RLock()
 
 # For a few sizes of images of each model: a trace of a large network takes seconds.
 _layers: Kept[list[Layer]] = Kept(4)
-
-
-class NotTraceable(ValueError):  # noqa: N818 - it says what is the case, not that something broke
-    """The model cannot be exported to a graph; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -127,55 +120,144 @@ class Trace:
     """A model as a graph of functional ATen calls.
 
     Attributes:
-        graph: the graph, for a batch of ``fastviz.reach.BATCH`` images; in the metadata of a node, ``val`` is its
+        graph: the graph, for a batch of ``fastviz.calls.BATCH`` images; in the metadata of a node, ``val`` is its
             output without data.
         constants: the values of its parameters, buffers and other constants by the placeholder's name; the model's own
             tensors, not copies.
         image: the placeholder of the images.
         reaches: what each node depends on.
+        mixes: what may mix the images of a batch, or is drawn by chance, in words that begin with the call; empty if
+            each image provably goes its own way, in batches of any size.
     """
 
     graph: fx.Graph
     constants: dict[str, Tensor]
     image: fx.Node
     reaches: dict[fx.Node, Reach]
+    mixes: str = ""
 
 
 def trace(model: nn.Module, input_size: tuple[int, int] | None = None, channels: int | None = None) -> Trace:
     """The graph of ``model`` in evaluation mode, for images of ``input_size`` (height, width) in pixels.
 
-    Works on a copy that shares the parameters; the model is not touched. A size or number of channels that is not given
-    is that of :func:`fastviz.models.preprocessing`.
+    The model is not touched. A size or number of channels that is not given is that of
+    :func:`fastviz.models.preprocessing`.
 
     Raises:
-        NotTraceable: the model does not export, takes more than images or gives more than one tensor.
+        NotTraceable: the model cannot be traced, or gives something else than one tensor.
+    """
+    found, _ = traced(model, input_size, channels)
+    (output,) = (node for node in found.graph.nodes if node.op == "output")
+    if not isinstance(output.args[0], fx.Node):
+        raise NotTraceable("the model gives more than one tensor, or none")
+    return found
+
+
+def traced(model: nn.Module, input_size: tuple[int, int] | None, channels: int | None) -> tuple[Trace, Recording]:
+    """The graph, whatever the model gives, and its modules' outputs; recorded for a batch and for one image.
+
+    The second pass shows what depends on the number of images.
+
+    Raises:
+        NotTraceable: the model cannot be traced.
     """
     batch = example_images(model, input_size, BATCH, channels)
-    twin = twin_of(model)
-    try:
-        # while torch exports, it switches oneDNN off for all threads: their numbers may differ in the last bits
-        with _EXPORT_LOCK, torch.inference_mode(False), torch.no_grad():
-            program = torch.export.export(twin, (batch,), strict=False).run_decompositions({})
-    except Exception as error:  # export stops with errors of many classes, none of them ours
-        reason = str(error).strip().splitlines() or [""]
-        raise NotTraceable(f"the model does not export: {type(error).__name__}: {reason[0]}") from error
-    signature = program.graph_signature
-    if len(signature.user_inputs) != 1 or len(signature.user_outputs) != 1 or signature.buffers_to_mutate:
-        raise NotTraceable("the model takes more than images, gives more than one tensor or changes its own buffers")
-    held = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
-    sources = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    constants = {name: held[path].detach() for name, path in sources.items()}
-    for name, path in signature.inputs_to_lifted_tensor_constants.items():
-        constants[name] = program.constants[path]
-    graph = program.graph
-    (image,) = (node for node in graph.nodes if node.op == "placeholder" and node.name == signature.user_inputs[0])
+    recording = tracing.record(model, batch)
+    differs = compare(recording, tracing.record(model, batch[:1]))
+    reaches = reaches_of(recording.graph, recording.image)
+    mixes = differs or _mixing_call(recording.graph, reaches)
+    return Trace(recording.graph, recording.constants, recording.image, reaches, mixes), recording
+
+
+def compare(many: Recording, single: Recording) -> str:
+    """Note in the nodes of ``many``, for a batch, which dimensions grow with the number of images.
+
+    Args:
+        many: the calls for :data:`fastviz.calls.BATCH` images.
+        single: those for one.
+
+    Returns:
+        Why the course of the model depends on the number of images; empty if it does not.
+    """
+    twins: dict[fx.Node, fx.Node] = {}
+    if len(many.graph.nodes) != len(single.graph.nodes):
+        return COUNTS
+    for node, other in zip(many.graph.nodes, single.graph.nodes, strict=True):
+        twins[node] = other
+        if node.op != other.op or (node.op == "call_function" and node.target != other.target):
+            return COUNTS
+        if node.name in many.constants and not _equal(many.constants[node.name], single.constants[other.name]):
+            return COUNTS
+        sized = call_name(node) in _SIZED
+        if not _same((node.args, node.kwargs), (other.args, other.kwargs), twins, sized=sized):
+            return COUNTS
+        shapes, others = shapes_of(node), shapes_of(other)
+        grown = [_growing(shape, its) for shape, its in zip(shapes, others, strict=True)]
+        if None in grown:
+            return COUNTS
+        node.meta["images"] = grown[0] if grown else ()
+    return ""
+
+
+COUNTS = "code that looks at the number of images may mix the images of a batch"
+
+
+def _equal(constant: Tensor, other: Tensor) -> bool:
+    return constant is other or (constant.shape == other.shape and torch.equal(constant, other))
+
+
+def _growing(shape: tuple[int, ...], single: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The dimensions that are :data:`BATCH` times as long; None if others differ."""
+    if len(shape) != len(single):
+        return None
+    grown = [dim for dim, size in enumerate(shape) if size != single[dim]]
+    return tuple(grown) if all(shape[dim] == BATCH * single[dim] for dim in grown) else None
+
+
+_SIZED = {
+    *("view", "reshape", "_unsafe_view", "expand", "repeat", "unflatten", "full", "slice", "affine_grid_generator"),
+}  # fmt: skip
+"""Calls whose arguments may be sizes of batches."""
+
+
+def _same(value: Any, other: Any, twins: dict[fx.Node, fx.Node], *, sized: bool) -> bool:
+    """Whether two calls have the same arguments, but for sizes of batches where those are allowed (``sized``)."""
+    if isinstance(value, fx.Node):
+        return twins[value] is other
+    if isinstance(value, (list, tuple)):
+        same_length = isinstance(other, (list, tuple)) and len(value) == len(other)
+        return same_length and all(_same(a, b, twins, sized=sized) for a, b in zip(value, other, strict=True))
+    if isinstance(value, dict):
+        return value.keys() == other.keys() and all(_same(value[key], other[key], twins, sized=sized) for key in value)
+    if sized and isinstance(value, int) and isinstance(other, int) and value == BATCH * other:
+        return True
+    return bool(value == other) or (value != value and other != other)
+
+
+def reaches_of(graph: fx.Graph, image: fx.Node) -> dict[fx.Node, Reach]:
+    """What each node of ``graph`` depends on."""
     reaches: dict[fx.Node, Reach] = {}
     for node in graph.nodes:
         if node.op == "placeholder":
             reaches[node] = Reach("pointwise", (2, 3)) if node is image else Reach("constant")
         elif node.op != "output":
             reaches[node] = classify(node, reaches)
-    return Trace(graph, constants, image, reaches)
+    return reaches
+
+
+def _mixing_call(graph: fx.Graph, reaches: dict[fx.Node, Reach]) -> str:
+    """The first call that is not proved to keep images apart, and where it stands."""
+    node = next((node for node in graph.nodes if node in reaches and reaches[node].kind == "opaque"), None)
+    if node is None:
+        return ""
+    where = f"{call_name(node)} in {label(node) or 'the model'!r}"
+    return f"{where} draws random numbers" if is_random(node) else f"{where} may mix the images of a batch"
+
+
+def label(node: fx.Node) -> str:
+    """The name of the module that the call stands in."""
+    stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    return stack[-1] if stack else ""
 
 
 def layers(model: nn.Module, input_size: tuple[int, int] | None = None, channels: int | None = None) -> list[Layer]:
@@ -200,34 +282,32 @@ def layers(model: nn.Module, input_size: tuple[int, int] | None = None, channels
 
 
 def _found_layers(model: nn.Module, input_size: tuple[int, int], channels: int) -> list[Layer]:
-    calls = _calls(model, input_size, channels)
     try:
-        fields = _fields_of_modules(trace(model, input_size, channels))
-        missing = ""
+        found, recording = traced(model, input_size, channels)
     except NotTraceable as error:
-        fields, missing = {}, str(error)
-    found = []
+        missing = _Traced(None, str(error))
+        known = {name: (shape, missing) for name, shape in _shapes_by_running(model, input_size, channels).items()}
+    else:
+        fields = _fields_of_nodes(found)
+        known = {
+            name: (_per_image(calls[-1].shape, BATCH), _of_output(calls[-1], fields))
+            for name, calls in recording.outputs.items()
+            if calls[-1].shape is not None
+        }
+    result = []
     for name, module in model.named_modules():
-        if not name or name not in calls:
-            continue
-        call = calls[name]
-        traced = fields.get(name) or fields.get(call.maker)
-        if traced is None:
-            traced = _Traced(call.shape, None, missing or "it passes on what no layer made")
-        elif traced.shape != call.shape:
-            traced = _Traced(call.shape, None, "its output is not the last value that it computes")
-        found.append(
-            Layer(
-                name=name,
-                kind=type(module).__name__,
-                shape=call.shape,
-                parameters=sum(parameter.numel() for parameter in module.parameters()),
-                receptive_field=traced.field,
-                reason=traced.reason,
-                layout=traced.layout,
+        # what torch.compile wraps is traced without the wrapper
+        if name and (inner := f"{name}.".replace("_orig_mod.", "").removesuffix(".")) in known:
+            shape, fields_of = known[inner]
+            count = sum(parameter.numel() for parameter in module.parameters())
+            result.append(
+                Layer(name, type(module).__name__, shape, count, fields_of.field, fields_of.reason, fields_of.layout)
             )
-        )
-    return found
+    return result
+
+
+def _of_output(call: tracing.Output, fields: dict[fx.Node, _Traced]) -> _Traced:
+    return fields[call.node] if call.node in fields else _Traced(None, "it does not depend on the image")
 
 
 def receptive_field(model: nn.Module, layer: str, input_size: tuple[int, int] | None = None) -> ReceptiveField:
@@ -253,18 +333,9 @@ def receptive_field(model: nn.Module, layer: str, input_size: tuple[int, int] | 
 
 
 @dataclass(frozen=True)
-class _Call:
-    """What a forward pass showed of one module: the output's shape, and the first module that gave that very tensor."""
-
-    shape: tuple[int, ...]
-    maker: str
-
-
-@dataclass(frozen=True)
 class _Traced:
-    """What the graph says of one module: the output's shape, and the receptive field or why there is none."""
+    """What the graph says of an output: the receptive field, or why there is none."""
 
-    shape: tuple[int, ...]
     field: ReceptiveField | None
     reason: str = ""
     layout: Layout | None = None
@@ -285,52 +356,22 @@ def example_images(
     return torch.zeros(batch, channels or len(known.mean), *size, dtype=parameter.dtype, device=parameter.device)
 
 
-def twin_of(model: nn.Module, mode: FakeTensorMode | None = None) -> nn.Module:
-    """A copy of the modules in evaluation mode and without hooks, around the same parameters and copies of the buffers.
+def _shapes_by_running(model: nn.Module, input_size: tuple[int, int], channels: int) -> dict[str, tuple[int, ...]]:
+    """What the modules of a model that cannot be traced give for one image, by name: the model runs, as a copy."""
+    image = example_images(model, input_size, 1, channels)
+    shapes: dict[str, tuple[int, ...]] = {}
 
-    With a ``mode``, parameters and buffers are stand-ins without data.
-    """
-    held: dict[int, object] = {}
-    for value in (*model.parameters(), *model.buffers()):
-        same = value if isinstance(value, nn.Parameter) else value.clone()
-        held[id(value)] = same if mode is None else mode.from_tensor(value)
-    twin = copy.deepcopy(model, held).eval()
-    for module in twin.modules():
-        for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
-            getattr(module, hooks).clear()
-    return twin
+    def note(name: str, module: nn.Module, inputs: object, output: object) -> None:
+        first = output[0] if isinstance(output, (tuple, list)) and output else output
+        if isinstance(first, Tensor):
+            shapes[name] = _per_image(tuple(first.shape), 1)
 
-
-def _calls(model: nn.Module, input_size: tuple[int, int] | None, channels: int | None) -> dict[str, _Call]:
-    """What one forward pass calls, by module name; without data where the model allows it, else on one image."""
-    batch = example_images(model, input_size, BATCH, channels)
-    try:
-        mode = FakeTensorMode(allow_non_fake_inputs=True)
-        twin = twin_of(model, mode)
-        with mode:
-            return _watched_pass(twin, mode.from_tensor(batch))
-    except Exception:  # code that looks at values cannot run without them; errors of the model itself come again below
-        devices = [batch.device] if batch.is_cuda else []
-        with torch.random.fork_rng(devices):
-            return _watched_pass(twin_of(model), batch[:1])
-
-
-def _watched_pass(twin: nn.Module, batch: Tensor) -> dict[str, _Call]:
-    calls: dict[str, _Call] = {}
-    # tensor → the module that made it; tensors are kept, so that none gets the id of one before
-    makers: dict[int, tuple[Tensor, str]] = {id(batch): (batch, "")}
-
-    def note(name: str, output: object) -> None:
-        result = output[0] if isinstance(output, (tuple, list)) and output else output
-        if isinstance(result, Tensor):
-            _, maker = makers.setdefault(id(result), (result, name))
-            calls[name] = _Call(_per_image(tuple(int(size) for size in result.shape), len(batch)), maker)
-
+    twin = tracing.twin_of(model, copy_buffers=True)
     for name, module in twin.named_modules():
-        module.register_forward_hook(lambda module, inputs, output, name=name: note(name, output))
-    with torch.no_grad():
-        twin(batch)
-    return calls
+        module.register_forward_hook(partial(note, name))
+    with torch.random.fork_rng([image.device] if image.is_cuda else []), torch.no_grad():
+        twin(image)
+    return shapes
 
 
 def _per_image(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
@@ -340,26 +381,22 @@ def _per_image(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
     return shape[1:] if shape[0] == batch else (shape[0] // batch, *shape[1:])
 
 
-def _fields_of_modules(traced: Trace) -> dict[str, _Traced]:
-    """What the graph says of each module, by name: its last node's receptive field; "" is the image itself."""
+def _fields_of_nodes(traced: Trace) -> dict[fx.Node, _Traced]:
+    """What the graph says of every call that depends on the image."""
     fields: dict[fx.Node, tuple[Field, Field]] = {traced.image: (Field(), Field())}
-    reasons: dict[fx.Node, str] = {}
-    found = {"": _Traced(shape_of(traced.image)[1:], _receptive_field(*fields[traced.image]), layout=(2, 3))}
+    found = {traced.image: _Traced(_receptive_field(*fields[traced.image]), layout=(2, 3))}
     for node in traced.graph.nodes:
-        if node.op != "call_function" or traced.reaches[node].kind == "constant":
+        if node.op != "call_function" or traced.reaches[node].kind in ("constant", "filled"):
             continue
-        sources = [source for source in node.all_input_nodes if traced.reaches[source].kind != "constant"]
-        reason = next((reasons[source] for source in sources if source in reasons), "")
-        names = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
+        sources = [source for source in node.all_input_nodes if source in found]
+        reason = next((found[source].reason for source in sources if found[source].reason), "")
         if not reason:
             try:
                 fields[node] = joined_field(traced.reaches[node], [fields[source] for source in sources])
             except ValueError as error:
-                reason = f"{call_name(node)} in {names[-1] if names else 'the model'!r} {error}"
-        if reason:
-            reasons[node] = reason
+                reason = f"{call_name(node)} in {label(node) or 'the model'!r} {error}"
         field, layout = (None, None) if reason else (_receptive_field(*fields[node]), traced.reaches[node].layout)
-        found.update((name, _Traced(_per_image(shape_of(node), BATCH), field, reason, layout)) for name in names)
+        found[node] = _Traced(field, reason, layout)
     return found
 
 

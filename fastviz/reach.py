@@ -1,29 +1,28 @@
-"""What one call of an exported graph depends on: the same position, a sliding window, or everything.
+"""What one call of a recorded graph depends on: the same position, a sliding window, or everything.
 
 The calls are ATen's, functional (no in-place ones), for a batch of :data:`BATCH` images.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, fx
 
+from fastviz.apart import SPLITS, einsum_terms, filled_images, images_apart, is_pointwise
+from fastviz.calls import BATCH, axes, axis, call_arguments, call_name, image_dims, is_random, shape_of
 from fastviz.geometry import Slide
 
-__all__ = ["BATCH", "Layout", "Reach", "call_arguments", "call_name", "classify", "convolution_slides", "shape_of"]
-
-BATCH = 23
-"""Images in the batch that models are exported with: a number that no other dimension is likely to have."""
+__all__ = ["Layout", "Reach", "classify", "convolution_slides"]
 
 Layout = tuple[int, int]
 """The dimensions of a tensor that are rows and columns of a map."""
 
-Kind = Literal["constant", "pointwise", "windowed", "joining", "global", "opaque"]
+Kind = Literal["constant", "filled", "pointwise", "windowed", "joining", "global", "opaque"]
 
 
 @dataclass(frozen=True)
@@ -31,18 +30,21 @@ class Reach:
     """What the output of one call depends on.
 
     Attributes:
-        kind: ``"constant"``: not on the input; ``"pointwise"``: each position on the same one of one map;
-            ``"joining"``: on the same one of several maps; ``"windowed"``: on a window; ``"global"``: on everything of
-            its own image; ``"opaque"``: perhaps on other images of the batch, or on chance.
-        layout: which dimensions are rows and columns; None for constant, global and opaque ones.
+        kind: ``"constant"``: not on the input; ``"filled"``: on the number of images alone, the same for each;
+            ``"pointwise"``: each position on the same one of one map; ``"joining"``: on the same one of several maps;
+            ``"windowed"``: on a window; ``"global"``: on everything of its own image; ``"opaque"``: perhaps on other
+            images of the batch, or on chance.
+        layout: which dimensions are rows and columns; None for constant, filled, global and opaque ones.
         slides: the window along rows and columns; None unless ``"windowed"``.
         positional: whether a constant takes part whose values differ from position to position.
+        images: the dimension that holds the images; 0 for maps.
     """
 
     kind: Kind
     layout: Layout | None = None
     slides: tuple[Slide, Slide] | None = None
     positional: bool = False
+    images: int = 0
 
     @property
     def is_local(self) -> bool:
@@ -56,79 +58,52 @@ Rule = Callable[[fx.Node, dict[str, Any], Known], "Reach | None"]
 
 def classify(node: fx.Node, known: Known) -> Reach:
     """The reach of ``node``, given that of every node before it; placeholders and outputs are the caller's."""
-    if node.op == "get_attr":
-        return Reach("constant")
     sources = [known[source] for source in node.all_input_nodes]
-    if any(source.kind == "opaque" for source in sources) or _is_random(node):
+    if any(source.kind == "opaque" for source in sources) or is_random(node):
         return Reach("opaque")
     if all(source.kind == "constant" for source in sources):
-        # made for this batch size, so wrong for any other
-        depends_on_batch = any(BATCH in shape for shape in _shapes(node))
-        return Reach("opaque") if depends_on_batch else Reach("constant")
+        if not image_dims(node):
+            return Reach("constant")
+        filled = filled_images(node)
+        return Reach("opaque") if filled is None else Reach("filled", images=filled)
     if node.target is operator.getitem:
         return _getitem(node, known)
-    arguments = call_arguments(node)
-    rule = _LOCAL_RULES.get(call_name(node))
-    moving = [source for source in sources if source.kind != "constant"]
-    if rule is not None and all(source.is_local for source in moving):
-        reach = rule(node, arguments, known)
+    moving = {source: known[source] for source in node.all_input_nodes if known[source].kind != "constant"}
+    images = images_apart(node, {source: reach.images for source, reach in moving.items()})
+    if images is None:
+        return Reach("opaque")
+    maps = [reach for reach in moving.values() if reach.kind != "filled"]
+    if not maps:
+        return Reach("filled", images=images)
+    rule = _elementwise if is_pointwise(node.target) else _LOCAL_RULES.get(call_name(node))
+    if rule is not None and all(reach.is_local for reach in maps) and images == 0 and _is_map(node):
+        reach = rule(node, call_arguments(node), known)
         if reach is not None and shape_of(node)[0] == BATCH:
             return reach
-    return Reach("global") if _is_batchwise(node, arguments, known) else Reach("opaque")
+    return Reach("global", images=images)
 
 
-def call_name(node: fx.Node) -> str:
-    """The name of the operation that ``node`` calls, without its overload: ``"conv2d"``."""
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return target._schema.name.removeprefix("aten::")
-    return getattr(target, "__name__", str(target))
-
-
-def call_arguments(node: fx.Node) -> dict[str, Any]:
-    """The arguments of the call by name, with the defaults of those that are not given."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return {str(index): value for index, value in enumerate(node.args)}
-    bound: dict[str, Any] = {}
-    for index, parameter in enumerate(node.target._schema.arguments):
-        if index < len(node.args):
-            bound[parameter.name] = node.args[index]
-        else:
-            bound[parameter.name] = node.kwargs.get(parameter.name, parameter.default_value)
-    return bound
-
-
-def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """The shape of the node's (first) output for a batch of :data:`BATCH` images; () if it is not a tensor."""
-    shapes = _shapes(node)
-    return shapes[0] if shapes else ()
-
-
-def _shapes(node: fx.Node) -> list[tuple[int, ...]]:
-    value = node.meta.get("val")
+def _is_map(node: fx.Node) -> bool:
+    """Whether windows can be cut from it: not from complex numbers."""
+    value = node.meta["val"]
     values = value if isinstance(value, (list, tuple)) else [value]
-    return [tuple(int(size) for size in item.shape) for item in values if isinstance(item, Tensor)]
-
-
-def _is_random(node: fx.Node) -> bool:
-    """Whether the call draws random numbers."""
-    if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
-        return False
-    arguments = call_arguments(node)
-    return arguments.get("train") is not False and arguments.get("dropout_p") != 0.0
+    return not any(isinstance(each, Tensor) and each.is_complex() for each in values)
 
 
 def _getitem(node: fx.Node, known: Known) -> Reach:
     source, index = node.args[0], node.args[1]
     assert isinstance(source, fx.Node)
-    if index != 0 and call_name(source) not in _SPLITS:
-        return Reach("opaque")  # indices of a max-pool and the like, which count positions of the whole map
-    reach = known[source]
-    return Reach("pointwise", reach.layout) if reach.is_local else reach
+    reach, dims = known[source], image_dims(node)
+    if len(dims) != 1:
+        return Reach("opaque")
+    if reach.is_local and (index == 0 or call_name(source) not in _POSITIONS):
+        return Reach("pointwise", reach.layout)
+    # indices that count positions of the whole map are right only if the whole map is there
+    return Reach("filled" if reach.kind == "filled" else "global", images=dims[0])
 
 
-def _axis(dim: int, ndim: int) -> int:
-    return dim + ndim if dim < 0 else dim
+_POSITIONS = {"max_pool2d_with_indices", "adaptive_max_pool2d"}
+"""Calls whose second result numbers the positions of the whole map."""
 
 
 def _source(value: Any, known: Known) -> tuple[fx.Node, Layout, int] | None:
@@ -139,6 +114,8 @@ def _source(value: Any, known: Known) -> tuple[fx.Node, Layout, int] | None:
 
 
 def _elementwise(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None:
+    if call_name(node) in ("prelu", "_prelu_kernel"):
+        return _channelwise(node, arguments, known)
     out = shape_of(node)
     maps = [source for source in node.all_input_nodes if known[source].is_local]
     layout = known[maps[0]].layout
@@ -148,13 +125,15 @@ def _elementwise(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reac
         same_places = known[source].layout == layout and len(shape) == len(out)
         if not same_places or any(shape[dim] != out[dim] for dim in layout):
             return None
-    positional = False
-    for source in node.all_input_nodes:
-        if known[source].kind == "constant":
-            shape = shape_of(source)
-            offset = len(out) - len(shape)
-            positional |= any(dim >= offset and shape[dim - offset] != 1 for dim in layout)
+    positional = any(_has_places(source, layout, len(out)) for source in node.all_input_nodes if source not in maps)
     return Reach("joining" if len(maps) > 1 else "pointwise", layout, positional=positional)
+
+
+def _has_places(constant: fx.Node, layout: Layout, ndim: int) -> bool:
+    """Whether a constant, broadcast to ``ndim`` dimensions, differs from row to row or column to column."""
+    shape = shape_of(constant)
+    offset = ndim - len(shape)
+    return any(dim >= offset and shape[dim - offset] != 1 for dim in layout)
 
 
 def _channelwise(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None:
@@ -171,18 +150,18 @@ def _over_last(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach 
     if found is None:
         return None
     _, layout, ndim = found
-    mixed = len(arguments.get("normalized_shape", (0,)))
+    mixed = len(arguments.get("normalized_shape") or (0,))
     return Reach("pointwise", layout) if max(layout) < ndim - mixed else None
 
 
 def _over_dims(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None:
     """Softmax and reductions over dimensions that are not rows, columns or images."""
     found = _source(arguments["self"], known)
-    dims = arguments.get("dim")
+    dims = arguments.get("dim", arguments.get("dims"))
     if found is None or dims is None or dims == []:
         return None
     _, layout, ndim = found
-    mixed = {_axis(dim, ndim) for dim in (dims if isinstance(dims, Sequence) else [dims])}
+    mixed = axes(dims, ndim)
     if mixed & {0, *layout}:
         return None
     if len(shape_of(node)) == ndim:
@@ -197,20 +176,63 @@ def _without(layout: Layout, removed: set[int]) -> Layout:
 
 def _cat(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None:
     """Concatenation, and stacking along a new dimension."""
-    found = [_source(value, known) for value in arguments["tensors"]]
-    if any(source is None for source in found):
-        return None
-    layouts = {(source[1], source[2]) for source in found if source is not None}
+    found = [source for source in (_source(value, known) for value in arguments["tensors"]) if source is not None]
+    layouts = {(layout, ndim) for _, layout, ndim in found}
     if len(layouts) != 1:
         return None
     layout, ndim = layouts.pop()
+    positional = len(found) < len(arguments["tensors"])
     if call_name(node) == "stack":
-        dim = _axis(arguments["dim"], ndim + 1)
+        dim = axis(arguments["dim"], ndim + 1)
         rows, columns = (at + (at >= dim) for at in layout)
-        return Reach("joining", (rows, columns)) if dim else None
-    if _axis(arguments["dim"], ndim) in (0, *layout):
+        return Reach("joining", (rows, columns), positional=positional) if dim else None
+    if axis(arguments["dim"], ndim) in (0, *layout):
         return None
-    return Reach("joining", layout)
+    return Reach("joining", layout, positional=positional)
+
+
+def _scatter(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None:
+    """Channels written into a map, as ``y[:, 0] = x`` does."""
+    base, source = _source(arguments["self"], known), _source(arguments["src"], known)
+    if base is None or source is None:
+        return None
+    _, layout, ndim = base
+    dim = axis(arguments["dim"], ndim)
+    removed = {dim} if call_name(node) == "select_scatter" else set()
+    return Reach("joining", layout) if dim not in layout and _without(layout, removed) == source[1] else None
+
+
+def _einsum(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None:
+    """One map, whose rows and columns stay and meet no constant."""
+    terms = einsum_terms(node)
+    maps = [at for at, operand in enumerate(arguments["tensors"]) if known[operand].kind != "constant"]
+    if terms is None or len(maps) != 1:
+        return None
+    layout = known[arguments["tensors"][maps[0]]].layout
+    assert layout is not None
+    letters = [terms[0][maps[0]][dim] for dim in layout]
+    others = "".join(term for at, term in enumerate(terms[0]) if at != maps[0])
+    if any(letter in others or terms[1].count(letter) != 1 for letter in letters):
+        return None
+    return Reach("pointwise", (terms[1].index(letters[0]), terms[1].index(letters[1])))
+
+
+def _matmul(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None:
+    """A linear layer over the last dimension."""
+    found = _source(arguments["self"], known)
+    other = arguments["other"]
+    if found is None or known[other].kind != "constant" or len(shape_of(other)) != 2:
+        return None
+    return Reach("pointwise", found[1]) if max(found[1]) < found[2] - 1 else None
+
+
+def _index(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None:
+    """Channels chosen by one list."""
+    found = _source(arguments["self"], known)
+    given = [(dim, index) for dim, index in enumerate(arguments["indices"]) if index is not None]
+    if found is None or len(given) != 1 or given[0][0] in found[1] or len(shape_of(given[0][1])) != 1:
+        return None
+    return Reach("pointwise", found[1]) if len(shape_of(node)) == found[2] else None
 
 
 def _split(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None:
@@ -218,7 +240,7 @@ def _split(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | No
     if found is None:
         return None
     _, layout, ndim = found
-    dim = _axis(arguments["dim"], ndim)
+    dim = axis(arguments["dim"], ndim)
     if dim in (0, *layout):
         return None
     removes = call_name(node) in ("unbind", "select")
@@ -234,17 +256,17 @@ def _reorder(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | 
     order = list(range(ndim))  # old dimension at each new one; -1 for a new dimension
     name = call_name(node)
     if name == "permute":
-        order = [_axis(dim, ndim) for dim in arguments["dims"]]
+        order = [axis(dim, ndim) for dim in arguments["dims"]]
     elif name == "transpose":
-        first, second = _axis(arguments["dim0"], ndim), _axis(arguments["dim1"], ndim)
+        first, second = axis(arguments["dim0"], ndim), axis(arguments["dim1"], ndim)
         order[first], order[second] = second, first
     elif name == "unsqueeze":
-        order.insert(_axis(arguments["dim"], ndim + 1), -1)
+        order.insert(axis(arguments["dim"], ndim + 1), -1)
     elif name == "squeeze":
         dims = arguments.get("dim", range(ndim))
         dims = dims if isinstance(dims, Sequence) else [dims]
         sizes = shape_of(source)
-        gone = {_axis(dim, ndim) for dim in dims if sizes[_axis(dim, ndim)] == 1}
+        gone = {axis(dim, ndim) for dim in dims if sizes[axis(dim, ndim)] == 1}
         order = [dim for dim in order if dim not in gone]
     if order[0] != 0 or not set(layout) <= set(order):
         return None
@@ -260,24 +282,21 @@ def _view(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | Non
     before, after = shape_of(source), shape_of(node)
     places = []
     for dim in layout:
-        ahead = _product(before[:dim])
-        fits = [at for at, size in enumerate(after) if size == before[dim] and _product(after[:at]) == ahead]
+        ahead = math.prod(before[:dim])
+        fits = [at for at, size in enumerate(after) if size == before[dim] and math.prod(after[:at]) == ahead]
         if not fits:
             return None
         places.append(fits[-1] if dim == layout[1] else fits[0])
     return Reach("pointwise", (places[0], places[1])) if places[0] < places[1] else None
 
 
-def _product(sizes: Sequence[int]) -> int:
-    result = 1
-    for size in sizes:
-        result *= size
-    return result
-
-
 def _expand(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None:
     found = _source(arguments["self"], known)
-    return Reach("pointwise", found[1]) if found and shape_of(found[0]) == shape_of(node) else None
+    if found is None:
+        return None
+    before, after = shape_of(found[0]), shape_of(node)
+    same = len(before) == len(after) and all(before[dim] == after[dim] for dim in found[1])
+    return Reach("pointwise", found[1]) if same else None
 
 
 def _slice(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None:
@@ -285,15 +304,15 @@ def _slice(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | No
     if found is None:
         return None
     source, layout, ndim = found
-    dim = _axis(arguments["dim"], ndim)
+    dim = axis(arguments["dim"], ndim)
     if dim == 0:
         return Reach("pointwise", layout) if shape_of(source) == shape_of(node) else None
     if dim not in layout:
         return Reach("pointwise", layout)
     size = shape_of(source)[dim]
     start, end = arguments["start"] or 0, arguments["end"]
-    start = max(0, min(size, _axis(start, size)))
-    end = size if end is None else max(start, min(size, _axis(end, size)))
+    start = max(0, min(size, axis(start, size)))
+    end = size if end is None else max(start, min(size, axis(end, size)))
     cut = Slide(stride=arguments["step"], before=-start, after=end - size)
     if cut.is_pointwise:
         return Reach("pointwise", layout)
@@ -347,13 +366,13 @@ def convolution_slides(node: fx.Node) -> tuple[Slide, Slide] | None:
     kernel = shape_of(arguments["weight"])[2:]
     stride, dilation, padding = _pair(arguments["stride"]), _pair(arguments["dilation"]), arguments["padding"]
     slides = []
-    for axis in range(2):
+    for at in range(2):
         if isinstance(padding, str):
-            total = dilation[axis] * (kernel[axis] - 1) if padding == "same" else 0
+            total = dilation[at] * (kernel[at] - 1) if padding == "same" else 0
             before, after = total // 2, total - total // 2
         else:
-            before = after = _pair(padding)[axis]
-        slides.append(Slide(kernel[axis], stride[axis], before, after, dilation[axis]))
+            before = after = _pair(padding)[at]
+        slides.append(Slide(kernel[at], stride[at], before, after, dilation[at]))
     return slides[0], slides[1]
 
 
@@ -365,8 +384,7 @@ def _pool(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | Non
     stride = _pair(arguments["stride"]) if arguments["stride"] else kernel
     dilation = _pair(arguments.get("dilation", 1))
     rows, columns = (
-        Slide(kernel[axis], stride[axis], padding[axis], padding[axis], dilation[axis], arguments["ceil_mode"])
-        for axis in range(2)
+        Slide(kernel[at], stride[at], padding[at], padding[at], dilation[at], arguments["ceil_mode"]) for at in range(2)
     )
     return _windows(node, found[1], (rows, columns))
 
@@ -383,124 +401,57 @@ def _adaptive_pool(node: fx.Node, arguments: dict[str, Any], known: Known) -> Re
     return _windows(node, found[1], (slides[0], slides[1]))
 
 
-_ELEMENTWISE = {
-    *(
-        "abs",
-        "add",
-        "alias",
-        "celu",
-        "clamp",
-        "clamp_max",
-        "clamp_min",
-        "clone",
-        "contiguous",
-        "detach",
-        "div",
-        "dropout",
-    ),
-    *(
-        "elu",
-        "erf",
-        "exp",
-        "gelu",
-        "hardsigmoid",
-        "hardswish",
-        "hardtanh",
-        "leaky_relu",
-        "log",
-        "log_sigmoid",
-        "maximum",
-    ),
-    *(
-        "minimum",
-        "mish",
-        "mul",
-        "neg",
-        "pow",
-        "reciprocal",
-        "relu",
-        "relu6",
-        "rsqrt",
-        "rsub",
-        "selu",
-        "sigmoid",
-        "silu",
-    ),
-    *("softplus", "softsign", "sqrt", "square", "sub", "tanh", "threshold", "to", "_to_copy", "where"),
-}
-_SPLITS = {"chunk", "split", "split_with_sizes", "tensor_split", "unbind"}
-_REDUCTIONS = {
-    "softmax",
-    "_softmax",
-    "log_softmax",
-    "_log_softmax",
-    "mean",
-    "sum",
-    "amax",
-    "amin",
-    "linalg_vector_norm",
-}
+def _pool_of_channels(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None:
+    """Pools over three dimensions that leave rows and columns alone, as local response norms do."""
+    found = _source(arguments["self"], known)
+    if found is None or found[2] != 5 or 2 in found[1]:
+        return None
+    kernel = arguments["kernel_size"]
+    whole = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
+    for name, number in whole.items():
+        numbers = list(arguments.get(name, [1]) or kernel)
+        if any(numbers[dim - 2 if len(numbers) == 3 else 0] != number for dim in found[1]):
+            return None
+    return Reach("pointwise", found[1])
+
+
+def _unshuffled(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None:
+    found = _source(arguments["self"], known)
+    if found is None:
+        return None
+    factor = int(arguments["downscale_factor"])
+    return _windows(node, found[1], (Slide(factor, factor), Slide(factor, factor)))
+
+
+_CHANNELWISE = (
+    *("batch_norm", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training"),
+    *("cudnn_batch_norm", "channel_shuffle"),
+)
+_OVER_DIMS = (
+    *("softmax", "_softmax", "log_softmax", "_log_softmax", "mean", "sum", "amax", "amin", "linalg_vector_norm"),
+    *("all", "any", "argmax", "argmin", "cummax", "cummin", "cumprod", "cumsum", "flip", "glu", "index_select"),
+    *("kthvalue", "logcumsumexp", "logsumexp", "max", "median", "min", "norm", "prod", "repeat_interleave", "roll"),
+    *("sort", "argsort", "std", "topk", "var"),
+)
 
 _LOCAL_RULES: dict[str, Rule] = {
-    **dict.fromkeys(_ELEMENTWISE, _elementwise),
-    **dict.fromkeys(
-        (
-            "batch_norm",
-            "native_batch_norm",
-            "_native_batch_norm_legit",
-            "_native_batch_norm_legit_no_training",
-            "cudnn_batch_norm",
-            "prelu",
-            "_prelu_kernel",
-            "channel_shuffle",
-        ),
-        _channelwise,
-    ),
-    **dict.fromkeys(("linear", "layer_norm"), _over_last),
-    **dict.fromkeys(_REDUCTIONS, _over_dims),
-    **dict.fromkeys((*_SPLITS, "select"), _split),
+    **dict.fromkeys(_CHANNELWISE, _channelwise),
+    **dict.fromkeys(("linear", "layer_norm", "rms_norm"), _over_last),
+    **dict.fromkeys(_OVER_DIMS, _over_dims),
+    **dict.fromkeys((*SPLITS, "select"), _split),
     **dict.fromkeys(("permute", "transpose", "unsqueeze", "squeeze"), _reorder),
     **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "unflatten"), _view),
     **dict.fromkeys(("pad", "constant_pad_nd"), _pad),
     **dict.fromkeys(("conv2d", "convolution"), _convolution),
     **dict.fromkeys(("max_pool2d", "max_pool2d_with_indices", "avg_pool2d"), _pool),
+    **dict.fromkeys(("max_pool3d", "avg_pool3d"), _pool_of_channels),
     **dict.fromkeys(("adaptive_avg_pool2d", "adaptive_max_pool2d"), _adaptive_pool),
     **dict.fromkeys(("cat", "stack"), _cat),
+    **dict.fromkeys(("slice_scatter", "select_scatter"), _scatter),
+    "einsum": _einsum,
     "expand": _expand,
+    "index": _index,
+    "matmul": _matmul,
+    "pixel_unshuffle": _unshuffled,
     "slice": _slice,
 }
-
-_BATCHWISE = {
-    *_LOCAL_RULES,
-    *("bmm", "matmul", "scaled_dot_product_attention", "group_norm", "instance_norm", "conv_transpose2d", "max", "var"),
-    *("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "pixel_shuffle", "reflection_pad2d", "std"),
-    *("replication_pad2d", "roll", "flip"),
-}
-
-
-def _is_batchwise(node: fx.Node, arguments: dict[str, Any], known: Known) -> bool:
-    """Whether each image goes its own way: dimension 0 counts images before and after, and nothing mixes them."""
-    if call_name(node) not in _BATCHWISE or arguments.get("training", False):
-        return False
-    outputs = _shapes(node)
-    if call_name(node) not in _SPLITS:
-        outputs = outputs[:1]  # a batch norm's others are empty; no one reads them
-    if not outputs or any(not shape or shape[0] != BATCH for shape in outputs):
-        return False
-    for source in node.all_input_nodes:
-        shape = shape_of(source)
-        if known[source].kind == "constant":
-            continue
-        if not shape or shape[0] != BATCH or (call_name(node) in _ELEMENTWISE and len(shape) != len(outputs[0])):
-            return False
-    first = next((shape_of(source) for source in node.all_input_nodes if known[source].kind != "constant"), ())
-    if call_name(node) == "permute":
-        return _axis(arguments["dims"][0], len(first)) == 0
-    for name in ("dim", "dims", "dim0", "dim1"):
-        value = arguments.get(name)
-        dims = value if isinstance(value, Sequence) else [value]
-        if any(isinstance(dim, int) and _axis(dim, len(first)) == 0 for dim in dims):
-            return call_name(node) in ("slice", "squeeze") and len(outputs[0]) == len(first)
-        if name == "dim" and "dim" in arguments and value in (None, []):
-            return False
-    return True

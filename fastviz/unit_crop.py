@@ -14,23 +14,19 @@ lives and keeps its structure.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import fx, nn
 
-from fastviz import capture, checks, graph
+from fastviz import capture, checks, graph, tracing
+from fastviz.calls import BATCH, call_name, shape_of
 from fastviz.fingerprint import Kept, structure
 from fastviz.geometry import Field
 from fastviz.graph import ReceptiveField
-from fastviz.reach import BATCH, Reach, call_name, classify
+from fastviz.reach import Reach
+from fastviz.tracing import NotTraceable
 
 __all__ = ["NoCrop", "UnitCrops", "calls_of_layers", "map_shape", "unit_crops"]
 
@@ -93,22 +89,22 @@ def unit_crops(
     >>> crops.boxes, crops.positions
     ([(0, 0, 8, 8), (8, 20, 20, 32)], [(0, 0), (1, 1)])
     """
-    with _study(model, size, channels) as study:
-        capture.layer_module(model, layer)
-        field = study.field(layer)
-        rows, columns = study.shapes[layer][1:]
-        boxes, places = [], []
-        for row, column in positions:
-            if not (0 <= row < rows and 0 <= column < columns):
-                raise ValueError(
-                    f"positions should be inside the map of layer {layer!r}, {rows}x{columns}, got {(row, column)}"
-                )
-            box, place = field.crop((row, column), size)
-            boxes.append(box)
-            places.append(place)
-        crops = UnitCrops(boxes, places, field)
-        for height, width in crops.groups():
-            study.check_crop(layer, (height, width))
+    study = _study(model, size, channels)
+    capture.layer_module(model, layer)
+    field = study.field(layer)
+    rows, columns = study.shapes[layer][1:]
+    boxes, places = [], []
+    for row, column in positions:
+        if not (0 <= row < rows and 0 <= column < columns):
+            raise ValueError(
+                f"positions should be inside the map of layer {layer!r}, {rows}x{columns}, got {(row, column)}"
+            )
+        box, place = field.crop((row, column), size)
+        boxes.append(box)
+        places.append(place)
+    crops = UnitCrops(boxes, places, field)
+    for height, width in crops.groups():
+        study.check_crop(model, layer, (height, width))
     return crops
 
 
@@ -118,8 +114,7 @@ def map_shape(model: nn.Module, layer: str, size: Size, *, channels: int | None 
     Raises:
         NoCrop: the layer is not called, or the model cannot be traced.
     """
-    with _study(model, size, channels) as study:
-        return study.shape(layer)
+    return _study(model, size, channels).shape(layer)
 
 
 def calls_of_layers(
@@ -135,55 +130,52 @@ def calls_of_layers(
     {'1': 2}
     """
     try:
-        with _study(model, size, channels) as study:
-            return {name: study.calls[name] for name in layers} if set(layers) <= study.calls.keys() else None
+        calls = _study(model, size, channels).calls
     except NoCrop:
         return None
+    return {name: calls[name] for name in layers} if set(layers) <= calls.keys() else None
 
 
 # ------------------------------------------------------------------------------------------------- what is remembered
 
 _studies: Kept[_Study] = Kept(8)
-_lock = threading.RLock()
 
 
-@contextmanager
-def _study(model: nn.Module, size: Size, channels: int | None) -> Iterator[_Study]:
-    """What is known of ``model`` for images of this size, for one thread at a time."""
-    if any(_cannot_be_copied(module) for module in checks.module(model).modules()):
+def _study(model: nn.Module, size: Size, channels: int | None) -> _Study:
+    """What is known of ``model`` for images of this size."""
+    if any(_sees_whole_images(module) for module in checks.module(model).modules()):
         raise NoCrop("the model has hooks, or scripted or compiled parts, which have to see the whole image")
-    with _lock:
-        yield _studies.get(model, (tuple(size), channels), structure(model), lambda: _Study(model, size, channels))
+    return _studies.get(model, (tuple(size), channels), structure(model), lambda: _Study(model, size, channels))
 
 
-def _cannot_be_copied(module: nn.Module) -> bool:
+def _sees_whole_images(module: nn.Module) -> bool:
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     return bool(hooks) or isinstance(module, torch.jit.ScriptModule) or capture.is_compiled(module)
 
 
-class _Stop(BaseException):
-    """Ends a pass where nothing after it is needed."""
-
-
 class _Study:
-    """A model, traced for images of one size."""
+    """A model, traced for images of one size. Several threads may ask: what one notes, another would note alike."""
 
     def __init__(self, model: nn.Module, size: Size, channels: int | None) -> None:
         self.size = size
+        self.channels = channels
         self.calls: dict[str, int] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self._courses: dict[str, list[object]] = {}
         self._fields: dict[str, ReceptiveField | str] = {}
         self._checked: dict[tuple[str, Size], bool] = {}
         self._failure = ""
         try:
-            self._mode = FakeTensorMode(allow_non_fake_inputs=True)
-            self._twin = graph.twin_of(model, self._mode)
-            self._batch = graph.example_images(model, size, BATCH, channels)
-            self._watch()
-        except Exception as error:  # code that cannot run without data stops with errors of many classes
-            reason = str(error).strip().splitlines() or [""]
-            self._failure = f"the model cannot be traced: {type(error).__name__}: {reason[0]}"
+            self._trace, recording = graph.traced(model, size, channels)
+        except NotTraceable as error:
+            self._failure = str(error)
+            return
+        if self._trace.mixes == graph.COUNTS:
+            self._failure = graph.COUNTS
+        self._last = {name: calls[-1] for name, calls in recording.outputs.items()}
+        self.calls = {name: len(calls) for name, calls in recording.outputs.items()}
+        for name, last in self._last.items():
+            if last.single and last.shape and last.shape[0] == BATCH:
+                self.shapes[name] = last.shape[1:]
 
     def shape(self, layer: str) -> tuple[int, ...]:
         if self._failure:
@@ -198,147 +190,72 @@ class _Study:
             raise NoCrop(f"layer {layer!r} should have maps [N, K, h, w] as its output")
         if layer not in self._fields:
             try:
-                self._fields[layer] = self._traced_field(layer)
+                self._fields[layer] = _field_of(self._trace, self._last[layer].node)
             except NoCrop as error:
                 self._fields[layer] = str(error)
-            except Exception as error:  # as above
-                self._fields[layer] = f"the model cannot be traced: {type(error).__name__}: {error}"
         found = self._fields[layer]
         if isinstance(found, str):
             raise NoCrop(f"units of layer {layer!r} have no crop: {found}")
         return found
 
-    def check_crop(self, layer: str, size: Size) -> None:
+    def check_crop(self, model: nn.Module, layer: str, size: Size) -> None:
         """Refuse a size of box for which the network does not do what it does for the whole image."""
         key = (layer, size)
         if key not in self._checked:
-            try:
-                self._checked[key] = min(size) > 0 and self._course(layer, size) == self._course(layer, self.size)
-            except Exception:  # a network that cannot take a picture of this size says so in errors of many classes
-                self._checked[key] = False
+            self._checked[key] = min(size) > 0 and self._does_the_same(model, layer, size)
         if not self._checked[key]:
             raise NoCrop(f"up to layer {layer!r} the network treats a box of {size[0]}x{size[1]} pixels differently")
 
-    def _watch(self) -> None:
-        """Fill :attr:`calls` and :attr:`shapes` in one pass."""
-
-        def note(name: str, output: object) -> None:
-            self.calls[name] = self.calls.get(name, 0) + 1
-            self.shapes.pop(name, None)
-            if isinstance(output, Tensor) and output.dim() and output.shape[0] == BATCH:
-                self.shapes[name] = tuple(int(size) for size in output.shape[1:])
-
-        modules = self._twin.named_modules(remove_duplicate=False)
-        handles = [
-            module.register_forward_hook(lambda module, inputs, output, name=name: note(name, output))
-            for name, module in modules
-        ]
+    def _does_the_same(self, model: nn.Module, layer: str, size: Size) -> bool:
+        batch = graph.example_images(model, size, BATCH, self.channels)
         try:
-            self._run(self._batch)
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _run(self, batch: Tensor) -> None:
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(batch.device.type, enabled=False), self._mode:
-            self._twin(self._mode.from_tensor(batch))
-
-    def _up_to(self, layer: str, run: Callable[[], object]) -> Tensor:
-        """The last output of ``layer`` in what ``run`` does, which ends there."""
-        outputs: list[Any] = []
-
-        def note(module: nn.Module, inputs: object, output: object) -> None:
-            outputs.append(output)
-            if len(outputs) == self.calls[layer]:
-                raise _Stop
-
-        handle = self._twin.get_submodule(layer).register_forward_hook(note)
-        try:
-            run()
-        except _Stop:
-            pass
-        finally:
-            handle.remove()
-        found: Tensor = outputs[-1]
-        return found
-
-    def _course(self, layer: str, size: Size) -> list[object]:
-        """The calls up to ``layer`` for images of this size, without what is a size of a map in them."""
-        whole = size == self.size
-        if whole and layer in self._courses:
-            return self._courses[layer]
-        batch = self._batch.new_zeros((BATCH, self._batch.shape[1], *size))
-        with _Calls() as seen:
-            self._up_to(layer, lambda: self._run(batch))
-        if whole:
-            self._courses[layer] = seen.calls
-        calls: list[object] = seen.calls
-        return calls
-
-    def _traced_field(self, layer: str) -> ReceptiveField:
-        def forward(batch: Tensor) -> Tensor:
-            return self._up_to(layer, lambda: self._twin(batch))
-
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self._batch.device.type, enabled=False):
-            # functionalize turns what works in place into calls that return what they made
-            traced = make_fx(torch.func.functionalize(forward))(self._mode.from_tensor(self._batch))
-        return _field_of_output(traced)
-
-
-class _Calls(TorchDispatchMode):
-    """Notes the calls that are made inside, with their arguments but not the sizes of maps."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.calls: list[object] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        name = func._schema.name
-        self.calls.append((name, None if name in _SIZED else _plain([*args, *(kwargs or {}).items()])))
-        return func(*args, **(kwargs or {}))
+            recording = tracing.record(model, batch, (layer, self.calls[layer]))
+        except NotTraceable:  # a network that cannot take a picture of this size
+            return False
+        count = self._last[layer].calls
+        return _course(recording.graph, recording.outputs[layer][-1].calls) == _course(self._trace.graph, count)
 
 
 # Calls whose arguments are sizes of maps, or ends of slices.
-_SIZED = {f"aten::{name}" for name in ("view", "_unsafe_view", "reshape", "expand", "slice")}
+_SIZED = {"view", "_unsafe_view", "reshape", "expand", "slice", "unflatten", "full"}
+
+
+def _course(made: fx.Graph, count: int) -> list[object]:
+    """The first calls, without what is a size of a map in them."""
+    calls = [node for node in made.nodes if node.op == "call_function"][:count]
+    return [
+        (call_name(node), None if call_name(node) in _SIZED else _plain([*node.args, *node.kwargs.items()]))
+        for node in calls
+    ]
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, Tensor):
-        return Tensor, value.dim()
+    if isinstance(value, fx.Node):
+        return fx.Node, len(shape_of(value))
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
     return value
 
 
-def _field_of_output(traced: fx.GraphModule) -> ReceptiveField:
-    """The receptive field of the positions of the graph's output, if every call before it slides with the input."""
-    reaches: dict[fx.Node, Reach] = {}
-    fields: dict[fx.Node, tuple[Field, Field]] = {}
-    (output,) = (node for node in traced.graph.nodes if node.op == "output")
+def _field_of(traced: graph.Trace, output: fx.Node | None) -> ReceptiveField:
+    """The receptive field of the positions of ``output``, if every call before it slides with the input."""
+    if output is None:
+        raise NoCrop("its output is no map of the image")
     needed = {output}
+    fields: dict[fx.Node, tuple[Field, Field]] = {traced.image: (Field(), Field())}
     for node in reversed(traced.graph.nodes):
         if node in needed:
             needed.update(node.all_input_nodes)
     for node in traced.graph.nodes:
-        if node.op == "placeholder":
-            reaches[node], fields[node] = Reach("pointwise", (2, 3)), (Field(), Field())
-        elif node.op == "get_attr":
-            reaches[node] = Reach("constant")
-            node.meta["val"] = getattr(traced, str(node.target))
-        elif node.op == "call_function":
-            reaches[node] = reach = classify(node, reaches)
-            sources = [fields[source] for source in node.all_input_nodes if source in fields]
-            if node not in needed or reach.kind == "constant":
-                continue
-            if not _slides_with_input(node, reach) or not sources:
-                raise NoCrop(f"{call_name(node)} depends on the whole image or on places in it")
-            fields[node] = graph.joined_field(reach, sources)
-    (made,) = output.all_input_nodes
-    if made not in fields or reaches[made].layout != (2, 3):
+        if node not in needed or node.op != "call_function" or traced.reaches[node].kind == "constant":
+            continue
+        reach = traced.reaches[node]
+        if not _slides_with_input(node, reach):
+            raise NoCrop(f"{call_name(node)} depends on the whole image or on places in it")
+        fields[node] = graph.joined_field(reach, [fields[each] for each in node.all_input_nodes if each in fields])
+    if output not in fields or traced.reaches[output].layout != (2, 3):
         raise NoCrop("its output is no map of the image")
-    rows, columns = fields[made]
+    rows, columns = fields[output]
     return ReceptiveField((rows.size, columns.size), (rows.stride, columns.stride), (rows.start, columns.start))
 
 

@@ -8,13 +8,14 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastviz import graph, models
+from fastviz import graph, models, tracing
 from fastviz.fingerprint import Kept, structure
 from fastviz.incremental import sweep
 
@@ -130,13 +131,13 @@ def test_models_are_not_kept_alive() -> None:
 def traced(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """The sizes for which models were traced since."""
     calls: list[object] = []
-    original = graph.trace
+    original = graph.traced
 
-    def watched(model: nn.Module, *arguments: object) -> graph.Trace:
+    def watched(model: nn.Module, *arguments: Any) -> tuple[graph.Trace, tracing.Recording]:
         calls.append(arguments)
         return original(model, *arguments)
 
-    monkeypatch.setattr(graph, "trace", watched)
+    monkeypatch.setattr(graph, "traced", watched)
     return calls
 
 

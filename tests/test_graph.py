@@ -51,7 +51,7 @@ def test_layers_of_alexnet() -> None:
     assert found["features"].shape == (256, 6, 6)
     assert found["classifier.6"].shape == (1000,)
     assert found["classifier.6"].receptive_field is None
-    assert found["classifier.6"].reason == "view in 'the model' makes every unit depend on the whole image"
+    assert found["classifier.6"].reason == "flatten in 'the model' makes every unit depend on the whole image"
     # does nothing in evaluation mode, and gets what a function, not a layer, made
     assert found["classifier.0"].shape == (9216,)
     assert found["classifier.0"].receptive_field is None
@@ -170,17 +170,17 @@ class ChoosesByValue(nn.Module):
         return out if out.sum() > 0 else -out
 
 
-def test_a_model_that_does_not_export_still_has_shapes() -> None:
+def test_a_model_that_cannot_be_traced_still_has_shapes() -> None:
     model = ChoosesByValue()
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
     (layer,) = layers(model, (9, 9))
     assert layer.shape == (4, 7, 7)
     assert layer.receptive_field is None
-    assert layer.reason.startswith("the model does not export: ")
+    assert layer.reason.startswith("the model writes to its own tensors")
     assert model.calls == 0
     assert torch.equal(before, torch.random.get_rng_state())
-    with pytest.raises(ValueError, match="layer 'conv' has no receptive field: the model does not export"):
+    with pytest.raises(ValueError, match="layer 'conv' has no receptive field: the model writes"):
         receptive_field(model, "conv", (9, 9))
 
 

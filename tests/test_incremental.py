@@ -101,11 +101,11 @@ def test_torchvision_networks_give_the_dense_numbers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
-def test_transformers_run_as_they_are(name: str) -> None:
+def test_transformers_that_work_in_windows(name: str) -> None:
+    """Their windows stand in the dimension of the images, [images * windows, tokens, C], and are kept apart."""
     model = torchvision.models.get_model(name, weights=None).eval()
     images = torch.randn(1, 3, 224, 224)
-    result = check(model, images, random_boxes(2, (224, 224)), path="dense")
-    assert "may mix the images of a batch" in result.stats["reason"]
+    check(model, images, random_boxes(2, (224, 224)))
 
 
 def test_trained_squeezenet_on_a_photograph(shared: Path) -> None:
@@ -512,7 +512,7 @@ def test_a_graph_that_disagrees_with_the_model_is_not_used() -> None:
 
     model, images = Moody().double(), torch.randn(1, 3, 32, 32, dtype=torch.float64)
     result = check(model, images, grid(32, 8, 8), path="dense", batch_size=4)
-    assert "gives other numbers than the model" in result.stats["reason"]
+    assert result.stats["reason"].startswith("code that looks at the number of images")
 
 
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
@@ -538,7 +538,7 @@ def test_hooks_and_models_that_do_not_export_run_as_they_are() -> None:
             return x.mean((2, 3)) if x.sum() > 1e9 else x.amax((2, 3))
 
     result = check(Chooses(), images, boxes, path="dense")
-    assert result.stats["reason"].startswith("the model does not export")
+    assert result.stats["reason"].startswith("the model looks at values")
 
     class Mixes(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -555,7 +555,7 @@ def test_chance_is_not_frozen() -> None:
     """Dropout that stays on in evaluation mode draws anew for each window."""
     model = nn.Sequential(conv(3, 4, 3), Function(lambda x: F.dropout(x, 0.5, training=True).mean((2, 3))))
     result = sweep(model, torch.ones(1, 3, 16, 16), torch.tensor([[0, 0, 4, 4]] * 3))
-    assert "may mix the images of a batch, or draw random numbers" in result.stats["reason"]
+    assert result.stats["reason"] == "dropout in '1' draws random numbers"
     assert not torch.equal(result.values[0], result.values[1])
 
 

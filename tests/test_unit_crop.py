@@ -189,7 +189,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     ),
     "attention": (lambda: nn.Sequential(nn.GroupNorm(1, 3), nn.Conv2d(3, 2, 3)), "1", "depends on the whole image"),
     "no map": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), "1", r"should have maps \[N, K, h, w\]"),
-    "values": (LooksAtValues, "conv", "the model cannot be traced: "),
+    "values": (LooksAtValues, "conv", "the model looks at values: "),
     "hooks": (hooked, "0", "the model has hooks, or scripted or compiled parts"),
     "scripted": (lambda: nn.Sequential(torch.jit.script(nn.Conv2d(3, 2, 3))), "0", "scripted or compiled parts"),
 }

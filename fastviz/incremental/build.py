@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from fastviz.apart import SPLITS, is_pointwise
+from fastviz.calls import BATCH, call_arguments, call_name, shape_of
 from fastviz.geometry import Slide
-from fastviz.graph import NotTraceable, Trace
+from fastviz.graph import NotTraceable, Trace, label
 from fastviz.incremental.steps import Activation, Call, Constant, Conv, Cut, Input, Mean, Norm, Pool, Shuffle, Step
-from fastviz.reach import Layout, call_arguments, call_name, convolution_slides, shape_of
+from fastviz.reach import Layout, convolution_slides
 
 __all__ = ["Alone", "build", "reachable"]
 
@@ -56,7 +58,6 @@ _ACTIVATIONS: dict[str, Callable[[dict[str, Any]], Activation]] = {
 _SAME = {"alias", "clone", "contiguous", "detach", "dropout"}
 _SIZED = {"view", "reshape", "_unsafe_view", "flatten", "unflatten"}
 _FRESH = {"add", "cat", "div", "layer_norm", "linear", "mul", "stack", "sub"}
-_SPLITS = {"chunk", "split", "split_with_sizes", "tensor_split", "unbind"}
 
 
 class Alone(Step):
@@ -75,20 +76,22 @@ class _Builder:
         self.steps: list[Step] = []
         self.made: dict[fx.Node, Step] = {}
         self.constants: dict[fx.Node, Any] = {}
+        self.filled: dict[fx.Node, Tensor] = {}  # for one image
 
     def run(self) -> list[Step]:
-        last: Any = None
+        if self.traced.mixes:
+            raise NotTraceable(self.traced.mixes)
         for node in self.traced.graph.nodes:
-            if node.op == "output":
-                outputs = node.args[0] if isinstance(node.args[0], (tuple, list)) else (node.args[0],)
-                if len(outputs) != 1:
-                    raise NotTraceable("the graph has several outputs, or changes its input in place")
-                (last,) = outputs
-            else:
+            if node.op != "output":
                 self.visit(node)
-        if not isinstance(last, fx.Node) or last not in self.made:
-            raise NotTraceable("the output does not depend on the image")
-        return reachable(self.steps, self.made[last])
+                continue
+            (last,) = node.all_input_nodes
+            if last not in self.made:
+                raise NotTraceable("the output does not depend on the image")
+            if not _is_first(last, self.traced.reaches[last].images):
+                raise NotTraceable("the output does not have one entry for each image in dimension 0")
+            return reachable(self.steps, self.made[last])
+        raise AssertionError("graphs end in an output")
 
     def visit(self, node: fx.Node) -> None:
         reach = self.traced.reaches[node]
@@ -99,12 +102,12 @@ class _Builder:
             if value is None:
                 raise NotTraceable(f"the graph's input {node.name} is no parameter and no image")
             self.constants[node] = self.cast(value)
-        elif reach.kind == "constant":
+        elif reach.kind in ("constant", "filled"):
             with torch.no_grad():
-                self.constants[node] = self.call(node)([], list(shape_of(node)))
-        elif reach.kind == "opaque":
-            where = f"{call_name(node)} in {_label(node) or 'the model'!r}"
-            raise NotTraceable(f"{where} may mix the images of a batch, or draw random numbers")
+                self.constants[node] = value = self.call(node, [])([], list(shape_of(node)))
+            if reach.kind == "filled":
+                share = shape_of(node)[reach.images] // BATCH
+                self.filled[node] = value.narrow(reach.images, 0, share)
         else:
             self.step(node)
 
@@ -112,6 +115,10 @@ class _Builder:
         return value.to(self.dtype) if self.dtype is not None and value.is_floating_point() else value
 
     def put(self, node: fx.Node, step: Step) -> None:
+        images = self.traced.reaches[node].images
+        if not _is_first(node, images):
+            step.images_first = False
+            step.shape = tuple(size // BATCH if at == images else size for at, size in enumerate(shape_of(node)))
         self.steps.append(step)
         self.made[node] = step
 
@@ -119,23 +126,23 @@ class _Builder:
         name, arguments, reach = call_name(node), call_arguments(node), self.traced.reaches[node]
         sources = [self.made[source] for source in node.all_input_nodes if source in self.made]
         window = convolution_slides(node)
+        if isinstance(node.meta["val"], (list, tuple)):
+            return  # what it means is up to the getitem that takes a part of it
         if name in _SAME or self.is_same(node, name):
             self.made[node] = sources[0]
         elif window is not None and arguments["weight"] in self.constants and sources == [sources[0]]:
             weight, bias = self.constants[arguments["weight"]], self.constants.get(arguments["bias"])
             shape = shape_of(node)[1:]
-            conv = Conv(_label(node), sources[0], shape, reach.layout, window, weight, bias, arguments["groups"])
+            conv = Conv(label(node), sources[0], shape, reach.layout, window, weight, bias, arguments["groups"])
             self.put(node, conv)
         elif node.target is operator.getitem:
             self.getitem(node)
-        elif name in _SPLITS or name == "max_pool2d_with_indices":
-            self.made[node] = sources[0]  # what it means is up to the getitem that takes a part of it
         elif name in ("batch_norm", "_native_batch_norm_legit_no_training"):
             names = ("weight", "bias", "running_mean", "running_var")
             statistics = [self.constants.get(arguments[key]) for key in names]
-            self.put(node, Norm(_label(node), sources[0], statistics, arguments["eps"]))
+            self.put(node, Norm(label(node), sources[0], statistics, arguments["eps"]))
         elif name in _ACTIVATIONS and len(sources) == 1 and (name != "elu" or arguments["scale"] == 1):
-            step = Alone(_label(node), name, sources, shape_of(node)[1:], reach.layout)
+            step = Alone(label(node), name, sources, shape_of(node)[1:], reach.layout)
             step.activation = _ACTIVATIONS[name](arguments)
             self.put(node, step)
         elif reach.kind == "windowed":
@@ -143,37 +150,65 @@ class _Builder:
         elif (shuffle := self.shuffle(node)) is not None:
             self.put(node, shuffle)
         elif _is_spatial_mean(node, name, arguments, sources[0]):
-            self.put(node, Mean(_label(node), sources[0], shape_of(node)[1:], self.alone(node)))
+            self.put(node, Mean(label(node), sources[0], shape_of(node)[1:], self.alone(node)))
         else:
-            layout = None if reach.positional else reach.layout
-            flops, fresh = _flops(node, name, arguments, layout), name in _FRESH
-            call, shape = self.call(node), shape_of(node)[1:]
-            operation = "scaled add" if name == "add" and arguments["alpha"] != 1 else name
-            self.put(node, Call(_label(node), operation, sources, shape, layout, call, flops=flops, fresh=fresh))
+            self.other(node, name, arguments)
+
+    def other(self, node: fx.Node, name: str, arguments: dict[str, Any]) -> None:
+        """Any other call, done as it stands; constants that differ from place to place are cut like maps."""
+        layout = self.traced.reaches[node].layout
+        maps = self.maps_of_constants(node, name) if self.traced.reaches[node].positional else {}
+        layout = None if maps is None else layout
+        moving = [source for source in node.all_input_nodes if source in self.made]
+        sources = [self.made[source] for source in moving] + list((maps or {}).values())
+        call = self.call(node, [*moving, *(maps or {})])
+        flops, fresh = _flops(node, name, arguments, layout), name in _FRESH
+        operation = "scaled add" if name == "add" and arguments["alpha"] != 1 else name
+        step = Call(label(node), operation, sources, shape_of(node)[1:], layout, call, flops=flops, fresh=fresh)
+        self.put(node, step)
+
+    def maps_of_constants(self, node: fx.Node, name: str) -> dict[fx.Node, Constant] | None:
+        """The constants of a call that have rows and columns, as maps; None where they do not fit."""
+        out, layout = shape_of(node), self.traced.reaches[node].layout
+        if layout != (2, 3) or len(out) != 4 or not (is_pointwise(node.target) or name == "cat"):
+            return None
+        found = {}
+        for source in node.all_input_nodes:
+            value = self.filled.get(source, self.constants.get(source))
+            if isinstance(value, Tensor) and value.dim() and (name == "cat" or max(value.shape[-2:]) > 1):
+                value = value.reshape(*[1] * (4 - value.dim()), *value.shape)
+                found[source] = Constant(label(node), value.expand(-1, -1, *out[2:]).contiguous())
+        self.steps += found.values()
+        return found
 
     def is_same(self, node: fx.Node, name: str) -> bool:
         """Whether the call gives back its only input, in the same dtype and shape."""
         inputs = [source for source in node.all_input_nodes if source in self.made]
         if len(inputs) != 1 or len(node.all_input_nodes) != 1 or shape_of(inputs[0]) != shape_of(node):
             return False
+        if name == "slice":  # of all images, say, with their number as its end
+            return True
         pointwise = self.traced.reaches[node].kind == "pointwise"
         same_dtype = inputs[0].meta["val"].dtype == node.meta["val"].dtype if name in ("to", "_to_copy") else False
-        return pointwise and (name in ("view", "reshape", "expand", "slice", "adaptive_avg_pool2d") or same_dtype)
+        return pointwise and (name in ("view", "reshape", "expand", "adaptive_avg_pool2d") or same_dtype)
 
     def getitem(self, node: fx.Node) -> None:
         """A part of what was split; otherwise the first result of a call, which is that of its step."""
         source, index = node.args
         assert isinstance(source, fx.Node)
         name, arguments = call_name(source), call_arguments(source)
-        step = self.made[source]
-        if name not in _SPLITS:
-            if name == "max_pool2d_with_indices":
-                self.windowed(node, "max_pool2d", arguments, step, self.traced.reaches[source].slides)
+        if name not in SPLITS:
+            moving = [each for each in source.all_input_nodes if each in self.made]
+            steps, slides = [self.made[each] for each in moving], self.traced.reaches[source].slides
+            if slides is not None and index == 0:
+                self.windowed(node, "max_pool2d", arguments, steps[0], slides)
             else:
-                self.made[node] = step
+                layout, call = self.traced.reaches[node].layout, self.call(source, moving, index)
+                self.put(node, Call(label(node), name, steps, shape_of(node)[1:], layout, call))
             return
+        step = self.made[source.all_input_nodes[0]]
         parts = source.meta["val"]
-        dim = arguments["dim"] % (len(step.shape) + 1)
+        dim = arguments["dim"] % len(shape_of(source.all_input_nodes[0]))
         if name == "unbind":
             call = partial(lambda inputs, shape, dim, index: inputs[0].select(dim, index), dim=dim, index=index)
         else:
@@ -184,7 +219,7 @@ class _Builder:
                 dim=dim, start=start, length=length,
             )  # fmt: skip
         layout = self.traced.reaches[node].layout
-        self.put(node, Call(_label(node), name, [step], shape_of(node)[1:], layout, call))
+        self.put(node, Call(label(node), name, [step], shape_of(node)[1:], layout, call))
 
     def windowed(
         self,
@@ -197,7 +232,7 @@ class _Builder:
         reach = self.traced.reaches[node]
         slides = slides or reach.slides
         assert slides is not None
-        label, shape = _label(node), shape_of(node)[1:]
+        name_of, shape = label(node), shape_of(node)[1:]
         if name in ("max_pool2d", "adaptive_max_pool2d"):
             window = [[slide.kernel, slide.stride, slide.before, slide.dilation] for slide in slides]
             kernel, stride, padding, dilation = (list(pair) for pair in zip(*window, strict=True))
@@ -206,18 +241,21 @@ class _Builder:
             def largest(x: Tensor) -> Tensor:
                 return F.max_pool2d(x, kernel, stride, padding, dilation, ceil)
 
-            self.put(node, Pool(label, source, shape, slides, maximum=True, whole=largest))
+            self.put(node, Pool(name_of, source, shape, slides, maximum=True, whole=largest))
         elif name in ("avg_pool2d", "adaptive_avg_pool2d"):
             whole = self.alone(node)
-            divisor = self.divisor(label, source, shape, slides, arguments, whole)
-            self.put(node, Pool(label, source, shape, slides, maximum=False, divisor=divisor, whole=whole))
+            divisor = self.divisor(name_of, source, shape, slides, arguments, whole)
+            self.put(node, Pool(name_of, source, shape, slides, maximum=False, divisor=divisor, whole=whole))
+        elif name == "pixel_unshuffle":
+            call = self.call(node, [each for each in node.all_input_nodes if each in self.made])
+            self.put(node, Call(name_of, name, [source], shape, reach.layout, call, slides=[slides]))
         else:
             assert reach.layout is not None
             value = float(arguments.get("value") or 0.0)
-            self.put(node, Cut(label, name, source, shape, reach.layout, slides, self.alone(node), value))
+            self.put(node, Cut(name_of, name, source, shape, reach.layout, slides, self.alone(node), value))
 
     def divisor(
-        self, label: str, source: Step, shape: tuple[int, ...], slides: tuple[Slide, Slide], arguments: dict[str, Any],
+        self, name: str, source: Step, shape: tuple[int, ...], slides: tuple[Slide, Slide], arguments: dict[str, Any],
         whole: Callable[[Tensor], Tensor],
     ) -> int | Constant:  # fmt: skip
         """What a mean divides by: one number, or a map of inverses where the divisor differs near the border."""
@@ -234,7 +272,7 @@ class _Builder:
         counts = counts[:, :, : shape[1], : shape[2]]
         # the mean of ones is (how many lie inside) / divisor
         inverse = whole(ones)[:, :1] / counts
-        constant = Constant(label, inverse.to(self.dtype or image.dtype))
+        constant = Constant(name, inverse.to(self.dtype or image.dtype))
         self.steps.append(constant)
         return constant
 
@@ -242,7 +280,7 @@ class _Builder:
         """Channels in a new order, if ``node`` ends the calls view, transpose, (clone,) view that mean that."""
         name, arguments = call_name(node), call_arguments(node)
         if name == "channel_shuffle" and len(shape_of(node)) == 4:
-            return Shuffle(_label(node), self.made[arguments["self"]], arguments["groups"])
+            return Shuffle(label(node), self.made[arguments["self"]], arguments["groups"])
         if name not in ("view", "reshape", "_unsafe_view") or self.traced.reaches[node].layout != (2, 3):
             return None
         chain = [node]
@@ -264,41 +302,79 @@ class _Builder:
         whole = len(inner) == 5 and inner[1] * inner[2] == before_split[1] and inner[3:] == before_split[2:]
         if not whole or shape_of(node) != before_split or source not in self.made:
             return None
-        return Shuffle(_label(node), self.made[source], inner[1])
+        return Shuffle(label(node), self.made[source], inner[1])
 
     def alone(self, node: fx.Node) -> Callable[[Tensor], Tensor]:
         """The call as a function of its only input."""
-        call = self.call(node)
+        call = self.call(node, [source for source in node.all_input_nodes if source in self.made])
         shape = list(shape_of(node))
         return lambda x: call([x], [x.shape[0], *shape[1:]])
 
-    def call(self, node: fx.Node) -> Callable[[Sequence[Tensor], list[int]], Any]:
-        """The call as a function of its moving inputs and of the shape that its output must have."""
-        moving = [source for source in node.all_input_nodes if source in self.made]
+    def call(
+        self, node: fx.Node, moving: Sequence[fx.Node], index: int | None = None
+    ) -> Callable[[Sequence[Tensor], list[int]], Any]:
+        """The call as a function of its inputs, and of the shape that its output must have where that is a map.
+
+        Args:
+            node: the call.
+            moving: the nodes that the inputs are in the place of.
+            index: of several results, the one that is wanted; None is what the call gives.
+        """
         places = {source: place for place, source in enumerate(moving)}
         target: Any = node.target
-        name, arguments = call_name(node), call_arguments(node)
-        if not isinstance(target, torch._ops.OpOverload):
-            return lambda inputs, shape: target(*fx.node.map_arg(node.args, lambda n: self.constants[n]))
-        if moving and name == "expand":
-            return lambda inputs, shape: inputs[0].expand(shape)
-        if moving and name in _SIZED:
-            return lambda inputs, shape: inputs[0].reshape(shape)
+        name, arguments, reach = call_name(node), call_arguments(node), self.traced.reaches[node]
+        is_map, first = reach.is_local, bool(moving) and _is_first(node, reach.images)
+        if target is operator.getitem:
+            return lambda inputs, shape: self.constants[node.args[0]][node.args[1]]  # type: ignore[index]
 
         def run(inputs: Sequence[Tensor], shape: list[int]) -> Any:
-            def value(source: fx.Node) -> Any:
-                return inputs[places[source]] if source in places else self.constants[source]
+            count = self.count(moving[0], inputs[0]) if moving else BATCH
+            if not is_map:
+                shape = [count, *shape[1:]] if first else self.shape_for(node, count)
+            if moving and name == "expand":
+                return inputs[0].expand(shape)
+            if moving and name in _SIZED:
+                return inputs[0].reshape(shape)
 
-            result = target(**fx.node.map_arg(arguments, value))
-            # of several results only the first has a reader
-            return result[0] if isinstance(result, tuple) else result
+            def value(source: fx.Node) -> Any:
+                if source in places:
+                    given = inputs[places[source]]
+                    return given.expand(count, *given.shape[1:]) if source in self.constants else given
+                filled = self.filled.get(source) if moving else None
+                return self.constants[source] if filled is None else self.for_images(source, filled, count)
+
+            given = fx.node.map_arg(arguments, value)
+            if name == "affine_grid_generator":
+                given["size"] = [count, *given["size"][1:]]
+            result = target(**given)
+            return result if index is None else result[index]
 
         return run
 
+    def count(self, source: fx.Node, value: Tensor) -> int:
+        """How many images ``value`` is of, in the place of ``source``."""
+        images = self.traced.reaches[source].images
+        return value.shape[images] * BATCH // shape_of(source)[images]
 
-def _label(node: fx.Node) -> str:
-    stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
-    return stack[-1] if stack else ""
+    def shape_for(self, node: fx.Node, count: int) -> list[int]:
+        """The shape of the output for ``count`` images."""
+        shape, reach = list(shape_of(node)), self.traced.reaches[node]
+        if reach.kind != "constant":
+            shape[reach.images] = shape[reach.images] // BATCH * count
+        return shape
+
+    def for_images(self, source: fx.Node, filled: Tensor, count: int) -> Tensor:
+        """What is the same for each image, for ``count`` of them."""
+        images = self.traced.reaches[source].images
+        times = [count if dim == images else 1 for dim in range(filled.dim())]
+        if filled.shape[images] > 1:
+            return filled.repeat(times)
+        return filled.expand([count if dim == images else size for dim, size in enumerate(filled.shape)])
+
+
+def _is_first(node: fx.Node, images: int) -> bool:
+    """Whether dimension 0 holds the images, one entry for each."""
+    return images == 0 and shape_of(node)[0] == BATCH
 
 
 def _is_spatial_mean(node: fx.Node, name: str, arguments: dict[str, Any], source: Step) -> bool:

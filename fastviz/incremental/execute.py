@@ -247,7 +247,7 @@ class Runner:
             return _cut_out(source.value, origin, size, torch.zeros_like(batch.image), pad_value)
         dirty = _planes(batch.values[source], source)
         at = batch.origins[self.slots[source, -1]]
-        window = ops.splice(batch.clean.maps[source], dirty, at, origin, size, batch.image, pad_value)
+        window = _spliced(batch.clean.maps[source], dirty, at, origin, size, batch.image, pad_value)
         return _unplanes(window, source)
 
     def _mean(self, batch: _Batch, step: Step) -> Tensor:
@@ -283,4 +283,13 @@ class _Batch:
 def _cut_out(maps: Tensor, origin: Tensor, size: Size, image: Tensor, pad_value: float = 0.0) -> Tensor:
     """Windows [B, C, *size] of ``maps`` [N, C, H, W] as they are."""
     nothing = maps.new_empty(len(origin), maps.shape[1], 0, 0)
-    return ops.splice(maps, nothing, origin, origin, size, image, pad_value)
+    return _spliced(maps, nothing, origin, origin, size, image, pad_value)
+
+
+def _spliced(
+    maps: Tensor, dirty: Tensor, at: Tensor, origin: Tensor, size: Size, image: Tensor, pad_value: float
+) -> Tensor:
+    """:func:`fastviz.ops.splice`, also of whole numbers and of true and false."""
+    if dirty.is_floating_point():
+        return ops.splice(maps, dirty, at, origin, size, image, pad_value)
+    return ops.splice(maps.double(), dirty.double(), at, origin, size, image, pad_value).to(dirty.dtype)

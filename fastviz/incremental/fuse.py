@@ -145,7 +145,7 @@ def only_outputs(steps: Sequence[Step], outputs: Sequence[int]) -> list[Step] | 
         if not _keeps_channels(conv) or users[conv.sources[0]] != [conv]:
             return None
         trail.append(conv.sources[0])
-    if conv.groups != 1 or len(conv.sources) != 1:
+    if conv.groups != 1 or len(conv.sources) != 1 or not conv.images_first:
         return None
     new: Step = conv.choose(torch.tensor(outputs, device=conv.weight.device))
     replaced: dict[Step, Step] = {conv: new}

@@ -15,6 +15,7 @@ from fastviz.graph import NotTraceable, trace
 from fastviz.incremental.build import build
 from fastviz.incremental.fuse import fuse, only_outputs
 from fastviz.incremental.steps import Step
+from fastviz.tracing import foreign_hooks
 
 __all__ = ["Network", "network"]
 
@@ -69,7 +70,7 @@ class Network:
 
 
 def _is_vector(step: Step) -> bool:
-    return step.layout is None and math.prod(step.shape) == step.shape[0]
+    return step.images_first and step.layout is None and math.prod(step.shape) == step.shape[0]
 
 
 # Two of each model, with their packed weights: input sizes or precisions that are used in turn.
@@ -106,9 +107,9 @@ def _made(model: nn.Module, images: Tensor, dtype: torch.dtype | None) -> Networ
 
 
 def _refuse(model: nn.Module) -> None:
-    """Raise for what an exported graph would leave out."""
+    """Raise for what a graph would leave out."""
     for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
+        if foreign_hooks(module):
             raise NotTraceable(f"{name or 'the model'} has forward hooks, which a graph leaves out")
 
 

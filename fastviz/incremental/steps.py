@@ -75,6 +75,8 @@ class Step:
         takes_activation: whether an activation may overwrite what the step computes; not if that may be a view.
         activation: applied to the result.
         flops: floating-point operations for one position of the output map (for all of the output if it is no map).
+        images_first: whether dimension 0 holds the images, one entry for each; if not, ``shape`` is the whole shape for
+            one image.
     """
 
     pad_value: float = 0.0
@@ -98,6 +100,7 @@ class Step:
         self.slides = None if layout is None else list(slides or itertools.repeat(POINTWISE, len(self.sources)))
         self.flops = flops
         self.activation: Activation | None = None
+        self.images_first = True
 
     @property
     def size(self) -> Size:
@@ -404,10 +407,11 @@ class Call(Step):
         layout: Layout | None,
         call: Callable[[Sequence[Tensor], list[int]], Any],
         *,
+        slides: Sequence[Slides] | None = None,
         flops: float = 0.0,
         fresh: bool = False,
     ) -> None:
-        super().__init__(label, operation, sources, shape, layout, flops=flops)
+        super().__init__(label, operation, sources, shape, layout, slides, flops=flops)
         self.call = call
         self.takes_activation = fresh
 
