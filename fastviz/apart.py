@@ -207,7 +207,11 @@ def _matrices(node: fx.Node, arguments: dict[str, Any], moving: Moving, images: 
     added = arguments.get("self") if operands[0] is not arguments.get("self") else None
     if len(operands) != 2:
         return False
-    if added in moving and moving[added] + len(shape_of(node)) - len(shape_of(added)) != images:
+    if (
+        isinstance(added, fx.Node)
+        and added in moving
+        and moving[added] + len(shape_of(node)) - len(shape_of(added)) != images
+    ):
         return False
     left, right = operands
     for operand in {left, right} & set(moving):

@@ -323,13 +323,13 @@ def _as_fill(result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], name
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _unwrapped(tensor: Tensor) -> Tensor:
     if not torch._is_functional_tensor(tensor):
         return tensor
-    torch._sync(tensor)
+    torch._sync(tensor)  # type: ignore[attr-defined, no-untyped-call]
     inner: Tensor = torch._from_functional_tensor(tensor)
     return inner
 

@@ -196,6 +196,7 @@ class _Builder:
         """A part of what was split; otherwise the first result of a call, which is that of its step."""
         source, index = node.args
         assert isinstance(source, fx.Node)
+        assert isinstance(index, int)
         name, arguments = call_name(source), call_arguments(source)
         if name not in SPLITS:
             moving = [each for each in source.all_input_nodes if each in self.made]
