@@ -10,14 +10,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
 
-from fastviz.calls import axes, axis, call_arguments, call_name, image_dims, shape_of
+from fastviz.calls import BATCH, axes, axis, call_arguments, call_name, image_dims, shape_of
 
-__all__ = ["SPLITS", "einsum_terms", "filled_images", "has_rule", "images_apart", "is_pointwise"]
+__all__ = ["SPLITS", "Place", "einsum_terms", "filled_images", "has_rule", "images_apart", "is_pointwise"]
+
+
+
+class Place(NamedTuple):
+    """Where a tensor holds the images.
+
+    Attributes:
+        dim: the dimension, of ``ahead`` × images × some number of entries.
+        ahead: how many times all images follow each other there: 1, but for [tokens * N, C].
+    """
+
+    dim: int
+    ahead: int = 1
+
 
 Moving = Mapping[fx.Node, int]
 """The sources that differ from image to image, and the dimension of each that holds the images."""
@@ -25,13 +39,20 @@ Moving = Mapping[fx.Node, int]
 Rule = Callable[[fx.Node, dict[str, Any], Moving, int], bool]
 
 
-def images_apart(node: fx.Node, moving: Moving) -> int | None:
-    """The dimension of the images in the output of ``node``, if the call keeps them apart; else None."""
-    dims = image_dims(node)
+def images_apart(node: fx.Node, moving: Mapping[fx.Node, Place]) -> Place | None:
+    """Where the images are in the output of ``node``, if the call keeps them apart; else None."""
+    dims, name, pointwise = image_dims(node), call_name(node), is_pointwise(node.target)
     if len(dims) != 1:
         return None
-    rule = _elementwise if is_pointwise(node.target) else _RULES.get(call_name(node))
-    return dims[0] if rule is not None and rule(node, call_arguments(node), moving, dims[0]) else None
+    if name in _VIEWS:
+        return _viewed(node, moving, dims[0])
+    ahead = {place.ahead for place in moving.values()}
+    if len(ahead) != 1 or (ahead != {1} and not pointwise and name not in _IN_PLACE):
+        return None
+    rule = _elementwise if pointwise else _RULES.get(name)
+    places = {source: place.dim for source, place in moving.items()}
+    kept = rule is not None and rule(node, call_arguments(node), places, dims[0])
+    return Place(dims[0], *ahead) if kept else None
 
 
 def has_rule(target: object) -> bool:
@@ -39,7 +60,7 @@ def has_rule(target: object) -> bool:
     if not isinstance(target, torch._ops.OpOverload):
         return False
     name = target._schema.name.removeprefix("aten::")
-    return is_pointwise(target) or name in _RULES or name in _FILLS
+    return is_pointwise(target) or name in _RULES or name in _FILLS or name in _VIEWS
 
 
 def is_pointwise(target: object) -> bool:
@@ -72,10 +93,18 @@ def filled_images(node: fx.Node) -> int | None:
 _FILLS = {"empty", "full", "ones", "zeros"}
 
 _POINTWISE = {
-    *("alias", "clone", "contiguous", "copy", "detach", "dropout", "feature_dropout", "alpha_dropout", "fill"),
+    *("alias", "clone", "complex", "_conj", "conj", "polar", "resolve_conj", "contiguous", "copy", "detach", "dropout", "feature_dropout", "alpha_dropout", "fill"),
     *("feature_alpha_dropout", "hardswish", "lift_fresh", "lift_fresh_copy", "log_sigmoid", "masked_fill", "prelu"),
     *("_prelu_kernel", "rsub", "rrelu", "to", "_to_copy", "where"),
 }  # fmt: skip
+
+_VIEWS = {
+    *("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as_real"),
+    "view_as_complex",
+}
+
+_IN_PLACE = {"linear", "layer_norm", "softmax", "split", "chunk", "unbind", "select", "slice"}
+"""Calls that leave the dimension of the images as it is, whatever else stands in it."""
 
 SPLITS = {"chunk", "split", "split_with_sizes", "tensor_split", "unbind"}
 """Calls that give a list of parts."""
@@ -137,10 +166,13 @@ def _indexed(node: fx.Node, arguments: dict[str, Any], moving: Moving, images: i
     return dim >= len(indices) or indices[dim] is None
 
 
-def _view(node: fx.Node, arguments: dict[str, Any], moving: Moving, images: int) -> bool:
+def _viewed(node: fx.Node, moving: Mapping[fx.Node, Place], images: int) -> Place | None:
     """A view keeps the images where as much stands before them as did."""
-    ((source, dim),) = moving.items()
-    return math.prod(shape_of(source)[:dim]) == math.prod(shape_of(node)[:images])
+    ((source, place),) = moving.items()
+    ahead = math.prod(shape_of(source)[: place.dim]) * place.ahead
+    before = math.prod(shape_of(node)[:images])
+    fits = before and ahead % before == 0 and shape_of(node)[images] % (ahead // before * BATCH) == 0
+    return Place(images, ahead // before) if fits else None
 
 
 def _permuted(node: fx.Node, arguments: dict[str, Any], moving: Moving, images: int) -> bool:
@@ -264,7 +296,32 @@ def _embedding(node: fx.Node, arguments: dict[str, Any], moving: Moving, images:
     return set(moving) == {arguments["indices"]} and moving[arguments["indices"]] == images
 
 
+def _recurrent(node: fx.Node, arguments: dict[str, Any], moving: Moving, images: int) -> bool:
+    """Recurrent layers, for [N, steps, C] or [steps, N, C], with states [layers, N, C]."""
+    source = arguments.get("input")
+    if not isinstance(source, fx.Node) or len(shape_of(source)) != 3:
+        return False
+    states = arguments["hx"] if isinstance(arguments["hx"], (list, tuple)) else [arguments["hx"]]
+    places = {state: 1 for state in states} | {source: 0 if arguments.get("batch_first") else 1}
+    return all(places.get(each) == dim for each, dim in moving.items()) and images == places[source]
+
+
+def _masked_put(node: fx.Node, arguments: dict[str, Any], moving: Moving, images: int) -> bool:
+    """One number written to where a mask of the same shape says, as ``y[y < 0] = 0`` does."""
+    base, indices, value = arguments["self"], arguments["indices"], arguments["values"]
+    same = len(indices) == 1 and isinstance(indices[0], fx.Node) and shape_of(indices[0]) == shape_of(base)
+    number = value not in moving and math.prod(shape_of(value)) == 1
+    return same and number and indices[0].meta["val"].dtype == torch.bool and _elementwise(node, arguments, moving, images)
+
+
+def _one_hot(node: fx.Node, arguments: dict[str, Any], moving: Moving, images: int) -> bool:
+    return arguments["num_classes"] > 0 and set(moving.values()) == {images}
+
+
 _RULES: dict[str, Rule] = {
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
+    "index_put": _masked_put,
+    "one_hot": _one_hot,
     **dict.fromkeys(
         (
             *("all", "amax", "amin", "aminmax", "any", "argmax", "argmin", "argsort", "count_nonzero", "cummax"),
@@ -293,8 +350,6 @@ _RULES: dict[str, Rule] = {
     "select_scatter": _select_scatter,
     **dict.fromkeys(("index_select", "index_fill", "index_add", "index_copy"), _selected),
     "index": _indexed,
-    **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze"), _view),
-    **dict.fromkeys(("view_as_real", "view_as_complex"), _view),
     **dict.fromkeys(("permute", "transpose", "t"), _permuted),
     **dict.fromkeys(("expand", "repeat"), _expanded),
     **dict.fromkeys(

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from torch import Tensor, fx
 
-from fastviz.apart import SPLITS, einsum_terms, filled_images, images_apart, is_pointwise
+from fastviz.apart import SPLITS, Place, einsum_terms, filled_images, images_apart, is_pointwise
 from fastviz.calls import BATCH, axes, axis, call_arguments, call_name, image_dims, is_random, shape_of
 from fastviz.geometry import Slide
 
@@ -38,6 +38,7 @@ class Reach:
         slides: the window along rows and columns; None unless ``"windowed"``.
         positional: whether a constant takes part whose values differ from position to position.
         images: the dimension that holds the images; 0 for maps.
+        ahead: how many times all images follow each other in it; 1 for maps.
     """
 
     kind: Kind
@@ -45,6 +46,7 @@ class Reach:
     slides: tuple[Slide, Slide] | None = None
     positional: bool = False
     images: int = 0
+    ahead: int = 1
 
     @property
     def is_local(self) -> bool:
@@ -69,18 +71,18 @@ def classify(node: fx.Node, known: Known) -> Reach:
     if node.target is operator.getitem:
         return _getitem(node, known)
     moving = {source: known[source] for source in node.all_input_nodes if known[source].kind != "constant"}
-    images = images_apart(node, {source: reach.images for source, reach in moving.items()})
-    if images is None:
+    place = images_apart(node, {source: Place(reach.images, reach.ahead) for source, reach in moving.items()})
+    if place is None:
         return Reach("opaque")
     maps = [reach for reach in moving.values() if reach.kind != "filled"]
     if not maps:
-        return Reach("filled", images=images)
+        return Reach("filled", images=place.dim) if place.ahead == 1 else Reach("opaque")
     rule = _elementwise if is_pointwise(node.target) else _LOCAL_RULES.get(call_name(node))
-    if rule is not None and all(reach.is_local for reach in maps) and images == 0 and _is_map(node):
+    if rule is not None and all(reach.is_local for reach in maps) and place == Place(0) and _is_map(node):
         reach = rule(node, call_arguments(node), known)
         if reach is not None and shape_of(node)[0] == BATCH:
             return reach
-    return Reach("global", images=images)
+    return Reach("global", images=place.dim, ahead=place.ahead)
 
 
 def _is_map(node: fx.Node) -> bool:
@@ -99,7 +101,7 @@ def _getitem(node: fx.Node, known: Known) -> Reach:
     if reach.is_local and (index == 0 or call_name(source) not in _POSITIONS):
         return Reach("pointwise", reach.layout)
     # indices that count positions of the whole map are right only if the whole map is there
-    return Reach("filled" if reach.kind == "filled" else "global", images=dims[0])
+    return Reach("filled" if reach.kind == "filled" else "global", images=dims[0], ahead=reach.ahead)
 
 
 _POSITIONS = {"max_pool2d_with_indices", "adaptive_max_pool2d"}
@@ -452,6 +454,7 @@ _LOCAL_RULES: dict[str, Rule] = {
     "expand": _expand,
     "index": _index,
     "matmul": _matmul,
+    "index_put": _elementwise,
     "pixel_unshuffle": _unshuffled,
     "slice": _slice,
 }

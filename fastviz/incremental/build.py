@@ -344,7 +344,7 @@ class _Builder:
                 filled = self.filled.get(source) if moving else None
                 return self.constants[source] if filled is None else self.for_images(source, filled, count)
 
-            given = fx.node.map_arg(arguments, value)
+            given = dict(fx.node.map_arg(arguments, value))
             if name == "affine_grid_generator":
                 given["size"] = [count, *given["size"][1:]]
             result = target(**given)
@@ -375,7 +375,7 @@ class _Builder:
 
 def _is_first(node: fx.Node, images: int) -> bool:
     """Whether dimension 0 holds the images, one entry for each."""
-    return images == 0 and shape_of(node)[0] == BATCH
+    return images == 0 and shape_of(node)[:1] == (BATCH,)
 
 
 def _is_spatial_mean(node: fx.Node, name: str, arguments: dict[str, Any], source: Step) -> bool:

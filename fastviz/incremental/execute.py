@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastviz import ops
 from fastviz.incremental.plan import Group, Schedule, window_size
-from fastviz.incremental.steps import Constant, Input, Mean, Size, Step, memory_order
+from fastviz.incremental.steps import Constant, Cut, Input, Mean, Size, Step, memory_order
 
 __all__ = ["Clean", "Covered", "Runner", "clean_bytes", "clean_pass", "run_whole"]
 
@@ -35,8 +35,19 @@ class Clean:
     @property
     def is_finite(self) -> bool:
         """Whether all of it is: kernels with a rectifier inside give 0 for what is not a number, and means subtract."""
-        sums = [value.sum(dtype=torch.float64) for value in (self.images, self.output, *self.maps.values())]
+        maps = [_without_border(value, step) for step, value in self.maps.items()]
+        sums = [value.sum(dtype=torch.float64) for value in (self.images, self.output, *maps)]
         return bool(torch.isfinite(torch.stack(sums)).all())
+
+
+def _without_border(value: Tensor, step: Step) -> Tensor:
+    """A map that was padded with an infinite number, as a maximum wants it, without that border."""
+    if not isinstance(step, Cut) or math.isfinite(step.pad_value):
+        return value
+    for dim, slide in zip((-2, -1), step.window, strict=True):
+        before, after = max(0, slide.before), max(0, slide.after)
+        value = value.narrow(dim, before, value.shape[dim] - before - after)
+    return value
 
 
 def run_whole(

@@ -335,6 +335,7 @@ class Cut(Step):
         super().__init__(label, operation, [source], shape, layout, [slides])
         self.whole = whole
         self.pad_value = pad_value
+        self.window = slides
         self.steps = (slides[0].stride, slides[1].stride)
 
     def _full(self, inputs: Sequence[Tensor]) -> Tensor:
