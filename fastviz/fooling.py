@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from fastviz import capture, checks, targets
 from fastviz.canvas import Frame, Pixels
 from fastviz.convolutions import image_gradients
+from fastviz.memory import is_out_of_memory
 from fastviz.models import preprocessing
-from fastviz.optimize import Optimized, Optimizer, is_out_of_memory, optimize, what_fits
+from fastviz.optimize import Optimized, Optimizer, optimize, what_fits
 from fastviz.priors import Prior
 
 __all__ = ["LEVEL", "Ball", "Unrecognisable", "Victim", "class_batch", "logit", "probability_goal"]
@@ -228,7 +229,7 @@ class Victim:
         for start in range(0, max(1, len(pictures)), size):
             try:
                 found.append(call(slice(start, start + size)))
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 part = pictures[start : start + size]

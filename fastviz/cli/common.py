@@ -107,10 +107,14 @@ def _in_words(error: Exception) -> tuple[str, int]:
     """What went wrong in one line, and the exit status."""
     import torch
 
+    from fastviz.memory import is_out_of_memory
+
     if hasattr(error, "format_message"):  # what typer says of arguments
         return " ".join(error.format_message().split()), 2
-    if isinstance(error, torch.OutOfMemoryError):
-        return "the GPU is out of memory; try a smaller --batch-size", 2
+    # A MemoryError with words is our own, and says what would fit.
+    if is_out_of_memory(error) and not (isinstance(error, MemoryError) and str(error).startswith("out of memory")):
+        place = "the GPU is " if isinstance(error, torch.OutOfMemoryError) else ""
+        return f"{place}out of memory; try a smaller --batch-size", 2
     if isinstance(error, OSError) and error.strerror:
         return ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None), 2
     # RuntimeError is how torch refuses what a model or a device cannot do.

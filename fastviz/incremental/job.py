@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastviz import capture, checks, ops
+from fastviz.memory import is_out_of_memory
 
 __all__ = ["Evaluate", "Job", "in_batches", "new_job", "sampled_error"]
 
@@ -113,9 +114,8 @@ def in_batches(windows: Tensor, size: int, stats: dict[str, Any], run: Callable[
         stats["batch_size"] = max(stats["batch_size"], len(part))
         try:
             run(part)
-        except RuntimeError as error:
-            # the CPU's allocator has no error class of its own
-            if len(part) == 1 or not (isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)):
+        except (RuntimeError, MemoryError) as error:
+            if len(part) == 1 or not is_out_of_memory(error):
                 raise
             size = len(part) // 2
             stats["retries"] += 1

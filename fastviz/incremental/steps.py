@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fastviz import winograd
 from fastviz.geometry import Slide
+from fastviz.processor import packed_convolutions
 from fastviz.reach import Layout
 
 __all__ = [
@@ -152,6 +153,8 @@ class Conv(Step):
     """A convolution of the first source, plus the second source where there is one.
 
     On the CPU its weights are packed once for all inputs, and the sum and the activation run inside oneDNN's kernel.
+    Where that has no kernel for values of 16 bits, it gets them as float32, and what it gives is rounded: as a kernel
+    for them does, which sums in float32.
     Kernels of 3×3 between many channels run with a quarter of the products, see :mod:`fastviz.winograd`.
     """
 
@@ -178,7 +181,7 @@ class Conv(Step):
         self.dilation = [slide.dilation for slide in window]
         rows, columns = window
         self.border = [columns.before, columns.after, rows.before, rows.after]
-        self._fused = False
+        self._kernel: torch.dtype | None = None  # what oneDNN computes in; None where it does not
         self._packed_by_size: dict[tuple[int, ...], Tensor] = {}
         self._packed_by_order: dict[bytes, Tensor] = {}
         self._transformable = False
@@ -210,10 +213,9 @@ class Conv(Step):
 
     def settle(self) -> None:
         """Fix the weights: they change no more."""
-        ready = self.weight.device.type == "cpu" and self.weight.dtype in (torch.float32, torch.bfloat16)
-        self._fused = ready and torch.backends.mkldnn.is_available() and self.weight.numel() > 0
+        self._kernel = _kernel_dtype(self.weight)
         dense = self.stride == self.dilation == [1, 1] and self.groups == 1
-        self._transformable = self._fused and dense and winograd.takes(self.weight)
+        self._transformable = self._kernel is not None and dense and winograd.takes(self.weight)
         if self.weight.is_cuda:
             self.weight = self.weight.contiguous(memory_format=memory_order(self.weight))
 
@@ -229,24 +231,28 @@ class Conv(Step):
         return self._convolve(inputs, [0, 0])
 
     def _convolve(self, inputs: Sequence[Tensor], padding: list[int], *, direct: bool = False) -> Tensor:
-        if not self._fused:
+        if self._kernel is None:
             result = F.conv2d(inputs[0], self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
             return self.finish(result.add_(inputs[1]) if len(inputs) == 2 else result)
-        activation = self.activation
         if self._transformable and not direct and winograd.pays(inputs[0], padding):
             return self._convolve_transformed(inputs, padding)
+        return self._convolve_packed([each.to(self._kernel) for each in inputs], padding).to(self.weight.dtype)
+
+    def _convolve_packed(self, inputs: Sequence[Tensor], padding: list[int]) -> Tensor:
+        activation = self.activation
         weight = self._packed_for(inputs[0], padding)
+        bias = None if self.bias is None else self.bias.to(weight.dtype)
         numbers = (padding, self.stride, self.dilation, self.groups)
         if len(inputs) == 1:
             last = activation if activation is not None and activation.name else Activation("none", lambda x: x)
             result = torch.ops.mkldnn._convolution_pointwise(
-                inputs[0], weight, self.bias, *numbers, last.name, list(last.scalars), last.algorithm
+                inputs[0], weight, bias, *numbers, last.name, list(last.scalars), last.algorithm
             )
             return result if last is activation else self.finish(result)
         # oneDNN's kernel knows a sum followed by a rectifier, but by no other function
         rectified = activation is not None and activation.name == "relu"
         result = torch.ops.mkldnn._convolution_pointwise.binary(
-            inputs[0], inputs[1], weight, self.bias, *numbers, "add", 1.0, "relu" if rectified else None, [], ""
+            inputs[0], inputs[1], weight, bias, *numbers, "add", 1.0, "relu" if rectified else None, [], ""
         )
         return result if rectified else self.finish(result)
 
@@ -269,11 +275,20 @@ class Conv(Step):
         packed = self._packed_by_size.get(size)
         if packed is None:
             packed = torch.ops.mkldnn._reorder_convolution_weight(
-                self.weight, padding, self.stride, self.dilation, self.groups, list(x.shape)
+                self.weight.to(x.dtype), padding, self.stride, self.dilation, self.groups, list(x.shape)
             )
             packed = self._packed_by_order.setdefault(_order(packed), packed)
             self._packed_by_size[size] = packed
         return packed
+
+
+def _kernel_dtype(weight: Tensor) -> torch.dtype | None:
+    """The type that oneDNN convolves with this ``weight`` in on this processor; None if it does not."""
+    if weight.device.type != "cpu" or weight.numel() == 0:
+        return None
+    able = {torch.float32: [torch.float32], torch.bfloat16: [torch.bfloat16, torch.float32]}
+    able[torch.float16] = [torch.float16, torch.float32]
+    return next(filter(packed_convolutions, able.get(weight.dtype, [])), None)
 
 
 def _order(packed: Tensor) -> bytes:

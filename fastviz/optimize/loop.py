@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from fastviz import capture, checks
 from fastviz.canvas import Canvas, Frame
 from fastviz.convolutions import image_gradients
+from fastviz.memory import is_out_of_memory
 from fastviz.optimize import checkpoint as files
-from fastviz.optimize.network import is_out_of_memory, what_fits
+from fastviz.optimize.network import what_fits
 from fastviz.optimize.optimizers import Evaluation, Optimizer
 from fastviz.optimize.revive import OpenRectifiers
 from fastviz.optimize.state import RunState, begin, longer_history, restored, stop, to_save, with_best
@@ -258,7 +259,7 @@ class _Run:
             part = slice(start, start + size)
             try:
                 parts.append(self._evaluate(parameters[part], rows[part], step, clean))
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 parts.clear()

@@ -9,15 +9,11 @@ from torch import Tensor, nn
 
 from fastviz import capture, checks, targets, unit_crop
 from fastviz.capture import Precision
+from fastviz.memory import is_out_of_memory
 from fastviz.models import preprocessing
 from fastviz.targets import Activations, Objective
 
-__all__ = ["Network", "Toward", "is_out_of_memory", "toward", "what_fits"]
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an allocator refused: on a GPU by its own class, on the CPU in words only."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+__all__ = ["Network", "Toward", "toward", "what_fits"]
 
 
 def what_fits(attempt: Callable[[int], object], images: Tensor) -> str:
@@ -32,7 +28,7 @@ def what_fits(attempt: Callable[[int], object], images: Tensor) -> str:
         tried //= 2
         try:
             attempt(tried)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             continue
