@@ -123,7 +123,7 @@ def frozen_model(model: nn.Module) -> Iterator[None]:
     try:
         with _frozen_lock:
             for module in checks.module(model).modules():
-                if module.training or module in _frozen:
+                if getattr(module, "training", False) or module in _frozen:
                     held.append(module)
                     _frozen[module] = _frozen.get(module, 0) + 1
                     module.training = False

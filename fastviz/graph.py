@@ -270,7 +270,11 @@ def layers(model: nn.Module, input_size: tuple[int, int] | None = None, channels
         model: the network; not touched.
         input_size: height and width of the image in pixels; None asks :func:`fastviz.models.preprocessing`
             (``fastviz.models.describe`` registers your own model's).
-        channels: of the image; None asks there, too.
+        channels: of the image; None asks there, too, and takes those of the first convolution where the model cannot
+            take so many.
+
+    Raises:
+        ValueError: the model is a script, or does not take such an image.
 
     >>> [layer.shape for layer in layers(nn.Sequential(nn.Conv2d(3, 8, 5, stride=2), nn.ReLU()), (65, 65))]
     [(8, 31, 31), (8, 31, 31)]
@@ -310,22 +314,25 @@ def _of_output(call: tracing.Output, fields: dict[fx.Node, _Traced]) -> _Traced:
     return fields[call.node] if call.node in fields else _Traced(None, "it does not depend on the image")
 
 
-def receptive_field(model: nn.Module, layer: str, input_size: tuple[int, int] | None = None) -> ReceptiveField:
+def receptive_field(
+    model: nn.Module, layer: str, input_size: tuple[int, int] | None = None, channels: int | None = None
+) -> ReceptiveField:
     """The pixels that a unit of ``layer`` depends on.
 
     Args:
         model: the network; not touched.
         layer: torch's dotted name of a module; where it runs several times, its last output counts.
         input_size: height and width of the image in pixels; None asks :func:`fastviz.models.preprocessing`.
+        channels: as for :func:`layers`.
 
     Raises:
-        ValueError: no such layer (with the nearest names), or its units depend on the whole image, or the model does
-            not export (the message says which).
+        ValueError: no such layer (with the nearest names), or its units depend on the whole image, or the model cannot
+            be traced (the message says which).
 
     >>> receptive_field(nn.Sequential(nn.Conv2d(3, 8, 5, stride=2, padding=1), nn.MaxPool2d(3, 2)), "1", (64, 64))
     ReceptiveField(size=(9, 9), stride=(4, 4), start=(-1, -1))
     """
-    known = {entry.name: entry for entry in layers(model, input_size)}
+    known = {entry.name: entry for entry in layers(model, input_size, channels)}
     entry = known[checks.nearest(layer, "layer", known)]
     if entry.receptive_field is None:
         raise ValueError(f"layer {layer!r} has no receptive field: {entry.reason}")
@@ -346,18 +353,39 @@ def example_images(
 ) -> Tensor:
     """Images of zeros [batch, C, H, W] in the dtype and on the device of the model's parameters.
 
-    A size or number of channels that is not given is that of :func:`fastviz.models.preprocessing`.
+    A size that is not given is that of :func:`fastviz.models.preprocessing`, and so are the channels, or those of the
+    first convolution where the model cannot take so many.
     """
     known = preprocessing(model)
     size = input_size or known.size
     if size is None:
         raise ValueError("input_size should be given for a model whose preprocessing has no size, got None")
     parameter = next((value for value in model.parameters() if value.is_floating_point()), torch.empty(0))
-    return torch.zeros(batch, channels or len(known.mean), *size, dtype=parameter.dtype, device=parameter.device)
+    count = channels or _usual_channels(model, size, len(known.mean))
+    return torch.zeros(batch, count, *size, dtype=parameter.dtype, device=parameter.device)
+
+
+def _usual_channels(model: nn.Module, size: tuple[int, int], described: int) -> int:
+    """The channels that ``model`` is described with, or those of its first convolution where only they work."""
+    found = (getattr(module, "in_channels", 0) for module in model.modules() if isinstance(module, nn.Conv2d))
+    first = next(found, 0) or described
+    if first == described or _runs(model, size, described) or not _runs(model, size, first):
+        return described
+    return first
+
+
+def _runs(model: nn.Module, size: tuple[int, int], channels: int) -> bool:
+    try:
+        tracing.record(model, example_images(model, size, 1, channels))
+    except NotTraceable:
+        return False
+    return True
 
 
 def _shapes_by_running(model: nn.Module, input_size: tuple[int, int], channels: int) -> dict[str, tuple[int, ...]]:
     """What the modules of a model that cannot be traced give for one image, by name: the model runs, as a copy."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("model should not be a script, whose layers cannot be seen: give the module it was made from")
     image = example_images(model, input_size, 1, channels)
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -367,10 +395,17 @@ def _shapes_by_running(model: nn.Module, input_size: tuple[int, int], channels: 
             shapes[name] = _per_image(tuple(first.shape), 1)
 
     twin = tracing.twin_of(model, copy_buffers=True)
-    for name, module in twin.named_modules():
+    for name, module in tracing.watchable(twin):
         module.register_forward_hook(partial(note, name))
-    with torch.random.fork_rng([image.device] if image.is_cuda else []), torch.no_grad():
-        twin(image)
+    try:
+        with torch.random.fork_rng([image.device] if image.is_cuda else []), torch.no_grad():
+            twin(image)
+    except tracing.FAILURES as error:
+        words = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(
+            f"input_size and channels should be those of images that the model takes, got {input_size} and {channels}: "
+            f"{words}"
+        ) from error
     return shapes
 
 

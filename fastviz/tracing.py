@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastviz.apart import has_rule
 
-__all__ = ["NotTraceable", "Output", "Recording", "foreign_hooks", "record", "twin_of"]
+__all__ = ["NotTraceable", "Output", "Recording", "fixed_batch", "foreign_hooks", "record", "twin_of", "watchable"]
 
 
 class NotTraceable(ValueError):  # noqa: N818 - it says what is the case, not that something broke
@@ -350,6 +350,22 @@ def _is_torchs(hook: object) -> bool:
     return str(getattr(named, "__module__", "")).startswith(("torch.nn.utils.", "torch.export.", "torch._export."))
 
 
+def fixed_batch(model: nn.Module) -> int | None:
+    """How many images a model of ``torch.export`` takes, neither more nor fewer; None if that is open."""
+    if not isinstance(model, fx.GraphModule) or not hasattr(model, "_guards_fn"):
+        return None
+    for node in model.graph.nodes:
+        value = node.meta.get("val") if node.op == "placeholder" else None
+        if isinstance(value, Tensor) and value.dim() == 4:
+            return value.shape[0] if isinstance(value.shape[0], int) else None
+    return None
+
+
+def watchable(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules whose hooks are called, with their names; not the parts of scripts."""
+    return [(name, each) for name, each in model.named_modules() if not isinstance(each, torch.jit.ScriptModule)]
+
+
 def twin_of(model: nn.Module, *, copy_buffers: bool = False) -> nn.Module:
     """A copy of the modules in evaluation mode around the very same parameters, buffers and other objects.
 
@@ -366,6 +382,8 @@ def twin_of(model: nn.Module, *, copy_buffers: bool = False) -> nn.Module:
 def _copied(value: Any, known: dict[int, Any]) -> Any:
     if id(value) in known:
         return known[id(value)]
+    if isinstance(value, torch.jit.ScriptModule):
+        return value
     if isinstance(value, nn.Module):
         return _copied_module(value, known)
     if isinstance(value, types.MethodType) and isinstance(value.__self__, nn.Module):
