@@ -17,7 +17,7 @@ from torch.autograd.graph import _engine_run_backward
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from fastviz import checks, ops
+from fastviz import checks, exported, ops
 
 __all__ = [
     "Hook",
@@ -57,6 +57,8 @@ def layer_module(model: nn.Module, name: str) -> nn.Module:
     checks.module(model)
     if not isinstance(name, str):
         raise TypeError(f"layer should be a dotted module name, got {type(name).__name__}")
+    if name and isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(f"layer {name!r} should not be inside a scripted module, where nothing can be recorded")
     with suppress(AttributeError):
         return model.get_submodule(name)
     modules: dict[str, nn.Module] = dict(model.named_modules())
@@ -82,6 +84,9 @@ def input_batch(model: nn.Module, x: object) -> Tensor:
     batch = checks.image_batch(x)
     if 0 in batch.shape[1:]:
         raise ValueError(f"x should have at least one channel and one pixel, got {list(batch.shape)}")
+    fixed = exported.fixed_batch(model)
+    if fixed is not None and len(batch) != fixed:
+        raise ValueError(f"x should have {fixed} images, the number that the model was exported for, got {len(batch)}")
     devices = {value.device for value in chain(model.parameters(), model.buffers())}
     if devices and batch.device not in devices:
         raise ValueError(f"x should be on the device of the model, {', '.join(map(str, devices))}, got {batch.device}")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fastviz import checks, tracing
+from fastviz import checks, exported, tracing
 from fastviz.calls import BATCH, call_name, is_random, shapes_of
 from fastviz.fingerprint import Kept, structure
 from fastviz.geometry import Field, clip
@@ -231,6 +231,8 @@ def _same(value: Any, other: Any, twins: dict[fx.Node, fx.Node], *, sized: bool)
         return value.keys() == other.keys() and all(_same(value[key], other[key], twins, sized=sized) for key in value)
     if sized and isinstance(value, int) and isinstance(other, int) and value == BATCH * other:
         return True
+    if isinstance(value, torch.ScriptObject):  # packed weights, which do not compare
+        return type(value) is type(other)
     return bool(value == other) or (value != value and other != other)
 
 
@@ -384,6 +386,8 @@ def _runs(model: nn.Module, size: tuple[int, int], channels: int) -> bool:
 
 def _shapes_by_running(model: nn.Module, input_size: tuple[int, int], channels: int) -> dict[str, tuple[int, ...]]:
     """What the modules of a model that cannot be traced give for one image, by name: the model runs, as a copy."""
+    if exported.fixed_batch(model) is not None:
+        raise ValueError("model should not be exported for a fixed batch: give the module it was made from")
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("model should not be a script, whose layers cannot be seen: give the module it was made from")
     image = example_images(model, input_size, 1, channels)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from torch import Tensor, fx
 
-from fastviz.apart import SPLITS, Place, einsum_terms, filled_images, images_apart, is_pointwise
+from fastviz.batch_rules import SPLITS, Place, einsum_terms, filled_images, images_apart, is_pointwise
 from fastviz.calls import BATCH, axes, axis, call_arguments, call_name, image_dims, is_random, shape_of
 from fastviz.geometry import Slide
 

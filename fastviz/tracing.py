@@ -28,9 +28,9 @@ from torch._subclasses.fake_tensor import (
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastviz.apart import has_rule
+from fastviz.batch_rules import has_rule
 
-__all__ = ["NotTraceable", "Output", "Recording", "fixed_batch", "foreign_hooks", "record", "twin_of", "watchable"]
+__all__ = ["NotTraceable", "Output", "Recording", "foreign_hooks", "record", "twin_of", "watchable"]
 
 
 class NotTraceable(ValueError):  # noqa: N818 - it says what is the case, not that something broke
@@ -348,17 +348,6 @@ def _is_torchs(hook: object) -> bool:
     """Whether a hook computes a weight (``weight_norm``) or checks an exported module's input."""
     named = hook if hasattr(hook, "__qualname__") else type(hook)
     return str(getattr(named, "__module__", "")).startswith(("torch.nn.utils.", "torch.export.", "torch._export."))
-
-
-def fixed_batch(model: nn.Module) -> int | None:
-    """How many images a model of ``torch.export`` takes, neither more nor fewer; None if that is open."""
-    if not isinstance(model, fx.GraphModule) or not hasattr(model, "_guards_fn"):
-        return None
-    for node in model.graph.nodes:
-        value = node.meta.get("val") if node.op == "placeholder" else None
-        if isinstance(value, Tensor) and value.dim() == 4:
-            return value.shape[0] if isinstance(value.shape[0], int) else None
-    return None
 
 
 def watchable(model: nn.Module) -> list[tuple[str, nn.Module]]:

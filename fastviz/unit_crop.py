@@ -234,7 +234,7 @@ def _plain(value: object) -> object:
         return fx.Node, len(shape_of(value))
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
-    return value
+    return type(value) if isinstance(value, torch.ScriptObject) else value
 
 
 def _field_of(traced: graph.Trace, output: fx.Node | None) -> ReceptiveField:

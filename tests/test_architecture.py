@@ -15,16 +15,29 @@ PACKAGE = ROOT / "fastviz"
 
 # A module may import those of lower levels; within a level, those named before it.
 LEVELS = [
-    ["_build", "checks", "memory", "processor", "demo_network", "geometry", "progress", "top_k", "projection", "nearest", "placement"],
+    [
+        "_build",
+        "checks",
+        "memory",
+        "processor",
+        "demo_network",
+        "geometry",
+        "progress",
+        "top_k",
+        "projection",
+        "nearest",
+        "placement",
+    ],
     ["native", "ops", "weight_files", "models", "colour_tables", "pictures", "image_paths", "images", "captions"],
     ["animation", "drawing", "streaming", "embedding_file"],
     [
         "windows",
+        "exported",
         "capture",
         "replay",
         "targets",
         "calls",
-        "apart",
+        "batch_rules",
         "reach",
         "tracing",
         "fingerprint",

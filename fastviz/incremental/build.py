@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from fastviz.apart import SPLITS, is_pointwise
+from fastviz.batch_rules import SPLITS, is_pointwise
 from fastviz.calls import BATCH, call_arguments, call_name, shape_of
 from fastviz.geometry import Slide
 from fastviz.graph import NotTraceable, Trace, label

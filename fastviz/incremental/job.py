@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastviz import capture, checks, ops
+from fastviz import capture, checks, exported, ops
 from fastviz.memory import is_out_of_memory
 
 __all__ = ["Evaluate", "Job", "in_batches", "new_job", "sampled_error"]
@@ -129,7 +129,7 @@ def new_job(
     advance: Callable[[int], object],
 ) -> Job:  # fmt: skip
     """The arguments of :func:`fastviz.incremental.sweep`, checked."""
-    network = checks.module(model)
+    network = exported.of_any_batch(checks.module(model))
     batch = capture.input_batch(network, images).detach()
     windows = checks.tensor(boxes, "boxes", dims=(2,), layout="[P, 4]", floating=False)
     _integers(windows, "boxes")

@@ -20,7 +20,6 @@ from fastviz.calls import BATCH, axes, axis, call_arguments, call_name, image_di
 __all__ = ["SPLITS", "Place", "einsum_terms", "filled_images", "has_rule", "images_apart", "is_pointwise"]
 
 
-
 class Place(NamedTuple):
     """Where a tensor holds the images.
 
@@ -93,9 +92,9 @@ def filled_images(node: fx.Node) -> int | None:
 _FILLS = {"empty", "full", "ones", "zeros"}
 
 _POINTWISE = {
-    *("alias", "clone", "complex", "_conj", "conj", "polar", "resolve_conj", "contiguous", "copy", "detach", "dropout", "feature_dropout", "alpha_dropout", "fill"),
-    *("feature_alpha_dropout", "hardswish", "lift_fresh", "lift_fresh_copy", "log_sigmoid", "masked_fill", "prelu"),
-    *("_prelu_kernel", "rsub", "rrelu", "to", "_to_copy", "where"),
+    *("alias", "alpha_dropout", "clone", "complex", "_conj", "conj", "contiguous", "copy", "detach", "dropout", "fill"),
+    *("feature_alpha_dropout", "feature_dropout", "hardswish", "lift_fresh", "lift_fresh_copy", "log_sigmoid"),
+    *("masked_fill", "polar", "prelu", "_prelu_kernel", "resolve_conj", "rrelu", "rsub", "to", "_to_copy", "where"),
 }  # fmt: skip
 
 _VIEWS = {
@@ -302,7 +301,7 @@ def _recurrent(node: fx.Node, arguments: dict[str, Any], moving: Moving, images:
     if not isinstance(source, fx.Node) or len(shape_of(source)) != 3:
         return False
     states = arguments["hx"] if isinstance(arguments["hx"], (list, tuple)) else [arguments["hx"]]
-    places = {state: 1 for state in states} | {source: 0 if arguments.get("batch_first") else 1}
+    places = dict.fromkeys(states, 1) | {source: 0 if arguments.get("batch_first") else 1}
     return all(places.get(each) == dim for each, dim in moving.items()) and images == places[source]
 
 
@@ -311,7 +310,9 @@ def _masked_put(node: fx.Node, arguments: dict[str, Any], moving: Moving, images
     base, indices, value = arguments["self"], arguments["indices"], arguments["values"]
     same = len(indices) == 1 and isinstance(indices[0], fx.Node) and shape_of(indices[0]) == shape_of(base)
     number = value not in moving and math.prod(shape_of(value)) == 1
-    return same and number and indices[0].meta["val"].dtype == torch.bool and _elementwise(node, arguments, moving, images)
+    return (
+        same and number and indices[0].meta["val"].dtype == torch.bool and _elementwise(node, arguments, moving, images)
+    )
 
 
 def _one_hot(node: fx.Node, arguments: dict[str, Any], moving: Moving, images: int) -> bool:

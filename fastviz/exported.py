@@ -1,0 +1,45 @@
+"""Modules that ``torch.export`` made for a fixed number of images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+__all__ = ["fixed_batch", "of_any_batch"]
+
+
+def fixed_batch(model: nn.Module) -> int | None:
+    """How many images a module of ``torch.export`` takes, neither more nor fewer; None if that is open."""
+    if not isinstance(model, fx.GraphModule) or not hasattr(model, "_guards_fn"):
+        return None
+    for node in model.graph.nodes:
+        value = node.meta.get("val") if node.op == "placeholder" else None
+        if isinstance(value, Tensor) and value.dim() == 4:
+            return value.shape[0] if isinstance(value.shape[0], int) else None
+    return None
+
+
+def of_any_batch(model: nn.Module) -> nn.Module:
+    """``model`` itself, or around one of a fixed batch one that takes any: the last image fills up what is missing."""
+    size = fixed_batch(model)
+    return model if size is None else _AnyBatch(model, size)
+
+
+class _AnyBatch(nn.Module):
+    def __init__(self, model: nn.Module, size: int) -> None:
+        super().__init__()
+        self.model = model
+        self.size = size
+
+    def forward(self, x: Tensor) -> Any:
+        """The outputs for images [N, C, H, W], N of at least 1."""
+        outputs = []
+        for part in x.split(self.size):
+            missing = self.size - len(part)
+            output = self.model(torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part)
+            if not isinstance(output, Tensor):
+                raise TypeError(f"model should give one tensor where its batch is fixed, got {type(output).__name__}")
+            outputs.append(output[: len(part)])
+        return torch.cat(outputs)
