@@ -1,4 +1,4 @@
-"""The exported graph of a model, its layers with their shapes, and the receptive field of any of them."""
+"""The graph of a model, its layers with their shapes, and the receptive field of any of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the nodes of an exported graph to steps, constants put in."""
+"""From the nodes of a recorded graph to steps, constants put in."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def patches(
         batch_size: images the network sees at once.
         progress: show a bar, on a terminal.
 
-    Where units depend on the whole image (behind squeeze-and-excitation gates), or the model does not export to a
+    Where units depend on the whole image (behind squeeze-and-excitation gates), or the model cannot be traced to a
     graph, the box of each place is the whole image, and ``reason`` says why.
 
     Raises:
