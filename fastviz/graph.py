@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastviz import checks, exported, tracing
 from fastviz.calls import BATCH, call_name, is_random, shapes_of
@@ -162,8 +163,9 @@ def traced(model: nn.Module, input_size: tuple[int, int] | None, channels: int |
         NotTraceable: the model cannot be traced.
     """
     batch = example_images(model, input_size, BATCH, channels)
-    recording = tracing.record(model, batch)
-    differs = compare(recording, tracing.record(model, batch[:1]))
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    recording = tracing.record(model, batch, mode=mode)
+    differs = compare(recording, tracing.record(model, batch[:1], mode=mode))
     reaches = reaches_of(recording.graph, recording.image)
     mixes = differs or _mixing_call(recording.graph, reaches)
     return Trace(recording.graph, recording.constants, recording.image, reaches, mixes), recording

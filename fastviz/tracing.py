@@ -86,7 +86,9 @@ class _AliasedError(Exception):
     """Something that has views is written to; the calls have to be made functional by torch."""
 
 
-def record(model: nn.Module, batch: Tensor, until: tuple[str, int] | None = None) -> Recording:
+def record(
+    model: nn.Module, batch: Tensor, until: tuple[str, int] | None = None, mode: FakeTensorMode | None = None
+) -> Recording:
     """The calls of ``model`` in evaluation mode for a ``batch`` of images; only its shape, dtype and device count.
 
     The model is not touched, and neither are random numbers. Hooks that are not torch's own are left out.
@@ -95,6 +97,7 @@ def record(model: nn.Module, batch: Tensor, until: tuple[str, int] | None = None
         model: the network.
         batch: images [N, C, H, W].
         until: a module's name and a number: the pass ends after that many calls of it; None is the whole pass.
+        mode: of an earlier recording, which knows the parameters already.
 
     Raises:
         NotTraceable: the model has scripted parts, looks at values, writes to its own tensors, or cannot run on images
@@ -103,11 +106,12 @@ def record(model: nn.Module, batch: Tensor, until: tuple[str, int] | None = None
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise NotTraceable(f"{name or 'the model'} is a script, whose calls cannot be followed")
+    mode = mode or FakeTensorMode(allow_non_fake_inputs=True)
     try:
         try:
-            return _recorded(model, batch, until, functional=False)
+            return _recorded(model, batch, until, mode, functional=False)
         except _AliasedError:
-            return _recorded(model, batch, until, functional=True)
+            return _recorded(model, batch, until, mode, functional=True)
     except NotTraceable:
         raise
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
@@ -121,9 +125,10 @@ def _operator(error: Exception) -> str:
     return str(getattr(error, "func", "a call")).removeprefix("aten.").removesuffix(".default").lstrip("_")
 
 
-def _recorded(model: nn.Module, batch: Tensor, until: tuple[str, int] | None, *, functional: bool) -> Recording:
+def _recorded(
+    model: nn.Module, batch: Tensor, until: tuple[str, int] | None, mode: FakeTensorMode, *, functional: bool
+) -> Recording:
     twin = twin_of(model)
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
     graph = fx.Graph()
     with torch.inference_mode(), torch.autocast(batch.device.type, enabled=False):
         with mode:
@@ -209,7 +214,7 @@ class _Recorder(TorchDispatchMode):
                 return result
         target = self._functional(func, name, args) if func._schema.is_mutable else func
         sources = self._mapped(args), self._mapped(kwargs)
-        result = func(*args, **kwargs)
+        result = _normalized(func, args, kwargs)
         if name in _LIKE and isinstance(result, Tensor):
             target, sources = _as_fill(result, args, kwargs, name)
         self._write(target, *sources, result)
@@ -305,6 +310,13 @@ class _Recorder(TorchDispatchMode):
         if isinstance(value, (list, tuple)):
             return [self._result(each) for each in value]
         return None
+
+
+def _normalized(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What ``func`` gives; what a batch norm gives is known without its long way through torch's decompositions."""
+    if func is torch.ops.aten.batch_norm.default and len(args) > 5 and not args[5] and isinstance(args[0], FakeTensor):
+        return torch.empty_like(args[0])
+    return func(*args, **kwargs)
 
 
 _LIKE = {f"{kind}{what}{like}" for kind in ("", "new_") for what in ("zeros", "ones", "full", "empty", "empty_strided")
