@@ -58,7 +58,7 @@ def activations(
     images = capture.input_batch(model, x)
     checks.whole_number(batch_size, "batch_size", minimum=1)
     names = _names(model, images, layers)
-    place = images.device if device is None else torch.device(device)
+    place = images.device if device is None else checks.device(torch.device(device), "device")
     noted: dict[str, Tensor] = {}
 
     def noting(name: str) -> Hook:

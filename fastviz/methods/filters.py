@@ -57,6 +57,7 @@ def filters(
         checks.one_of(scale, "scale", ("each", "together"))
     name, module = _first(model) if layer is None else (layer, capture.layer_module(model, layer))
     weight = _weight(name, module)
+    checks.device(weight.device, "model")
     if not weight.isfinite().all():
         raise ValueError(f"layer {name!r} should have finite weights, got NaN or infinity")
     if unit_norm:
