@@ -35,7 +35,7 @@ def image_batch(value: object, argument: str = "x") -> Tensor:
 
 
 def device(value: torch.device, argument: str) -> torch.device:
-    """``value``, the device that ``argument`` is on, if fastviz computes there: a CPU, or a GPU that torch calls cuda."""
+    """``value``, the device of ``argument``, if fastviz computes there: a CPU, or a GPU that torch calls cuda."""
     if value.type not in ("cpu", "cuda"):
         raise ValueError(f"{argument} should be on a device of type cpu or cuda, got {str(value)!r}")
     return value

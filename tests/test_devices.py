@@ -1,8 +1,13 @@
-"""Devices that torch has and fastviz does not compute on: ``meta`` stands for them, as mps and xpu are rarely there."""
+"""Devices that fastviz does not compute on (``meta`` stands for mps and xpu, rarely there), and lesser processors."""
 
 from __future__ import annotations
 
+import copy
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +15,8 @@ from torch import Tensor, nn
 
 import fastviz as fv
 from fastviz.incremental import sweep
+
+ROOT = Path(__file__).parents[1]
 
 CALLS: dict[str, Callable[[nn.Module, Tensor], object]] = {
     "activations": lambda model, x: fv.activations(model, x, ["0"]),
@@ -38,7 +45,7 @@ CALLS: dict[str, Callable[[nn.Module, Tensor], object]] = {
 def test_a_model_elsewhere_is_refused_by_every_method(name: str, x_too: bool) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).to("meta")
     x = torch.rand(2, 3, 16, 16, device="meta" if x_too else "cpu")
-    with pytest.raises(ValueError, match="(model|x) should be on a device of type cpu or cuda, got 'meta'"):
+    with pytest.raises(ValueError, match=r"(model|x) should be on a device of type cpu or cuda, got 'meta'"):
         CALLS[name](model, x)
 
 
@@ -61,3 +68,59 @@ def test_images_elsewhere_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=f"{argument} {refused}"):
             call()
+
+
+# ------------------------------------------------------------------------------------------------- processors
+
+
+def fastviz_info(**environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fastviz", "info"], capture_output=True, text=True, check=False, cwd=ROOT,
+        env=os.environ | environment,
+    )  # fmt: skip
+
+
+def test_the_operators_use_what_the_processor_has_unless_fastviz_cpu_says_less() -> None:
+    used, best = fv.ops.instructions()
+    assert used == os.environ.get("FASTVIZ_CPU", best)
+    shown = fastviz_info(FASTVIZ_CPU="baseline").stdout
+    assert "baseline" in shown
+    assert best == "baseline" or f"this processor has {best}" in shown
+    wrong = fastviz_info(FASTVIZ_CPU="sse9")
+    assert wrong.returncode != 0
+    assert "FASTVIZ_CPU should be one of baseline, avx2, avx512, got 'sse9'" in wrong.stderr
+    if best != "avx512":
+        more = fastviz_info(FASTVIZ_CPU="avx512")
+        assert more.returncode != 0
+        assert f"FASTVIZ_CPU should be at most {best}, which this processor has, got avx512" in more.stderr
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_sweeps_in_16_bits_on_any_processor(kind: torch.dtype) -> None:
+    """oneDNN packs bfloat16 weights on processors with AVX-512 only: sweeps ended in its error on all others."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1), nn.GELU(),
+        nn.Conv2d(64, 64, 3, stride=2, groups=64, bias=False), nn.Hardswish(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(64, 5),
+    ).eval()  # fmt: skip
+    x = torch.randn(1, 3, 32, 32)
+    boxes = torch.tensor([[0, 0, 8, 8], [8, 16, 16, 24], [24, 24, 32, 32]])
+    low = copy.deepcopy(model).to(kind)
+    expected = sweep(model.double(), x.double(), boxes).values
+    spread = float(expected.std())
+    found = sweep(low, x.to(kind), boxes)
+    assert found.stats["path"] == "incremental"
+    assert found.values.dtype == kind
+    assert float((found.values.double() - expected).abs().max()) < 0.05 * spread
+
+
+def test_a_sweep_computed_in_bfloat16_on_any_processor() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    x, boxes = torch.randn(1, 3, 32, 32), torch.tensor([[0, 0, 8, 8], [8, 16, 16, 24]])
+    exact = sweep(model, x, boxes).values
+    found = sweep(model, x, boxes, precision="bfloat16")
+    assert found.stats["path"] == "incremental"
+    assert 0 < float((found.values - exact).abs().max()) < 0.02 * float(exact.abs().max())
+    assert found.stats["error"]["largest"] > 0
