@@ -128,7 +128,7 @@ def activation_grid(
         ValueError: another shape, values that are not finite, an unknown word.
 
     >>> activation_grid(torch.rand(16, 13, 13)).shape
-    torch.Size([3, 1172, 1172])
+    torch.Size([3, 1216, 1216])
     """
     checks.tensor(maps, "maps", dims=(3,), layout="[C, h, w]")
     checks.one_of(scale, "scale", ("each", "together"))

@@ -105,7 +105,7 @@ def filter_grid(filters: Tensor, *, magnify: int | None = None) -> Tensor:
         TypeError, ValueError: another shape, values outside 0 to 1.
 
     >>> filter_grid(torch.rand(16, 3, 7, 7), magnify=4).shape
-    torch.Size([3, 132, 132])
+    torch.Size([3, 137, 137])
     """
     checks.tensor(filters, "filters", dims=(4,), layout="[K, C, h, w]")
     pictures.check_range(filters, "filters")
