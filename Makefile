@@ -7,21 +7,36 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 TORCH_CUDA_ARCH_LIST ?= 9.0
 THREADS ?= 0
 OUT ?= build/gpu-check
+# What runs once more as on a lesser processor, in one thread: tests of numbers, from each part.
+NUMERIC = $(addprefix tests/test_,ops.py devices.py winograd.py strided.py batch_norm.py backward.py against_captum.py \
+    gradients.py incremental.py)
 
 PY := $(VENV)/bin/python
 NATIVE := $(wildcard csrc/kernels/*.h csrc/kernels/*/*.h csrc/kernels/*/*.c* csrc/ops/*) setup.py fastviz/_build.py
 # Compiled for the checkout's own use.
 ARCHITECTURE = TORCH_CUDA_ARCH_LIST="$(TORCH_CUDA_ARCH_LIST)"
 
-.PHONY: demo test build lint format types native-test sanitize bench readme wheel abi-check gpu-check clean
+# All three that compute: the kernels, torch and oneDNN.
+AS_AVX2 := FASTVIZ_CPU=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
+AS_BASELINE := FASTVIZ_CPU=baseline ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
+
+.PHONY: demo test test-lesser build lint format types native-test sanitize bench readme wheel abi-check gpu-check clean
 
 demo: build
 	$(PY) -m fastviz demo --out fastviz-demo
 
-test: lint types native-test
+test: lint types native-test test-lesser
 	$(PY) -m pytest
 
-build: fastviz/_build.json
+# With AVX-512 as with AVX2, with that as the baseline.
+test-lesser: build
+	@case "$$($(PY) -c 'from fastviz import ops; print(ops.instructions()[1])')" in \
+	avx512) set -x; $(AS_AVX2) OMP_NUM_THREADS=1 $(PY) -m pytest -q $(NUMERIC);; \
+	avx2) set -x; $(AS_BASELINE) OMP_NUM_THREADS=1 $(PY) -m pytest -q $(NUMERIC);; \
+	*) echo "test-lesser: this processor has no more than the baseline";; \
+	esac
+
+build: fastviz/_build.json $(VENV)/.installed
 
 $(VENV)/.ready: tools/requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +48,11 @@ $(VENV)/.ready: tools/requirements.txt
 
 fastviz/_build.json: $(VENV)/.ready $(NATIVE)
 	$(ARCHITECTURE) PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) setup.py -q build_ext --inplace
+	touch $@
+
+# The checkout itself, for scripts elsewhere; the libraries are those of the line above.
+$(VENV)/.installed: $(VENV)/.ready pyproject.toml
+	FASTVIZ_PREBUILT=1 $(PY) -m pip install -q --no-build-isolation --no-deps --editable .
 	touch $@
 
 lint: $(VENV)/.ready

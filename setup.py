@@ -1,7 +1,8 @@
 """Builds the two native libraries, `fastviz/_cpu.so` and, where a CUDA toolkit is found, `fastviz/_cuda.so`.
 
 Environment: CUDA_HOME (the toolkit's own folder), FASTVIZ_CUDA=0 (leave `_cuda` out) or 1 (fail without it),
-TORCH_CUDA_ARCH_LIST (default 7.5 to 9.0 and PTX), FASTVIZ_WERROR=0 (warnings are no errors), MAX_JOBS.
+TORCH_CUDA_ARCH_LIST (default 7.5 to 9.0 and PTX), FASTVIZ_WERROR=0 (warnings are no errors), MAX_JOBS,
+FASTVIZ_PREBUILT=1 (leave out both: an editable install of a checkout that has them).
 """
 
 from __future__ import annotations
@@ -11,6 +12,10 @@ import os
 import re
 import runpy
 import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from setuptools import setup
@@ -35,13 +40,39 @@ def find_toolkit() -> str | None:
     return None
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what is printed inside, by the compilers too, and print it only if the body fails."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as said:
+        outputs = {number: os.dup(number) for number in (1, 2)}
+        failed = True
+        try:
+            for number in outputs:
+                os.dup2(said.fileno(), number)
+            yield
+            failed = False
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, output in outputs.items():
+                os.dup2(output, number)
+                os.close(output)
+            if failed:
+                said.seek(0)
+                sys.stderr.write(said.read().decode(errors="replace"))
+
+
 toolkit = find_toolkit()
 if toolkit:
     # Before the import below, which looks for the toolkit by itself.
     os.environ["CUDA_HOME"] = toolkit
 
 import torch  # noqa: E402
-from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension, include_paths  # noqa: E402
+
+with quiet():  # on a machine without a GPU it says so
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension, include_paths
 
 
 def why_no_cuda() -> str | None:
@@ -68,9 +99,12 @@ class Build(BuildExtension):
 
     def build_extension(self, ext):
         base = self.build_temp
-        self.build_temp = os.path.join(base, ext.name.rpartition(".")[2])
+        name = ext.name.rpartition(".")[2]
+        self.build_temp = os.path.join(base, name)
+        print(f"fastviz: building {name}.so from {len(ext.sources)} files", flush=True)
         try:
-            super().build_extension(ext)
+            with quiet():
+                super().build_extension(ext)
         finally:
             self.build_temp = base
 
@@ -100,8 +134,9 @@ class Wheel(bdist_wheel):
 reason = why_no_cuda()
 if reason and os.environ.get("FASTVIZ_CUDA") == "1":
     raise SystemExit(f"fastviz: FASTVIZ_CUDA=1, but the CUDA library cannot be built: {reason}")
-print(f"fastviz: building _cpu only: {reason}" if reason else "fastviz: building _cpu and _cuda", flush=True)
-if not reason:
+if reason:
+    print(f"fastviz: without _cuda.so: {reason}", flush=True)
+else:
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5;8.0;8.6;8.9;9.0+PTX")
 
 warnings = ["-Wall", "-Wextra"] + (["-Werror"] if os.environ.get("FASTVIZ_WERROR", "1") == "1" else [])
@@ -131,6 +166,8 @@ if not reason:
         )
     )
 
+if os.environ.get("FASTVIZ_PREBUILT") == "1":
+    extensions = []
 setup(
     ext_modules=extensions, cmdclass={"build_ext": Build.with_options(no_python_abi_suffix=True), "bdist_wheel": Wheel}
 )

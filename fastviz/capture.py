@@ -78,7 +78,7 @@ def input_batch(model: nn.Module, x: object) -> Tensor:
     Raises:
         TypeError: ``model`` is not a module, or ``x`` not a floating-point tensor.
         ValueError: ``x`` has another number of dimensions, no channels or pixels, or is on a device on which the model
-            has nothing.
+            has nothing, or that is neither a CPU nor a GPU that torch calls cuda.
     """
     checks.module(model)
     batch = checks.image_batch(x)
@@ -87,10 +87,19 @@ def input_batch(model: nn.Module, x: object) -> Tensor:
     fixed = exported.fixed_batch(model)
     if fixed is not None and len(batch) != fixed:
         raise ValueError(f"x should have {fixed} images, the number that the model was exported for, got {len(batch)}")
-    devices = {value.device for value in chain(model.parameters(), model.buffers())}
+    devices = _devices(model)
     if devices and batch.device not in devices:
         raise ValueError(f"x should be on the device of the model, {', '.join(map(str, devices))}, got {batch.device}")
+    checks.device(batch.device, "x")
     return batch
+
+
+def _devices(model: nn.Module) -> set[torch.device]:
+    """The devices of the parameters and buffers of ``model``, if fastviz computes on all of them."""
+    found = {value.device for value in chain(model.parameters(), model.buffers())}
+    for each in found:
+        checks.device(each, "model")
+    return found
 
 
 def require_gradients(model: nn.Module) -> None:
@@ -125,9 +134,10 @@ def frozen_model(model: nn.Module) -> Iterator[None]:
     True
     """
     held: list[nn.Module] = []
+    _devices(checks.module(model))
     try:
         with _frozen_lock:
-            for module in checks.module(model).modules():
+            for module in model.modules():
                 if getattr(module, "training", False) or module in _frozen:
                     held.append(module)
                     _frozen[module] = _frozen.get(module, 0) + 1

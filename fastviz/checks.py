@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["image_batch", "module", "nearest", "one_of", "positive", "tensor", "whole_number"]
+__all__ = ["device", "image_batch", "module", "nearest", "one_of", "positive", "tensor", "whole_number"]
 
 
 def tensor(
@@ -32,6 +32,13 @@ def tensor(
 def image_batch(value: object, argument: str = "x") -> Tensor:
     """``value``, if it is a floating-point tensor [N, C, H, W]."""
     return tensor(value, argument, dims=(4,), layout="[N, C, H, W]")
+
+
+def device(value: torch.device, argument: str) -> torch.device:
+    """``value``, the device of ``argument``, if fastviz computes there: a CPU, or a GPU that torch calls cuda."""
+    if value.type not in ("cpu", "cuda"):
+        raise ValueError(f"{argument} should be on a device of type cpu or cuda, got {str(value)!r}")
+    return value
 
 
 def module(value: object, argument: str = "model") -> nn.Module:

@@ -325,18 +325,21 @@ def _resized(x: Tensor, height: int, width: int, mode: str) -> Tensor:
     return torch.from_numpy(resized).view(*x.shape[:2], height, width).to(x) / 255
 
 
-def restore(x: Tensor, preprocessing: Preprocessing) -> Tensor:
+def restore(x: Tensor, preprocessing: Preprocessing | nn.Module) -> Tensor:
     """The picture a network's input shows, in 0 to 1: ``x * std + mean``, clipped; the size stays.
 
     Args:
         x: [C, H, W] or [N, C, H, W], as :func:`preprocess` returns it.
-        preprocessing: what ``x`` was made with. A grey input gives three equal channels.
+        preprocessing: what ``x`` was made with, or the model that it was made for. A grey input gives three equal
+            channels.
 
     Raises:
-        TypeError: ``x`` is not a floating-point tensor.
-        ValueError: another shape.
+        TypeError: ``x`` is not a floating-point tensor, or ``preprocessing`` neither of the two.
+        ValueError: another shape, or a model whose preprocessing is not known.
     """
     checks.tensor(x, "x", dims=(3, 4), layout="[C, H, W] or [N, C, H, W]")
+    if not isinstance(preprocessing, Preprocessing):
+        preprocessing = models.preprocessing(checks.module(preprocessing, "preprocessing"))
     if x.shape[-3] != len(preprocessing.mean):
         raise ValueError(f"x should have {len(preprocessing.mean)} channels as the model has, got {x.shape[-3]}")
     picture = (x * _channels(preprocessing.std, x) + _channels(preprocessing.mean, x)).clamp(0, 1)

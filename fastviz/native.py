@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import torch
 
 from fastviz._build import source_hash
 
-__all__ = ["libraries", "load", "version"]
+__all__ = ["INSTRUCTIONS", "check_instructions", "libraries", "load", "version"]
+
+INSTRUCTIONS = ("baseline", "avx2", "avx512")
+"""The instruction sets that the CPU kernels are compiled for, in the order of csrc/kernels/kernels.h."""
 
 _FOLDER = Path(__file__).parent
 _MEND = "run `make build` in a checkout, or reinstall the package with `pip install --force-reinstall fastviz`"
@@ -22,6 +26,19 @@ def libraries() -> dict[str, str]:
     A reason begins with ``"not loaded: "``.
     """
     return dict(_status)
+
+
+def check_instructions(best: str) -> None:
+    """Refuse a FASTVIZ_CPU that is none of ``INSTRUCTIONS``, or more than ``best``, what the processor has.
+
+    Raises:
+        ImportError: it is so.
+    """
+    wanted = os.environ.get("FASTVIZ_CPU", best)
+    if wanted not in INSTRUCTIONS:
+        raise ImportError(f"fastviz: FASTVIZ_CPU should be one of {', '.join(INSTRUCTIONS)}, got {wanted!r}")
+    if INSTRUCTIONS.index(wanted) > INSTRUCTIONS.index(best):
+        raise ImportError(f"fastviz: FASTVIZ_CPU should be at most {best}, which this processor has, got {wanted}")
 
 
 def version() -> str:

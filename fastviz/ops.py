@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from fastviz import checks
-from fastviz.native import libraries, load
+from fastviz.native import INSTRUCTIONS, check_instructions, libraries, load
 
 __all__ = [
     "gram",
     "gram_loss",
     "guided_relu",
     "guided_relu_",
+    "instructions",
     "libraries",
     "occlude",
     "patch_search",
@@ -31,6 +32,23 @@ __all__ = [
 
 load()
 _ops = torch.ops.fastviz
+
+
+def instructions() -> tuple[str, str]:
+    """The instruction set that the operators use on the CPU, and the best one that this processor has.
+
+    Of ``"baseline"``, ``"avx2"`` (x86-64-v3) and ``"avx512"`` (x86-64-v4). They are the same unless the environment
+    variable ``FASTVIZ_CPU`` named a lesser one when fastviz was imported.
+
+    >>> used, best = instructions()
+    >>> used in ("baseline", "avx2", "avx512")
+    True
+    """
+    used, best = _ops._instructions()
+    return INSTRUCTIONS[used], INSTRUCTIONS[best]
+
+
+check_instructions(instructions()[1])
 
 Rule = Literal["plain", "guided", "deconvnet"]
 Norm = Literal["isotropic", "l1", "l2"]

@@ -179,8 +179,8 @@ def psnr(pictures: Tensor, originals: Tensor) -> Tensor:
 
     Infinite where they are equal; both have values 0 to 1.
 
-    >>> psnr(torch.full((1, 3, 2, 2), 0.6), torch.full((1, 3, 2, 2), 0.5))
-    tensor([20.])
+    >>> psnr(torch.full((1, 3, 2, 2), 0.75), torch.full((1, 3, 2, 2), 0.5))
+    tensor([12.0412])
     """
     return -10 * (pictures - originals).square().flatten(1).mean(1).log10()
 

@@ -121,12 +121,14 @@ class Stream:
         parameter = next((p for p in model.parameters() if p.is_floating_point()), None) if model is not None else None
         self.dtype = None if parameter is None else parameter.dtype
         self.device = torch.device(device or ("cpu" if parameter is None else parameter.device))
+        checks.device(self.device, "model" if device is None else "device")
         self._batch_size = checks.whole_number(batch_size, "batch_size", minimum=1)
         self._limit = None if limit is None else checks.whole_number(limit, "limit", minimum=1)
         self._progress = progress
         self._items: Any = None
         self._order: Sequence[int] | None = None  # None: all
         if isinstance(source, Tensor):
+            checks.device(source.device, "source")
             if source.dtype != torch.uint8:
                 checks.image_batch(source, "source")
             elif source.dim() != 4 or source.shape[1] != 3:

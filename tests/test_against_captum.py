@@ -1,7 +1,11 @@
 """The same numbers as captum on a real network and real photographs.
 
 captum needs rectifiers that are modules and do not work in place, so it gets a copy of the network without in-place
-ones; fastviz gets the network as torchvision makes it. The tolerance is float32 rounding: sums in another order.
+ones; fastviz gets the network as torchvision makes it.
+
+Gradients are compared in float64, to 1e-9 of the largest: there they are equal to 1e-15. In float32 sums in another
+order, which each processor and number of threads has its own of, take some inputs of rectifiers over zero and choose
+other maxima of poolings, so that 0.1 to 0.3 % of the values differ by up to 1e-3 of the largest; that is bounded, too.
 """
 
 from __future__ import annotations
@@ -40,6 +44,11 @@ def network(shared: Path) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
+def precise(network: nn.Module) -> nn.Module:
+    return copy.deepcopy(network).double()
+
+
+@pytest.fixture(scope="module")
 def x(shared: Path) -> Tensor:
     from PIL import Image
     from torchvision import transforms
@@ -70,30 +79,46 @@ def for_captum(model: nn.Module) -> nn.Module:
 
 
 def close(found: Tensor, expected: Tensor) -> None:
-    """Equal up to float32 rounding of sums, on the scale of the largest value."""
+    """Equal up to rounding of sums, on the scale of the largest value."""
     expected = expected.detach()
     assert expected.abs().max() > 0
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    rtol, atol = (1e-9, 1e-9) if expected.dtype == torch.float64 else (1e-4, 1e-5)
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=atol * float(expected.abs().max()))
+
+
+def mostly_close(found: Tensor, expected: Tensor) -> None:
+    """The same for gradients in float32: 1 % of the values may differ by up to 1 % of the largest."""
+    largest = expected.abs().max()
+    difference = (found - expected.detach()).abs()
+    assert largest > 0
+    assert difference.max() <= 1e-2 * largest
+    assert (difference > 1e-5 * largest + 1e-4 * expected.abs()).double().mean() <= 1e-2
 
 
 @pytest.mark.parametrize(
     ("ours", "name"),
     [(input_gradient, "Saliency"), (guided_backprop, "GuidedBackprop"), (deconvnet, "Deconvolution")],
 )
-def test_gradients(network: nn.Module, x: Tensor, target: Tensor, ours: Callable[..., Tensor], name: str) -> None:
-    theirs: Any = getattr(attr, name)(for_captum(network))
+def test_gradients(
+    network: nn.Module, precise: nn.Module, x: Tensor, target: Tensor, ours: Callable[..., Tensor], name: str
+) -> None:
+    theirs: Any = getattr(attr, name)(for_captum(precise))
     options = {"abs": False} if name == "Saliency" else {}
-    close(ours(network, x, target), theirs.attribute(x.clone(), target=target, **options))
-    close(ours(network, x), theirs.attribute(x.clone(), target=target, **options))
+    expected = theirs.attribute(x.double(), target=target, **options)
+    close(ours(precise, x.double(), target), expected)
+    close(ours(precise, x.double()), expected)
+    mostly_close(ours(network, x, target), expected.float())
 
 
-def test_saliency_and_gradient_times_input(network: nn.Module, x: Tensor, target: Tensor) -> None:
+def test_saliency_and_gradient_times_input(precise: nn.Module, x: Tensor, target: Tensor) -> None:
+    network, x = precise, x.double()
     model = for_captum(network)
     close(saliency(network, x, target), attr.Saliency(model).attribute(x.clone(), target=target).amax(1))
     close(gradient_times_input(network, x, target), attr.InputXGradient(model).attribute(x.clone(), target=target))
 
 
-def test_single_units(network: nn.Module, x: Tensor) -> None:
+def test_single_units(precise: nn.Module, x: Tensor) -> None:
+    network, x = precise, x.double()
     unit, layer = neuron("features.7.expand3x3", 5, (20, 11)), "features.7.expand3x3"
     model = for_captum(network)
     module = model.get_submodule(layer)
@@ -117,8 +142,9 @@ def test_grad_cam(network: nn.Module, x: Tensor, target: Tensor, layer: str) -> 
     close(grad_cam(network, x, target, layer=layer), expected)
 
 
-def test_guided_grad_cam(network: nn.Module, x: Tensor, target: Tensor) -> None:
+def test_guided_grad_cam(precise: nn.Module, x: Tensor, target: Tensor) -> None:
     """captum resizes to the nearest value unless told otherwise; the paper, and fastviz, bilinearly."""
+    network, x = precise, x.double()
     model = for_captum(network)
     theirs = attr.GuidedGradCam(model, model.features[12])
     expected = theirs.attribute(x.clone(), target=target, interpolate_mode="bilinear")

@@ -71,12 +71,12 @@ def test_frozen_model_in_two_threads_ends_with_the_last() -> None:
     def hold() -> None:
         with capture.frozen_model(model):
             inside.set()
-            leave.wait(10)
+            leave.wait(300)
 
     thread = threading.Thread(target=hold)
     with capture.frozen_model(model):
         thread.start()
-        assert inside.wait(10)
+        assert inside.wait(300)
     assert flags(model) == [False, False, False]
     leave.set()
     thread.join()
@@ -466,9 +466,9 @@ def test_two_threads_with_different_rules_do_not_mix() -> None:
     def work(rule: str) -> None:
         x = tensor(*X).requires_grad_()
         with capture.rectifiers(rule):
-            barrier.wait(10)  # both modes are active from here
+            barrier.wait(300)  # both modes are active from here
             y = F.relu(2 * x)
-            barrier.wait(10)
+            barrier.wait(300)
             (gradient,) = capture.differentiate((tensor(*V) * y).sum(), [x])
         found[rule] = gradient.tolist()
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import fastviz
-from fastviz import cli, jobs, models
+from fastviz import cli, jobs, models, report
 from fastviz.demo_network import DemoNetwork
 from fastviz.methods import EXPLAINERS, METHODS
 
@@ -240,16 +241,17 @@ def start(*args: object, **options) -> subprocess.Popen[str]:
 
 def test_ctrl_c_keeps_what_is_finished(photos, weights, tmp_path):
     out = tmp_path / "out"
+    for number in range(3, 30):  # so many that it is not done before the signal comes, however busy the machine is
+        shutil.copy(photos / "0.png", photos / f"{number}.png")
     arguments = ["explain", photos, "--out", out, "--weights", weights, "--methods", "saliency,occlusion"]
     process = start(*arguments, "--stride", 2)
-    deadline = time.monotonic() + 60
-    while not (out / "results.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
+    while not (out / "results.jsonl").exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate()
     assert process.returncode == 130, error
     assert re.fullmatch(
-        r"fastviz: stopped; [12] photographs? done in .*, the same command goes on from there\n", error
+        r"fastviz: stopped; \d+ photographs? done in .*, the same command goes on from there\n", error
     ), error
     for line in lines(out):
         assert all((out / str(line[key])).is_file() for key in ("photo", "overlay", "arrays"))
@@ -260,7 +262,7 @@ def test_a_file_that_may_not_grow_is_one_line(photos, weights, tmp_path):
     """The system's own limit on the size of files, in place of a full disk."""
     arguments = ["explain", photos, "--out", tmp_path / "out", "--weights", weights, *QUICK]
     process = start(*arguments, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000)))
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate()
     assert process.returncode == 2
     assert re.fullmatch(r"fastviz: error: .*/out/.*: File too large\n", error), error
     assert not list((tmp_path / "out").rglob("*.part"))
@@ -272,7 +274,7 @@ def test_a_pipe_that_closes_is_no_error():
     process.stdout.close()
     assert process.stderr is not None
     assert "Traceback" not in process.stderr.read()
-    process.wait(timeout=60)
+    process.wait()
 
 
 # ---------------------------------------------------------------------------------------------------------- lists
@@ -341,7 +343,16 @@ def test_info_says_why_cuda_is_or_is_not_used(monkeypatch, built, available, lib
 # ----------------------------------------------------------------------------------------------------------- demo
 
 
-def test_demo_shows_every_method_on_every_photograph(tmp_path):
+def test_demo_shows_every_method_on_every_photograph(tmp_path, monkeypatch):
+    """What takes most of the time, the pictures that are optimised, is tested with each command."""
+    from fastviz.cli import dream, fool, invert, maximize, style, texture
+
+    made = []
+    for command in (dream, fool, invert, maximize, style, texture):
+        section = report.Section(f"Made by {command.__name__}", "", [])
+        monkeypatch.setattr(command, "demo_section", lambda *_, section=section: section)
+        made.append(section.title)
+    monkeypatch.setattr(texture, "neural_section", lambda _: report.Section("Made by a network", "", []))
     result = run("demo", "--out", tmp_path / "out")
     page = tmp_path / "out/index.html"
     assert result.stdout == f"open {page.resolve()}\n"
@@ -355,7 +366,10 @@ def test_demo_shows_every_method_on_every_photograph(tmp_path):
     assert text.count("data:image/jpeg") == 3 * (1 + len(EXPLAINERS) - 1)
     for title in ("Filters of the first layer", "Patches that excite a unit"):
         assert re.search(rf"<h2>{title}</h2>.*?data:image/png", text, re.DOTALL)
-    run("demo", "--out", tmp_path / "out")
+    for title in (*made, "Made by a network"):
+        assert f"<h2>{title}</h2>" in text
+    monkeypatch.setattr(sys.modules["fastviz.cli.demo"], "_sections", lambda _: [])
+    run("demo", "--out", tmp_path / "out")  # over its own
 
 
 def test_demo_refuses_a_folder_with_somebody_elses_files(tmp_path):

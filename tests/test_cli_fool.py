@@ -116,3 +116,11 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path, monkeypatch, options, words):
     assert words in said
     assert said.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_section_of_the_demo() -> None:
+    from fastviz.cli import fool
+
+    captions = [caption for caption, _ in fool.demo_section(fv.load_model("demo"), PHOTO).pictures]
+    assert captions[-2].startswith("noise, ")
+    assert captions[-1].startswith("evolved, ")

@@ -26,6 +26,14 @@ struct Parallel {
 
 using Stream = CUstream_st*;
 
+/// The instruction sets that the CPU kernels are compiled for: what every x86-64 (or other) processor has, x86-64-v3,
+/// x86-64-v4.
+enum class Instructions { baseline, avx2, avx512 };
+/// The best one that this processor has.
+Instructions processor_instructions();
+/// The one that the kernels use: that, or less where the environment variable FASTVIZ_CPU (baseline, avx2) says so.
+Instructions instructions();
+
 /// Rows of pixels in memory; see the top of this file.
 struct Layout {
   int64_t planes;

@@ -29,4 +29,6 @@ STABLE_TORCH_LIBRARY(fastviz, m) {
   m.def("_winograd_tiles(Tensor x, int top, int left, int tile_rows, int tile_columns, int begin, int end) -> Tensor");
   m.def(
       "_winograd_maps(Tensor(a!) output, Tensor product, Tensor? bias, Tensor? other, bool rectify, int begin) -> ()");
+
+  m.def("_instructions() -> (int, int)");
 }

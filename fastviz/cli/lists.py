@@ -88,6 +88,9 @@ def info() -> None:
     table.add_row(
         "CPU", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads ({torch.backends.cpu.get_cpu_capability()})"
     )
+    used, best = ops.instructions()
+    lesser = "" if used == best else f", by FASTVIZ_CPU; this processor has {best}"
+    table.add_row("instructions", f"{used}{lesser}")
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             device = torch.cuda.get_device_properties(index)

@@ -58,7 +58,7 @@ def activations(
     images = capture.input_batch(model, x)
     checks.whole_number(batch_size, "batch_size", minimum=1)
     names = _names(model, images, layers)
-    place = images.device if device is None else torch.device(device)
+    place = images.device if device is None else checks.device(torch.device(device), "device")
     noted: dict[str, Tensor] = {}
 
     def noting(name: str) -> Hook:
@@ -128,7 +128,7 @@ def activation_grid(
         ValueError: another shape, values that are not finite, an unknown word.
 
     >>> activation_grid(torch.rand(16, 13, 13)).shape
-    torch.Size([3, 1172, 1172])
+    torch.Size([3, 1216, 1216])
     """
     checks.tensor(maps, "maps", dims=(3,), layout="[C, h, w]")
     checks.one_of(scale, "scale", ("each", "together"))

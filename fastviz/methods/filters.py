@@ -57,6 +57,7 @@ def filters(
         checks.one_of(scale, "scale", ("each", "together"))
     name, module = _first(model) if layer is None else (layer, capture.layer_module(model, layer))
     weight = _weight(name, module)
+    checks.device(weight.device, "model")
     if not weight.isfinite().all():
         raise ValueError(f"layer {name!r} should have finite weights, got NaN or infinity")
     if unit_norm:
@@ -104,7 +105,7 @@ def filter_grid(filters: Tensor, *, magnify: int | None = None) -> Tensor:
         TypeError, ValueError: another shape, values outside 0 to 1.
 
     >>> filter_grid(torch.rand(16, 3, 7, 7), magnify=4).shape
-    torch.Size([3, 132, 132])
+    torch.Size([3, 137, 137])
     """
     checks.tensor(filters, "filters", dims=(4,), layout="[K, C, h, w]")
     pictures.check_range(filters, "filters")

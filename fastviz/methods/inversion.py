@@ -134,6 +134,7 @@ def invert(
     else:
         known = frame_of(model, size)
         codes = checks.tensor(features, "features").detach()
+        checks.device(codes.device, "features")
     length = codes.flatten(1).square().sum(1)
     if not bool((length > 0).all()):
         raise ValueError(f"features should not be zero everywhere, as those of layer {layer!r} are")

@@ -219,7 +219,7 @@ def start_parameters(
         if start.dim() != 1 + len(shape) or tuple(start.shape[1:]) != tuple(shape) or len(start) not in (1, N):
             rows = "1" if N == 1 else f"1 or {N}"
             raise ValueError(f"start should have shape [{rows}, {', '.join(map(str, shape))}], got {list(start.shape)}")
-        checks.tensor(start, "start")
+        checks.device(checks.tensor(start, "start").device, "start")
         given = start.detach().to(like).expand(N, *shape)
         return given if isinstance(canvas, Generator) else canvas.parameters(given, frame)
     if checks.one_of(start, "start", ("zeros", "grey", "noise")) == "noise":

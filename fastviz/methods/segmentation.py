@@ -163,9 +163,10 @@ def _check_quantiles(background: object, probable: object, foreground: object) -
 
 def _saliency(model: nn.Module, x: Tensor, target: Target, kind: str | Tensor, batch_size: int | None) -> Tensor:
     """Saliency [N, H, W] or [N, T, H, W], on the CPU."""
-    checks.image_batch(x)
+    checks.device(checks.image_batch(x).device, "x")
     if isinstance(kind, Tensor):
         checks.tensor(kind, "saliency", dims=(3, 4), layout="[N, H, W] or [N, T, H, W]")
+        checks.device(kind.device, "saliency")
         if len(kind) != len(x):
             raise ValueError(f"saliency should have {len(x)} maps, one an image, got {len(kind)}")
         found = kind
@@ -186,7 +187,7 @@ def _shown(model: nn.Module, x: Tensor, images: Tensor | None) -> Tensor:
         if len(settings.mean) != x.shape[1]:
             raise ValueError(f"images should be given for a model whose input has {x.shape[1]} channels, got None")
         images = restore(x, settings)
-    checks.image_batch(images, "images")
+    checks.device(checks.image_batch(images, "images").device, "images")
     if len(images) != len(x) or images.shape[1] != 3:
         raise ValueError(f"images should have shape [{len(x)}, 3, h, w], got {list(images.shape)}")
     if len(images):

@@ -125,7 +125,7 @@ def fill_hole(
     >>> bool((fill_hole(image.masked_fill(hole, 0.5), hole, window=5) == image).all())
     True
     """
-    checks.tensor(hole, "hole", dims=(2,), layout="[H, W]", floating=False)
+    checks.device(checks.tensor(hole, "hole", dims=(2,), layout="[H, W]", floating=False).device, "hole")
     if hole.dtype != torch.bool:
         raise TypeError(f"hole should be a tensor of bool, got {hole.dtype}")
     checks.tensor(image, "image", dims=(3,), layout="[C, H, W]")
@@ -300,6 +300,7 @@ def _independent(pixels: Tensor, size: Sequence[int], reach: int) -> Iterator[Te
 
 def _options(image: Tensor, argument: str, window: int, epsilon: float, max_error: float, seed: int) -> _Options:
     checks.tensor(image, argument, dims=(3,), layout="[C, H, W]")
+    checks.device(image.device, argument)
     checks.whole_number(window, "window", minimum=3)
     checks.whole_number(seed, "seed", minimum=0)
     if window % 2 == 0:

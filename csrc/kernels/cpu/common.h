@@ -8,36 +8,38 @@
 
 #include "../kernels.h"
 
-// One function, compiled for the baseline, AVX2 (x86-64-v3) and AVX-512 (x86-64-v4); the loader picks. The sanitizer
-// build turns it off: the loader's choice runs before AddressSanitizer is ready.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(FASTVIZ_NO_CLONES)
-#define FASTVIZ_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-#else
-#define FASTVIZ_CLONES
-#endif
 #define FASTVIZ_INLINE inline __attribute__((always_inline))
 
-// The same by hand, for kernels whose source depends on the width of a vector; `instructions` picks.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(FASTVIZ_NO_CLONES)
+#if defined(__x86_64__) && defined(__GNUC__)
 #define FASTVIZ_X86
-#define FASTVIZ_AVX2 __attribute__((target("avx2,fma")))
-#define FASTVIZ_AVX512 __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma")))
+#define FASTVIZ_AVX2 __attribute__((target("arch=x86-64-v3")))
+#define FASTVIZ_AVX512 __attribute__((target("arch=x86-64-v4")))
 #endif
 
 namespace fastviz {
 
-enum class Instructions { baseline, avx2, avx512 };
-
-/// What this processor has.
-inline Instructions instructions() {
 #ifdef FASTVIZ_X86
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq")) {
-    return Instructions::avx512;
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Instructions::avx2;
+template <auto function, typename... Arguments>
+FASTVIZ_AVX2 auto with_avx2(Arguments... arguments) {
+  return function(arguments...);
+}
+
+template <auto function, typename... Arguments>
+FASTVIZ_AVX512 auto with_avx512(Arguments... arguments) {
+  return function(arguments...);
+}
 #endif
-  return Instructions::baseline;
+
+/// Calls function, which must be FASTVIZ_INLINE: it is compiled once for each instruction set. (Kernels whose source
+/// depends on the width of a vector choose among `Instructions` by hand.) The compiler's own target_clones would leave
+/// the choice to the loader, which knows nothing of FASTVIZ_CPU.
+template <auto function, typename... Arguments>
+auto versioned(Arguments... arguments) {
+#ifdef FASTVIZ_X86
+  if (instructions() == Instructions::avx512) return with_avx512<function>(arguments...);
+  if (instructions() == Instructions::avx2) return with_avx2<function>(arguments...);
+#endif
+  return function(arguments...);
 }
 
 using float16 = _Float16;

@@ -105,7 +105,7 @@ struct Forward {
 };
 
 template <typename T, typename How>
-FASTVIZ_CLONES void forward(const How how, const T* input, T* output, uint8_t* mask, int64_t count) {
+FASTVIZ_INLINE void forward(const How how, const T* input, T* output, uint8_t* mask, int64_t count) {
   Flags flags = {};
   int64_t i = 0;
   for (; i + block <= count; i += block) {
@@ -131,7 +131,7 @@ FASTVIZ_INLINE void backward_values(const T* grad, const uint8_t* flags, T* outp
 }
 
 template <typename T, bool masked, bool positive_only>
-FASTVIZ_CLONES void backward(const T* grad, const uint8_t* mask, T* output, int64_t count) {
+FASTVIZ_INLINE void backward(const T* grad, const uint8_t* mask, T* output, int64_t count) {
   alignas(64) uint8_t flags[block] = {};
   for (int64_t i = 0; i < count; i += block) {
     const int64_t values = count - i < block ? count - i : block;
@@ -172,7 +172,7 @@ void guided_relu(const Parallel& parallel, const GuidedRelu& a, const How& how) 
   const T* input = static_cast<const T*>(a.input);
   T* output = static_cast<T*>(a.output);
   over_blocks(parallel, a.count, [&](int64_t first, int64_t count) {
-    forward(how, input + first, output + first, a.mask ? a.mask + first / 8 : nullptr, count);
+    versioned<forward<T, How>>(how, input + first, output + first, a.mask ? a.mask + first / 8 : nullptr, count);
   });
 }
 
@@ -181,7 +181,8 @@ void guided_relu_backward(const Parallel& parallel, const GuidedReluBackward& a)
   const T* grad = static_cast<const T*>(a.grad);
   T* output = static_cast<T*>(a.output);
   over_blocks(parallel, a.count, [&](int64_t first, int64_t count) {
-    backward<T, masked, positive_only>(grad + first, masked ? a.mask + first / 8 : nullptr, output + first, count);
+    versioned<backward<T, masked, positive_only>>(grad + first, masked ? a.mask + first / 8 : nullptr, output + first,
+                                                  count);
   });
 }
 

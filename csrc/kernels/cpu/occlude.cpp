@@ -49,7 +49,7 @@ void occlude(const Parallel& parallel, const Occlude& a) {
 }
 
 template <typename T>
-FASTVIZ_CLONES void add(Sum<T>* sum, const T* values, int64_t count) {
+FASTVIZ_INLINE void add(Sum<T>* sum, const T* values, int64_t count) {
   for (int64_t i = 0; i < count; ++i) sum[i] += widen(values[i]);
 }
 
@@ -75,10 +75,10 @@ void occlude_backward(const Parallel& parallel, const OccludeBackward& a) {
         const int64_t left = crossed ? box.columns.first * a.layout.pixel : row;
         const int64_t right = crossed ? box.columns.last * a.layout.pixel : row;
         if (a.inside) {
-          add(sum.data() + left, values + left, right - left);
+          versioned<add<T>>(sum.data() + left, values + left, right - left);
         } else {
-          add(sum.data(), values, left);
-          add(sum.data() + right, values + right, row - right);
+          versioned<add<T>>(sum.data(), values, left);
+          versioned<add<T>>(sum.data() + right, values + right, row - right);
         }
       }
       std::transform(sum.begin(), sum.end(), output + unit * row, [](Sum<T> value) { return narrow<T>(value); });

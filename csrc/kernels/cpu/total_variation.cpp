@@ -50,7 +50,7 @@ FASTVIZ_INLINE void power(S s, S beta, S& value, S& slope) {
 
 /// Terms of `count` values of a row, and their derivatives by the horizontal and the vertical difference.
 template <typename S, VariationNorm norm, Beta kind, bool with_gradient>
-FASTVIZ_CLONES S terms(const S* x, const S* right, const S* below, S vertical_weight, S horizontal_weight, S beta,
+FASTVIZ_INLINE S terms(const S* x, const S* right, const S* below, S vertical_weight, S horizontal_weight, S beta,
                        S* by_horizontal, S* by_vertical, int64_t count) {
   S sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -83,7 +83,7 @@ FASTVIZ_CLONES S terms(const S* x, const S* right, const S* below, S vertical_we
 
 /// A value is in its own term twice with a minus sign, and in its left and upper neighbour's with a plus sign.
 template <typename T>
-FASTVIZ_CLONES void write_gradient(const Sum<T>* by_horizontal, const Sum<T>* by_horizontal_left,
+FASTVIZ_INLINE void write_gradient(const Sum<T>* by_horizontal, const Sum<T>* by_horizontal_left,
                                    const Sum<T>* by_vertical, const Sum<T>* by_vertical_above, Sum<T> factor,
                                    T* gradient, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
@@ -93,7 +93,7 @@ FASTVIZ_CLONES void write_gradient(const Sum<T>* by_horizontal, const Sum<T>* by
 }
 
 template <typename T>
-FASTVIZ_CLONES void widen_row(const T* values, Sum<T>* wide, int64_t count) {
+FASTVIZ_INLINE void widen_row(const T* values, Sum<T>* wide, int64_t count) {
   for (int64_t i = 0; i < count; ++i) wide[i] = widen(values[i]);
 }
 
@@ -103,7 +103,7 @@ const Sum<T>* working_row(const T* values, std::vector<Sum<T>>& buffer, int64_t 
   if constexpr (std::is_same_v<T, Sum<T>>) {
     return values;
   } else {
-    widen_row(values, buffer.data(), count);
+    versioned<widen_row<T>>(values, buffer.data(), count);
     return buffer.data();
   }
 }
@@ -138,9 +138,9 @@ double plane_rows(const TotalVariation& a, const T* input, T* gradient, Sum<T> f
     const auto add_terms = [&](const S* right, int64_t from, int64_t to) {
       for (int64_t i = from; i < to; i += chunk) {
         const int64_t count = to - i < chunk ? to - i : chunk;
-        row_sum += terms<S, norm, kind, with_gradient>(x + i, right + (i - from), below + i, vertical_weight,
-                                                       horizontal_weight, beta, with_gradient ? dh + i : nullptr,
-                                                       with_gradient ? dv + i : nullptr, count);
+        row_sum += versioned<terms<S, norm, kind, with_gradient>>(
+            x + i, right + (i - from), below + i, vertical_weight, horizontal_weight, beta,
+            with_gradient ? dh + i : nullptr, with_gradient ? dv + i : nullptr, count);
       }
     };
     const auto no_terms = [&](int64_t from) {
@@ -162,7 +162,8 @@ double plane_rows(const TotalVariation& a, const T* input, T* gradient, Sum<T> f
     if (y >= first) {
       sum += row_sum;
       if constexpr (with_gradient) {
-        write_gradient(dh, by_horizontal.data(), dv, by_vertical_above.data(), factor, gradient + y * row, row);
+        versioned<write_gradient<T>>(dh, by_horizontal.data(), dv, by_vertical_above.data(), factor, gradient + y * row,
+                                     row);
       }
     }
     if constexpr (with_gradient) std::swap(by_vertical, by_vertical_above);
@@ -177,7 +178,7 @@ double plane_rows(const TotalVariation& a, const T* input, T* gradient, Sum<T> f
 }
 
 template <typename T>
-FASTVIZ_CLONES void write_stencil(const T* x, const T* left, const T* right, const T* above, const T* below,
+FASTVIZ_INLINE void write_stencil(const T* x, const T* left, const T* right, const T* above, const T* below,
                                   Sum<T> horizontal_weight, Sum<T> vertical_weight, T* gradient, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     const Sum<T> value = widen(x[i]);
@@ -206,9 +207,9 @@ void quadratic_gradient_rows(const TotalVariation& a, const T* input, T* gradien
     const S horizontal_weight = a.crop && !has_below ? 0 : factor * 2 * static_cast<S>(horizontal);
     const auto write = [&](int64_t from, int64_t to, bool has_left, bool has_right) {
       const bool vertical = has_right || !a.crop;
-      write_stencil(x + from, x + from - (has_left ? pixel : 0), x + from + (has_right ? pixel : 0),
-                    (vertical ? above : x) + from, (vertical ? below : x) + from, horizontal_weight, vertical_weight,
-                    target + from, to - from);
+      versioned<write_stencil<T>>(x + from, x + from - (has_left ? pixel : 0), x + from + (has_right ? pixel : 0),
+                                  (vertical ? above : x) + from, (vertical ? below : x) + from, horizontal_weight,
+                                  vertical_weight, target + from, to - from);
     };
     const int64_t inner = row - pixel;
     if (inner > 0) {

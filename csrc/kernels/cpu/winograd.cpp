@@ -58,7 +58,7 @@ struct Tile {
       : image(number / (rows * columns)), row(4 * (number / columns % rows)), column(4 * (number % columns)) {}
 };
 
-FASTVIZ_CLONES void transform_tiles(const WinogradTiles& a, int64_t begin, int64_t end) {
+FASTVIZ_INLINE void transform_tiles(const WinogradTiles& a, int64_t begin, int64_t end) {
   const int64_t C = a.channels, stride = (a.end - a.begin) * C;
   Vector values[36];
   for (int64_t number = begin; number < end; ++number) {
@@ -86,7 +86,7 @@ FASTVIZ_CLONES void transform_tiles(const WinogradTiles& a, int64_t begin, int64
   }
 }
 
-FASTVIZ_CLONES void transform_maps(const WinogradMaps& a, int64_t begin, int64_t end) {
+FASTVIZ_INLINE void transform_maps(const WinogradMaps& a, int64_t begin, int64_t end) {
   const int64_t K = a.channels, stride = (a.end - a.begin) * K;
   Vector values[36];
   for (int64_t number = begin; number < end; ++number) {
@@ -122,12 +122,12 @@ FASTVIZ_CLONES void transform_maps(const WinogradMaps& a, int64_t begin, int64_t
 
 void winograd_tiles_cpu(const Parallel& parallel, const WinogradTiles& a) {
   parallel_for(parallel, a.end - a.begin, 36 * a.channels,
-               [&](int64_t begin, int64_t end) { transform_tiles(a, a.begin + begin, a.begin + end); });
+               [&](int64_t begin, int64_t end) { versioned<transform_tiles>(a, a.begin + begin, a.begin + end); });
 }
 
 void winograd_maps_cpu(const Parallel& parallel, const WinogradMaps& a) {
   parallel_for(parallel, a.end - a.begin, 36 * a.channels,
-               [&](int64_t begin, int64_t end) { transform_maps(a, a.begin + begin, a.begin + end); });
+               [&](int64_t begin, int64_t end) { versioned<transform_maps>(a, a.begin + begin, a.begin + end); });
 }
 
 }  // namespace fastviz
