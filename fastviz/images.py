@@ -22,7 +22,7 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor, nn
 
-from fastviz import checks, models, pictures
+from fastviz import checks, models, output_folder, pictures
 from fastviz.image_paths import ImageError, Paths, find_images, find_named
 from fastviz.models import Preprocessing
 from fastviz.pictures import ColourMap, colour_map, grid, normalise, overlay
@@ -469,7 +469,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         OSError: the path cannot be written or the disk is full; it names ``path``.
     """
     target = Path(path)
-    part = target.with_name(f".fastviz-{os.getpid()}-{next(_parts)}.part")
+    part = target.with_name(output_folder.part_name(next(_parts)))
     try:
         with part.open("wb") as stream:
             yield stream

@@ -216,8 +216,8 @@ def test_few_photographs_are_in_memory_at_once(network, tmp_path, monkeypatch):
     for number in range(40):
         photograph(tmp_path / "photos" / f"{number}.png", number)
     read, most = [], []
-    read_image = images.read_image
-    monkeypatch.setattr(images, "read_image", lambda path: (read.append(path), read_image(path))[1])
+    read_views = images.read_views
+    monkeypatch.setattr(images, "read_views", lambda path, views: (read.append(path), read_views(path, views))[1])
     forward = network[0].forward
     written: list[int] = []
     network[0].forward = lambda x: (most.append(len(read) - sum(written)), written.append(len(x)), forward(x))[2]
@@ -343,15 +343,15 @@ def test_pictures_of_an_earlier_run_are_no_photographs(network, photos, tmp_path
 def test_a_photograph_that_fails_is_named_and_the_rest_done(network, photos, tmp_path):
     (photos / "2.png").write_bytes((photos / "2.png").read_bytes()[:200])
     (photos / "3.png").write_bytes(b"")
-    photograph(photos / "narrow.png", size=(1, 20_000))
-    models.describe(network, preprocessing=models.Preprocessing((16, 16), 100, (0.5,) * 3, (0.5,) * 3))
+    os.mkfifo(photos / "4.jpg")
+    (photos / "5.jpg").symlink_to("nowhere.jpg")
     summary = jobs.explain([photos], tmp_path / "out", SETTINGS, model=network)
     assert summary.done == 3
     reasons = dict(summary.failures)
-    assert set(reasons) == {"2.png", "3.png", "narrow.png"}
+    assert set(reasons) == {"2.png", "3.png", "4.jpg", "5.jpg"}
     assert "cut off" in reasons["2.png"]
     assert "empty" in reasons["3.png"]
-    assert "too narrow" in reasons["narrow.png"]
+    assert "there is no such file" in reasons["5.jpg"]
     assert {line["file"] for line in lines(tmp_path / "out")} == {"0.png", "1.png", "4.png"}
     check_whole(tmp_path / "out")
 
