@@ -35,9 +35,11 @@ __all__ = [
     "find_images",
     "find_named",
     "grid",
+    "is_picture",
     "load_images",
     "normalise",
     "overlay",
+    "picture_of",
     "picture_path",
     "prepare",
     "preprocess",
@@ -119,6 +121,17 @@ def read_views(
             raise ImageError(str(error)) from error
 
     return _read(path, limit_pixels, prepared)
+
+
+def is_picture(value: object) -> bool:
+    """Whether ``value`` is a Pillow picture."""
+    return isinstance(value, Image.Image)
+
+
+def picture_of(pixels: Tensor) -> Image.Image:
+    """A Pillow picture of a uint8 tensor, [3, H, W] in colour or [1, H, W] in grey."""
+    array = pixels.detach().cpu().permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
 
 
 def prepare(image: Image.Image, preprocessing: Preprocessing) -> Tensor:

@@ -137,9 +137,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> object:
     """What ``torch.save`` wrote; beside tensors only values of :func:`_harmless` classes."""
-    with warnings.catch_warnings(), torch.serialization.safe_globals(_harmless()):
-        warnings.simplefilter("ignore")  # of classes that may be loaded and are not there
-        return torch.load(path, map_location="cpu", weights_only=True)
+    # As a file that is open: of a path torch would take the ending's word for what is in it.
+    with torch.serialization.safe_globals(_harmless()), path.open("rb") as file:
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _harmless() -> list[Any]:
