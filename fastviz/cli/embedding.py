@@ -113,7 +113,9 @@ def neighbours(
     weights: Weights = None,
     layer: Layer = None,
     pool: Pool = "mean",
-    k: Annotated[int, typer.Option("--k", help="Neighbours of each photograph.")] = 8,
+    k: Annotated[
+        int | None, typer.Option("--k", help="Neighbours of each photograph; 8, or fewer for few photographs.")
+    ] = None,
     query: Annotated[
         list[str] | None, typer.Option(help="Name of a photograph whose neighbours are wanted; may be given often.")
     ] = None,
@@ -126,11 +128,15 @@ def neighbours(
     """List the photographs nearest to each by features and by pixels, and draw a sheet of some."""
     from fastviz import checks, images, methods, output_folder
 
-    checks.whole_number(k, "k", minimum=1)
+    if k is not None:
+        checks.whole_number(k, "k", minimum=1)
     checks.whole_number(show, "show", minimum=1)
     with output_folder.locked(out):
         found = _vectors(photos, out, model, weights, layer, pool, device, batch_size, limit, overwrite)
-        near = methods.neighbours(found, k, queries=query or None)
+        count = len(found.names)
+        if count < 2:
+            raise ValueError(f"photos should be at least 2 that can be read for neighbours, got {count}")
+        near = methods.neighbours(found, k or min(8, count - 1), queries=query or None)
         _write_csv(out / "neighbours.csv", ["name", "by", "rank", "neighbour", "distance"], _lines(found, near))
         some = slice(None) if query else slice(None, None, max(1, -(-len(near.queries) // show)))
         images.save_image(methods.neighbour_sheet(found, near.part(some)), out / "neighbours.png")
