@@ -117,8 +117,12 @@ def clear_way(folder: Path, name: str) -> None:
     place = folder
     for part in Path(name).parts[:-1]:
         place = place / part
-        if not place.is_dir():
-            place.unlink(missing_ok=True)
+        try:
+            place.mkdir(exist_ok=True)
+        except FileExistsError:
+            # Several threads write: another may have made the folder meanwhile.
+            with suppress(IsADirectoryError, PermissionError, FileNotFoundError):
+                place.unlink()
             place.mkdir(exist_ok=True)
     if (folder / name).is_dir():
         remove(folder / name)
