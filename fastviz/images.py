@@ -220,7 +220,7 @@ def _is_plain(image: Image.Image) -> bool:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """A picture that could be transparent and is not anywhere (most screenshots) without its alpha: the same colours."""
+    """A picture that could be transparent and is not anywhere (most screenshots), without its alpha: same colours."""
     if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):  # 16-bit grey: an alpha of 8 bits would cost it its low byte
@@ -361,7 +361,7 @@ def _normalised(x: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def _resized(x: Tensor, size: tuple[int, int], crop: tuple[int, int, int, int], mode: str) -> Tensor:
-    """The ``crop`` of pictures [N, C, H, W] resized to ``size``; of 8 bits exactly as torchvision has it from Pillow."""
+    """The ``crop`` of pictures [N, C, H, W] resized to ``size``; of 8 bits as torchvision has it from Pillow."""
     top, left, bottom, right = crop
     if size == tuple(x.shape[-2:]):
         return x[..., top:bottom, left:right]

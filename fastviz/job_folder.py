@@ -63,8 +63,8 @@ class Result:
     """One line of ``results.jsonl``: what one method made of one photograph.
 
     ``probability`` (0 to 1, softmax) is the target's; ``seconds`` is the photograph's share of its batch; ``overlay``,
-    ``arrays`` and ``photo`` are paths relative to the job's folder; ``source``, ``bytes``, ``modified``, ``changed`` (ns
-    since 1970) and ``digest`` tell whether the photograph is still the one that was explained, see
+    ``arrays`` and ``photo`` are paths relative to the job's folder; ``source``, ``bytes``, ``modified``, ``changed``
+    (ns since 1970) and ``digest`` tell whether the photograph is still the one that was explained, see
     :class:`fastviz.image_paths.Identity`.
     """
 
@@ -266,7 +266,7 @@ class JobFolder:
                 (self.out / path).unlink()
 
     def _still(self, group: list[Result], photo: Photo | None) -> Identity | None:
-        """What identifies the photograph of lines that hold: every method is there with its files, it has not changed."""
+        """What identifies the photograph of lines that hold: all methods and files are there, it has not changed."""
         if [result.method for result in group] != self._methods or len({result.identity for result in group}) > 1:
             return None
         if not all(is_whole(self.out / path) for path in {path for result in group for path in result.files}):
@@ -313,5 +313,7 @@ def is_whole(path: Path) -> bool:
 
 def _named(photos: Sequence[Photo], kept: Mapping[str, str]) -> list[Photo]:
     """``photos`` with stems that differ from each other and from those in ``kept``."""
-    stems = output_folder.unique_names([PurePosixPath(photo.name).with_suffix("").as_posix() for photo in photos], kept.values())
+    stems = output_folder.unique_names(
+        [PurePosixPath(photo.name).with_suffix("").as_posix() for photo in photos], kept.values()
+    )
     return [replace(photo, stem=stem) for photo, stem in zip(photos, stems, strict=True)]

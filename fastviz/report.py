@@ -92,7 +92,9 @@ def contact_sheets(out: str | os.PathLike[str], *, rows: int = ROWS) -> list[Pat
     written = []
     for number, page in enumerate(_pages_of(out, rows), start=1):
         path = out / ("contact_sheet.png" if number == 1 else f"contact_sheet_{number}.png")
-        shows = hashlib.sha256(json.dumps([[asdict(result) for result in group] for group in page]).encode()).hexdigest()
+        shows = hashlib.sha256(
+            json.dumps([[asdict(result) for result in group] for group in page]).encode()
+        ).hexdigest()
         if _shown_by(path) != shows:
             sheet, whole = _sheet(out, page)
             note = PngImagePlugin.PngInfo()

@@ -342,7 +342,7 @@ def _image(item: Any, where: str, preprocessing: Preprocessing) -> Tensor:
 
 
 def _found(item: Any, where: str) -> Any:
-    """What of an item is its image: the item, the first of a tuple or list, or what a dictionary has under a known key."""
+    """What of an item is its image: itself, the first of a tuple or list, or what a dictionary has under a known key."""
     if isinstance(item, Mapping):
         key = next((each for each in _IMAGE_KEYS if each in item), None)
         if key is None:
@@ -359,7 +359,7 @@ def _found(item: Any, where: str) -> Any:
 
 def _of_array(array: Any, where: str) -> Tensor:
     """A NumPy array as a tensor [C, H, W]: uint8 with its colours last, [H, W, 3], or grey, [H, W]; else as it is."""
-    if array.dtype.kind not in "uif" or array.dtype.kind == "u" and array.dtype.itemsize > 1:
+    if array.dtype.kind not in "uif" or (array.dtype.kind == "u" and array.dtype.itemsize > 1):
         raise TypeError(
             f"source should give arrays of uint8 [H, W, 3] or floating-point [C, H, W], got {array.dtype}: {where}"
         )

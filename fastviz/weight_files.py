@@ -19,7 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["FILE_TYPES", "NoWeightsYet", "check_finite", "fill", "first_names", "new_row_count", "parameter_count", "read", "unpack"]
+__all__ = [
+    "FILE_TYPES",
+    "NoWeightsYet",
+    "check_finite",
+    "fill",
+    "first_names",
+    "new_row_count",
+    "parameter_count",
+    "read",
+    "unpack",
+]
 
 FILE_TYPES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 """The usual ends of the names of files of weights, in lower case."""
@@ -161,7 +171,18 @@ def _harmless() -> list[Any]:
     kinds = (pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.PosixPath)
     paths = [(kind, f"{place}.{kind.__name__}") for kind in kinds for place in ("pathlib", "pathlib._local")]
     return [
-        *(argparse.Namespace, types.SimpleNamespace, defaultdict, Counter, OrderedDict, set, frozenset, dict, list, int),
+        *(
+            argparse.Namespace,
+            types.SimpleNamespace,
+            defaultdict,
+            Counter,
+            OrderedDict,
+            set,
+            frozenset,
+            dict,
+            list,
+            int,
+        ),
         *(float, complex, bytes, datetime.datetime, datetime.date, datetime.timedelta),
         *(np.ndarray, np.dtype, *dtypes),
         *arrays,
@@ -202,7 +223,11 @@ def unpack(loaded: object, source: str) -> dict[str, Tensor]:
     if not kept or not _is_state_dict(kept):
         found = first_names([str(key) for key in loaded]) or "nothing"
         several = [str(key) for key, value in loaded.items() if _is_state_dict(value)]
-        way = f"; save one of {', '.join(several)} by itself: torch.save(checkpoint[{several[0]!r}], FILE)" if several else ""
+        way = (
+            f"; save one of {', '.join(several)} by itself: torch.save(checkpoint[{several[0]!r}], FILE)"
+            if several
+            else ""
+        )
         raise ValueError(f"weights {source!r} should hold a state dict (names and tensors), got {found}{way}")
     return _unwrapped(kept)
 
@@ -257,7 +282,10 @@ def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
             break
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     # Data parallel wraps modules inside of the network, too, and so does a compiled block.
-    return {re.sub(r"(^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.", r"\1", key): value for key, value in state.items()}
+    return {
+        re.sub(r"(^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.", r"\1", key): value
+        for key, value in state.items()
+    }
 
 
 def check_finite(state: Mapping[str, Tensor], source: str) -> None:

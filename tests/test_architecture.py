@@ -15,7 +15,10 @@ PACKAGE = ROOT / "fastviz"
 
 # A module may import those of lower levels; within a level, those named before it.
 LEVELS = [
-    ["_build", "checks", "demo_network", "geometry", "progress", "top_k", "projection", "nearest", "placement", "output_folder"],
+    [
+        *("_build", "checks", "demo_network", "geometry", "progress", "top_k", "projection", "nearest", "placement"),
+        "output_folder",
+    ],
     ["native", "ops", "weight_files", "models", "colour_tables", "pictures", "image_paths", "images", "captions"],
     ["animation", "drawing", "streaming", "embedding_file"],
     ["windows", "capture", "replay", "targets", "reach", "fingerprint", "graph", "unit_crop"],

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import fastviz
-from fastviz import cli, jobs, models
+from fastviz import cli, images, jobs, models
 from fastviz.demo_network import DemoNetwork
 from fastviz.methods import EXPLAINERS, METHODS
 
@@ -122,6 +122,45 @@ def test_explain_names_the_photographs_that_failed(photos, tmp_path):
         assert len(re.findall(rf"^fastviz: failed: .*{name}.*$", result.stderr, re.MULTILINE)) == 1
         assert name in (tmp_path / "out/report.html").read_text()
     assert {line["file"] for line in lines(tmp_path / "out")} == {"0.png", "2.png"}
+
+
+def test_explain_draws_sheets_only_where_results_changed_and_not_at_all_on_request(photos, tmp_path):
+    out, sheet = tmp_path / "out", tmp_path / "out" / "contact_sheet.png"
+    run("explain", photos, "--out", out, *QUICK, "--no-sheets")
+    assert not sheet.exists()
+    assert (out / "report.html").is_file()
+    run("explain", photos, "--out", out, *QUICK)
+    first = sheet.stat().st_mtime_ns
+    run("explain", photos, "--out", out, *QUICK)
+    assert sheet.stat().st_mtime_ns == first
+    (photos / "1.png").unlink()
+    run("explain", photos, "--out", out, *QUICK)
+    assert sheet.stat().st_mtime_ns > first
+    assert "1.png" not in (out / "report.html").read_text()
+    sheet.write_bytes(sheet.read_bytes()[:-10])
+    run("explain", photos, "--out", out, *QUICK)
+    assert images.read_image(sheet).shape[0] == 3
+
+
+def test_explain_leaves_a_report_after_ctrl_c(photos, tmp_path, monkeypatch):
+    apply, calls = jobs._Explainer._apply, []
+
+    def interrupted(self, *args):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        apply(self, *args)
+
+    monkeypatch.setattr(jobs._Explainer, "_apply", interrupted)
+    out = tmp_path / "out"
+    result = run("explain", photos, "--out", out, *QUICK, "--batch-size", "1", status=130)
+    assert result.stderr.startswith(
+        f"fastviz: stopped; 2 photographs done in {out}, the same command goes on from there"
+    )
+    page = (out / "report.html").read_text()
+    assert "0.png" in page
+    assert "1.png" in page
+    assert "2.png" not in page
 
 
 def test_explain_where_all_photographs_fail_writes_nothing(photos, tmp_path):
@@ -249,7 +288,8 @@ def test_ctrl_c_keeps_what_is_finished(photos, weights, tmp_path):
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
     assert re.fullmatch(
-        r"fastviz: stopped; [12] photographs? done in .*, the same command goes on from there\n", error
+        r"fastviz: stopped; [12] photographs? done in .*, the same command goes on from there; pictures: .*report.html\n",
+        error,
     ), error
     for line in lines(out):
         assert all((out / str(line[key])).is_file() for key in ("photo", "overlay", "arrays"))

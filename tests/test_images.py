@@ -600,7 +600,7 @@ def test_every_failure_names_the_file(photos: Path) -> None:
 def test_large_photographs_are_never_whole_in_floating_point(
     tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """24 million pixels are 288 MB as floats; loading took five seconds and 1.8 GB. Opaque alpha is no reason either."""
+    """24 million pixels are 288 MB as floats; loading took 5 s and 1.8 GB. Opaque alpha is no reason either."""
     monkeypatch.setattr(images, "_decoded", lambda image: pytest.fail("decoded to floats"))
     image = photograph().convert(mode)
     image.save(tmp_path / ("a.tif" if mode == "CMYK" else "a.png"))

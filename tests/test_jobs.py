@@ -418,7 +418,10 @@ def damages(out: Path):
     return {
         "half a line": (lambda: cut(out / "results.jsonl"), False),
         "garbage": (lambda: add(b"\xff\xfe\0garbage\n[1, 2]\n{}\n" + b"[" * 99_999 + b"\n"), False),
-        "values of other types": (lambda: add(line.replace(b'"photo": "inputs/0.png"', b'"photo": null') + b"\n"), False),
+        "values of other types": (
+            lambda: add(line.replace(b'"photo": "inputs/0.png"', b'"photo": null') + b"\n"),
+            False,
+        ),
         "a path elsewhere": (lambda: add(line.replace(b"inputs/0.png", b"inputs/../../x.png") + b"\n"), False),
         "no lines": ((out / "results.jsonl").unlink, False),
         "a folder for lines": (lambda: folder(out / "results.jsonl"), False),
@@ -460,7 +463,15 @@ def test_a_damaged_folder_is_mended(network, photos, tmp_path, damage, overwrite
 
 
 NAMES = [
-    *(b"new\nline.png", b"caf\xe9.png", b"q'\"<b>&amp;.png", b"tab\t.png", b"-dash.png", b"a" * 251 + b".png", b"A.png"),
+    *(
+        b"new\nline.png",
+        b"caf\xe9.png",
+        b"q'\"<b>&amp;.png",
+        b"tab\t.png",
+        b"-dash.png",
+        b"a" * 251 + b".png",
+        b"A.png",
+    ),
     *(b"a.png", b"back\\slash.png", b"%41?#.png", b"x.png/y.png", b"x.jpg", b"\x1b[31m.png", "é😀.png".encode()),
     *("e\u0301😀.png".encode(), b"a..png", b" .png"),
 ]
@@ -482,7 +493,14 @@ def test_file_names_of_any_kind(network, tmp_path):
     assert images.read_image(sheet).shape[0] == 3
     (page,) = report.pages(out, title="t", facts={}, failures=[("bad\n\udce9", "<i>")])
     text = page.read_text()
-    for shown in (r"new\nline.png", r"caf\xe9.png", "q&#39;&#34;&lt;b&gt;&amp;amp;.png", "é😀.png", r"bad\n\xe9", "&lt;i&gt;"):
+    for shown in (
+        r"new\nline.png",
+        r"caf\xe9.png",
+        "q&#39;&#34;&lt;b&gt;&amp;amp;.png",
+        "é😀.png",
+        r"bad\n\xe9",
+        "&lt;i&gt;",
+    ):
         assert shown in text, shown
 
 

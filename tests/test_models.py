@@ -120,15 +120,24 @@ def checkpoints(state: dict[str, Any]) -> dict[str, tuple[str, Any]]:
         "Lightning and compile": ("c.ckpt", {"state_dict": before("model._orig_mod.")}),
         "compile": ("d.pth", before("_orig_mod.")),
         "data parallel and compile": ("e.pth", before("_orig_mod.module.")),
-        "compiled blocks": ("f.pth", {key.replace("features.3.", "features.3._orig_mod."): v for key, v in state.items()}),
+        "compiled blocks": (
+            "f.pth",
+            {key.replace("features.3.", "features.3._orig_mod."): v for key, v in state.items()},
+        ),
         "averaged": ("g.pth", {"n_averaged": torch.tensor(5), **before("module.")}),
         "torchvision's references": ("h.pth", {"model": state, "args": argparse.Namespace(lr=0.1, out=Path("a"))}),
-        "NumPy beside it": ("i.pth", {"state_dict": state, "best": np.float64(0.7), "curve": np.arange(3.0), "n": np.int32(1)}),
+        "NumPy beside it": (
+            "i.pth",
+            {"state_dict": state, "best": np.float64(0.7), "curve": np.arange(3.0), "n": np.int32(1)},
+        ),
         "counters beside it": ("j.pth", {"net": state, "acc": 1.0, "seen": collections.Counter("aab"), "d": {1, 2}}),
         "transformers": ("pytorch_model.bin", state),
         "no ending": ("weights", state),
         "deep": ("k.pth", {"checkpoint": 1, "model": {"state_dict": before("net.")}}),
-        "a key of its own": ("l.pth", {"classifier": state, "epoch": 3, "optimizer": {"state": {0: {"m": torch.ones(1)}}}}),
+        "a key of its own": (
+            "l.pth",
+            {"classifier": state, "epoch": 3, "optimizer": {"state": {0: {"m": torch.ones(1)}}}},
+        ),
     }
 
 
@@ -167,7 +176,9 @@ def test_of_two_sets_the_plain_one_is_taken_and_both_are_named(
 
 def test_several_sets_of_equal_rank_are_named(trained: nn.Module, tmp_path: Path) -> None:
     torch.save({"student": trained.state_dict(), "teacher": trained.state_dict()}, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"save one of student, teacher by itself: torch.save\(checkpoint\['student'\]"):
+    with pytest.raises(
+        ValueError, match=r"save one of student, teacher by itself: torch.save\(checkpoint\['student'\]"
+    ):
         models.load_model(SMALL, tmp_path / "w.pth")
 
 
@@ -402,7 +413,9 @@ def test_a_bare_pickle_does_not_run_either(tmp_path: Path) -> None:
 
 def test_a_whole_model_is_refused(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"it wants to run torch.nn.modules.linear.Linear.*weights_only=False.*model.state_dict"):
+    with pytest.raises(
+        ValueError, match=r"it wants to run torch.nn.modules.linear.Linear.*weights_only=False.*model.state_dict"
+    ):
         models.load_model(SMALL, tmp_path / "w.pth")
 
 

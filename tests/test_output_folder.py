@@ -40,9 +40,13 @@ def holder(tmp_path):
 
 def test_a_second_run_is_refused_and_a_killed_one_leaves_nothing_behind(holder, tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(ValueError, match=rf"out: another run of fastviz \(process {holder.pid}\) is writing into .*out;"):
-        with output_folder.locked(out):
-            pass
+    with (
+        pytest.raises(
+            ValueError, match=rf"out: another run of fastviz \(process {holder.pid}\) is writing into .*out;"
+        ),
+        output_folder.locked(out),
+    ):
+        pass
     assert len(list((out / "a").glob("*.part"))) == 1
     holder.send_signal(signal.SIGKILL)
     holder.wait()
@@ -57,9 +61,8 @@ def test_a_second_run_is_refused_and_a_killed_one_leaves_nothing_behind(holder, 
 def test_the_lock_holds_within_a_process_and_ends_with_the_run(tmp_path):
     out = tmp_path / "deep" / "out"
     with output_folder.locked(out):
-        with pytest.raises(ValueError, match="another run of fastviz"):
-            with output_folder.locked(out):
-                pass
+        with pytest.raises(ValueError, match="another run of fastviz"), output_folder.locked(out):
+            pass
         assert out.is_dir()
     assert not (tmp_path / "deep").exists()  # nothing was written
     with output_folder.locked(out):

@@ -628,5 +628,5 @@ def test_layers_that_are_no_names(layers):
 
 
 def test_a_source_of_nothing():
-    with pytest.raises(TypeError, match="source should be paths, .* got NoneType"):
+    with pytest.raises(TypeError, match=r"source should be paths, .* got NoneType"):
         fv.patches(nn.Sequential(nn.Conv2d(3, 2, 3)), None, "0")

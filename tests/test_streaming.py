@@ -103,8 +103,15 @@ def test_items_of_every_kind_give_the_input_of_the_file(photos, model, key):
     (expected,) = fv.batches(photos / "0.png", model=model)
     picture = Image.open(photos / "0.png")
     array = np.array(picture)
-    for item in ({key: picture, "label": 1}, {"label": 1, key: array}, array, (array, 1), ({key: array}, 1),
-                 array.transpose(2, 0, 1), array[:, ::-1][:, ::-1]):
+    for item in (
+        {key: picture, "label": 1},
+        {"label": 1, key: array},
+        array,
+        (array, 1),
+        ({key: array}, 1),
+        array.transpose(2, 0, 1),
+        array[:, ::-1][:, ::-1],
+    ):
         (batch,) = fv.batches([item], model=model)
         torch.testing.assert_close(batch.images, expected.images, rtol=0, atol=0)
     (batch,) = fv.batches(np.stack([array, array]), model=model)
@@ -159,7 +166,9 @@ def test_a_data_loader_goes_through_every_method_that_streams(model):
     found, expected = (fv.patches(network, source, "0", k=2)["0"] for source in (loader, x))
     torch.testing.assert_close(found.values, expected.values)
     assert torch.equal(found.images, expected.images)
-    with pytest.raises(TypeError, match=r"x should be a tensor, got DataLoader: loop over fastviz.batches\(x, model=model\)"):
+    with pytest.raises(
+        TypeError, match=r"x should be a tensor, got DataLoader: loop over fastviz.batches\(x, model=model\)"
+    ):
         fv.saliency(network, loader)
 
 
@@ -268,9 +277,17 @@ def test_only_some_keep_their_positions_and_names(photos):
         (torch.zeros(1, 3, 4, 4), {"limit": 0}, "limit should be at least 1, got 0"),
         ([torch.zeros(4, 4)], {}, r"source should give images \[C, H, W\], got \[4, 4\]: item 0"),
         ([torch.zeros(2, 4, 4, dtype=torch.uint8)], {}, r"uint8 images \[3, H, W\] or \[1, H, W\], got .*: item 0"),
-        ([np.zeros((9, 9, 3))], {}, r"floating-point images \[C, H, W\], got \[9, 9, 3\], which looks like \[H, W, C\]"),
+        (
+            [np.zeros((9, 9, 3))],
+            {},
+            r"floating-point images \[C, H, W\], got \[9, 9, 3\], which looks like \[H, W, C\]",
+        ),
         ([np.zeros((9, 9, 4), np.uint8)], {}, r"uint8 arrays \[H, W, 3\], .* got \[9, 9, 4\]: item 0"),
-        (np.zeros((9, 9, 3), np.uint8), {}, r"source should have shape \[N, H, W, 3\] or \[N, C, H, W\], got \[9, 9, 3\]"),
+        (
+            np.zeros((9, 9, 3), np.uint8),
+            {},
+            r"source should have shape \[N, H, W, 3\] or \[N, C, H, W\], got \[9, 9, 3\]",
+        ),
         (DataLoader([torch.zeros(4)]), {}, r"batches of images \[N, C, H, W\], got \[1, 4\]: batch 0"),
     ],
 )

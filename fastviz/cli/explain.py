@@ -70,9 +70,7 @@ def explain(
         # Sheets take their time, and come with the next run; whoever stops a run wants it to stop.
         pages = _report(out, settings, stop.summary, sheets=False) if isinstance(stop, jobs.Interrupted) else []
         pictures = f"; pictures: {pages[0]}" if pages else ""
-        raise Stopped(
-            f"{_photographs(groups)} done in {out}, the same command goes on from there{pictures}"
-        ) from None
+        raise Stopped(f"{_photographs(groups)} done in {out}, the same command goes on from there{pictures}") from None
     _print_summary(summary)
     if written:
         print(f"pictures: {' and '.join(map(str, written))}")

@@ -86,7 +86,9 @@ def patches(
                 _draw(network, each, stream, shown[name], out / _SHEETS, guided=guided, alone=wanted is not None)
                 drawn += 1
         except KeyboardInterrupt:
-            raise Stopped(f"{out / _HITS} is complete, the sheets of {drawn} of {len(found)} layers are drawn") from None
+            raise Stopped(
+                f"{out / _HITS} is complete, the sheets of {drawn} of {len(found)} layers are drawn"
+            ) from None
     _print_summary(found)
     print(f"sheets: {out / _SHEETS}, places: {out / _HITS}")
     for file, reason in stream.failures:

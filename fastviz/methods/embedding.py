@@ -259,7 +259,7 @@ class _Store:
             rows.add(indices, self._stored.vectors[kept], self._stored.pictures[kept])
 
     def know(self, indices: list[int]) -> None:
-        """Take in the content of files that were just read; of one that changed since the beginning nothing is known."""
+        """Take in the content of files that were just read; of one that changed since the start nothing is known."""
         for at in indices:
             self._known[at] = Identity(0, 0, 0)
             with suppress(OSError):
