@@ -342,7 +342,7 @@ def _image(item: Any, where: str, preprocessing: Preprocessing) -> Tensor:
 
 
 def _found(item: Any, where: str) -> Any:
-    """What of an item is its image: itself, the first of a tuple or list, or what a dictionary has under a known key."""
+    """What of an item is its image: itself, the first of a tuple or list, or what a dictionary has under a key."""
     if isinstance(item, Mapping):
         key = next((each for each in _IMAGE_KEYS if each in item), None)
         if key is None:

@@ -51,6 +51,7 @@ FILES_ALLOWED = {
     "native",
     "weight_files",
     "models",
+    "image_paths",
     "images",
     "captions",
     "animation",

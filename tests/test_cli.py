@@ -288,7 +288,8 @@ def test_ctrl_c_keeps_what_is_finished(photos, weights, tmp_path):
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
     assert re.fullmatch(
-        r"fastviz: stopped; [12] photographs? done in .*, the same command goes on from there; pictures: .*report.html\n",
+        r"fastviz: stopped; [12] photographs? done in .*, the same command goes on from there; "
+        r"pictures: .*report.html\n",
         error,
     ), error
     for line in lines(out):
