@@ -182,8 +182,9 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> nn.M
         state, source = weight_files.read(choice), str(choice)
     else:
         state, member, source = _download(choice, name), choice, choice.name
-    fitting = _adapt(state, name)
     model = _build(name, member, _IMAGENET_CLASSES, trained=True)
+    state = weight_files.chosen(state, model.state_dict(), source)
+    fitting = _adapt(state, name)
     classes = weight_files.new_row_count(fitting, model.state_dict(), _IMAGENET_CLASSES)
     if classes != _IMAGENET_CLASSES:
         model = _build(name, member, classes, trained=True)
@@ -325,6 +326,7 @@ def _load_demo(weights: str | os.PathLike[str] | None) -> nn.Module:
     state = weight_files.read(path)
     with weight_files.NoWeightsYet():
         model = DemoNetwork()
+    state = weight_files.chosen(state, model.state_dict(), source)
     problem = weight_files.fill(model, state)
     if problem:
         raise ValueError(f"weights {source!r} do not fit demo: {problem}")

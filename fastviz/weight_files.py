@@ -23,6 +23,7 @@ __all__ = [
     "FILE_TYPES",
     "NoWeightsYet",
     "check_finite",
+    "chosen",
     "fill",
     "first_names",
     "new_row_count",
@@ -286,6 +287,26 @@ def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
         re.sub(r"(^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.", r"\1", key): value
         for key, value in state.items()
     }
+
+
+def chosen(state: dict[str, Tensor], expected: Iterable[str], source: str) -> dict[str, Tensor]:
+    """The part of ``state`` that has all ``expected`` names behind one prefix, if it is a part; else all of it.
+
+    A module of a trainer keeps other tensors beside the network: the weights of a loss, metrics, a running mean. A
+    warning names what is left.
+    """
+    names = [name for name in expected if not name.endswith(_COUNTER)]
+    if all(name in state for name in names):
+        return state
+    for prefix in _WRAPPERS:
+        if all(prefix + name in state for name in names):
+            left = [key for key in state if not key.startswith(prefix)]
+            warnings.warn(
+                f"weights {source!r}: those that begin with {prefix!r} are taken, left are {first_names(left)}",
+                stacklevel=3,
+            )
+            return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return state
 
 
 def check_finite(state: Mapping[str, Tensor], source: str) -> None:

@@ -174,6 +174,15 @@ def test_of_two_sets_the_plain_one_is_taken_and_both_are_named(
         assert same_weights(models.load_model(SMALL, tmp_path / "w.pth"), trained)
 
 
+def test_what_a_trainer_keeps_beside_the_network_is_left_and_named(trained: nn.Module, tmp_path: Path) -> None:
+    state = {f"model.{key}": value for key, value in trained.state_dict().items()}
+    state |= {f"ema_model.{key}": value + 1 for key, value in trained.state_dict().items()}
+    torch.save({"state_dict": {"criterion.weight": torch.ones(3), **state}}, tmp_path / "w.ckpt")
+    words = r"those that begin with 'model.' are taken, left are criterion.weight, ema_model.features.0.weight"
+    with pytest.warns(UserWarning, match=words):
+        assert same_weights(models.load_model(SMALL, tmp_path / "w.ckpt"), trained)
+
+
 def test_several_sets_of_equal_rank_are_named(trained: nn.Module, tmp_path: Path) -> None:
     torch.save({"student": trained.state_dict(), "teacher": trained.state_dict()}, tmp_path / "w.pth")
     with pytest.raises(
