@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import fastviz
-from fastviz import cli, images, jobs, models
+from fastviz import cli, images, jobs, models, output_folder
 from fastviz.demo_network import DemoNetwork
 from fastviz.methods import EXPLAINERS, METHODS
 
@@ -161,6 +161,14 @@ def test_explain_leaves_a_report_after_ctrl_c(photos, tmp_path, monkeypatch):
     assert "0.png" in page
     assert "1.png" in page
     assert "2.png" not in page
+
+
+@pytest.mark.parametrize("command", ["explain", "segment", "patches", "embed", "neighbours"])
+def test_a_folder_that_another_run_writes_into_is_refused(photos, tmp_path, command):
+    with output_folder.locked(tmp_path / "out"):
+        refused = run(command, photos, "--out", tmp_path / "out", status=2)
+        assert "another run of fastviz" in refused.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_explain_where_all_photographs_fail_writes_nothing(photos, tmp_path):

@@ -49,7 +49,7 @@ class Stopped(Exception):  # noqa: N818 - it is no error
 ModelName = Annotated[str, typer.Option("--model", help="The network: see `fastviz models`.")]
 Weights = Annotated[
     str | None,
-    typer.Option("--weights", help="A .safetensors or .pth file, or DEFAULT for torchvision's own."),
+    typer.Option("--weights", help="A file of weights or a checkpoint, or DEFAULT for torchvision's own."),
 ]
 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:INDEX.")]
