@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional
 
+from fastviz.output_folder import printable
+
 __all__ = ["panels", "write"]
 
 _GAP, _LINE, _SIZE = 8, 26, 15
@@ -80,9 +82,9 @@ def write(
     size: int = _SIZE,
     ink: tuple[int, int, int] = _INK,
 ) -> float:
-    """Write ``text`` from ``at`` (left, middle) on, cut where it is wider than ``width``; where it ends."""
+    """Write ``text`` in one line from ``at`` (left, middle) on, cut where it is wider than ``width``; where it ends."""
     font = ImageFont.load_default(size=size)
-    shown = text
+    shown = printable(text)
     while len(shown) > 1 and pen.textlength(shown, font=font) > width:
         shown = shown.removesuffix("...")[:-1] + "..."
     pen.text(at, shown, fill=ink, font=font, anchor="lm")

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 __all__ = ["device", "image_batch", "module", "nearest", "one_of", "positive", "tensor", "whole_number"]
 
@@ -21,7 +22,9 @@ def tensor(
         ValueError: another number of dimensions; ``layout`` (for example ``"[N, C, H, W]"``) says what they mean.
     """
     if not isinstance(value, Tensor):
-        raise TypeError(f"{argument} should be a tensor, got {type(value).__name__}")
+        many = isinstance(value, (Dataset, DataLoader))
+        way = f": loop over fastviz.batches({argument}, model=model), and give the images of each batch" if many else ""
+        raise TypeError(f"{argument} should be a tensor, got {type(value).__name__}{way}")
     if floating and not value.is_floating_point():
         raise TypeError(f"{argument} should be a floating-point tensor, got {value.dtype}")
     if dims and value.dim() not in dims:

@@ -10,21 +10,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from fastviz import images, models
+from fastviz.image_paths import Identity
 
-__all__ = ["Origin", "Stored", "fingerprint", "origin", "read", "write"]
+__all__ = ["Origin", "Stored", "fingerprint", "read", "write"]
 
-_FORMAT = "1"
+_FORMAT = "2"
 
-Origin = tuple[str, int, int]
-"""What identifies an image: its absolute path, its size in bytes, and when it was changed (ns since 1970)."""
+Origin = tuple[str, Identity]
+"""Where an image lies, its absolute path, and what tells whether it is still the same."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,15 +43,6 @@ class Stored:
     origins: list[Origin]
     layer: str
     settings: dict[str, object]
-
-
-def origin(path: Path) -> Origin:
-    """The origin of an image file; zeros for a file that is gone."""
-    try:
-        status = path.stat()
-    except OSError:
-        return os.path.abspath(path), 0, 0
-    return os.path.abspath(path), status.st_size, status.st_mtime_ns
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -69,17 +63,33 @@ def write(path: Path, stored: Stored) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {
         "names": stored.names,
-        "origins": stored.origins,
+        "origins": [(place, *astuple(identity)) for place, identity in stored.origins],
         "layer": stored.layer,
         "settings": stored.settings,
     }
     tensors = {"vectors": stored.vectors.cpu().contiguous(), "pictures": stored.pictures.contiguous()}
-    with images.whole_file(path) as file:
-        save_file(tensors, file.name, {"fastviz": _FORMAT, **{key: json.dumps(value) for key, value in facts.items()}})
+    with images.whole_file(path) as file, _in_words(Path(file.name)) as name:
+        save_file(tensors, name, {"fastviz": _FORMAT, **{key: json.dumps(value) for key, value in facts.items()}})
         # safetensors has put another file, that only its owner may read, in the place of the one that is open.
         with open(file.name, "rb+") as written:
             os.fchmod(written.fileno(), os.fstat(file.fileno()).st_mode)
             os.fsync(written.fileno())
+
+
+@contextmanager
+def _in_words(path: Path) -> Iterator[str]:
+    """A path that safetensors takes, which must be UTF-8: another way to the same folder where it is not."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        if path.name.isascii():
+            with tempfile.TemporaryDirectory() as folder:
+                way = Path(folder, "way")
+                way.symlink_to(path.parent.resolve())
+                yield str(way / path.name)
+                return
+        raise ValueError(f"file {str(path)!r} should have a name in UTF-8") from None
+    yield str(path)
 
 
 def read(path: Path) -> Stored:
@@ -91,13 +101,16 @@ def read(path: Path) -> Stored:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(str(path), "pt") as file:
+        with _in_words(path) as name, safe_open(name, "pt") as file:
             facts: Mapping[str, str] = file.metadata() or {}
             if facts.get("fastviz") != _FORMAT:
                 raise ValueError("it has no vectors of this version of fastviz")
             vectors, pictures = file.get_tensor("vectors"), file.get_tensor("pictures")
             names = json.loads(facts["names"])
-            origins = [(str(place), int(size), int(time)) for place, size, time in json.loads(facts["origins"])]
+            origins = [
+                (str(place), Identity(int(size), int(modified), int(changed), str(digest)))
+                for place, size, modified, changed, digest in json.loads(facts["origins"])
+            ]
             return Stored(vectors, pictures, names, origins, json.loads(facts["layer"]), json.loads(facts["settings"]))
     except FileNotFoundError:
         raise ValueError(f"file {str(path)!r} cannot be read: there is no such file") from None

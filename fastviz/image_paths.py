@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import glob
+import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ImageError", "Paths", "find_images", "find_named"]
+__all__ = ["Identity", "ImageError", "Paths", "digest", "find_images", "find_named"]
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -21,6 +25,59 @@ _IMAGE_FILES = frozenset(
 
 class ImageError(ValueError):
     """A file is not a picture that can be read; the message names the file and the reason."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What tells whether a file is still the same: its content, and what may spare reading it.
+
+    Attributes:
+        bytes: its size.
+        modified: when it was modified (ns since 1970): programs set that as they like.
+        changed: when anything of it, its name too, was changed (ns since 1970): only the operating system sets that.
+        digest: SHA-256 of its content; empty where it is not known, which is never the same.
+    """
+
+    bytes: int
+    modified: int
+    changed: int
+    digest: str = ""
+
+    @staticmethod
+    def of(path: Path) -> Identity:
+        """That of a file now.
+
+        Read before the file is used: a change meanwhile then shows as one.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return Identity(status.st_size, status.st_mtime_ns, status.st_ctime_ns, digest(path))
+
+    def still(self, path: Path) -> Identity | None:
+        """That of the file now, if its content is still this one; it is only read where the file system is in doubt."""
+        try:
+            status = path.stat()
+            if not self.digest or status.st_size != self.bytes:
+                return None
+            if (status.st_mtime_ns, status.st_ctime_ns) == (self.modified, self.changed):
+                return self
+            now = Identity.of(path)
+        except OSError:
+            return None
+        return now if now.digest == self.digest else None
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            found.update(piece)
+    return found.hexdigest()
 
 
 def find_images(paths: Paths) -> list[Path]:

@@ -9,20 +9,20 @@ import errno
 import io
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from itertools import count
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor, nn
 
-from fastviz import checks, models, pictures
+from fastviz import checks, models, output_folder, pictures
 from fastviz.image_paths import ImageError, Paths, find_images, find_named
 from fastviz.models import Preprocessing
 from fastviz.pictures import ColourMap, colour_map, grid, normalise, overlay
@@ -35,18 +35,24 @@ __all__ = [
     "find_images",
     "find_named",
     "grid",
+    "is_picture",
     "load_images",
     "normalise",
     "overlay",
+    "picture_of",
     "picture_path",
+    "prepare",
     "preprocess",
     "read_image",
     "read_prepared",
+    "read_views",
     "restore",
     "save_image",
     "settings_for",
     "whole_file",
 ]
+
+Read = TypeVar("Read")
 
 LIMIT_PIXELS = 100_000_000
 """The most pixels a picture may have unless a call says otherwise: beyond it lie mistakes and decompression bombs."""
@@ -100,37 +106,63 @@ def read_prepared(
     Raises:
         ImageError: as :func:`read_image`; also a picture that cannot be prepared.
     """
+    return read_views(path, [preprocessing], limit_pixels=limit_pixels)[0]
 
-    def prepared(image: Image.Image) -> Tensor:
+
+def read_views(
+    path: str | os.PathLike[str], views: Sequence[Preprocessing], *, limit_pixels: int = LIMIT_PIXELS
+) -> list[Tensor]:
+    """:func:`read_prepared` for each of the ``views``, from a file that is read and decoded once."""
+
+    def prepared(image: Image.Image) -> list[Tensor]:
         try:
-            if len(preprocessing.mean) == 1 or not _is_plain(image):
-                return preprocess(_decoded(image).expand(3, -1, -1), preprocessing)
-            size = _resized_size(image.height, image.width, preprocessing)
-            plain = _plain(image)
-            if size != (image.height, image.width):
-                plain = plain.resize(size[::-1], _METHODS[preprocessing.interpolation])
-            top, left, bottom, right = _crop(size, preprocessing)
-            picture = _tensor(np.array(plain.crop((left, top, right, bottom)))) / 255
-            return _normalised(picture.expand(3, -1, -1), preprocessing)
+            return [prepare(image, view) for view in views]
         except ValueError as error:
             raise ImageError(str(error)) from error
 
     return _read(path, limit_pixels, prepared)
 
 
-def _read(path: str | os.PathLike[str], limit_pixels: int, use: Callable[[Image.Image], Tensor]) -> Tensor:
+def is_picture(value: object) -> bool:
+    """Whether ``value`` is a Pillow picture."""
+    return isinstance(value, Image.Image)
+
+
+def picture_of(pixels: Tensor) -> Image.Image:
+    """A Pillow picture of a uint8 tensor, [3, H, W] in colour or [1, H, W] in grey."""
+    array = pixels.detach().cpu().permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+
+
+def prepare(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
+    """A Pillow picture as a network's input [C, h, w], as :func:`preprocess` makes it of the picture's pixels.
+
+    Raises:
+        ValueError: as :func:`preprocess`; pixels that :func:`read_image` refuses (an :class:`ImageError`).
+    """
+    image = _opaque(image)
+    if len(preprocessing.mean) != 3 or not _is_plain(image):
+        return preprocess(_decoded(image).expand(3, -1, -1), preprocessing)
+    if not image.width * image.height:
+        raise ValueError(f"image should have at least one pixel, got {image.height}x{image.width}")
+    size = _resized_size(image.height, image.width, preprocessing)
+    kept = _resized_picture(_plain(image), size, _crop(size, preprocessing), preprocessing.interpolation)
+    return _normalised((_tensor(np.array(kept)) / 255).expand(3, -1, -1), preprocessing)
+
+
+def _read(path: str | os.PathLike[str], limit_pixels: int, use: Callable[[Image.Image], Read]) -> Read:
     """What ``use`` makes of the picture in a file, decoded and upright; an ImageError if there is none."""
     checks.whole_number(limit_pixels, "limit_pixels", minimum=1)
     file = Path(os.path.expanduser(path))
-    if not file.is_file():
-        raise ImageError(f"image {str(file)!r}: {'is a folder' if file.is_dir() else 'there is no such file'}")
     try:
+        if not file.is_file():
+            raise ImageError("is a folder" if file.is_dir() else "there is no such file")
         with Image.open(file, formats=_formats()) as image:
             if image.width * image.height > limit_pixels:
                 raise ImageError(f"{image.width}x{image.height} pixels are more than the {limit_pixels} allowed")
             image.load()
             turn = _TURNS.get(_orientation(image))
-            return use(image if turn is None else image.transpose(turn))
+            return use(_opaque(image if turn is None else image.transpose(turn)))
     except ImageError as error:
         raise ImageError(f"image {str(file)!r}: {error}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -138,6 +170,10 @@ def _read(path: str | os.PathLike[str], limit_pixels: int, use: Callable[[Image.
     except UnidentifiedImageError as error:
         reason = "is not an image that can be read" if file.stat().st_size else "is empty"
         raise ImageError(f"image {str(file)!r}: {reason}") from error
+    except MemoryError as error:
+        raise ImageError(f"image {str(file)!r}: does not fit in memory") from error
+    except (PermissionError, NotADirectoryError) as error:
+        raise ImageError(f"image {str(file)!r}: {error.strerror}") from error
     # What a broken file raises is up to the decoder that meets it; all of it means the same to the caller.
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -183,6 +219,18 @@ def _is_plain(image: Image.Image) -> bool:
     return not (deep or image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info)
 
 
+def _opaque(image: Image.Image) -> Image.Image:
+    """A picture that could be transparent and is not anywhere (most screenshots), without its alpha: same colours."""
+    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):  # 16-bit grey: an alpha of 8 bits would cost it its low byte
+        return image
+    layers = image if image.mode in ("RGBA", "LA") else image.convert("RGBA")
+    if layers.getchannel("A").getextrema()[0] != 255:
+        return image
+    return layers.convert("L" if layers.mode == "LA" else "RGB")
+
+
 def _plain(image: Image.Image) -> Image.Image:
     """A plain picture in grey or in red, green and blue."""
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
@@ -218,12 +266,12 @@ def load_images(
     are relative to the folder that holds all the images.
 
     Raises:
-        ImageError: a file cannot be read; names it.
+        ImageError: a file cannot be read or prepared; names it.
         ValueError: nothing found; pictures of different sizes for a model without a fixed size.
     """
     settings = settings_for(model, size)
     files, names = find_named(paths)
-    prepared = [preprocess(read_image(file, limit_pixels=limit_pixels), settings) for file in files]
+    prepared = [read_prepared(file, settings, limit_pixels=limit_pixels) for file in files]
     shapes = {picture.shape[1:]: name for name, picture in zip(names, prepared, strict=True)}
     if len(shapes) > 1:
         (first, first_name), (other, other_name) = list(shapes.items())[:2]
@@ -255,7 +303,9 @@ def preprocess(image: Tensor, preprocessing: Preprocessing) -> Tensor:
 
     The same numbers as torchvision's ``ImageClassification`` transform of a Pillow image: the longer side and the
     crop's offset are rounded as there, and a picture of 8 bits (all values multiples of 1/255) is resized by Pillow, to
-    8 bits. Others (16 bits, blended transparency) are resized with the same antialiased weights without rounding.
+    8 bits. Others (16 bits, blended transparency) are resized with the same antialiased weights without rounding. Of a
+    picture so narrow that it would have more than :data:`LIMIT_PIXELS` pixels once resized, only the crop is computed;
+    its values may then differ in the last of the 8 bits, as the place of the crop is rounded to float32.
 
     Args:
         image: [3, H, W] or [N, 3, H, W] with values 0 to 1.
@@ -264,8 +314,8 @@ def preprocess(image: Tensor, preprocessing: Preprocessing) -> Tensor:
 
     Raises:
         TypeError: ``image`` is not a floating-point tensor.
-        ValueError: another shape, no pixels, values outside 0 to 1, so narrow that the resized picture would have more
-            than :data:`LIMIT_PIXELS` pixels, or gradients wanted (8 bits have none).
+        ValueError: another shape, no pixels, values outside 0 to 1, gradients wanted (8 bits have none), or without a
+            crop so narrow that the resized picture would have more than :data:`LIMIT_PIXELS` pixels.
 
     >>> settings = Preprocessing((2, 2), 2, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     >>> preprocess(torch.ones(3, 4, 6), settings).shape
@@ -281,9 +331,7 @@ def preprocess(image: Tensor, preprocessing: Preprocessing) -> Tensor:
     if len(preprocessing.mean) != x.shape[1]:
         raise ValueError(f"image should have {len(preprocessing.mean)} channels as the model has, got {x.shape[1]}")
     size = _resized_size(x.shape[-2], x.shape[-1], preprocessing)
-    x = _resized(x, *size, preprocessing.interpolation)
-    top, left, bottom, right = _crop(size, preprocessing)
-    x = _normalised(x[..., top:bottom, left:right], preprocessing)
+    x = _normalised(_resized(x, size, _crop(size, preprocessing), preprocessing.interpolation), preprocessing)
     return x if image.dim() == 4 else x[0]
 
 
@@ -293,7 +341,7 @@ def _resized_size(height: int, width: int, preprocessing: Preprocessing) -> tupl
         return preprocessing.size or (height, width)
     side = min(height, width)
     size = height * preprocessing.resize // side, width * preprocessing.resize // side
-    if size[0] * size[1] > LIMIT_PIXELS:
+    if preprocessing.size is None and size[0] * size[1] > LIMIT_PIXELS:
         raise ValueError(
             f"image of {height}x{width} pixels is too narrow: a shorter side of {preprocessing.resize} would make it "
             f"{size[0]}x{size[1]}"
@@ -312,17 +360,34 @@ def _normalised(x: Tensor, preprocessing: Preprocessing) -> Tensor:
     return (x - _channels(preprocessing.mean, x)) / _channels(preprocessing.std, x)
 
 
-def _resized(x: Tensor, height: int, width: int, mode: str) -> Tensor:
-    """Pictures [N, C, height, width] from [N, C, H, W]; of 8 bits exactly as torchvision has them from Pillow."""
-    if (height, width) == tuple(x.shape[-2:]):
-        return x
+def _resized(x: Tensor, size: tuple[int, int], crop: tuple[int, int, int, int], mode: str) -> Tensor:
+    """The ``crop`` of pictures [N, C, H, W] resized to ``size``; of 8 bits as torchvision has it from Pillow."""
+    top, left, bottom, right = crop
+    if size == tuple(x.shape[-2:]):
+        return x[..., top:bottom, left:right]
     levels = (x.detach() * 255).round()
-    if not torch.allclose(levels / 255, x.detach(), rtol=0, atol=1e-6):
-        return pictures.resize(x, height, width, mode)
-    method = _METHODS[mode]
-    planes = levels.to("cpu", torch.uint8).flatten(0, 1).numpy()
-    resized = np.stack([np.asarray(Image.fromarray(plane).resize((width, height), method)) for plane in planes])
-    return torch.from_numpy(resized).view(*x.shape[:2], height, width).to(x) / 255
+    eight_bits = torch.allclose(levels / 255, x.detach(), rtol=0, atol=1e-6)
+    if not eight_bits and size[0] * size[1] <= LIMIT_PIXELS:
+        return pictures.resize(x, *size, mode)[..., top:bottom, left:right]
+    pixels = levels.to("cpu", torch.uint8) if eight_bits else x.detach().to("cpu", torch.float32)
+    resized = [_resized_picture(Image.fromarray(plane), size, crop, mode) for plane in pixels.flatten(0, 1).numpy()]
+    kept = torch.from_numpy(np.stack([np.asarray(plane) for plane in resized]))
+    return (kept.to(x) / 255 if eight_bits else kept.to(x).clamp(0, 1)).view(*x.shape[:2], *kept.shape[1:])
+
+
+def _resized_picture(
+    image: Image.Image, size: tuple[int, int], crop: tuple[int, int, int, int], mode: str
+) -> Image.Image:
+    """The ``crop`` (top, left, bottom, right) of a Pillow picture resized to ``size`` (height, width)."""
+    (height, width), (top, left, bottom, right) = size, crop
+    if height * width > LIMIT_PIXELS and size != (image.height, image.width):
+        # Pillow can compute a part of the resized picture: the filter reaches beyond the box as in the whole.
+        down, across = image.height / height, image.width / width
+        box = (left * across, top * down, right * across, bottom * down)
+        return image.resize((right - left, bottom - top), _METHODS[mode], box=box)
+    if size != (image.height, image.width):
+        image = image.resize((width, height), _METHODS[mode])
+    return image.crop((left, top, right, bottom))
 
 
 def restore(x: Tensor, preprocessing: Preprocessing | nn.Module) -> Tensor:
@@ -420,7 +485,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         OSError: the path cannot be written or the disk is full; it names ``path``.
     """
     target = Path(path)
-    part = target.with_name(f".fastviz-{os.getpid()}-{next(_parts)}.part")
+    part = target.with_name(output_folder.part_name(next(_parts)))
     try:
         with part.open("wb") as stream:
             yield stream

@@ -7,21 +7,26 @@ network saw), ``overlays/NAME.METHOD.png`` and ``arrays/NAME.npz`` (the maps of 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
-import shutil
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import islice
+from pathlib import Path, PurePosixPath
 
+from fastviz import image_paths, output_folder
+from fastviz.image_paths import Identity
 from fastviz.images import whole_file
 
-__all__ = ["PARTS", "JobFolder", "Photo", "Result", "Settings", "read_results"]
+__all__ = ["PARTS", "SHEETS", "JobFolder", "Photo", "Result", "Settings", "is_whole", "read_results"]
 
 PARTS = ("overlays", "arrays", "inputs")
 """Names of the folders of files inside a job's folder."""
+
+SHEETS = "contact_sheet*.png"
+"""The pattern of the names of a job's contact sheets."""
 
 _SETTINGS, _RESULTS = "settings.json", "results.jsonl"
 _FORMAT = 1
@@ -49,11 +54,7 @@ class Settings:
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         weights = None if self.weights is None else Path(self.weights).expanduser()
         if weights is not None and weights.is_file():
-            digest = hashlib.sha256()
-            with weights.open("rb") as file:
-                while piece := file.read(1 << 20):
-                    digest.update(piece)
-            values["weights"] = f"sha256:{digest.hexdigest()}"
+            values["weights"] = f"sha256:{image_paths.digest(weights)}"
         return values
 
 
@@ -62,8 +63,9 @@ class Result:
     """One line of ``results.jsonl``: what one method made of one photograph.
 
     ``probability`` (0 to 1, softmax) is the target's; ``seconds`` is the photograph's share of its batch; ``overlay``,
-    ``arrays`` and ``photo`` are paths relative to the job's folder; ``source``, ``bytes`` and ``modified`` (ns since
-    1970) tell whether the photograph is still the one that was explained.
+    ``arrays`` and ``photo`` are paths relative to the job's folder; ``source``, ``bytes``, ``modified``, ``changed``
+    (ns since 1970) and ``digest`` tell whether the photograph is still the one that was explained, see
+    :class:`fastviz.image_paths.Identity`.
     """
 
     file: str
@@ -81,17 +83,27 @@ class Result:
     source: str
     bytes: int
     modified: int
+    changed: int = 0
+    digest: str = ""
+
+    @property
+    def files(self) -> tuple[str, str, str]:
+        """The paths of its files."""
+        return self.photo, self.arrays, self.overlay
+
+    @property
+    def identity(self) -> Identity:
+        """Of the photograph, as it was."""
+        return Identity(self.bytes, self.modified, self.changed, self.digest)
 
 
 @dataclass(frozen=True)
 class Photo:
-    """A photograph to explain: its path, its name in reports, what identifies it, and the stem of its output files."""
+    """A photograph to explain: its path, its name in reports, its absolute path, and the stem of its output files."""
 
     path: Path
     name: str
     source: str
-    bytes: int
-    modified: int
     stem: str = ""
 
 
@@ -111,15 +123,28 @@ def read_results(out: str | os.PathLike[str]) -> Iterator[list[Result]]:
 
 
 def _results(out: Path) -> Iterator[Result]:
-    """The results in a job's folder, line by line."""
+    """The results in a job's folder, line by line; what is no result is left out."""
     try:
         file = (out / _RESULTS).open("rb")
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return
     with file:
         for line in file:
-            with suppress(ValueError, TypeError):
-                yield Result(**json.loads(line))
+            with suppress(ValueError, TypeError, RecursionError):
+                result = Result(**json.loads(line))
+                if _is_sound(result):
+                    yield result
+
+
+_TYPES = {"str": (str,), "int": (int,), "float": (int, float)}
+
+
+def _is_sound(result: Result) -> bool:
+    """Whether every value has its type, and every path lies in the folder that it should lie in."""
+    if not all(isinstance(getattr(result, each.name), _TYPES[str(each.type)]) for each in fields(Result)):
+        return False
+    paths = zip(map(PurePosixPath, result.files), ("inputs", "arrays", "overlays"), strict=True)
+    return all(path.parts[:1] == (part,) and len(path.parts) > 1 and ".." not in path.parts for path, part in paths)
 
 
 def _lines(results: Iterable[Result]) -> bytes:
@@ -139,6 +164,7 @@ class JobFolder:
         self.out = out
         self._methods = list(settings.methods)
         self._settings = settings.fingerprint()
+        self._overwrite = overwrite
         there = out
         while not there.exists() and there != there.parent:
             there = there.parent
@@ -146,67 +172,115 @@ class JobFolder:
             raise NotADirectoryError(f"out: {there} is not a folder")
         if not os.access(there, os.W_OK | os.X_OK):
             raise PermissionError(f"out: {there} cannot be written: permission denied")
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse what the folder holds, or know whether to go on with it."""
         found = self._found_settings()
-        self._fresh = found is None or overwrite
-        if found is not None and not overwrite and found != self._settings:
-            others = [key for key, value in self._settings.items() if found.get(key) != value]
+        self._fresh = found is None or self._overwrite
+        if found is None or self._overwrite or found == self._settings:
+            return
+        if not found:
             raise ValueError(
-                f"out: {out} holds results made with other settings ({', '.join(others) or 'of another version'}); "
-                "give another folder, or --overwrite to replace them"
+                f"out: {self.out} holds results, and their {_SETTINGS} is missing, damaged or of another version; give "
+                "another folder, or --overwrite to replace them"
             )
+        others = [key for key, value in self._settings.items() if found.get(key) != value]
+        raise ValueError(
+            f"out: {self.out} holds results made with other settings ({', '.join(others) or 'of another version'}); "
+            "give another folder, or --overwrite to replace them"
+        )
 
     def _found_settings(self) -> dict[str, object] | None:
-        """The settings of the job that is already in the folder; None if there is none."""
-        occupied = [name for name in (_SETTINGS, _RESULTS, *PARTS) if (self.out / name).exists()]
+        """The settings of the job in the folder, empty where they are damaged; None if there is no job."""
+        occupied = [name for name in (_SETTINGS, _RESULTS, *PARTS) if os.path.lexists(self.out / name)]
         if not occupied:
             return None
-        try:
+        with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
             found = json.loads((self.out / _SETTINGS).read_bytes())
             if found["fastviz"] == _FORMAT and isinstance(found["settings"], dict):
                 return dict(found["settings"])
-        except (FileNotFoundError, ValueError, TypeError, KeyError):
-            pass
+        if self._has_results():
+            return {}
         raise ValueError(f"out: {self.out} has {' and '.join(occupied)} that fastviz did not make; give another folder")
+
+    def _has_results(self) -> bool:
+        """Whether a line or a file of arrays is there that can only come from a job: what it stands in may be replaced.
+
+        Folders called "inputs", or a settings.json, may be anybody's.
+        """
+        if next(_results(self.out), None) is not None:
+            return True
+        arrays = self.out / "arrays"
+        for path in islice(arrays.rglob("*.npz") if arrays.is_dir() else (), 100):
+            with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as file:
+                if {"photograph.npy", "target.npy", "class_name.npy"} <= set(file.namelist()):
+                    return True
+        return False
+
+    def locked(self) -> AbstractContextManager[None]:
+        """The folder for this run alone, see :func:`fastviz.output_folder.locked`."""
+        return output_folder.locked(self.out, PARTS)
 
     def start(self, photos: Sequence[Photo]) -> tuple[list[Photo], int]:
         """The photographs still to do, with their stems, and the number that are done.
 
-        Lines that no longer hold (a photograph that changed, files that are gone) are dropped.
+        Lines that no longer hold are dropped with their files: the photograph changed or is gone, its files are gone or
+        broken, or another line says the same.
         """
+        self._check()  # another run may have ended since
         if self._fresh:
             return _named(photos, {}), 0
+        if (self.out / _RESULTS).is_dir():
+            output_folder.remove(self.out / _RESULTS)
         asked = {photo.source: photo for photo in photos}
         kept: dict[str, str] = {}
-        length = 0
+        verdicts: list[Identity | None] = []
+        dropped: set[str] = set()
+        length, touched = 0, False
         for group in read_results(self.out):
-            if self._holds(group, asked.get(group[0].source)):
-                length += len(_lines(group))
-                kept[group[0].source] = Path(group[0].photo).relative_to("inputs").with_suffix("").as_posix()
+            first = group[0]
+            now = None if first.source in kept else self._still(group, asked.get(first.source))
+            verdicts.append(now)
+            if now is None:
+                dropped.update(path for result in group for path in result.files)
+                continue
+            length += len(_lines(group))
+            touched |= now != first.identity
+            kept[first.source] = PurePosixPath(first.photo).relative_to("inputs").with_suffix("").as_posix()
         results = self.out / _RESULTS
-        if results.exists() and results.stat().st_size != length:
-            with whole_file(results) as file:
-                for group in read_results(self.out):
-                    if group[0].source in kept:
-                        file.write(_lines(group))
+        if results.exists() and (touched or results.stat().st_size != length):
+            self._rewrite(verdicts, dropped)
         todo = [photo for photo in photos if photo.source not in kept]
         return _named(todo, kept), len(photos) - len(todo)
 
-    def _holds(self, group: list[Result], photo: Photo | None) -> bool:
-        """Whether every method is there with its files, and the photograph has not changed since."""
-        if [result.method for result in group] != self._methods:
-            return False
-        if photo is not None and (photo.bytes, photo.modified) != (group[0].bytes, group[0].modified):
-            return False
-        files = {path for result in group for path in (result.overlay, result.arrays, result.photo)}
-        return all((self.out / path).is_file() for path in files)
+    def _rewrite(self, verdicts: Sequence[Identity | None], dropped: set[str]) -> None:
+        """Write the lines that hold anew, and remove the files of those that do not."""
+        with whole_file(self.out / _RESULTS) as file:
+            for group, now in zip(read_results(self.out), verdicts, strict=True):
+                if now is not None:
+                    file.write(_lines(replace(result, **asdict(now)) for result in group))
+                    dropped.difference_update(path for result in group for path in result.files)
+        for path in dropped:
+            with suppress(OSError):
+                (self.out / path).unlink()
+
+    def _still(self, group: list[Result], photo: Photo | None) -> Identity | None:
+        """What identifies the photograph of lines that hold: all methods and files are there, it has not changed."""
+        if [result.method for result in group] != self._methods or len({result.identity for result in group}) > 1:
+            return None
+        if not all(is_whole(self.out / path) for path in {path for result in group for path in result.files}):
+            return None
+        return group[0].identity.still(Path(group[0].source) if photo is None else photo.path)
 
     def prepare(self) -> None:
         """Make the folder and empty it of an earlier job: when the first results come, so a failed start leaves it."""
         if not self._fresh:
             return
-        for name in PARTS:
-            shutil.rmtree(self.out / name, ignore_errors=True)
-        (self.out / _RESULTS).unlink(missing_ok=True)
+        for name in (*PARTS, _RESULTS, _SETTINGS):
+            output_folder.remove(self.out / name)
+        for sheet in self.out.glob(SHEETS):
+            output_folder.remove(sheet)
         self.out.mkdir(parents=True, exist_ok=True)
         with whole_file(self.out / _SETTINGS) as file:
             file.write(json.dumps({"fastviz": _FORMAT, "settings": self._settings}, indent=2).encode() + b"\n")
@@ -226,17 +300,20 @@ class JobFolder:
                 raise
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a picture (.png) or a file of arrays (.npz) is there and has its end."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-22, os.SEEK_END)
+            end = file.read()
+    except OSError:  # not there, a folder, or shorter
+        return False
+    return end.startswith(b"PK\5\6") if path.suffix == ".npz" else end.endswith(b"IEND\xaeB`\x82")
+
+
 def _named(photos: Sequence[Photo], kept: Mapping[str, str]) -> list[Photo]:
     """``photos`` with stems that differ from each other and from those in ``kept``."""
-    # Case is folded because a.jpg and A.png would share their files on macOS and Windows.
-    taken = {stem.casefold() for stem in kept.values()}
-    named = []
-    for photo in photos:
-        stem = first = Path(photo.name).with_suffix("").as_posix()
-        number = 1
-        while stem.casefold() in taken:
-            number += 1
-            stem = f"{first}-{number}"
-        taken.add(stem.casefold())
-        named.append(replace(photo, stem=stem))
-    return named
+    stems = output_folder.unique_names(
+        [PurePosixPath(photo.name).with_suffix("").as_posix() for photo in photos], kept.values()
+    )
+    return [replace(photo, stem=stem) for photo, stem in zip(photos, stems, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 import time
@@ -9,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from fastviz import capture, checks, drawing, images, models
+from fastviz.image_paths import Identity
 from fastviz.job_folder import PARTS, JobFolder, Photo, Result, Settings, read_results
 from fastviz.methods import EXPLAINERS, Method
 from fastviz.models import Preprocessing
+from fastviz.output_folder import clear_way, printable
 from fastviz.progress import Advance, bar
 from fastviz.streaming import ahead
 
 __all__ = [
+    "Interrupted",
     "Result",
     "Settings",
     "Summary",
@@ -37,6 +41,9 @@ __all__ = [
 
 SHOWN_SIZE = 384
 """Shorter side of the pictures that are written, in pixels: a person sees more than the network's 224 or 64."""
+
+# What a file system says of names that it cannot have: no reason to lose the other photographs.
+_BAD_NAMES = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 
 _BATCH = 8
 _READERS, _WRITERS = 4, 2
@@ -51,6 +58,14 @@ class Summary:
     failures: list[tuple[str, str]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     total_seconds: float = 0.0
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a job; ``summary`` says what was done until then."""
+
+    def __init__(self, summary: Summary) -> None:
+        super().__init__()
+        self.summary = summary
 
 
 def explain(
@@ -68,8 +83,9 @@ def explain(
     """Maps of every photograph by every method, as files in the folder ``out``; the summary of what was done.
 
     A few batches are in memory at a time, however many photographs there are. Results that ``out`` already holds (same
-    settings, same photograph) are kept and not computed again. When the call is interrupted, every photograph that has
-    its lines in ``results.jsonl`` has all its files, complete.
+    settings, same photograph by its content) are kept and not computed again; those of photographs that are gone are
+    removed. When the call is interrupted, every photograph that has its lines in ``results.jsonl`` has all its files,
+    complete; what was damaged since is made again.
 
     Args:
         photos: files, folders and globs, see :func:`fastviz.images.find_images`.
@@ -84,8 +100,9 @@ def explain(
         progress: show a bar on a terminal.
 
     Raises:
-        TypeError, ValueError: bad settings, an unknown name, no photographs, or an ``out`` with other results. Nothing
-            has been written then.
+        TypeError, ValueError: bad settings, an unknown name, no photographs, an ``out`` with other results, or into
+            which another run is writing. Nothing has been written then.
+        Interrupted: Ctrl-C, a KeyboardInterrupt with the summary.
         OSError: ``out`` cannot be written. A photograph that cannot be read is a failure in the summary instead.
     """
     start = time.perf_counter()
@@ -105,11 +122,17 @@ def explain(
         capture.layer_module(model, settings.layer)
     explainer = _Explainer(model, methods, options, settings.target)
 
-    todo, skipped = folder.start(found)
-    summary = Summary(skipped=skipped, seconds={method.name: 0.0 for method in methods})
-    with bar(progress, len(found) * len(methods), done=skipped * len(methods), unit="maps") as explainer.advance:
-        _run(explainer, folder, todo, batch_size or _BATCH, summary)
-    summary.total_seconds = time.perf_counter() - start
+    summary = Summary(seconds={method.name: 0.0 for method in methods})
+    try:
+        with folder.locked():
+            todo, summary.skipped = folder.start(found)
+            done = summary.skipped * len(methods)
+            with bar(progress, len(found) * len(methods), done=done, unit="maps") as explainer.advance:
+                _run(explainer, folder, todo, batch_size or _BATCH, summary)
+    except KeyboardInterrupt:
+        raise Interrupted(summary) from None
+    finally:
+        summary.total_seconds = time.perf_counter() - start
     return summary
 
 
@@ -209,11 +232,7 @@ def _find(photos: Sequence[str | os.PathLike[str]], out: Path) -> list[Photo]:
             if source.startswith(written):
                 continue
             name = path.relative_to(folder).as_posix() if folder else path.name
-            size = modified = 0
-            with suppress(OSError):  # what is gone by now is reported when it is read, with all that fail
-                status = path.stat()
-                size, modified = status.st_size, status.st_mtime_ns
-            found.setdefault(source, Photo(path, name, source, size, modified))
+            found.setdefault(source, Photo(path, name, source))
     if not found:
         raise ValueError(f"photos should name at least one photograph, got only pictures that fastviz wrote into {out}")
     return list(found.values())
@@ -227,6 +246,7 @@ class _Loaded:
     """A photograph that was read: the network's input [C, h, w], and the same crop to look at [3, H, W]."""
 
     photo: Photo
+    identity: Identity
     x: Tensor
     shown: Tensor
 
@@ -236,6 +256,7 @@ class _Explained:
     """What the methods made of a photograph, on the CPU, before it is written."""
 
     photo: Photo
+    identity: Identity
     shown: Tensor
     size: tuple[int, ...]
     target: int
@@ -278,8 +299,10 @@ class _Explainer:
     def load(self, photo: Photo) -> _Loaded | tuple[Photo, str]:
         """The photograph read and prepared, or why it cannot be."""
         try:
-            picture = images.read_image(photo.path)
-            return _Loaded(photo, images.preprocess(picture, self.seen), images.preprocess(picture, self.shown))
+            identity = Identity(0, 0, 0)
+            with suppress(OSError):  # reading has better words for it
+                identity = Identity.of(photo.path)
+            return _Loaded(photo, identity, *images.read_views(photo.path, (self.seen, self.shown)))
         except (ValueError, OSError) as error:  # not a picture, or one that cannot be prepared
             return photo, str(error)
 
@@ -294,8 +317,10 @@ class _Explainer:
         for at in finite.nonzero().flatten().tolist():
             predicted = int(probabilities[at].argmax())
             target = predicted if self.target is None else self.target
-            photo, shown, size = batch[at].photo, batch[at].shown, tuple(x.shape[-2:])
-            explained.append(_Explained(photo, shown, size, target, predicted, probabilities[at]))
+            each, size = batch[at], tuple(x.shape[-2:])
+            explained.append(
+                _Explained(each.photo, each.identity, each.shown, size, target, predicted, probabilities[at])
+            )
         if not explained:
             return
         x = x[finite].to(self.device)
@@ -319,22 +344,22 @@ class _Explainer:
         seconds = (time.perf_counter() - start) / len(explained)
         for each, one in zip(explained, maps, strict=True):
             each.maps[method.name], each.seconds[method.name] = one, seconds
-        self.advance(len(explained), explained[-1].photo.name)
+        self.advance(len(explained), printable(explained[-1].photo.name))
 
     def write(self, out: Path, explained: _Explained) -> list[Result]:
         """Write the files of one photograph into ``out``; the lines that say so."""
         photo, target, predicted = explained.photo, explained.target, explained.predicted
         seen, arrays = f"inputs/{photo.stem}.png", f"arrays/{photo.stem}.npz"
-        for part in PARTS:
-            (out / part / photo.stem).parent.mkdir(parents=True, exist_ok=True)
+        overlays = {method.name: f"overlays/{photo.stem}.{method.name}.png" for method in self.methods}
+        for path in (seen, arrays, *overlays.values()):
+            clear_way(out, path)
         images.save_image(explained.shown, out / seen)
         results = []
         for method in self.methods:
-            overlay = f"overlays/{photo.stem}.{method.name}.png"
             found = explained.maps[method.name]
             coarse = tuple(found.shape[-2:]) != explained.size
             picture = drawing.draw(method.draws, found, explained.shown, coarse=coarse)
-            images.save_image(picture, out / overlay)
+            images.save_image(picture, out / overlays[method.name])
             results.append(
                 Result(
                     file=photo.name,
@@ -346,12 +371,11 @@ class _Explainer:
                     predicted_class_name=self.names[predicted],
                     predicted_probability=float(explained.probabilities[predicted]),
                     seconds=round(explained.seconds[method.name], 6),
-                    overlay=overlay,
+                    overlay=overlays[method.name],
                     arrays=arrays,
                     photo=seen,
                     source=photo.source,
-                    bytes=photo.bytes,
-                    modified=photo.modified,
+                    **asdict(explained.identity),
                 )
             )
         with images.whole_file(out / arrays) as file:
@@ -378,11 +402,18 @@ def _enlarged(seen: Preprocessing) -> Preprocessing:
 def _run(explainer: _Explainer, folder: JobFolder, todo: Sequence[Photo], batch_size: int, summary: Summary) -> None:
     """Explain ``todo``: threads read ahead of the network, and others write behind it."""
     readers, writers = ThreadPoolExecutor(_READERS), ThreadPoolExecutor(_WRITERS)
-    pending: deque[Future[list[Result]]] = deque()
+    pending: deque[tuple[Photo, Future[list[Result]]]] = deque()
 
     def store(keep: int) -> None:
         while len(pending) > keep:
-            results = pending.popleft().result()
+            photo, written = pending.popleft()
+            try:
+                results = written.result()
+            except OSError as error:
+                if error.errno not in _BAD_NAMES:
+                    raise
+                summary.failures.append((photo.name, str(error)))  # its steps on the bar are done
+                continue
             folder.append(results)
             summary.done += 1
             for result in results:
@@ -390,7 +421,7 @@ def _run(explainer: _Explainer, folder: JobFolder, todo: Sequence[Photo], batch_
 
     def fail(photo: Photo, reason: str) -> None:
         summary.failures.append((photo.name, reason))
-        explainer.advance(len(explainer.methods), photo.name)
+        explainer.advance(len(explainer.methods), printable(photo.name))
 
     try:
         for batch in _batches(ahead(readers, explainer.load, todo, 2 * batch_size), batch_size, fail):
@@ -399,7 +430,7 @@ def _run(explainer: _Explainer, folder: JobFolder, todo: Sequence[Photo], batch_
                     fail(*explained)
                     continue
                 folder.prepare()
-                pending.append(writers.submit(explainer.write, folder.out, explained))
+                pending.append((explained.photo, writers.submit(explainer.write, folder.out, explained)))
                 store(batch_size)
         store(0)
     except BaseException:

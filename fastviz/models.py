@@ -128,13 +128,16 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> nn.M
         name: ``"demo"``, the small trained network inside the package (20 classes, 64x64 pixels, no network access and
             no torchvision needed), or one of torchvision's classification networks, see :func:`model_names`.
         weights: the name of torchvision weights (``"DEFAULT"``, ``"IMAGENET1K_V1"``), which torchvision downloads once;
-            or the path of a state dict in a .safetensors, .pth or .pt file; or None: random weights, drawn from
-            torch's generator (for ``"demo"``: its own trained weights).
+            or the path of a file of weights (.safetensors, .pth, .pt, .ckpt, .bin, .tar: the content decides, not the
+            name); or None: random weights, drawn from torch's generator (for ``"demo"``: its own trained weights).
 
-    A file may hold float16, bfloat16 or float64; the parameters are float32. It may hold the state dict under the key
-    ``"state_dict"`` or ``"model"``, with ``"module."`` before every name, and another number of classes than 1000
-    (then give their names with :func:`describe`). A .pth or .pt file is read with ``torch.load(weights_only=True)``, so
-    no code in it runs. A file named as torchvision's download is known as those weights.
+    A file may hold float16, bfloat16 or float64; the parameters are float32. It may be the checkpoint of a training
+    script, with the state dict under one of the usual keys and what wrappers leave before every name, see
+    :func:`fastviz.weight_files.unpack`, and hold another number of classes than 1000 (then give their names with
+    :func:`describe`). Where it holds two sets of weights, plain and averaged, a warning says which is taken: the plain
+    one. Files are read with ``torch.load(weights_only=True)`` and a few harmless classes beside tensors (NumPy's
+    numbers, ``argparse.Namespace``), so no code in them runs. A file named as torchvision's download is known as those
+    weights. NaN and infinite values are warned of.
 
     The side heads of GoogLeNet and Inception v3, which only training uses, are left out. Both networks rescale their
     input themselves when they get weights (``transform_input=True``, as all weights that descend from torchvision's
@@ -145,8 +148,8 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> nn.M
     Raises:
         TypeError: ``name`` or ``weights`` of another type.
         ValueError: an unknown name (with the nearest ones), a file that is missing, broken or wants to run code, or
-            weights of another architecture (with the first few names that differ, and the network they fit, where
-            that is one of torchvision's with 1000 classes).
+            weights of another architecture (with all names that differ, and the network they fit, where that is one
+            of torchvision's with 1000 classes).
         ModuleNotFoundError: torchvision is needed and not installed.
         OSError: weights could not be downloaded.
 
@@ -179,17 +182,18 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> nn.M
         state, source = weight_files.read(choice), str(choice)
     else:
         state, member, source = _download(choice, name), choice, choice.name
-    fitting = _adapt(state, name)
     model = _build(name, member, _IMAGENET_CLASSES, trained=True)
+    state = weight_files.chosen(state, model.state_dict(), source)
+    fitting = _adapt(state, name)
     classes = weight_files.new_row_count(fitting, model.state_dict(), _IMAGENET_CLASSES)
     if classes != _IMAGENET_CLASSES:
         model = _build(name, member, classes, trained=True)
     problem = weight_files.fill(model, fitting)
     if problem:
         owner = _owner(state, tried=name)
-        raise ValueError(
-            f"weights {source!r} do not fit {name}: {problem}" + (f"; they are weights of {owner}" if owner else "")
-        )
+        whose = f"they are weights of {owner}; " if owner else ""
+        raise ValueError(f"weights {source!r} do not fit {name}: {whose}{problem}")
+    weight_files.check_finite(fitting, source)
     return _finish(model, name, source, member, classes)
 
 
@@ -322,9 +326,11 @@ def _load_demo(weights: str | os.PathLike[str] | None) -> nn.Module:
     state = weight_files.read(path)
     with weight_files.NoWeightsYet():
         model = DemoNetwork()
+    state = weight_files.chosen(state, model.state_dict(), source)
     problem = weight_files.fill(model, state)
     if problem:
         raise ValueError(f"weights {source!r} do not fit demo: {problem}")
+    weight_files.check_finite(state, source)
     _descriptions[model] = replace(_DEMO, info=ModelInfo("demo", source))
     return model.eval()
 

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, PngImagePlugin
 from torch import Tensor
 
 from fastviz import captions, drawing
 from fastviz.images import whole_file
-from fastviz.job_folder import Result, read_results
+from fastviz.job_folder import SHEETS, Result, is_whole, read_results
 from fastviz.methods import EXPLAINERS
+from fastviz.output_folder import printable, remove
 
 __all__ = ["Scene", "Section", "contact_sheets", "demo_page", "pages", "percent", "render"]
 
@@ -30,6 +33,9 @@ ROWS = 16
 """Photographs on a contact sheet."""
 PER_PAGE = 100
 """Photographs on an HTML page."""
+
+_NOTE = "fastviz results"
+"""The text in a contact sheet that says which results it shows."""
 
 _GAP, _CAPTION, _HEADER = 6, 26, 34
 _PAPER, _QUIET = (255, 255, 255), (110, 110, 120)
@@ -62,7 +68,7 @@ def _pages_of(out: Path, size: int) -> Iterator[list[list[Result]]]:
 def _replace(out: Path, written: Sequence[Path], stale: str) -> list[Path]:
     """``written``, after removing older files of the pattern ``stale`` that are not among them."""
     for old in set(out.glob(stale)) - set(written):
-        old.unlink()
+        remove(old)
     return list(written)
 
 
@@ -73,26 +79,48 @@ def contact_sheets(out: str | os.PathLike[str], *, rows: int = ROWS) -> list[Pat
     """Write the results in a job's folder as pictures: a row a photograph, the photograph first, a column a method.
 
     ``rows`` photographs a sheet: ``contact_sheet.png``, then ``contact_sheet_2.png`` and so on. Sheets of an earlier
-    run are replaced.
+    run that show the same results are left as they are, the others are replaced. Where a picture of the job cannot be
+    read its place says so.
 
     Returns:
         The paths of the sheets; none if there are no results.
 
     Raises:
-        OSError: a sheet cannot be written, or a picture of the job cannot be read.
+        OSError: a sheet cannot be written.
     """
     out = Path(out)
     written = []
     for number, page in enumerate(_pages_of(out, rows), start=1):
         path = out / ("contact_sheet.png" if number == 1 else f"contact_sheet_{number}.png")
-        with whole_file(path) as file:
-            _sheet(out, page).save(file, "PNG")
+        shows = hashlib.sha256(
+            json.dumps([[asdict(result) for result in group] for group in page]).encode()
+        ).hexdigest()
+        if _shown_by(path) != shows:
+            sheet, whole = _sheet(out, page)
+            note = PngImagePlugin.PngInfo()
+            note.add_text(_NOTE, shows if whole else "")
+            if path.is_dir():
+                remove(path)
+            with whole_file(path) as file:
+                sheet.save(file, "PNG", pnginfo=note)
         written.append(path)
-    return _replace(out, written, "contact_sheet*.png")
+    return _replace(out, written, SHEETS)
 
 
-def _sheet(out: Path, page: Sequence[Sequence[Result]]) -> Image.Image:
-    """One contact sheet: a header with the names of the methods, then a caption and pictures for each photograph."""
+def _shown_by(path: Path) -> str | None:
+    """What a sheet of an earlier run says that it shows."""
+    try:
+        with Image.open(path, formats=("PNG",)) as sheet:
+            return str(sheet.info.get(_NOTE)) if is_whole(path) else None
+    except (OSError, ValueError, SyntaxError):
+        return None
+
+
+def _sheet(out: Path, page: Sequence[Sequence[Result]]) -> tuple[Image.Image, bool]:
+    """One contact sheet, and whether it lacks no picture: a header with the names of the methods, then a caption and
+    pictures for each photograph.
+    """
+    whole = True
     columns = ["photograph", *(result.method.replace("_", " ") for result in page[0])]
     step, row = CELL + _GAP, _CAPTION + CELL + _GAP
     sheet = Image.new("RGB", (_GAP + step * len(columns), _HEADER + row * len(page) + _GAP), _PAPER)
@@ -106,12 +134,18 @@ def _sheet(out: Path, page: Sequence[Sequence[Result]]) -> Image.Image:
         end = captions.write(pen, (_GAP, middle), group[0].file, step * len(columns) // 2)
         captions.write(pen, (end + 14, middle), _named(group[0]), sheet.width - end - 14 - _GAP, ink=_QUIET)
         for column, path in enumerate([group[0].photo, *(result.overlay for result in group)]):
-            with Image.open(out / path) as picture:
-                fitted = picture.convert("RGB")
+            left = _GAP + step * column
+            try:
+                with Image.open(out / path) as picture:
+                    fitted = picture.convert("RGB")
+            except OSError:  # gone, or damaged, since the line was written
+                captions.write(pen, (left, top + _CAPTION + CELL // 2), "cannot be read", CELL, ink=_QUIET)
+                whole = False
+                continue
             fitted.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
-            left = _GAP + step * column + (CELL - fitted.width) // 2
+            left += (CELL - fitted.width) // 2
             sheet.paste(fitted, (left, top + _CAPTION + (CELL - fitted.height) // 2))
-    return sheet
+    return sheet, whole
 
 
 # -------------------------------------------------------------------------------------------------- HTML pages
@@ -166,10 +200,17 @@ def render(path: Path, template: str, **values: Any) -> None:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("fastviz"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"percent": percent, "url": quote}
+    environment.filters |= {"percent": percent, "shown": printable, "url": _url}
     text = environment.get_template(template).render(explainers=EXPLAINERS, legends=drawing.LEGENDS, **values)
+    if path.is_dir():
+        remove(path)
     with whole_file(path) as file:
         file.write(text.encode("utf-8", "replace"))
+
+
+def _url(path: str) -> str:
+    """A path as a page refers to it, by its bytes: it may hold some that are no UTF-8."""
+    return quote(os.fsencode(path))
 
 
 # ---------------------------------------------------------------------------------------------------- the demo

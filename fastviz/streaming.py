@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count, repeat
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from fastviz import checks, images
 from fastviz.image_paths import Paths
@@ -23,8 +23,9 @@ from fastviz.progress import bar
 
 __all__ = ["Batch", "Source", "Stream", "ahead", "batches"]
 
-Source = Paths | Tensor | Dataset[Any] | Sequence[Any]
-"""Where images come from: files, folders and patterns; a dataset; a batch [N, C, H, W]. See :func:`batches`."""
+Source = Paths | Tensor | Dataset[Any] | DataLoader[Any] | Sequence[Any]
+"""Where images come from: files, folders and patterns; a dataset or DataLoader; a batch [N, C, H, W]. See
+:func:`batches`."""
 
 _READERS = 4
 _END = object()
@@ -68,9 +69,12 @@ def batches(
 
     Args:
         source: files, folders and patterns (see :func:`fastviz.images.find_images`); a dataset, by index or by
-            iteration, or a list, whose items are an image or a tuple that begins with one; or a tensor [N, C, H, W].
-            An image that is a Pillow picture or a uint8 tensor [3, H, W] is prepared for the model as files are; a
-            floating-point tensor [C, H, W] is taken as it is, as the network's input.
+            iteration, or a list; a DataLoader; or a tensor or NumPy array of images. Items are an image, a tuple or
+            list that begins with one, or a dictionary that has one under ``"image"``, ``"pixel_values"``, ``"img"``,
+            ``"images"``, ``"x"``, ``"input"`` or ``"inputs"``; a DataLoader's batches are the same of [N, ...].
+            Pictures are prepared for the model as files are: Pillow's, and what is uint8, tensors [3 or 1, H, W] and
+            NumPy arrays [H, W, 3 or 1], [H, W] or [3 or 1, H, W] (the last dimension counts first). What is
+            floating-point, tensors and arrays [C, H, W], is taken as it is, as the network's input.
         model: prepares the pictures as :func:`fastviz.models.preprocessing` says; the images come in the dtype of its
             parameters and on their device. None: resized to 256 and cropped to 224x224, values 0 to 1.
         batch_size: images in a batch; the last may have fewer, and so has one before an image of another size (only
@@ -80,10 +84,12 @@ def batches(
         device: where the images go; None is the model's, without a model the CPU.
         progress: show a bar on a terminal.
 
-    A dataset is read by one thread, since it may not be made for several; a folder by four.
+    A dataset is read by one thread, since it may not be made for several; a folder by four. A DataLoader reads as it
+    was made to, with its own workers; its order is that of the images, so one that shuffles gives others each time.
 
     Raises:
-        TypeError: a ``source`` of another kind, or an item that is no image (while it is read).
+        TypeError: a ``source`` of another kind, or an item that is no image (while it is read; says which and what it
+            is).
         ValueError: no images, other shapes.
 
     >>> [batch.names for batch in batches(torch.zeros(3, 3, 8, 8), batch_size=2)]
@@ -127,23 +133,27 @@ class Stream:
         self._progress = progress
         self._items: Any = None
         self._order: Sequence[int] | None = None  # None: all
+        if type(source).__module__ == "numpy" and hasattr(source, "shape") and len(source.shape) != 4:
+            raise ValueError(f"source should have shape [N, H, W, 3] or [N, C, H, W], got {list(source.shape)}")
         if isinstance(source, Tensor):
             checks.device(source.device, "source")
             if source.dtype != torch.uint8:
                 checks.image_batch(source, "source")
-            elif source.dim() != 4 or source.shape[1] != 3:
-                raise ValueError(f"source of uint8 should have shape [N, 3, H, W], got {list(source.shape)}")
+            elif source.dim() != 4 or source.shape[1] not in (1, 3):
+                raise ValueError(f"source of uint8 should have shape [N, 3 or 1, H, W], got {list(source.shape)}")
             self._set_items(source[:limit], len(source))
         elif _are_paths(source):
             files, names = images.find_named(source)  # type: ignore[arg-type]
             self.files, self.names = files[:limit], names[:limit]
+        elif isinstance(source, DataLoader):
+            self._items = _Unbatched(source)
         elif isinstance(source, IterableDataset):
             self._items = source
-        elif hasattr(source, "__getitem__") and hasattr(source, "__len__"):
+        elif hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, Mapping):
             self._set_items(source, len(source))  # type: ignore[arg-type]
         else:
             raise TypeError(
-                "source should be paths, a tensor [N, C, H, W], a list of images or a torch Dataset, "
+                "source should be paths, a tensor [N, C, H, W], a list of images, a torch Dataset or DataLoader, "
                 f"got {type(source).__name__}"
             )
 
@@ -223,8 +233,8 @@ class Stream:
             yield from ahead(pool, self._load, order, 2 * self._batch_size)
             return
         iterator = iter(self._items)
-        asked = repeat(None) if self._limit is None else repeat(None, self._limit)
-        for read in ahead(pool, lambda _: self._next(iterator), asked, 2 * self._batch_size):
+        asked = count() if self._limit is None else range(self._limit)
+        for read in ahead(pool, lambda at: self._next(iterator, at), asked, 2 * self._batch_size):
             if read is _END:
                 break
             yield read
@@ -232,16 +242,16 @@ class Stream:
     def _load(self, index: int) -> Any:
         """The image at ``index`` as the network takes it, or why it cannot be read."""
         if self.files is None:
-            return self._try(lambda: _image(self._items[index], self.preprocessing))
+            return self._try(lambda: _image(self._items[index], f"item {index}", self.preprocessing))
         file = self.files[index]
         return self._try(lambda: images.read_prepared(file, self.preprocessing))
 
-    def _next(self, iterator: Iterator[Any]) -> Any:
+    def _next(self, iterator: Iterator[Any], index: int) -> Any:
         """The next image of a dataset that iterates, why it cannot be read, or ``_END``."""
 
         def get() -> Any:
             item = next(iterator, _END)
-            return item if item is _END else _image(item, self.preprocessing)
+            return item if item is _END else _image(item, f"item {index}", self.preprocessing)
 
         return self._try(get)
 
@@ -260,6 +270,20 @@ class Stream:
         indices = [index for index, _ in read]
         stacked = torch.stack([image for _, image in read]).to(self.device, self.dtype)
         return Batch(stacked, [self._name(index) for index in indices], indices)
+
+
+class _Unbatched:
+    """The images of a DataLoader one by one: the stream makes batches of its own size."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        for at, batch in enumerate(self._loader):
+            if self._loader.batch_size is None and self._loader.batch_sampler is None:
+                yield batch  # an image: batches are switched off
+            else:
+                yield from _images_of(batch, f"batch {at}")
 
 
 def ahead(
@@ -284,22 +308,115 @@ def _are_paths(source: object) -> bool:
     return False
 
 
-def _image(item: Any, preprocessing: Preprocessing) -> Tensor:
-    """The image in an item of a dataset, as the network takes it."""
-    image = item[0] if isinstance(item, (tuple, list)) and item else item
-    if not isinstance(image, Tensor) and hasattr(image, "convert") and hasattr(image, "tobytes"):  # Pillow's
-        colours = image.convert("RGB")
-        flat = torch.frombuffer(bytearray(colours.tobytes()), dtype=torch.uint8)
-        image = flat.view(colours.height, colours.width, 3).permute(2, 0, 1)
+_IMAGE_KEYS = ("image", "pixel_values", "img", "images", "x", "input", "inputs")
+"""Under which an item that is a dictionary has its image, the first that is there."""
+
+
+def _image(item: Any, where: str, preprocessing: Preprocessing) -> Tensor:
+    """The image in an item of a dataset, as the network takes it; ``where`` says which item, in words."""
+    image = _found(item, where)
+    if images.is_picture(image):
+        return _prepared(lambda: images.prepare(image, preprocessing))
+    if type(image).__module__.partition(".")[0] == "numpy" and hasattr(image, "dtype"):
+        image = _of_array(image, where)
     if not isinstance(image, Tensor):
         raise TypeError(
-            f"source should give images as tensors [C, H, W] or Pillow pictures, got {type(image).__name__}"
+            f"source should give images as tensors [C, H, W], Pillow pictures or NumPy arrays, alone, first in a tuple "
+            f"or under {', '.join(map(repr, _IMAGE_KEYS[:3]))} in a dictionary; {where} is {_kind(item)}"
         )
+    if image.dim() != 3:
+        raise ValueError(f"source should give images [C, H, W], got {list(image.shape)}: {where}")
     if image.dtype != torch.uint8:
-        return checks.tensor(image, "images of source", dims=(3,), layout="[C, H, W]").detach()
-    if image.dim() != 3 or image.shape[0] != 3:
-        raise ValueError(f"source should give uint8 images [3, H, W], got {list(image.shape)}")
+        if not image.is_floating_point():
+            raise TypeError(
+                f"source should give images of uint8 (pictures) or floating-point (the network's input), got "
+                f"{image.dtype}: {where}"
+            )
+        if image.shape[0] > 4 and image.shape[2] in (1, 3):
+            raise ValueError(
+                f"source should give floating-point images [C, H, W], got {list(image.shape)}, which looks like "
+                f"[H, W, C]: {where}"
+            )
+        return image.detach()
+    if image.shape[0] not in (1, 3):
+        raise ValueError(f"source should give uint8 images [3, H, W] or [1, H, W], got {list(image.shape)}: {where}")
+    return _prepared(lambda: images.prepare(images.picture_of(image), preprocessing))
+
+
+def _found(item: Any, where: str) -> Any:
+    """What of an item is its image: itself, the first of a tuple or list, or what a dictionary has under a key."""
+    if isinstance(item, Mapping):
+        key = next((each for each in _IMAGE_KEYS if each in item), None)
+        if key is None:
+            keys = ", ".join(map(repr, item)) or "no keys"
+            raise TypeError(
+                f"source should give dictionaries with their image under one of {', '.join(map(repr, _IMAGE_KEYS))}, "
+                f"got {keys}: {where}"
+            )
+        return _found(item[key], where)
+    if isinstance(item, (tuple, list)) and item:
+        return _found(item[0], where)
+    return item
+
+
+def _of_array(array: Any, where: str) -> Tensor:
+    """A NumPy array as a tensor [C, H, W]: uint8 with its colours last, [H, W, 3], or grey, [H, W]; else as it is."""
+    if array.dtype.kind not in "uif" or (array.dtype.kind == "u" and array.dtype.itemsize > 1):
+        raise TypeError(
+            f"source should give arrays of uint8 [H, W, 3] or floating-point [C, H, W], got {array.dtype}: {where}"
+        )
+    tensor = torch.tensor(array)
+    if tensor.dtype != torch.uint8:
+        return tensor
+    if tensor.dim() == 2:
+        return tensor[None]
+    if tensor.dim() == 3 and tensor.shape[2] in (1, 3):
+        return tensor.permute(2, 0, 1)
+    if tensor.dim() == 3 and tensor.shape[0] in (1, 3):
+        return tensor
+    raise ValueError(
+        f"source should give uint8 arrays [H, W, 3], [H, W] or [3, H, W], got {list(tensor.shape)}: {where}"
+    )
+
+
+def _prepared(prepare: Callable[[], Tensor]) -> Tensor:
     try:
-        return images.preprocess(image.cpu().float() / 255, preprocessing)
+        return prepare()
     except ValueError as error:  # so narrow that it cannot be resized
         raise images.ImageError(str(error)) from error
+
+
+def _kind(item: Any) -> str:
+    """The type of an item, and of what is in it."""
+    inside = item.values() if isinstance(item, Mapping) else item if isinstance(item, (tuple, list)) else ()
+    types = ", ".join(type(each).__name__ for each in inside)
+    return type(item).__name__ + (f" of {types}" if types else "")
+
+
+def _images_of(batch: Any, where: str) -> Iterator[Any]:
+    """The images in a batch that a DataLoader gives: the rows of a tensor or array [N, ...], the items of a list."""
+    found: Any = batch
+    while isinstance(found, (Mapping, tuple, list)) and found:
+        first = _inside(found) if isinstance(found, Mapping) else found[0]
+        if not isinstance(found, Mapping) and _dimensions(first) in (2, 3):
+            break  # items as they are, collated by nothing
+        found = first
+    if _dimensions(found) not in (2, 3, 4) and not (isinstance(found, (tuple, list)) and found):
+        raise TypeError(f"source should give batches of images [N, C, H, W], got {_kind(batch)}: {where}")
+    if hasattr(found, "shape") and len(found.shape) != 4:
+        raise ValueError(f"source should give batches of images [N, C, H, W], got {list(found.shape)}: {where}")
+    yield from found
+
+
+def _inside(value: Any) -> Any:
+    """What a dictionary has under a key of images, or a tuple or list as its first; None for others."""
+    if isinstance(value, Mapping):
+        return next((value[key] for key in _IMAGE_KEYS if key in value), None)
+    return value[0] if isinstance(value, (tuple, list)) and value else None
+
+
+def _dimensions(item: Any) -> int:
+    """Those of the image or batch in an item of any kind: 3 for a Pillow picture, 0 where there is none."""
+    while isinstance(item, (Mapping, tuple, list)):
+        item = _inside(item)
+    return 3 if images.is_picture(item) else len(getattr(item, "shape", ()))

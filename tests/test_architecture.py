@@ -16,8 +16,8 @@ PACKAGE = ROOT / "fastviz"
 # A module may import those of lower levels; within a level, those named before it.
 LEVELS = [
     [
-        *("_build", "checks", "memory", "processor", "demo_network", "geometry", "progress"),
-        *("top_k", "projection", "nearest", "placement"),
+        *("_build", "checks", "demo_network", "geometry", "progress", "top_k", "projection", "nearest", "placement"),
+        "output_folder",
     ],
     ["native", "ops", "weight_files", "models", "colour_tables", "pictures", "image_paths", "images", "captions"],
     ["animation", "drawing", "streaming", "embedding_file"],
@@ -51,6 +51,7 @@ FILES_ALLOWED = {
     "native",
     "weight_files",
     "models",
+    "image_paths",
     "images",
     "captions",
     "animation",
@@ -59,6 +60,7 @@ FILES_ALLOWED = {
     "report",
     "jobs",
     "job_folder",
+    "output_folder",
     "cli",
     "compat",
     # what it calls takes arrays: OpenCV's GrabCut

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import fastviz
-from fastviz import cli, jobs, models, report
+from fastviz import cli, images, jobs, models, output_folder, report
 from fastviz.demo_network import DemoNetwork
 from fastviz.methods import EXPLAINERS, METHODS
 
@@ -123,6 +123,53 @@ def test_explain_names_the_photographs_that_failed(photos, tmp_path):
         assert len(re.findall(rf"^fastviz: failed: .*{name}.*$", result.stderr, re.MULTILINE)) == 1
         assert name in (tmp_path / "out/report.html").read_text()
     assert {line["file"] for line in lines(tmp_path / "out")} == {"0.png", "2.png"}
+
+
+def test_explain_draws_sheets_only_where_results_changed_and_not_at_all_on_request(photos, tmp_path):
+    out, sheet = tmp_path / "out", tmp_path / "out" / "contact_sheet.png"
+    run("explain", photos, "--out", out, *QUICK, "--no-sheets")
+    assert not sheet.exists()
+    assert (out / "report.html").is_file()
+    run("explain", photos, "--out", out, *QUICK)
+    first = sheet.stat().st_mtime_ns
+    run("explain", photos, "--out", out, *QUICK)
+    assert sheet.stat().st_mtime_ns == first
+    (photos / "1.png").unlink()
+    run("explain", photos, "--out", out, *QUICK)
+    assert sheet.stat().st_mtime_ns > first
+    assert "1.png" not in (out / "report.html").read_text()
+    sheet.write_bytes(sheet.read_bytes()[:-10])
+    run("explain", photos, "--out", out, *QUICK)
+    assert images.read_image(sheet).shape[0] == 3
+
+
+def test_explain_leaves_a_report_after_ctrl_c(photos, tmp_path, monkeypatch):
+    apply, calls = jobs._Explainer._apply, []
+
+    def interrupted(self, *args):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        apply(self, *args)
+
+    monkeypatch.setattr(jobs._Explainer, "_apply", interrupted)
+    out = tmp_path / "out"
+    result = run("explain", photos, "--out", out, *QUICK, "--batch-size", "1", status=130)
+    assert result.stderr.startswith(
+        f"fastviz: stopped; 2 photographs done in {out}, the same command goes on from there"
+    )
+    page = (out / "report.html").read_text()
+    assert "0.png" in page
+    assert "1.png" in page
+    assert "2.png" not in page
+
+
+@pytest.mark.parametrize("command", ["explain", "segment", "patches", "embed", "neighbours"])
+def test_a_folder_that_another_run_writes_into_is_refused(photos, tmp_path, command):
+    with output_folder.locked(tmp_path / "out"):
+        refused = run(command, photos, "--out", tmp_path / "out", status=2)
+        assert "another run of fastviz" in refused.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_explain_where_all_photographs_fail_writes_nothing(photos, tmp_path):
@@ -251,7 +298,9 @@ def test_ctrl_c_keeps_what_is_finished(photos, weights, tmp_path):
     _, error = process.communicate()
     assert process.returncode == 130, error
     assert re.fullmatch(
-        r"fastviz: stopped; \d+ photographs? done in .*, the same command goes on from there\n", error
+        r"fastviz: stopped; \d+ photographs? done in .*, the same command goes on from there; "
+        r"pictures: .*report.html\n",
+        error,
     ), error
     for line in lines(out):
         assert all((out / str(line[key])).is_file() for key in ("photo", "overlay", "arrays"))

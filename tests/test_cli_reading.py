@@ -251,7 +251,16 @@ def test_bad_input_is_one_line_and_writes_nothing(photos, tmp_path, arguments, w
 
 def test_fewer_photographs_than_neighbours(photos, tmp_path):
     error = run("neighbours", photos, "--out", tmp_path / "out", "--k", 6, status=2).stderr
-    assert "k should be at most 5, one less than the number of vectors, got 6" in error
+    assert "k should be at most 5, one less than the number of images, got 6" in error
+    run("neighbours", photos, "--out", tmp_path / "out")  # as many as there are
+    for command, words in (
+        ("neighbours", "at least 2 that can be read for neighbours"),
+        ("embed", "at least 4 that can"),
+    ):
+        one = sorted(photos.iterdir())[0]
+        error = run(command, one, "--out", tmp_path / command, status=2).stderr
+        assert f"photos should be {words}" in error
+        assert "got 1" in error
 
 
 def test_a_folder_with_a_file_of_that_name(photos, tmp_path):

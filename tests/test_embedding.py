@@ -245,11 +245,34 @@ def test_only_what_is_new_or_changed_is_computed(model, photos, tmp_path):
     assert fv.load_embedding(file).names == found.names
 
 
-def test_the_time_of_change_counts(model, photos, tmp_path):
+def test_the_content_counts_not_the_time(model, photos, tmp_path):
+    """A photograph replaced by one of the same size and time is another; a copy with another time is the same."""
     file = tmp_path / "vectors.safetensors"
     fv.embedding(model, photos, file=file)
     os.utime(photos / "3.png", ns=(1, 1))
-    assert fv.embedding(model, photos, file=file).reused == 5
+    assert fv.embedding(model, photos, file=file).reused == 6
+    status, content = (photos / "3.png").stat(), (photos / "3.png").read_bytes()
+    Image.effect_noise((20, 20), 60).save(photos / "new.png")
+    new = (photos / "new.png").read_bytes()
+    (photos / "new.png").unlink()
+    length = max(len(content), len(new))
+    for _ in range(2):
+        (photos / "3.png").write_bytes(content.ljust(length, b"\0"))  # what follows a picture is passed over
+        os.utime(photos / "3.png", ns=(status.st_mtime_ns, status.st_mtime_ns))
+        found = fv.embedding(model, photos, file=file)
+        content = new
+    assert found.reused == 5
+    torch.testing.assert_close(found.vectors, fv.embedding(model, photos).vectors)
+
+
+def test_a_folder_whose_name_is_no_utf8(model, photos, tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    (photos / "3.png").rename(photos / os.fsdecode(b"n\xe9w\n.png"))
+    fv.embedding(model, photos, file=folder / "v.safetensors")
+    found = fv.embedding(model, photos, file=folder / "v.safetensors")
+    assert found.reused == 6
+    assert os.fsdecode(b"n\xe9w\n.png") in found.names
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -337,7 +360,10 @@ def test_neighbours_by_features_and_by_pixels():
 
 
 def test_neighbours_refuses():
-    with pytest.raises(ValueError, match="k should be at most 4, one less than the number of vectors, got 5"):
+    one = fv.embedding(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.zeros(1, 3, 2, 2))
+    with pytest.raises(ValueError, match="found should hold at least 2 images, to be neighbours of each other, got 1"):
+        fv.neighbours(one)
+    with pytest.raises(ValueError, match="k should be at most 4, one less than the number of images, got 5"):
         fv.neighbours(squares(), 5)
     with pytest.raises(ValueError, match="query 'f' is not known"):
         fv.neighbours(squares(), 2, queries=["f"])

@@ -512,13 +512,37 @@ def test_a_grey_network_gets_grey_pictures() -> None:
         (torch.ones(4, 4), ValueError, r"image should have shape \[3, H, W\] or \[N, 3, H, W\], got \[4, 4\]"),
         (torch.ones(2, 4, 4), ValueError, r"image should have 3 channels as the model has, got 2"),
         (torch.ones(3, 0, 4), ValueError, r"image should have at least one pixel, got shape \[3, 0, 4\]"),
-        (torch.ones(3, 1, 9000), ValueError, r"image of 1x9000 pixels is too narrow: .* 256 would make it 256x2304000"),
         (torch.ones(3, 4, 4, requires_grad=True), ValueError, r"image should not require gradients"),
     ],
 )
 def test_wrong_pictures_for_preprocessing(image: torch.Tensor, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         images.preprocess(image, models.preprocessing(nn.Identity()))
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("height", "width"), [(1, 300), (300, 1), (2, 301), (3, 400)])
+def test_of_a_narrow_picture_only_the_crop_is_computed(
+    mode: Any, height: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines of a pixel or a few, whose resized picture would be huge: the numbers of torchvision's way."""
+    from torchvision.transforms import InterpolationMode, _presets
+
+    image = photograph(height, width)
+    transform = _presets.ImageClassification(crop_size=28, resize_size=32, interpolation=InterpolationMode(mode))
+    usual = models.preprocessing(nn.Identity())
+    settings = Preprocessing((28, 28), 32, usual.mean, usual.std, mode)
+    monkeypatch.setattr(images, "LIMIT_PIXELS", 1000)
+    one_level = 1.01 / 255 / min(settings.std)
+    assert_close(images.prepare(image, settings), transform(image), rtol=0, atol=one_level)
+    assert_close(images.preprocess(as_tensor(image), settings), transform(image), rtol=0, atol=one_level)
+    deep = as_tensor(image) * 0.999
+    expected = images.pictures.resize(deep[None], *images._resized_size(height, width, settings), mode)
+    top, left, bottom, right = images._crop(images._resized_size(height, width, settings), settings)
+    found = images.restore(images.preprocess(deep, settings), settings)
+    assert_close(found, expected[0, :, top:bottom, left:right], rtol=0, atol=2e-5)
+    with pytest.raises(ValueError, match="pixels is too narrow"):
+        images.preprocess(as_tensor(image), Preprocessing(None, 32, usual.mean, usual.std))
 
 
 def test_wrong_input_for_restoring() -> None:
@@ -546,6 +570,53 @@ def test_loading_for_a_model(photos: Path) -> None:
     assert (x.shape, x.dtype) == ((3, 3, 16, 20), torch.float32)
     assert names == ["one.png", "sub/one.png", "sub/two.png"]
     assert torch.equal(x[2], images.preprocess(images.read_image(photos / "sub" / "two.png"), settings))
+
+
+def test_a_folder_with_a_line_of_a_pixel_loads(photos: Path) -> None:
+    """Resized whole it would have 197 million pixels, of which the crop takes a part in four thousand."""
+    Image.new("RGB", (1, 3000), (0, 51, 255)).save(photos / "line.png")
+    x, names = images.load_images(photos)
+    assert x.shape == (4, 3, 224, 224)
+    assert torch.equal(x[names.index("line.png")], torch.tensor([0, 0.2, 1])[:, None, None].expand(3, 224, 224))
+
+
+def test_every_failure_names_the_file(photos: Path) -> None:
+    """Also those that the file itself is not at fault for."""
+    model = nn.Identity()
+    for settings, words in (
+        (Preprocessing((8, 8), 8, (0.5,) * 4, (0.5,) * 4), "image should have 4 channels as the model has, got 3"),
+        (Preprocessing(None, 10_000_000, (0.5,) * 3, (0.5,) * 3), "image of 60x90 pixels is too narrow"),
+    ):
+        models.describe(model, preprocessing=settings)
+        with pytest.raises(ImageError, match=rf"one\.png': {words}"):
+            images.load_images(photos, model=model)
+    with pytest.raises(ImageError, match=r"one\.png': is not a folder|one\.png/x': Not a directory|no such file"):
+        images.read_prepared(photos / "one.png" / "x", settings)
+    with pytest.raises(ImageError, match=r"aaa': File name too long|aaa': broken .*File name too long"):
+        images.read_image(photos / ("a" * 300))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P", "RGBA", "LA"])
+def test_large_photographs_are_never_whole_in_floating_point(
+    tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """24 million pixels are 288 MB as floats; loading took 5 s and 1.8 GB. Opaque alpha is no reason either."""
+    monkeypatch.setattr(images, "_decoded", lambda image: pytest.fail("decoded to floats"))
+    image = photograph().convert(mode)
+    image.save(tmp_path / ("a.tif" if mode == "CMYK" else "a.png"))
+    assert images.load_images(tmp_path, size=16)[0].shape == (1, 3, 16, 16)
+
+
+def test_views_of_one_decoded_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photograph().save(tmp_path / "a.png")
+    views = [PREPARATIONS["crop"], PREPARATIONS["any size"]]
+    expected = [images.read_prepared(tmp_path / "a.png", view) for view in views]
+    opened: list[Any] = []
+    image_open = Image.open
+    monkeypatch.setattr(Image, "open", lambda *args, **options: (opened.append(args), image_open(*args, **options))[1])
+    for found, wanted in zip(images.read_views(tmp_path / "a.png", views), expected, strict=True):
+        assert_close(found, wanted, rtol=0, atol=0)
+    assert len(opened) == 1
 
 
 def test_loading_without_a_model(photos: Path) -> None:

@@ -216,8 +216,8 @@ def test_few_photographs_are_in_memory_at_once(network, tmp_path, monkeypatch):
     for number in range(40):
         photograph(tmp_path / "photos" / f"{number}.png", number)
     read, most = [], []
-    read_image = images.read_image
-    monkeypatch.setattr(images, "read_image", lambda path: (read.append(path), read_image(path))[1])
+    read_views = images.read_views
+    monkeypatch.setattr(images, "read_views", lambda path, views: (read.append(path), read_views(path, views))[1])
     forward = network[0].forward
     written: list[int] = []
     network[0].forward = lambda x: (most.append(len(read) - sum(written)), written.append(len(x)), forward(x))[2]
@@ -337,21 +337,209 @@ def test_pictures_of_an_earlier_run_are_no_photographs(network, photos, tmp_path
         jobs.explain([out], out, FAST, model=network)
 
 
+def test_two_runs_at_once_write_every_line_once(network, photos, tmp_path):
+    """The second is refused in a sentence, whatever settings it has, and the first goes on."""
+    out = tmp_path / "out"
+
+    def run_another(module, args):
+        for options in ({}, {"overwrite": True}):
+            with pytest.raises(ValueError, match=r"out: another run of fastviz \(process \d+\) is writing into"):
+                jobs.explain([photos], out, FAST, model=other, **options)
+
+    other = Tiny().eval()
+    models.describe(other, preprocessing=models.preprocessing(network), class_names=["cat", "dog", "bird"])
+    handle = network.register_forward_pre_hook(run_another)
+    jobs.explain([photos], out, FAST, model=network, batch_size=5)
+    handle.remove()
+    assert [line["file"] for line in lines(out)] == [f"{number}.png" for number in range(5)]
+    check_whole(out)
+
+
+def test_lines_that_an_earlier_version_doubled_are_dropped(network, photos, tmp_path):
+    out = tmp_path / "out"
+    jobs.explain([photos], out, SETTINGS, model=network)
+    text = (out / "results.jsonl").read_text().splitlines()
+    for doubled in (text + text, [line for line in text for _ in range(2)], text[:4] + text[2:4] + text[4:]):
+        (out / "results.jsonl").write_text("".join(line + "\n" for line in doubled))
+        jobs.explain([photos], out, SETTINGS, model=network)
+        assert len(lines(out)) == 5 * 4
+        check_whole(out)
+
+
+def test_the_content_of_a_photograph_counts(network, photos, tmp_path):
+    """Another picture of the same size and time is not done; the same one with another time, or copied, is."""
+    out = tmp_path / "out"
+    jobs.explain([photos], out, FAST, model=network)
+    status = (photos / "1.png").stat()
+    picture = bytearray((photos / "1.png").read_bytes())
+    picture[-30] ^= 1  # the same length
+    (photos / "1.png").write_bytes(picture)
+    os.utime(photos / "1.png", ns=(status.st_mtime_ns, status.st_mtime_ns))
+    os.utime(photos / "2.png", ns=(1, 1))
+    (photos / "copy").write_bytes((photos / "3.png").read_bytes())
+    (photos / "copy").replace(photos / "3.png")
+    summary = jobs.explain([photos], out, FAST, model=network)
+    assert summary.skipped == 4
+    counted = Counted(network)
+    assert jobs.explain([photos], out, FAST, model=network).skipped == 4 + summary.done
+    assert counted.pictures == 0 or summary.failures
+
+
+def test_what_is_left_of_removed_photographs_goes(network, photos, tmp_path):
+    out = tmp_path / "out"
+    jobs.explain([photos], out, FAST, model=network)
+    (photos / "1.png").unlink()
+    assert jobs.explain([photos / "0.png"], out, FAST, model=network).skipped == 1
+    assert [line["file"] for line in lines(out)] == ["0.png", "2.png", "3.png", "4.png"]  # not asked for, but there
+    check_whole(out)
+
+
+def damages(out: Path):
+    """Ways in which a folder gets damaged, and whether only --overwrite can mend it."""
+
+    def cut(path: Path) -> None:
+        path.write_bytes(path.read_bytes()[:-9])
+
+    def folder(path: Path) -> None:
+        path.unlink()
+        (path / "inside").mkdir(parents=True)
+
+    def file(path: Path) -> None:
+        import shutil
+
+        shutil.rmtree(path)
+        path.write_text("a file")
+
+    def add(text: bytes) -> None:
+        path = out / "results.jsonl"
+        path.write_bytes(path.read_bytes() + text)
+
+    line = (out / "results.jsonl").read_bytes().splitlines()[0]
+    return {
+        "half a line": (lambda: cut(out / "results.jsonl"), False),
+        "garbage": (lambda: add(b"\xff\xfe\0garbage\n[1, 2]\n{}\n" + b"[" * 99_999 + b"\n"), False),
+        "values of other types": (
+            lambda: add(line.replace(b'"photo": "inputs/0.png"', b'"photo": null') + b"\n"),
+            False,
+        ),
+        "a path elsewhere": (lambda: add(line.replace(b"inputs/0.png", b"inputs/../../x.png") + b"\n"), False),
+        "no lines": ((out / "results.jsonl").unlink, False),
+        "a folder for lines": (lambda: folder(out / "results.jsonl"), False),
+        "no arrays": ((out / "arrays/1.npz").unlink, False),
+        "empty arrays": (lambda: (out / "arrays/1.npz").write_bytes(b""), False),
+        "half of the arrays": (lambda: cut(out / "arrays/1.npz"), False),
+        "half a picture": (lambda: cut(out / "overlays/1.saliency.png"), False),
+        "a folder for a picture": (lambda: folder(out / "inputs/1.png"), False),
+        "a file for a folder": (lambda: file(out / "overlays"), False),
+        "no settings": ((out / "settings.json").unlink, True),
+        "half of the settings": (lambda: cut(out / "settings.json"), True),
+        "a folder for settings": (lambda: folder(out / "settings.json"), True),
+        "neither settings nor lines": (lambda: [(out / f).unlink() for f in ("settings.json", "results.jsonl")], True),
+    }
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *("half a line", "garbage", "values of other types", "a path elsewhere", "no lines", "a folder for lines"),
+        *("no arrays", "empty arrays", "half of the arrays", "half a picture", "a folder for a picture"),
+        *("a file for a folder", "no settings", "half of the settings", "a folder for settings"),
+        "neither settings nor lines",
+    ],
+)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_damaged_folder_is_mended(network, photos, tmp_path, damage, overwrite):
+    out = tmp_path / "out"
+    jobs.explain([photos], out, FAST, model=network)
+    harm, needs_overwrite = damages(out)[damage]
+    harm()
+    if needs_overwrite and not overwrite:
+        with pytest.raises(ValueError, match=r"settings.json is missing, damaged or of another version.*--overwrite"):
+            jobs.explain([photos], out, FAST, model=network)
+        return
+    jobs.explain([photos], out, FAST, model=network, overwrite=overwrite)
+    assert sorted(line["file"] for line in lines(out)) == [f"{number}.png" for number in range(5)]
+    check_whole(out)
+
+
+NAMES = [
+    *(
+        b"new\nline.png",
+        b"caf\xe9.png",
+        b"q'\"<b>&amp;.png",
+        b"tab\t.png",
+        b"-dash.png",
+        b"a" * 251 + b".png",
+        b"A.png",
+    ),
+    *(b"a.png", b"back\\slash.png", b"%41?#.png", b"x.png/y.png", b"x.jpg", b"\x1b[31m.png", "é😀.png".encode()),
+    *("e\u0301😀.png".encode(), b"a..png", b" .png"),
+]
+
+
+def test_file_names_of_any_kind(network, tmp_path):
+    """All are explained, kept, shown in the report as text, and found again by the next run."""
+    from fastviz import report
+
+    for number, name in enumerate(NAMES):
+        photograph(tmp_path / "photos" / os.fsdecode(name), number)
+    out = tmp_path / "out"
+    summary = jobs.explain([tmp_path / "photos"], out, FAST, model=network)
+    assert (summary.done, summary.failures) == (len(NAMES), [])
+    assert {os.fsencode(str(line["file"])) for line in lines(out)} == set(NAMES)
+    check_whole(out)
+    assert jobs.explain([tmp_path / "photos"], out, FAST, model=network).skipped == len(NAMES)
+    (sheet, *_) = report.contact_sheets(out)
+    assert images.read_image(sheet).shape[0] == 3
+    (page,) = report.pages(out, title="t", facts={}, failures=[("bad\n\udce9", "<i>")])
+    text = page.read_text()
+    for shown in (
+        r"new\nline.png",
+        r"caf\xe9.png",
+        "q&#39;&#34;&lt;b&gt;&amp;amp;.png",
+        "é😀.png",
+        r"bad\n\xe9",
+        "&lt;i&gt;",
+    ):
+        assert shown in text, shown
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_disk_that_is_really_full(network, photos, tmp_path, monkeypatch):
+    """Not an exception of our own making, but what the system says of a write to a full device, late, at the flush."""
+    out = tmp_path / "out"
+    jobs.explain([photos], out, FAST, model=network, limit=2)
+    opened = Path.open
+    writing = lambda self: self.name.endswith(".part") and self.parent.name == "arrays"  # noqa: E731
+
+    def full(self, *args, **options):
+        return opened(Path("/dev/full") if writing(self) else self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(OSError, match=r"No space left on device.*arrays/2\.npz"):
+        jobs.explain([photos], out, FAST, model=network)
+    monkeypatch.undo()
+    check = [line["file"] for line in lines(out)]
+    assert check == ["0.png", "1.png"]
+    assert jobs.explain([photos], out, FAST, model=network).skipped == 2
+    check_whole(out)
+
+
 # ----------------------------------------------------------------------------------------------- what goes wrong
 
 
 def test_a_photograph_that_fails_is_named_and_the_rest_done(network, photos, tmp_path):
     (photos / "2.png").write_bytes((photos / "2.png").read_bytes()[:200])
     (photos / "3.png").write_bytes(b"")
-    photograph(photos / "narrow.png", size=(1, 20_000))
-    models.describe(network, preprocessing=models.Preprocessing((16, 16), 100, (0.5,) * 3, (0.5,) * 3))
+    os.mkfifo(photos / "4.jpg")
+    (photos / "5.jpg").symlink_to("nowhere.jpg")
     summary = jobs.explain([photos], tmp_path / "out", SETTINGS, model=network)
     assert summary.done == 3
     reasons = dict(summary.failures)
-    assert set(reasons) == {"2.png", "3.png", "narrow.png"}
+    assert set(reasons) == {"2.png", "3.png", "4.jpg", "5.jpg"}
     assert "cut off" in reasons["2.png"]
     assert "empty" in reasons["3.png"]
-    assert "too narrow" in reasons["narrow.png"]
+    assert "there is no such file" in reasons["5.jpg"]
     assert {line["file"] for line in lines(tmp_path / "out")} == {"0.png", "1.png", "4.png"}
     check_whole(tmp_path / "out")
 
@@ -431,9 +619,10 @@ def test_an_interrupted_job_keeps_what_is_finished_and_goes_on(network, photos, 
             raise KeyboardInterrupt
 
     handle = network.register_forward_pre_hook(interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(jobs.Interrupted) as stopped:
         jobs.explain([photos], out, SETTINGS, model=network, batch_size=2)
     handle.remove()
+    assert stopped.value.summary.done == (len(lines(out)) // 4 if out.exists() else 0)
     done = 0
     if out.exists():
         check_whole(out)

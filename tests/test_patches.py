@@ -619,3 +619,14 @@ def test_late_channels_of_the_built_in_network_like_one_kind_of_thing(demo, shar
         classes = [found.names[image].split("/")[0] for image in found.images[channel].tolist()]
         largest.append(max(classes.count(name) for name in classes))
     assert sum(largest) / len(largest) > 3.5
+
+
+@pytest.mark.parametrize("layers", [0, ["0", 1], nn.ReLU()])
+def test_layers_that_are_no_names(layers):
+    with pytest.raises(TypeError, match="layers should be the name of a layer, a list of names, or None"):
+        fv.patches(nn.Sequential(nn.Conv2d(3, 2, 3)), None, layers)
+
+
+def test_a_source_of_nothing():
+    with pytest.raises(TypeError, match=r"source should be paths, .* got NoneType"):
+        fv.patches(nn.Sequential(nn.Conv2d(3, 2, 3)), None, "0")

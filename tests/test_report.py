@@ -103,6 +103,33 @@ def test_sheets_are_paged_and_those_of_an_earlier_run_go(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["contact_sheet.png", "contact_sheet_2.png"]
 
 
+def test_a_sheet_is_drawn_again_only_if_it_shows_other_results(tmp_path, monkeypatch):
+    out = job(tmp_path / "job", ["a", "b", "c", "d"])
+    drawn = []
+    draw = report._sheet
+    monkeypatch.setattr(report, "_sheet", lambda out, page: (drawn.append(page[0][0].file), draw(out, page))[1])
+    report.contact_sheets(out, rows=2)
+    report.contact_sheets(out, rows=2)
+    assert drawn == ["a.jpg", "c.jpg"]
+    job(out, ["a", "b", "c", "e"])
+    report.contact_sheets(out, rows=2)
+    assert drawn == ["a.jpg", "c.jpg", "c.jpg"]
+    (out / "contact_sheet_2.png").unlink()
+    (out / "contact_sheet_2.png").mkdir()
+    report.contact_sheets(out, rows=2)
+    assert drawn == ["a.jpg", "c.jpg", "c.jpg", "c.jpg"]
+
+
+def test_a_picture_that_is_gone_leaves_its_place_and_the_sheet_is_drawn_again(tmp_path):
+    out = job(tmp_path / "job", ["a", "b"])
+    (out / "overlays/b.saliency.png").unlink()
+    (sheet,) = report.contact_sheets(out)
+    before = sheet.read_bytes()
+    job(out, ["a", "b"])
+    report.contact_sheets(out)
+    assert sheet.read_bytes() != before
+
+
 def test_a_long_name_is_cut_instead_of_running_over_the_class(tmp_path):
     (path,) = report.contact_sheets(job(tmp_path, ["long" * 40]))
     with Image.open(path) as sheet:

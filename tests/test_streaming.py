@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import fastviz as fv
 from fastviz import images, models, streaming
@@ -97,6 +97,81 @@ def test_eight_bits_are_pictures(photos, model):
         torch.testing.assert_close(batch.images, expected.images, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("key", ["image", "pixel_values", "img", "x"])
+def test_items_of_every_kind_give_the_input_of_the_file(photos, model, key):
+    """Dictionaries, NumPy arrays with colours last or first, nested tuples: what datasets of other libraries give."""
+    (expected,) = fv.batches(photos / "0.png", model=model)
+    picture = Image.open(photos / "0.png")
+    array = np.array(picture)
+    for item in (
+        {key: picture, "label": 1},
+        {"label": 1, key: array},
+        array,
+        (array, 1),
+        ({key: array}, 1),
+        array.transpose(2, 0, 1),
+        array[:, ::-1][:, ::-1],
+    ):
+        (batch,) = fv.batches([item], model=model)
+        torch.testing.assert_close(batch.images, expected.images, rtol=0, atol=0)
+    (batch,) = fv.batches(np.stack([array, array]), model=model)
+    torch.testing.assert_close(batch.images[1], expected.images[0], rtol=0, atol=0)
+    ready = expected.images[0]
+    for item in ({key: ready}, ready.numpy(), {key: ready.double().numpy()}):
+        (batch,) = fv.batches([item], model=model)
+        torch.testing.assert_close(batch.images[0], ready, rtol=0, atol=0)
+
+
+def test_grey_items_are_read_as_grey_files(model, tmp_path):
+    array = np.random.default_rng(0).integers(0, 255, (30, 40), dtype=np.uint8)
+    Image.fromarray(array).save(tmp_path / "grey.png")
+    (expected,) = fv.batches(tmp_path, model=model)
+    for item in (array, array[..., None], torch.from_numpy(array)[None], Image.fromarray(array)):
+        (batch,) = fv.batches([item], model=model)
+        torch.testing.assert_close(batch.images, expected.images, rtol=0, atol=0)
+
+
+class Labelled(Numbers):
+    """Items as dictionaries."""
+
+    def __getitem__(self, index: int):
+        return {"label": index, "pixel_values": torch.full((3, 4, 4), float(index))}
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        DataLoader(Numbers(7), batch_size=3),
+        DataLoader(Labelled(7), batch_size=3),
+        DataLoader(Numbers(7), batch_size=3, collate_fn=list),
+        DataLoader(Labelled(7), batch_size=3, collate_fn=list),
+        DataLoader(Numbers(7), batch_size=3, collate_fn=lambda items: [image for image, _ in items]),
+        DataLoader(Numbers(7), batch_size=3, collate_fn=lambda items: (torch.stack([i for i, _ in items]).numpy(), 0)),
+        DataLoader(Numbers(7), batch_size=None),
+        DataLoader(Numbers(7), batch_size=3, num_workers=1),
+    ],
+)
+def test_a_data_loader(loader):
+    stream = fv.batches(loader, batch_size=4)
+    for _ in range(2):
+        assert [batch.images[:, 0, 0, 0].tolist() for batch in stream] == [[0, 1, 2, 3], [4, 5, 6]]
+    assert [batch.indices for batch in fv.batches(loader, batch_size=4, limit=5)] == [[0, 1, 2, 3], [4]]
+
+
+def test_a_data_loader_goes_through_every_method_that_streams(model):
+    x = torch.rand(5, 3, 16, 16)
+    loader = DataLoader(TensorDataset(x, torch.arange(5)), batch_size=2)
+    network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2))
+    torch.testing.assert_close(fv.embedding(network, loader).vectors, fv.embedding(network, x).vectors)
+    found, expected = (fv.patches(network, source, "0", k=2)["0"] for source in (loader, x))
+    torch.testing.assert_close(found.values, expected.values)
+    assert torch.equal(found.images, expected.images)
+    with pytest.raises(
+        TypeError, match=r"x should be a tensor, got DataLoader: loop over fastviz.batches\(x, model=model\)"
+    ):
+        fv.saliency(network, loader)
+
+
 def test_a_dataset_by_index():
     dataset = Numbers()
     found = list(fv.batches(dataset, batch_size=4, limit=6))
@@ -140,9 +215,12 @@ def test_unreadable_pictures_are_left_out_and_named(photos, model):
 
 
 def test_a_picture_too_narrow_to_resize_is_left_out(tmp_path):
+    model = nn.Identity()
+    models.describe(model, preprocessing=Preprocessing(None, 200, (0.5,) * 3, (0.5,) * 3))
     Image.new("RGB", (60_000, 1)).save(tmp_path / "line.png")
-    stream = fv.batches(tmp_path, size=200)
+    stream = fv.batches(tmp_path, model=model)
     assert list(stream) == []
+    assert "line.png" in stream.failures[0][1]
     assert "too narrow" in stream.failures[0][1]
 
 
@@ -191,14 +269,26 @@ def test_only_some_keep_their_positions_and_names(photos):
     ("source", "options", "words"),
     [
         (torch.zeros(3, 4, 4), {}, r"source should have shape \[N, C, H, W\], got \[3, 4, 4\]"),
-        (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), {}, r"source of uint8 should have shape \[N, 3, H, W\]"),
+        (torch.zeros(2, 2, 4, 4, dtype=torch.uint8), {}, r"source of uint8 should have shape \[N, 3 or 1, H, W\]"),
         (torch.zeros(0, 3, 4, 4), {}, "source should hold at least one image, got none"),
         ([], {}, "source should hold at least one image, got none"),
         ("missing", {}, "paths should exist, got 'missing'"),
         (torch.zeros(1, 3, 4, 4), {"batch_size": 0}, "batch_size should be at least 1, got 0"),
         (torch.zeros(1, 3, 4, 4), {"limit": 0}, "limit should be at least 1, got 0"),
-        ([torch.zeros(4, 4)], {}, r"images of source should have shape \[C, H, W\], got \[4, 4\]"),
-        ([torch.zeros(1, 4, 4, dtype=torch.uint8)], {}, r"source should give uint8 images \[3, H, W\], got"),
+        ([torch.zeros(4, 4)], {}, r"source should give images \[C, H, W\], got \[4, 4\]: item 0"),
+        ([torch.zeros(2, 4, 4, dtype=torch.uint8)], {}, r"uint8 images \[3, H, W\] or \[1, H, W\], got .*: item 0"),
+        (
+            [np.zeros((9, 9, 3))],
+            {},
+            r"floating-point images \[C, H, W\], got \[9, 9, 3\], which looks like \[H, W, C\]",
+        ),
+        ([np.zeros((9, 9, 4), np.uint8)], {}, r"uint8 arrays \[H, W, 3\], .* got \[9, 9, 4\]: item 0"),
+        (
+            np.zeros((9, 9, 3), np.uint8),
+            {},
+            r"source should have shape \[N, H, W, 3\] or \[N, C, H, W\], got \[9, 9, 3\]",
+        ),
+        (DataLoader([torch.zeros(4)]), {}, r"batches of images \[N, C, H, W\], got \[1, 4\]: batch 0"),
     ],
 )
 def test_bad_sources(source, options, words):
@@ -209,9 +299,14 @@ def test_bad_sources(source, options, words):
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        (7, "source should be paths, a tensor .* or a torch Dataset, got int"),
-        ([{"image": 1}], "source should give images as tensors .* or Pillow pictures, got dict"),
-        ([torch.zeros(3, 4, 4, dtype=torch.int64)], "images of source should be a floating-point tensor"),
+        (7, "source should be paths, a tensor .* a torch Dataset or DataLoader, got int"),
+        ({"image": torch.zeros(1, 3, 4, 4)}, "source should be paths, .* got dict"),
+        ([{"image": 1}], "source should give images as tensors .*; item 0 is dict of int"),
+        ([torch.zeros(3, 4, 4), {"label": 1, "id": 2}], "dictionaries with their image under .*'label', 'id': item 1"),
+        ([("a.jpg", 1)], "source should give images as tensors .*; item 0 is tuple of str, int"),
+        ([torch.zeros(3, 4, 4, dtype=torch.int64)], "source should give images of uint8 .*got torch.int64: item 0"),
+        ([np.zeros((4, 4, 3), np.uint16)], "source should give arrays of uint8 .*got uint16: item 0"),
+        (DataLoader([{"label": 1}]), "source should give batches of images .*, got dict of Tensor: batch 0"),
     ],
 )
 def test_sources_of_another_kind(source, words):

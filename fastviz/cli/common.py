@@ -6,6 +6,8 @@ An error is one line on standard error, ``fastviz: error: …``, and exit status
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 import warnings
@@ -47,7 +49,7 @@ class Stopped(Exception):  # noqa: N818 - it is no error
 ModelName = Annotated[str, typer.Option("--model", help="The network: see `fastviz models`.")]
 Weights = Annotated[
     str | None,
-    typer.Option("--weights", help="A .safetensors or .pth file, or DEFAULT for torchvision's own."),
+    typer.Option("--weights", help="A file of weights or a checkpoint, or DEFAULT for torchvision's own."),
 ]
 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:INDEX.")]
@@ -66,6 +68,9 @@ class _Commands(TyperGroup):
         **extra: Any,
     ) -> Any:
         """Run, and end in ``SystemExit`` unless ``standalone_mode`` is off."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # the name of a file may hold what no encoding has
+                stream.reconfigure(errors="backslashreplace")
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         with warnings.catch_warnings():
@@ -116,7 +121,8 @@ def _in_words(error: Exception) -> tuple[str, int]:
         place = "the GPU is " if isinstance(error, torch.OutOfMemoryError) else ""
         return f"{place}out of memory; try a smaller --batch-size", 2
     if isinstance(error, OSError) and error.strerror:
-        return ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None), 2
+        said = ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
+        return said + ("; what is done is kept" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""), 2
     # RuntimeError is how torch refuses what a model or a device cannot do.
     if isinstance(error, (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError)) and str(error):
         return " ".join(str(error).split()).removeprefix("fastviz: "), 2
@@ -180,8 +186,11 @@ def check_weights(model: str, weights: str | None) -> None:
 
 def failure_line(name: str, reason: str) -> str:
     """Why a file was left out, in one line that names it once."""
-    line = " ".join(reason.split())
-    return f"fastviz: failed: {line if name in line else f'{name}: {line}'}"
+    from fastviz.output_folder import printable
+
+    line, shown = printable(" ".join(reason.split())), printable(name)
+    named = shown in line or repr(name)[1:-1] in line
+    return f"fastviz: failed: {line if named else f'{shown}: {line}'}"
 
 
 def load_network(model: str, weights: str | None, device: str = "auto") -> tuple[nn.Module, torch.device]:

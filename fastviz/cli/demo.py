@@ -74,7 +74,7 @@ def _scenes(network: nn.Module, out: Path) -> list[Scene]:
     classes = models.class_names(network)
     scenes = []
     for results in jobs.read_results(out):
-        x = images.preprocess(images.read_image(results[0].source), models.preprocessing(network))
+        x = images.read_prepared(results[0].source, models.preprocessing(network))
         with torch.no_grad():
             probabilities, indices = network(x[None])[0].softmax(0).topk(min(3, len(classes)))
         guesses = [(classes[i], p) for i, p in zip(indices.tolist(), probabilities.tolist(), strict=True)]

@@ -53,17 +53,34 @@ def embed(
     overwrite: Overwrite = False,
 ) -> None:
     """Draw photographs where a network puts them: a scatter and a grid, coordinates, and a page to zoom into."""
-    import torch
-
-    from fastviz import checks, images, methods
-    from fastviz import projection as plane
+    from fastviz import checks, output_folder
 
     checks.whole_number(seed, "seed", minimum=0)
     if tile is not None:
         checks.whole_number(tile, "tile", minimum=1)
     if perplexity is not None:
         checks.positive(perplexity, "perplexity")
-    found = _vectors(photos, out, model, weights, layer, pool, device, batch_size, limit, overwrite)
+    with output_folder.locked(out):
+        found = _vectors(photos, out, model, weights, layer, pool, device, batch_size, limit, overwrite)
+        _draw(found, out, model, projection, perplexity, seed, tile)
+    _report_failures(found)
+
+
+def _draw(
+    found: Embedding,
+    out: Path,
+    model: str,
+    projection: Literal["tsne", "pca"],
+    perplexity: float | None,
+    seed: int,
+    tile: int | None,
+) -> None:
+    """Write the coordinates, the maps and the page."""
+    import torch
+
+    from fastviz import images, methods
+    from fastviz import projection as plane
+
     count, numbers = found.vectors.shape
     least = 4 if projection == "tsne" else 2
     if count < least:
@@ -86,7 +103,6 @@ def embed(
     print(f"the first principal components hold {shares} of the variance")
     print(f"pictures: {out / 'scatter.png'} and {out / 'grid.png'}, coordinates: {out / 'coordinates.csv'}")
     print(f"open {(out / 'index.html').resolve()}")
-    _report_failures(found)
 
 
 @app.command()
@@ -97,7 +113,9 @@ def neighbours(
     weights: Weights = None,
     layer: Layer = None,
     pool: Pool = "mean",
-    k: Annotated[int, typer.Option("--k", help="Neighbours of each photograph.")] = 8,
+    k: Annotated[
+        int | None, typer.Option("--k", help="Neighbours of each photograph; 8, or fewer for few photographs.")
+    ] = None,
     query: Annotated[
         list[str] | None, typer.Option(help="Name of a photograph whose neighbours are wanted; may be given often.")
     ] = None,
@@ -108,15 +126,20 @@ def neighbours(
     overwrite: Overwrite = False,
 ) -> None:
     """List the photographs nearest to each by features and by pixels, and draw a sheet of some."""
-    from fastviz import checks, images, methods
+    from fastviz import checks, images, methods, output_folder
 
-    checks.whole_number(k, "k", minimum=1)
+    if k is not None:
+        checks.whole_number(k, "k", minimum=1)
     checks.whole_number(show, "show", minimum=1)
-    found = _vectors(photos, out, model, weights, layer, pool, device, batch_size, limit, overwrite)
-    near = methods.neighbours(found, k, queries=query or None)
-    _write_csv(out / "neighbours.csv", ["name", "by", "rank", "neighbour", "distance"], _lines(found, near))
-    some = slice(None) if query else slice(None, None, max(1, -(-len(near.queries) // show)))
-    images.save_image(methods.neighbour_sheet(found, near.part(some)), out / "neighbours.png")
+    with output_folder.locked(out):
+        found = _vectors(photos, out, model, weights, layer, pool, device, batch_size, limit, overwrite)
+        count = len(found.names)
+        if count < 2:
+            raise ValueError(f"photos should be at least 2 that can be read for neighbours, got {count}")
+        near = methods.neighbours(found, k or min(8, count - 1), queries=query or None)
+        _write_csv(out / "neighbours.csv", ["name", "by", "rank", "neighbour", "distance"], _lines(found, near))
+        some = slice(None) if query else slice(None, None, max(1, -(-len(near.queries) // show)))
+        images.save_image(methods.neighbour_sheet(found, near.part(some)), out / "neighbours.png")
     print(f"sheet: {out / 'neighbours.png'}, all neighbours: {out / 'neighbours.csv'}")
     _report_failures(found)
 
@@ -188,9 +211,10 @@ def _write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[objec
 
 def _write_page(path: Path, found: Embedding, maps: Mapping[str, object], title: str) -> None:
     """A page that shows both maps, to zoom and to ask for names."""
-    from fastviz import report
+    from fastviz import output_folder, report
 
-    report.render(path, "map.html", title=title, layer=found.layer, names=found.names, maps=maps)
+    names = [output_folder.printable(name) for name in found.names]
+    report.render(path, "map.html", title=title, layer=found.layer, names=names, maps=maps)
 
 
 def _report_failures(found: Embedding) -> None:

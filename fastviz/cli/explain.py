@@ -44,6 +44,7 @@ def explain(
         int | None, typer.Option(help="Pictures the network sees at once: bounds the memory.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Explain only the first so many photographs.")] = None,
+    sheets: Annotated[bool, typer.Option(help="Draw contact sheets, anew where their results changed.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds.")] = False,
 ) -> None:
     """Explain what a network sees in each photograph: overlays, raw arrays, contact sheets and an HTML report."""
@@ -63,10 +64,13 @@ def explain(
             overwrite=overwrite,
             progress=True,
         )
-        written = _report(out, settings, summary) if summary.done or summary.skipped else []
-    except KeyboardInterrupt:
-        done = _photographs(sum(1 for _ in jobs.read_results(out)))
-        raise Stopped(f"{done} done in {out}, the same command goes on from there") from None
+        written = _report(out, settings, summary, sheets=sheets)
+    except KeyboardInterrupt as stop:
+        groups = sum(1 for _ in jobs.read_results(out))
+        # Sheets take their time, and come with the next run; whoever stops a run wants it to stop.
+        pages = _report(out, settings, stop.summary, sheets=False) if isinstance(stop, jobs.Interrupted) else []
+        pictures = f"; pictures: {pages[0]}" if pages else ""
+        raise Stopped(f"{_photographs(groups)} done in {out}, the same command goes on from there{pictures}") from None
     _print_summary(summary)
     if written:
         print(f"pictures: {' and '.join(map(str, written))}")
@@ -76,9 +80,12 @@ def explain(
         raise typer.Exit(1)
 
 
-def _report(out: Path, settings: Settings, summary: Summary) -> list[Path]:
-    """Write the contact sheets and pages of a job; the first of each."""
-    from fastviz import report
+def _report(out: Path, settings: Settings, summary: Summary, *, sheets: bool) -> list[Path]:
+    """Write the pages of a job, and with ``sheets`` its contact sheets; the first of each, none without results."""
+    from fastviz import jobs, report
+
+    if next(jobs.read_results(out), None) is None:
+        return []
 
     facts = {
         "Network": settings.model,
@@ -88,14 +95,13 @@ def _report(out: Path, settings: Settings, summary: Summary) -> list[Path]:
         "Window": settings.window,
         "Stride": settings.stride,
     }
-    sheets = report.contact_sheets(out)
     pages = report.pages(
         out,
         title=f"What {settings.model} looks at",
         facts={name: str(value) for name, value in facts.items() if value is not None},
         failures=summary.failures,
     )
-    return [pages[0], *sheets[:1]]
+    return [pages[0], *(report.contact_sheets(out)[:1] if sheets else ())]
 
 
 def _photographs(number: int) -> str:

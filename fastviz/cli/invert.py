@@ -85,7 +85,7 @@ def demo_section(network: nn.Module, photos: Path) -> Section:
 
     seen = models.preprocessing(network)
     paths = sorted(images.find_images([photos]), key=lambda path: path.name)
-    x = torch.stack([images.preprocess(images.read_image(path), seen) for path in paths])
+    x = torch.stack([images.read_prepared(path, seen) for path in paths])
     found = methods.invert_all(network, x, _DEMO_LAYERS, steps=25)
     columns = [("photograph", images.restore(x, seen)), *((made.layer, made.pictures) for made in found)]
     # A column a layer: the photographs one below the other.

@@ -69,7 +69,7 @@ def occlusion(
     images.picture_path(out, "--out")
     network, place = load_network(model, weights, device)
     seen = models.preprocessing(network)
-    x = images.preprocess(images.read_image(photo), seen)[None].to(place)
+    x = images.read_prepared(photo, seen)[None].to(place)
     names = models.class_names(network)
     found = methods.occlusion(
         *(network, x, jobs.target_index(target, names)),

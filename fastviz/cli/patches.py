@@ -63,29 +63,32 @@ def patches(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds.")] = False,
 ) -> None:
     """Find the patches of photographs that excite each channel most: a sheet a layer, and the places as JSON lines."""
-    from fastviz import methods, streaming
+    from fastviz import methods, output_folder, streaming
 
-    if (out / _HITS).exists() and not overwrite:
-        raise ValueError(f"--out holds patches already: {out / _HITS}; --overwrite replaces them")
-    wanted = None if channels in (None, "all") else numbers(channels or "", "--channels")
-    spot = None if position is None else _position(position)
-    network, _ = load_network(model, weights, device)
-    stream = streaming.batches(photos, model=network, batch_size=batch_size, limit=limit, progress=True)
-    names = None if layer is None else [name.strip() for name in layer.split(",") if name.strip()]
-    try:
-        found = methods.patches(network, stream, names, k=k, one_per_image=not every_place, position=spot)
-    except KeyboardInterrupt:
-        raise Stopped("nothing was written: patches are known when all photographs have been seen") from None
-    shown = {name: _shown(name, len(each.values), channels, wanted) for name, each in found.items()}
-    _clear(out)
-    _write_hits(out / _HITS, found)
-    drawn = 0
-    try:
-        for name, each in found.items():
-            _draw(network, each, stream, shown[name], out / _SHEETS, guided=guided, alone=wanted is not None)
-            drawn += 1
-    except KeyboardInterrupt:
-        raise Stopped(f"{out / _HITS} is complete, the sheets of {drawn} of {len(found)} layers are drawn") from None
+    with output_folder.locked(out, (_SHEETS,)):
+        if (out / _HITS).exists() and not overwrite:
+            raise ValueError(f"--out holds patches already: {out / _HITS}; --overwrite replaces them")
+        wanted = None if channels in (None, "all") else numbers(channels or "", "--channels")
+        spot = None if position is None else _position(position)
+        network, _ = load_network(model, weights, device)
+        stream = streaming.batches(photos, model=network, batch_size=batch_size, limit=limit, progress=True)
+        names = None if layer is None else [name.strip() for name in layer.split(",") if name.strip()]
+        try:
+            found = methods.patches(network, stream, names, k=k, one_per_image=not every_place, position=spot)
+        except KeyboardInterrupt:
+            raise Stopped("nothing was written: patches are known when all photographs have been seen") from None
+        shown = {name: _shown(name, len(each.values), channels, wanted) for name, each in found.items()}
+        _clear(out)
+        _write_hits(out / _HITS, found)
+        drawn = 0
+        try:
+            for name, each in found.items():
+                _draw(network, each, stream, shown[name], out / _SHEETS, guided=guided, alone=wanted is not None)
+                drawn += 1
+        except KeyboardInterrupt:
+            raise Stopped(
+                f"{out / _HITS} is complete, the sheets of {drawn} of {len(found)} layers are drawn"
+            ) from None
     _print_summary(found)
     print(f"sheets: {out / _SHEETS}, places: {out / _HITS}")
     for file, reason in stream.failures:
@@ -112,7 +115,9 @@ def _shown(layer: str, count: int, channels: str | None, wanted: list[int] | Non
 
 def _clear(out: Path) -> None:
     """Make the folder, and remove the sheets that an earlier run left there."""
-    (out / _SHEETS).mkdir(parents=True, exist_ok=True)
+    from fastviz.output_folder import clear_way
+
+    clear_way(out, f"{_SHEETS}/any.png")
     for old in (out / _SHEETS).glob("*.png"):
         old.unlink()
 

@@ -89,7 +89,7 @@ def demo_sections(network: nn.Module, photos: Path) -> list[Section]:
 
     seen = models.preprocessing(network)
     photo = min(images.find_images(photos), key=lambda path: path.name)
-    x = images.preprocess(images.read_image(photo), seen)[None]
+    x = images.read_prepared(photo, seen)[None]
     found = methods.activations(network, x, ["relu1", "relu4_2"])
     shown = images.restore(x[0], seen)
     grids = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,35 +46,40 @@ def segment(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds.")] = False,
 ) -> None:
     """Cut out the object that the network sees in each photograph: masks, overlays, boxes and contact sheets."""
-    from fastviz import jobs, models, streaming
+    from fastviz import jobs, models, output_folder, streaming
 
-    if (out / _BOXES).exists() and not overwrite:
-        raise ValueError(f"--out holds boxes already: {out / _BOXES}; --overwrite replaces them")
-    network, _ = load_network(model, weights, device)
-    stream = streaming.batches(photos, model=network, batch_size=batch_size, limit=limit, progress=True)
-    names = models.class_names(network)
-    wanted = jobs.target_index(target, names)
-    options = {
-        "saliency": saliency,
-        "foreground": foreground,
-        "background": background,
-        "probable": probable,
-        "smoothing": smoothing,
-        "iterations": iterations,
-        "largest": not every_part,
-    }
-    done: list[dict[str, Any]] = []
-    try:
-        for batch in stream:
-            found = list(_segmented(network, batch, stream, wanted, names, options))
-            if not done:
-                _clear(out)
-            for line, mask, photo in found:
-                _write(out, line, mask, photo)
-                done.append(line)
-    except KeyboardInterrupt:
-        raise Stopped(f"{_photographs(len(done))} done in {out}") from None
-    sheets = _sheets(out, done)
+    with output_folder.locked(out, (_MASKS, _OVERLAYS)):
+        held = [name for name in (_BOXES, _MASKS, _OVERLAYS) if (out / name).exists()]
+        if held and not overwrite:
+            what = "boxes" if held[0] == _BOXES else held[0]
+            raise ValueError(f"--out holds {what} already: {out / held[0]}; --overwrite replaces them")
+        network, _ = load_network(model, weights, device)
+        stream = streaming.batches(photos, model=network, batch_size=batch_size, limit=limit, progress=True)
+        stems = output_folder.unique_names(stream.names or [])
+        names = models.class_names(network)
+        wanted = jobs.target_index(target, names)
+        options = {
+            "saliency": saliency,
+            "foreground": foreground,
+            "background": background,
+            "probable": probable,
+            "smoothing": smoothing,
+            "iterations": iterations,
+            "largest": not every_part,
+        }
+        done: list[dict[str, Any]] = []
+        try:
+            for batch in stream:
+                found = list(_segmented(network, batch, stream, stems, wanted, names, options))
+                if not done:
+                    _clear(out)
+                for line, mask, photo in found:
+                    _write(out, line, mask, photo)
+                    done.append(line)
+        except KeyboardInterrupt:
+            _sheets(out, done)
+            raise Stopped(f"{_photographs(len(done))} done in {out}") from None
+        sheets = _sheets(out, done)
     if done:
         print(f"{_photographs(len(done))} cut in {out}: masks, overlays, {_BOXES}")
         print(f"pictures: {' and '.join(map(str, sheets))}")
@@ -90,7 +94,13 @@ def _photographs(number: int) -> str:
 
 
 def _segmented(
-    network: nn.Module, batch: Batch, stream: Stream, wanted: int | None, names: list[str], options: dict[str, Any]
+    network: nn.Module,
+    batch: Batch,
+    stream: Stream,
+    stems: list[str],
+    wanted: int | None,
+    names: list[str],
+    options: dict[str, Any],
 ) -> Iterator[tuple[dict[str, Any], Tensor, Tensor]]:
     """What is written of each photograph of a batch: its line, its mask [h, w], and what the network saw [3, h, w]."""
     import torch
@@ -113,26 +123,26 @@ def _segmented(
             "box": dict(zip(("top", "left", "bottom", "right"), found.boxes[at].tolist(), strict=True)),
             "area": round(float(mask.float().mean()), 6),
             "size": list(mask.shape),
-            "mask": f"{_MASKS}/{name}.png",
-            "overlay": f"{_OVERLAYS}/{name}.png",
+            "mask": f"{_MASKS}/{stems[batch.indices[at]]}.png",
+            "overlay": f"{_OVERLAYS}/{stems[batch.indices[at]]}.png",
         }
         yield line, mask.cpu(), pictures[at].cpu()
 
 
 def _clear(out: Path) -> None:
-    """Make the folder, without what an earlier run left in it."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / _BOXES).unlink(missing_ok=True)
-    for part in (_MASKS, _OVERLAYS):
-        shutil.rmtree(out / part, ignore_errors=True)
+    """Empty the folder of what an earlier run left in it."""
+    from fastviz.output_folder import remove
+
+    for part in (_BOXES, _MASKS, _OVERLAYS):
+        remove(out / part)
 
 
 def _write(out: Path, line: dict[str, Any], mask: Tensor, photo: Tensor) -> None:
     """Write the mask and the overlay of one photograph, then the line that says so."""
-    from fastviz import drawing, images, pictures
+    from fastviz import drawing, images, output_folder, pictures
 
     for part in (line["mask"], line["overlay"]):
-        (out / part).parent.mkdir(parents=True, exist_ok=True)
+        output_folder.clear_way(out, part)
     images.save_image(mask.float().expand(3, -1, -1), out / line["mask"])
     scale = max(1.0, _SHOWN / min(mask.shape))
     height, width = (round(side * scale) for side in mask.shape)

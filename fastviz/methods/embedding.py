@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fastviz import capture, checks, embedding_file, features, pictures, streaming
 from fastviz.embedding_file import Stored
 from fastviz.features import Pool
+from fastviz.image_paths import Identity
 from fastviz.streaming import Source, Stream
 
 __all__ = ["Embedding", "embedding", "load_embedding"]
@@ -109,6 +110,8 @@ def embedding(
             for batch in todo:
                 shown = pictures.resize(stream.pictures(batch), thumbnails, thumbnails, "bilinear")
                 rows.add(batch.indices, extractor(batch.images), (shown * 255).round().byte().cpu())
+                if store is not None:
+                    store.know(batch.indices)
     except BaseException:
         if store is not None and len(rows.indices) > reused:
             with suppress(OSError):  # what is there is kept, as far as it can be written
@@ -196,6 +199,15 @@ class _Rows:
         return self._vectors[order], self._pictures[order]
 
 
+def _status(path: Path) -> tuple[int, int, int]:
+    """Size and times of a file; zeros where it is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0, 0
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 class _Store:
     """The file of a call: what in it still holds, and what is written to it.
 
@@ -209,7 +221,10 @@ class _Store:
         if stream.files is None:
             raise ValueError("file can only keep the vectors of a source of files: others may change unseen")
         self._file, self._names = file, stream.names or []
-        self._origins = [embedding_file.origin(path) for path in stream.files]
+        self._files = stream.files
+        # As they are before they are read: a change meanwhile must show.
+        self._before = [_status(path) for path in stream.files]
+        self._known: dict[int, Identity] = {}
         self._settings: dict[str, object] = {
             "model": embedding_file.fingerprint(model),
             **dict(zip(("layer", "pool", "thumbnails"), arguments, strict=True)),
@@ -231,15 +246,31 @@ class _Store:
         """Add what still holds to ``rows``."""
         if self._stored is None:
             return
-        held = {each: row for row, each in enumerate(self._stored.origins)}
-        found = [(at, held[each]) for at, each in enumerate(self._origins) if each in held]
+        held = {place: row for row, (place, _) in enumerate(self._stored.origins)}
+        found = []
+        for at, file in enumerate(self._files):
+            row = held.get(os.path.abspath(file))
+            now = None if row is None else self._stored.origins[row][1].still(file)
+            if row is not None and now is not None:
+                self._known[at] = now
+                found.append((at, row))
         if found:
             indices, kept = map(list, zip(*found, strict=True))
             rows.add(indices, self._stored.vectors[kept], self._stored.pictures[kept])
+
+    def know(self, indices: list[int]) -> None:
+        """Take in the content of files that were just read; of one that changed since the start nothing is known."""
+        for at in indices:
+            self._known[at] = Identity(0, 0, 0)
+            with suppress(OSError):
+                now = Identity.of(self._files[at])
+                if self._before[at] == (now.bytes, now.modified, now.changed):
+                    self._known[at] = now
 
     def write(self, rows: _Rows, layer: str) -> None:
         """Write all ``rows``."""
         vectors, small = rows.in_order()
         order = sorted(rows.indices)
-        names, origins = [self._names[at] for at in order], [self._origins[at] for at in order]
+        names = [self._names[at] for at in order]
+        origins = [(os.path.abspath(self._files[at]), self._known.get(at, Identity(0, 0, 0))) for at in order]
         embedding_file.write(self._file, Stored(vectors, small, names, origins, layer, self._settings))

@@ -55,6 +55,11 @@ def neighbours(found: Embedding, k: int = 8, *, queries: Sequence[int | str] | N
     Raises:
         TypeError, ValueError: too large a ``k``, a row or name that does not exist.
     """
+    checks.whole_number(k, "k", minimum=1)
+    if len(found.names) < 2:
+        raise ValueError(f"found should hold at least 2 images, to be neighbours of each other, got {len(found.names)}")
+    if k >= len(found.names):
+        raise ValueError(f"k should be at most {len(found.names) - 1}, one less than the number of images, got {k}")
     rows = range(len(found.names)) if queries is None else [_row(found, query) for query in queries]
     chosen = torch.tensor(rows, dtype=torch.int64)
     near, distances = nearest(found.vectors, k, queries=chosen)

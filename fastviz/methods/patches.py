@@ -230,7 +230,12 @@ def _unit(name: str, maps: Tensor, spot: tuple[int, int]) -> Tensor:
 
 def _names(model: nn.Module, layers: str | Sequence[str]) -> list[str]:
     """The ``layers``, each once, if ``model`` has them."""
-    names = list(dict.fromkeys([layers] if isinstance(layers, str) else layers))
+    given = [layers] if isinstance(layers, str) else layers
+    if not isinstance(given, (list, tuple)) or not all(isinstance(name, str) for name in given):
+        raise TypeError(
+            f"layers should be the name of a layer, a list of names, or None for convolutions, got {layers!r}"
+        )
+    names = list(dict.fromkeys(given))
     if not names:
         raise ValueError("layers should name at least one layer, got none")
     for name in names:
