@@ -231,7 +231,7 @@ def _unit(name: str, maps: Tensor, spot: tuple[int, int]) -> Tensor:
 def _names(model: nn.Module, layers: str | Sequence[str]) -> list[str]:
     """The ``layers``, each once, if ``model`` has them."""
     given = [layers] if isinstance(layers, str) else layers
-    if not isinstance(given, (list, tuple)) or not all(isinstance(name, str) for name in given):
+    if not isinstance(given, (list, tuple)):
         raise TypeError(
             f"layers should be the name of a layer, a list of names, or None for convolutions, got {layers!r}"
         )
