@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastviz import checks
-from fastviz.models import preprocessing
+from fastviz.models import preprocessing, preprocessing_of
 
 __all__ = ["Canvas", "Fourier", "Frame", "Generator", "Pixels", "frame_of"]
 
@@ -47,8 +47,10 @@ class Frame:
         return (pictures - _column(self.mean, pictures)) / _column(self.std, pictures)
 
 
-def frame_of(model: nn.Module, size: int | tuple[int, int] | None = None) -> Frame:
+def frame_of(model: nn.Module, size: int | tuple[int, int] | None = None, channels: int | None = None) -> Frame:
     """The frame of ``model``'s images; ``size`` (one number for a square) where it should not be the usual one.
+
+    ``channels`` is that of a batch of images that is there, see :func:`fastviz.models.preprocessing_of`.
 
     Raises:
         TypeError, ValueError: a size that is not one or two whole numbers of at least 1, or None for a model whose
@@ -57,7 +59,7 @@ def frame_of(model: nn.Module, size: int | tuple[int, int] | None = None) -> Fra
     >>> frame_of(nn.Conv2d(3, 1, 1), 32).size
     (32, 32)
     """
-    known = preprocessing(model)
+    known = preprocessing(model) if channels is None else preprocessing_of(model, channels)
     if size is None:
         if known.size is None:
             raise ValueError("size should be given for a model whose preprocessing has no size, got None")

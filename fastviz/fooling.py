@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fastviz import capture, checks, targets
-from fastviz.canvas import Frame, Pixels
+from fastviz.canvas import Frame, Pixels, frame_of
 from fastviz.convolutions import image_gradients
-from fastviz.models import preprocessing
 from fastviz.optimize import Optimized, Optimizer, is_out_of_memory, optimize, what_fits
 from fastviz.priors import Prior
 
@@ -116,10 +115,7 @@ class Victim:
         Raises:
             ValueError: another number of channels than the model's preprocessing has.
         """
-        known = preprocessing(model)
-        if len(known.mean) != images.shape[1]:
-            raise ValueError(f"x should have {len(known.mean)} channels as the model has, got {images.shape[1]}")
-        return Frame((images.shape[2], images.shape[3]), known.mean, known.std)
+        return frame_of(model, (images.shape[2], images.shape[3]), images.shape[1])
 
     def pictures(self, images: Tensor) -> Tensor:
         """What ``images`` show, 0 to 1.

@@ -148,7 +148,7 @@ def deep_dream(
     values = images.new_zeros(len(images))
     with bar(progress, len(sizes) * steps, text="dreaming", unit="steps") as advance:
         for number, each in enumerate(sizes):
-            frame = frame_of(model, each)
+            frame = frame_of(model, each, images.shape[1])
             base = _resized(photograph, each).clamp(0, 1)
             start = frame.image((base + _resized(added, each)).clamp(0, 1))
             made = optimize(
@@ -170,7 +170,7 @@ def deep_dream(
             if interrupted:
                 break
     dreamt = (photograph + _resized(added, size)).clamp(0, 1)
-    return Dream(frame_of(model, size).image(dreamt), dreamt, values, tuple(sizes), interrupted)
+    return Dream(frame_of(model, size, images.shape[1]).image(dreamt), dreamt, values, tuple(sizes), interrupted)
 
 
 def dream_zoom(
@@ -220,7 +220,7 @@ def _zoomed(
     progress: bool,
     settings: dict[str, Any],
 ) -> Iterator[Tensor]:
-    frame, photograph = frame_of(model, (images.shape[2], images.shape[3])), _photograph(model, images)
+    frame, photograph = frame_of(model, (images.shape[2], images.shape[3]), images.shape[1]), _photograph(model, images)
     with bar(progress, frames, text="dreaming", unit="frames") as advance:
         for _ in range(frames):
             made = deep_dream(model, images, target, **settings)
@@ -428,12 +428,7 @@ def _sizes(network: Network, images: Tensor, octaves: int, scale: float, tile: i
 
 def _photograph(model: nn.Module, images: Tensor) -> Tensor:
     """The pictures that ``images`` show."""
-    frame = frame_of(model, (images.shape[2], images.shape[3]))
-    if images.shape[1] != len(frame.mean):
-        raise ValueError(
-            f"x should have {len(frame.mean)} channels, as the preprocessing of the model says, got {images.shape[1]}"
-        )
-    return frame.picture(images).clamp(0, 1)
+    return frame_of(model, (images.shape[2], images.shape[3]), images.shape[1]).picture(images).clamp(0, 1)
 
 
 def _resized(shown: Tensor, size: tuple[int, int]) -> Tensor:

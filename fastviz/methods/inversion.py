@@ -129,7 +129,7 @@ def invert(
     network = Network(model, [layer], output=False, precision=precision)
     if x is not None:
         images = capture.input_batch(model, x).detach()
-        known = frame_of(model, (images.shape[2], images.shape[3]))
+        known = frame_of(model, (images.shape[2], images.shape[3]), images.shape[1])
         codes = _features(network, images)
     else:
         known = frame_of(model, size)

@@ -74,7 +74,7 @@ def neural_texture(
     (torch.Size([1, 3, 64, 96]), True)
     """
     samples = capture.input_batch(model, sample).detach()
-    frame = frame_of(model, (samples.shape[2], samples.shape[3]) if size is None else size)
+    frame = frame_of(model, (samples.shape[2], samples.shape[3]) if size is None else size, samples.shape[1])
     shown = frame.picture(samples)
     weights = layer_weights(layers, "layers", () if layers is not None else style_layers(model)[0])
     network = Network(model, list(weights), output=False, precision=precision)

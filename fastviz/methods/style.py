@@ -171,7 +171,7 @@ def style_transfer(
     usual = ([], []) if layers is not None and content_layers is not None else style_layers(model)
     of_style = layer_weights(layers, "layers", usual[0]) if beta else {}
     of_content = layer_weights(content_layers, "content_layers", usual[1]) if alpha else {}
-    frame = frame_of(model, (photos.shape[2], photos.shape[3]))
+    frame = frame_of(model, (photos.shape[2], photos.shape[3]), photos.shape[1])
     original = shown = frame.picture(photos)
     samples = [frame.picture(each) for each in styles]
     if preserve_colours:
