@@ -76,7 +76,7 @@ def predicted(model: nn.Module, x: Tensor, batch_size: int | None = None, precis
 
     def compute(batch: Tensor) -> Tensor:
         with torch.no_grad(), reduced_precision(batch, precision):
-            return targets.predicted(model(batch.clone()))
+            return targets.predicted(capture.called(model, batch.clone()))
 
     run = in_fast_order(model, precision, compute)
     with capture.frozen_model(model):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["image_batch", "module", "nearest", "one_of", "positive", "tensor", "whole_number"]
+__all__ = ["image_batch", "module", "nearest", "number", "one_of", "positive", "tensor", "whole_number"]
 
 
 def tensor(
@@ -17,16 +18,32 @@ def tensor(
     """``value``, if it is a tensor with one of ``dims`` dimensions, floating-point unless said otherwise.
 
     Raises:
-        TypeError: not a tensor, or not floating-point.
-        ValueError: another number of dimensions; ``layout`` (for example ``"[N, C, H, W]"``) says what they mean.
+        TypeError: not a tensor, not a dense one, or not floating-point.
+        ValueError: another number of dimensions, which ``layout`` (for example ``"[N, C, H, W]"``) gives the meaning
+            of; named ones.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{argument} should be a tensor, got {type(value).__name__}")
+    _dense(value, argument)
     if floating and not value.is_floating_point():
         raise TypeError(f"{argument} should be a floating-point tensor, got {value.dtype}")
     if dims and value.dim() not in dims:
-        raise ValueError(f"{argument} should have shape {layout}, got {list(value.shape)}")
+        cure = f"; {argument}[None] is a batch of one" if dims == (4,) and value.dim() == 3 else ""
+        raise ValueError(f"{argument} should have shape {layout}, got {list(value.shape)}{cure}")
     return value
+
+
+def _dense(value: Tensor, argument: str) -> None:
+    """Refuses tensors that few operations of torch take, and says how to make them ordinary."""
+    if value.is_nested:
+        raise TypeError(f"{argument} should be one plain tensor, got a nested tensor")
+    if value.layout != torch.strided:
+        raise TypeError(f"{argument} should be a dense tensor, got one of layout {value.layout}: give .to_dense()")
+    if value.is_quantized:
+        raise TypeError(f"{argument} should be an ordinary tensor, got quantised {value.dtype}: give .dequantize()")
+    names = getattr(value, "names", ())  # later versions of torch have none
+    if any(names):
+        raise ValueError(f"{argument} should have no named dimensions, got {names}: give .rename(None)")
 
 
 def image_batch(value: object, argument: str = "x") -> Tensor:
@@ -67,6 +84,17 @@ def whole_number(value: object, argument: str, *, minimum: int) -> int:
     if value < minimum:
         raise ValueError(f"{argument} should be at least {minimum}, got {value}")
     return value
+
+
+def number(value: object, argument: str, *, low: float = -math.inf, high: float = math.inf) -> float:
+    """``value`` as a float, if it is a finite number from ``low`` to ``high``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{argument} should be a number, got {value!r}")
+    if not (math.isfinite(value) and low <= value <= high):
+        bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+        needed = "finite" if low == -math.inf and high == math.inf else f"finite and {bounds}"
+        raise ValueError(f"{argument} should be {needed}, got {value}")
+    return float(value)
 
 
 def positive(value: object, argument: str) -> float:

@@ -46,7 +46,7 @@ def run(model: nn.Module, images: Tensor, hooks: Mapping[str, Hook], calls: Coun
     def through(batch: Tensor) -> bool:
         done.clear()
         try:
-            model(batch)
+            capture.called(model, batch)
         except _Enough:
             return False
         return True
@@ -81,7 +81,7 @@ def called(model: nn.Module, images: Tensor, kinds: tuple[type[nn.Module], ...])
         if isinstance(module, kinds) and not isinstance(module, torch.jit.ScriptModule)
     }
     with capture.hooked(model, hooks):
-        model(images)
+        capture.called(model, images)
     return list(order)
 
 

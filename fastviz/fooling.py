@@ -235,7 +235,8 @@ class Victim:
     def _logarithms(self, pictures: Tensor) -> Tensor:
         """log p of all classes, [N, K], in the graph of ``pictures``."""
         # Convolutions are fastest with channels last.
-        output, _ = targets.run(self.model, self.frame.image(pictures).contiguous(memory_format=torch.channels_last))
+        images = self.frame.image(pictures).contiguous(memory_format=torch.channels_last)
+        output, _ = targets.run(self.model, images, argument="images")
         targets.predicted(output)  # says what is wrong with it
         assert isinstance(output, Tensor)
         return output.log_softmax(1)

@@ -527,16 +527,19 @@ def run(
     *,
     start_gradients: bool = False,
     calls: Mapping[str, int] | None = None,
+    argument: str | None = "x",
 ) -> tuple[object, Activations]:
     """Output of the model for ``x`` and the activations of ``layers``, from one forward pass.
 
     A model that works in place on its input changes ``x``. ``start_gradients`` and ``calls`` as in
-    :func:`fastviz.capture.activations`; with ``calls`` the output is None.
+    :func:`fastviz.capture.activations`; with ``calls`` the output is None. Errors of the model call ``x`` the
+    ``argument``, and come as they are for None.
     """
     recordings = None if start_gradients else replay.recordings(x)
     way = None if recordings is None else replay.way_of(model, x.device)
     if recordings is None or way is None:
-        return _run(model, x, layers, start_gradients, calls)
+        with capture.usable(model, x, argument):
+            return _run(model, x, layers, start_gradients, calls)
 
     def function(images: Tensor) -> replay.Outputs:
         # The copy is for models that work in place on their input.
@@ -544,7 +547,8 @@ def run(
         return output, *(recorded[name] for name in layers)
 
     key = (*way, tuple(layers), None if calls is None else tuple(calls.items()))
-    output, *maps = recordings.replayed(key, function, x)
+    with capture.usable(model, x, argument):
+        output, *maps = recordings.replayed(key, function, x)
     return output, dict(zip(layers, maps, strict=True))
 
 

@@ -143,7 +143,7 @@ def cam(
     def compute(batch: Tensor, part: targets.Selection | None) -> Tensor:
         with torch.no_grad(), capture.activations(model, [name]) as recorded:
             with backward.reduced_precision(batch, precision):
-                output = model(batch.clone())
+                output = capture.called(model, batch.clone())
             maps, weight = _head(model, name, recorded[name], output)
         assert isinstance(output, Tensor)
         if part is None:

@@ -118,7 +118,7 @@ def deep_dream(
     >>> made.pictures.shape, made.sizes
     (torch.Size([1, 3, 96, 80]), ((69, 57), (96, 80)))
     """
-    images = capture.input_batch(model, x).detach()
+    images = capture.input_batch(model, x, narrows=True).detach()
     for value, name, least in ((octaves, "octaves", 1), (steps, "steps", 0), (jitter, "jitter", 0), (seed, "seed", 0)):
         checks.whole_number(value, name, minimum=least)
     if tile is not None:
@@ -202,7 +202,7 @@ def dream_zoom(
     >>> [frame.shape for frame in zoomed]
     [torch.Size([1, 3, 64, 64]), torch.Size([1, 3, 64, 64])]
     """
-    images = capture.input_batch(model, x).detach()
+    images = capture.input_batch(model, x, narrows=True).detach()
     checks.whole_number(frames, "frames", minimum=1)
     if not checks.positive(zoom, "zoom") >= 1:
         raise ValueError(f"zoom should be at least 1, got {zoom}")
@@ -274,7 +274,7 @@ def dream_layer(model: nn.Module) -> str:
     images = like.new_zeros(1, len(known.mean), *(known.size or (224, 224)))
     names: list[str] = [name for name, _ in model.named_modules() if name]
     with capture.frozen_model(model), torch.no_grad(), capture.hooked(model, {name: noting(name) for name in names}):
-        model(images)
+        capture.called(model, images, "images")
     sizes = sorted({size for size, _ in seen})
     if len(sizes) < 2:
         raise ValueError("target should name a layer for this model, which has no maps [N, C, H, W] of two sizes")
@@ -357,11 +357,11 @@ def _chosen(
 def _guided(model: nn.Module, name: object, guide: Tensor, images: int, precision: Precision) -> Objective:
     if not isinstance(name, str):
         raise ValueError(f"target should be the name of a layer where there is a guide, got {type(name).__name__}")
-    shown = capture.input_batch(model, guide).detach()
+    shown = capture.input_batch(model, guide, "guide", narrows=True).detach()
     if len(shown) not in (1, images):
         raise ValueError(f"guide should have 1 or {images} images, as x has, got {len(shown)}")
     with capture.frozen_model(model), torch.no_grad():
-        features = Network(model, [name], output=False, precision=precision)(shown)[1][name]
+        features = Network(model, [name], output=False, precision=precision)(shown, "guide")[1][name]
     if features.dim() != 4:
         raise ValueError(
             f"target should be a layer with maps [N, C, H, W] where there is a guide, got {name!r} with "
@@ -419,9 +419,9 @@ def _sizes(network: Network, images: Tensor, octaves: int, scale: float, tile: i
         while usable:
             seen = (_cuts(side, tile)[0].stop for side in usable[0])
             try:
-                network(images.new_zeros(1, images.shape[1], *seen))
+                network(images.new_zeros(1, images.shape[1], *seen), argument=None)
                 break
-            except ValueError:  # too small for the network
+            except (RuntimeError, ValueError, AssertionError, IndexError):  # too small for the network
                 del usable[0]
     return [*usable, (H, W)]
 

@@ -128,7 +128,7 @@ def invert(
         raise ValueError("either x or features should be given")
     network = Network(model, [layer], output=False, precision=precision)
     if x is not None:
-        images = capture.input_batch(model, x).detach()
+        images = capture.input_batch(model, x, narrows=True).detach()
         known = frame_of(model, (images.shape[2], images.shape[3]), images.shape[1])
         codes = _features(network, images)
     else:
@@ -242,7 +242,7 @@ def _called(model: nn.Module, x: Tensor) -> list[str]:
     """The layers of a strip that the forward pass calls."""
     network = Network(model, invertible_layers(model), output=True)
     with capture.frozen_model(model), torch.no_grad():
-        _, activations = network(capture.input_batch(model, x)[:1])
+        _, activations = network(capture.input_batch(model, x, narrows=True)[:1], "x")
         return [name for name in network.layers if name in activations]
 
 
@@ -261,5 +261,5 @@ def inversion_priors(frame: Frame, range_weight: float, variation_weight: float)
 def _features(network: Network, images: Tensor) -> Tensor:
     """The features of ``images`` that ``network`` records."""
     with capture.frozen_model(network.model), torch.no_grad():
-        (found,) = network(images)[1].values()
+        (found,) = network(images, "x")[1].values()
         return found.detach()

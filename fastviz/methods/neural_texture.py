@@ -73,7 +73,7 @@ def neural_texture(
     >>> made.pictures.shape, bool(made.history[-1] < made.history[0])
     (torch.Size([1, 3, 64, 96]), True)
     """
-    samples = capture.input_batch(model, sample).detach()
+    samples = capture.input_batch(model, sample, "sample", narrows=True).detach()
     frame = frame_of(model, (samples.shape[2], samples.shape[3]) if size is None else size, samples.shape[1])
     shown = frame.picture(samples)
     weights = layer_weights(layers, "layers", () if layers is not None else style_layers(model)[0])

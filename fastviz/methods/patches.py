@@ -269,7 +269,7 @@ def _convolutions(model: nn.Module, image: Tensor) -> list[str]:
     kinds = (nn.Conv2d, nn.modules.batchnorm._BatchNorm)
     hooks = {name: partial(note, name) for name, module in model.named_modules() if isinstance(module, kinds)}
     with capture.hooked(model, hooks):
-        model(image)
+        capture.called(model, image)
     if not chosen:
         raise ValueError("model should have convolutions (nn.Conv2d) that it calls; give the names of other layers")
     return list(chosen)

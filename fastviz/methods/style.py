@@ -161,7 +161,7 @@ def style_transfer(
     >>> made.pictures.shape, bool(made.history[-1] < made.history[0])
     (torch.Size([1, 3, 64, 80]), True)
     """
-    photos = capture.input_batch(model, content).detach()
+    photos = capture.input_batch(model, content, "content", narrows=True).detach()
     styles = _styles(model, style, photos)
     shares = _shares(style_weights, len(styles))
     regions = None if masks is None else _regions(masks, len(styles), photos)

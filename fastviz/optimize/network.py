@@ -76,40 +76,33 @@ class Network:
         for name in self.layers:
             capture.layer_module(model, name)
 
-    def __call__(self, images: Tensor) -> tuple[object, Activations]:
+    def __call__(self, images: Tensor, argument: str | None = "images") -> tuple[object, Activations]:
         """Output of the model (None if it was not asked for) and layer name → output, for ``images`` [N, C, H, W].
 
         Raises:
-            ValueError: the model cannot take images of this size.
+            ValueError: the model cannot take images of this size; see :func:`fastviz.capture.usable`.
         """
         # The copy is for models that work in place on their input; convolutions are fastest with channels last.
         batch = images.clone(memory_format=torch.channels_last)
         if self._narrow is not None:
             batch = batch.to(self._narrow)
         low = self.precision == "bfloat16"
-        try:
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=low):
-                output, recorded = self._run(batch)
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            raise ValueError(
-                f"the model cannot be run on images of {batch.shape[2]}x{batch.shape[3]} pixels, or not at all: {error}"
-            ) from error
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=low):
+            output, recorded = self._run(batch, argument)
         if low or batch.dtype != images.dtype:
             recorded = {name: recorded[name].to(images.dtype) for name in self.layers}
             output = output.to(images.dtype) if isinstance(output, Tensor) else output
         return (output if self.output else None), recorded
 
-    def _run(self, batch: Tensor) -> tuple[object, Activations]:
+    def _run(self, batch: Tensor, argument: str | None) -> tuple[object, Activations]:
         if not self.output and self._calls is None:
             size = preprocessing(self.model).size or (batch.shape[2], batch.shape[3])
             self._calls = unit_crop.calls_of_layers(self.model, self.layers, size, channels=batch.shape[1])
         if self.output or self._calls is not None:
-            return targets.run(self.model, batch, self.layers, calls=self._calls)
-        return self._counting_run(batch)
+            return targets.run(self.model, batch, self.layers, calls=self._calls, argument=argument)
+        return self._counting_run(batch, argument)
 
-    def _counting_run(self, batch: Tensor) -> tuple[object, Activations]:
+    def _counting_run(self, batch: Tensor, argument: str | None) -> tuple[object, Activations]:
         """A whole pass, where nothing else tells how often each layer is called, that learns it."""
         calls = dict.fromkeys(self.layers, 0)
 
@@ -120,7 +113,7 @@ class Network:
             return count
 
         with capture.hooked(self.model, {name: counter(name) for name in self.layers}):
-            result = targets.run(self.model, batch, self.layers)
+            result = targets.run(self.model, batch, self.layers, argument=argument)
         if all(calls.values()):
             self._calls = calls
         return result
