@@ -73,7 +73,12 @@ def frame_of(model: nn.Module, size: int | tuple[int, int] | None = None, channe
 
 def _column(numbers: tuple[float, ...], like: Tensor) -> Tensor:
     """One number a channel, to be multiplied with images."""
-    return like.new_tensor(numbers).view(-1, 1, 1)
+    return _filled(numbers, like).view(-1, 1, 1)
+
+
+def _filled(numbers: Sequence[float], like: Tensor) -> Tensor:
+    """``numbers`` [n] of the dtype and on the device of ``like``, filled in there: a copy from the host would wait."""
+    return torch.cat([like.new_full((1,), number) for number in numbers])
 
 
 class Canvas(ABC):
@@ -241,7 +246,7 @@ class Generator(Canvas):
 
     def bounds(self, frame: Frame, like: Tensor) -> tuple[Tensor, Tensor] | None:
         """The limits of the code."""
-        return None if self.limits is None else (like.new_tensor(self.limits[0]), like.new_tensor(self.limits[1]))
+        return None if self.limits is None else (like.new_full((), self.limits[0]), like.new_full((), self.limits[1]))
 
     def penalty(self, parameters: Tensor) -> Tensor | None:
         """The weighted squared length of each code."""
@@ -256,7 +261,7 @@ def _normal(shape: tuple[int, ...], generators: Sequence[torch.Generator], like:
 
 def _axes(like: Tensor) -> Tensor | None:
     """Colours of the parameters' axes [3, 3]; None for images that are not of three colours."""
-    return like.new_tensor(_COLOUR_AXES) if like.shape[1] == 3 else None
+    return _filled([number for row in _COLOUR_AXES for number in row], like).view(3, 3) if like.shape[1] == 3 else None
 
 
 def _coloured(coordinates: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ def usable(model: nn.Module, x: Tensor, argument: str | None = "x") -> Iterator[
         yield
     except (RuntimeError, AssertionError, IndexError) as error:
         known = isinstance(error, (torch.OutOfMemoryError, UnusableInputError))
-        if argument is None or known or "you tried to allocate" in str(error):
+        if argument is None or known or "you tried to allocate" in str(error) or _runs(model, x):
             raise
         raise UnusableInputError(_unusable(model, x, shape, argument, error)) from error
 
@@ -149,7 +149,7 @@ def _unusable(model: nn.Module, x: Tensor, shape: list[int], argument: str, erro
         for channels in (shape[1], *others):
             if [channels, *size] != shape[1:] and _runs(model, x.new_zeros(1, channels, *size)):
                 told = "" if channels == shape[1] else "; fastviz.describe(model, preprocessing=...) tells its channels"
-                return f"{came}; it can on [N, {channels}, {size[0]}, {size[1]}]{told}"
+                return f"{came}; it can be run on [N, {channels}, {size[0]}, {size[1]}]{told}"
     return came
 
 

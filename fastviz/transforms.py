@@ -116,8 +116,14 @@ def _uniform(low: float, high: float, generators: Sequence[torch.Generator]) -> 
     return low + (high - low) * torch.stack(drawn)
 
 
+def _beside(values: Tensor, like: Tensor) -> Tensor:
+    """``values`` from the host in the dtype and on the device of ``like``, without waiting for the device."""
+    values = values.to(like.dtype)
+    return values.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else values
+
+
 def _warped(images: Tensor, matrices: Tensor) -> Tensor:
     """``images`` read where ``matrices`` [n, 2, 2] say; beyond the edges they are mirrored."""
     whole = torch.cat([matrices, matrices.new_zeros(len(matrices), 2, 1)], 2)
-    grid = functional.affine_grid(whole.to(images), list(images.shape), align_corners=False)
+    grid = functional.affine_grid(_beside(whole, images), list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)

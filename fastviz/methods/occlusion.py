@@ -243,7 +243,7 @@ class _Covered:
             covered = ops.occlude(
                 self.images, self.boxes[number % len(self.boxes)], number // len(self.boxes), self.fill
             )
-            output, recorded = targets.run(self.model, covered, self.selection.layers)
+            output, recorded = targets.run(self.model, covered, self.selection.layers, argument="x")
             parts.append(self.measured(output, number, recorded))
             self.advance(len(number))
         return torch.cat(parts), _dense_stats("the target is inside of the network") | {"batch_size": batch_size}
@@ -261,7 +261,7 @@ def _clean(
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         sample = torch.arange(start, start + len(batch), device=images.device)
-        output, recorded = targets.run(model, batch.clone(), selection.layers)
+        output, recorded = targets.run(model, batch.clone(), selection.layers, argument="x")
         if selection.predicts:
             predicted.append(targets.predicted(output))
         values.append(selection.taken(sample, len(images)).values(output, recorded))

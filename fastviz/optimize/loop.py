@@ -8,7 +8,8 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
@@ -19,6 +20,7 @@ from fastviz import capture, checks
 from fastviz.canvas import Canvas, Frame
 from fastviz.convolutions import image_gradients
 from fastviz.optimize import checkpoint as files
+from fastviz.optimize.known import Known
 from fastviz.optimize.network import is_out_of_memory, what_fits
 from fastviz.optimize.optimizers import Evaluation, Optimizer
 from fastviz.optimize.revive import OpenRectifiers
@@ -210,6 +212,12 @@ class _Run:
     goal: float | None
     seeds: list[int]
     batch_size: int | None
+    numbers: Known[list[int]] = field(default_factory=lambda: Known(Tensor.tolist))
+
+    @cached_property
+    def split(self) -> Known[Sequence[Tensor]]:
+        """Rows in parts that the network sees at once; the same tensors for the same rows."""
+        return Known(lambda rows: (rows,) if len(rows) <= self._at_once(rows) else rows.split(self._at_once(rows)))
 
     @property
     def keeps_best(self) -> bool:
@@ -221,12 +229,15 @@ class _Run:
         found = state.found or self.evaluate(state.parameters, state.active, state.step)
         cause = self._failures(state, found)
         state.history[state.step, state.active] = torch.where(cause > 0, torch.nan, found.values)
-        if (cause > 0).any():
+        # Read together: each look at values waits for the device.
+        near = cause < 0 if self.goal is None else found.measures >= self.goal
+        fails, reaches = torch.stack([(cause > 0).any(), near.any()]).tolist()
+        if fails:
             state, found = self._without_failed(state, found, cause)
         state = replace(state, good=state.parameters)
         if self.keeps_best:
             state = with_best(state, found.total)
-        if self.goal is not None:
+        if reaches:
             reached = self._reached(state, found)
             state, found = stop(state, reached, "goal"), found.taken(~reached)
         if not len(state.active):
@@ -237,7 +248,10 @@ class _Run:
             state.parameters,
             found,
             state.optimizer,
-            lambda parameters, rows: self.evaluate(parameters, state.active[rows], state.step),
+            # the very tensor where it is all of them: what is known of it need not be read again
+            lambda parameters, rows: self.evaluate(
+                parameters, state.active if len(rows) == len(state.active) else state.active[rows], state.step
+            ),
             bounds,
         )
         parameters, there = moved.parameters, moved.found
@@ -252,25 +266,26 @@ class _Run:
 
     def evaluate(self, parameters: Tensor, rows: Tensor, step: int, *, clean: bool = False) -> Evaluation:
         """The objective of the images ``rows`` at ``parameters``; ``clean``: without transforms and gradients."""
-        size = self.batch_size or self._at_once(parameters)
         parts = []
-        for start in range(0, len(parameters), size):
-            part = slice(start, start + size)
+        split = self.split(rows)
+        for part, some in zip(parameters.split([len(some) for some in split]), split, strict=True):
             try:
-                parts.append(self._evaluate(parameters[part], rows[part], step, clean))
+                parts.append(self._evaluate(part, some, step, clean))
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
                 parts.clear()
-                raise MemoryError(self._what_fits(parameters[part], rows[part], step, clean)) from error
+                raise MemoryError(self._what_fits(part, some, step, clean)) from error
         if len(parts) == 1:
             return parts[0]
         return Evaluation(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
-    def _at_once(self, parameters: Tensor) -> int:
-        """How many images the network sees at once, if the caller does not say."""
-        if parameters.device.type != "cpu":
-            return len(parameters)
+    def _at_once(self, rows: Tensor) -> int:
+        """How many of the images ``rows`` the network sees at once."""
+        if self.batch_size is not None:
+            return self.batch_size
+        if rows.device.type != "cpu":
+            return len(rows)
         return max(1, round(_PIXELS_AT_ONCE / math.prod(self.frame.size)))
 
     def _evaluate(self, parameters: Tensor, rows: Tensor, step: int, clean: bool) -> Evaluation:
@@ -334,7 +349,7 @@ class _Run:
     def _transformed(self, images: Tensor, rows: Tensor, step: int) -> Tensor:
         if not self.transforms:
             return images
-        return transformed(images, self.transforms, [_generator(self.seeds[row], step) for row in rows.tolist()])
+        return transformed(images, self.transforms, [_generator(self.seeds[row], step) for row in self.numbers(rows)])
 
     def _what_fits(self, parameters: Tensor, rows: Tensor, step: int, clean: bool) -> str:
         shape = (len(parameters), len(self.frame.mean), *self.frame.size)
@@ -346,9 +361,8 @@ class _Run:
     def _failures(self, state: RunState, found: Evaluation) -> Tensor:
         """Why rows cannot go on, int64 [n]: 0 they can, else a number of :data:`_CAUSES`."""
         cause = (~(_largest(state.parameters) <= _LARGEST)).long() * 3
-        cause[~_largest(found.gradients).isfinite()] = 2
-        cause[~found.total.isfinite()] = 1
-        return cause
+        cause = torch.where(_largest(found.gradients).isfinite(), cause, 2)
+        return torch.where(found.total.isfinite(), cause, 1)
 
     def _without_failed(self, state: RunState, found: Evaluation, cause: Tensor) -> tuple[RunState, Evaluation]:
         failed = cause > 0

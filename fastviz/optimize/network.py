@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from fastviz import capture, checks, targets, unit_crop
 from fastviz.capture import Precision
 from fastviz.models import preprocessing
+from fastviz.optimize.known import Known
 from fastviz.targets import Activations, Objective
 
 __all__ = ["Network", "Toward", "is_out_of_memory", "toward", "what_fits"]
@@ -133,33 +136,55 @@ class Toward:
         self.repeats = repeats
         self.targets = sum(count for _, count in parts)
         """The number of targets."""
+        self._shares = Known(self._shared)
 
     def __call__(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Values and measures, [n] each."""
         output, activations = self.network(images)
-        number = rows // self.repeats
-        ends = [0]
-        for _, count in self.parts:
-            ends.append(ends[-1] + count)
-        sizes = torch.searchsorted(number, torch.tensor(ends, device=number.device)).diff().tolist()
+        shares = self._shares(rows)
         # One split instead of a slice a target: its gradient is put together once.
+        sizes = [share.size for share in shares]
         outputs = output.split(sizes) if isinstance(output, Tensor) else [output] * len(sizes)
         maps = {name: activations[name].split(sizes) for name in self.network.layers}
         values, measures = [], []
-        for i, ((objective, count), samples) in enumerate(zip(self.parts, number.split(sizes), strict=True)):
-            if not len(samples):
-                continue
+        for i, share in enumerate(shares):
             mine = {name: split[i] for name, split in maps.items()}
-            local = samples - ends[i]
-            value = objective.taken(local, count).values(outputs[i], mine)
-            probability = objective.as_probability()
+            value = share.objective.values(outputs[i], mine)
             values.append(value)
-            if probability is None:
+            if share.probability is None:
                 measures.append(value.detach())
             else:
                 with torch.no_grad():
-                    measures.append(probability.taken(local, count).values(outputs[i], mine))
+                    measures.append(share.probability.values(outputs[i], mine))
         return torch.cat(values), torch.cat(measures)
+
+    def _shared(self, rows: Tensor) -> list[_Share]:
+        """The images ``rows`` by target, those without images left out."""
+        numbers = (rows // self.repeats).cpu()
+        ends = [0, *accumulate(count for _, count in self.parts)]
+        sizes = torch.searchsorted(numbers, torch.tensor(ends)).diff().tolist()
+        shares = []
+        for (objective, count), first, samples in zip(self.parts, ends, numbers.split(sizes), strict=False):
+            if len(samples):
+                probability = objective.as_probability()
+                local = samples - first
+                shares.append(
+                    _Share(
+                        len(samples),
+                        objective.taken(local, count),
+                        None if probability is None else probability.taken(local, count),
+                    )
+                )
+        return shares
+
+
+@dataclass(frozen=True)
+class _Share:
+    """The images of a batch that have one target: how many, what is increased, and what a goal is compared with."""
+
+    size: int
+    objective: Objective
+    probability: Objective | None
 
 
 def toward(model: nn.Module, target: targets.Target, *, repeats: int = 1, precision: Precision = "model") -> Toward:
