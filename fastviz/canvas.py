@@ -162,14 +162,21 @@ class Fourier(Canvas):
     decay: float = 1.0
     decorrelate: bool = True
 
+    def __post_init__(self) -> None:
+        checks.number(self.decay, "decay")
+
     def images(self, parameters: Tensor, frame: Frame) -> Tensor:
         """The image of these waves."""
+        if not len(parameters):  # which Fourier transforms refuse
+            return parameters.new_zeros(0, parameters.shape[1], *frame.size)
         spectrum = torch.view_as_complex(parameters) * self._scale(frame, parameters)
         waves = torch.fft.irfft2(spectrum, s=frame.size, norm="ortho")
         return frame.image(_coloured(waves) if self.decorrelate else waves.sigmoid())
 
     def parameters(self, images: Tensor, frame: Frame) -> Tensor:
         """The waves of ``images``; what is blacker than 0.001 or whiter than 0.999 becomes that."""
+        if not len(images):
+            return images.new_zeros(0, images.shape[1], images.shape[2], images.shape[3] // 2 + 1, 2)
         pictures = frame.picture(images)
         waves = _colours(pictures) if self.decorrelate else pictures.clamp(_MARGIN, 1 - _MARGIN).logit()
         spectrum = torch.fft.rfft2(waves, norm="ortho") / self._scale(frame, waves)
@@ -214,6 +221,15 @@ class Generator(Canvas):
     def __post_init__(self) -> None:
         checks.module(self.module, "module")
         checks.one_of(self.output, "output", ("picture", "tanh", "image"))
+        if not isinstance(self.code, Sequence) or isinstance(self.code, str):
+            raise TypeError(f"code should be the shape of one code, such as (4096,), got {self.code!r}")
+        for side in self.code:
+            checks.whole_number(side, "code", minimum=1)
+        checks.number(self.decay, "decay", low=0)
+        if self.limits is not None:
+            pair = isinstance(self.limits, Sequence) and len(self.limits) == 2
+            if not pair or not checks.number(self.limits[0], "limits") <= checks.number(self.limits[1], "limits"):
+                raise ValueError(f"limits should be the smallest and the largest number, got {self.limits!r}")
 
     def images(self, parameters: Tensor, frame: Frame) -> Tensor:
         """The generator's pictures of these codes.
@@ -256,7 +272,7 @@ class Generator(Canvas):
 def _normal(shape: tuple[int, ...], generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
     """Normal noise [N, *shape], each row from a generator of its own (on the CPU: the same on every device)."""
     rows = [torch.empty(shape, dtype=torch.float64).normal_(generator=generator) for generator in generators]
-    return torch.stack(rows).to(like)
+    return (torch.stack(rows) if rows else torch.empty(0, *shape)).to(like)
 
 
 def _axes(like: Tensor) -> Tensor | None:

@@ -4,12 +4,32 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["image_batch", "module", "nearest", "number", "one_of", "positive", "tensor", "whole_number"]
+__all__ = [
+    "device",
+    "image_batch",
+    "instance",
+    "instances",
+    "module",
+    "names",
+    "nearest",
+    "number",
+    "one_of",
+    "path",
+    "positive",
+    "tensor",
+    "whole_number",
+]
+
+_LISTED = 8
+"""Known names that are listed where none is near."""
 
 
 def tensor(
@@ -67,14 +87,63 @@ def one_of(value: object, argument: str, choices: Iterable[str]) -> str:
     return value
 
 
-def nearest(value: str, argument: str, known: Iterable[str]) -> str:
-    """``value``, if it is one of the ``known`` names; else a ValueError with the names nearest to it."""
+def nearest(value: object, argument: str, known: Iterable[str]) -> str:
+    """``value``, if it is one of the ``known`` names; else a ValueError with the nearest, or with the first of them."""
     names = tuple(known)
+    if not isinstance(value, str):
+        raise TypeError(f"{argument} should be a name, got {value!r}")
     if value in names:
         return value
     close = difflib.get_close_matches(value, names, n=3, cutoff=0.4)
     hint = f"; nearest: {', '.join(close)}" if close else ""
+    some = [name for name in names if name]
+    if not close and some:
+        hint = f"; there are: {', '.join(some[:_LISTED])}" + (", ..." if len(some) > _LISTED else "")
     raise ValueError(f"{argument} {value!r} is not known{hint}")
+
+
+def names(value: object, argument: str) -> list[str]:
+    """``value`` as a list, if it is one name or several."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, Sequence) or not all(isinstance(name, str) for name in value):
+        raise TypeError(f"{argument} should be a name or a list of them, got {value!r}")
+    return list(value)
+
+
+def device(value: torch.device | str, argument: str = "device") -> torch.device:
+    """``value`` as a device, if torch can keep tensors there."""
+    try:
+        place = torch.device(value)
+        torch.empty(0, device=place)
+    except (RuntimeError, TypeError, AssertionError) as error:  # no such word, or nothing of the sort in this machine
+        said = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"{argument} should be one that torch can use here, got {value!r} ({said})") from error
+    return place
+
+
+def path(value: object, argument: str) -> Path:
+    """``value`` as a path, ``~`` being the user's folder."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{argument} should be a path, got {value!r}")
+    return Path(os.fsdecode(value)).expanduser()
+
+
+_Kind = TypeVar("_Kind")
+
+
+def instance(value: object, argument: str, kind: type[_Kind]) -> _Kind:
+    """``value``, if it is of this ``kind``."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{argument} should be of the class {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
+def instances(value: object, argument: str, kind: type) -> tuple[Any, ...]:
+    """``value`` as a tuple, if it is a list of objects of this ``kind``."""
+    if not isinstance(value, Sequence) or not all(isinstance(each, kind) for each in value):
+        raise TypeError(f"{argument} should be a list of {kind.__name__}, got {value!r}")
+    return tuple(value)
 
 
 def whole_number(value: object, argument: str, *, minimum: int) -> int:

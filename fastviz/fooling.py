@@ -100,6 +100,7 @@ class Victim:
         goal: the probability at which an image is done.
         batch_size: images it sees at once; None is all.
         progress: whether to show bars.
+        argument: what errors call the images.
     """
 
     model: nn.Module
@@ -107,6 +108,11 @@ class Victim:
     goal: float
     batch_size: int | None = None
     progress: bool = False
+    argument: str = "images"
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None:
+            checks.whole_number(self.batch_size, "batch_size", minimum=1)
 
     @staticmethod
     def frame_for(model: nn.Module, images: Tensor) -> Frame:
@@ -236,7 +242,7 @@ class Victim:
         """log p of all classes, [N, K], in the graph of ``pictures``."""
         # Convolutions are fastest with channels last.
         images = self.frame.image(pictures).contiguous(memory_format=torch.channels_last)
-        output, _ = targets.run(self.model, images, argument="images")
+        output, _ = targets.run(self.model, images, argument=self.argument)
         targets.predicted(output)  # says what is wrong with it
         assert isinstance(output, Tensor)
         return output.log_softmax(1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastviz import checks
+from fastviz import capture, checks
 from fastviz.fingerprint import Kept, structure
 from fastviz.geometry import Field, clip
 from fastviz.models import preprocessing
@@ -278,6 +278,13 @@ def example_images(
     A size or number of channels that is not given is that of :func:`fastviz.models.preprocessing`.
     """
     known = preprocessing(model)
+    if input_size is not None:
+        if not isinstance(input_size, (tuple, list)) or len(input_size) != 2:
+            raise ValueError(f"input_size should be (height, width), got {input_size!r}")
+        for side in input_size:
+            checks.whole_number(side, "input_size", minimum=1)
+    if channels is not None:
+        checks.whole_number(channels, "channels", minimum=1)
     size = input_size or known.size
     if size is None:
         raise ValueError("input_size should be given for a model whose preprocessing has no size, got None")
@@ -311,7 +318,7 @@ def _calls(model: nn.Module, input_size: tuple[int, int] | None, channels: int |
             return _watched_pass(twin, mode.from_tensor(batch))
     except Exception:  # code that looks at values cannot run without them; errors of the model itself come again below
         devices = [batch.device] if batch.is_cuda else []
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices), capture.usable(model, batch[:1], "images"):
             return _watched_pass(twin_of(model), batch[:1])
 
 

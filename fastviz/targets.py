@@ -312,6 +312,8 @@ def neuron(layer: str, channel: Index, position: Sequence[Index] | None = None) 
     W], and has one number for each further dimension in general. None is the centre (H // 2, W // 2), and what outputs
     [N, C] need. Each number is an int or a tensor of ints [N], one a sample.
     """
+    if position is not None and not isinstance(position, Sequence):
+        raise TypeError(f"position should have one number for each dimension of a map, got {position!r}")
     places = None if position is None else tuple(_given(at, "position") for at in position)
     return _Unit(_name(layer), _given(channel, "channel"), places)
 

@@ -84,7 +84,9 @@ class Scale(Warp):
     high: float = 1.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.low <= self.high < torch.inf:
+        checks.positive(self.low, "low")
+        checks.positive(self.high, "high")
+        if not self.low <= self.high:
             raise ValueError(f"low and high should be above 0, in this order, got {self.low} and {self.high}")
 
     def matrices(self, size: tuple[int, int], generators: Sequence[torch.Generator]) -> Tensor:

@@ -132,7 +132,7 @@ def fool(
             raise ValueError(f"radius should be at least 1/255 = {LEVEL:.5f} with quantize, got {radius}")
     probability_goal(goal)
     with capture.frozen_model(model):
-        victim = Victim(model, Victim.frame_for(model, images), goal, batch_size, progress)
+        victim = Victim(model, Victim.frame_for(model, images), goal, batch_size, progress, "x")
         clean = victim.pictures(images)
         before = victim.probabilities(clean)
         if not before.isfinite().all():

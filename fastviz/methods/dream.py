@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -346,7 +347,7 @@ def _chosen(
         wanted: Target = _guided(model, name, guide, len(images), precision)
     else:
         wanted = targets.layer(name) if isinstance(name, str) else name
-    found = toward(model, wanted, precision=precision)
+    found = toward(model, wanted, precision=precision, argument="x")
     if found.targets == 1:
         return Toward(found.network, found.parts, max(1, len(images))), images
     if len(images) not in (1, found.targets):
@@ -361,7 +362,7 @@ def _guided(model: nn.Module, name: object, guide: Tensor, images: int, precisio
     if len(shown) not in (1, images):
         raise ValueError(f"guide should have 1 or {images} images, as x has, got {len(shown)}")
     with capture.frozen_model(model), torch.no_grad():
-        features = Network(model, [name], output=False, precision=precision)(shown, "guide")[1][name]
+        features = Network(model, [name], output=False, precision=precision, argument="guide")(shown)[1][name]
     if features.dim() != 4:
         raise ValueError(
             f"target should be a layer with maps [N, C, H, W] where there is a guide, got {name!r} with "
@@ -414,12 +415,14 @@ def _sizes(network: Network, images: Tensor, octaves: int, scale: float, tile: i
     """Height and width of the octaves, the smallest first; but for the last, those on which the network can be run."""
     H, W = images.shape[2:]
     sizes = [(round(H / scale**k), round(W / scale**k)) for k in reversed(range(octaves))]
+    probe = copy.copy(network)
+    probe.argument = None  # its errors are an answer here, and need no explanation
     usable = [size for size in sizes[:-1] if min(size) >= _SMALLEST]
     with capture.frozen_model(network.model), torch.no_grad():
         while usable:
             seen = (_cuts(side, tile)[0].stop for side in usable[0])
             try:
-                network(images.new_zeros(1, images.shape[1], *seen), argument=None)
+                probe(images.new_zeros(1, images.shape[1], *seen))
                 break
             except (RuntimeError, ValueError, AssertionError, IndexError):  # too small for the network
                 del usable[0]

@@ -124,9 +124,11 @@ def invert(
     """
     checks.whole_number(starts, "starts", minimum=1)
     checks.whole_number(seed, "seed", minimum=0)
+    if goal is not None:
+        checks.number(goal, "goal")
     if (x is None) == (features is None):
         raise ValueError("either x or features should be given")
-    network = Network(model, [layer], output=False, precision=precision)
+    network = Network(model, [layer], output=False, precision=precision, argument="images" if x is None else "x")
     if x is not None:
         images = capture.input_batch(model, x, narrows=True).detach()
         known = frame_of(model, (images.shape[2], images.shape[3]), images.shape[1])
@@ -135,6 +137,8 @@ def invert(
         known = frame_of(model, size)
         codes = checks.tensor(features, "features").detach()
     length = codes.flatten(1).square().sum(1)
+    if not bool(length.isfinite().all()):
+        raise ValueError(f"{network.argument} should have finite features in layer {layer!r}, got NaN or infinity")
     if not bool((length > 0).all()):
         raise ValueError(f"features should not be zero everywhere, as those of layer {layer!r} are")
 
@@ -204,7 +208,7 @@ def invert_all(
     >>> [made.layer for made in strip]
     ['conv1', 'fc8']
     """
-    names = _called(model, x) if layers is None else list(layers)
+    names = _called(model, x) if layers is None else checks.names(layers, "layers")
     for name in names:  # an unknown layer is told before minutes of work
         capture.layer_module(model, name)
     found = []
@@ -240,9 +244,9 @@ def invertible_layers(model: nn.Module) -> list[str]:
 
 def _called(model: nn.Module, x: Tensor) -> list[str]:
     """The layers of a strip that the forward pass calls."""
-    network = Network(model, invertible_layers(model), output=True)
+    network = Network(model, invertible_layers(model), output=True, argument="x")
     with capture.frozen_model(model), torch.no_grad():
-        _, activations = network(capture.input_batch(model, x, narrows=True)[:1], "x")
+        _, activations = network(capture.input_batch(model, x, narrows=True)[:1])
         return [name for name in network.layers if name in activations]
 
 
@@ -261,5 +265,5 @@ def inversion_priors(frame: Frame, range_weight: float, variation_weight: float)
 def _features(network: Network, images: Tensor) -> Tensor:
     """The features of ``images`` that ``network`` records."""
     with capture.frozen_model(network.model), torch.no_grad():
-        (found,) = network(images, "x")[1].values()
+        (found,) = network(images)[1].values()
         return found.detach()

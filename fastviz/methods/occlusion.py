@@ -114,8 +114,8 @@ def occlusion(
     for number, argument in ((batch_size, "batch_size"), (memory, "memory")):
         if number is not None:
             checks.whole_number(number, argument, minimum=1)
-    if drill_down is not None and not 0 <= drill_down <= 1:
-        raise ValueError(f"drill_down should be from 0 to 1, got {drill_down}")
+    if drill_down is not None:
+        checks.number(drill_down, "drill_down", low=0, high=1)
     if classes and drill_down is not None:
         raise ValueError("classes needs every window, drill_down leaves windows out; choose one of them")
     options = {"precision": precision, "growth_cap": growth_cap, "memory": memory, "batch_size": batch_size}

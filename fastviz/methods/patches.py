@@ -230,7 +230,7 @@ def _unit(name: str, maps: Tensor, spot: tuple[int, int]) -> Tensor:
 
 def _names(model: nn.Module, layers: str | Sequence[str]) -> list[str]:
     """The ``layers``, each once, if ``model`` has them."""
-    names = list(dict.fromkeys([layers] if isinstance(layers, str) else layers))
+    names = list(dict.fromkeys(checks.names(layers, "layers")))
     if not names:
         raise ValueError("layers should name at least one layer, got none")
     for name in names:

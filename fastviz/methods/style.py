@@ -176,7 +176,7 @@ def style_transfer(
     samples = [frame.picture(each) for each in styles]
     if preserve_colours:
         shown, samples = _grey(shown, samples)
-    network = Network(model, [*of_style, *of_content], output=False, precision=precision)
+    network = Network(model, [*of_style, *of_content], output=False, precision=precision, argument="content and style")
 
     def losses(size: Size, part: float) -> Losses:
         found = Losses(network, alpha, beta, photos.new_zeros(len(photos)))
@@ -368,6 +368,8 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
     """The part of each style, 1 in sum."""
     if weights is None:
         return [1 / count] * count
+    if not isinstance(weights, Sequence):
+        raise TypeError(f"style_weights should be a list of numbers, one a style, got {weights!r}")
     found = [not_negative(weight, "style_weights") for weight in weights]
     if len(found) != count:
         raise ValueError(f"style_weights should have one number a style, {count}, got {len(found)}")

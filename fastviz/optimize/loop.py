@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -155,6 +154,12 @@ def optimize(
     checks.whole_number(checkpoint_every, "checkpoint_every", minimum=1)
     if batch_size is not None:
         checks.whole_number(batch_size, "batch_size", minimum=1)
+    if goal is not None:
+        checks.number(goal, "goal")
+    if preview is not None and not callable(preview):
+        raise TypeError(f"preview should be a function, got {type(preview).__name__}")
+    checks.instances(priors, "priors", Prior)
+    checks.instances(transforms, "transforms", Transform)
     if not optimizer.random_objective and transforms:
         raise ValueError(
             f"transforms should be empty for {type(optimizer).__name__}, whose line search needs an objective that "
@@ -165,7 +170,7 @@ def optimize(
     if len(seeds) != N:
         raise ValueError(f"seeds should have one number an image, {N}, got {len(seeds)}")
     run = _Run(model, objective, canvas, frame, optimizer, tuple(priors), tuple(transforms), goal, seeds, batch_size)
-    path = None if checkpoint is None else Path(checkpoint)
+    path = None if checkpoint is None else checks.path(checkpoint, "checkpoint")
     settings = "; ".join(
         str(part)
         for part in (about, list(parameters.shape), parameters.dtype, canvas, frame, optimizer, run.priors,

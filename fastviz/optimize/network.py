@@ -54,6 +54,7 @@ class Network:
         layers: dotted names.
         output: whether the model's own output is needed.
         precision: ``"bfloat16"`` runs the model under autocast; what comes out has the dtype of the images again.
+        argument: what errors call the images; None leaves the model's errors as they are.
 
     Raises:
         ValueError: a layer that does not exist or cannot be recorded; the message lists the nearest.
@@ -65,13 +66,20 @@ class Network:
     """
 
     def __init__(
-        self, model: nn.Module, layers: Sequence[str], *, output: bool, precision: Precision = "model"
+        self,
+        model: nn.Module,
+        layers: Sequence[str],
+        *,
+        output: bool,
+        precision: Precision = "model",
+        argument: str | None = "images",
     ) -> None:
         checks.one_of(precision, "precision", ("model", "bfloat16"))
         capture.require_gradients(model)
         self.model = model
         self.layers = tuple(dict.fromkeys(layers))
         self.output = output
+        self.argument = argument
         self.precision = precision
         own = next((value.dtype for value in model.parameters() if value.is_floating_point()), torch.float32)
         self._narrow = own if own in (torch.bfloat16, torch.float16) else None
@@ -79,7 +87,7 @@ class Network:
         for name in self.layers:
             capture.layer_module(model, name)
 
-    def __call__(self, images: Tensor, argument: str | None = "images") -> tuple[object, Activations]:
+    def __call__(self, images: Tensor) -> tuple[object, Activations]:
         """Output of the model (None if it was not asked for) and layer name → output, for ``images`` [N, C, H, W].
 
         Raises:
@@ -91,21 +99,21 @@ class Network:
             batch = batch.to(self._narrow)
         low = self.precision == "bfloat16"
         with torch.autocast(images.device.type, torch.bfloat16, enabled=low):
-            output, recorded = self._run(batch, argument)
+            output, recorded = self._run(batch)
         if low or batch.dtype != images.dtype:
             recorded = {name: recorded[name].to(images.dtype) for name in self.layers}
             output = output.to(images.dtype) if isinstance(output, Tensor) else output
         return (output if self.output else None), recorded
 
-    def _run(self, batch: Tensor, argument: str | None) -> tuple[object, Activations]:
+    def _run(self, batch: Tensor) -> tuple[object, Activations]:
         if not self.output and self._calls is None:
             size = preprocessing(self.model).size or (batch.shape[2], batch.shape[3])
             self._calls = unit_crop.calls_of_layers(self.model, self.layers, size, channels=batch.shape[1])
         if self.output or self._calls is not None:
-            return targets.run(self.model, batch, self.layers, calls=self._calls, argument=argument)
-        return self._counting_run(batch, argument)
+            return targets.run(self.model, batch, self.layers, calls=self._calls, argument=self.argument)
+        return self._counting_run(batch)
 
-    def _counting_run(self, batch: Tensor, argument: str | None) -> tuple[object, Activations]:
+    def _counting_run(self, batch: Tensor) -> tuple[object, Activations]:
         """A whole pass, where nothing else tells how often each layer is called, that learns it."""
         calls = dict.fromkeys(self.layers, 0)
 
@@ -116,7 +124,7 @@ class Network:
             return count
 
         with capture.hooked(self.model, {name: counter(name) for name in self.layers}):
-            result = targets.run(self.model, batch, self.layers, argument=argument)
+            result = targets.run(self.model, batch, self.layers, argument=self.argument)
         if all(calls.values()):
             self._calls = calls
         return result
@@ -187,7 +195,14 @@ class _Share:
     probability: Objective | None
 
 
-def toward(model: nn.Module, target: targets.Target, *, repeats: int = 1, precision: Precision = "model") -> Toward:
+def toward(
+    model: nn.Module,
+    target: targets.Target,
+    *,
+    repeats: int = 1,
+    precision: Precision = "model",
+    argument: str = "images",
+) -> Toward:
     """The objective for one image a target, or ``repeats`` of them.
 
     Unlike where images are explained, several targets are several images: a tensor of T classes, a list of T targets,
@@ -206,5 +221,5 @@ def toward(model: nn.Module, target: targets.Target, *, repeats: int = 1, precis
     if selection.predicts:
         raise ValueError("target should say which class: there is no image yet that could be predicted, got None")
     parts = [(objective, objective.samples or 1) for objective in selection.objectives]
-    network = Network(model, selection.layers, output=selection.reads_output, precision=precision)
+    network = Network(model, selection.layers, output=selection.reads_output, precision=precision, argument=argument)
     return Toward(network, parts, repeats)
