@@ -115,7 +115,8 @@ def called(model: nn.Module, x: Tensor, argument: str = "x") -> Any:
 def usable(model: nn.Module, x: Tensor, argument: str | None = "x") -> Iterator[None]:
     """Says of what ``model`` refuses while inside, where it is run on ``x``, which argument it was, and a cure.
 
-    For no ``argument`` what it says comes as it is.
+    ``"size"`` is for images that were made in a size that the caller chose. For no ``argument`` what it says comes as
+    it is.
 
     Raises:
         UnusableInputError: what torch says of the model and ``x``, unless memory ran out, with their shape and dtype.
@@ -138,9 +139,10 @@ def _unusable(model: nn.Module, x: Tensor, shape: list[int], argument: str, erro
         return wrong
     if len(shape) != 4:
         return f"the model cannot be run on {argument} of shape {shape} and {x.dtype} ({said})"
+    sized = argument == "size"
     came = (
-        f"the model cannot be run on {argument} of {shape[2]}x{shape[3]} pixels with {shape[1]} channels in "
-        f"{x.dtype} ({said})"
+        f"the model cannot be run on {'images' if sized else argument} of {shape[2]}x{shape[3]} pixels with "
+        f"{shape[1]} channels in {x.dtype} ({said})"
     )
     convolutions = {getattr(module, "in_channels", None) for module in model.modules()}
     others = sorted({1, 3, *(number for number in convolutions if isinstance(number, int) and number > 0)} - {shape[1]})
@@ -148,8 +150,10 @@ def _unusable(model: nn.Module, x: Tensor, shape: list[int], argument: str, erro
     for size in ([*shape[2:]], [*usual]):
         for channels in (shape[1], *others):
             if [channels, *size] != shape[1:] and _runs(model, x.new_zeros(1, channels, *size)):
-                told = "" if channels == shape[1] else "; fastviz.describe(model, preprocessing=...) tells its channels"
-                return f"{came}; it can be run on [N, {channels}, {size[0]}, {size[1]}]{told}"
+                cure = f"{came}; it can be run on [N, {channels}, {size[0]}, {size[1]}]"
+                if channels != shape[1]:
+                    return f"{cure}; fastviz.describe(model, preprocessing=...) tells its channels"
+                return f"size should be one that the model can take: {cure}" if sized else cure
     return came
 
 

@@ -128,7 +128,7 @@ def invert(
         checks.number(goal, "goal")
     if (x is None) == (features is None):
         raise ValueError("either x or features should be given")
-    network = Network(model, [layer], output=False, precision=precision, argument="images" if x is None else "x")
+    network = Network(model, [layer], output=False, precision=precision, argument="size" if x is None else "x")
     if x is not None:
         images = capture.input_batch(model, x, narrows=True).detach()
         known = frame_of(model, (images.shape[2], images.shape[3]), images.shape[1])
@@ -138,7 +138,8 @@ def invert(
         codes = checks.tensor(features, "features").detach()
     length = codes.flatten(1).square().sum(1)
     if not bool(length.isfinite().all()):
-        raise ValueError(f"{network.argument} should have finite features in layer {layer!r}, got NaN or infinity")
+        given = "features" if x is None else "x"
+        raise ValueError(f"{given} should have finite features in layer {layer!r}, got NaN or infinity")
     if not bool((length > 0).all()):
         raise ValueError(f"features should not be zero everywhere, as those of layer {layer!r} are")
 

@@ -131,11 +131,11 @@ def maximize_code(
         if name not in _DECODING:
             raise TypeError(f"decoding should hold arguments of invert: {', '.join(sorted(_DECODING))}; got {name!r}")
     frame = frame_of(model, size)
-    objective = toward(model, target, repeats=starts)
+    objective = toward(model, target, repeats=starts, argument="size")
     seeds = [seed + number for number in range(starts)] * objective.targets
     noise = start_parameters(model, "noise", Pixels(), frame, seeds)
     with capture.frozen_model(model), torch.no_grad():
-        begin = Network(model, [layer], output=False)(noise)[1][layer].detach()
+        begin = Network(model, [layer], output=False, argument="size")(noise)[1][layer].detach()
     sigma = begin.flatten(1).square().mean(1).sqrt().clamp(min=torch.finfo(begin.dtype).tiny)
     sigma = sigma.view(-1, *(1,) * (begin.dim() - 1))
 
