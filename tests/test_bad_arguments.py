@@ -300,3 +300,21 @@ def test_features_that_are_not_finite(model: nn.Module) -> None:
 def test_a_name_without_a_near_one_is_told_what_there_is(model: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"layer 'conv' is not known; there are: 0, 1, 2, 3, 4, 5, 6$"):
         fv.activations(model, photos(), "conv")
+
+
+@pytest.mark.parametrize("name", ["saliency", "gradient_times_input", "occlusion", "activations", "fool", "invert"])
+def test_images_with_a_graph_of_their_own(model: nn.Module, name: str) -> None:
+    """A leaf, and what was computed from one: results hang on no graph, and no gradient is left behind."""
+    leaf = photos().requires_grad_()
+    for x in (leaf, leaf * 1.0):
+        found = TAKES[name][0](model, x)
+        tensors = [part for part in parts_of(found) if isinstance(part, Tensor)]
+        assert tensors
+        assert not any(tensor.requires_grad for tensor in tensors)
+    assert leaf.grad is None
+
+
+def parts_of(found: object) -> list[object]:
+    if isinstance(found, Tensor):
+        return [found]
+    return list(found.values()) if isinstance(found, dict) else list(vars(found).values())
