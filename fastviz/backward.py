@@ -121,18 +121,26 @@ _contiguous_only: WeakSet[nn.Module] = WeakSet()
 
 
 def in_fast_order(
-    model: nn.Module, precision: Precision, compute: Callable[Concatenate[Tensor, More], Result]
+    model: nn.Module,
+    precision: Precision,
+    compute: Callable[Concatenate[Tensor, More], Result],
+    argument: str | None = "x",
 ) -> Callable[Concatenate[Tensor, More], Result]:
     """``compute``, called with its images in channels_last memory where convolutions are faster with that.
 
     That is on a CPU in less than double precision, and wherever ``precision`` is reduced, but for a few images and a
     model of many weights, which would have to be copied. A model that calls ``view``
-    on its maps cannot take it: it is run again with the images as they came, and is remembered.
+    on its maps cannot take it: it is run again with the images as they came, and is remembered. What the model cannot
+    be run on is said of the ``argument``, see :func:`fastviz.capture.usable`.
     """
     convolutions = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
     weights = sum(weight.numel() for weight in convolutions if not nn.parameter.is_lazy(weight))
 
     def run(x: Tensor, /, *more: More.args, **options: More.kwargs) -> Result:
+        with capture.usable(model, x, argument):
+            return in_order(x, *more, **options)
+
+    def in_order(x: Tensor, /, *more: More.args, **options: More.kwargs) -> Result:
         faster = precision != "model" or (x.device.type == "cpu" and x.dtype != torch.float64)
         pays = 0 < weights < _MANY_WEIGHTS or (weights > 0 and len(x) >= _FEW_IMAGES)
         if faster and pays and model not in _contiguous_only:

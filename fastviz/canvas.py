@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastviz import checks
-from fastviz.models import preprocessing
+from fastviz.models import preprocessing, preprocessing_of
 
 __all__ = ["Canvas", "Fourier", "Frame", "Generator", "Pixels", "frame_of"]
 
@@ -47,8 +47,10 @@ class Frame:
         return (pictures - _column(self.mean, pictures)) / _column(self.std, pictures)
 
 
-def frame_of(model: nn.Module, size: int | tuple[int, int] | None = None) -> Frame:
+def frame_of(model: nn.Module, size: int | tuple[int, int] | None = None, channels: int | None = None) -> Frame:
     """The frame of ``model``'s images; ``size`` (one number for a square) where it should not be the usual one.
+
+    ``channels`` is that of a batch of images that is there, see :func:`fastviz.models.preprocessing_of`.
 
     Raises:
         TypeError, ValueError: a size that is not one or two whole numbers of at least 1, or None for a model whose
@@ -57,7 +59,7 @@ def frame_of(model: nn.Module, size: int | tuple[int, int] | None = None) -> Fra
     >>> frame_of(nn.Conv2d(3, 1, 1), 32).size
     (32, 32)
     """
-    known = preprocessing(model)
+    known = preprocessing(model) if channels is None else preprocessing_of(model, channels)
     if size is None:
         if known.size is None:
             raise ValueError("size should be given for a model whose preprocessing has no size, got None")
@@ -71,7 +73,12 @@ def frame_of(model: nn.Module, size: int | tuple[int, int] | None = None) -> Fra
 
 def _column(numbers: tuple[float, ...], like: Tensor) -> Tensor:
     """One number a channel, to be multiplied with images."""
-    return like.new_tensor(numbers).view(-1, 1, 1)
+    return _filled(numbers, like).view(-1, 1, 1)
+
+
+def _filled(numbers: Sequence[float], like: Tensor) -> Tensor:
+    """``numbers`` [n] of the dtype and on the device of ``like``, filled in there: a copy from the host would wait."""
+    return torch.cat([like.new_full((1,), number) for number in numbers])
 
 
 class Canvas(ABC):
@@ -155,14 +162,21 @@ class Fourier(Canvas):
     decay: float = 1.0
     decorrelate: bool = True
 
+    def __post_init__(self) -> None:
+        checks.number(self.decay, "decay")
+
     def images(self, parameters: Tensor, frame: Frame) -> Tensor:
         """The image of these waves."""
+        if not len(parameters):  # which Fourier transforms refuse
+            return parameters.new_zeros(0, parameters.shape[1], *frame.size)
         spectrum = torch.view_as_complex(parameters) * self._scale(frame, parameters)
         waves = torch.fft.irfft2(spectrum, s=frame.size, norm="ortho")
         return frame.image(_coloured(waves) if self.decorrelate else waves.sigmoid())
 
     def parameters(self, images: Tensor, frame: Frame) -> Tensor:
         """The waves of ``images``; what is blacker than 0.001 or whiter than 0.999 becomes that."""
+        if not len(images):
+            return images.new_zeros(0, images.shape[1], images.shape[2], images.shape[3] // 2 + 1, 2)
         pictures = frame.picture(images)
         waves = _colours(pictures) if self.decorrelate else pictures.clamp(_MARGIN, 1 - _MARGIN).logit()
         spectrum = torch.fft.rfft2(waves, norm="ortho") / self._scale(frame, waves)
@@ -207,6 +221,15 @@ class Generator(Canvas):
     def __post_init__(self) -> None:
         checks.module(self.module, "module")
         checks.one_of(self.output, "output", ("picture", "tanh", "image"))
+        if not isinstance(self.code, Sequence) or isinstance(self.code, str):
+            raise TypeError(f"code should be the shape of one code, such as (4096,), got {self.code!r}")
+        for side in self.code:
+            checks.whole_number(side, "code", minimum=1)
+        checks.number(self.decay, "decay", low=0)
+        if self.limits is not None:
+            pair = isinstance(self.limits, Sequence) and len(self.limits) == 2
+            if not pair or not checks.number(self.limits[0], "limits") <= checks.number(self.limits[1], "limits"):
+                raise ValueError(f"limits should be the smallest and the largest number, got {self.limits!r}")
 
     def images(self, parameters: Tensor, frame: Frame) -> Tensor:
         """The generator's pictures of these codes.
@@ -239,7 +262,7 @@ class Generator(Canvas):
 
     def bounds(self, frame: Frame, like: Tensor) -> tuple[Tensor, Tensor] | None:
         """The limits of the code."""
-        return None if self.limits is None else (like.new_tensor(self.limits[0]), like.new_tensor(self.limits[1]))
+        return None if self.limits is None else (like.new_full((), self.limits[0]), like.new_full((), self.limits[1]))
 
     def penalty(self, parameters: Tensor) -> Tensor | None:
         """The weighted squared length of each code."""
@@ -249,12 +272,12 @@ class Generator(Canvas):
 def _normal(shape: tuple[int, ...], generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
     """Normal noise [N, *shape], each row from a generator of its own (on the CPU: the same on every device)."""
     rows = [torch.empty(shape, dtype=torch.float64).normal_(generator=generator) for generator in generators]
-    return torch.stack(rows).to(like)
+    return (torch.stack(rows) if rows else torch.empty(0, *shape)).to(like)
 
 
 def _axes(like: Tensor) -> Tensor | None:
     """Colours of the parameters' axes [3, 3]; None for images that are not of three colours."""
-    return like.new_tensor(_COLOUR_AXES) if like.shape[1] == 3 else None
+    return _filled([number for row in _COLOUR_AXES for number in row], like).view(3, 3) if like.shape[1] == 3 else None
 
 
 def _coloured(coordinates: Tensor) -> Tensor:

@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["device", "image_batch", "module", "nearest", "one_of", "positive", "tensor", "whole_number"]
+__all__ = [
+    "device",
+    "image_batch",
+    "instance",
+    "instances",
+    "module",
+    "names",
+    "nearest",
+    "number",
+    "one_of",
+    "path",
+    "positive",
+    "tensor",
+    "whole_number",
+]
+
+_LISTED = 8
+"""Known names that are listed where none is near."""
 
 
 def tensor(
@@ -18,30 +39,39 @@ def tensor(
     """``value``, if it is a tensor with one of ``dims`` dimensions, floating-point unless said otherwise.
 
     Raises:
-        TypeError: not a tensor, or not floating-point.
-        ValueError: another number of dimensions; ``layout`` (for example ``"[N, C, H, W]"``) says what they mean.
+        TypeError: not a tensor, not a dense one, or not floating-point.
+        ValueError: another number of dimensions, which ``layout`` (for example ``"[N, C, H, W]"``) gives the meaning
+            of; named ones.
     """
     if not isinstance(value, Tensor):
         many = isinstance(value, (Dataset, DataLoader))
         way = f": loop over fastviz.batches({argument}, model=model), and give the images of each batch" if many else ""
         raise TypeError(f"{argument} should be a tensor, got {type(value).__name__}{way}")
+    _dense(value, argument)
     if floating and not value.is_floating_point():
         raise TypeError(f"{argument} should be a floating-point tensor, got {value.dtype}")
     if dims and value.dim() not in dims:
-        raise ValueError(f"{argument} should have shape {layout}, got {list(value.shape)}")
+        cure = f"; {argument}[None] is a batch of one" if dims == (4,) and value.dim() == 3 else ""
+        raise ValueError(f"{argument} should have shape {layout}, got {list(value.shape)}{cure}")
     return value
+
+
+def _dense(value: Tensor, argument: str) -> None:
+    """Refuses tensors that few operations of torch take, and says how to make them ordinary."""
+    if value.is_nested:
+        raise TypeError(f"{argument} should be one plain tensor, got a nested tensor")
+    if value.layout != torch.strided:
+        raise TypeError(f"{argument} should be a dense tensor, got one of layout {value.layout}: give .to_dense()")
+    if value.is_quantized:
+        raise TypeError(f"{argument} should be an ordinary tensor, got quantised {value.dtype}: give .dequantize()")
+    names = getattr(value, "names", ())  # later versions of torch have none
+    if any(names):
+        raise ValueError(f"{argument} should have no named dimensions, got {names}: give .rename(None)")
 
 
 def image_batch(value: object, argument: str = "x") -> Tensor:
     """``value``, if it is a floating-point tensor [N, C, H, W]."""
     return tensor(value, argument, dims=(4,), layout="[N, C, H, W]")
-
-
-def device(value: torch.device, argument: str) -> torch.device:
-    """``value``, the device of ``argument``, if fastviz computes there: a CPU, or a GPU that torch calls cuda."""
-    if value.type not in ("cpu", "cuda"):
-        raise ValueError(f"{argument} should be on a device of type cpu or cuda, got {str(value)!r}")
-    return value
 
 
 def module(value: object, argument: str = "model") -> nn.Module:
@@ -60,14 +90,66 @@ def one_of(value: object, argument: str, choices: Iterable[str]) -> str:
     return value
 
 
-def nearest(value: str, argument: str, known: Iterable[str]) -> str:
-    """``value``, if it is one of the ``known`` names; else a ValueError with the names nearest to it."""
+def nearest(value: object, argument: str, known: Iterable[str]) -> str:
+    """``value``, if it is one of the ``known`` names; else a ValueError with the nearest, or with the first of them."""
     names = tuple(known)
+    if not isinstance(value, str):
+        raise TypeError(f"{argument} should be a name, got {value!r}")
     if value in names:
         return value
     close = difflib.get_close_matches(value, names, n=3, cutoff=0.4)
     hint = f"; nearest: {', '.join(close)}" if close else ""
+    some = [name for name in names if name]
+    if not close and some:
+        hint = f"; there are: {', '.join(some[:_LISTED])}" + (", ..." if len(some) > _LISTED else "")
     raise ValueError(f"{argument} {value!r} is not known{hint}")
+
+
+def names(value: object, argument: str) -> list[str]:
+    """``value`` as a list, if it is one name or several."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, Sequence) or not all(isinstance(name, str) for name in value):
+        raise TypeError(f"{argument} should be a name or a list of them, got {value!r}")
+    return list(value)
+
+
+def device(value: torch.device | str, argument: str = "device") -> torch.device:
+    """``value`` as a device, if fastviz computes there: a CPU, or a GPU that torch calls cuda and that is here."""
+    try:
+        place = torch.device(value)
+        if place.type in ("cpu", "cuda"):
+            torch.empty(0, device=place)
+    except (RuntimeError, TypeError, AssertionError) as error:  # no such word, or nothing of the sort in this machine
+        said = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"{argument} should be one that torch can use here, got {value!r} ({said})") from error
+    if place.type not in ("cpu", "cuda"):
+        raise ValueError(f"{argument} should be on a device of type cpu or cuda, got {str(place)!r}")
+    return place
+
+
+def path(value: object, argument: str) -> Path:
+    """``value`` as a path, ``~`` being the user's folder."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{argument} should be a path, got {value!r}")
+    return Path(os.fsdecode(value)).expanduser()
+
+
+_Kind = TypeVar("_Kind")
+
+
+def instance(value: object, argument: str, kind: type[_Kind]) -> _Kind:
+    """``value``, if it is of this ``kind``."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{argument} should be of the class {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
+def instances(value: object, argument: str, kind: type) -> tuple[Any, ...]:
+    """``value`` as a tuple, if it is a list of objects of this ``kind``."""
+    if not isinstance(value, Sequence) or not all(isinstance(each, kind) for each in value):
+        raise TypeError(f"{argument} should be a list of {kind.__name__}, got {value!r}")
+    return tuple(value)
 
 
 def whole_number(value: object, argument: str, *, minimum: int) -> int:
@@ -77,6 +159,17 @@ def whole_number(value: object, argument: str, *, minimum: int) -> int:
     if value < minimum:
         raise ValueError(f"{argument} should be at least {minimum}, got {value}")
     return value
+
+
+def number(value: object, argument: str, *, low: float = -math.inf, high: float = math.inf) -> float:
+    """``value`` as a float, if it is a finite number from ``low`` to ``high``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{argument} should be a number, got {value!r}")
+    if not (math.isfinite(value) and low <= value <= high):
+        bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+        needed = "finite" if low == -math.inf and high == math.inf else f"finite and {bounds}"
+        raise ValueError(f"{argument} should be {needed}, got {value}")
+    return float(value)
 
 
 def positive(value: object, argument: str) -> float:

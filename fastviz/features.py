@@ -81,7 +81,7 @@ def called(model: nn.Module, images: Tensor, kinds: tuple[type[nn.Module], ...])
         if isinstance(module, kinds) and not isinstance(module, torch.jit.ScriptModule)
     }
     with capture.hooked(model, hooks):
-        model(images)
+        capture.called(model, images)
     return list(order)
 
 

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fastviz import capture, checks, targets
-from fastviz.canvas import Frame, Pixels
+from fastviz.canvas import Frame, Pixels, frame_of
 from fastviz.convolutions import image_gradients
 from fastviz.memory import is_out_of_memory
-from fastviz.models import preprocessing
 from fastviz.optimize import Optimized, Optimizer, optimize, what_fits
 from fastviz.priors import Prior
 
@@ -102,6 +101,7 @@ class Victim:
         goal: the probability at which an image is done.
         batch_size: images it sees at once; None is all.
         progress: whether to show bars.
+        argument: what errors call the images.
     """
 
     model: nn.Module
@@ -109,6 +109,11 @@ class Victim:
     goal: float
     batch_size: int | None = None
     progress: bool = False
+    argument: str = "images"
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None:
+            checks.whole_number(self.batch_size, "batch_size", minimum=1)
 
     @staticmethod
     def frame_for(model: nn.Module, images: Tensor) -> Frame:
@@ -117,10 +122,7 @@ class Victim:
         Raises:
             ValueError: another number of channels than the model's preprocessing has.
         """
-        known = preprocessing(model)
-        if len(known.mean) != images.shape[1]:
-            raise ValueError(f"x should have {len(known.mean)} channels as the model has, got {images.shape[1]}")
-        return Frame((images.shape[2], images.shape[3]), known.mean, known.std)
+        return frame_of(model, (images.shape[2], images.shape[3]), images.shape[1])
 
     def pictures(self, images: Tensor) -> Tensor:
         """What ``images`` show, 0 to 1.
@@ -240,7 +242,8 @@ class Victim:
     def _logarithms(self, pictures: Tensor) -> Tensor:
         """log p of all classes, [N, K], in the graph of ``pictures``."""
         # Convolutions are fastest with channels last.
-        output, _ = targets.run(self.model, self.frame.image(pictures).contiguous(memory_format=torch.channels_last))
+        images = self.frame.image(pictures).contiguous(memory_format=torch.channels_last)
+        output, _ = targets.run(self.model, images, argument=self.argument)
         targets.predicted(output)  # says what is wrong with it
         assert isinstance(output, Tensor)
         return output.log_softmax(1)

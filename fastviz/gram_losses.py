@@ -39,7 +39,7 @@ def layer_weights(layers: Layers, argument: str, usual: Sequence[str]) -> dict[s
         if found and not any(found.values()):
             raise ValueError(f"{argument} should have a weight above 0, got {found}")
     else:
-        names = [layers] if isinstance(layers, str) else list(usual if layers is None else layers)
+        names = list(usual) if layers is None else checks.names(layers, argument)
         found = dict.fromkeys(names, 1 / max(1, len(names)))
         if len(found) < len(names):
             raise ValueError(f"{argument} should have every layer once, got {names}")

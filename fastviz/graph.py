@@ -361,6 +361,13 @@ def example_images(
     first convolution where the model cannot take so many.
     """
     known = preprocessing(model)
+    if input_size is not None:
+        if not isinstance(input_size, (tuple, list)) or len(input_size) != 2:
+            raise ValueError(f"input_size should be (height, width), got {input_size!r}")
+        for side in input_size:
+            checks.whole_number(side, "input_size", minimum=1)
+    if channels is not None:
+        checks.whole_number(channels, "channels", minimum=1)
     size = input_size or known.size
     if size is None:
         raise ValueError("input_size should be given for a model whose preprocessing has no size, got None")

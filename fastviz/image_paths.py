@@ -100,6 +100,8 @@ def find_images(paths: Paths) -> list[Path]:
 
 def _find(paths: Paths) -> list[tuple[Path, str]]:
     """The image files that ``paths`` name, with their names: relative to the folder given, else the file's own."""
+    if not isinstance(paths, (str, os.PathLike, Iterable)):
+        raise TypeError(f"paths should be a path or several, got {type(paths).__name__}")
     given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     found: dict[str, tuple[Path, str]] = {}
     for one in given:

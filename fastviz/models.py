@@ -23,10 +23,12 @@ __all__ = [
     "Preprocessing",
     "class_names",
     "describe",
+    "guess_channels",
     "load_model",
     "model_info",
     "model_names",
     "preprocessing",
+    "preprocessing_of",
 ]
 
 _DEMO_WEIGHTS = Path(__file__).parent / "data" / "demo.safetensors"
@@ -111,6 +113,8 @@ class _Description:
 
 
 _IMAGENET = Preprocessing((224, 224), 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# of the three colours; for images that have others
+_GREY_MEAN, _GREY_STD = 0.449, 0.226
 _DEMO = _Description(
     ModelInfo("demo", None),
     Preprocessing((INPUT_SIZE, INPUT_SIZE), INPUT_SIZE, _IMAGENET.mean, _IMAGENET.std),
@@ -230,7 +234,9 @@ def preprocessing(model: nn.Module) -> Preprocessing:
 
     Known for what :func:`load_model` makes (torchvision's published values: those of the weights by name, else those of
     the network's first published weights) and for what :func:`describe` was told. For every other module: shorter side
-    resized to 256 pixels, centre crop of 224x224, ImageNet's mean and standard deviation.
+    resized to 256 pixels, centre crop of 224x224, ImageNet's mean and standard deviation; where its first convolution
+    takes another number of channels than 3 (see :func:`guess_channels`), the means of those over the colours, 0.449 and
+    0.226, for each channel.
 
     Raises:
         TypeError: ``model`` is not a torch module.
@@ -239,6 +245,43 @@ def preprocessing(model: nn.Module) -> Preprocessing:
     (224, 224)
     """
     return _describe(model).preprocessing
+
+
+def preprocessing_of(model: nn.Module, channels: int, argument: str = "x") -> Preprocessing:
+    """:func:`preprocessing`, for a batch of images that has this many ``channels``.
+
+    What a batch shows is believed before what the modules of a model let guess, but not before what was told.
+
+    Raises:
+        ValueError: the model is described as one of another number of channels; names ``argument``.
+    """
+    known = preprocessing(model)
+    if len(known.mean) == channels:
+        return known
+    if _is_described(model):
+        raise ValueError(
+            f"{argument} should have the {len(known.mean)} channels of the model's preprocessing, got {channels} "
+            "(fastviz.models.describe(model, preprocessing=...) tells another one)"
+        )
+    return _usual(channels)
+
+
+def guess_channels(model: nn.Module) -> int | None:
+    """How many channels the images of ``model`` have, as its first convolution says; None without a convolution.
+
+    First in the order in which the modules were registered, which most models call them in.
+
+    >>> guess_channels(nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3))), guess_channels(nn.Linear(3, 2))
+    (1, None)
+    """
+    for module in model.modules():
+        # scripted ones are of no class of torch.nn, but keep their names and numbers
+        kind = getattr(module, "original_name", type(module).__name__)
+        known = isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) or kind in ("Conv1d", "Conv2d", "Conv3d")
+        channels = getattr(module, "in_channels", None)
+        if known and isinstance(channels, int) and channels > 0:  # 0 is a lazy one that has seen nothing yet
+            return channels
+    return None
 
 
 def model_info(model: nn.Module) -> ModelInfo:
@@ -301,7 +344,19 @@ def _describe(model: nn.Module) -> _Description:
         return known
     if isinstance(module, DemoNetwork):
         return _DEMO
-    return _Description(ModelInfo(type(module).__name__, None), _IMAGENET, None)
+    return _Description(ModelInfo(type(module).__name__, None), _usual(guess_channels(module) or 3), None)
+
+
+def _is_described(model: nn.Module) -> bool:
+    module = _unwrapped(model)
+    return module in _descriptions or isinstance(module, DemoNetwork)
+
+
+def _usual(channels: int) -> Preprocessing:
+    """What is taken for a model that nobody has described."""
+    if channels == len(_IMAGENET.mean):
+        return _IMAGENET
+    return replace(_IMAGENET, mean=(_GREY_MEAN,) * channels, std=(_GREY_STD,) * channels)
 
 
 def _torchvision_models() -> Any | None:

@@ -8,6 +8,7 @@ be captured in a CUDA graph. Derivatives of second order are refused, except tho
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -83,14 +84,16 @@ def occlude(images: Tensor, boxes: Tensor, image_index: Tensor | None = None, fi
         [[[[0.0, 0.0], [1.0, 1.0]]]]
     """
     checks.image_batch(images, "images")
-    _check_device(images, "images")
+    _check_supported(images, "images")
     boxes = _integers(boxes, "boxes", images, "images", "[P, 4]", dims=2)
     if boxes.shape[1] != 4:
         raise ValueError(f"boxes should have shape [P, 4], got {list(boxes.shape)}")
     image_index = _image_index(image_index, images, "images", boxes.shape[0])
     if not isinstance(fill, Tensor):
-        return _ops.occlude(images, boxes, image_index, None, float(fill))
-    return _ops.occlude(images, boxes, image_index, _fill_pictures(fill, images), 0.0)
+        if isinstance(fill, bool) or not isinstance(fill, (int, float)):
+            raise TypeError(f"fill should be a number or a tensor, got {fill!r}")
+        return _called(_ops.occlude, images, boxes, image_index, None, float(fill))
+    return _called(_ops.occlude, images, boxes, image_index, _fill_pictures(fill, images), 0.0)
 
 
 def splice(
@@ -131,7 +134,7 @@ def splice(
     """
     checks.image_batch(clean, "clean")
     checks.image_batch(dirty, "dirty")
-    _check_device(clean, "clean")
+    _check_supported(clean, "clean")
     _check_like(dirty, "dirty", clean, "clean")
     if dirty.shape[1] != clean.shape[1]:
         raise ValueError(f"dirty should have the {clean.shape[1]} channels of clean, got {dirty.shape[1]}")
@@ -142,10 +145,15 @@ def splice(
         if origin.shape[0] != windows or origin.shape[1] != 2:
             raise ValueError(f"{argument} should have shape [{windows}, 2], got {list(origin.shape)}")
         origins.append(origin)
-    if len(window_size) != 2 or window_size[0] < 0 or window_size[1] < 0:
-        raise ValueError(f"window_size should be a height and a width of at least 0, got {window_size}")
+    pair = isinstance(window_size, (tuple, list)) and len(window_size) == 2
+    if not pair or any(not isinstance(side, (int, torch.SymInt)) or side < 0 for side in window_size):
+        raise ValueError(f"window_size should be a height and a width of at least 0, got {window_size!r}")
+    if not isinstance(pad_value, (int, float)):
+        raise TypeError(f"pad_value should be a number, got {pad_value!r}")
+    if windows * clean.shape[1] * window_size[0] * window_size[1] > _MOST_VALUES:
+        raise ValueError(f"window_size should be so small that memory holds {windows} such windows, got {window_size}")
     image_index = _image_index(image_index, clean, "clean", windows)
-    return _ops.splice(clean, dirty, *origins, list(window_size), image_index, float(pad_value))
+    return _called(_ops.splice, clean, dirty, *origins, list(window_size), image_index, float(pad_value))
 
 
 def guided_relu(x: Tensor, rule: Rule = "guided", upper: float | None = None) -> Tensor:
@@ -183,7 +191,7 @@ def guided_relu(x: Tensor, rule: Rule = "guided", upper: float | None = None) ->
     checks.one_of(rule, "rule", ("plain", "guided", "deconvnet"))
     if upper is not None:
         checks.positive(upper, "upper")
-    _check_device(x, "x")
+    _check_supported(x, "x")
     return _ops.guided_relu(x, rule, upper, _relu_keeps_mask(x, rule, upper))[0]
 
 
@@ -233,7 +241,7 @@ def guided_relu_(x: Tensor, rule: Rule = "guided", upper: float | None = None) -
         raise ValueError(f"x should be in contiguous or channels_last memory, to be written over, got {x.stride()}")
     if upper is not None:
         checks.positive(upper, "upper")
-    _check_device(x, "x")
+    _check_supported(x, "x")
     result: Tensor = _InPlaceRectifier.apply(x, rule, upper, _relu_keeps_mask(x, rule, upper))
     return result
 
@@ -285,7 +293,7 @@ def total_variation(
     checks.one_of(border, "border", ("crop", "zero"))
     checks.one_of(reduction, "reduction", ("none", "sum", "mean", "pixel_mean"))
     beta = checks.positive(beta, "beta")
-    _check_device(x, "x")
+    _check_supported(x, "x")
     value: Tensor = _ops.total_variation(x, norm, beta, border == "crop", reduction == "pixel_mean")
     if reduction == "sum":
         return value.sum()
@@ -367,7 +375,7 @@ def patch_search(sample: Tensor, neighbourhood: Tensor, mask: Tensor, weights: T
         sample: [C, H, W].
         neighbourhood: [C, h, w], or several [B, C, h, w]; at most the size of the sample.
         mask: [h, w] or [B, h, w], bool: which pixels are known.
-        weights: [h, w], 0 or more.
+        weights: [h, w], 0 or more, finite; others raise on the CPU, and give NaN on CUDA.
 
     Returns:
         [H − h + 1, W − w + 1] or [B, H − h + 1, W − w + 1], contiguous; float64 for a float64 sample, else float32.
@@ -382,7 +390,7 @@ def patch_search(sample: Tensor, neighbourhood: Tensor, mask: Tensor, weights: T
         [[1.0, 0.0]]
     """
     checks.tensor(sample, "sample", dims=(3,), layout="[C, H, W]")
-    _check_device(sample, "sample")
+    _check_supported(sample, "sample")
     checks.tensor(neighbourhood, "neighbourhood", dims=(3, 4), layout="[C, h, w] or [B, C, h, w]")
     _check_like(neighbourhood, "neighbourhood", sample, "sample")
     channels, h, w = neighbourhood.shape[-3:]
@@ -406,8 +414,8 @@ def patch_search(sample: Tensor, neighbourhood: Tensor, mask: Tensor, weights: T
     if weights.shape != (h, w):
         raise ValueError(f"weights should have shape [{h}, {w}], got {list(weights.shape)}")
     if neighbourhood.dim() == 4:
-        return _ops.patch_search(sample, neighbourhood, mask, weights)
-    return _ops.patch_search(sample, neighbourhood[None], mask[None], weights)[0]
+        return _called(_ops.patch_search, sample, neighbourhood, mask, weights)
+    return _called(_ops.patch_search, sample, neighbourhood[None], mask[None], weights)[0]
 
 
 def grow_texture(
@@ -472,8 +480,15 @@ def winograd_maps(
     _ops._winograd_maps(output, product, bias, other, rectify, begin)
 
 
-def _check_device(tensor: Tensor, argument: str) -> None:
+_MOST_VALUES = 2**60
+"""Of a tensor: a number of 64 bits does not count the bytes of more."""
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def _check_supported(tensor: Tensor, argument: str) -> None:
     """The operators exist for the CPU and, where the library is loaded, for CUDA (and for fake and meta tensors)."""
+    if tensor.dtype not in _DTYPES:
+        raise TypeError(f"{argument} should be float32, float64, float16 or bfloat16, got {tensor.dtype}")
     if tensor.device.type in ("cpu", "meta"):
         return
     if tensor.device.type != "cuda":
@@ -492,7 +507,7 @@ def _check_like(tensor: Tensor, argument: str, other: Tensor, other_argument: st
 def _check_features(features: Tensor, normalize: str) -> None:
     checks.tensor(features, "features", dims=(3, 4), layout="[N, C, H, W] or [N, C, L]")
     checks.one_of(normalize, "normalize", ("none", "hw", "chw"))
-    _check_device(features, "features")
+    _check_supported(features, "features")
 
 
 def _integers(value: Tensor, argument: str, other: Tensor, other_argument: str, layout: str, *, dims: int) -> Tensor:
@@ -500,9 +515,27 @@ def _integers(value: Tensor, argument: str, other: Tensor, other_argument: str, 
     checks.tensor(value, argument, dims=(dims,), layout=layout, floating=False)
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{argument} should be a tensor of integers, got {value.dtype}")
+    if value.dtype == torch.uint64:
+        raise TypeError(f"{argument} should be a tensor of int64 or narrower, got {value.dtype}")
     if value.device != other.device:
         raise ValueError(f"{argument} should be on the device of {other_argument}, {other.device}, got {value.device}")
     return value.long()
+
+
+def _called(operator: Callable[..., Tensor], *arguments: object) -> Tensor:
+    """What an operator gives; what it says of values that it looked at itself is a ValueError of one line.
+
+    Looking here as well would take as long again, and could not be compiled.
+    """
+    if torch.compiler.is_compiling():
+        return operator(*arguments)
+    try:
+        return operator(*arguments)
+    except RuntimeError as error:
+        said = re.search(r"(?:image_index|weights) should be .*", str(error))
+        if said is None:
+            raise
+        raise ValueError(said.group()) from None
 
 
 def _image_index(value: Tensor | None, images: Tensor, images_argument: str, windows: int) -> Tensor | None:
@@ -589,7 +622,9 @@ def _windows_of_images(boxes: Tensor, image_index: Tensor | None, images: int) -
     """Window numbers sorted by image (kept in order within one), and where in them each image's begin."""
     windows = boxes.shape[0]
     if image_index is None:
-        return torch.arange(windows, device=boxes.device), torch.tensor([0, windows], device=boxes.device)
+        # all of the first image; nothing is copied from the host, which could not be recorded in a CUDA graph
+        starts = torch.arange(images + 1, device=boxes.device).clamp(max=1) * windows
+        return torch.arange(windows, device=boxes.device), starts
     ordered, order = image_index.sort(stable=True)
     return order, torch.searchsorted(ordered, torch.arange(images + 1, device=boxes.device))
 

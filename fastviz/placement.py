@@ -72,12 +72,15 @@ def image_map(
     >>> image_map(torch.rand(10, 3, 8, 8), torch.rand(10, 2), layout="grid").picture.shape
     torch.Size([3, 28, 37])
     """
-    if pictures.dtype != torch.uint8:
+    if not isinstance(pictures, Tensor) or pictures.dtype != torch.uint8:
         checks.tensor(pictures, "pictures")
     if pictures.dim() != 4 or pictures.shape[1] != 3 or not pictures.numel():
         raise ValueError(f"pictures should have shape [N, 3, h, w], N at least 1, got {list(pictures.shape)}")
-    if not 0 <= background <= 1:
-        raise ValueError(f"background should be 0 to 1, got {background}")
+    if pictures.dtype != torch.uint8 and not (pictures.amin() >= -1e-3 and pictures.amax() <= 1 + 1e-3):
+        raise ValueError(
+            f"pictures should have values 0 to 1, got {float(pictures.amin()):g} to {float(pictures.amax()):g}"
+        )
+    checks.number(background, "background", low=0, high=1)
     points, (rows, columns) = cells_of(coordinates, layout)
     if len(points) != len(pictures):
         raise ValueError(f"coordinates should be one for each of the {len(pictures)} pictures, got {len(points)}")

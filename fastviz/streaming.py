@@ -126,8 +126,8 @@ class Stream:
         self.names: list[str] | None = None
         parameter = next((p for p in model.parameters() if p.is_floating_point()), None) if model is not None else None
         self.dtype = None if parameter is None else parameter.dtype
-        self.device = torch.device(device or ("cpu" if parameter is None else parameter.device))
-        checks.device(self.device, "model" if device is None else "device")
+        place = device or ("cpu" if parameter is None else parameter.device)
+        self.device = checks.device(place, "model" if device is None else "device")
         self._batch_size = checks.whole_number(batch_size, "batch_size", minimum=1)
         self._limit = None if limit is None else checks.whole_number(limit, "limit", minimum=1)
         self._progress = progress
@@ -139,6 +139,8 @@ class Stream:
             checks.device(source.device, "source")
             if source.dtype != torch.uint8:
                 checks.image_batch(source, "source")
+                if 0 in source.shape[1:]:
+                    raise ValueError(f"source should have a channel and a pixel, got shape {list(source.shape)}")
             elif source.dim() != 4 or source.shape[1] not in (1, 3):
                 raise ValueError(f"source of uint8 should have shape [N, 3 or 1, H, W], got {list(source.shape)}")
             self._set_items(source[:limit], len(source))

@@ -51,6 +51,9 @@ class Objective(ABC):
     """Whether it is about the class with the highest score."""
     is_unit: bool = False
     """Whether it is the activation of one unit of a layer, whose place :meth:`places` tells."""
+    # A slot, so that vars() has what an objective is and no more: checkpoints compare that.
+    __slots__ = ("_copies",)
+    _copies: dict[tuple[int, torch.device], tuple[Tensor, Tensor]]
 
     @property
     def scores_read(self) -> frozenset[int] | None:
@@ -94,6 +97,19 @@ class Objective(ABC):
     def taken(self, samples: Tensor, of: int) -> Objective:
         """The objective for a batch of the ``samples`` with these numbers, int64 [P], ``of`` a batch of so many."""
         return self
+
+    def _beside(self, index: Tensor, like: Tensor) -> Tensor:
+        """``index``, which belongs to the objective, on the device of ``like``: copied once, as a copy waits for it."""
+        if index.device == like.device:
+            return index
+        try:
+            copies = self._copies
+        except AttributeError:
+            copies = self._copies = {}
+        kept = copies.get((id(index), like.device))
+        if kept is None or kept[0] is not index:
+            kept = copies[id(index), like.device] = index, index.to(like.device)
+        return kept[1]
 
     def __add__(self, other: Objective) -> Objective:
         return _Sum(((1.0, self), (1.0, other))) if isinstance(other, Objective) else NotImplemented
@@ -177,7 +193,7 @@ class _Class(Objective):
         values = scores.softmax(1) if self.probability else scores
         if isinstance(k, int):
             return values[:, k]
-        picked = values.gather(1, k.to(scores.device).reshape(len(k), -1))
+        picked = values.gather(1, self._beside(k, scores).reshape(len(k), -1))
         return picked if k.dim() == 2 else picked[:, 0]
 
     def settled(self, predicted: Tensor) -> Objective:
@@ -216,7 +232,7 @@ class _Unit(Objective):
         maps = _maps(activations, self.layers[0])
         where = self.places(maps.shape)
         rows = torch.arange(maps.shape[0], device=maps.device)
-        return maps[(rows, *(at if isinstance(at, int) else at.to(maps.device) for at in where))]
+        return maps[(rows, *(at if isinstance(at, int) else self._beside(at, maps) for at in where))]
 
     def places(self, shape: Sequence[int]) -> list[Index]:
         sizes = shape[2:]
@@ -255,7 +271,7 @@ class _Channel(Objective):
         maps = _maps(activations, self.layers[0])
         k = _index(self.k, "channel", maps.shape[0], maps.shape[1], f"channel of layer {self.layers[0]!r}")
         rows = torch.arange(maps.shape[0], device=maps.device)
-        chosen = maps[:, k] if isinstance(k, int) else maps[rows, k.to(maps.device)]
+        chosen = maps[:, k] if isinstance(k, int) else maps[rows, self._beside(k, maps)]
         return chosen.reshape(len(chosen), -1).sum(1)
 
     def taken(self, samples: Tensor, of: int) -> Objective:
@@ -296,6 +312,8 @@ def neuron(layer: str, channel: Index, position: Sequence[Index] | None = None) 
     W], and has one number for each further dimension in general. None is the centre (H // 2, W // 2), and what outputs
     [N, C] need. Each number is an int or a tensor of ints [N], one a sample.
     """
+    if position is not None and not isinstance(position, Sequence):
+        raise TypeError(f"position should have one number for each dimension of a map, got {position!r}")
     places = None if position is None else tuple(_given(at, "position") for at in position)
     return _Unit(_name(layer), _given(channel, "channel"), places)
 
@@ -332,7 +350,7 @@ def _whole(value: object, argument: str) -> Index | None:
             raise TypeError(f"{argument} should be a tensor of whole numbers, got {value.dtype}")
         if value.dim() != 1:
             raise ValueError(f"{argument} should have shape [N], one number a sample, got {list(value.shape)}")
-        return value.detach().long()
+        return value.detach().long().cpu()  # where it is looked at without waiting for a device
     if isinstance(value, Tensor):
         value = value.item()
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
@@ -527,16 +545,19 @@ def run(
     *,
     start_gradients: bool = False,
     calls: Mapping[str, int] | None = None,
+    argument: str | None = None,
 ) -> tuple[object, Activations]:
     """Output of the model for ``x`` and the activations of ``layers``, from one forward pass.
 
     A model that works in place on its input changes ``x``. ``start_gradients`` and ``calls`` as in
-    :func:`fastviz.capture.activations`; with ``calls`` the output is None.
+    :func:`fastviz.capture.activations`; with ``calls`` the output is None. Errors of the model call ``x`` the
+    ``argument``, and come as they are for None.
     """
     recordings = None if start_gradients else replay.recordings(x)
     way = None if recordings is None else replay.way_of(model, x.device)
     if recordings is None or way is None:
-        return _run(model, x, layers, start_gradients, calls)
+        with capture.usable(model, x, argument):
+            return _run(model, x, layers, start_gradients, calls)
 
     def function(images: Tensor) -> replay.Outputs:
         # The copy is for models that work in place on their input.
@@ -544,7 +565,8 @@ def run(
         return output, *(recorded[name] for name in layers)
 
     key = (*way, tuple(layers), None if calls is None else tuple(calls.items()))
-    output, *maps = recordings.replayed(key, function, x)
+    with capture.usable(model, x, argument):
+        output, *maps = recordings.replayed(key, function, x)
     return output, dict(zip(layers, maps, strict=True))
 
 

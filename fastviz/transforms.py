@@ -84,7 +84,9 @@ class Scale(Warp):
     high: float = 1.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.low <= self.high < torch.inf:
+        checks.positive(self.low, "low")
+        checks.positive(self.high, "high")
+        if not self.low <= self.high:
             raise ValueError(f"low and high should be above 0, in this order, got {self.low} and {self.high}")
 
     def matrices(self, size: tuple[int, int], generators: Sequence[torch.Generator]) -> Tensor:
@@ -116,8 +118,14 @@ def _uniform(low: float, high: float, generators: Sequence[torch.Generator]) -> 
     return low + (high - low) * torch.stack(drawn)
 
 
+def _beside(values: Tensor, like: Tensor) -> Tensor:
+    """``values`` from the host in the dtype and on the device of ``like``, without waiting for the device."""
+    values = values.to(like.dtype)
+    return values.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else values
+
+
 def _warped(images: Tensor, matrices: Tensor) -> Tensor:
     """``images`` read where ``matrices`` [n, 2, 2] say; beyond the edges they are mirrored."""
     whole = torch.cat([matrices, matrices.new_zeros(len(matrices), 2, 1)], 2)
-    grid = functional.affine_grid(whole.to(images), list(images.shape), align_corners=False)
+    grid = functional.affine_grid(_beside(whole, images), list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)

@@ -307,7 +307,7 @@ def test_ctrl_c_returns_what_there_is():
         ({"norm": "1"}, "norm should be one of"),
         ({"steps": 0}, "steps should be at least 1, got 0"),
         ({"x": pictures(3) + 0.5}, "x should be pictures from 0 to 1 after normalisation"),
-        ({"x": pictures(3)[:, :1]}, "x should have 3 channels as the model has, got 1"),
+        ({"x": pictures(3)[:, :1]}, "x should have the 3 channels of the model.s preprocessing, got 1"),
     ],
 )
 def test_what_is_wrong_is_said(options, words):

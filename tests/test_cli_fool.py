@@ -103,6 +103,8 @@ def test_ctrl_c_keeps_what_there_is(tmp_path, monkeypatch):
         (("--target", 1), "give one of: a photograph, --noise, --evolve"),
         ((PHOTO, "--target", 1, "--method", "sign", "--radius", 0), "radius should be finite and above 0"),
         ((PHOTO, "--target", 1, "--method", "magic"), "method should be one of"),
+        ((PHOTO, "--target", 1, "--encoding", "a"), "--encoding should be one of 'cppn', 'direct', got 'a'"),
+        ((PHOTO, "--target", 1, "--seed", -1), "--seed should be at least 0, got -1"),
         ((PHOTO, "--target", 1, "--out", "map.jpg"), "--out should end in .png"),
         ((PHOTO, "--target", 1, "--out", "nowhere/map.png"), "nowhere/map.png: No such file or directory"),
         (("nothing.jpg", "--target", 1), "there is no such file"),

@@ -168,6 +168,7 @@ def test_a_picture_that_was_there_is_replaced_or_kept(tmp_path):
         (("demo", "--layer", "conv1", "--channel", 32), "channel should be a channel of layer 'conv1' below 32"),
         (("demo", "--layer", "conv1", "--channel", "3-1"), "--channel should be numbers and ranges such as 3,7,16-31"),
         (("demo", "--layer", "conv1", "--channel", 99, "--unit"), "should be a channel of layer 'conv1' below 32"),
+        (("demo", "--class", 1, "--channel", 3), "--channel and --unit go with --layer only"),
         (("demo", "--class", 1, "--size", 0), "size should be at least 1, got 0"),
         (("demo", "--class", 1, "--size", 7), "[N, 3, 64, 64] for the built-in network, got [1, 3, 7, 7]"),
         (("demo", "--class", 1, "--steps", -1), "steps should be at least 0, got -1"),

@@ -397,7 +397,7 @@ def test_ctrl_c_ends_a_flight_after_whole_frames():
     [
         ({"x": photos()[0]}, ValueError, r"x should have shape \[N, C, H, W\]"),
         ({"x": torch.zeros(1, 3, 40, 40, dtype=torch.int64)}, TypeError, "x should be a floating-point tensor"),
-        ({"x": photos()[:, :2]}, ValueError, "x should have 3 channels, as the preprocessing of the model says, got 2"),
+        ({"x": photos()[:, :2]}, ValueError, "x should have the 3 channels of the model.s preprocessing, got 2"),
         ({"target": "33"}, ValueError, "layer '33' is not known; nearest: 3"),
         ({"target": fv.channel("3", 9)}, ValueError, "channel should be a channel of layer '3' below 5"),
         ({"target": 7}, ValueError, "target should be a class below 3"),
@@ -415,8 +415,8 @@ def test_ctrl_c_ends_a_flight_after_whole_frames():
         ({"tile": 8}, ValueError, "tile should be at least 32, got 8"),
         (
             {"x": photos().half()},
-            ValueError,
-            "x should be float32 or float64 for waves, got torch.float16: give canvas=",
+            TypeError,
+            "x should have the dtype of the model, torch.float64, got torch.float16: give x.to",
         ),
         ({"precision": "half"}, ValueError, "precision should be one of 'model', 'bfloat16', got 'half'"),
         ({"batch_size": 0}, ValueError, "batch_size should be at least 1, got 0"),

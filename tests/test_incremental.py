@@ -762,3 +762,28 @@ def test_drilling_nothing_is_interpolation_and_bad_numbers_are_named() -> None:
         drill_down(lambda number: number, 3, 3, torch.zeros(1), fraction=2)
     with pytest.raises(ValueError, match="factor should be at least 1, got 0"):
         drill_down(lambda number: number, 3, 3, torch.zeros(1), factor=0)
+
+
+def test_memory_that_torch_holds_without_using_it_is_free(monkeypatch) -> None:
+    """After a first sweep torch keeps most of a GPU's memory for itself; a second one found next to nothing free."""
+    from fastviz.incremental.sweep import _free_memory
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 80)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 20)
+    assert _free_memory(torch.device("cuda")) == 35
+
+
+def test_maps_are_in_the_order_that_convolutions_want() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from fastviz.incremental.steps import memory_order
+
+    with FakeTensorMode():
+        for device, dtype, order in (
+            ("cuda", torch.float32, torch.contiguous_format),
+            ("cuda", torch.float64, torch.contiguous_format),
+            ("cuda", torch.bfloat16, torch.channels_last),
+            ("cpu", torch.float32, torch.channels_last),
+        ):
+            assert memory_order(torch.empty(1, 2, 3, 4, device=device, dtype=dtype)) == order

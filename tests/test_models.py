@@ -553,6 +553,33 @@ def test_a_users_model_is_described_beside_it() -> None:
     assert models.preprocessing(copy.deepcopy(model)).size == (224, 224)
 
 
+@pytest.mark.parametrize("channels", [1, 5])
+def test_the_first_convolution_tells_the_channels_of_a_model_that_nobody_has_described(channels: int) -> None:
+    """maximize, invert and others drew three channels for a grey network and ended in torch's words."""
+    model = nn.Sequential(nn.Sequential(nn.ReLU(), nn.Conv2d(channels, 8, 3, padding=1)), nn.Conv2d(8, 4, 3))
+    for module in (model, torch.jit.script(model), torch.compile(model)):
+        assert models.guess_channels(module) == channels
+        found = models.preprocessing(module)
+        assert (found.size, found.mean, found.std) == ((224, 224), (0.449,) * channels, (0.226,) * channels)
+    settings = Preprocessing((8, 8), 10, (0.5,), (0.25,))
+    models.describe(model, preprocessing=settings)
+    assert models.preprocessing(model) == settings
+
+
+def test_a_batch_is_believed_before_the_first_convolution_but_not_before_a_description() -> None:
+    model = nn.Sequential(nn.Conv2d(16, 4, 1), nn.Conv2d(1, 16, 3))  # registered in another order than called
+    assert models.preprocessing_of(model, 1).mean == (0.449,)
+    assert models.preprocessing_of(model, 3).mean == (0.485, 0.456, 0.406)
+    models.describe(model, preprocessing=Preprocessing((8, 8), 10, (0.5,), (0.25,)))
+    with pytest.raises(ValueError, match="x should have the 1 channels of the model's preprocessing, got 3"):
+        models.preprocessing_of(model, 3)
+
+
+def test_without_a_convolution_pictures_have_colours() -> None:
+    assert models.guess_channels(nn.Sequential(nn.Flatten(), nn.Linear(4, 2))) is None
+    assert len(models.preprocessing(nn.LazyConv2d(4, 3)).mean) == 3
+
+
 def test_a_compiled_model_is_described_as_the_model_inside() -> None:
     model = nn.Linear(3, 2)
     models.describe(model, class_names=["cat", "dog"])

@@ -147,7 +147,12 @@ def test_a_map_of_very_many_has_smaller_tiles(monkeypatch):
         (torch.zeros(2, 3, 4, 4), torch.zeros(2, 3), {}, r"coordinates should have shape \[N, 2\]"),
         (torch.zeros(1, 3, 4, 4), torch.full((1, 2), torch.nan), {}, "coordinates should be finite"),
         (torch.zeros(1, 3, 4, 4), torch.zeros(1, 2), {"tile": 0}, "tile should be at least 1, got 0"),
-        (torch.zeros(1, 3, 4, 4), torch.zeros(1, 2), {"background": 2}, "background should be 0 to 1, got 2"),
+        (
+            torch.zeros(1, 3, 4, 4),
+            torch.zeros(1, 2),
+            {"background": 2},
+            "background should be finite and from 0 to 1",
+        ),
         (torch.zeros(1, 3, 4, 4), torch.zeros(1, 2), {"layout": "heap"}, "layout should be one of 'scatter', 'grid'"),
     ],
 )

@@ -410,7 +410,7 @@ def test_textures_depend_on_their_seed_only():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"content": noise(3, 16, 20)}, ValueError, r"x should have shape \[N, C, H, W\]"),
+        ({"content": noise(3, 16, 20)}, ValueError, r"content should have shape \[N, C, H, W\]"),
         ({"content": noise(1, 3, 1, 1)}, ValueError, "cannot be run on images of 1x1 pixels"),
         ({"style": noise(1, 3, 1, 1)}, ValueError, "cannot be run on images of 1x1 pixels"),
         ({"style": noise(1, 4, 12, 12)}, ValueError, r"style should have 3 channels and a pixel, got \[1, 4, 12, 12\]"),

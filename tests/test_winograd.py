@@ -74,7 +74,7 @@ def test_the_whole_operation(size, padding, bias, summed, rectify, monkeypatch):
         (lambda x, out, p: torch.ops.fastviz._winograd_tiles(x, 1, 1, 2, 2, 0, 9), "among the 8 tiles, got 0 and 9"),
         (
             lambda x, out, p: torch.ops.fastviz._winograd_maps(out, p, None, None, False, 5),
-            "tiles among the 8, got 5 to 9",
+            "tiles among the 8, got 4 from 5",
         ),
         (
             lambda x, out, p: torch.ops.fastviz._winograd_maps(out, p[:35], None, None, False, 0),
@@ -86,6 +86,12 @@ def test_the_whole_operation(size, padding, bias, summed, rectify, monkeypatch):
         ),
         (lambda x, out, p: torch.ops.fastviz._winograd_maps(out, p, p[0, 0, :4], None, False, 0), "bias should have 5"),
         (lambda x, out, p: torch.ops.fastviz._winograd_maps(out, p, None, x, False, 0), "other should have 5"),
+        (
+            lambda x, out, p: torch.ops.fastviz._winograd_maps(out, p, None, None, False, 2**63 - 1),
+            "product should be of tiles among the 8",
+        ),
+        (lambda x, out, p: torch.ops.fastviz._winograd_tiles(x, -(2**63), 0, 2, 2, 0, 1), "padding should be from 0"),
+        (lambda x, out, p: torch.ops.fastviz._winograd_tiles(x, 0, 0, 2**62, 4, 0, 1), "tiles should be at most"),
     ],
 )
 def test_operators_refuse_what_would_leave_their_memory(call, message):

@@ -5,6 +5,9 @@ and under compute-sanitizer's four tools; measures the operators, and gradient m
 DIR/gpu_check.json (what passed, how long it took, on which card), DIR/gpu_check.log (what every stage printed) and
 DIR/operators.json, DIR/gradients.json (the benchmarks). Exit status: 0 when all stages pass, 1 when one fails, 2
 without a GPU. Needs torch, numpy, pytest, cmake, ninja and a CUDA toolkit; for the gradients torchvision and captum.
+
+It ends within nine minutes: each stage has a limit of its own and none gets more than what is left of ``--budget``
+seconds, without which it is not begun. Both files are written anew after every group of stages.
 """
 
 from __future__ import annotations
@@ -19,12 +22,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+BUDGET = 520.0
+"""Seconds for all stages; with starting torch and writing files less than nine minutes."""
 
 
 @dataclasses.dataclass
@@ -40,9 +46,13 @@ class Stage:
     detail: str = ""
     output: str = ""
 
-    def run(self, environment: dict[str, str]) -> None:
-        """Runs the command, and stops it with all it started when its time is over."""
+    def run(self, environment: dict[str, str], deadline: float) -> None:
+        """Runs the command, and stops it with all it started when its time is over, or at the ``deadline``."""
         start = time.monotonic()
+        limit = min(self.limit, deadline - start)
+        if limit <= 0:
+            self.detail = "no time was left"
+            return
         try:
             process = subprocess.Popen(
                 self.command,
@@ -58,14 +68,14 @@ class Stage:
             self.status, self.detail = "failed", f"there is no program {self.command[0]!r}"
             return
         try:
-            self.output, _ = process.communicate(timeout=self.limit)
+            self.output, _ = process.communicate(timeout=limit)
             self.status = "passed" if process.returncode == 0 else "failed"
             self.detail = "" if process.returncode == 0 else f"exit status {process.returncode}"
         except subprocess.TimeoutExpired:
             # The whole group: a build leaves compilers behind.
             os.killpg(process.pid, signal.SIGKILL)
             self.output, _ = process.communicate()
-            self.status, self.detail = "failed", f"not done after {self.limit:.0f} s"
+            self.status, self.detail = "failed", f"not done after {limit:.0f} s"
         self.seconds = round(time.monotonic() - start, 1)
         lines = [line.strip() for line in self.output.splitlines() if line.strip()]
         if lines:
@@ -80,20 +90,20 @@ def stages(out: Path, architecture: str) -> list[list[Stage]]:
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     python = sys.executable
     builds = [
-        Stage("build extension", [python, "setup.py", "build_ext", "--inplace"], 180),
+        Stage("build extension", [python, "setup.py", "-q", "build_ext", "--inplace"], 180),
         Stage("build C++ test", ["sh", "-c", f"{configure} && cmake --build {native} --target kernels_test"], 180),
     ]
     tests = [
-        Stage("pytest -m cuda", [python, "-m", "pytest", "-q", "-m", "cuda", "tests"], 170, (builds[0].name,)),
+        Stage("pytest -m cuda", [python, "-m", "pytest", "-q", "-m", "cuda", "tests"], 160, (builds[0].name,)),
         Stage("C++ test", [test], 60, (builds[1].name,)),
     ]
     tests += [
-        Stage(tool, [sanitizer, "--tool", tool, "--error-exitcode", "9", test], 170, (builds[1].name,))
+        Stage(tool, [sanitizer, "--tool", tool, "--error-exitcode", "9", test], 160, (builds[1].name,))
         for tool in SANITIZERS
     ]
-    measured = [("operators", [], 110)]
+    measured = [("operators", [], 80)]
     if find_spec("captum") and find_spec("torchvision"):
-        measured.append(("gradients", ["--only", "methods"], 150))
+        measured.append(("gradients", ["--only", "methods"], 100))
     measurements = []
     for name, more, limit in measured:
         command = [python, "-m", f"benchmarks.{name}", "--device", "cuda", "--out", str(out / f"{name}.json"), *more]
@@ -101,7 +111,8 @@ def stages(out: Path, architecture: str) -> list[list[Stage]]:
     return [builds, tests, *measurements]
 
 
-def run(groups: list[list[Stage]], environment: dict[str, str]) -> None:
+def run(groups: list[list[Stage]], environment: dict[str, str], deadline: float, done: Callable[[], object]) -> None:
+    """Runs the groups one after the other until the ``deadline``, and calls ``done`` after each."""
     passed: set[str] = set()
     for group in groups:
         wanted = [stage for stage in group if passed.issuperset(stage.needs)]
@@ -109,8 +120,9 @@ def run(groups: list[list[Stage]], environment: dict[str, str]) -> None:
             if stage not in wanted:
                 stage.detail = f"needs {' and '.join(stage.needs)}"
         with ThreadPoolExecutor(len(group)) as pool:
-            list(pool.map(lambda stage: stage.run(environment), wanted))
+            list(pool.map(lambda stage: stage.run(environment, deadline), wanted))
         passed.update(stage.name for stage in wanted if stage.status == "passed")
+        done()
 
 
 def write(out: Path, card: dict[str, str], groups: list[list[Stage]]) -> None:
@@ -135,7 +147,9 @@ def first_line(*command: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results; made if it is not there")
-    out = parser.parse_args().out.resolve()
+    parser.add_argument("--budget", type=float, default=BUDGET, help=f"seconds for all of it, {BUDGET:g} if not given")
+    given = parser.parse_args()
+    out, start = given.out.resolve(), time.monotonic()
     try:
         import torch
     except ImportError as error:
@@ -164,10 +178,9 @@ def main() -> int:
         "FAIL_WITHOUT_CUDA": "1",
         "PYTHONUNBUFFERED": "1",
     }
-    start = time.monotonic()
     groups = stages(out, architecture)
     try:
-        run(groups, environment)
+        run(groups, environment, start + given.budget, lambda: write(out, card, groups))
     finally:
         write(out, card, groups)
 

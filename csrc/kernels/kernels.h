@@ -193,7 +193,8 @@ void gram_cuda(Stream stream, const Gram& arguments);
 /// patch_search: how far each window of a sample is from neighbourhoods of which some pixels are known.
 ///   output[b, y, x] = sum_ij u_ij sum_c (sample[c, y + i, x + j] - neighbourhoods[b, c, i, j])^2 / sum_ij u_ij
 /// with u_ij = weights[i, j] where masks[b, i, j], else 0; 0 for every window where the divisor is 0. Pixels of
-/// u_ij = 0 are not looked at: NaN there, in sample or neighbourhood, does not reach the output.
+/// u_ij = 0 are not looked at: NaN there, in sample or neighbourhood, does not reach the output. Weights are finite and
+/// at least 0.
 struct PatchSearch {
   Dtype dtype;
   int64_t channels;
@@ -210,13 +211,15 @@ struct PatchSearch {
   int64_t output_columns() const { return columns - window_columns + 1; }
 };
 void patch_search_cpu(const Parallel& parallel, const PatchSearch& arguments);
+/// Weights below 0 or not finite give NaN (the CPU operator raises; here that would need a synchronisation).
 void patch_search_cuda(Stream stream, const PatchSearch& arguments);
 
 /// grow_texture: fills pixels of a canvas one after the other, each with the middle pixel of a window of the sample
 /// that is like the window around it (Efros and Leung 1999). With d the sum of patch_search over the pixels that are
 /// filled by then, a pixel takes number floor(chance * k) of the k windows with d <= (1 + epsilon) * min d, in
-/// row-major order; it stays as it is if that d, divided by the sum of the weights and the channels, is not below
-/// `limit`. Pixels out of each other's windows are searched for at a time, which changes nothing. On the CPU only.
+/// row-major order; it stays as it is if there is none, or if that d, divided by the sum of the weights and the
+/// channels, is not below `limit`. Pixels out of each other's windows are searched for at a time, which changes
+/// nothing. On the CPU only.
 struct GrowTexture {
   Dtype dtype;  // float32 or float64
   int64_t channels;

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 
 #include "tensors.h"
 
@@ -32,6 +33,9 @@ void grow_texture(Tensor values, Tensor filled, Tensor sources, const Tensor& pl
   check_dims(weights, "weights", 2);
   check_size(weights, "weights", 1, weights.size(0));
   check_same_dtype(weights, "weights", sample, "sample");
+  check_weights(weights);
+  STD_TORCH_CHECK(epsilon >= 0 && std::isfinite(epsilon), "epsilon should be finite and at least 0, got ", epsilon);
+  STD_TORCH_CHECK(!std::isnan(limit), "limit should be a number, got ", limit);
   GrowTexture arguments{};
   arguments.dtype = dtype_of(sample, "sample");
   STD_TORCH_CHECK(arguments.dtype == Dtype::float32 || arguments.dtype == Dtype::float64,
@@ -80,6 +84,8 @@ void grow_texture(Tensor values, Tensor filled, Tensor sources, const Tensor& pl
     STD_TORCH_CHECK(at >= 0 && row >= reach && row < arguments.canvas_rows - reach && column >= reach &&
                         column < arguments.canvas_columns - reach,
                     "places should have their windows inside of values, got ", at);
+    STD_TORCH_CHECK(arguments.chances[i] >= 0 && arguments.chances[i] < 1,
+                    "chances should be at least 0 and below 1, got ", arguments.chances[i]);
   }
   if (arguments.pixels > 0) launch(FASTVIZ_KERNEL(grow_texture), sample, arguments);
 }

@@ -48,6 +48,7 @@ Tensor guided_relu_in_place(Tensor x, const std::string& rule, std::optional<dou
 Tensor guided_relu_backward(const Tensor& grad, const Tensor& mask, const std::string& rule, bool channels_last) {
   STD_TORCH_CHECK(mask.scalar_type() == ScalarType::Byte, "mask should be uint8, got another dtype");
   check_dims(mask, "mask", 1);
+  check_same_device(mask, "mask", grad, "grad");
   const bool masked = rule_of(rule) != ReluRule::deconvnet || mask.numel() > 0;
   if (masked) check_size(mask, "mask", 0, (grad.numel() + 7) / 8);
   const Tensor values = in_order(grad, channels_last);

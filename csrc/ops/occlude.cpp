@@ -47,20 +47,39 @@ Tensor occlude(const Tensor& images, const Tensor& boxes, const std::optional<Te
   return output;
 }
 
+/// Whether `order` has windows, and `offsets` parts of it. A GPU's values are not at hand without waiting for them.
+void check_parts(const Tensor& order, const Tensor& offsets) {
+  const int64_t* windows = order.const_data_ptr<int64_t>();
+  const int64_t* parts = offsets.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < order.size(0); ++i) {
+    STD_TORCH_CHECK(windows[i] >= 0 && windows[i] < order.size(0), "order should be at least 0 and below ",
+                    order.size(0), ", got ", windows[i]);
+  }
+  for (int64_t i = 0; i < offsets.size(0); ++i) {
+    STD_TORCH_CHECK(parts[i] >= (i > 0 ? parts[i - 1] : 0) && parts[i] <= order.size(0),
+                    "offsets should rise from 0 to at most ", order.size(0), ", got ", parts[i]);
+  }
+}
+
 Tensor occlude_backward(const Tensor& grad, const Tensor& boxes, const Tensor& order, const Tensor& offsets,
                         bool inside) {
   check_dims(grad, "grad", 4);
   check_boxes(boxes, grad);
   check_size(boxes, "boxes", 0, grad.size(0));
   check_dims(order, "order", 1);
+  check_size(order, "order", 0, grad.size(0));
   check_int64(order, "order");
+  check_same_device(order, "order", grad, "grad");
   check_dims(offsets, "offsets", 1);
+  STD_TORCH_CHECK(offsets.size(0) > 0, "offsets should have one element more than there are images, got none");
   check_int64(offsets, "offsets");
+  check_same_device(offsets, "offsets", grad, "grad");
   const bool channels_last = is_channels_last(grad);
   const Tensor values = in_order(grad, channels_last);
   const Tensor box = in_order(boxes, false);
   const Tensor sorted = in_order(order, false);
   const Tensor parts = in_order(offsets, false);
+  if (grad.is_cpu()) check_parts(sorted, parts);
   const int64_t images = offsets.size(0) - 1;
   Tensor output =
       new_tensor(grad, {images, grad.size(1), grad.size(2), grad.size(3)}, grad.scalar_type(), channels_last);

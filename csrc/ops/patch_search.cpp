@@ -24,6 +24,7 @@ Tensor patch_search(const Tensor& sample, const Tensor& neighbourhood, const Ten
   check_size(weights, "weights", 1, width);
   check_same_dtype(weights, "weights", sample, "sample");
   check_same_device(weights, "weights", sample, "sample");
+  check_weights(weights);
   const Tensor picture = in_order(sample, false), pixels = in_order(neighbourhood, false);
   const Tensor known = in_order(mask, false), weight = in_order(weights, false);
   PatchSearch arguments{};

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <cmath>
 #include <optional>
 #include <vector>
 
@@ -120,6 +121,17 @@ inline std::optional<Tensor> check_image_index(const std::optional<Tensor>& imag
     }
   }
   return index;
+}
+
+/// Weights are finite and at least 0. On the CPU others raise; a GPU's values are not at hand without waiting for them.
+inline void check_weights(const Tensor& weights) {
+  if (!weights.is_cpu()) return;
+  const Tensor wide = in_order(torch::stable::to(weights, ScalarType::Double), false);
+  const double* values = wide.const_data_ptr<double>();
+  for (int64_t i = 0; i < wide.numel(); ++i) {
+    STD_TORCH_CHECK(values[i] >= 0 && std::isfinite(values[i]), "weights should be finite and at least 0, got ",
+                    values[i]);
+  }
 }
 
 inline Layout layout_of(const Tensor& tensor, bool channels_last) {

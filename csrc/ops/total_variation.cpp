@@ -61,6 +61,7 @@ Tensor total_variation_backward(const Tensor& grad, const Tensor& x, const std::
   check_dims(x, "x", 4);
   check_dims(grad, "grad", 1);
   check_size(grad, "grad", 0, x.size(0));
+  check_same_device(grad, "grad", x, "x");
   STD_TORCH_CHECK(grad.scalar_type() == sum_dtype(x), "grad should have the dtype of the value");
   const Tensor input = in_order(x, is_channels_last(x));
   const Tensor factor = in_order(grad, false);

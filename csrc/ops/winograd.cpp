@@ -14,6 +14,13 @@ void check_maps(const Tensor& tensor, const char* argument) {
 Tensor winograd_tiles(const Tensor& x, int64_t top, int64_t left, int64_t tile_rows, int64_t tile_columns,
                       int64_t begin, int64_t end) {
   check_maps(x, "x");
+  // Tiles begin every 4 rows and columns: beyond these numbers they would see nothing of x, and sums could overflow.
+  constexpr int64_t most_padding = 1 << 20;
+  STD_TORCH_CHECK(top >= 0 && top <= most_padding && left >= 0 && left <= most_padding, "padding should be from 0 to ",
+                  most_padding, ", got ", top, " and ", left);
+  STD_TORCH_CHECK(tile_rows <= x.size(2) + 2 * most_padding && tile_columns <= x.size(3) + 2 * most_padding,
+                  "tiles should be at most one a row and column of x and its padding, got ", tile_rows, " and ",
+                  tile_columns);
   STD_TORCH_CHECK(
       tile_rows > 0 && tile_columns > 0 && begin >= 0 && begin <= end && end <= x.size(0) * tile_rows * tile_columns,
       "begin and end should be among the ", x.size(0) * tile_rows * tile_columns, " tiles, got ", begin, " and ", end);
@@ -50,10 +57,10 @@ void winograd_maps(Tensor output, const Tensor& product, const std::optional<Ten
   arguments.tile_rows = (arguments.rows + 3) / 4;
   arguments.tile_columns = (arguments.columns + 3) / 4;
   arguments.begin = begin;
-  arguments.end = begin + product.size(1);
   const int64_t tiles = output.size(0) * arguments.tile_rows * arguments.tile_columns;
-  STD_TORCH_CHECK(begin >= 0 && arguments.end <= tiles, "product should be of tiles among the ", tiles, ", got ", begin,
-                  " to ", arguments.end);
+  STD_TORCH_CHECK(begin >= 0 && product.size(1) <= tiles && begin <= tiles - product.size(1),
+                  "product should be of tiles among the ", tiles, ", got ", product.size(1), " from ", begin);
+  arguments.end = begin + product.size(1);
   arguments.rectify = rectify;
   const Tensor products = in_order(product, false);
   std::optional<Tensor> shift, sum;

@@ -213,3 +213,25 @@ TEST(occlude_backward) {
     }
   }
 }
+
+TEST(occlude_backward_without_windows_is_zero) {
+  for (const Backend& backend : backends()) {
+    for (int variant = 0; variant < 4; ++variant) {
+      const Layout layout = layout_of(variant % 2, 8, 3, 5);
+      describe(backend.name, " variant ", variant);
+      const Indices nothing(backend, {}), offsets(backend, {0, 0, 0});
+      const Buffer output(backend, static_cast<size_t>(2 * layout.picture()) * 4);
+      OccludeBackward a{};
+      a.dtype = Dtype::float32;
+      a.layout = layout;
+      a.images = 2;
+      a.inside = variant / 2;
+      a.boxes = a.order = nothing.data();
+      a.offsets = offsets.data();
+      a.output = output.data();
+      run(backend, occlude_backward_cpu, occlude_backward_cuda, a);
+      CHECK(equal(decode(Dtype::float32, output.read()),
+                  std::vector<double>(static_cast<size_t>(2 * layout.picture()), 0.0)));
+    }
+  }
+}

@@ -145,3 +145,35 @@ TEST(patch_search_does_not_look_at_unknown_pixels) {
     check_search(c);
   }
 }
+
+TEST(patch_search_of_weights_below_zero_or_not_finite_is_nan_in_cuda) {
+  for (const Backend& backend : backends()) {
+    if (!backend.cuda) continue;
+    for (double weight : {-1.0, double(NAN), double(INFINITY), -double(INFINITY)}) {
+      for (Dtype dtype : all_dtypes) {
+        Case c = random_case({3, 8, 40, 3, 3, 1}, dtype);
+        c.weights[4] = weight;
+        describe(backend.name, " ", name_of(dtype), " weight ", weight);
+        const Buffer sample(backend, encode(dtype, c.sample)), masks(backend, c.masks);
+        const Buffer neighbourhoods(backend, encode(dtype, c.neighbourhoods)),
+            weights(backend, encode(dtype, c.weights));
+        const size_t values = static_cast<size_t>(c.shape.output_rows() * c.shape.output_columns());
+        const Buffer output(backend, encode(sum_dtype(dtype), std::vector<double>(values, 9)));
+        PatchSearch a{};
+        a.dtype = dtype;
+        a.channels = 3;
+        a.rows = 8;
+        a.columns = 40;
+        a.window_rows = a.window_columns = 3;
+        a.neighbourhoods = 1;
+        a.sample = sample.data();
+        a.neighbourhood = neighbourhoods.data();
+        a.mask = static_cast<const bool*>(masks.data());
+        a.weights = weights.data();
+        a.output = output.data();
+        run(backend, patch_search_cpu, patch_search_cuda, a);
+        CHECK(equal(decode(sum_dtype(dtype), output.read()), std::vector<double>(values, NAN)));
+      }
+    }
+  }
+}

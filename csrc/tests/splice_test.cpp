@@ -21,8 +21,10 @@ const std::vector<Shape> shapes = {{1, 1, 1, 1, 1, 1, 1},  {3, 6, 7, 2, 3, 4, 5}
 TEST(splice) {
   constexpr int64_t images = 2;
   for (const Shape& s : shapes) {
-    const std::vector<int64_t> corners = {0,          0, 1,  2,  -1, -2, s.rows - 1, s.columns - 1,
-                                          s.rows + 3, 0, -9, -9, 2,  -1, INT64_MIN,  INT64_MAX};
+    const std::vector<int64_t> corners = {
+        0,          0,         1,  2,         -1,        -2, s.rows - 1,    s.columns - 1,
+        s.rows + 3, 0,         -9, -9,        2,         -1, INT64_MIN,     INT64_MAX,
+        1,          INT64_MAX, 1,  INT64_MIN, INT64_MAX, 1,  INT64_MAX - 1, INT64_MIN};
     std::vector<int64_t> dirty_origin, window_origin, index;
     for (size_t d = 0; d < corners.size(); d += 2) {
       for (size_t w = 0; w < corners.size(); w += 2) {

@@ -55,10 +55,12 @@ def fool(
 
     From nothing: fastviz fool --noise --target jellyfish --out noise.png
     """
-    from fastviz import images, methods, models
+    from fastviz import checks, images, methods, models
 
     if (photo is not None) + noise + evolve != 1:
         raise ValueError("give one of: a photograph, --noise, --evolve")
+    checks.one_of(encoding, "--encoding", ("cppn", "direct"))
+    checks.whole_number(seed, "--seed", minimum=0)
     if target is None and not evolve:
         raise ValueError("--target is needed: the index or name of the class to be seen")
     if images.picture_path(out, "--out").suffix.lower() != ".png":

@@ -74,6 +74,8 @@ def maximize(
     images.picture_path(out, "--out")
     if (classes is None) == (layer is None):
         raise ValueError("give one of: --class, --layer")
+    if layer is None and (channels is not None or unit):
+        raise ValueError("--channel and --unit go with --layer only")
     if through is not None and (canvas != "fourier" or start != "zeros" or goal or preview_every or checkpoint):
         raise ValueError(
             "--through goes with --class or --layer, --size, --starts, --steps, --seed and --batch-size only"

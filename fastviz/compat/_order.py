@@ -39,7 +39,7 @@ def in_fast_order(
     See :func:`fastviz.backward.in_fast_order`. Either way there is one more function on the stack.
     """
     if isinstance(forward_func, nn.Module) and may_round(forward_func, inputs):
-        return backward.in_fast_order(forward_func, "model", compute)
+        return backward.in_fast_order(forward_func, "model", compute, None)
 
     def run(*inputs: Tensor) -> Result:
         return compute(*inputs)

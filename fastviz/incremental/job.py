@@ -61,7 +61,7 @@ class Job:
     def all_values(self) -> Tensor:
         """Everything that came in; for no windows at all, what ``evaluate`` makes of none."""
         if self.values is None:
-            return self.evaluate(self.model(self.images[:1].clone())[:0], self.windows)
+            return self.evaluate(capture.called(self.model, self.images[:1].clone())[:0], self.windows)
         return self.values
 
     def run_model(self, windows: Tensor, batch_size: int) -> None:
@@ -69,7 +69,8 @@ class Job:
         boxes = self.boxes.to(self.images.device)
 
         def run(part: Tensor) -> None:
-            self.put(self.model(ops.occlude(self.images, boxes[part], self.image[part], self.fill)), part)
+            covered = ops.occlude(self.images, boxes[part], self.image[part], self.fill)
+            self.put(capture.called(self.model, covered), part)
             self.advance(len(part))
 
         in_batches(windows, batch_size, self.stats, run)
@@ -130,7 +131,7 @@ def new_job(
 ) -> Job:  # fmt: skip
     """The arguments of :func:`fastviz.incremental.sweep`, checked."""
     network = exported.of_any_batch(checks.module(model))
-    batch = capture.input_batch(network, images).detach()
+    batch = capture.input_batch(network, images, "images").detach()
     windows = checks.tensor(boxes, "boxes", dims=(2,), layout="[P, 4]", floating=False)
     _integers(windows, "boxes")
     if windows.shape[1] != 4:

@@ -58,7 +58,7 @@ def activations(
     images = capture.input_batch(model, x)
     checks.whole_number(batch_size, "batch_size", minimum=1)
     names = _names(model, images, layers)
-    place = images.device if device is None else checks.device(torch.device(device), "device")
+    place = images.device if device is None else checks.device(device)
     noted: dict[str, Tensor] = {}
 
     def noting(name: str) -> Hook:
@@ -99,7 +99,7 @@ def _names(model: nn.Module, images: Tensor, layers: str | Sequence[str] | None)
         if not names:
             raise ValueError("layers should be given for this model: it calls no 2-d convolution")
         return names
-    names = [layers] if isinstance(layers, str) else list(dict.fromkeys(layers))
+    names = list(dict.fromkeys(checks.names(layers, "layers")))
     if not names:
         raise ValueError("layers should be a name or several, got none")
     return names
@@ -132,6 +132,8 @@ def activation_grid(
     """
     checks.tensor(maps, "maps", dims=(3,), layout="[C, h, w]")
     checks.one_of(scale, "scale", ("each", "together"))
+    if columns is not None:
+        checks.whole_number(columns, "columns", minimum=1)
     values = pictures.normalise(maps.detach().float(), dims=2 if scale == "each" else 3)
     C, h, w = values.shape
     across = max(1, round(C**0.5 + 0.499)) if columns is None else columns
@@ -144,6 +146,8 @@ def activation_grid(
 def _beside(image: Tensor, grid: Tensor) -> Tensor:
     """The ``image`` at the top to the left of the ``grid``."""
     checks.tensor(image, "image", dims=(3,), layout="[3, H, W]")
+    if image.shape[0] != 3 or not image.numel():
+        raise ValueError(f"image should have shape [3, H, W], got {list(image.shape)}")
     height = max(1, min(_IMAGE, grid.shape[1] - 8))
     width = max(1, round(image.shape[2] * height / image.shape[1]))
     column = grid.new_ones(3, grid.shape[1], width + 4)

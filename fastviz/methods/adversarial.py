@@ -132,7 +132,7 @@ def fool(
             raise ValueError(f"radius should be at least 1/255 = {LEVEL:.5f} with quantize, got {radius}")
     probability_goal(goal)
     with capture.frozen_model(model):
-        victim = Victim(model, Victim.frame_for(model, images), goal, batch_size, progress)
+        victim = Victim(model, Victim.frame_for(model, images), goal, batch_size, progress, "x")
         clean = victim.pictures(images)
         before = victim.probabilities(clean)
         if not before.isfinite().all():
@@ -234,7 +234,7 @@ def fool_from_noise(
     checks.whole_number(steps, "steps", minimum=1)
     checks.whole_number(seed, "seed", minimum=0)
     with capture.frozen_model(model):
-        victim = Victim(model, frame_of(model, size), goal, batch_size, progress)
+        victim = Victim(model, frame_of(model, size), goal, batch_size, progress, "size")
         like = next((value for value in model.parameters() if value.is_floating_point()), torch.empty(0))
         probe = torch.zeros(1, len(victim.frame.mean), *victim.frame.size).to(like)
         classes = class_batch(target, victim.probabilities(probe).shape[1], like.device)

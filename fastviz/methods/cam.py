@@ -92,7 +92,7 @@ def grad_cam(
     if layer is None or isinstance(layer, str):
         names = [_last_maps(model, images) if layer is None else layer]
     else:
-        names = list(dict.fromkeys(layer))
+        names = list(dict.fromkeys(checks.names(layer, "layer")))
         if not names:
             raise ValueError("layer should be a name or a list of them, got an empty list")
     maps = _grad_cam(model, images, selection, names, batch_size, precision)
@@ -177,6 +177,8 @@ def guided_grad_cam(
     """
     images = capture.input_batch(model, x)
     selection = targets.resolve(target, model)
+    if layer is not None:
+        capture.layer_module(model, layer)
     name = _last_maps(model, images) if layer is None else layer
     (coarse,) = _grad_cam(model, images, selection, [name], batch_size, precision)
     guided = backward.input_gradients(
@@ -271,7 +273,7 @@ def _last_maps(model: nn.Module, images: Tensor) -> str:
             if name and not isinstance(module, torch.jit.ScriptModule):
                 handles.append(module.register_forward_hook(recorder(name)))
         with capture.frozen_model(model), torch.no_grad():
-            model(_batch(images[:1]))
+            capture.called(model, _batch(images[:1]))
     finally:
         for handle in handles:
             handle.remove()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -118,7 +119,7 @@ def deep_dream(
     >>> made.pictures.shape, made.sizes
     (torch.Size([1, 3, 96, 80]), ((69, 57), (96, 80)))
     """
-    images = capture.input_batch(model, x).detach()
+    images = capture.input_batch(model, x, narrows=True).detach()
     for value, name, least in ((octaves, "octaves", 1), (steps, "steps", 0), (jitter, "jitter", 0), (seed, "seed", 0)):
         checks.whole_number(value, name, minimum=least)
     if tile is not None:
@@ -148,7 +149,7 @@ def deep_dream(
     values = images.new_zeros(len(images))
     with bar(progress, len(sizes) * steps, text="dreaming", unit="steps") as advance:
         for number, each in enumerate(sizes):
-            frame = frame_of(model, each)
+            frame = frame_of(model, each, images.shape[1])
             base = _resized(photograph, each).clamp(0, 1)
             start = frame.image((base + _resized(added, each)).clamp(0, 1))
             made = optimize(
@@ -170,7 +171,7 @@ def deep_dream(
             if interrupted:
                 break
     dreamt = (photograph + _resized(added, size)).clamp(0, 1)
-    return Dream(frame_of(model, size).image(dreamt), dreamt, values, tuple(sizes), interrupted)
+    return Dream(frame_of(model, size, images.shape[1]).image(dreamt), dreamt, values, tuple(sizes), interrupted)
 
 
 def dream_zoom(
@@ -202,7 +203,7 @@ def dream_zoom(
     >>> [frame.shape for frame in zoomed]
     [torch.Size([1, 3, 64, 64]), torch.Size([1, 3, 64, 64])]
     """
-    images = capture.input_batch(model, x).detach()
+    images = capture.input_batch(model, x, narrows=True).detach()
     checks.whole_number(frames, "frames", minimum=1)
     if not checks.positive(zoom, "zoom") >= 1:
         raise ValueError(f"zoom should be at least 1, got {zoom}")
@@ -220,7 +221,7 @@ def _zoomed(
     progress: bool,
     settings: dict[str, Any],
 ) -> Iterator[Tensor]:
-    frame, photograph = frame_of(model, (images.shape[2], images.shape[3])), _photograph(model, images)
+    frame, photograph = frame_of(model, (images.shape[2], images.shape[3]), images.shape[1]), _photograph(model, images)
     with bar(progress, frames, text="dreaming", unit="frames") as advance:
         for _ in range(frames):
             made = deep_dream(model, images, target, **settings)
@@ -274,7 +275,7 @@ def dream_layer(model: nn.Module) -> str:
     images = like.new_zeros(1, len(known.mean), *(known.size or (224, 224)))
     names: list[str] = [name for name, _ in model.named_modules() if name]
     with capture.frozen_model(model), torch.no_grad(), capture.hooked(model, {name: noting(name) for name in names}):
-        model(images)
+        capture.called(model, images, "images")
     sizes = sorted({size for size, _ in seen})
     if len(sizes) < 2:
         raise ValueError("target should name a layer for this model, which has no maps [N, C, H, W] of two sizes")
@@ -346,7 +347,7 @@ def _chosen(
         wanted: Target = _guided(model, name, guide, len(images), precision)
     else:
         wanted = targets.layer(name) if isinstance(name, str) else name
-    found = toward(model, wanted, precision=precision)
+    found = toward(model, wanted, precision=precision, argument="x")
     if found.targets == 1:
         return Toward(found.network, found.parts, max(1, len(images))), images
     if len(images) not in (1, found.targets):
@@ -357,11 +358,11 @@ def _chosen(
 def _guided(model: nn.Module, name: object, guide: Tensor, images: int, precision: Precision) -> Objective:
     if not isinstance(name, str):
         raise ValueError(f"target should be the name of a layer where there is a guide, got {type(name).__name__}")
-    shown = capture.input_batch(model, guide).detach()
+    shown = capture.input_batch(model, guide, "guide", narrows=True).detach()
     if len(shown) not in (1, images):
         raise ValueError(f"guide should have 1 or {images} images, as x has, got {len(shown)}")
     with capture.frozen_model(model), torch.no_grad():
-        features = Network(model, [name], output=False, precision=precision)(shown)[1][name]
+        features = Network(model, [name], output=False, precision=precision, argument="guide")(shown)[1][name]
     if features.dim() != 4:
         raise ValueError(
             f"target should be a layer with maps [N, C, H, W] where there is a guide, got {name!r} with "
@@ -414,26 +415,23 @@ def _sizes(network: Network, images: Tensor, octaves: int, scale: float, tile: i
     """Height and width of the octaves, the smallest first; but for the last, those on which the network can be run."""
     H, W = images.shape[2:]
     sizes = [(round(H / scale**k), round(W / scale**k)) for k in reversed(range(octaves))]
+    probe = copy.copy(network)
+    probe.argument = None  # its errors are an answer here, and need no explanation
     usable = [size for size in sizes[:-1] if min(size) >= _SMALLEST]
     with capture.frozen_model(network.model), torch.no_grad():
         while usable:
             seen = (_cuts(side, tile)[0].stop for side in usable[0])
             try:
-                network(images.new_zeros(1, images.shape[1], *seen))
+                probe(images.new_zeros(1, images.shape[1], *seen))
                 break
-            except ValueError:  # too small for the network
+            except (RuntimeError, ValueError, AssertionError, IndexError):  # too small for the network
                 del usable[0]
     return [*usable, (H, W)]
 
 
 def _photograph(model: nn.Module, images: Tensor) -> Tensor:
     """The pictures that ``images`` show."""
-    frame = frame_of(model, (images.shape[2], images.shape[3]))
-    if images.shape[1] != len(frame.mean):
-        raise ValueError(
-            f"x should have {len(frame.mean)} channels, as the preprocessing of the model says, got {images.shape[1]}"
-        )
-    return frame.picture(images).clamp(0, 1)
+    return frame_of(model, (images.shape[2], images.shape[3]), images.shape[1]).picture(images).clamp(0, 1)
 
 
 def _resized(shown: Tensor, size: tuple[int, int]) -> Tensor:

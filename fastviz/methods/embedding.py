@@ -96,7 +96,7 @@ def embedding(
     if layer is not None:
         capture.layer_module(model, layer)
     store = (
-        None if file is None else _Store(Path(file).expanduser(), stream, model, (layer, pool, thumbnails), overwrite)
+        None if file is None else _Store(checks.path(file, "file"), stream, model, (layer, pool, thumbnails), overwrite)
     )
     rows = _Rows(0 if stream.names is None else len(stream.names))
     if store is not None:
@@ -134,7 +134,7 @@ def load_embedding(file: str | os.PathLike[str]) -> Embedding:
     Raises:
         ValueError: there is no such file, or it is none of these.
     """
-    stored = embedding_file.read(Path(file).expanduser())
+    stored = embedding_file.read(checks.path(file, "file"))
     return Embedding(stored.vectors, stored.pictures, stored.names, stored.layer, reused=len(stored.names))
 
 

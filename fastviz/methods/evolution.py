@@ -75,7 +75,7 @@ def evolve(
     checks.whole_number(seed, "seed", minimum=0)
     generator = torch.Generator().manual_seed(seed)
     with capture.frozen_model(model), torch.no_grad():
-        victim = Victim(model, frame_of(model, size), goal, batch_size)
+        victim = Victim(model, frame_of(model, size), goal, batch_size, argument="size")
         archive = _Archive(victim, kind, model)
         interrupted = False
         with bar(progress, generations, text="evolving", unit="generations") as advance:

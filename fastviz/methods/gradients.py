@@ -97,7 +97,7 @@ def gradient_times_input(
         [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed.
     """
     gradient = _gradient(model, x, target, None, batch_size, precision)
-    return gradient * (x if gradient.dim() == x.dim() else x[:, None])
+    return gradient * (x.detach() if gradient.dim() == x.dim() else x.detach()[:, None])
 
 
 def smooth_grad(

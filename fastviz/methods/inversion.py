@@ -124,18 +124,23 @@ def invert(
     """
     checks.whole_number(starts, "starts", minimum=1)
     checks.whole_number(seed, "seed", minimum=0)
+    if goal is not None:
+        checks.number(goal, "goal")
     if (x is None) == (features is None):
         raise ValueError("either x or features should be given")
-    network = Network(model, [layer], output=False, precision=precision)
+    network = Network(model, [layer], output=False, precision=precision, argument="size" if x is None else "x")
     if x is not None:
-        images = capture.input_batch(model, x).detach()
-        known = frame_of(model, (images.shape[2], images.shape[3]))
+        images = capture.input_batch(model, x, narrows=True).detach()
+        known = frame_of(model, (images.shape[2], images.shape[3]), images.shape[1])
         codes = _features(network, images)
     else:
         known = frame_of(model, size)
         codes = checks.tensor(features, "features").detach()
         checks.device(codes.device, "features")
     length = codes.flatten(1).square().sum(1)
+    if not bool(length.isfinite().all()):
+        given = "features" if x is None else "x"
+        raise ValueError(f"{given} should have finite features in layer {layer!r}, got NaN or infinity")
     if not bool((length > 0).all()):
         raise ValueError(f"features should not be zero everywhere, as those of layer {layer!r} are")
 
@@ -205,7 +210,7 @@ def invert_all(
     >>> [made.layer for made in strip]
     ['conv1', 'fc8']
     """
-    names = _called(model, x) if layers is None else list(layers)
+    names = _called(model, x) if layers is None else checks.names(layers, "layers")
     for name in names:  # an unknown layer is told before minutes of work
         capture.layer_module(model, name)
     found = []
@@ -241,9 +246,9 @@ def invertible_layers(model: nn.Module) -> list[str]:
 
 def _called(model: nn.Module, x: Tensor) -> list[str]:
     """The layers of a strip that the forward pass calls."""
-    network = Network(model, invertible_layers(model), output=True)
+    network = Network(model, invertible_layers(model), output=True, argument="x")
     with capture.frozen_model(model), torch.no_grad():
-        _, activations = network(capture.input_batch(model, x)[:1])
+        _, activations = network(capture.input_batch(model, x, narrows=True)[:1])
         return [name for name in network.layers if name in activations]
 
 

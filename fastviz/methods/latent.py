@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from fastviz.priors import L2
 from fastviz.targets import Target
 
 __all__ = ["CodeImages", "maximize_code"]
+
+_DECODING = frozenset(inspect.signature(invert).parameters) - {"model", "x", "layer", "features", "size"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,12 +122,20 @@ def maximize_code(
     (torch.Size([1, 144]), torch.Size([1, 3, 64, 64]))
     """
     checks.whole_number(starts, "starts", minimum=1)
+    checks.whole_number(seed, "seed", minimum=0)
+    if decay:
+        checks.positive(decay, "decay")
+    if decoding is not None and not isinstance(decoding, Mapping):
+        raise TypeError(f"decoding should be a mapping of arguments of invert, got {decoding!r}")
+    for name in decoding or {}:
+        if name not in _DECODING:
+            raise TypeError(f"decoding should hold arguments of invert: {', '.join(sorted(_DECODING))}; got {name!r}")
     frame = frame_of(model, size)
-    objective = toward(model, target, repeats=starts)
+    objective = toward(model, target, repeats=starts, argument="size")
     seeds = [seed + number for number in range(starts)] * objective.targets
     noise = start_parameters(model, "noise", Pixels(), frame, seeds)
     with capture.frozen_model(model), torch.no_grad():
-        begin = Network(model, [layer], output=False)(noise)[1][layer].detach()
+        begin = Network(model, [layer], output=False, argument="size")(noise)[1][layer].detach()
     sigma = begin.flatten(1).square().mean(1).sqrt().clamp(min=torch.finfo(begin.dtype).tiny)
     sigma = sigma.view(-1, *(1,) * (begin.dim() - 1))
 

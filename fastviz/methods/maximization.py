@@ -136,13 +136,13 @@ def maximize(
     checks.whole_number(starts, "starts", minimum=1)
     checks.whole_number(seed, "seed", minimum=0)
     surface = canvas_by_name(canvas)
-    objective = toward(model, target, repeats=starts, precision=precision)
+    objective = toward(model, target, repeats=starts, precision=precision, argument="size")
     frame, box = frame_of(model, size), None
     cropped = _cropped(model, objective, frame) if crop else None
     if cropped is not None:
         found, box = cropped
         frame = Frame((box[2] - box[0], box[3] - box[1]), frame.mean, frame.std)
-        objective = toward(model, found, repeats=starts, precision=precision)
+        objective = toward(model, found, repeats=starts, precision=precision, argument="size")
     classes = [part.as_probability() is not None for part, count in objective.parts for _ in range(count * starts)]
     single = all(part.is_unit for part, _ in objective.parts)
     mover = by_name(optimizer, learning_rate)

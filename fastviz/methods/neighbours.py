@@ -55,6 +55,9 @@ def neighbours(found: Embedding, k: int = 8, *, queries: Sequence[int | str] | N
     Raises:
         TypeError, ValueError: too large a ``k``, a row or name that does not exist.
     """
+    checks.instance(found, "found", Embedding)
+    if queries is not None and (isinstance(queries, str) or not isinstance(queries, Sequence)):
+        raise TypeError(f"queries should be a list of rows or names, got {queries!r}")
     checks.whole_number(k, "k", minimum=1)
     if len(found.names) < 2:
         raise ValueError(f"found should hold at least 2 images, to be neighbours of each other, got {len(found.names)}")
@@ -98,6 +101,8 @@ def neighbour_sheet(found: Embedding, near: Neighbours, *, tile: int = 96) -> Te
         ValueError: no queries.
     """
     checks.whole_number(tile, "tile", minimum=1)
+    checks.instance(found, "found", Embedding)
+    checks.instance(near, "near", Neighbours)
     if not len(near.queries):
         raise ValueError("near should have at least one query, got none")
     parts = []

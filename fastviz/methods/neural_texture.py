@@ -73,11 +73,11 @@ def neural_texture(
     >>> made.pictures.shape, bool(made.history[-1] < made.history[0])
     (torch.Size([1, 3, 64, 96]), True)
     """
-    samples = capture.input_batch(model, sample).detach()
-    frame = frame_of(model, (samples.shape[2], samples.shape[3]) if size is None else size)
+    samples = capture.input_batch(model, sample, "sample", narrows=True).detach()
+    frame = frame_of(model, (samples.shape[2], samples.shape[3]) if size is None else size, samples.shape[1])
     shown = frame.picture(samples)
     weights = layer_weights(layers, "layers", () if layers is not None else style_layers(model)[0])
-    network = Network(model, list(weights), output=False, precision=precision)
+    network = Network(model, list(weights), output=False, precision=precision, argument="sample")
 
     def losses(_: tuple[int, int], part: float) -> Losses:
         found = Losses(network, 0.0, 1.0, samples.new_zeros(len(samples)))

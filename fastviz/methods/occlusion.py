@@ -114,8 +114,8 @@ def occlusion(
     for number, argument in ((batch_size, "batch_size"), (memory, "memory")):
         if number is not None:
             checks.whole_number(number, argument, minimum=1)
-    if drill_down is not None and not 0 <= drill_down <= 1:
-        raise ValueError(f"drill_down should be from 0 to 1, got {drill_down}")
+    if drill_down is not None:
+        checks.number(drill_down, "drill_down", low=0, high=1)
     if classes and drill_down is not None:
         raise ValueError("classes needs every window, drill_down leaves windows out; choose one of them")
     options = {"precision": precision, "growth_cap": growth_cap, "memory": memory, "batch_size": batch_size}
@@ -243,7 +243,7 @@ class _Covered:
             covered = ops.occlude(
                 self.images, self.boxes[number % len(self.boxes)], number // len(self.boxes), self.fill
             )
-            output, recorded = targets.run(self.model, covered, self.selection.layers)
+            output, recorded = targets.run(self.model, covered, self.selection.layers, argument="x")
             parts.append(self.measured(output, number, recorded))
             self.advance(len(number))
         return torch.cat(parts), _dense_stats("the target is inside of the network") | {"batch_size": batch_size}
@@ -261,7 +261,7 @@ def _clean(
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         sample = torch.arange(start, start + len(batch), device=images.device)
-        output, recorded = targets.run(model, batch.clone(), selection.layers)
+        output, recorded = targets.run(model, batch.clone(), selection.layers, argument="x")
         if selection.predicts:
             predicted.append(targets.predicted(output))
         values.append(selection.taken(sample, len(images)).values(output, recorded))

@@ -81,6 +81,7 @@ def patch_pictures(
     >>> patch_pictures(model, patches(model, x, "1", k=2)["1"], x, channels=[3, 0]).photos.shape
     torch.Size([2, 2, 3, 5, 5])
     """
+    checks.instance(found, "found", Patches)
     chosen = _channels(channels, len(found.values))
     stream = open_stream(model, source, batch_size)
     corners, size = _windows(found)
@@ -119,6 +120,7 @@ def patch_sheet(shown: PatchPictures, channel: int | None = None, *, columns: in
     Raises:
         ValueError: ``shown`` does not hold the channel; ``columns`` is below 1.
     """
+    checks.instance(shown, "shown", PatchPictures)
     layer = shown.found.layer
     if channel is not None:
         if channel not in shown.channels:

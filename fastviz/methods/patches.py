@@ -230,12 +230,7 @@ def _unit(name: str, maps: Tensor, spot: tuple[int, int]) -> Tensor:
 
 def _names(model: nn.Module, layers: str | Sequence[str]) -> list[str]:
     """The ``layers``, each once, if ``model`` has them."""
-    given = [layers] if isinstance(layers, str) else layers
-    if not isinstance(given, (list, tuple)):
-        raise TypeError(
-            f"layers should be the name of a layer, a list of names, or None for convolutions, got {layers!r}"
-        )
-    names = list(dict.fromkeys(given))
+    names = list(dict.fromkeys(checks.names(layers, "layers")))
     if not names:
         raise ValueError("layers should name at least one layer, got none")
     for name in names:
@@ -274,7 +269,7 @@ def _convolutions(model: nn.Module, image: Tensor) -> list[str]:
     kinds = (nn.Conv2d, nn.modules.batchnorm._BatchNorm)
     hooks = {name: partial(note, name) for name, module in model.named_modules() if isinstance(module, kinds)}
     with capture.hooked(model, hooks):
-        model(image)
+        capture.called(model, image)
     if not chosen:
         raise ValueError("model should have convolutions (nn.Conv2d) that it calls; give the names of other layers")
     return list(chosen)

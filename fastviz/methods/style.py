@@ -161,7 +161,7 @@ def style_transfer(
     >>> made.pictures.shape, bool(made.history[-1] < made.history[0])
     (torch.Size([1, 3, 64, 80]), True)
     """
-    photos = capture.input_batch(model, content).detach()
+    photos = capture.input_batch(model, content, "content", narrows=True).detach()
     styles = _styles(model, style, photos)
     shares = _shares(style_weights, len(styles))
     regions = None if masks is None else _regions(masks, len(styles), photos)
@@ -171,12 +171,12 @@ def style_transfer(
     usual = ([], []) if layers is not None and content_layers is not None else style_layers(model)
     of_style = layer_weights(layers, "layers", usual[0]) if beta else {}
     of_content = layer_weights(content_layers, "content_layers", usual[1]) if alpha else {}
-    frame = frame_of(model, (photos.shape[2], photos.shape[3]))
+    frame = frame_of(model, (photos.shape[2], photos.shape[3]), photos.shape[1])
     original = shown = frame.picture(photos)
     samples = [frame.picture(each) for each in styles]
     if preserve_colours:
         shown, samples = _grey(shown, samples)
-    network = Network(model, [*of_style, *of_content], output=False, precision=precision)
+    network = Network(model, [*of_style, *of_content], output=False, precision=precision, argument="content and style")
 
     def losses(size: Size, part: float) -> Losses:
         found = Losses(network, alpha, beta, photos.new_zeros(len(photos)))
@@ -368,6 +368,8 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
     """The part of each style, 1 in sum."""
     if weights is None:
         return [1 / count] * count
+    if not isinstance(weights, Sequence):
+        raise TypeError(f"style_weights should be a list of numbers, one a style, got {weights!r}")
     found = [not_negative(weight, "style_weights") for weight in weights]
     if len(found) != count:
         raise ValueError(f"style_weights should have one number a style, {count}, got {len(found)}")

@@ -8,8 +8,8 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TypeAlias
 
 import torch
@@ -20,6 +20,7 @@ from fastviz.canvas import Canvas, Frame
 from fastviz.convolutions import image_gradients
 from fastviz.memory import is_out_of_memory
 from fastviz.optimize import checkpoint as files
+from fastviz.optimize.known import Known
 from fastviz.optimize.network import what_fits
 from fastviz.optimize.optimizers import Evaluation, Optimizer
 from fastviz.optimize.revive import OpenRectifiers
@@ -154,6 +155,12 @@ def optimize(
     checks.whole_number(checkpoint_every, "checkpoint_every", minimum=1)
     if batch_size is not None:
         checks.whole_number(batch_size, "batch_size", minimum=1)
+    if goal is not None:
+        checks.number(goal, "goal")
+    if preview is not None and not callable(preview):
+        raise TypeError(f"preview should be a function, got {type(preview).__name__}")
+    checks.instances(priors, "priors", Prior)
+    checks.instances(transforms, "transforms", Transform)
     if not optimizer.random_objective and transforms:
         raise ValueError(
             f"transforms should be empty for {type(optimizer).__name__}, whose line search needs an objective that "
@@ -164,7 +171,7 @@ def optimize(
     if len(seeds) != N:
         raise ValueError(f"seeds should have one number an image, {N}, got {len(seeds)}")
     run = _Run(model, objective, canvas, frame, optimizer, tuple(priors), tuple(transforms), goal, seeds, batch_size)
-    path = None if checkpoint is None else Path(checkpoint)
+    path = None if checkpoint is None else checks.path(checkpoint, "checkpoint")
     settings = "; ".join(
         str(part)
         for part in (about, list(parameters.shape), parameters.dtype, canvas, frame, optimizer, run.priors,
@@ -211,6 +218,12 @@ class _Run:
     goal: float | None
     seeds: list[int]
     batch_size: int | None
+    numbers: Known[list[int]] = field(default_factory=lambda: Known(Tensor.tolist))
+
+    @cached_property
+    def split(self) -> Known[Sequence[Tensor]]:
+        """Rows in parts that the network sees at once; the same tensors for the same rows."""
+        return Known(lambda rows: (rows,) if len(rows) <= self._at_once(rows) else rows.split(self._at_once(rows)))
 
     @property
     def keeps_best(self) -> bool:
@@ -222,12 +235,15 @@ class _Run:
         found = state.found or self.evaluate(state.parameters, state.active, state.step)
         cause = self._failures(state, found)
         state.history[state.step, state.active] = torch.where(cause > 0, torch.nan, found.values)
-        if (cause > 0).any():
+        # Read together: each look at values waits for the device.
+        near = cause < 0 if self.goal is None else found.measures >= self.goal
+        fails, reaches = torch.stack([(cause > 0).any(), near.any()]).tolist()
+        if fails:
             state, found = self._without_failed(state, found, cause)
         state = replace(state, good=state.parameters)
         if self.keeps_best:
             state = with_best(state, found.total)
-        if self.goal is not None:
+        if reaches:
             reached = self._reached(state, found)
             state, found = stop(state, reached, "goal"), found.taken(~reached)
         if not len(state.active):
@@ -238,7 +254,10 @@ class _Run:
             state.parameters,
             found,
             state.optimizer,
-            lambda parameters, rows: self.evaluate(parameters, state.active[rows], state.step),
+            # the very tensor where it is all of them: what is known of it need not be read again
+            lambda parameters, rows: self.evaluate(
+                parameters, state.active if len(rows) == len(state.active) else state.active[rows], state.step
+            ),
             bounds,
         )
         parameters, there = moved.parameters, moved.found
@@ -253,25 +272,26 @@ class _Run:
 
     def evaluate(self, parameters: Tensor, rows: Tensor, step: int, *, clean: bool = False) -> Evaluation:
         """The objective of the images ``rows`` at ``parameters``; ``clean``: without transforms and gradients."""
-        size = self.batch_size or self._at_once(parameters)
         parts = []
-        for start in range(0, len(parameters), size):
-            part = slice(start, start + size)
+        split = self.split(rows)
+        for part, some in zip(parameters.split([len(some) for some in split]), split, strict=True):
             try:
-                parts.append(self._evaluate(parameters[part], rows[part], step, clean))
+                parts.append(self._evaluate(part, some, step, clean))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 parts.clear()
-                raise MemoryError(self._what_fits(parameters[part], rows[part], step, clean)) from error
+                raise MemoryError(self._what_fits(part, some, step, clean)) from error
         if len(parts) == 1:
             return parts[0]
         return Evaluation(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
-    def _at_once(self, parameters: Tensor) -> int:
-        """How many images the network sees at once, if the caller does not say."""
-        if parameters.device.type != "cpu":
-            return len(parameters)
+    def _at_once(self, rows: Tensor) -> int:
+        """How many of the images ``rows`` the network sees at once."""
+        if self.batch_size is not None:
+            return self.batch_size
+        if rows.device.type != "cpu":
+            return len(rows)
         return max(1, round(_PIXELS_AT_ONCE / math.prod(self.frame.size)))
 
     def _evaluate(self, parameters: Tensor, rows: Tensor, step: int, clean: bool) -> Evaluation:
@@ -335,7 +355,7 @@ class _Run:
     def _transformed(self, images: Tensor, rows: Tensor, step: int) -> Tensor:
         if not self.transforms:
             return images
-        return transformed(images, self.transforms, [_generator(self.seeds[row], step) for row in rows.tolist()])
+        return transformed(images, self.transforms, [_generator(self.seeds[row], step) for row in self.numbers(rows)])
 
     def _what_fits(self, parameters: Tensor, rows: Tensor, step: int, clean: bool) -> str:
         shape = (len(parameters), len(self.frame.mean), *self.frame.size)
@@ -347,9 +367,8 @@ class _Run:
     def _failures(self, state: RunState, found: Evaluation) -> Tensor:
         """Why rows cannot go on, int64 [n]: 0 they can, else a number of :data:`_CAUSES`."""
         cause = (~(_largest(state.parameters) <= _LARGEST)).long() * 3
-        cause[~_largest(found.gradients).isfinite()] = 2
-        cause[~found.total.isfinite()] = 1
-        return cause
+        cause = torch.where(_largest(found.gradients).isfinite(), cause, 2)
+        return torch.where(found.total.isfinite(), cause, 1)
 
     def _without_failed(self, state: RunState, found: Evaluation, cause: Tensor) -> tuple[RunState, Evaluation]:
         failed = cause > 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from fastviz import capture, checks, targets, unit_crop
 from fastviz.capture import Precision
 from fastviz.memory import is_out_of_memory
 from fastviz.models import preprocessing
+from fastviz.optimize.known import Known
 from fastviz.targets import Activations, Objective
 
 __all__ = ["Network", "Toward", "toward", "what_fits"]
@@ -47,6 +50,7 @@ class Network:
         layers: dotted names.
         output: whether the model's own output is needed.
         precision: ``"bfloat16"`` runs the model under autocast; what comes out has the dtype of the images again.
+        argument: what errors call the images; None leaves the model's errors as they are.
 
     Raises:
         ValueError: a layer that does not exist or cannot be recorded; the message lists the nearest.
@@ -58,13 +62,20 @@ class Network:
     """
 
     def __init__(
-        self, model: nn.Module, layers: Sequence[str], *, output: bool, precision: Precision = "model"
+        self,
+        model: nn.Module,
+        layers: Sequence[str],
+        *,
+        output: bool,
+        precision: Precision = "model",
+        argument: str | None = "images",
     ) -> None:
         checks.one_of(precision, "precision", ("model", "bfloat16"))
         capture.require_gradients(model)
         self.model = model
         self.layers = tuple(dict.fromkeys(layers))
         self.output = output
+        self.argument = argument
         self.precision = precision
         own = next((value.dtype for value in model.parameters() if value.is_floating_point()), torch.float32)
         self._narrow = own if own in (torch.bfloat16, torch.float16) else None
@@ -76,22 +87,15 @@ class Network:
         """Output of the model (None if it was not asked for) and layer name → output, for ``images`` [N, C, H, W].
 
         Raises:
-            ValueError: the model cannot take images of this size.
+            ValueError: the model cannot take images of this size; see :func:`fastviz.capture.usable`.
         """
         # The copy is for models that work in place on their input; convolutions are fastest with channels last.
         batch = images.clone(memory_format=torch.channels_last)
         if self._narrow is not None:
             batch = batch.to(self._narrow)
         low = self.precision == "bfloat16"
-        try:
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=low):
-                output, recorded = self._run(batch)
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            raise ValueError(
-                f"the model cannot be run on images of {batch.shape[2]}x{batch.shape[3]} pixels, or not at all: {error}"
-            ) from error
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=low):
+            output, recorded = self._run(batch)
         if low or batch.dtype != images.dtype:
             recorded = {name: recorded[name].to(images.dtype) for name in self.layers}
             output = output.to(images.dtype) if isinstance(output, Tensor) else output
@@ -102,7 +106,7 @@ class Network:
             size = preprocessing(self.model).size or (batch.shape[2], batch.shape[3])
             self._calls = unit_crop.calls_of_layers(self.model, self.layers, size, channels=batch.shape[1])
         if self.output or self._calls is not None:
-            return targets.run(self.model, batch, self.layers, calls=self._calls)
+            return targets.run(self.model, batch, self.layers, calls=self._calls, argument=self.argument)
         return self._counting_run(batch)
 
     def _counting_run(self, batch: Tensor) -> tuple[object, Activations]:
@@ -116,7 +120,7 @@ class Network:
             return count
 
         with capture.hooked(self.model, {name: counter(name) for name in self.layers}):
-            result = targets.run(self.model, batch, self.layers)
+            result = targets.run(self.model, batch, self.layers, argument=self.argument)
         if all(calls.values()):
             self._calls = calls
         return result
@@ -136,36 +140,65 @@ class Toward:
         self.repeats = repeats
         self.targets = sum(count for _, count in parts)
         """The number of targets."""
+        self._shares = Known(self._shared)
 
     def __call__(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Values and measures, [n] each."""
         output, activations = self.network(images)
-        number = rows // self.repeats
-        ends = [0]
-        for _, count in self.parts:
-            ends.append(ends[-1] + count)
-        sizes = torch.searchsorted(number, torch.tensor(ends, device=number.device)).diff().tolist()
+        shares = self._shares(rows)
         # One split instead of a slice a target: its gradient is put together once.
+        sizes = [share.size for share in shares]
         outputs = output.split(sizes) if isinstance(output, Tensor) else [output] * len(sizes)
         maps = {name: activations[name].split(sizes) for name in self.network.layers}
         values, measures = [], []
-        for i, ((objective, count), samples) in enumerate(zip(self.parts, number.split(sizes), strict=True)):
-            if not len(samples):
-                continue
+        for i, share in enumerate(shares):
             mine = {name: split[i] for name, split in maps.items()}
-            local = samples - ends[i]
-            value = objective.taken(local, count).values(outputs[i], mine)
-            probability = objective.as_probability()
+            value = share.objective.values(outputs[i], mine)
             values.append(value)
-            if probability is None:
+            if share.probability is None:
                 measures.append(value.detach())
             else:
                 with torch.no_grad():
-                    measures.append(probability.taken(local, count).values(outputs[i], mine))
+                    measures.append(share.probability.values(outputs[i], mine))
         return torch.cat(values), torch.cat(measures)
 
+    def _shared(self, rows: Tensor) -> list[_Share]:
+        """The images ``rows`` by target, those without images left out."""
+        numbers = (rows // self.repeats).cpu()
+        ends = [0, *accumulate(count for _, count in self.parts)]
+        sizes = torch.searchsorted(numbers, torch.tensor(ends)).diff().tolist()
+        shares = []
+        for (objective, count), first, samples in zip(self.parts, ends, numbers.split(sizes), strict=False):
+            if len(samples):
+                probability = objective.as_probability()
+                local = samples - first
+                shares.append(
+                    _Share(
+                        len(samples),
+                        objective.taken(local, count),
+                        None if probability is None else probability.taken(local, count),
+                    )
+                )
+        return shares
 
-def toward(model: nn.Module, target: targets.Target, *, repeats: int = 1, precision: Precision = "model") -> Toward:
+
+@dataclass(frozen=True)
+class _Share:
+    """The images of a batch that have one target: how many, what is increased, and what a goal is compared with."""
+
+    size: int
+    objective: Objective
+    probability: Objective | None
+
+
+def toward(
+    model: nn.Module,
+    target: targets.Target,
+    *,
+    repeats: int = 1,
+    precision: Precision = "model",
+    argument: str = "images",
+) -> Toward:
     """The objective for one image a target, or ``repeats`` of them.
 
     Unlike where images are explained, several targets are several images: a tensor of T classes, a list of T targets,
@@ -184,5 +217,5 @@ def toward(model: nn.Module, target: targets.Target, *, repeats: int = 1, precis
     if selection.predicts:
         raise ValueError("target should say which class: there is no image yet that could be predicted, got None")
     parts = [(objective, objective.samples or 1) for objective in selection.objectives]
-    network = Network(model, selection.layers, output=selection.reads_output, precision=precision)
+    network = Network(model, selection.layers, output=selection.reads_output, precision=precision, argument=argument)
     return Toward(network, parts, repeats)

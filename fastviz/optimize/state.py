@@ -81,14 +81,16 @@ def restored(saved: dict[str, Any], steps: int) -> RunState:
 
 def with_best(state: RunState, totals: Tensor) -> RunState:
     """``state`` with the parameters that have a higher total than any before kept as the best."""
-    before = state.best_totals[state.active]
+    # All rows are written, the better ones with new numbers: to pick those out would wait for the device.
+    everyone = len(state.active) == len(state.best)
+    best, before = (kept if everyone else kept[state.active] for kept in (state.best, state.best_totals))
     better = totals > before
-    rows = state.active[better]
-    return replace(
-        state,
-        best=state.best.index_copy(0, rows, state.parameters[better]),
-        best_totals=state.best_totals.index_copy(0, rows, totals[better].to(before.dtype)),
-    )
+    best = torch.where(better.view(-1, *(1,) * (best.dim() - 1)), state.parameters, best)
+    before = torch.where(better, totals.to(before.dtype), before)
+    if not everyone:
+        best = state.best.index_copy(0, state.active, best)
+        before = state.best_totals.index_copy(0, state.active, before)
+    return replace(state, best=best, best_totals=before)
 
 
 def stop(state: RunState, stops: Tensor, why: str | Sequence[str]) -> RunState:

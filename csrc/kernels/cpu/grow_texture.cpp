@@ -137,7 +137,7 @@ class Search {
     for (int64_t i = -1; i <= 1; ++i) {
       for (int64_t j = -1; j <= 1; ++j) {
         const int64_t neighbour = a.sources[place + i * a.canvas_columns + j];
-        if (neighbour < 0) continue;
+        if (neighbour < 0 || neighbour >= a.window_rows() * a.window_columns()) continue;
         const int64_t y = neighbour / a.window_columns() - i, x = neighbour % a.window_columns() - j;
         if (y >= 0 && y < a.window_rows() && x >= 0 && x < a.window_columns()) visit(y, x / source_.sums.windows);
       }
@@ -181,11 +181,16 @@ class Search {
     }
   }
 
-  /// Takes window number floor(chance * k) of the k that are good enough, in row-major order; returns its sum.
+  /// Takes window number floor(chance * k) of the k that are good enough, in row-major order; returns its sum. None,
+  /// and infinity, where no window has a finite sum, as beside a canvas of NaN.
   S sum_of_choice(double chance) {
     const S most = std::min(limit(), std::numeric_limits<S>::max());  // infinite sums are of windows not looked at
     int64_t count = 0;
     for (const S sum : sums_) count += sum <= most;
+    if (count == 0) {
+      chosen_ = -1;
+      return std::numeric_limits<S>::infinity();
+    }
     int64_t wanted = std::min(static_cast<int64_t>(chance * static_cast<double>(count)), count - 1);
     size_t place = 0;
     while (sums_[place] > most || wanted-- > 0) ++place;

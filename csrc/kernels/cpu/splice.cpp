@@ -40,10 +40,13 @@ void splice(const Parallel& parallel, const Splice& a) {
       const int64_t image = a.image_index ? a.image_index[window] : 0;
       const T* map = clean + image * a.layout.picture() + unit % planes * a.layout.plane();
       const T* crop = dirty + unit * a.dirty_rows * crop_row;
-      const int64_t top = a.window_origin[2 * window];
-      const int64_t left = a.window_origin[2 * window + 1];
-      const int64_t crop_top = a.dirty_origin[2 * window];
-      const int64_t crop_left = a.dirty_origin[2 * window + 1];
+      // Clipped to where a window or a crop just leaves the map, so that no origin overflows.
+      const int64_t* origin = a.window_origin + 2 * window;
+      const int64_t* dirty_origin = a.dirty_origin + 2 * window;
+      const int64_t top = std::clamp(origin[0], -a.window_rows, a.layout.rows);
+      const int64_t left = std::clamp(origin[1], -a.window_columns, a.layout.columns);
+      const int64_t crop_top = std::clamp(dirty_origin[0], -a.dirty_rows, a.layout.rows);
+      const int64_t crop_left = std::clamp(dirty_origin[1], -a.dirty_columns, a.layout.columns);
       for (int64_t i = 0; i < a.window_rows; ++i) {
         const int64_t y = top + i;
         T* target = output + unit * plane + i * a.window_columns * pixel;

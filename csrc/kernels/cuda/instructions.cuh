@@ -8,7 +8,10 @@
 
 #include <cstdint>
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <type_traits>
+#include <utility>
 
 #include "../kernels.h"
 #include "index.cuh"
@@ -163,14 +166,27 @@ __device__ __forceinline__ float fast_reciprocal_root(float value) {
 }
 __device__ __forceinline__ double fast_reciprocal_root(double value) { return rsqrt(value); }
 
+/// Lets a kernel have more shared memory than every kernel may. Asked of the driver once for each kernel and device.
+inline void allow_shared_memory(const void* kernel, size_t bytes) {
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, size_t> allowed;
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return;  // the launch fails for the same reason, and is checked
+  const std::lock_guard<std::mutex> lock(mutex);
+  size_t& most = allowed[{kernel, device}];
+  if (bytes <= most) return;
+  if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)) ==
+      cudaSuccess) {
+    most = bytes;
+  }
+}
+
 /// Launches a kernel; work of more blocks than a grid holds goes through the kernel's loop. The caller checks
 /// cudaGetLastError.
 template <typename Kernel, typename... Arguments>
 void launch(Kernel kernel, int64_t blocks, int threads, size_t shared_bytes, Stream stream,
             const Arguments&... arguments) {
-  if (shared_bytes > 48 * 1024) {
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-  }
+  if (shared_bytes > 48 * 1024) allow_shared_memory(reinterpret_cast<const void*>(kernel), shared_bytes);
   kernel<<<static_cast<unsigned>(smaller(blocks, max_blocks)), static_cast<unsigned>(threads), shared_bytes, stream>>>(
       arguments...);
 }

@@ -187,8 +187,8 @@ __global__ void __launch_bounds__(256) occlude_backward_kernel(const OccludeBack
         covers[i] = cover_of(task.boxes + 4 * numbers[i], rows, task.columns, task.pixel);
       }
       __syncthreads();
-      if (value >= task.picture) continue;
-      for (int i = 0; i < count; i += windows_in_flight) {
+      // A condition, not `continue`: every thread has to meet the others at the barriers.
+      for (int i = 0; value < task.picture && i < count; i += windows_in_flight) {
         Vector<T, N> grads[windows_in_flight];
 #pragma unroll
         for (int j = 0; j < windows_in_flight; ++j) {

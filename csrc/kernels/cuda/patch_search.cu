@@ -134,7 +134,7 @@ __device__ __forceinline__ void add_slab(const Slab<S>& slab, const SlabPlace& p
 
 /// Writes the distances of 8 x 64 windows (8 x 32 in float64) to one neighbourhood. One thread = 4 windows (2) side by
 /// side; shared memory: see Slab.
-///   0. Add up the weights that count: the divisor.
+///   0. Add up the weights that count: the divisor; NaN where one is below 0 or not finite.
 ///   1. Copy a slab of the neighbourhood, and the part of the sample that it meets, to shared memory.
 ///   2. Add its weighted squares of differences; go on with the next slab.
 ///   3. Divide, write: in one access where rows are a multiple of 16 bytes.
@@ -154,7 +154,8 @@ __global__ void __launch_bounds__(search_threads, 4) patch_search_kernel(const S
 
     S share = 0;
     for (int64_t i = threadIdx.x; i < task.window_rows * task.window_columns; i += search_threads) {
-      share += weight_of(task, number, i);
+      const S weight = widen(task.weights[i]);
+      share += weight >= 0 && weight < static_cast<S>(INFINITY) ? weight_of(task, number, i) : static_cast<S>(NAN);
     }
     const S total = block_sum(share);
     if (threadIdx.x == 0) divisor = total;
