@@ -204,6 +204,41 @@ def test_what_keeps_images_apart_is_incremental(name: str) -> None:
     assert (result.stats["path"], result.stats["reason"]) == ("incremental", "")
 
 
+@pytest.mark.parametrize(
+    "construct",
+    [
+        lambda x: torch.cat([x, torch.linspace(0, 1, 32).view(1, 1, 32, 1).expand(len(x), 1, 32, 32).to(x)], 1),
+        lambda x: x.double().to(torch.float32),
+        lambda x: x + torch.linspace(0, 1, 32),
+        lambda x: (x * 100).int().float() / 100,
+    ],
+    ids=["coordinates", "casts", "a row added", "whole numbers"],
+)
+def test_constants_and_casts_follow_the_precision(construct: Callable[[Tensor], Tensor]) -> None:
+    model, images = Net(construct).eval(), IMAGES.float()
+    with torch.no_grad():
+        model(images)
+    exact, found = sweep(model, images, BOXES), sweep(model, images, BOXES, precision="bfloat16")
+    assert found.stats["path"] == "incremental"
+    torch.testing.assert_close(found.values, exact.values, rtol=0, atol=5e-2 * float(exact.values.abs().max()))
+
+
+def test_casts_before_a_linear_layer_follow_the_precision() -> None:
+    class Late(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.linear(
+                self.second(self.first(x)).mean((2, 3)).double().float() + torch.linspace(0, 1, 8)
+            )
+            return out
+
+    model, images = Late(lambda x: x).eval(), IMAGES.float()
+    with torch.no_grad():
+        model(images)
+    exact, found = sweep(model, images, BOXES), sweep(model, images, BOXES, precision="bfloat16")
+    assert found.stats["path"] == "incremental"
+    torch.testing.assert_close(found.values, exact.values, rtol=0, atol=5e-2 * float(exact.values.abs().max()))
+
+
 MIXING: dict[str, tuple[Callable[[], Any], str]] = {
     "batch statistics": (lambda: nn.BatchNorm2d(8, track_running_stats=False), "batch_norm in 'construct' may mix"),
     "largest of all": (lambda: lambda x: x / x.abs().max(), "max in 'the model' may mix"),

@@ -348,7 +348,9 @@ class _Builder:
             if name == "affine_grid_generator":
                 given["size"] = [count, *given["size"][1:]]
             result = target(**given)
-            return result if index is None else result[index]
+            result = result if index is None else result[index]
+            # constants that are made on the way, and casts in the model, have dtypes of their own
+            return self.cast(result) if isinstance(result, Tensor) else result
 
         return run
 
