@@ -9,7 +9,7 @@ THREADS ?= 0
 OUT ?= build/gpu-check
 # What runs once more as on a lesser processor, in one thread: tests of numbers, from each part.
 NUMERIC = $(addprefix tests/test_,ops.py devices.py winograd.py strided.py batch_norm.py backward.py against_captum.py \
-    gradients.py incremental.py)
+    gradients.py)
 
 PY := $(VENV)/bin/python
 NATIVE := $(wildcard csrc/kernels/*.h csrc/kernels/*/*.h csrc/kernels/*/*.c* csrc/ops/*) setup.py fastviz/_build.py
