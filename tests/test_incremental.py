@@ -22,6 +22,8 @@ from fastviz.incremental import Sweep, drill_down, plan, sweep
 
 torchvision = pytest.importorskip("torchvision")
 
+pytestmark = pytest.mark.usefixtures("traced")
+
 
 def random_boxes(count: int, size: tuple[int, int], seed: int = 0, most: int = 20) -> Tensor:
     """Boxes [count, 4] of sides from 1 to ``most``, anywhere in the image, borders included."""
