@@ -498,7 +498,9 @@ def test_operations_are_counted() -> None:
     call = _sweep.Call(model, torch.ones(3, 3, 2, 2), 0.0)
     with pytest.raises(_sweep.ForCaptum, match="less work"):
         call.job(1, torch.tensor([[0, 0, 1, 1]]), 4)
-    assert _sweep._facts[model][3, 2, 2].operations == 120
+    work = incremental.known(model, torch.ones(3, 3, 2, 2))
+    assert work is not None
+    assert work.operations == 120
 
 
 # ----------------------------------------------------------------------------------------------------------- errors

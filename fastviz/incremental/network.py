@@ -70,7 +70,7 @@ class Network:
 
 
 def _is_vector(step: Step) -> bool:
-    return step.layout is None and math.prod(step.shape) == step.shape[0]
+    return step.layout is None and (not step.shape or math.prod(step.shape) == step.shape[0])
 
 
 # Two of each model, with their packed weights: input sizes or precisions that are used in turn.

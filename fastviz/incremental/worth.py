@@ -163,7 +163,8 @@ class _Counter(TorchDispatchMode):
             kernel = args[1]
             self._grow(max(kernel), args[0].shape[2])
         elif name in ("mean", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "amax"):
-            self._averaged |= args[0].dim() == 4 and result.numel() * 2 < args[0].numel()
+            output = result[0] if isinstance(result, tuple) else result
+            self._averaged |= args[0].dim() == 4 and output.numel() * 4 < args[0].numel()
         elif name in ("mm", "addmm"):
             self._product(args[-2], result)
         elif name in ("bmm", "baddbmm"):
