@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastviz import replay
+
 __all__ = ["Batches", "Mixes"]
 
 Result = TypeVar("Result")
 
 
-class Mixes(BaseException):  # noqa: N818 - it ends a pass, nothing in a model should catch it
+class Mixes(BaseException):
     """A call may mix the images of a batch; the message says which."""
 
 
@@ -71,7 +73,8 @@ class Batches:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.reason = _unseen(model)
-        self._proved: set[object] = set()
+        # inside of cuda_graphs() the model's code does not run again, so that one proof is enough
+        self._proved: set[object] = replay.proved(model)
 
     def __call__(self, function: Callable[..., Result], images: Tensor, *more: Tensor) -> list[Result]:
         """``[function(images, *more)]``, or a result for each image where the images may meet.
@@ -100,11 +103,26 @@ class Batches:
         if len(images) < 2 or shape in self._proved:
             return forward(images)
         watch = _Watch(self.model, images)
-        with _unchanged_generators(), watch, _Reads(watch):
+        with replay.paused(), _unchanged_generators(), watch, _Reads(watch):
             result = forward(images)
             watch.finish(result)
         self._proved.add(shape)
         return result
+
+    def together(self, images: Tensor) -> int:
+        """How many of the ``images`` the model may get at once: all of them, or one.
+
+        For streams, whose results do not come back in one piece: it takes a pass over two images, once for a shape.
+        """
+        shape = (tuple(images.shape[1:]), images.dtype, images.device)
+        if len(images) > 1 and not self.reason and shape not in self._proved:
+            try:
+                with torch.no_grad():
+                    self.watched(self.model, images[:2].clone())
+            except Mixes as reason:
+                self.reason = str(reason)
+            self._proved.add(shape)
+        return 1 if self.reason else max(1, len(images))
 
     def run_model(self, images: Tensor) -> Any:
         """The model's output, watched."""
@@ -275,9 +293,7 @@ class _Watch(TorchDispatchMode):
                 self._note_written(given[name])
         return result
 
-    def _check_known(
-        self, operation: _Operation, states: list[tuple[Tensor, _Known]], given: dict[str, Any]
-    ) -> None:
+    def _check_known(self, operation: _Operation, states: list[tuple[Tensor, _Known]], given: dict[str, Any]) -> None:
         """Raise for operands that cannot be told from where they come."""
         overwritten = [given[name] for name in operation.written] if operation.name == "copy" else []
         for tensor, known in states:

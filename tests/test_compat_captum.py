@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastviz
+from fastviz import incremental
 from fastviz.compat import captum as ours
 from fastviz.compat.captum import _sweep
 
@@ -490,6 +491,73 @@ def test_looking_at_a_call_leaves_no_trace(made_model: Callable[[], nn.Module], 
     for key, value in found[0][2].items():
         assert torch.equal(found[1][2][key], value)
     assert swept == ["Occlusion takes captum's own path: the model is in training mode"]
+
+
+@pytest.mark.parametrize("name", PERTURBATIONS)
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize(
+    ("head", "target"),
+    [
+        (lambda maps: maps.mean((1, 2, 3)), None),
+        (lambda maps: maps.mean((2, 3))[:, :1], None),
+        (lambda maps: maps.mean((2, 3))[:, :1], 0),
+        (lambda maps: maps, (1, 3, 4)),
+        (lambda maps: maps[:, :2, :2, :2], None),
+        (lambda maps: maps.mean((2, 3))[:, :, None], None),
+        (lambda maps: maps.sum(), None),
+        (lambda maps: maps.mean().view(1), None),
+        (lambda maps: (maps.mean((2, 3)), maps), None),
+    ],
+)
+def test_outputs_of_every_shape(
+    name: str, images: int, head: Callable[[Tensor], Any], target: Any, swept: list[str], traced: None
+) -> None:
+    """A model that gives [N] ended in an IndexError."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Any:
+            return head(self.conv(x).relu())
+
+    torch.manual_seed(0)
+    model, x = Net().eval(), torch.rand(images, 3, 16, 16)
+    mask = torch.arange(256).view(1, 1, 16, 16) // 32
+    arguments: dict[str, Any] = (
+        {"feature_mask": mask}
+        if name == "FeatureAblation"
+        else {"sliding_window_shapes": (3, 4, 4), "strides": (3, 4, 4)}
+    )
+    found: list[Any] = []
+    for attribution in made(name, model):
+        try:
+            found.append(attribution.attribute(x, target=target, **arguments))
+        except Exception as error:
+            found.append(type(error))
+    if isinstance(found[0], Tensor):
+        same(found[1], found[0])
+    else:
+        assert found[0] is found[1]
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_windows_of_a_model_that_mixes_are_captums(images: int, swept: list[str], traced: None) -> None:
+    class Normalizes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = cnn()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.net((x - x.min()) / (x.max() - x.min()))
+            return out
+
+    model, x = Normalizes().eval(), torch.rand(images, 3, 12, 14)
+    x[0, :, 8, 9] = 3.0  # the brightest place, which one of the windows covers
+    expected, found = (each.attribute(x, (3, 6, 7), (3, 3, 3), target=1) for each in made("Occlusion", model))
+    same(found, expected)
+    assert "may mix the images of a batch" in swept[0]
 
 
 def test_operations_are_counted() -> None:

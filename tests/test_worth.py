@@ -12,9 +12,8 @@ from fastviz.windows import grid
 
 def convolutions(width: int = 8) -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.Flatten(), nn.LazyLinear(4)
-    )  # fmt: skip
+    first, second = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+    return nn.Sequential(first, nn.ReLU(), second, nn.Flatten(), nn.LazyLinear(4))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastviz import capture, checks, embedding_file, features, pictures, streaming
+from fastviz.apart import Batches
 from fastviz.embedding_file import Stored
 from fastviz.features import Pool
 from fastviz.streaming import Source, Stream
@@ -141,6 +142,7 @@ class _Extractor:
     def __init__(self, model: nn.Module, layer: str | None, pool: Pool) -> None:
         self._model, self._layer, self._pool = model, layer, pool
         self._calls: Counter[str] = Counter()
+        self._batches = Batches(model)
         self.name = ""
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -154,10 +156,15 @@ class _Extractor:
             value = (inputs[0] if inputs else None) if from_input else output
             found[:] = [features.vectors(value, self.name, self._pool)]
 
-        features.run(self._model, images, {self._module: record}, self._calls)
-        if len(found[0]) != len(images):
-            raise ValueError(f"layer {self.name!r} should have one row an image, got {len(found[0])} for {len(images)}")
-        return found[0]
+        rows = []
+        for part in images.split(self._batches.together(images)):
+            features.run(self._model, part, {self._module: record}, self._calls)
+            if len(found[0]) != len(part):
+                raise ValueError(
+                    f"layer {self.name!r} should have one row an image, got {len(found[0])} for {len(part)}"
+                )
+            rows.append(found[0])
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 class _Rows:

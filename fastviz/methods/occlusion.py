@@ -248,7 +248,14 @@ class _Covered:
         self.advance(left_out)
         sample = self.numbers // len(self.boxes)
         error = incremental.sampled_error(
-            *(self.batches.model, self.images, self.boxes[self.numbers % len(self.boxes)], sample, self.fill, self.measured),
+            *(
+                self.batches.model,
+                self.images,
+                self.boxes[self.numbers % len(self.boxes)],
+                sample,
+                self.fill,
+                self.measured,
+            ),
             values,
         )
         return values, stats["last"] | {"computed": int(computed.sum()) / computed.numel(), "error": error}
