@@ -52,8 +52,12 @@ class _Lost:
     """Images take part in a tensor; where, is not known."""
 
 
-_SAME, _UNWRITTEN, _LOST = _Same(), _Unwritten(), _Lost()
-_Known = _Images | _Same | _Unwritten | _Lost
+class _Tiles:
+    """Images cut into tiles by this package's own convolutions, which put each back into the map it came from."""
+
+
+_SAME, _UNWRITTEN, _LOST, _TILES = _Same(), _Unwritten(), _Lost(), _Tiles()
+_Known = _Images | _Same | _Unwritten | _Lost | _Tiles
 
 
 class Batches:
@@ -269,6 +273,8 @@ class _Watch(TorchDispatchMode):
         operands = list(_operands(given.values()))
         states = [(each, self.of(each)) for each in operands]
         moving = [(each, known) for each, known in states if isinstance(known, _Images)]
+        if operation.name in _OWN or any(known is _TILES for _, known in states):
+            return self._own(operation, states, func(*args, **kwargs))
         if not moving or operation.name in _SHAPE_ONLY:
             result = func(*args, **kwargs)
             self._note_fixed(operation, states, result)
@@ -291,6 +297,33 @@ class _Watch(TorchDispatchMode):
         for name in operation.written:
             if not any(given[name] is each for each, _ in moving):
                 self._note_written(given[name])
+        return result
+
+    def _own(self, operation: _Operation, states: list[tuple[Tensor, _Known]], result: Any) -> Any:
+        """This package's own operators, which keep images apart."""
+        kinds = [known for _, known in states]
+        written: _Known | None
+        mask: _Known
+        (first, known), name = states[0], operation.name
+        if all(isinstance(each, _Same) for each in kinds):
+            written = mask = _SAME
+        elif name == "fastviz::_winograd_tiles":
+            written, mask = None, _TILES if known == _Images(0) else _LOST
+        elif name == "bmm" and kinds[0] is _TILES and isinstance(kinds[1], _Same):
+            written, mask = None, _TILES
+        elif name == "fastviz::_winograd_maps" and kinds[1] is _TILES:
+            written, mask = _Images(0), _LOST
+        elif name in ("fastviz::guided_relu", "fastviz::_guided_relu_in_place") and isinstance(known, _Images):
+            written, mask = known, _LOST
+        else:
+            raise Mixes(f"{name} may mix the images of a batch")
+        results = list(_leaves(result))
+        if name == "fastviz::guided_relu":
+            self._note(results.pop(0), known)
+        elif written is not None:
+            self._note(first, written)
+        for tensor in results:
+            self._note(tensor, mask)
         return result
 
     def _check_known(self, operation: _Operation, states: list[tuple[Tensor, _Known]], given: dict[str, Any]) -> None:
@@ -430,6 +463,11 @@ _POINTWISE = {
     *("native_dropout", "rrelu_with_noise", "log_sigmoid", "hardswish", "softsign", "absolute", "mish", "celu"),
 }
 _NOT_POINTWISE = {"equal"}
+
+_OWN = {
+    *("fastviz::guided_relu", "fastviz::_guided_relu_in_place"),
+    *("fastviz::_winograd_tiles", "fastviz::_winograd_maps"),
+}
 
 _SHAPE_ONLY = {
     *("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"),
@@ -760,12 +798,6 @@ def _restrided(watch: _Watch, given: dict[str, Any]) -> _Images | None:
     return found[1] if all(size == 1 or old == new for size, old, new in strides) else None
 
 
-def _own(watch: _Watch, given: dict[str, Any]) -> _Images | None:
-    """This package's operators that work value by value."""
-    found = _input(watch, given, "x", "self", "input")
-    return None if found is None else found[1]
-
-
 _RULES: dict[str, _Rule] = {
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias", "_view_copy"), _view),
     "expand": _expand,
@@ -839,5 +871,4 @@ _RULES: dict[str, _Rule] = {
     "unfold": _windows_of,
     **dict.fromkeys(("tril", "triu"), _triangle),
     "as_strided_": _restrided,
-    "fastviz::guided_relu": _own,
 }

@@ -179,7 +179,7 @@ class _Work:
         if not selection.reads_output:
             calls = unit_crop.calls_of_layers(self.model, selection.layers, _size(x), channels=x.shape[1])
         if self.stacklevel is not None:
-            self.stacklevel += 3  # what is between this function and the pass
+            self.stacklevel += 4  # what is between this function and the pass
         found = passes(self._batches, x, selection, batch_size, lambda part, chosen: self._run(part, chosen, calls))
         return found[0] if len(found) == 1 else torch.cat(found)
 

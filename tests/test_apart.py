@@ -37,6 +37,11 @@ def tokens(x: Tensor) -> Tensor:
     return x.flatten(2)[:, :, :8]
 
 
+def lowered(part: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return part(x).float()
+
+
 def written(x: Tensor) -> Tensor:
     out = x.new_zeros(x.shape)
     out[:, ::2], out[:, 1::2] = x[:, 1:2], x[:, :1]
@@ -88,7 +93,7 @@ APART: dict[str, tuple[Any, ...]] = {
     "local response norm": (lambda m, x: F.local_response_norm(x, 2),),
     "where": (lambda m, x: torch.where(x > 0.5, x, 0.1 * x),),
     "masked fill": (lambda m, x: x.masked_fill(x > 0.5, 0.0),),
-    "autocast": (lambda m, x: torch.autocast("cpu", torch.bfloat16)(lambda y: m.parts[0](y).float())(x), nn.Conv2d(3, 4, 3)),
+    "autocast": (lambda m, x: lowered(m.parts[0], x), nn.Conv2d(3, 4, 3)),
     "dictionary": (lambda m, x: {"a": x.mean((2, 3)), "b": [x]},),
     "one number": (lambda m, x: x.mean((1, 2, 3)),),
     "windows": (lambda m, x: windows(x, 1),),

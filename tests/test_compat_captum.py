@@ -337,8 +337,8 @@ def scripted() -> nn.Module:
 @pytest.mark.parametrize(
     ("made_model", "shape", "reason"),
     [
-        (Mixes, (2, 3, 12, 14), "the output for an image depends on the others of its batch"),
-        (OneAtATime, (1, 3, 12, 14), "the output for an image depends on the others of its batch"),
+        (Mixes, (2, 3, 12, 14), "the output for an image may depend on the others of its batch"),
+        (OneAtATime, (1, 3, 12, 14), "the output for an image may depend on the others of its batch"),
         (hooked, (2, 3, 12, 14), "1 has forward hooks"),
         (with_dropout, (2, 3, 12, 14), "the model is in training mode"),
         (scripted, (2, 3, 12, 14), "forward_func is a TopLevelTracedModule"),
@@ -490,7 +490,9 @@ def test_looking_at_a_call_leaves_no_trace(made_model: Callable[[], nn.Module], 
     assert torch.equal(found[1][1], found[0][1])
     for key, value in found[0][2].items():
         assert torch.equal(found[1][2][key], value)
-    assert swept == ["Occlusion takes captum's own path: the model is in training mode"]
+    reason = "draws random numbers" if made_model is Noisy else "the model is in training mode"
+    assert len(swept) == 1
+    assert swept[0].endswith(reason)
 
 
 @pytest.mark.parametrize("name", PERTURBATIONS)

@@ -158,7 +158,8 @@ def new_job(
     inside = torch.minimum(windows.long().cpu().clamp(min=0), torch.tensor([height, width, height, width]))
     stats: dict[str, Any] = {
         "path": "incremental", "reason": "", "windows": len(windows), "batch_size": 0, "batches": 0, "retries": 0,
-        "alone": "", "flops": None, "dense_flops": None, "predicted_gain": 1.0, "prepare_seconds": 0.0, "dense_seconds": None,
+        "alone": "", "flops": None, "dense_flops": None, "predicted_gain": 1.0, "prepare_seconds": 0.0,
+        "dense_seconds": None,
     }  # fmt: skip
     keep = evaluate or (lambda output, windows: output)
     return Job(network, batch, inside, image, fill, keep, advance, stats, batches or Batches(network))

@@ -1,7 +1,7 @@
 """Whether a model is worth tracing for a sweep: decided before it is, from what one pass of the model showed.
 
-A trace takes longer than many a sweep. The decision is counted, not timed: operations of a pass, calls to trace, and how
-far a window's rectangle grows from convolution to convolution; the same call decides the same on every day. Where a
+A trace takes longer than many a sweep. The decision is counted, not timed: operations of a pass, calls to trace, and
+how far a window's rectangle grows from convolution to convolution; the same call decides the same on every day. Where a
 sweep alone does not pay, its work is noted, and tracing begins once it would be lost in what was spent.
 """
 
@@ -120,8 +120,8 @@ def refusal(work: Work | None, boxes: Tensor, images: Tensor) -> str:
     if gain > 1.05 and (dense * (1 - 1 / gain) >= trace or (work.spent + dense) * _LOST >= trace):
         return ""
     return (
-        f"tracing would cost more than it saves: some {trace / rate:.1f} s before {dense / rate:.2f} s of whole passes, "
-        f"which rectangles would shorten by a factor of {gain:.1f} or more"
+        f"tracing would cost more than it saves: some {trace / rate:.1f} s before {dense / rate:.2f} s of whole "
+        f"passes, which rectangles would shorten by a factor of {gain:.1f} or more"
     )
 
 

@@ -79,7 +79,10 @@ class Call:
             fill = self.fill[:1] if isinstance(self.fill, Tensor) else self.fill
             covered = ops.occlude(self.images, box.to(self.images.device), None, fill)
             with self._aside():
-                self._watched(batches, torch.cat([self.images, covered]))
+                try:
+                    self._watched(batches, torch.cat([self.images, covered]))
+                except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+                    raise ForCaptum("the model takes one image at a time") from error
         return Job(self.model, self.images, self.fill, target, output, clean.reshape(len(self.images), -1), batches)
 
     def _watched(self, batches: Batches, images: Tensor) -> Any:
