@@ -63,7 +63,7 @@ _Known = _Images | _Same | _Unwritten | _Lost | _Tiles
 class Batches:
     """Runs functions of images on whole batches where that is proved to change nothing, else on one image at a time.
 
-    The first batch of each shape is watched; a batch of one image needs no proof. For one call of a method: what is
+    The first batch of each size of images is watched; a batch of one image needs no proof. For one call of a method: what is
     proved holds for the model as it is now.
 
     Attributes:
@@ -103,7 +103,7 @@ class Batches:
         Raises:
             Mixes: the images may meet.
         """
-        shape = (tuple(images.shape), images.dtype, images.device)
+        shape = (tuple(images.shape[1:]), images.dtype, images.device)
         if len(images) < 2 or shape in self._proved:
             return forward(images)
         watch = _Watch(self.model, images)
@@ -116,7 +116,7 @@ class Batches:
     def together(self, images: Tensor) -> int:
         """How many of the ``images`` the model may get at once: all of them, or one.
 
-        For streams, whose results do not come back in one piece: it takes a pass over two images, once for a shape.
+        For streams, whose results do not come back in one piece: it takes a pass over two images, once for a size.
         """
         shape = (tuple(images.shape[1:]), images.dtype, images.device)
         if len(images) > 1 and not self.reason and shape not in self._proved:
@@ -214,6 +214,10 @@ def _operation(func: Any) -> _Operation:
 
 class _Watch(TorchDispatchMode):
     """Follows the images of a batch through every call; raises :class:`Mixes` where they may meet."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled under a mode, and asking so at each call takes longer than following it
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

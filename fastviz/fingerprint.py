@@ -82,6 +82,11 @@ class Kept(Generic[Made]):
         self._entries: WeakKeyDictionary[nn.Module, list[_Entry]] = WeakKeyDictionary()
         self._lock = threading.RLock()
 
+    def has(self, model: nn.Module, key: Hashable) -> bool:
+        """Whether something is kept under this ``key``, in whatever state: to be asked before a state is worked out."""
+        with self._lock:
+            return any(entry.key == key for entry in self._entries.get(model, []))
+
     def find(self, model: nn.Module, key: Hashable, state: object) -> Made | None:
         """What :meth:`get` would give without making it; None if it would have to."""
         with self._lock:

@@ -338,7 +338,7 @@ def scripted() -> nn.Module:
     ("made_model", "shape", "reason"),
     [
         (Mixes, (2, 3, 12, 14), "the output for an image may depend on the others of its batch"),
-        (OneAtATime, (1, 3, 12, 14), "the output for an image may depend on the others of its batch"),
+        (OneAtATime, (1, 3, 12, 14), "the output for an image may depend on the others of its batch: "),
         (hooked, (2, 3, 12, 14), "1 has forward hooks"),
         (with_dropout, (2, 3, 12, 14), "the model is in training mode"),
         (scripted, (2, 3, 12, 14), "forward_func is a TopLevelTracedModule"),
@@ -352,7 +352,8 @@ def test_models_that_are_left_to_captum(
     model, images = made_model(), torch.randn(*shape)
     captums, mine = made("Occlusion", model)
     same(mine.attribute(images, (3, 6, 7), 3, target=1), captums.attribute(images, (3, 6, 7), 3, target=1), exact=True)
-    assert swept == [f"Occlusion takes captum's own path: {reason}"]
+    assert len(swept) == 1
+    assert swept[0].startswith(f"Occlusion takes captum's own path: {reason}")
 
 
 @pytest.mark.parametrize(

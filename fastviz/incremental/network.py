@@ -106,7 +106,10 @@ def kept(model: nn.Module, images: Tensor, dtype: torch.dtype | None = None) -> 
         NotTraceable: an earlier call found that there are no steps.
     """
     _refuse(model)
-    found = _networks.find(model, _key(images, dtype), _state(model))
+    key = _key(images, dtype)
+    if not _networks.has(model, key):
+        return None
+    found = _networks.find(model, key, _state(model))
     if isinstance(found, str):
         raise NotTraceable(found)
     return found
