@@ -1,9 +1,9 @@
 """The first and later calls of ``occlusion`` against a plain loop: ``python -m benchmarks.first_call [--only NAME]``.
 
-For each network and size one grid of 6x6 windows. The plain loop copies the image, covers a window in each copy and runs
-batches of eight. Every network is new for the first call, whose time includes deciding, tracing and planning; later calls
-are the median of a few, after as many calls as it takes to be traced, if it is. Networks of timm are measured where timm
-is installed. A gain below 0.97 is a failure of the promise, and is marked.
+For each network and size one grid of 6x6 windows. The plain loop copies the image, covers a window in each copy and
+runs batches of eight. Every network is new for the first call, whose time includes deciding, tracing and planning;
+later calls are the median of a few ("traced": those of a network that was told to trace). Networks of timm are measured
+where timm is installed. A gain below 0.97 is marked.
 """
 
 from __future__ import annotations

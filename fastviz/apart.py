@@ -63,8 +63,8 @@ _Known = _Images | _Same | _Unwritten | _Lost | _Tiles
 class Batches:
     """Runs functions of images on whole batches where that is proved to change nothing, else on one image at a time.
 
-    The first batch of each size of images is watched; a batch of one image needs no proof. For one call of a method: what is
-    proved holds for the model as it is now.
+    The first batch of each size of images is watched; a batch of one image needs no proof. For one call of a method:
+    what is proved holds for the model as it is now.
 
     Attributes:
         reason: why each image goes alone; empty as long as it need not.
@@ -189,11 +189,12 @@ class _Operation(NamedTuple):
 
     name: str
     parameters: tuple[str, ...]
-    defaults: tuple[Any, ...]
     written: tuple[str, ...]
     pointwise: bool
     random: bool
     composite: bool
+    single: bool
+    given: dict[str, Any]
 
 
 @lru_cache(None)
@@ -201,7 +202,7 @@ def _operation(func: Any) -> _Operation:
     schema = func._schema
     name = schema.name.removeprefix("aten::")
     parameters = tuple(argument.name for argument in schema.arguments)
-    defaults = tuple(argument.default_value for argument in schema.arguments)
+    given = {argument.name: argument.default_value for argument in schema.arguments}
     written = tuple(
         argument.name for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write
     )
@@ -209,7 +210,8 @@ def _operation(func: Any) -> _Operation:
     pointwise = (torch.Tag.pointwise in func.tags and base not in _NOT_POINTWISE) or base in _POINTWISE
     seeded = torch.Tag.nondeterministic_seeded in func.tags
     composite = func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
-    return _Operation(base if pointwise else name, parameters, defaults, written, pointwise, seeded, composite)
+    single = pointwise and not seeded and not composite and base not in ("copy", "where") and "out" not in written
+    return _Operation(base if pointwise else name, parameters, written, pointwise, seeded, composite, single, given)
 
 
 class _Watch(TorchDispatchMode):
@@ -269,7 +271,15 @@ class _Watch(TorchDispatchMode):
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        given = dict(zip(operation.parameters, operation.defaults, strict=True))
+        if operation.single and type(args[0]) in _PLAIN:
+            # what most calls are: value by value of one tensor
+            known = self.of(args[0])
+            others = (*args[1:], *kwargs.values())
+            if isinstance(known, _Images) and not any(isinstance(each, Tensor) for each in others):
+                result = func(*args, **kwargs)
+                self._note(result, known)
+                return result
+        given = dict(operation.given)
         given.update(zip(operation.parameters, args, strict=False))
         given.update(kwargs)
         if operation.random and not _draws_nothing(given):
@@ -472,6 +482,8 @@ _OWN = {
     *("fastviz::guided_relu", "fastviz::_guided_relu_in_place"),
     *("fastviz::_winograd_tiles", "fastviz::_winograd_maps"),
 }
+
+_PLAIN = (Tensor, nn.Parameter)
 
 _SHAPE_ONLY = {
     *("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"),
