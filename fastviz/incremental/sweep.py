@@ -205,7 +205,7 @@ def _prepared(job: Job, dtype: torch.dtype | None, trace: Tracing) -> Network:
         raise NotTraceable("no trace was wanted")
     if trace == "always":
         return network(job.model, job.images, dtype)
-    if worth.known(job.model, job.images) is None and job.clean is None:
+    if len(job.images) and worth.known(job.model, job.images) is None and job.clean is None:
         job.clean = _clean_outputs(job)
     work = worth.known(job.model, job.images)
     found = kept(job.model, job.images, dtype)

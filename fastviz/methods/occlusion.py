@@ -302,7 +302,7 @@ def _clean(
         outputs.append(output)
 
     numbers = torch.arange(len(images), device=images.device)
-    for sample in numbers.split(batch_size):
+    for sample in numbers.split(batch_size) if len(images) else ():
         batches(measure, images[sample], sample)
     settled = selection.settled(torch.cat(predicted)) if predicted else selection
     tensors = [each for each in outputs if isinstance(each, Tensor)]
