@@ -156,15 +156,15 @@ class _Extractor:
             value = (inputs[0] if inputs else None) if from_input else output
             found[:] = [features.vectors(value, self.name, self._pool)]
 
-        rows = []
-        for part in images.split(self._batches.together(images)):
+        def rows(part: Tensor) -> Tensor:
             features.run(self._model, part, {self._module: record}, self._calls)
-            if len(found[0]) != len(part):
-                raise ValueError(
-                    f"layer {self.name!r} should have one row an image, got {len(found[0])} for {len(part)}"
-                )
-            rows.append(found[0])
-        return rows[0] if len(rows) == 1 else torch.cat(rows)
+            return found[0]
+
+        parts = self._batches(lambda part: self._batches.watched(rows, part), images)
+        vectors = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if len(vectors) != len(images):
+            raise ValueError(f"layer {self.name!r} should have one row an image, got {len(vectors)} for {len(images)}")
+        return vectors
 
 
 class _Rows:
