@@ -88,6 +88,7 @@ def captum_sweep(model: nn.Module, image: Tensor, batch: int, window: int = WIND
 
 def fastviz_sweep(model: nn.Module, image: Tensor, boxes: Tensor, **options: Any) -> incremental.Sweep:
     """Scores of one class under each box: what captum's sweep computes."""
+    options.setdefault("trace", "always")
     return incremental.sweep(
         model, image, boxes, evaluate=lambda output, windows: output[:, TARGET_CLASS], outputs=[TARGET_CLASS], **options
     )
@@ -164,7 +165,7 @@ def exact(name: str, device: torch.device, rounds: int) -> dict[str, Any]:
     model, image = network(name, device)
     boxes = grid(image.shape[-1])
     size = tuple(image.shape[-2:])
-    inner = incremental.sweep(model, image, _centred(size)).stats
+    inner = incremental.sweep(model, image, _centred(size), trace="always").stats
     batch = best_batch(model, image)
     form, dense, dense_batch = strongest_dense(model, image)
     calls = {

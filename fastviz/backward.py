@@ -9,7 +9,7 @@ can.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Concatenate, ParamSpec, TypeVar
 from weakref import WeakSet
@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from fastviz import capture, checks, ops, targets, unit_crop
+from fastviz.apart import Batches
 from fastviz.capture import Precision
 from fastviz.convolutions import fast_convolutions
 from fastviz.targets import Activations, Selection
 
-__all__ = ["batches", "check_options", "in_fast_order", "input_gradients", "predicted", "reduced_precision", "widened"]
+__all__ = ["check_options", "in_fast_order", "input_gradients", "passes", "predicted", "reduced_precision", "widened"]
 
 _IMAGES_OF_CROPS = 8
 """Crops run at once as many as fill this many images, or those that were given."""
@@ -74,22 +75,37 @@ def check_options(batch_size: int | None, precision: str) -> None:
 def predicted(model: nn.Module, x: Tensor, batch_size: int | None = None, precision: Precision = "model") -> Tensor:
     """Classes with the highest score, int64 [N], of the images ``x``; arguments as in :func:`input_gradients`."""
 
+    batches = Batches(model)
+
     def compute(batch: Tensor) -> Tensor:
         with torch.no_grad(), reduced_precision(batch, precision):
-            return targets.predicted(model(batch.clone()))
+            return targets.predicted(batches.run_model(batch.clone()))
 
     run = in_fast_order(model, precision, compute)
     with capture.frozen_model(model):
-        return torch.cat([run(part) for part in x.split(batch_size or len(x))])
+        return torch.cat([each for part in x.split(batch_size or len(x)) for each in batches(run, part)])
 
 
-def batches(x: Tensor, selection: Selection, batch_size: int | None) -> Iterator[tuple[Tensor, Selection]]:
-    """``x`` and its targets in parts of ``batch_size`` images; None is all of them."""
-    if batch_size is None or batch_size >= len(x):
-        yield x, selection
-        return
-    for numbers in torch.arange(len(x)).split(batch_size):
-        yield x[int(numbers[0]) : int(numbers[-1]) + 1], selection.taken(numbers, len(x))
+def passes(
+    batches: Batches,
+    x: Tensor,
+    selection: Selection,
+    batch_size: int | None,
+    run: Callable[[Tensor, Selection], Result],
+) -> list[Result]:
+    """``run`` over ``x`` and its targets in parts of ``batch_size`` images (None: all of them), in order.
+
+    One image at a time where the model may mix them: passes of the model inside of ``run`` have to be watched by
+    ``batches``.
+    """
+    found: list[Result] = []
+    for numbers in torch.arange(len(x)).split(batch_size or len(x)):
+        part = x[int(numbers[0]) : int(numbers[-1]) + 1]
+        found += batches(
+            lambda images, at: run(images, selection if len(at) == len(x) else selection.taken(at, len(x))),
+            *(part, numbers),
+        )
+    return found
 
 
 def reduced_precision(x: Tensor, precision: Precision) -> AbstractContextManager[object]:
@@ -162,6 +178,7 @@ class _Work:
         self.model, self.rule, self.precision = model, rule, precision
         self.stacklevel: int | None = stacklevel
         self._is_compiled = any(capture.is_compiled(module) for module in model.modules())
+        self._batches = Batches(model)
         self._run = in_fast_order(model, precision, self._pass)
 
     def of_images(self, x: Tensor, selection: Selection, batch_size: int | None) -> Tensor:
@@ -169,9 +186,9 @@ class _Work:
         calls = None
         if not selection.reads_output:
             calls = unit_crop.calls_of_layers(self.model, selection.layers, _size(x), channels=x.shape[1])
-        found = []
-        for part, chosen in batches(x, selection, batch_size):
-            found.append(self._run(part, chosen, calls))
+        if self.stacklevel is not None:
+            self.stacklevel += 4  # what is between this function and the pass
+        found = passes(self._batches, x, selection, batch_size, lambda part, chosen: self._run(part, chosen, calls))
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def of_units(self, x: Tensor, selection: Selection, batch_size: int | None) -> Tensor | None:
@@ -212,7 +229,9 @@ class _Work:
             leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
             with reduced_precision(x, self.precision):
                 # The copy is for models that work in place on their input.
-                output, layers = targets.run(self.model, leaf.clone(), selection.layers, calls=calls)
+                output, layers = targets.run(
+                    self.model, leaf.clone(), selection.layers, calls=calls, batches=self._batches
+                )
             values = selection.values(*widened(output, layers, x.dtype, self.precision))
             if intercepted is not None and values.requires_grad and self.stacklevel is not None:
                 intercepted.check(values, stacklevel=self.stacklevel)

@@ -83,6 +83,23 @@ class Kept(Generic[Made]):
         self._making: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
+    def has(self, model: nn.Module, key: Hashable) -> bool:
+        """Whether something is kept under this ``key``, in whatever state: to be asked before a state is worked out."""
+        with self._lock:
+            return any(entry.key == key for entry in self._entries.get(model, []))
+
+    def find(self, model: nn.Module, key: Hashable, state: object) -> Made | None:
+        """What :meth:`get` would give without making it; None if it would have to."""
+        with self._lock:
+            entries = self._entries.get(model, [])
+            return next((entry.made for entry in entries if entry.key == key and entry.state == state), None)  # type: ignore[return-value]
+
+    def drop(self, model: nn.Module, key: Hashable) -> None:
+        """Forget what is kept under this ``key``."""
+        with self._lock:
+            if model in self._entries:
+                self._entries[model] = [entry for entry in self._entries[model] if entry.key != key]
+
     def get(self, model: nn.Module, key: Hashable, state: object, make: Callable[[], Made]) -> Made:
         """What ``make`` gave for this ``key``, now or in an earlier call in the same ``state``.
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fastviz import capture, checks, drawing, images, models
+from fastviz.apart import Batches
 from fastviz.image_paths import Identity
 from fastviz.job_folder import PARTS, JobFolder, Photo, Result, Settings, read_results
 from fastviz.methods import EXPLAINERS, Method
@@ -291,10 +292,11 @@ class _Explainer:
     def _scores(self, x: Tensor) -> Tensor:
         """Scores [N, K] of the batch ``x``, float64 on the CPU."""
         with capture.frozen_model(self.model), torch.no_grad():
-            scores = self.model(x.to(self.device))
-        if not isinstance(scores, Tensor) or scores.dim() != 2:
+            batches = Batches(self.model)
+            parts = batches(batches.run_model, x.to(self.device))
+        if not all(isinstance(scores, Tensor) and scores.dim() == 2 for scores in parts):
             raise ValueError("model should return one tensor of scores [N, K]")
-        return scores.double().cpu()
+        return torch.cat(parts).double().cpu()
 
     def load(self, photo: Photo) -> _Loaded | tuple[Photo, str]:
         """The photograph read and prepared, or why it cannot be."""

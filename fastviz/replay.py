@@ -15,7 +15,7 @@ from torch.overrides import _get_current_function_mode_stack
 
 from fastviz import capture
 
-__all__ = ["Recordings", "cuda_graphs", "recordings", "way_of"]
+__all__ = ["Recordings", "cuda_graphs", "paused", "proved", "recordings", "way_of"]
 
 Outputs: TypeAlias = tuple[Any, ...]
 
@@ -62,6 +62,22 @@ def recordings(*inputs: Tensor) -> Recordings | None:
     return _current.get() if all(_on_gpu(each) for each in inputs) else None
 
 
+@contextmanager
+def paused() -> Iterator[None]:
+    """Inside, passes run as ever: nothing is recorded or replayed."""
+    token = _current.set(None)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def proved(model: nn.Module) -> set[object]:
+    """What is noted of ``model`` for as long as the ``with`` of :func:`cuda_graphs` lasts; outside, a new set."""
+    current = _current.get()
+    return set() if current is None else current.proved.setdefault(model, set())
+
+
 def _on_gpu(x: Tensor) -> bool:
     return x.is_cuda
 
@@ -88,6 +104,7 @@ class Recordings:
 
     def __init__(self, *, shared_memory: bool = False) -> None:
         self._known: dict[Hashable, int | _Recording] = {}
+        self.proved: dict[nn.Module, set[object]] = {}
         self._pool = torch.cuda.graph_pool_handle() if shared_memory else None
 
     def replayed(self, key: Hashable, function: Callable[..., Outputs], *inputs: Tensor) -> Outputs:

@@ -51,6 +51,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def part(self, start: int, stop: int) -> Batch:
+        """The images from ``start`` to before ``stop`` alone."""
+        return Batch(self.images[start:stop], self.names[start:stop], self.indices[start:stop])
+
 
 def batches(
     source: Source,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastviz import capture, checks, replay
+from fastviz.apart import Batches
 
 __all__ = [
     "Activations",
@@ -546,13 +547,20 @@ def run(
     start_gradients: bool = False,
     calls: Mapping[str, int] | None = None,
     argument: str | None = None,
+    batches: Batches | None = None,
 ) -> tuple[object, Activations]:
     """Output of the model for ``x`` and the activations of ``layers``, from one forward pass.
 
     A model that works in place on its input changes ``x``. ``start_gradients`` and ``calls`` as in
     :func:`fastviz.capture.activations`; with ``calls`` the output is None. Errors of the model call ``x`` the
-    ``argument``, and come as they are for None.
+    ``argument``, and come as they are for None. With ``batches`` the pass is watched, see
+    :meth:`fastviz.apart.Batches.watched`.
     """
+    if batches is not None:
+        return batches.watched(
+            lambda images: run(model, images, layers, start_gradients=start_gradients, calls=calls, argument=argument),
+            x,
+        )
     recordings = None if start_gradients else replay.recordings(x)
     way = None if recordings is None else replay.way_of(model, x.device)
     if recordings is None or way is None:

@@ -45,3 +45,9 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"there is no folder {folder}")
     return folder
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are traced for sweeps however little work there is."""
+    monkeypatch.setattr("fastviz.incremental.worth.refusal", lambda *known: "")

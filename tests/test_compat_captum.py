@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastviz
+from fastviz import incremental
 from fastviz.compat import captum as ours
 from fastviz.compat.captum import _sweep
 
@@ -336,8 +337,8 @@ def scripted() -> nn.Module:
 @pytest.mark.parametrize(
     ("made_model", "shape", "reason"),
     [
-        (Mixes, (2, 3, 12, 14), "the output for an image depends on the others of its batch"),
-        (OneAtATime, (1, 3, 12, 14), "the output for an image depends on the others of its batch"),
+        (Mixes, (2, 3, 12, 14), "the output for an image may depend on the others of its batch"),
+        (OneAtATime, (1, 3, 12, 14), "the output for an image may depend on the others of its batch: "),
         (hooked, (2, 3, 12, 14), "1 has forward hooks"),
         (with_dropout, (2, 3, 12, 14), "the model is in training mode"),
         (scripted, (2, 3, 12, 14), "forward_func is a TopLevelTracedModule"),
@@ -351,7 +352,8 @@ def test_models_that_are_left_to_captum(
     model, images = made_model(), torch.randn(*shape)
     captums, mine = made("Occlusion", model)
     same(mine.attribute(images, (3, 6, 7), 3, target=1), captums.attribute(images, (3, 6, 7), 3, target=1), exact=True)
-    assert swept == [f"Occlusion takes captum's own path: {reason}"]
+    assert len(swept) == 1
+    assert swept[0].startswith(f"Occlusion takes captum's own path: {reason}")
 
 
 @pytest.mark.parametrize(
@@ -489,7 +491,76 @@ def test_looking_at_a_call_leaves_no_trace(made_model: Callable[[], nn.Module], 
     assert torch.equal(found[1][1], found[0][1])
     for key, value in found[0][2].items():
         assert torch.equal(found[1][2][key], value)
-    assert swept == ["Occlusion takes captum's own path: the model is in training mode"]
+    reason = "draws random numbers" if made_model is Noisy else "the model is in training mode"
+    assert len(swept) == 1
+    assert swept[0].endswith(reason)
+
+
+@pytest.mark.parametrize("name", PERTURBATIONS)
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize(
+    ("head", "target"),
+    [
+        (lambda maps: maps.mean((1, 2, 3)), None),
+        (lambda maps: maps.mean((2, 3))[:, :1], None),
+        (lambda maps: maps.mean((2, 3))[:, :1], 0),
+        (lambda maps: maps, (1, 3, 4)),
+        (lambda maps: maps[:, :2, :2, :2], None),
+        (lambda maps: maps.mean((2, 3))[:, :, None], None),
+        (lambda maps: maps.sum(), None),
+        (lambda maps: maps.mean().view(1), None),
+        (lambda maps: (maps.mean((2, 3)), maps), None),
+    ],
+)
+def test_outputs_of_every_shape(
+    name: str, images: int, head: Callable[[Tensor], Any], target: Any, swept: list[str], traced: None
+) -> None:
+    """A model that gives [N] ended in an IndexError."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Any:
+            return head(self.conv(x).relu())
+
+    torch.manual_seed(0)
+    model, x = Net().eval(), torch.rand(images, 3, 16, 16)
+    mask = torch.arange(256).view(1, 1, 16, 16) // 32
+    arguments: dict[str, Any] = (
+        {"feature_mask": mask}
+        if name == "FeatureAblation"
+        else {"sliding_window_shapes": (3, 4, 4), "strides": (3, 4, 4)}
+    )
+    found: list[Any] = []
+    for attribution in made(name, model):
+        try:
+            found.append(attribution.attribute(x, target=target, **arguments))
+        except Exception as error:
+            found.append(type(error))
+    if isinstance(found[0], Tensor):
+        same(found[1], found[0])
+    else:
+        assert found[0] is found[1]
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_windows_of_a_model_that_mixes_are_captums(images: int, swept: list[str], traced: None) -> None:
+    class Normalizes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = cnn()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.net((x - x.min()) / (x.max() - x.min()))
+            return out
+
+    model, x = Normalizes().eval(), torch.rand(images, 3, 12, 14)
+    x[0, :, 8, 9] = 3.0  # the brightest place, which one of the windows covers
+    expected, found = (each.attribute(x, (3, 6, 7), (3, 3, 3), target=1) for each in made("Occlusion", model))
+    same(found, expected)
+    assert "may mix the images of a batch" in swept[0]
 
 
 def test_operations_are_counted() -> None:
@@ -498,7 +569,9 @@ def test_operations_are_counted() -> None:
     call = _sweep.Call(model, torch.ones(3, 3, 2, 2), 0.0)
     with pytest.raises(_sweep.ForCaptum, match="less work"):
         call.job(1, torch.tensor([[0, 0, 1, 1]]), 4)
-    assert _sweep._facts[model][3, 2, 2].operations == 120
+    work = incremental.known(model, torch.ones(3, 3, 2, 2))
+    assert work is not None
+    assert work.operations == 120
 
 
 # ----------------------------------------------------------------------------------------------------------- errors

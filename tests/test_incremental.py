@@ -6,6 +6,7 @@ import copy
 import gc
 import sys
 import threading
+import types
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,8 @@ from fastviz import ops
 from fastviz.incremental import Sweep, drill_down, plan, sweep
 
 torchvision = pytest.importorskip("torchvision")
+
+pytestmark = pytest.mark.usefixtures("traced")
 
 
 def random_boxes(count: int, size: tuple[int, int], seed: int = 0, most: int = 20) -> Tensor:
@@ -515,6 +518,108 @@ def test_a_graph_that_disagrees_with_the_model_is_not_used() -> None:
     assert result.stats["reason"].startswith("code that looks at the number of images")
 
 
+class Scaled(nn.Module):
+    """A network and what it depends on beside its modules."""
+
+    factor = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small().double()
+        self.settings = types.SimpleNamespace(scale=1.0, above=torch.inf)
+        self.scale = torch.ones(1, dtype=torch.float64)
+        self.several = [torch.ones(1, dtype=torch.float64)]
+        self.shared = {"settings": types.SimpleNamespace(scale=1.0)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.net(x.clamp(max=self.settings.above)) * self.settings.scale * self.scale * GLOBALS["scale"]
+        return out * Scaled.factor * self.several[0] * self.shared["settings"].scale
+
+
+GLOBALS = {"scale": 1.0}
+
+CHANGES: dict[str, Callable[[Scaled], object]] = {
+    "an object's attribute": lambda model: setattr(model.settings, "scale", 3.0),
+    "by little": lambda model: setattr(model.settings, "scale", 1.00001),
+    "a tensor": lambda model: setattr(model, "scale", torch.full((1,), 3.0, dtype=torch.float64)),
+    "a tensor in place": lambda model: model.scale.data.fill_(3.0),
+    "a tensor in a list": lambda model: model.several[0].fill_(3.0),
+    "an object in a dictionary": lambda model: setattr(model.shared["settings"], "scale", 3.0),
+    "a global": lambda model: GLOBALS.update(scale=3.0),
+    "an attribute of the class": lambda model: setattr(Scaled, "factor", 3.0),
+    "a forward": lambda model: setattr(model.net[0], "forward", lambda x: F.conv2d(x, 2 * model.net[0].weight)),
+    "weights through data": lambda model: model.net[0].weight.data.mul_(1.001),
+    "what only covered images show": lambda model: setattr(model.settings, "above", 1.0),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changed_unseen_is_seen_by_the_next_sweep(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second sweep gave the scores of the old graph beside a baseline of the new model."""
+    monkeypatch.setitem(GLOBALS, "scale", 1.0)
+    monkeypatch.setattr(Scaled, "factor", 1.0)
+    model, boxes = Scaled(), grid(32, 8, 8)
+    images = torch.rand(1, 3, 32, 32, dtype=torch.float64)
+    check(model, images, boxes, fill=4.0)
+    CHANGES[change](model)
+    result = check(model, images, boxes, fill=4.0)
+    assert result.stats["prepare_seconds"] > 0
+
+
+def test_a_model_that_changes_with_every_call_runs_as_it_is() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.calls = small(), [0]
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls[0] += 1
+            out: Tensor = self.net(x) * self.calls[0]
+            return out
+
+    result = sweep(Counts(), torch.randn(1, 3, 32, 32), grid(32, 8, 8))
+    assert result.stats["path"] == "dense"
+
+
+def test_images_of_a_batch_do_not_meet() -> None:
+    """With eight windows at once, the largest value was that of all of them."""
+
+    class Normalizes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small().double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.net(x / x.abs().max())
+            return out
+
+    for model in (Normalizes(), nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), small()).double()):
+        images, boxes = torch.randn(2, 3, 32, 32, dtype=torch.float64), grid(32, 8, 8)
+        image = torch.arange(len(boxes)) % 2
+        expected = torch.cat(
+            [dense(model, images, boxes[at : at + 1], image[at : at + 1], 0.0) for at in range(len(boxes))]
+        )
+        for batch_size in (None, 1, 16):
+            result = sweep(model, images, boxes, image, batch_size=batch_size)
+            torch.testing.assert_close(result.values, expected, rtol=0, atol=0)
+            assert (result.stats["path"], result.stats["batch_size"]) == ("dense", 1)
+            assert batch_size == 1 or "may mix the images of a batch" in result.stats["alone"]
+
+
+def test_batches_of_what_is_not_traced_stay() -> None:
+    result = sweep(small(), torch.randn(1, 3, 32, 32), grid(32, 8, 8), trace="never")
+    assert (result.stats["path"], result.stats["reason"]) == ("dense", "no trace was wanted")
+    assert (result.stats["batch_size"], result.stats["alone"]) == (8, "")
+
+
+@pytest.mark.parametrize("fill", [torch.nan, torch.inf, torch.tensor([0.0, torch.nan, 0.0])])
+def test_a_fill_that_is_not_finite(fill: float | Tensor) -> None:
+    model, images, boxes = small(), torch.randn(1, 3, 32, 32), grid(32, 8, 8)
+    result = sweep(model, images, boxes, fill=fill)
+    torch.testing.assert_close(result.values, dense(model, images, boxes, None, fill), equal_nan=True)
+    assert result.stats["reason"] == "the images, the fill or the network's values are not finite"
+
+
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
 def test_images_that_are_not_finite_run_as_they_are(value: float) -> None:
     model, images, boxes = small(), torch.randn(2, 3, 32, 32), grid(32, 8, 8)
@@ -662,12 +767,12 @@ def test_pools_go_in_front_of_1x1_convolutions() -> None:
 def test_plan_counts_what_hand_work_gives() -> None:
     """One 3x3 convolution over 32x32 with 3 → 4 channels, a window of 8 in the middle: 10x10 of its 32x32 outputs."""
     model = nn.Sequential(conv(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
-    found = plan(model, (32, 32), window=8, stride=12)
-    assert found.windows == 9
+    found = plan(model, (32, 32), window=8, stride=8)
+    assert found.windows == 16
     line = found.lines[1]
     assert (line.label, line.operation, line.shape) == ("0", "conv2d+relu", (4, 32, 32))
     assert line.dense_flops == 2 * 3 * 9 * 4 * 32 * 32
-    # starts 0, 12, 24: 9, 10 and 9 outputs; one group, so the largest for all of them
+    # starts 0, 8, 16, 24: 9, 10, 10 and 9 outputs; one group, so the largest for all of them
     assert line.rectangle == (10, 10)
     assert line.flops == 2 * 3 * 9 * 4 * 100
     assert line.incremental == 1.0
@@ -685,7 +790,16 @@ def test_plan_counts_what_hand_work_gives() -> None:
         "0.03",
         "0.01",
     ]
-    assert "9 windows in 1 groups" in table[-1]
+    assert "16 windows in 1 groups" in table[-1]
+
+
+def test_plan_takes_the_windows_of_the_sweep() -> None:
+    """It took a quarter of the window as its step, where a sweep takes half."""
+    model = small()
+    assert plan(model, (32, 24)).windows == fastviz.occlusion(model, torch.zeros(1, 3, 32, 24), 0).stats["windows"]
+    assert plan(model, (32, 32), window=8).windows == 49
+    with pytest.raises(ValueError, match="stride should be at most the window"):
+        plan(model, (32, 32), window=8, stride=9)
 
 
 def test_plan_says_why_a_model_runs_as_it_is() -> None:
@@ -693,7 +807,7 @@ def test_plan_says_why_a_model_runs_as_it_is() -> None:
     found = plan(model)
     assert found.lines == ()
     assert "may mix the images of a batch" in str(found)
-    with pytest.raises(ValueError, match="window should be at most the image, 16 pixels, got 20"):
+    with pytest.raises(ValueError, match="window should be at most the image, H = 16 pixels, got 20"):
         plan(small(), (16, 16), window=20)
 
 
@@ -703,7 +817,7 @@ def test_plan_says_why_a_model_runs_as_it_is() -> None:
 def test_operations_saved_on_the_usual_networks(name: str, least: float) -> None:
     """Windows inside the image save 6.5x, 4.6x, 2.4x, 2.2x and 2.7x; those at the border more."""
     quick = {"init_weights": False} if name == "googlenet" else {}
-    found = plan(torchvision.models.get_model(name, weights=None, **quick), stride=16)
+    found = plan(torchvision.models.get_model(name, weights=None, **quick), window=16, stride=16)
     assert found.dense_flops / found.flops > least
 
 

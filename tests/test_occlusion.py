@@ -16,6 +16,8 @@ from fastviz import targets
 from fastviz.methods.occlusion import OcclusionMap, occlusion
 from fastviz.targets import channel, class_probability, class_score
 
+pytestmark = pytest.mark.usefixtures("traced")
+
 f64 = torch.float64
 
 

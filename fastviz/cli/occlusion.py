@@ -30,8 +30,8 @@ Stride = Annotated[int | None, typer.Option(help="Step between windows, in pixel
 def plan(
     model: Annotated[str, typer.Argument(help="The network: see `fastviz models`.")],
     size: Annotated[int | None, typer.Option(help="Height and width of the input, in pixels.")] = None,
-    window: Annotated[int, typer.Option(help="Height and width of the window, in pixels.")] = 16,
-    stride: Annotated[int | None, typer.Option(help="Step between windows; a quarter of the window.")] = None,
+    window: Window = None,
+    stride: Stride = None,
 ) -> None:
     """Print what an occlusion sweep computes, layer by layer: rectangles, operations, bytes, and the gain."""
     from fastviz import checks, incremental
@@ -89,7 +89,7 @@ def occlusion(
     shown = images.restore(x[0].cpu(), seen)
     images.save_image(_picture(shown, found, names, names[predicted if index is None else index]), out)
     if show_plan:
-        print(incremental.plan(network, (x.shape[2], x.shape[3]), _side(x, window), stride))
+        print(incremental.plan(network, (x.shape[2], x.shape[3]), window, stride, centred=centred))
     print("\n".join(_words(found, network)))
     print(f"picture: {out}")
 
@@ -99,10 +99,6 @@ def _filling(words: str) -> Any:
         return float(words)
     except ValueError:
         return words
-
-
-def _side(x: Tensor, window: int | None) -> int:
-    return max(1, min(x.shape[2:]) // 7) if window is None else window
 
 
 def _words(found: OcclusionMap, network: nn.Module) -> list[str]:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fastviz import capture, checks, exported, ops
+from fastviz.apart import Batches
+from fastviz.full_precision import full_float32
 from fastviz.memory import is_out_of_memory
 
 __all__ = ["Evaluate", "Job", "in_batches", "new_job", "sampled_error"]
@@ -33,7 +35,9 @@ class Job:
         evaluate: what is kept of an output.
         advance: is told how many windows are done.
         stats: see :class:`fastviz.incremental.Sweep`.
+        batches: runs the model on batches, and on one image at a time where it may mix them.
         values: [P, ...], what came in; None before the first.
+        clean: what the model gives for the images as they are; None where that is not known as one value.
     """
 
     model: nn.Module
@@ -44,7 +48,9 @@ class Job:
     evaluate: Evaluate
     advance: Callable[[int], object]
     stats: dict[str, Any]
+    batches: Batches
     values: Tensor | None = None
+    clean: Any = None
 
     @property
     def windows(self) -> Tensor:
@@ -70,10 +76,13 @@ class Job:
 
         def run(part: Tensor) -> None:
             covered = ops.occlude(self.images, boxes[part], self.image[part], self.fill)
-            self.put(capture.called(self.model, covered), part)
+            for output, numbers in self.batches(lambda images, at: (self.batches.run_model(images), at), covered, part):
+                self.put(output, numbers)
             self.advance(len(part))
 
-        in_batches(windows, batch_size, self.stats, run)
+        in_batches(windows, 1 if self.batches.reason else batch_size, self.stats, run)
+        if self.batches.reason:
+            self.stats.update(alone=self.batches.reason, batch_size=1)
 
     def error(self, values: Tensor) -> dict[str, float]:
         """Differences of ``values`` from the model itself for some windows, the same ones in each call."""
@@ -104,7 +113,9 @@ def sampled_error(
         ``windows``: how many were recomputed, chosen at random, in each call the same; ``largest`` and ``mean``
         absolute difference.
     """
-    return new_job(model, images, boxes, image_index, fill, evaluate, lambda windows: None).error(values)
+    job = new_job(model, images, boxes, image_index, fill, evaluate, lambda windows: None)
+    with torch.no_grad(), full_float32(job.images.device):
+        return job.error(values)
 
 
 def in_batches(windows: Tensor, size: int, stats: dict[str, Any], run: Callable[[Tensor], object]) -> None:
@@ -127,7 +138,7 @@ def in_batches(windows: Tensor, size: int, stats: dict[str, Any], run: Callable[
 
 def new_job(
     model: object, images: object, boxes: object, image_index: object, fill: object, evaluate: Evaluate | None,
-    advance: Callable[[int], object],
+    advance: Callable[[int], object], batches: Batches | None = None,
 ) -> Job:  # fmt: skip
     """The arguments of :func:`fastviz.incremental.sweep`, checked."""
     network = exported.of_any_batch(checks.module(model))
@@ -147,9 +158,11 @@ def new_job(
     inside = torch.minimum(windows.long().cpu().clamp(min=0), torch.tensor([height, width, height, width]))
     stats: dict[str, Any] = {
         "path": "incremental", "reason": "", "windows": len(windows), "batch_size": 0, "batches": 0, "retries": 0,
-        "flops": None, "dense_flops": None, "predicted_gain": 1.0, "prepare_seconds": 0.0, "dense_seconds": None,
+        "alone": "", "flops": None, "dense_flops": None, "predicted_gain": 1.0, "prepare_seconds": 0.0,
+        "dense_seconds": None,
     }  # fmt: skip
-    return Job(network, batch, inside, image, fill, evaluate or (lambda output, windows: output), advance, stats)
+    keep = evaluate or (lambda output, windows: output)
+    return Job(network, batch, inside, image, fill, keep, advance, stats, batches or Batches(network))
 
 
 def _image_index(value: object, windows: int, images: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from fastviz.incremental.fuse import fuse, only_outputs
 from fastviz.incremental.steps import Step
 from fastviz.tracing import foreign_hooks
 
-__all__ = ["Network", "network"]
+__all__ = ["Network", "kept", "network"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class Network:
         steps: in an order that they can run in: the images first, the output last.
         shape: shape of the model's output for one image.
         outputs: the entries of it that the last step gives, in this order; None if all.
-        facts: what is found out once: under ``"dense_seconds"`` what the model took for an image when it was compared
-            with the steps.
+        facts: what sweeps find out: ``"dense_seconds"``: the least that the model took for an image;
+            ``"clean"`` and ``"covered"``: how far the steps were from the model when they were new, as a fraction of
+            its largest output, for images as they are and under a window.
     """
 
     steps: list[Step]
@@ -70,30 +71,53 @@ class Network:
 
 
 def _is_vector(step: Step) -> bool:
-    return step.images_first and step.layout is None and math.prod(step.shape) == step.shape[0]
+    return step.images_first and step.layout is None and (not step.shape or math.prod(step.shape) == step.shape[0])
 
 
 # Two of each model, with their packed weights: input sizes or precisions that are used in turn.
 _networks: Kept[Network | str] = Kept(2)
 
 
-def network(model: nn.Module, images: Tensor, dtype: torch.dtype | None = None) -> Network:
+def network(model: nn.Module, images: Tensor, dtype: torch.dtype | None = None, *, anew: bool = False) -> Network:
     """The steps of ``model`` for images like ``images`` [N, C, H, W]; from an earlier call if the model is the same.
 
     Args:
         model: the network; not touched.
         images: only their shape and device count.
         dtype: compute in this type; None is the model's own.
+        anew: make them again: the model changed in a way that cannot be seen from outside.
 
     Raises:
         NotTraceable: why there are none.
     """
     _refuse(model)
-    key = (tuple(images.shape[1:]), images.device, dtype)
+    key = _key(images, dtype)
+    if anew:
+        _networks.drop(model, key)
     found = _networks.get(model, key, _state(model), lambda: _made(model, images, dtype))
     if isinstance(found, str):
         raise NotTraceable(found)
     return found
+
+
+def kept(model: nn.Module, images: Tensor, dtype: torch.dtype | None = None) -> Network | None:
+    """What :func:`network` would give, if it is there from an earlier call.
+
+    Raises:
+        NotTraceable: an earlier call found that there are no steps.
+    """
+    _refuse(model)
+    key = _key(images, dtype)
+    if not _networks.has(model, key):
+        return None
+    found = _networks.find(model, key, _state(model))
+    if isinstance(found, str):
+        raise NotTraceable(found)
+    return found
+
+
+def _key(images: Tensor, dtype: torch.dtype | None) -> Hashable:
+    return tuple(images.shape[1:]), images.device, dtype
 
 
 def _made(model: nn.Module, images: Tensor, dtype: torch.dtype | None) -> Network | str:
@@ -116,9 +140,12 @@ def _refuse(model: nn.Module) -> None:
 def _state(model: nn.Module) -> tuple[Any, ...]:
     """What must be the same for steps to be used again: the structure of the model, and all values.
 
-    Versions do not count changes through ``.data``, so the bits of the values are summed up, too.
+    Versions do not count changes through ``.data``, so the bits of the values are summed up, too. Each sweep compares
+    the steps with the model besides, which shows what cannot be seen here; but a change of weights that moves the
+    outputs by less than that comparison allows would pass there.
     """
-    tensors = [*model.parameters(), *model.buffers()]
+    plain = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    tensors = [*model.parameters(), *model.buffers(), *plain]
     places = tuple((value.data_ptr(), tuple(value.shape), value.dtype, value.device) for value in tensors)
     with torch.no_grad():
         sums = [_bits(value.detach()) for value in tensors]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from fastviz import checks
 from fastviz.graph import NotTraceable, example_images
 from fastviz.incremental.network import network
 from fastviz.incremental.plan import Line, group_windows, plan_lines, predicted
+from fastviz.windows import grid
 
 __all__ = ["Plan", "plan"]
 
@@ -78,8 +78,10 @@ def _cells(line: Line) -> list[str]:
 def plan(
     model: nn.Module,
     input_size: tuple[int, int] | None = None,
-    window: int | tuple[int, int] = 16,
+    window: int | tuple[int, int] | None = None,
     stride: int | tuple[int, int] | None = None,
+    *,
+    centred: bool = False,
 ) -> Plan:
     """What :func:`fastviz.incremental.sweep` would do for a grid of windows.
 
@@ -87,17 +89,16 @@ def plan(
         model: the network; not touched.
         input_size: height and width of the image in pixels; None asks :func:`fastviz.models.preprocessing`, which also
             says how many channels an image has.
-        window: height and width in pixels; one number for a square.
-        stride: step between windows in pixels; None is a quarter of the window, at least 1.
+        window, stride, centred: as in :func:`fastviz.occlusion`: None is what a sweep takes.
 
     Raises:
-        ValueError: a window larger than the image, or a number below 1.
+        ValueError: a window larger than the image, a stride larger than the window, or a number below 1.
 
-    >>> plan(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), (64, 64), stride=16).windows
-    16
+    >>> plan(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), (64, 64), window=16).windows
+    49
     """
     images = example_images(checks.module(model), input_size, 1)
-    boxes = _grid(tuple(images.shape[2:]), window, stride)
+    boxes = grid((images.shape[2], images.shape[3]), window, stride, centred=centred).boxes
     try:
         steps = network(model, images).steps
     except NotTraceable as error:
@@ -107,19 +108,3 @@ def plan(
     lines = plan_lines(steps, groups, value_bytes)
     sums = predicted(steps, groups, value_bytes)
     return Plan(len(boxes), len(groups), tuple(lines), sums["dense_flops"], sums["flops"], sums["predicted_gain"])
-
-
-def _grid(size: tuple[int, ...], window: int | tuple[int, int], stride: int | tuple[int, int] | None) -> torch.Tensor:
-    """Boxes [P, 4] of a grid: those that stick out at the end are cut off."""
-    sides = []
-    for axis in range(2):
-        extent = checks.whole_number(window[axis] if isinstance(window, tuple) else window, "window", minimum=1)
-        step = stride[axis] if isinstance(stride, tuple) else stride
-        step = max(1, extent // 4) if step is None else checks.whole_number(step, "stride", minimum=1)
-        if extent > size[axis]:
-            raise ValueError(f"window should be at most the image, {size[axis]} pixels, got {extent}")
-        starts = torch.arange(-(-(size[axis] - extent) // step) + 1) * step
-        sides.append(torch.stack([starts, (starts + extent).clamp(max=size[axis])], dim=1))
-    rows = sides[0].repeat_interleave(len(sides[1]), dim=0)
-    columns = sides[1].repeat(len(sides[0]), 1)
-    return torch.stack([rows[:, 0], columns[:, 0], rows[:, 1], columns[:, 1]], dim=1)

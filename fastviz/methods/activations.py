@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastviz import capture, checks, features, pictures
+from fastviz.apart import Batches
 from fastviz.capture import Hook
 from fastviz.pictures import ColourMap
 
@@ -75,6 +76,7 @@ def activations(
         if not len(images):  # shapes come from the network
             features.run(model, images.new_zeros((1, *images.shape[1:])), hooks, calls)
             return {name: noted[name][:0] for name in names}
+        batch_size = min(batch_size, Batches(model).together(images))
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
             features.run(model, batch.clone(), hooks, calls)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastviz import backward, capture, checks, targets
+from fastviz.apart import Batches
 from fastviz.capture import Precision
 from fastviz.targets import Target
 
@@ -139,11 +140,12 @@ def cam(
     if selection.layers:
         raise ValueError(f"target should be about classes for CAM, got one about layer {selection.layers[0]!r}")
     name = _last_maps(model, images)
+    batches = Batches(model)
 
     def compute(batch: Tensor, part: targets.Selection | None) -> Tensor:
         with torch.no_grad(), capture.activations(model, [name]) as recorded:
             with backward.reduced_precision(batch, precision):
-                output = model(batch.clone())
+                output = batches.run_model(batch.clone())
             maps, weight = _head(model, name, recorded[name], output)
         assert isinstance(output, Tensor)
         if part is None:
@@ -153,7 +155,7 @@ def cam(
         with torch.no_grad():
             return torch.einsum("n...k,nkhw->n...hw", share @ weight, maps).contiguous()
 
-    (found,) = _in_batches(model, images, selection, batch_size, precision, lambda *part: [compute(*part)])
+    (found,) = _in_batches(batches, images, selection, batch_size, precision, lambda *part: [compute(*part)])
     return found if shape is None else _resized(found, shape)
 
 
@@ -200,11 +202,12 @@ def _grad_cam(
 ) -> list[Tensor]:
     """Grad-CAM at the layers with these names: [N, h, w] or [N, T, h, w] for each."""
     capture.require_gradients(model)
+    batches = Batches(model)
     needed = tuple(dict.fromkeys((*names, *selection.layers)))
 
     def compute(batch: Tensor, part: targets.Selection | None) -> list[Tensor]:
         with torch.no_grad(), backward.reduced_precision(batch, precision):
-            output, recorded = targets.run(model, batch.clone(), needed, start_gradients=True)
+            output, recorded = targets.run(model, batch.clone(), needed, start_gradients=True, batches=batches)
         layers = {f"layer {name!r}": _four(recorded[name], name) for name in names}
         if part is None:
             return [maps.detach()[:, 0] for maps in layers.values()]
@@ -216,11 +219,11 @@ def _grad_cam(
             found.append((alpha * (layer if alpha.dim() == 4 else layer[:, None])).sum(-3).relu().contiguous())
         return found
 
-    return _in_batches(model, images, selection, batch_size, precision, compute)
+    return _in_batches(batches, images, selection, batch_size, precision, compute)
 
 
 def _in_batches(
-    model: nn.Module,
+    batches: Batches,
     images: Tensor,
     selection: targets.Selection,
     batch_size: int | None,
@@ -233,12 +236,12 @@ def _in_batches(
     from running a black one.
     """
     backward.check_options(batch_size, precision)
-    with capture.frozen_model(model):
+    with capture.frozen_model(batches.model):
         if not len(images):
             black = images.new_zeros((1, *images.shape[1:]))
             return [selection.no_values(maps, maps.shape[1:]) for maps in compute(black, None)]
-        run = backward.in_fast_order(model, precision, compute)
-        parts = [run(*part) for part in backward.batches(images, selection, batch_size)]
+        run = backward.in_fast_order(batches.model, precision, compute)
+        parts = backward.passes(batches, images, selection, batch_size, run)
     return [torch.cat(each) for each in zip(*parts, strict=True)]
 
 

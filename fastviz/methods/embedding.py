@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastviz import capture, checks, embedding_file, features, pictures, streaming
+from fastviz.apart import Batches
 from fastviz.embedding_file import Stored
 from fastviz.features import Pool
 from fastviz.image_paths import Identity
@@ -144,6 +145,7 @@ class _Extractor:
     def __init__(self, model: nn.Module, layer: str | None, pool: Pool) -> None:
         self._model, self._layer, self._pool = model, layer, pool
         self._calls: Counter[str] = Counter()
+        self._batches = Batches(model)
         self.name = ""
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -157,10 +159,15 @@ class _Extractor:
             value = (inputs[0] if inputs else None) if from_input else output
             found[:] = [features.vectors(value, self.name, self._pool)]
 
-        features.run(self._model, images, {self._module: record}, self._calls)
-        if len(found[0]) != len(images):
-            raise ValueError(f"layer {self.name!r} should have one row an image, got {len(found[0])} for {len(images)}")
-        return found[0]
+        def rows(part: Tensor) -> Tensor:
+            features.run(self._model, part, {self._module: record}, self._calls)
+            return found[0]
+
+        parts = self._batches(lambda part: self._batches.watched(rows, part), images)
+        vectors = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if len(vectors) != len(images):
+            raise ValueError(f"layer {self.name!r} should have one row an image, got {len(vectors)} for {len(images)}")
+        return vectors
 
 
 class _Rows:

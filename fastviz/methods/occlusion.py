@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fastviz import capture, checks, incremental, ops, targets
+from fastviz.apart import Batches
+from fastviz.full_precision import full_float32
 from fastviz.progress import bar
 from fastviz.targets import Target
 from fastviz.windows import Fill, filling, grid
@@ -61,6 +63,7 @@ def occlusion(
     drill_down: float | None = None,
     memory: int | None = None,
     batch_size: int | None = None,
+    trace: Literal["auto", "always", "never"] = "auto",
     progress: bool = False,
 ) -> OcclusionMap:
     """How much the target falls when a window of the image is covered: large where the target comes from.
@@ -69,7 +72,8 @@ def occlusion(
     Fergus 2014, "Visualizing and Understanding Convolutional Networks", https://arxiv.org/abs/1311.2901; the windows
     and the mean are those of captum's ``Occlusion``. Windows begin at 0, stride, 2·stride, … until one reaches the
     border, which cuts it off if it sticks out; all channels are covered. Only what a window changes is recomputed,
-    exactly, where the model allows it: see :func:`fastviz.incremental.sweep`.
+    exactly, where the model allows it and there is enough work: see :func:`fastviz.incremental.sweep`. Each window has
+    the score of a pass of its own: nothing is shared between the images of a batch.
 
     Args:
         model: any module that maps ``x`` to scores [N, K] (or to anything, for targets inside the network).
@@ -91,7 +95,10 @@ def occlusion(
         drill_down: the fraction, 0 to 1, of the grid that is computed window by window, where the target falls most;
             elsewhere every fourth window of every fourth row is, and the others are interpolated; approximate.
         memory: bytes that the sweep may hold at once; None is 1 GiB on the CPU and half of the free memory of a GPU.
-        batch_size: windows the network sees at once; None is what fits into ``memory`` and runs fastest.
+        batch_size: windows the network sees at once; None is what fits into ``memory`` and runs fastest. A network that
+            may mix the images of a batch gets one at a time all the same; ``stats["alone"]`` says why.
+        trace: ``"auto"`` prepares a model for incremental sweeps, which takes up to seconds, where that pays in this
+            call, or over many calls of the same model; ``"always"`` does it at once; ``"never"`` runs whole passes.
         progress: show a bar, on a terminal.
 
     In approximate modes ``stats["error"]`` tells ``largest`` and ``mean`` absolute difference of the scores of
@@ -118,17 +125,23 @@ def occlusion(
         checks.number(drill_down, "drill_down", low=0, high=1)
     if classes and drill_down is not None:
         raise ValueError("classes needs every window, drill_down leaves windows out; choose one of them")
-    options = {"precision": precision, "growth_cap": growth_cap, "memory": memory, "batch_size": batch_size}
+    checks.one_of(trace, "trace", ("auto", "always", "never"))
+    options = {
+        **{"precision": precision, "growth_cap": growth_cap, "memory": memory},
+        **{"batch_size": batch_size, "trace": trace},
+    }
+    batches = Batches(model)
     rows, columns = windows.shape
     with (
         capture.frozen_model(model),
         torch.no_grad(),
+        full_float32(images.device),
         bar(progress, len(images) * rows * columns, text="occlusion") as advance,
     ):
         at_once = batch_size or _BATCH[images.device.type]
-        selection, baseline = _clean(model, images, selection, at_once)
-        covered = _Covered(model, images, windows.boxes.to(images.device), filling(fill, images, windows.window),
-                           selection, advance, classes)  # fmt: skip
+        selection, baseline, outputs = _clean(batches, images, selection, at_once)
+        covered = _Covered(batches, images, outputs, windows.boxes.to(images.device),
+                           filling(fill, images, windows.window), selection, advance, classes)  # fmt: skip
         if not covered.count:
             values, stats = baseline.new_zeros(0, *baseline.shape[1:]), _dense_stats("there is no image")
         elif selection.layers:
@@ -160,8 +173,9 @@ class _Covered:
     """Images under windows, each image under each; windows are counted image after image.
 
     Attributes:
-        model: in evaluation mode by the caller.
+        batches: of the model, in evaluation mode by the caller.
         images: [N, C, H, W].
+        outputs: what the model gives for the images as they are; None where that is no tensor.
         boxes: int64 [P, 4], on the images' device.
         fill: as ``ops.occlude`` takes it.
         selection: what is measured, for the N images.
@@ -170,8 +184,9 @@ class _Covered:
         winners: int64 [N * P], those; zeros where not asked for.
     """
 
-    model: nn.Module
+    batches: Batches
     images: Tensor
+    outputs: Tensor | None
     boxes: Tensor
     fill: float | Tensor
     selection: targets.Selection
@@ -203,7 +218,7 @@ class _Covered:
         """The values under some windows, recomputing only what a window changes."""
         read = None if self.classes else self.selection.scores_read
         swept = incremental.sweep(
-            self.model,
+            self.batches.model,
             self.images,
             self.boxes[number % len(self.boxes)],
             number // len(self.boxes),
@@ -212,6 +227,8 @@ class _Covered:
             outputs=None if read is None else sorted(read),
             advance=self.advance,
             check=check,
+            clean=self.outputs,
+            batches=self.batches,
             **options,
         )
         return swept.values, swept.stats
@@ -231,7 +248,14 @@ class _Covered:
         self.advance(left_out)
         sample = self.numbers // len(self.boxes)
         error = incremental.sampled_error(
-            *(self.model, self.images, self.boxes[self.numbers % len(self.boxes)], sample, self.fill, self.measured),
+            *(
+                self.batches.model,
+                self.images,
+                self.boxes[self.numbers % len(self.boxes)],
+                sample,
+                self.fill,
+                self.measured,
+            ),
             values,
         )
         return values, stats["last"] | {"computed": int(computed.sum()) / computed.numel(), "error": error}
@@ -243,10 +267,16 @@ class _Covered:
             covered = ops.occlude(
                 self.images, self.boxes[number % len(self.boxes)], number // len(self.boxes), self.fill
             )
-            output, recorded = targets.run(self.model, covered, self.selection.layers, argument="x")
-            parts.append(self.measured(output, number, recorded))
+            parts += self.batches(self._recorded, covered, number)
             self.advance(len(number))
-        return torch.cat(parts), _dense_stats("the target is inside of the network") | {"batch_size": batch_size}
+        alone = self.batches.reason
+        stats = _dense_stats("the target is inside of the network")
+        return torch.cat(parts), stats | {"alone": alone, "batch_size": 1 if alone else batch_size}
+
+    def _recorded(self, covered: Tensor, number: Tensor) -> Tensor:
+        layers = self.selection.layers
+        output, recorded = self.batches.watched(lambda images: targets.run(self.batches.model, images, layers), covered)
+        return self.measured(output, number, recorded)
 
 
 def _dense_stats(reason: str) -> dict[str, Any]:
@@ -254,16 +284,27 @@ def _dense_stats(reason: str) -> dict[str, Any]:
 
 
 def _clean(
-    model: nn.Module, images: Tensor, selection: targets.Selection, batch_size: int
-) -> tuple[targets.Selection, Tensor]:
-    """``selection`` with the predicted classes put in, and its values for the ``images`` as they are."""
-    values, predicted = [], []
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        sample = torch.arange(start, start + len(batch), device=images.device)
-        output, recorded = targets.run(model, batch.clone(), selection.layers, argument="x")
+    batches: Batches, images: Tensor, selection: targets.Selection, batch_size: int
+) -> tuple[targets.Selection, Tensor, Tensor | None]:
+    """``selection`` with the predicted classes put in, its values for the ``images`` as they are, and the outputs."""
+    values: list[Tensor] = []
+    predicted: list[Tensor] = []
+    outputs: list[object] = []
+
+    def measure(batch: Tensor, sample: Tensor) -> None:
+        with incremental.counted(batches.model, batch):
+            output, recorded = batches.watched(
+                lambda images: targets.run(batches.model, images.clone(), selection.layers, argument="x"), batch
+            )
         if selection.predicts:
             predicted.append(targets.predicted(output))
         values.append(selection.taken(sample, len(images)).values(output, recorded))
+        outputs.append(output)
+
+    numbers = torch.arange(len(images), device=images.device)
+    for sample in numbers.split(batch_size) if len(images) else ():
+        batches(measure, images[sample], sample)
     settled = selection.settled(torch.cat(predicted)) if predicted else selection
-    return settled, torch.cat(values) if values else selection.no_values(images)
+    tensors = [each for each in outputs if isinstance(each, Tensor)]
+    whole = torch.cat(tensors) if tensors and len(tensors) == len(outputs) else None
+    return settled, torch.cat(values) if values else selection.no_values(images), whole

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastviz import capture, checks, features, graph, streaming, top_k
+from fastviz.apart import Batches
 from fastviz.capture import Hook
 from fastviz.graph import ReceptiveField
 from fastviz.streaming import Source, Stream
@@ -118,12 +119,15 @@ def patches(
     spot = None if position is None else _spot(position)
     stream = open_stream(model, source, batch_size, progress)
     watch: _Watch | None = None
+    batches = Batches(model)
     with capture.frozen_model(model), torch.no_grad():
         for batch in stream:
             if watch is None:
                 chosen = _convolutions(model, batch.images[:1].clone()) if names is None else names
                 watch = _Watch(_entries(model, chosen, batch.images), k, one_per_image, spot, batch.images)
-            watch.see(model, batch)
+            at_once = batches.together(batch.images)
+            for start in range(0, len(batch), at_once):
+                watch.see(model, batch.part(start, start + at_once))
     if watch is None:
         reason = f"; the first: {stream.failures[0][1]}" if stream.failures else ""
         raise ValueError(f"source should hold at least one image that can be read, got none{reason}")

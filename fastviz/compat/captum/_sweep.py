@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastviz import capture, incremental, ops
+from fastviz.apart import Batches
 from fastviz.compat.captum import _bases
 from fastviz.compat.captum._forward import select, target_of
 
@@ -21,9 +20,6 @@ __all__ = ["Call", "ForCaptum", "Job", "accepted"]
 LEAST_WORK = 2e10
 """Floating-point operations that the whole forward passes of a call must have; less is for captum's own path, because
 it takes about a second, once, to prepare a model."""
-
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""How far, as a fraction of the largest output, the output for an image may depend on the others of its batch."""
 
 _OTHER_IN_TRAINING = (
     nn.modules.dropout._DropoutNd,
@@ -38,17 +34,6 @@ _OTHER_IN_TRAINING = (
 
 class ForCaptum(Exception):  # noqa: N818 - no error: it says why the call takes captum's own path
     """The call is none that fastviz computes itself; the message says why."""
-
-
-@dataclass
-class _Facts:
-    """What is known of a model for images of a shape: operations for one, and whether batches change its output."""
-
-    operations: float
-    alone: bool | None = None
-
-
-_facts: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], _Facts]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -78,13 +63,11 @@ class Call:
             AssertionError, IndexError, RuntimeError: the target does not fit the output.
         """
         evaluations = windows * len(self.images)
-        known, shape = _facts.setdefault(self.model, {}), tuple(self.images.shape[1:])
-        if shape in known:
-            _require_work(known[shape], evaluations)
-        with self._aside(), _Operations() as operations:
-            output = self.model(self.images.clone())
-        facts = known.setdefault(shape, _Facts(operations.total / len(self.images)))
-        _require_work(facts, evaluations)
+        self._require_work(evaluations)
+        batches = Batches(self.model)
+        with self._aside(), incremental.counted(self.model, self.images):
+            output = self._watched(batches, self.images)
+        self._require_work(evaluations)
         count = self.images.shape[:1]
         if not isinstance(output, Tensor) or not output.is_floating_point() or output.shape[:1] != count:
             raise ForCaptum("the output is not a floating-point tensor with one entry an image")
@@ -92,25 +75,28 @@ class Call:
         if clean.shape[:1] != count or not clean.numel():
             raise ForCaptum("the target chooses something else than one value, or several, an image")
         self._require_same_in_evaluation(output)
-        if facts.alone is None:
-            facts.alone = self._is_alone(output, box)
-        if not facts.alone:
-            raise ForCaptum("the output for an image depends on the others of its batch")
-        return Job(self.model, self.images, self.fill, target, output, clean.reshape(len(self.images), -1))
+        if len(self.images) == 1:
+            fill = self.fill[:1] if isinstance(self.fill, Tensor) else self.fill
+            covered = ops.occlude(self.images, box.to(self.images.device), None, fill)
+            with self._aside():
+                try:
+                    self._watched(batches, torch.cat([self.images, covered]))
+                except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+                    raise ForCaptum("the model takes one image at a time") from error
+        return Job(self.model, self.images, self.fill, target, output, clean.reshape(len(self.images), -1), batches)
 
-    def _is_alone(self, output: Tensor, box: Tensor) -> bool:
-        """Whether the output for the first image is the same beside another image."""
-        fill = self.fill[:1] if isinstance(self.fill, Tensor) else self.fill
-        covered = ops.occlude(self.images[:1], box.to(self.images.device), None, fill)
-        with self._aside():
-            try:
-                both = self.model(torch.cat([self.images[:1], covered]))
-            except (AssertionError, IndexError, RuntimeError, TypeError, ValueError):
-                return False  # the model takes one image at a time
-        if both.shape != (2, *output.shape[1:]):
-            return False
-        difference = float((both[0] - output[0]).abs().max())
-        return difference <= _TOLERANCE.get(both.dtype, 1e-2) * float(output.abs().max())
+    def _watched(self, batches: Batches, images: Tensor) -> Any:
+        """The model's output for all ``images`` at once, if it is proved that they do not meet."""
+        outputs = batches(lambda part: batches.run_model(part.clone()), images)
+        if batches.reason or len(outputs) != 1:
+            raise ForCaptum(f"the output for an image may depend on the others of its batch: {batches.reason}")
+        return outputs[0]
+
+    def _require_work(self, evaluations: int) -> None:
+        """Raise for less work than it takes to prepare a model, if it is known how much it is."""
+        work = incremental.known(self.model, self.images)
+        if work is not None and _bases.installed and work.operations * evaluations < LEAST_WORK:
+            raise ForCaptum("it is less work than to prepare the model")
 
     def _require_same_in_evaluation(self, output: Tensor) -> None:
         """Raise for a model in training mode that gives other outputs in evaluation mode, in which sweeps run."""
@@ -129,11 +115,6 @@ class Call:
             yield
 
 
-def _require_work(facts: _Facts, evaluations: int) -> None:
-    if _bases.installed and facts.operations * evaluations < LEAST_WORK:
-        raise ForCaptum("it is less work than to prepare the model")
-
-
 @dataclass(frozen=True)
 class Job(Call):
     """A call that fastviz computes itself.
@@ -142,11 +123,13 @@ class Job(Call):
         target: captum's target.
         output: the model's output for the images as they are.
         clean: [N, M], the target's values in it.
+        batches: what is known of the model and batches.
     """
 
     target: object
     output: Tensor
     clean: Tensor
+    batches: Batches
 
     def values(self, boxes: Tensor, sample: Tensor, fill: float | Tensor, advance: Callable[[int], object]) -> Tensor:
         """[P, M]: the target's values where each of ``boxes`` [P, 4] covers a part of the image ``sample`` [P]."""
@@ -158,26 +141,10 @@ class Job(Call):
             fill,
             lambda output, number: select(output, target_of(self.target, sample[number])).reshape(len(number), -1),
             outputs=_entries(self.output, self.target),
+            clean=self.output,
+            batches=self.batches,
             advance=advance,
         ).values
-
-
-class _Operations(TorchDispatchMode):
-    """Counts floating-point operations of convolutions and matrix products."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.total = 0.0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        from torch.utils.flop_counter import flop_registry
-
-        result = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
-        return result
 
 
 def accepted(

@@ -1,0 +1,203 @@
+"""Whether a model is worth tracing for a sweep: decided before it is, from what one pass of the model showed.
+
+A trace takes longer than many a sweep. The decision is counted, not timed: operations of a pass, calls to trace, and
+how far a window's rectangle grows from convolution to convolution; the same call decides the same on every day. Where a
+sweep alone does not pay, its work is noted, and tracing begins once it would be lost in what was spent.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["Work", "counted", "known", "refusal", "slower", "spend"]
+
+_RATE = {"cpu": 2e10, "cuda": 1e13}
+"""Floating-point operations a second, of a thread of a CPU or of a GPU."""
+
+_TRACE = (0.2, 0.012)
+"""Seconds to trace a model and plan for it: at all, and for each ATen call."""
+
+_EFFICIENCY = 0.6
+"""How fast small rectangles are worked on, against whole maps."""
+
+_LOST = 0.03
+"""The share of all that was spent on a model that tracing may take, where it does not pay in the sweep itself."""
+
+_SLOWER = 0.95
+"""A measured gain below which a sweep on rectangles was not worth it."""
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One convolution or product: its operations, rows and columns of its map, and pixels that windows grew by."""
+
+    flops: float
+    size: tuple[int, int]
+    growth: float
+
+
+@dataclass
+class Work:
+    """What is known of a model for images of one shape.
+
+    Attributes:
+        layers: where its operations are.
+        calls: ATen calls of a pass.
+        spent: operations of whole passes that sweeps have run since a trace was last made.
+        gains: measured gains of the last sweeps on rectangles.
+    """
+
+    layers: list[_Layer]
+    calls: int
+    spent: float = 0.0
+    gains: list[float] = field(default_factory=list)
+
+    @property
+    def operations(self) -> float:
+        """Of one image."""
+        return sum(layer.flops for layer in self.layers)
+
+    def gain(self, window: tuple[float, float], size: tuple[int, int]) -> float:
+        """What rectangles of a ``window`` in an image of this ``size`` save at least, as far as can be told."""
+        work = 0.0
+        for layer in self.layers:
+            share = 1.0
+            for side, image, rows in zip(window, size, layer.size, strict=True):
+                share *= min(1.0, ((side + layer.growth) * rows / image + 1) / rows)
+            work += layer.flops * min(1.0, share / _EFFICIENCY)
+        return self.operations / work if work else 1.0
+
+
+_known: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], Work]] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def known(model: nn.Module, images: Tensor) -> Work | None:
+    """What :func:`counted` found for images of this shape."""
+    with _lock:
+        return _known.get(model, {}).get(tuple(images.shape[1:]))
+
+
+@contextmanager
+def counted(model: nn.Module, images: Tensor) -> Iterator[None]:
+    """Count what one pass of ``model`` over ``images`` does, made inside; nothing if that is known already."""
+    if known(model, images) is not None or not len(images):
+        yield
+        return
+    with _Counter(images) as counter:
+        yield
+    work = Work([layer for layer in counter.layers if layer.flops], counter.calls)
+    with _lock:
+        _known.setdefault(model, {})[tuple(images.shape[1:])] = work
+
+
+def refusal(work: Work | None, boxes: Tensor, images: Tensor) -> str:
+    """Why a model should not be traced for a sweep over ``boxes``; empty if it pays.
+
+    Args:
+        work: what is known of the model for these images.
+        boxes: int64 [P, 4].
+        images: [N, C, H, W].
+    """
+    if work is None or not work.calls:
+        return "nothing is known of the cost of a pass"
+    device = images.device.type
+    rate = _RATE[device] * (torch.get_num_threads() if device == "cpu" else 1)
+    trace = (_TRACE[0] + _TRACE[1] * work.calls) * rate
+    sides = (boxes[:, 2:] - boxes[:, :2]).double().mean(0).tolist() if len(boxes) else [0.0, 0.0]
+    gain = work.gain((sides[0], sides[1]), (images.shape[2], images.shape[3]))
+    dense = work.operations * len(boxes)
+    if gain > 1.05 and (dense * (1 - 1 / gain) >= trace or (work.spent + dense) * _LOST >= trace):
+        return ""
+    return (
+        f"tracing would cost more than it saves: some {trace / rate:.1f} s before {dense / rate:.2f} s of whole "
+        f"passes, which rectangles would shorten by a factor of {gain:.1f} or more"
+    )
+
+
+def slower(work: Work | None) -> str:
+    """Why a model that is traced runs on whole passes all the same; empty if it need not."""
+    if work is None or len(work.gains) < 2 or max(work.gains) >= _SLOWER:
+        return ""
+    return f"earlier sweeps on rectangles ran at {max(work.gains):.2f} times the speed of whole passes"
+
+
+def spend(work: Work | None, windows: int) -> None:
+    """Note whole passes for so many windows."""
+    if work is not None:
+        with _lock:
+            work.spent += work.operations * windows
+
+
+class _Counter(TorchDispatchMode):
+    """Counts calls and operations, and follows how far the part of a map that a window changes grows."""
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.layers: list[_Layer] = []
+        self.calls = 0
+        self._count, self._height = len(images), images.shape[2]
+        self._size = (images.shape[2], images.shape[3])
+        self._growth = 0.0
+        self._averaged = False  # a map was averaged: what is changed by that is changed everywhere
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.calls += 1
+        name = func._schema.name.removeprefix("aten::")
+        if name in ("convolution", "mkldnn_convolution", "cudnn_convolution"):
+            self._convolution(args, result)
+        elif name in ("max_pool2d_with_indices", "avg_pool2d", "max_pool2d"):
+            kernel = args[1]
+            self._grow(max(kernel), args[0].shape[2])
+        elif name in ("mean", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "amax"):
+            output = result[0] if isinstance(result, tuple) else result
+            self._averaged |= args[0].dim() == 4 and output.numel() * 4 < args[0].numel()
+        elif name in ("mm", "addmm"):
+            self._product(args[-2], result)
+        elif name in ("bmm", "baddbmm"):
+            self._growth = math.inf
+            self._note(2.0 * result.numel() * args[-2].shape[-1])
+        elif "attention" in name:
+            self._growth = math.inf
+            query, key = args[0], args[1]
+            self._note(4.0 * query.numel() * key.shape[-2])
+        return result
+
+    def _convolution(self, args: tuple[Any, ...], result: Tensor) -> None:
+        weight = args[1]
+        flops = 2.0 * result.numel() * weight[0].numel()
+        if weight.dim() != 4 or args[6] or result.dim() != 4:
+            self._growth = math.inf
+        elif result.shape[2:].numel() > 1:
+            if self._averaged:
+                self._growth = math.inf
+            self._grow((max(weight.shape[2:]) - 1) * max(args[5]) + 1, args[0].shape[2])
+            self._size = (result.shape[2], result.shape[3])
+        self._note(flops)
+
+    def _product(self, first: Tensor, result: Tensor) -> None:
+        """Of vectors, one an image, on everything; of tokens or pixels, on the rectangle."""
+        flops = 2.0 * result.numel() * first.shape[1]
+        if result.shape[0] == self._count or self._averaged:
+            self.layers.append(_Layer(flops / self._count, (1, 1), math.inf))
+        else:
+            self._note(flops)
+
+    def _grow(self, kernel: int, rows: int) -> None:
+        self._growth += (kernel - 1) * self._height / max(1, rows)
+
+    def _note(self, flops: float) -> None:
+        self.layers.append(_Layer(flops / self._count, self._size, self._growth))
