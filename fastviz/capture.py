@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import re
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
+from pathlib import Path
+from types import FunctionType
 from typing import Any, Literal, NamedTuple, TypeAlias
 from warnings import warn
 
@@ -16,8 +21,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import _engine_run_backward
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
-from fastviz import checks, ops
+from fastviz import checks, elementwise, ops
 
 __all__ = [
     "Hook",
@@ -295,6 +301,14 @@ def _spellings() -> dict[Callable[..., object], tuple[str, bool]]:
 
 _SPELLINGS = _spellings()
 
+# What rectifiers are made of where no call says so, in code that is being compiled.
+_CHOICES = frozenset(
+    getattr(home, name)
+    for name in ("gt", "ge", "lt", "le", "__gt__", "__ge__", "__lt__", "__le__", "maximum", "fmax", "sign", "heaviside")
+    for home in (torch, Tensor)
+    if hasattr(home, name)
+)
+
 
 def _number(bound: object) -> float | None:
     """A bound of ``clamp`` as a number; NaN for a tensor whose value cannot be had without waiting for a device."""
@@ -332,11 +346,18 @@ def _is_dense(x: Tensor) -> bool:
 class Rectifiers(TorchFunctionMode):
     """The mode behind :func:`rectifiers`; ``count`` is the number of calls that got the rule."""
 
+    written_by_hand = True
+    """Whether rectifiers made of other calls get the rule too."""
+
     def __init__(self, rule: ops.Rule, model: nn.Module | None) -> None:
         super().__init__()
         self.rule = rule
         self.count = 0
+        self.compiled_choices = 0
         self._model = model
+        self._forms = elementwise.Forms()
+        self._left: Counter[str] = Counter()
+        self._choices: dict[Any, str] = {}  # autograd node → the call, and its place, that may be a missed rectifier
 
     def __torch_function__(
         self,
@@ -347,21 +368,87 @@ class Rectifiers(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         spelling = _SPELLINGS.get(func)
-        if spelling is None:
-            return func(*args, **kwargs)
-        kind, in_place = spelling
-        call = _read(kind, in_place, args, kwargs)
+        call = None if spelling is None else _read(*spelling, args, kwargs)
         # Without a graph there is no backward pass whose rule could differ.
         if call is None or not (call.x.is_floating_point() and call.x.requires_grad and torch.is_grad_enabled()):
-            return func(*args, **kwargs)
+            if torch.compiler.is_compiling() or not self.written_by_hand:
+                self.compiled_choices += func in _CHOICES
+                return func(*args, **kwargs)
+            return self._other(func, args, kwargs, spelling is not None)
         self.count += 1
         # For a view, autograd wants a gradient for the rest of its base too, which only copy_ gives; Dynamo does not
         # see that an autograd function overwrites what it is given, and would lose the gradient.
         plain = call.x._is_view() or torch.compiler.is_compiling() or not _is_dense(call.x)
-        if not call.in_place or plain:
-            y = self.rectified(call.x, call.upper)
-            return call.x.copy_(y) if call.in_place else y
-        return self.rectified_(call.x, call.upper)
+        if call.in_place and not plain:
+            return self.rectified_(call.x, call.upper)
+        y = self.rectified(call.x, call.upper)
+        if call.in_place:
+            return call.x.copy_(y)
+        if self.written_by_hand and not torch.compiler.is_compiling():
+            self._forms.note_rectifier(y, call.x, call.upper)
+        return y
+
+    def _other(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], spelled: bool) -> Any:
+        """A call that is no rectifier by its name, but may complete one that is written by hand."""
+        kind = elementwise.kind_of(func)
+        watched = kind.elementwise and "out" not in kwargs and (args or not kind.in_place)
+        forms = self._forms.tried(func, kind, args, kwargs) if watched else []
+        if forms and torch.is_grad_enabled():
+            followed = self._followed(func, kind, forms, args, kwargs)
+            if followed is not None:
+                return followed
+        if kind.name in ("numpy", "array", "tolist") and any(map(self._forms.differs, _tensors(args))):
+            self._left[f"what is done outside of torch after {_label(kind)}"] += 1
+        if not (watched or self._forms.watches(kind)):
+            return func(*args, **kwargs)
+        nodes = [each.grad_fn for each in _tensors((args, kwargs))] if self._choices else []
+        y = func(*args, **kwargs)
+        written = args[0] if kind.in_place else y
+        self._forms.note(written, kind, forms, args, kwargs)
+        node = getattr(written[0] if isinstance(written, tuple) and written else written, "grad_fn", None)
+        if node is not None and not spelled and self._forms.is_choice(kind, forms, args, kwargs):
+            self._note_choice(node, kind, nodes if forms else [])
+        return y
+
+    def _followed(
+        self, func: Callable[..., Any], kind: elementwise.Kind, forms: list[elementwise.Form], args: Any, kwargs: Any
+    ) -> Tensor | None:
+        """What a call gives, if it is a rectifier of some tensor, with the rule; else None."""
+        for form in forms:
+            x, found = form.origin(), None if form.is_ruled else form.read()
+            if found is None or x is None or not x.requires_grad or x._version != form.version:
+                continue
+            with torch.no_grad():
+                if kind.in_place:
+                    y = args[0].clone()
+                    func(y, *args[1:], **kwargs)
+                else:
+                    y = func(*args, **kwargs)
+            if y.shape != x.shape or y.dtype != x.dtype:
+                continue
+            z = self.rectified(x if found.sign > 0 else -x, found.upper)
+            z = z if found.slope == 1 else z * found.slope
+            # The probes speak for finite numbers; these are the real ones.
+            near = 4 * torch.finfo(y.dtype).eps
+            if not torch.allclose(z.detach(), y, rtol=near, atol=near * float(y.abs().max()) if y.numel() else 0):
+                continue
+            self.count += 1
+            for each in _tensors((args, kwargs)):
+                self._choices.pop(each.grad_fn, None)
+            if kind.in_place:
+                written: Tensor = args[0].copy_(z)
+                return written
+            if found.sign > 0:
+                self._forms.note_rectifier(z, x, found.upper, found.slope)
+            return z
+        return None
+
+    def _note_choice(self, node: Any, kind: elementwise.Kind, parts: list[Any]) -> None:
+        """Remember a call that may be a missed rectifier, in the place of its ``parts``."""
+        for each in parts:
+            self._choices.pop(each, None)
+        if _activation(node) is None or kind.name in ("maximum", "max", "fmax"):
+            self._choices[node] = _label(kind)
 
     def rectified(self, x: Tensor, upper: float | None) -> Tensor:
         """``min(max(x, 0), upper)`` with the backward rule."""
@@ -373,7 +460,8 @@ class Rectifiers(TorchFunctionMode):
 
     def missed(self, output: Tensor) -> Counter[str]:
         """Activations in the graph of ``output`` that did not get the rule → how often each is there."""
-        return Counter(name for node in _nodes(output) if (name := _activation(node)) is not None)
+        names = (self._choices.get(node) or _activation(node) for node in _nodes(output))
+        return Counter(name for name in names if name is not None) + self._left
 
     def check(self, output: Tensor, *, stacklevel: int = 2) -> None:
         """Warn, by name, if activations in the graph of ``output`` did not get the rule, or if there is no rectifier.
@@ -381,16 +469,20 @@ class Rectifiers(TorchFunctionMode):
         To be called after the forward pass and before the backward pass. ``stacklevel`` as in :func:`warnings.warn`.
         """
         missed = self.missed(output)
-        if missed:
+        if self.compiled_choices:
+            missed["comparisons in compiled code"] = self.compiled_choices
+        scripted = [] if self._model is None else _scripted_parts(self._model)
+        self._forms.clear()
+        self._choices.clear()
+        self._left.clear()
+        if missed or scripted:
             listed = ", ".join(f"{name} ({times} times)" for name, times in sorted(missed.items()))
-            message = f"the {self.rule!r} rule was not applied to {listed}: their own gradient was used"
-            scripted = [
-                name
-                for name, module in (self._model.named_modules() if self._model is not None else ())
-                if isinstance(module, torch.jit.ScriptModule)
-            ]
+            message = (
+                f"the {self.rule!r} rule was not applied to {listed or 'scripted code'}: their own gradient was used"
+            )
             if scripted:
-                message += f"; scripted modules cannot be intercepted: {', '.join(repr(name) for name in scripted[:5])}"
+                names = ", ".join(repr(name) for name in scripted[:5])
+                message += f"; scripted modules and functions cannot be intercepted: {names}"
             warn(message, RectifierWarning, stacklevel=stacklevel + 1)
         elif not self.count and not any(node.name() == _REPLAYED for node in _nodes(output)):
             warn(
@@ -398,6 +490,87 @@ class Rectifiers(TorchFunctionMode):
                 RectifierWarning,
                 stacklevel=stacklevel + 1,
             )
+
+
+def _tensors(values: object) -> list[Tensor]:
+    return [each for each in tree_leaves(values) if isinstance(each, Tensor)]
+
+
+def _label(kind: elementwise.Kind) -> str:
+    """The name and the place of the call that is being intercepted."""
+    place = _place_of_call()
+    return f"torch.{kind.name}" + (f" at {place}" if place else "")
+
+
+def _place_of_call() -> str:
+    """File and line of the call that is being intercepted, in the source of who wrote the model; "" if not known."""
+    ours, torchs = f"{Path(__file__).parent}{os.sep}", f"{Path(torch.__file__).parent}{os.sep}"
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(ours):
+        frame = frame.f_back
+    while frame is not None and not frame.f_code.co_filename.startswith(ours):
+        if not frame.f_code.co_filename.startswith(torchs):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+# What rectifiers and their kin are made of, in scripted code.
+_SCRIPTED_CHOICES = (
+    *("relu", "relu_", "relu6", "relu6_", "hardtanh", "hardtanh_", "threshold", "threshold_", "clamp", "clamp_"),
+    *("clamp_min", "clamp_min_", "leaky_relu", "leaky_relu_", "prelu", "elu", "elu_", "selu", "selu_", "celu", "silu"),
+    *("silu_", "gelu", "mish", "mish_", "hardswish", "hardswish_", "softplus", "where", "masked_fill", "masked_fill_"),
+    *("maximum", "fmax", "gt", "ge", "lt", "le", "abs", "sign", "heaviside", "index_put", "index_put_", "rrelu"),
+)
+
+
+def _scripted_parts(model: nn.Module) -> list[str]:
+    """Names of the scripted modules of ``model``, and of scripted functions its modules call, that may rectify."""
+    found: dict[str, None] = {}
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            found.update(
+                (str(each.name), None) for each in _scripted_functions(type(module).forward, type(module), seen)
+            )
+            for value in vars(module).values():
+                if isinstance(value, torch.jit.ScriptFunction) and _chooses(value.inlined_graph):
+                    found[str(value.name)] = None
+            continue
+        inside = any(isinstance(model.get_submodule(above), torch.jit.ScriptModule) for above in _above(name))
+        if not inside and hasattr(module, "inlined_graph") and _chooses(module.inlined_graph):
+            found[name] = None
+    return list(found)
+
+
+def _scripted_functions(function: object, home: type, seen: set[int]) -> Iterator[Any]:
+    """Scripted functions that may rectify, among what the code of a Python function names, and so on."""
+    if isinstance(function, torch.jit.ScriptFunction):
+        if _chooses(function.inlined_graph):
+            yield function
+        return
+    function = inspect.unwrap(function) if callable(function) else function
+    if not isinstance(function, FunctionType) or id(function.__code__) in seen:
+        return
+    seen.add(id(function.__code__))
+    if function.__module__ is None or function.__module__.partition(".")[0] in ("torch", "fastviz"):
+        return
+    for name in function.__code__.co_names:
+        yield from _scripted_functions(function.__globals__.get(name), home, seen)
+        yield from _scripted_functions(inspect.getattr_static(home, name, None), home, seen)
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # a cell that is still empty
+            yield from _scripted_functions(cell.cell_contents, home, seen)
+
+
+def _above(name: str) -> list[str]:
+    """Names of the modules that a module is in, the model itself among them."""
+    parts = name.split(".") if name else []
+    return [".".join(parts[:count]) for count in range(len(parts))]
+
+
+def _chooses(graph: Any) -> bool:
+    return any(graph.findNode(f"aten::{name}", True) is not None for name in _SCRIPTED_CHOICES)
 
 
 _REPLAYED = "_ReplayBackward"
@@ -421,6 +594,7 @@ def _nodes(output: Tensor) -> Iterator[Any]:
 _OTHER_ACTIVATIONS = {
     "Celu": "CELU",
     "Elu": "ELU or SELU",
+    "Fmax": "torch.fmax",
     "Gelu": "GELU",
     "Hardswish": "Hardswish",
     "LeakyRelu": "LeakyReLU",
@@ -451,8 +625,22 @@ def _activation(node: Any) -> str | None:
         return "clamp" if node._saved_min == 0 else None
     if "DifferentiableGraph" in kind:
         return "scripted code"
-    # A user's own autograd function can only be told by its name.
-    return name if "relu" in name.lower() and "fastviz" not in name.lower() else None
+    return _foreign_function(node)
+
+
+def _foreign_function(node: Any) -> str | None:
+    """The name and place of an autograd function of somebody else's, which may do anything; None for other nodes."""
+    function = getattr(node, "_forward_cls", None)
+    if function is None:
+        # One in C++ can only be told by its name.
+        return node.name() if "relu" in node.name().lower() and "fastviz" not in node.name().lower() else None
+    if function.__module__.partition(".")[0] in ("fastviz", "torch"):
+        return None
+    try:
+        place = f" at {inspect.getsourcefile(function)}:{inspect.getsourcelines(function)[1]}"
+    except (OSError, TypeError):
+        place = ""
+    return f"{node.name()}{place}"
 
 
 def differentiate(
@@ -491,16 +679,21 @@ def rectifiers(rule: ops.Rule, *, model: nn.Module | None = None) -> Iterator[Re
     ``rule`` is ``"plain"``, ``"guided"`` or ``"deconvnet"``, as in :func:`fastviz.ops.guided_relu`. A rectifier is
     ``relu``, ``relu6``, ``hardtanh(0, …)``, ``threshold(0, 0)`` and ``clamp(min=0)`` (also ``clip`` and ``clamp_min``),
     as a module, function, method or ATen call, in place or not, with or without an upper bound, on a floating-point
-    tensor that takes part in a graph. A bounded one is ``min(max(x, 0), bound)``: the rule holds for the ``max``, and
-    the ordinary gradient, zero from the bound on, for the ``min``. In-place calls change their argument as ever.
-    Nothing is patched: other threads, and what comes after the ``with``, are not affected.
+    tensor that takes part in a graph; and what is written by hand as a chain of elementwise calls that comes to the
+    same, such as ``torch.where(x > 0, x, 0)``, ``x * (x > 0)``, ``x[x < 0] = 0``, ``torch.maximum(x, zeros)`` or
+    ``(x + x.abs()) / 2``, see :mod:`fastviz.elementwise`.
+
+    A bounded one is ``min(max(x, 0), bound)``: the rule holds for the ``max``, and the ordinary gradient, zero from the
+    bound on, for the ``min``. In-place calls change their argument as ever. Nothing is patched: other threads, and what
+    comes after the ``with``, are not affected.
 
     The backward pass belongs inside too, by :func:`differentiate`: ``torch.utils.checkpoint`` runs parts of the model
     again then.
 
     Yields an object with ``count``, the number of intercepted calls, and ``check(output)``, which raises a
-    :class:`RectifierWarning` that names what was not intercepted (scripted modules, GELU, …). ``model`` lets it name
-    scripted modules.
+    :class:`RectifierWarning` that names what was not intercepted: other activations (GELU, …), also those written by
+    hand, with their place in the source; other people's autograd functions, scripted code, and what is computed outside
+    of torch, into none of which one can see. ``model`` lets it name scripted modules.
 
     >>> x = torch.tensor([-1.0, 2.0, 3.0], requires_grad=True)
     >>> with rectifiers("guided") as found:
