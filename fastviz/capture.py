@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import _engine_run_backward
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from fastviz import checks, elementwise, ops
+from fastviz.elementwise import tensors_in
 
 __all__ = [
     "Hook",
@@ -385,29 +385,33 @@ class Rectifiers(TorchFunctionMode):
         if call.in_place:
             return call.x.copy_(y)
         if self.written_by_hand and not torch.compiler.is_compiling():
-            self._forms.note_rectifier(y, call.x, call.upper)
+            with torch._C.DisableTorchFunction():
+                self._forms.note_rectifier(y, call.x, call.upper)
         return y
 
     def _other(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], spelled: bool) -> Any:
         """A call that is no rectifier by its name, but may complete one that is written by hand."""
         kind = elementwise.kind_of(func)
-        watched = kind.elementwise and "out" not in kwargs and (args or not kind.in_place)
-        forms = self._forms.tried(func, kind, args, kwargs) if watched else []
-        if forms and torch.is_grad_enabled():
-            followed = self._followed(func, kind, forms, args, kwargs)
-            if followed is not None:
-                return followed
-        if kind.name in ("numpy", "array", "tolist") and any(map(self._forms.differs, _tensors(args))):
-            self._left[f"what is done outside of torch after {_label(kind)}"] += 1
+        watched = kind.elementwise and "out" not in kwargs and bool(args or not kind.in_place)
         if not (watched or self._forms.watches(kind)):
             return func(*args, **kwargs)
-        nodes = [each.grad_fn for each in _tensors((args, kwargs))] if self._choices else []
+        # Other modes have no business with what is only looked at.
+        with torch._C.DisableTorchFunction():
+            forms = self._forms.tried(func, kind, args, kwargs) if watched else []
+            followed = self._followed(func, kind, forms, args, kwargs) if torch.is_grad_enabled() else None
+            if followed is not None:
+                return followed
+            tensors = tensors_in(args, kwargs)
+            if kind.name in elementwise.WAYS_OUT and any(map(self._forms.differs, tensors)):
+                self._left[f"what is done outside of torch after {_label(kind)}"] += 1
+            parts = [each.grad_fn for each in tensors] if forms and self._choices else []
         y = func(*args, **kwargs)
-        written = args[0] if kind.in_place else y
-        self._forms.note(written, kind, forms, args, kwargs)
-        node = getattr(written[0] if isinstance(written, tuple) and written else written, "grad_fn", None)
-        if node is not None and not spelled and self._forms.is_choice(kind, forms, args, kwargs):
-            self._note_choice(node, kind, nodes if forms else [])
+        with torch._C.DisableTorchFunction():
+            written = args[0] if kind.in_place else y
+            self._forms.note(written, kind, forms, args, kwargs)
+            node = getattr(written[0] if isinstance(written, tuple) and written else written, "grad_fn", None)
+            if node is not None and not spelled and self._forms.is_choice(kind, forms, args, kwargs):
+                self._note_choice(node, kind, parts)
         return y
 
     def _followed(
@@ -416,7 +420,7 @@ class Rectifiers(TorchFunctionMode):
         """What a call gives, if it is a rectifier of some tensor, with the rule; else None."""
         for form in forms:
             x, found = form.origin(), None if form.is_ruled else form.read()
-            if found is None or x is None or not x.requires_grad or x._version != form.version:
+            if found is None or x is None or not x.requires_grad or elementwise.version_of(x) != form.version:
                 continue
             with torch.no_grad():
                 if kind.in_place:
@@ -433,7 +437,7 @@ class Rectifiers(TorchFunctionMode):
             if not torch.allclose(z.detach(), y, rtol=near, atol=near * float(y.abs().max()) if y.numel() else 0):
                 continue
             self.count += 1
-            for each in _tensors((args, kwargs)):
+            for each in tensors_in(args, kwargs):
                 self._choices.pop(each.grad_fn, None)
             if kind.in_place:
                 written: Tensor = args[0].copy_(z)
@@ -492,10 +496,6 @@ class Rectifiers(TorchFunctionMode):
             )
 
 
-def _tensors(values: object) -> list[Tensor]:
-    return [each for each in tree_leaves(values) if isinstance(each, Tensor)]
-
-
 def _label(kind: elementwise.Kind) -> str:
     """The name and the place of the call that is being intercepted."""
     place = _place_of_call()
@@ -533,7 +533,8 @@ def _scripted_parts(model: nn.Module) -> list[str]:
             found.update(
                 (str(each.name), None) for each in _scripted_functions(type(module).forward, type(module), seen)
             )
-            for value in vars(module).values():
+            is_torchs = type(module).__module__.partition(".")[0] == "torch"
+            for value in () if is_torchs else vars(module).values():
                 if isinstance(value, torch.jit.ScriptFunction) and _chooses(value.inlined_graph):
                     found[str(value.name)] = None
             continue

@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
-__all__ = ["Form", "Forms", "Kind", "Rectifier", "kind_of"]
+__all__ = ["WAYS_OUT", "Form", "Forms", "Kind", "Rectifier", "kind_of", "tensors_in", "version_of"]
 
 _LARGEST = 10
 """The probes go from 2^-30 to 2^10, so that a threshold near zero is told from zero, and a bound is passed."""
@@ -31,7 +30,8 @@ _AT_64 = len(_POWERS) - _LARGEST + 6  # how far from it 64 and -64 are
 _NEAR = 1e-12
 
 # Functions whose output at a place depends on their inputs at that place alone, as they are called in Python and ATen;
-# calls that are something else (a maximum over a dimension) fail on the probes, or give another shape.
+# calls that are something else (a maximum over a dimension) fail on the probes, or give another shape. Not those that
+# are never a rectifier, and are known by their autograd nodes (SiLU, GELU, …).
 _ELEMENTWISE = frozenset(
     """
     gt ge lt le eq ne greater greater_equal less less_equal not_equal
@@ -40,10 +40,10 @@ _ELEMENTWISE = frozenset(
     add sub subtract rsub radd mul multiply rmul div divide true_divide truediv rtruediv rdiv neg negative positive pos
     iadd isub imul itruediv idiv reciprocal addcmul addcdiv lerp
     abs absolute sign sgn signbit sqrt rsqrt square pow rpow ipow float_power hypot copysign
-    exp exp2 expm1 log log1p log2 logaddexp tanh sigmoid erf erfc atan arctan softplus logsigmoid softsign
+    exp exp2 expm1 log log1p log2 logaddexp tanh sigmoid erf erfc atan arctan logsigmoid softsign
     maximum minimum fmax fmin max min where masked_fill heaviside
-    clamp clip clamp_min clamp_max threshold hardtanh relu relu6 hardsigmoid hardswish hardshrink softshrink
-    leaky_relu prelu elu selu celu silu gelu mish nan_to_num trunc floor ceil round fmod remainder masked_scatter
+    clamp clip clamp_min clamp_max threshold hardtanh relu relu6 hardsigmoid hardshrink softshrink
+    leaky_relu prelu elu celu nan_to_num trunc floor ceil round fmod remainder masked_scatter
     clone contiguous detach to to_copy type type_as float double half bfloat16 bool int long
     zeros_like ones_like full_like setitem index_put copy fill zero
     """.split()  # noqa: SIM905 (a list would take a line a word)
@@ -51,6 +51,8 @@ _ELEMENTWISE = frozenset(
 _COMPARISONS = frozenset(
     {"gt", "ge", "lt", "le", "greater", "greater_equal", "less", "less_equal", "sign", "sgn", "signbit", "heaviside"}
 )
+WAYS_OUT = frozenset({"numpy", "array", "tolist"})
+"""Calls after which values are computed on outside of torch."""
 _JOINTS = frozenset({"stack", "cat", "concat", "concatenate"})
 _LARGEST_OF = frozenset({"max", "amax", "sort", "topk"})
 _CHOICES = frozenset({"maximum", "fmax", "max"})
@@ -153,16 +155,16 @@ class Forms:
     def note_rectifier(self, y: Tensor, x: Tensor, upper: float | None, slope: float = 1.0) -> None:
         """``y`` is the rectifier of ``x``, and got its rule."""
         # x is not held: the map in front of a rectifier is freed as soon as the model lets it go.
-        forms = [Form(weakref.ref(x), x._version, _noted(upper, slope), True, True)]
+        forms = [Form(weakref.ref(x), version_of(x), _noted(upper, slope), True, True)]
         for form in self._of(x):
             with torch.enable_grad():
                 values = slope * form.values.clamp(min=0, max=upper)
             forms.append(Form(form.origin, form.version, values, True, True))
-        self._forms[y] = (y._version, forms)
+        self._forms[y] = (version_of(y), forms)
 
     def tried(self, function: Callable[..., Any], kind: Kind, args: Any, kwargs: Any) -> list[Form]:
         """The forms of what a call gives, or writes: one for each tensor of which it is an elementwise function."""
-        tensors = _tensors(args, kwargs)
+        tensors = tensors_in(args, kwargs)
         origins: dict[int, Tensor] = {}
         for each in tensors:
             if each.is_floating_point() and each.requires_grad and not each.is_sparse:
@@ -184,8 +186,8 @@ class Forms:
         if not isinstance(y, Tensor):
             return
         if forms and not any(y is form.origin() for form in forms):
-            self._forms[y] = (y._version, forms)
-        tensors = _tensors(args, kwargs)
+            self._forms[y] = (version_of(y), forms)
+        tensors = tensors_in(args, kwargs)
         if kind.name in _JOINTS and len({each.requires_grad for each in tensors}) == 2:
             self._stacks[y] = True
         if not y.requires_grad and (
@@ -198,7 +200,7 @@ class Forms:
         """Whether a call with these forms chooses among values as a rectifier or its kin would, and got no rule."""
         if forms:
             return any(form.is_one_sided and not form.has_rule for form in forms)
-        tensors = _tensors(args, kwargs)
+        tensors = tensors_in(args, kwargs)
         if kind.name in _CHOICES and len(tensors) == 2:
             return True
         if kind.name in _LARGEST_OF:
@@ -213,7 +215,12 @@ class Forms:
 
     def watches(self, kind: Kind) -> bool:
         """Whether calls of this kind have to be seen though they are not elementwise."""
-        return bool(self._masks) or kind.name in _JOINTS or (bool(self._stacks) and kind.name in _LARGEST_OF)
+        return (
+            bool(self._masks)
+            or kind.name in _JOINTS
+            or kind.name in WAYS_OUT
+            or (bool(self._stacks) and kind.name in _LARGEST_OF)
+        )
 
     def differs(self, x: Tensor) -> bool:
         """Whether ``x`` is made of values that take part in a graph, even where it does not itself."""
@@ -221,42 +228,66 @@ class Forms:
 
     def _of(self, x: Tensor) -> list[Form]:
         version, forms = self._forms.get(x, (0, []))
-        return forms if version == x._version else []
+        return forms if version == version_of(x) else []
 
     def _form(self, origin: Tensor, function: Callable[..., Any], kind: Kind, args: Any, kwargs: Any) -> Form | None:
+        probes: dict[int, Tensor] = {}
         has_rule, is_ruled = False, True
-
-        def probes(x: Tensor) -> Tensor:
-            nonlocal has_rule, is_ruled
-            if x is origin:
-                is_ruled = False
-                return PROBES
-            for form in self._of(x):
-                if form.origin() is origin and form.version == origin._version:
-                    has_rule = has_rule or form.has_rule
-                    is_ruled = is_ruled and (form.is_ruled or not x.requires_grad)
-                    return form.values
-            if x.requires_grad:
-                raise _UnknownError
-            return _constant(x)
-
+        others = []
+        for each in tensors_in(args, kwargs):
+            form = self._of_origin(each, origin)
+            if each is origin:
+                probes[id(each)], is_ruled = PROBES, False
+            elif form is not None:
+                probes[id(each)] = form.values
+                has_rule = has_rule or form.has_rule
+                is_ruled = is_ruled and (form.is_ruled or not each.requires_grad)
+            elif each.requires_grad:
+                return None
+            else:
+                others.append(each)
         try:
-            replaced, options = tree_map_only(Tensor, probes, (args, kwargs))
+            probes.update((id(each), _constant(each)) for each in others)
+            given = [_replaced(each, probes) for each in args]
             if kind.in_place:
-                replaced = (replaced[0].clone(), *replaced[1:])
-            values = function(*replaced, **options)
+                given[0] = given[0].clone()
+            values = function(*given, **{name: _replaced(each, probes) for name, each in kwargs.items()})
         except (_UnknownError, RuntimeError, TypeError, ValueError, IndexError):
             return None
         if kind.in_place:
-            values = replaced[0]
+            values = given[0]
         if not isinstance(values, Tensor) or values.shape != PROBES.shape:
             return None
         held: Callable[[], Tensor | None] = weakref.ref(origin) if has_rule else lambda: origin
-        return Form(held, origin._version, values.cpu(), has_rule, has_rule and is_ruled)
+        return Form(held, version_of(origin), values.cpu(), has_rule, has_rule and is_ruled)
+
+    def _of_origin(self, x: Tensor, origin: Tensor) -> Form | None:
+        for form in self._of(x):
+            if form.origin() is origin and form.version == version_of(origin):
+                return form
+        return None
 
 
-def _tensors(args: Any, kwargs: Any) -> list[Tensor]:
-    return [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+def _replaced(value: Any, by: dict[int, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return by[id(value)]
+    return type(value)(_replaced(each, by) for each in value) if type(value) in (tuple, list) else value
+
+
+def version_of(x: Tensor) -> int:
+    """How often ``x`` was written over."""
+    return 0 if x.is_inference() else x._version
+
+
+def tensors_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors a function is given, also in lists and tuples."""
+    found = []
+    for each in (*args, *kwargs.values()):
+        if isinstance(each, Tensor):
+            found.append(each)
+        elif isinstance(each, (tuple, list)):
+            found += [inner for inner in each if isinstance(inner, Tensor)]
+    return found
 
 
 @lru_cache(maxsize=64)
