@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 import re
@@ -33,6 +34,7 @@ __all__ = [
     "Rectifiers",
     "activations",
     "differentiate",
+    "eager",
     "floating_output",
     "frozen_model",
     "hooked",
@@ -68,12 +70,41 @@ def layer_module(model: nn.Module, name: str) -> nn.Module:
     modules: dict[str, nn.Module] = dict(model.named_modules())
     for full, module in list(modules.items()):
         modules.setdefault(full.replace("_orig_mod.", ""), module)
-    return modules[checks.nearest(name, "layer", modules)]
+    plain = name.replace("_orig_mod.", "")
+    return modules[plain if plain in modules else checks.nearest(name, "layer", modules)]
 
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether a call of ``module`` itself runs what ``torch.compile`` made of it."""
     return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def eager(model: nn.Module) -> nn.Module:
+    """``model`` without what ``torch.compile`` made of it or its parts: the same layers and weights, as Python code.
+
+    Compiled code does not call hooks that came after it was compiled, and goes on to call those that were there. What
+    is not compiled is returned as it is; of a module around something compiled there is a shallow copy.
+    """
+    if not any(is_compiled(module) for module in model.modules()):
+        return model
+    known: dict[int, nn.Module] = {}
+
+    def plain(module: nn.Module) -> nn.Module:
+        if id(module) in known:
+            return known[id(module)]
+        inner = getattr(module, "_orig_mod", None)
+        if isinstance(inner, nn.Module):
+            found = plain(inner)
+        else:
+            parts = {name: None if each is None else plain(each) for name, each in module._modules.items()}
+            found = module
+            if is_compiled(module) or any(each is not module._modules[name] for name, each in parts.items()):
+                found = copy.copy(module)
+                found.__dict__.update(_modules=parts, _compiled_call_impl=None)
+        known[id(module)] = found
+        return found
+
+    return plain(model)
 
 
 def input_batch(model: nn.Module, x: object) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-__all__ = ["WAYS_OUT", "Form", "Forms", "Kind", "Rectifier", "kind_of", "tensors_in", "version_of"]
+__all__ = ["ELEMENTWISE", "WAYS_OUT", "Form", "Forms", "Kind", "Rectifier", "kind_of", "tensors_in", "version_of"]
 
 _LARGEST = 10
 """The probes go from 2^-30 to 2^10, so that a threshold near zero is told from zero, and a bound is passed."""
@@ -32,7 +32,7 @@ _NEAR = 1e-12
 # Functions whose output at a place depends on their inputs at that place alone, as they are called in Python and ATen;
 # calls that are something else (a maximum over a dimension) fail on the probes, or give another shape. Not those that
 # are never a rectifier, and are known by their autograd nodes (SiLU, GELU, …).
-_ELEMENTWISE = frozenset(
+ELEMENTWISE = frozenset(
     """
     gt ge lt le eq ne greater greater_equal less less_equal not_equal
     logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor
@@ -75,8 +75,8 @@ def kind_of(function: Callable[..., Any]) -> Kind:
     name = full.strip("_")
     operator = full.startswith("__") and full.endswith("__")
     # __iadd__ is in place, __invert__ is not
-    in_place = (full.endswith("_") and not operator) or (operator and (name[1:] in _ELEMENTWISE and name[0] == "i"))
-    return Kind(name, in_place or full == "__setitem__", name in _ELEMENTWISE)
+    in_place = (full.endswith("_") and not operator) or (operator and (name[1:] in ELEMENTWISE and name[0] == "i"))
+    return Kind(name, in_place or full == "__setitem__", name in ELEMENTWISE)
 
 
 class Rectifier(NamedTuple):

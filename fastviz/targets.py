@@ -533,6 +533,7 @@ def run(
     A model that works in place on its input changes ``x``. ``start_gradients`` and ``calls`` as in
     :func:`fastviz.capture.activations`; with ``calls`` the output is None.
     """
+    model = capture.eager(model) if layers else model
     recordings = None if start_gradients else replay.recordings(x)
     way = None if recordings is None else replay.way_of(model, x.device)
     if recordings is None or way is None:

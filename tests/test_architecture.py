@@ -18,7 +18,8 @@ LEVELS = [
     ["_build", "checks", "demo_network", "geometry", "progress", "top_k", "projection", "nearest", "placement"],
     ["native", "ops", "weight_files", "models", "colour_tables", "pictures", "image_paths", "images", "captions"],
     ["animation", "drawing", "streaming", "embedding_file"],
-    ["windows", "elementwise", "capture", "replay", "targets", "reach", "fingerprint", "graph", "unit_crop"],
+    ["windows", "elementwise", "map_axes", "capture", "replay"],
+    ["targets", "reach", "fingerprint", "graph", "unit_crop"],
     ["strided", "batch_norm", "winograd", "convolutions", "backward", "features"],
     [
         *("incremental", "canvas", "priors", "transforms", "optimize", "gram_losses"),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["recorded"]
+__all__ = ["first_calls", "recorded"]
 
 
 @contextmanager
@@ -48,6 +48,43 @@ def recorded(layer: nn.Module, *, at_input: bool, leaves: bool) -> Iterator[list
     finally:
         handle.remove()
     if not found:
+        raise AssertionError("layer should be called in the forward pass, but was not")
+
+
+@contextmanager
+def first_calls(layers: Sequence[nn.Module]) -> Iterator[list[tuple[int, Tensor]]]:
+    """Record what the first calls of any of ``layers`` give, as many as there are layers, in the order of the calls.
+
+    Yields a list of what was given, each with the number of its layer. To be used under ``torch.no_grad()``: autograd
+    starts at the first call, and the model goes on with copies. Of a layer that gives several tensors it is the first
+    one.
+    """
+    found: list[tuple[int, Tensor]] = []
+    called: set[int] = set()
+    thread = threading.get_ident()
+
+    def record(module: nn.Module, inputs: object, output: Any) -> Any:
+        if threading.get_ident() != thread:
+            return None
+        called.add(id(module))
+        if len(found) == len(layers):
+            return None
+        torch.set_grad_enabled(True)
+        several = isinstance(output, (tuple, list))
+        values = [_leaf(value) for value in (output if several else (output,))]
+        # A layer that is listed twice has two places.
+        found.extend((number, values[0]) for number, layer in enumerate(layers) if layer is module)
+        del found[len(layers) :]
+        copies = [value.clone() for value in values]
+        return type(output)(copies) if several else copies[0]
+
+    handles = [layer.register_forward_hook(record) for layer in dict.fromkeys(layers)]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+    if any(id(layer) not in called for layer in layers):
         raise AssertionError("layer should be called in the forward pass, but was not")
 
 
