@@ -28,6 +28,7 @@ from fastviz.elementwise import tensors_in
 
 __all__ = [
     "Hook",
+    "OwnHook",
     "Precision",
     "Reached",
     "RectifierWarning",
@@ -37,6 +38,7 @@ __all__ = [
     "eager",
     "floating_output",
     "frozen_model",
+    "has_hooks",
     "hooked",
     "input_batch",
     "is_compiled",
@@ -251,6 +253,33 @@ Hook = Callable[[nn.Module, Any, object], "Tensor | None"]
 """What torch calls after a module, with the module, its inputs and its output; a tensor returned is the output then."""
 
 
+class OwnHook:
+    """A hook of fastviz's own: it acts in the thread that made it, and is gone when what that thread computes is there.
+
+    Sweeps and the like in other threads, which do otherwise for models with hooks, need not mind it.
+    """
+
+    def __init__(self, hook: Callable[..., Any]) -> None:
+        self._hook = hook
+        self._thread = threading.get_ident()
+
+    def __call__(self, *args: Any) -> Any:
+        """What the hook returns; None in other threads."""
+        return self._hook(*args) if threading.get_ident() == self._thread else None
+
+
+def has_hooks(module: nn.Module, *, backward: bool = True) -> bool:
+    """Whether ``module`` itself has forward hooks, or backward ones, that are not fastviz's own for another thread."""
+    hooks = [module._forward_hooks, module._forward_pre_hooks]
+    if backward:
+        hooks += [module._backward_hooks, module._backward_pre_hooks]
+    # Lists, because another thread may add and remove hooks meanwhile.
+    thread = threading.get_ident()
+    return any(
+        not isinstance(hook, OwnHook) or hook._thread == thread for each in hooks for hook in list(each.values())
+    )
+
+
 @contextmanager
 def hooked(model: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
     """Call a hook after every call of its layer made inside, by the thread that entered.
@@ -261,11 +290,6 @@ def hooked(model: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
     Raises:
         ValueError: a layer does not exist or is scripted.
     """
-    thread = threading.get_ident()
-
-    def here(hook: Hook) -> Hook:
-        return lambda module, inputs, output: hook(module, inputs, output) if threading.get_ident() == thread else None
-
     modules = {name: layer_module(model, name) for name in hooks}
     for name, module in modules.items():
         if isinstance(module, torch.jit.ScriptModule):
@@ -273,7 +297,7 @@ def hooked(model: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
     handles = []
     try:
         for name, module in modules.items():
-            handles.append(module.register_forward_hook(here(hooks[name])))
+            handles.append(module.register_forward_hook(OwnHook(hooks[name])))
         yield
     finally:
         for handle in handles:
@@ -559,7 +583,8 @@ def _scripted_parts(model: nn.Module) -> list[str]:
     """Names of the scripted modules of ``model``, and of scripted functions its modules call, that may rectify."""
     found: dict[str, None] = {}
     seen: set[int] = set()
-    for name, module in model.named_modules():
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
         if not isinstance(module, torch.jit.ScriptModule):
             found.update(
                 (str(each.name), None) for each in _scripted_functions(type(module).forward, type(module), seen)
@@ -569,7 +594,7 @@ def _scripted_parts(model: nn.Module) -> list[str]:
                 if isinstance(value, torch.jit.ScriptFunction) and _chooses(value.inlined_graph):
                     found[str(value.name)] = None
             continue
-        inside = any(isinstance(model.get_submodule(above), torch.jit.ScriptModule) for above in _above(name))
+        inside = any(isinstance(modules[above], torch.jit.ScriptModule) for above in _above(name))
         if not inside and hasattr(module, "inlined_graph") and _chooses(module.inlined_graph):
             found[name] = None
     return list(found)

@@ -157,8 +157,7 @@ def _study(model: nn.Module, size: Size, channels: int | None) -> Iterator[_Stud
 
 
 def _cannot_be_copied(module: nn.Module) -> bool:
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(hooks) or isinstance(module, torch.jit.ScriptModule) or capture.is_compiled(module)
+    return capture.has_hooks(module) or isinstance(module, torch.jit.ScriptModule) or capture.is_compiled(module)
 
 
 class _Stop(BaseException):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fastviz.capture import OwnHook
 
 __all__ = ["first_calls", "recorded"]
 
@@ -24,11 +25,8 @@ def recorded(layer: nn.Module, *, at_input: bool, leaves: bool) -> Iterator[list
     model goes on with a copy. Otherwise the list holds copies, which works in place behind the layer do not change.
     """
     found: list[Tensor] = []
-    thread = threading.get_ident()
 
     def record(values: Any) -> Any:
-        if threading.get_ident() != thread:
-            return None
         several = isinstance(values, (tuple, list))
         each = tuple(values) if several else (values,)
         if not leaves:
@@ -40,9 +38,9 @@ def recorded(layer: nn.Module, *, at_input: bool, leaves: bool) -> Iterator[list
         return type(values)(copies) if several else copies[0]
 
     if at_input:
-        handle = layer.register_forward_pre_hook(lambda module, inputs: record(inputs))
+        handle = layer.register_forward_pre_hook(OwnHook(lambda module, inputs: record(inputs)))
     else:
-        handle = layer.register_forward_hook(lambda module, inputs, output: record(output))
+        handle = layer.register_forward_hook(OwnHook(lambda module, inputs, output: record(output)))
     try:
         yield found
     finally:
@@ -61,11 +59,8 @@ def first_calls(layers: Sequence[nn.Module]) -> Iterator[list[tuple[int, Tensor]
     """
     found: list[tuple[int, Tensor]] = []
     called: set[int] = set()
-    thread = threading.get_ident()
 
     def record(module: nn.Module, inputs: object, output: Any) -> Any:
-        if threading.get_ident() != thread:
-            return None
         called.add(id(module))
         if len(found) == len(layers):
             return None
@@ -78,7 +73,7 @@ def first_calls(layers: Sequence[nn.Module]) -> Iterator[list[tuple[int, Tensor]
         copies = [value.clone() for value in values]
         return type(output)(copies) if several else copies[0]
 
-    handles = [layer.register_forward_hook(record) for layer in dict.fromkeys(layers)]
+    handles = [layer.register_forward_hook(OwnHook(record)) for layer in dict.fromkeys(layers)]
     try:
         yield found
     finally:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastviz import capture
 from fastviz.fingerprint import Kept, structure
 from fastviz.graph import NotTraceable, trace
 from fastviz.incremental.build import build
@@ -108,7 +109,7 @@ def _made(model: nn.Module, images: Tensor, dtype: torch.dtype | None) -> Networ
 def _refuse(model: nn.Module) -> None:
     """Raise for what an exported graph would leave out."""
     for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
+        if capture.has_hooks(module, backward=False):
             raise NotTraceable(f"{name or 'the model'} has forward hooks, which a graph leaves out")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import overload
 from warnings import warn
@@ -293,7 +292,6 @@ def _say_zero(gradient: Tensor, name: str) -> None:
 
 def _last_maps(model: nn.Module, images: Tensor) -> str:
     """Name of the last module, pooling apart, whose output for the first image has maps with h and w above 1."""
-    thread = threading.get_ident()
     last = ""
     pooled: object = None
     axes = Axes()
@@ -301,7 +299,7 @@ def _last_maps(model: nn.Module, images: Tensor) -> str:
     def recorder(name: str) -> Callable[[nn.Module, object, object], None]:
         def record(module: nn.Module, inputs: object, output: object) -> None:
             nonlocal last, pooled
-            if threading.get_ident() != thread or not isinstance(output, Tensor) or output.dim() != 4:
+            if not isinstance(output, Tensor) or output.dim() != 4:
                 return
             if isinstance(module, _POOLING):
                 pooled = output
@@ -320,7 +318,7 @@ def _last_maps(model: nn.Module, images: Tensor) -> str:
     try:
         for name, module in model.named_modules():
             if name and not isinstance(module, torch.jit.ScriptModule):
-                handles.append(module.register_forward_hook(recorder(name)))
+                handles.append(module.register_forward_hook(capture.OwnHook(recorder(name))))
         with capture.frozen_model(model), torch.no_grad(), axes:
             model(axes.images(_batch(images[:1])))
     finally:
