@@ -428,3 +428,13 @@ def test_scripted_models_are_refused_in_words(x: Tensor) -> None:
             method(model, x, 1)
     with pytest.raises(ValueError, match="layer '0' should not be inside a scripted module"):
         grad_cam(model, x, 1, layer="0")
+
+
+def test_cam_of_a_diverged_network_says_so(model: Net, x: Tensor) -> None:
+    """It ended in torch's complaint about a tolerance of NaN."""
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"model should give finite scores for CAM.*got NaN"):
+        cam(model, x, 1)
+    assert grad_cam(model, x, 1).isnan().any()
+    assert guided_backprop(model, x, 1).isnan().any()

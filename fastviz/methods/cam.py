@@ -336,6 +336,10 @@ def _last_maps(model: nn.Module, images: Tensor) -> str:
 
 def _head(model: nn.Module, name: str, maps: Tensor, scores: object) -> tuple[Tensor, Tensor]:
     """The maps [N, K, h, w] and weights [classes, K] with ``scores = weights · mean(maps) + bias``."""
+    if isinstance(scores, Tensor) and not torch.isfinite(scores).all():
+        raise ValueError(
+            "model should give finite scores for CAM, which are compared with its maps; got NaN or infinity"
+        )
     linears = {each: module for each, module in model.named_modules() if isinstance(module, nn.Linear)}
     if isinstance(scores, Tensor) and scores.is_floating_point():
         for linear in reversed(linears.values()):
