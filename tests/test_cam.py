@@ -374,6 +374,23 @@ def test_tokens_are_no_maps() -> None:
     assert grad_cam(model, x, 1, layer="patches").shape == (2, 3, 4)
 
 
+def test_parts_of_samples_are_no_samples() -> None:
+    """Maps of heads or windows in the place of samples were drawn one by one."""
+
+    class Halves(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.view(2 * len(x), 2, *x.shape[2:])).view(len(x), -1)
+
+    model = Halves(nn.Conv2d(2, 3, 3), nn.AdaptiveAvgPool2d(1)).to(f64)
+    x = torch.randn(2, 4, 6, 8, dtype=f64)
+    with pytest.raises(
+        ValueError, match=r"layer '0' should have maps of each sample .*\[2, K, h, w\], got \[4, 3, 4, 6\]"
+    ):
+        grad_cam(model, x, 1, layer="0")
+    with pytest.raises(ValueError, match="model should have a layer with maps"):
+        grad_cam(model, x, 1)
+
+
 def test_a_gradient_of_zero_is_said() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)).to(f64)
     nn.init.zeros_(model[4].weight)

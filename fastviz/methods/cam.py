@@ -216,6 +216,12 @@ def _grad_cam(
         with torch.no_grad(), backward.reduced_precision(batch, precision), axes:
             output, recorded = targets.run(model, axes.images(batch.clone()), needed, start_gradients=True)
         layers = {f"layer {name!r}": recorded[name] for name in names}
+        for name in names:
+            if recorded[name].dim() == 4 and len(recorded[name]) != len(batch):
+                raise ValueError(
+                    f"layer {name!r} should have maps of each sample as its output, [{len(batch)}, K, h, w], "
+                    f"got {list(recorded[name].shape)}"
+                )
         if not named and axes.tokens_after(recorded[names[0]]):
             raise ValueError(
                 f"layer should be named for this network: behind its last maps, those of {names[0]!r}, it goes on with "
@@ -299,7 +305,7 @@ def _last_maps(model: nn.Module, images: Tensor) -> str:
     def recorder(name: str) -> Callable[[nn.Module, object, object], None]:
         def record(module: nn.Module, inputs: object, output: object) -> None:
             nonlocal last, pooled
-            if not isinstance(output, Tensor) or output.dim() != 4:
+            if not isinstance(output, Tensor) or output.dim() != 4 or len(output) != 1:
                 return
             if isinstance(module, _POOLING):
                 pooled = output
