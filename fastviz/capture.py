@@ -68,7 +68,8 @@ def layer_module(model: nn.Module, name: str) -> nn.Module:
     if not isinstance(name, str):
         raise TypeError(f"layer should be a dotted module name, got {type(name).__name__}")
     with suppress(AttributeError):
-        return model.get_submodule(name)
+        if not isinstance(model, torch.jit.ScriptModule):  # which do not have it
+            return model.get_submodule(name)
     modules: dict[str, nn.Module] = dict(model.named_modules())
     for full, module in list(modules.items()):
         modules.setdefault(full.replace("_orig_mod.", ""), module)
