@@ -58,6 +58,8 @@ def input_gradients(
     capture.require_gradients(model)
     if not len(x):
         return selection.no_values(x, x.shape[1:])
+    if rule or selection.layers:
+        model = capture.eager(model)
     # from here to where the warning is given there are four functions on the stack
     work = _Work(model, rule, precision, stacklevel + 4)
     with capture.frozen_model(model):

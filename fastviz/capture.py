@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+import os
 import re
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
+from pathlib import Path
+from types import FunctionType
 from typing import Any, Literal, NamedTuple, TypeAlias
 from warnings import warn
 
@@ -17,11 +23,13 @@ from torch.autograd.graph import _engine_run_backward
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from fastviz import checks, exported, models, ops
+from fastviz import checks, elementwise, exported, models, ops
+from fastviz.elementwise import tensors_in
 from fastviz.memory import is_out_of_memory
 
 __all__ = [
     "Hook",
+    "OwnHook",
     "Precision",
     "Reached",
     "RectifierWarning",
@@ -30,8 +38,10 @@ __all__ = [
     "activations",
     "called",
     "differentiate",
+    "eager",
     "floating_output",
     "frozen_model",
+    "has_hooks",
     "hooked",
     "input_batch",
     "is_compiled",
@@ -64,16 +74,46 @@ def layer_module(model: nn.Module, name: str) -> nn.Module:
     if name and isinstance(model, torch.jit.ScriptModule):
         raise ValueError(f"layer {name!r} should not be inside a scripted module, where nothing can be recorded")
     with suppress(AttributeError):
-        return model.get_submodule(name)
+        if not isinstance(model, torch.jit.ScriptModule):  # which do not have it
+            return model.get_submodule(name)
     modules: dict[str, nn.Module] = dict(model.named_modules())
     for full, module in list(modules.items()):
         modules.setdefault(full.replace("_orig_mod.", ""), module)
-    return modules[checks.nearest(name, "layer", modules)]
+    plain = name.replace("_orig_mod.", "")
+    return modules[plain if plain in modules else checks.nearest(name, "layer", modules)]
 
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether a call of ``module`` itself runs what ``torch.compile`` made of it."""
     return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def eager(model: nn.Module) -> nn.Module:
+    """``model`` without what ``torch.compile`` made of it or its parts: the same layers and weights, as Python code.
+
+    Compiled code does not call hooks that came after it was compiled, and goes on to call those that were there. What
+    is not compiled is returned as it is; of a module around something compiled there is a shallow copy.
+    """
+    if not any(is_compiled(module) for module in model.modules()):
+        return model
+    known: dict[int, nn.Module] = {}
+
+    def plain(module: nn.Module) -> nn.Module:
+        if id(module) in known:
+            return known[id(module)]
+        inner = getattr(module, "_orig_mod", None)
+        if isinstance(inner, nn.Module):
+            found = plain(inner)
+        else:
+            parts = {name: None if each is None else plain(each) for name, each in module._modules.items()}
+            found = module
+            if is_compiled(module) or any(each is not module._modules[name] for name, each in parts.items()):
+                found = copy.copy(module)
+                found.__dict__.update(_modules=parts, _compiled_call_impl=None)
+        known[id(module)] = found
+        return found
+
+    return plain(model)
 
 
 def input_batch(model: nn.Module, x: object, argument: str = "x", *, narrows: bool = False) -> Tensor:
@@ -323,6 +363,35 @@ Hook = Callable[[nn.Module, Any, object], "Tensor | None"]
 """What torch calls after a module, with the module, its inputs and its output; a tensor returned is the output then."""
 
 
+class OwnHook:
+    """A hook of fastviz's own: it acts in the thread that made it, and is gone when what that thread computes is there.
+
+    Sweeps and the like in other threads, which do otherwise for models with hooks, need not mind it.
+    """
+
+    def __init__(self, hook: Callable[..., Any]) -> None:
+        self._hook = hook
+        self._thread = threading.get_ident()
+
+    def __call__(self, *args: Any) -> Any:
+        """What the hook returns; None in other threads."""
+        return self._hook(*args) if threading.get_ident() == self._thread else None
+
+
+def has_hooks(module: nn.Module, *, backward: bool = True) -> bool:
+    """Whether ``module`` itself has forward hooks, or backward ones, that are not fastviz's own for another thread."""
+    hooks = [module._forward_hooks, module._forward_pre_hooks]
+    if backward:
+        hooks += [module._backward_hooks, module._backward_pre_hooks]
+    # Lists, because another thread may add and remove hooks meanwhile.
+    return any(not is_of_another_thread(hook) for each in hooks for hook in list(each.values()))
+
+
+def is_of_another_thread(hook: object) -> bool:
+    """Whether a hook is fastviz's own, for what another thread computes."""
+    return isinstance(hook, OwnHook) and hook._thread != threading.get_ident()
+
+
 @contextmanager
 def hooked(model: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
     """Call a hook after every call of its layer made inside, by the thread that entered.
@@ -333,11 +402,6 @@ def hooked(model: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
     Raises:
         ValueError: a layer does not exist or is scripted.
     """
-    thread = threading.get_ident()
-
-    def here(hook: Hook) -> Hook:
-        return lambda module, inputs, output: hook(module, inputs, output) if threading.get_ident() == thread else None
-
     modules = {name: layer_module(model, name) for name in hooks}
     for name, module in modules.items():
         if isinstance(module, torch.jit.ScriptModule):
@@ -345,7 +409,7 @@ def hooked(model: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
     handles = []
     try:
         for name, module in modules.items():
-            handles.append(module.register_forward_hook(here(hooks[name])))
+            handles.append(module.register_forward_hook(OwnHook(hooks[name])))
         yield
     finally:
         for handle in handles:
@@ -404,6 +468,14 @@ def _spellings() -> dict[Callable[..., object], tuple[str, bool]]:
 
 _SPELLINGS = _spellings()
 
+# What rectifiers are made of where no call says so, in code that is being compiled.
+_CHOICES = frozenset(
+    getattr(home, name)
+    for name in ("gt", "ge", "lt", "le", "__gt__", "__ge__", "__lt__", "__le__", "maximum", "fmax", "sign", "heaviside")
+    for home in (torch, Tensor)
+    if hasattr(home, name)
+)
+
 
 def _number(bound: object) -> float | None:
     """A bound of ``clamp`` as a number; NaN for a tensor whose value cannot be had without waiting for a device."""
@@ -441,11 +513,18 @@ def _is_dense(x: Tensor) -> bool:
 class Rectifiers(TorchFunctionMode):
     """The mode behind :func:`rectifiers`; ``count`` is the number of calls that got the rule."""
 
+    written_by_hand = True
+    """Whether rectifiers made of other calls get the rule too."""
+
     def __init__(self, rule: ops.Rule, model: nn.Module | None) -> None:
         super().__init__()
         self.rule = rule
         self.count = 0
+        self.compiled_choices = 0
         self._model = model
+        self._forms = elementwise.Forms()
+        self._left: Counter[str] = Counter()
+        self._choices: dict[Any, str] = {}  # autograd node → the call, and its place, that may be a missed rectifier
 
     def __torch_function__(
         self,
@@ -456,21 +535,91 @@ class Rectifiers(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         spelling = _SPELLINGS.get(func)
-        if spelling is None:
-            return func(*args, **kwargs)
-        kind, in_place = spelling
-        call = _read(kind, in_place, args, kwargs)
+        call = None if spelling is None else _read(*spelling, args, kwargs)
         # Without a graph there is no backward pass whose rule could differ.
         if call is None or not (call.x.is_floating_point() and call.x.requires_grad and torch.is_grad_enabled()):
-            return func(*args, **kwargs)
+            if torch.compiler.is_compiling() or not self.written_by_hand:
+                self.compiled_choices += func in _CHOICES
+                return func(*args, **kwargs)
+            return self._other(func, args, kwargs, spelling is not None)
         self.count += 1
         # For a view, autograd wants a gradient for the rest of its base too, which only copy_ gives; Dynamo does not
         # see that an autograd function overwrites what it is given, and would lose the gradient.
         plain = call.x._is_view() or torch.compiler.is_compiling() or not _is_dense(call.x)
-        if not call.in_place or plain:
-            y = self.rectified(call.x, call.upper)
-            return call.x.copy_(y) if call.in_place else y
-        return self.rectified_(call.x, call.upper)
+        if call.in_place and not plain:
+            return self.rectified_(call.x, call.upper)
+        y = self.rectified(call.x, call.upper)
+        if call.in_place:
+            return call.x.copy_(y)
+        if self.written_by_hand and not torch.compiler.is_compiling():
+            with torch._C.DisableTorchFunction():
+                self._forms.note_rectifier(y, call.x, call.upper)
+        return y
+
+    def _other(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], spelled: bool) -> Any:
+        """A call that is no rectifier by its name, but may complete one that is written by hand."""
+        kind = elementwise.kind_of(func)
+        watched = kind.elementwise and "out" not in kwargs and bool(args or not kind.in_place)
+        if not (watched or self._forms.watches(kind)):
+            return func(*args, **kwargs)
+        # Other modes have no business with what is only looked at.
+        with torch._C.DisableTorchFunction():
+            forms = self._forms.tried(func, kind, args, kwargs) if watched else []
+            followed = self._followed(func, kind, forms, args, kwargs) if torch.is_grad_enabled() else None
+            if followed is not None:
+                return followed
+            tensors = tensors_in(args, kwargs)
+            if kind.name in elementwise.WAYS_OUT and any(map(self._forms.differs, tensors)):
+                self._left[f"what is done outside of torch after {_label(kind)}"] += 1
+            parts = [each.grad_fn for each in tensors] if forms and self._choices else []
+        y = func(*args, **kwargs)
+        with torch._C.DisableTorchFunction():
+            written = args[0] if kind.in_place else y
+            self._forms.note(written, kind, forms, args, kwargs)
+            node = getattr(written[0] if isinstance(written, tuple) and written else written, "grad_fn", None)
+            if node is not None and not spelled and self._forms.is_choice(kind, forms, args, kwargs):
+                self._note_choice(node, kind, parts)
+        return y
+
+    def _followed(
+        self, func: Callable[..., Any], kind: elementwise.Kind, forms: list[elementwise.Form], args: Any, kwargs: Any
+    ) -> Tensor | None:
+        """What a call gives, if it is a rectifier of some tensor, with the rule; else None."""
+        for form in forms:
+            x, found = form.origin(), None if form.is_ruled else form.read()
+            if found is None or x is None or not x.requires_grad or elementwise.version_of(x) != form.version:
+                continue
+            with torch.no_grad():
+                if kind.in_place:
+                    y = args[0].clone()
+                    func(y, *args[1:], **kwargs)
+                else:
+                    y = func(*args, **kwargs)
+            if y.shape != x.shape or y.dtype != x.dtype:
+                continue
+            z = self.rectified(x if found.sign > 0 else -x, found.upper)
+            z = z if found.slope == 1 else z * found.slope
+            # The probes speak for finite numbers; these are the real ones.
+            near = 4 * torch.finfo(y.dtype).eps
+            if not torch.allclose(z.detach(), y, rtol=near, atol=near * float(y.abs().max()) if y.numel() else 0):
+                continue
+            self.count += 1
+            for each in tensors_in(args, kwargs):
+                self._choices.pop(each.grad_fn, None)
+            if kind.in_place:
+                written: Tensor = args[0].copy_(z)
+                return written
+            if found.sign > 0:
+                self._forms.note_rectifier(z, x, found.upper, found.slope)
+            return z
+        return None
+
+    def _note_choice(self, node: Any, kind: elementwise.Kind, parts: list[Any]) -> None:
+        """Remember a call that may be a missed rectifier, in the place of its ``parts``."""
+        for each in parts:
+            self._choices.pop(each, None)
+        if _activation(node) is None or kind.name in ("maximum", "max", "fmax"):
+            self._choices[node] = _label(kind)
 
     def rectified(self, x: Tensor, upper: float | None) -> Tensor:
         """``min(max(x, 0), upper)`` with the backward rule."""
@@ -482,7 +631,8 @@ class Rectifiers(TorchFunctionMode):
 
     def missed(self, output: Tensor) -> Counter[str]:
         """Activations in the graph of ``output`` that did not get the rule → how often each is there."""
-        return Counter(name for node in _nodes(output) if (name := _activation(node)) is not None)
+        names = (self._choices.get(node) or _activation(node) for node in _nodes(output))
+        return Counter(name for name in names if name is not None) + self._left
 
     def check(self, output: Tensor, *, stacklevel: int = 2) -> None:
         """Warn, by name, if activations in the graph of ``output`` did not get the rule, or if there is no rectifier.
@@ -490,16 +640,20 @@ class Rectifiers(TorchFunctionMode):
         To be called after the forward pass and before the backward pass. ``stacklevel`` as in :func:`warnings.warn`.
         """
         missed = self.missed(output)
-        if missed:
+        if self.compiled_choices:
+            missed["comparisons in compiled code"] = self.compiled_choices
+        scripted = [] if self._model is None else _scripted_parts(self._model)
+        self._forms.clear()
+        self._choices.clear()
+        self._left.clear()
+        if missed or scripted:
             listed = ", ".join(f"{name} ({times} times)" for name, times in sorted(missed.items()))
-            message = f"the {self.rule!r} rule was not applied to {listed}: their own gradient was used"
-            scripted = [
-                name
-                for name, module in (self._model.named_modules() if self._model is not None else ())
-                if isinstance(module, torch.jit.ScriptModule)
-            ]
+            message = (
+                f"the {self.rule!r} rule was not applied to {listed or 'scripted code'}: their own gradient was used"
+            )
             if scripted:
-                message += f"; scripted modules cannot be intercepted: {', '.join(repr(name) for name in scripted[:5])}"
+                names = ", ".join(repr(name) for name in scripted[:5])
+                message += f"; scripted modules and functions cannot be intercepted: {names}"
             warn(message, RectifierWarning, stacklevel=stacklevel + 1)
         elif not self.count and not any(node.name() == _REPLAYED for node in _nodes(output)):
             warn(
@@ -507,6 +661,85 @@ class Rectifiers(TorchFunctionMode):
                 RectifierWarning,
                 stacklevel=stacklevel + 1,
             )
+
+
+def _label(kind: elementwise.Kind) -> str:
+    """The name and the place of the call that is being intercepted."""
+    place = _place_of_call()
+    return f"torch.{kind.name}" + (f" at {place}" if place else "")
+
+
+def _place_of_call() -> str:
+    """File and line of the call that is being intercepted, in the source of who wrote the model; "" if not known."""
+    ours, torchs = f"{Path(__file__).parent}{os.sep}", f"{Path(torch.__file__).parent}{os.sep}"
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(ours):
+        frame = frame.f_back
+    while frame is not None and not frame.f_code.co_filename.startswith(ours):
+        if not frame.f_code.co_filename.startswith(torchs):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+# What rectifiers and their kin are made of, in scripted code.
+_SCRIPTED_CHOICES = (
+    *("relu", "relu_", "relu6", "relu6_", "hardtanh", "hardtanh_", "threshold", "threshold_", "clamp", "clamp_"),
+    *("clamp_min", "clamp_min_", "leaky_relu", "leaky_relu_", "prelu", "elu", "elu_", "selu", "selu_", "celu", "silu"),
+    *("silu_", "gelu", "mish", "mish_", "hardswish", "hardswish_", "softplus", "where", "masked_fill", "masked_fill_"),
+    *("maximum", "fmax", "gt", "ge", "lt", "le", "abs", "sign", "heaviside", "index_put", "index_put_", "rrelu"),
+)
+
+
+def _scripted_parts(model: nn.Module) -> list[str]:
+    """Names of the scripted modules of ``model``, and of scripted functions its modules call, that may rectify."""
+    found: dict[str, None] = {}
+    seen: set[int] = set()
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
+        if not isinstance(module, torch.jit.ScriptModule):
+            found.update(
+                (str(each.name), None) for each in _scripted_functions(type(module).forward, type(module), seen)
+            )
+            is_torchs = type(module).__module__.partition(".")[0] == "torch"
+            for value in () if is_torchs else vars(module).values():
+                if isinstance(value, torch.jit.ScriptFunction) and _chooses(value.inlined_graph):
+                    found[str(value.name)] = None
+            continue
+        inside = any(isinstance(modules[above], torch.jit.ScriptModule) for above in _above(name))
+        if not inside and hasattr(module, "inlined_graph") and _chooses(module.inlined_graph):
+            found[name] = None
+    return list(found)
+
+
+def _scripted_functions(function: object, home: type, seen: set[int]) -> Iterator[Any]:
+    """Scripted functions that may rectify, among what the code of a Python function names, and so on."""
+    if isinstance(function, torch.jit.ScriptFunction):
+        if _chooses(function.inlined_graph):
+            yield function
+        return
+    function = inspect.unwrap(function) if callable(function) else function
+    if not isinstance(function, FunctionType) or id(function.__code__) in seen:
+        return
+    seen.add(id(function.__code__))
+    if function.__module__ is None or function.__module__.partition(".")[0] in ("torch", "fastviz"):
+        return
+    for name in function.__code__.co_names:
+        yield from _scripted_functions(function.__globals__.get(name), home, seen)
+        yield from _scripted_functions(inspect.getattr_static(home, name, None), home, seen)
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # a cell that is still empty
+            yield from _scripted_functions(cell.cell_contents, home, seen)
+
+
+def _above(name: str) -> list[str]:
+    """Names of the modules that a module is in, the model itself among them."""
+    parts = name.split(".") if name else []
+    return [".".join(parts[:count]) for count in range(len(parts))]
+
+
+def _chooses(graph: Any) -> bool:
+    return any(graph.findNode(f"aten::{name}", True) is not None for name in _SCRIPTED_CHOICES)
 
 
 _REPLAYED = "_ReplayBackward"
@@ -530,6 +763,7 @@ def _nodes(output: Tensor) -> Iterator[Any]:
 _OTHER_ACTIVATIONS = {
     "Celu": "CELU",
     "Elu": "ELU or SELU",
+    "Fmax": "torch.fmax",
     "Gelu": "GELU",
     "Hardswish": "Hardswish",
     "LeakyRelu": "LeakyReLU",
@@ -560,8 +794,22 @@ def _activation(node: Any) -> str | None:
         return "clamp" if node._saved_min == 0 else None
     if "DifferentiableGraph" in kind:
         return "scripted code"
-    # A user's own autograd function can only be told by its name.
-    return name if "relu" in name.lower() and "fastviz" not in name.lower() else None
+    return _foreign_function(node)
+
+
+def _foreign_function(node: Any) -> str | None:
+    """The name and place of an autograd function of somebody else's, which may do anything; None for other nodes."""
+    function = getattr(node, "_forward_cls", None)
+    if function is None:
+        # One in C++ can only be told by its name.
+        return node.name() if "relu" in node.name().lower() and "fastviz" not in node.name().lower() else None
+    if function.__module__.partition(".")[0] in ("fastviz", "torch"):
+        return None
+    try:
+        place = f" at {inspect.getsourcefile(function)}:{inspect.getsourcelines(function)[1]}"
+    except (OSError, TypeError):
+        place = ""
+    return f"{node.name()}{place}"
 
 
 def differentiate(
@@ -600,16 +848,21 @@ def rectifiers(rule: ops.Rule, *, model: nn.Module | None = None) -> Iterator[Re
     ``rule`` is ``"plain"``, ``"guided"`` or ``"deconvnet"``, as in :func:`fastviz.ops.guided_relu`. A rectifier is
     ``relu``, ``relu6``, ``hardtanh(0, …)``, ``threshold(0, 0)`` and ``clamp(min=0)`` (also ``clip`` and ``clamp_min``),
     as a module, function, method or ATen call, in place or not, with or without an upper bound, on a floating-point
-    tensor that takes part in a graph. A bounded one is ``min(max(x, 0), bound)``: the rule holds for the ``max``, and
-    the ordinary gradient, zero from the bound on, for the ``min``. In-place calls change their argument as ever.
-    Nothing is patched: other threads, and what comes after the ``with``, are not affected.
+    tensor that takes part in a graph; and what is written by hand as a chain of elementwise calls that comes to the
+    same, such as ``torch.where(x > 0, x, 0)``, ``x * (x > 0)``, ``x[x < 0] = 0``, ``torch.maximum(x, zeros)`` or
+    ``(x + x.abs()) / 2``, see :mod:`fastviz.elementwise`.
+
+    A bounded one is ``min(max(x, 0), bound)``: the rule holds for the ``max``, and the ordinary gradient, zero from the
+    bound on, for the ``min``. In-place calls change their argument as ever. Nothing is patched: other threads, and what
+    comes after the ``with``, are not affected.
 
     The backward pass belongs inside too, by :func:`differentiate`: ``torch.utils.checkpoint`` runs parts of the model
     again then.
 
     Yields an object with ``count``, the number of intercepted calls, and ``check(output)``, which raises a
-    :class:`RectifierWarning` that names what was not intercepted (scripted modules, GELU, …). ``model`` lets it name
-    scripted modules.
+    :class:`RectifierWarning` that names what was not intercepted: other activations (GELU, …), also those written by
+    hand, with their place in the source; other people's autograd functions, scripted code, and what is computed outside
+    of torch, into none of which one can see. ``model`` lets it name scripted modules.
 
     >>> x = torch.tensor([-1.0, 2.0, 3.0], requires_grad=True)
     >>> with rectifiers("guided") as found:

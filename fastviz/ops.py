@@ -166,8 +166,8 @@ def guided_relu(x: Tensor, rule: Rule = "guided", upper: float | None = None) ->
     - ``"deconvnet"``: R·(R > 0), Zeiler and Fergus 2014, https://arxiv.org/abs/1311.2901.
 
     The rule is that of the maximum; a bound has its derivative, so that R is first multiplied by (x < upper). All are
-    strict at zero and at the bound. NaN stays NaN, as torch's ReLU has it. One bit a value is kept for the backward
-    pass, none for ``"deconvnet"`` without a bound.
+    strict at zero and at the bound. NaN stays NaN, as torch's ReLU has it: it counts as above 0, in x and in R. One bit
+    a value is kept for the backward pass, none for ``"deconvnet"`` without a bound.
 
     Args:
         x: any shape.

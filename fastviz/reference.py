@@ -67,12 +67,13 @@ class _GuidedRelu(torch.autograd.Function):
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
         rule, upper = ctx.rule, ctx.upper  # type: ignore[attr-defined]
+        # Comparisons with NaN are false: where x or the gradient is NaN, the gradient passes.
         if upper is not None:
-            grad = grad * (x < upper)
+            grad = grad.masked_fill(x >= upper, 0)
         if rule != "deconvnet":
-            grad = grad * (x > 0)
+            grad = grad.masked_fill(x <= 0, 0)
         if rule != "plain":
-            grad = grad * (grad > 0)
+            grad = grad.masked_fill(grad <= 0, 0)
         return grad, None, None
 
 

@@ -87,8 +87,7 @@ def way_of(model: nn.Module, device: torch.device) -> tuple[Hashable, ...] | Non
 
     None for a model whose passes should not be recorded: hooks would not be called again.
     """
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(getattr(module, name) for module in model.modules() for name in hooks):
+    if any(capture.has_hooks(module) for module in model.modules()):
         return None
     weights = tuple(value.data_ptr() for value in chain(model.parameters(), model.buffers()))
     modes = tuple((type(mode), getattr(mode, "rule", None)) for mode in _get_current_function_mode_stack())

@@ -561,6 +561,7 @@ def run(
             lambda images: run(model, images, layers, start_gradients=start_gradients, calls=calls, argument=argument),
             x,
         )
+    model = capture.eager(model) if layers else model
     recordings = None if start_gradients else replay.recordings(x)
     way = None if recordings is None else replay.way_of(model, x.device)
     if recordings is None or way is None:

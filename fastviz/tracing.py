@@ -28,6 +28,7 @@ from torch._subclasses.fake_tensor import (
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastviz import capture
 from fastviz.batch_rules import has_rule
 
 __all__ = ["NotTraceable", "Output", "Recording", "foreign_hooks", "record", "twin_of", "watchable"]
@@ -352,8 +353,10 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def foreign_hooks(module: nn.Module) -> bool:
-    """Whether ``module`` has forward hooks that are not part of what torch built it of."""
-    return any(not _is_torchs(hook) for name in _HOOKS[:2] for hook in getattr(module, name).values())
+    """Whether ``module`` has forward hooks that are neither torch's own nor fastviz's own for another thread."""
+    # Lists, because another thread may add and remove hooks meanwhile.
+    hooks = [hook for name in _HOOKS[:2] for hook in list(getattr(module, name).values())]
+    return any(not _is_torchs(hook) and not capture.is_of_another_thread(hook) for hook in hooks)
 
 
 def _is_torchs(hook: object) -> bool:

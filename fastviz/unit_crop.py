@@ -149,8 +149,7 @@ def _study(model: nn.Module, size: Size, channels: int | None) -> _Study:
 
 
 def _sees_whole_images(module: nn.Module) -> bool:
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(hooks) or isinstance(module, torch.jit.ScriptModule) or capture.is_compiled(module)
+    return capture.has_hooks(module) or isinstance(module, torch.jit.ScriptModule) or capture.is_compiled(module)
 
 
 class _Study:

@@ -15,24 +15,11 @@ PACKAGE = ROOT / "fastviz"
 
 # A module may import those of lower levels; within a level, those named before it.
 LEVELS = [
-    [
-        *("_build", "checks", "demo_network", "geometry", "progress", "top_k", "projection", "nearest", "placement"),
-        "output_folder",
-    ],
+    ["_build", "checks", "demo_network", "geometry", "progress", "top_k", "projection", "nearest", "placement"],
     ["native", "ops", "weight_files", "models", "colour_tables", "pictures", "image_paths", "images", "captions"],
     ["animation", "drawing", "streaming", "embedding_file"],
-    [
-        "full_precision",
-        "windows",
-        "capture",
-        "replay",
-        "apart",
-        "targets",
-        "reach",
-        "fingerprint",
-        "graph",
-        "unit_crop",
-    ],
+    ["windows", "elementwise", "map_axes", "capture", "replay"],
+    ["targets", "reach", "fingerprint", "graph", "unit_crop"],
     ["strided", "batch_norm", "winograd", "convolutions", "backward", "features"],
     [
         *("incremental", "canvas", "priors", "transforms", "optimize", "gram_losses"),
@@ -62,7 +49,6 @@ FILES_ALLOWED = {
     "native",
     "weight_files",
     "models",
-    "image_paths",
     "images",
     "captions",
     "animation",
@@ -71,7 +57,6 @@ FILES_ALLOWED = {
     "report",
     "jobs",
     "job_folder",
-    "output_folder",
     "cli",
     "compat",
     # what it calls takes arrays: OpenCV's GrabCut

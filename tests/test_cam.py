@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastviz.methods.cam import cam, grad_cam, guided_grad_cam
-from fastviz.methods.gradients import guided_backprop
+from fastviz.methods.gradients import guided_backprop, saliency
 from fastviz.targets import channel, class_probability, class_score, neuron
 
 f64 = torch.float64
@@ -299,3 +299,159 @@ def test_cam_names_the_layers_of_a_network_that_ends_otherwise(x: Tensor) -> Non
 def test_cam_refuses_targets_inside_the_network(model: Net, x: Tensor) -> None:
     with pytest.raises(ValueError, match="target should be about classes for CAM, got one about layer 'block'"):
         cam(model, x, channel("block", 0))
+
+
+# ------------------------------------------------------------------------------------- other orders, and no maps at all
+
+
+class ChannelsLast(nn.Module):
+    """Ends in maps [N, h, w, K], by way of tokens [N, h · w, K]."""
+
+    def __init__(self, *, tokens: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens = tokens
+        self.conv, self.norm, self.mlp = nn.Conv2d(3, 8, 3, padding=1), nn.LayerNorm(8), nn.Linear(8, 8)
+        self.last, self.linear = nn.LayerNorm(8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.conv(x).permute(0, 2, 3, 1)
+        n, h, w, k = maps.shape
+        rows = self.norm(maps).reshape(n, h * w, k) if self.tokens else self.norm(maps)
+        rows = rows + self.mlp(rows).relu()
+        maps = self.last(rows.view(n, h, w, k)) * torch.arange(1.0, w + 1, dtype=f64)[:, None]
+        return self.linear(maps.mean((1, 2)) + maps[:, 1, 2])
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_maps_with_channels_last_are_read_so(tokens: bool) -> None:
+    """They were read as [N, K, h, w] in silence: h as channels."""
+    model = ChannelsLast(tokens=tokens).to(f64)
+    x = torch.randn(2, 3, 6, 8, dtype=f64)
+    given: list[Tensor] = []
+    handle = model.last.register_forward_hook(lambda module, inputs, output: given.append(output))
+    scores = model(x)
+    handle.remove()
+    (gradient,) = torch.autograd.grad(scores[:, 1].sum(), given[0])
+    expected = (gradient.mean((1, 2), keepdim=True) * given[0]).sum(-1).relu().detach()
+    assert expected.shape == (2, 6, 8)
+    for layer in (None, "last"):
+        torch.testing.assert_close(grad_cam(model, x, 1, layer=layer), expected)
+    several = grad_cam(model, x, [1, 2], layer="last")
+    torch.testing.assert_close(several[:, 0], expected)
+    assert grad_cam(model, x[:0], 1).shape == (0, 6, 8)
+
+
+class Attends(nn.Module):
+    """A small transformer: patches, a class token, attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.norm = nn.Conv2d(3, 8, 2, 2), nn.LayerNorm(8)
+        self.heads, self.linear = nn.Identity(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = self.norm(torch.cat([tokens.mean(1, keepdim=True), tokens], 1))
+        heads = self.heads(tokens.reshape(len(x), -1, 2, 4).transpose(1, 2))
+        mixed = F.scaled_dot_product_attention(heads, heads, heads)
+        return self.linear(mixed.transpose(1, 2).flatten(2)[:, 0])
+
+
+def test_tokens_are_no_maps() -> None:
+    """Heads x tokens were drawn as rows x columns."""
+    model, x = Attends().to(f64), torch.randn(2, 3, 6, 8, dtype=f64)
+    with pytest.raises(ValueError, match=r"layer should be named for this network: behind its last maps, .*'patches'"):
+        grad_cam(model, x, 1)
+    with pytest.raises(ValueError, match="layer should be named for this network"):
+        guided_grad_cam(model, x, 1)
+    with pytest.raises(
+        ValueError, match=r"layer 'heads' .* \[2, 2, 13, 4\] are rows and columns of the image cannot be"
+    ):
+        grad_cam(model, x, 1, layer="heads")
+    with pytest.raises(ValueError, match="model should end in a global average"):
+        cam(model, x, 1)
+    assert grad_cam(model, x, 1, layer="patches").shape == (2, 3, 4)
+
+
+def test_parts_of_samples_are_no_samples() -> None:
+    """Maps of heads or windows in the place of samples were drawn one by one."""
+
+    class Halves(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.view(2 * len(x), 2, *x.shape[2:])).view(len(x), -1)
+
+    model = Halves(nn.Conv2d(2, 3, 3), nn.AdaptiveAvgPool2d(1)).to(f64)
+    x = torch.randn(2, 4, 6, 8, dtype=f64)
+    with pytest.raises(
+        ValueError, match=r"layer '0' should have maps of each sample .*\[2, K, h, w\], got \[4, 3, 4, 6\]"
+    ):
+        grad_cam(model, x, 1, layer="0")
+    with pytest.raises(ValueError, match="model should have a layer with maps"):
+        grad_cam(model, x, 1)
+
+
+def test_a_gradient_of_zero_is_said() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)).to(f64)
+    nn.init.zeros_(model[4].weight)
+    with pytest.warns(UserWarning, match="gradient of zero everywhere at layer '1' for 2 of 2 samples"):
+        found = grad_cam(model, torch.randn(2, 3, 8, 8, dtype=f64), 1)
+    assert not found.any()
+
+
+# ----------------------------------------------------------------------------------------------- compiled and scripted
+
+
+def compiled(model: nn.Module, how: str) -> nn.Module:
+    torch._dynamo.reset()
+    if how == "model":
+        return torch.compile(model, backend="eager")
+    if how == "in place":
+        model.compile(backend="eager")
+    else:
+        model[1] = torch.compile(model[1], backend="eager")
+    return model
+
+
+@pytest.mark.parametrize("how", ["model", "in place", "a part"])
+def test_a_compiled_model_gives_the_maps_of_the_plain_one(how: str) -> None:
+    """After other calls hooks are not called any more, and those of a first call may stay in the compiled code."""
+
+    def build() -> nn.Sequential:
+        torch.manual_seed(0)
+        first = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True))
+        last = nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU())
+        return nn.Sequential(first, last, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)).to(f64)
+
+    plain, model, x = build(), compiled(build(), how), torch.randn(2, 3, 12, 12, dtype=f64)
+    for _ in range(2):
+        with torch.no_grad():
+            torch.testing.assert_close(model(x), plain(x))
+        for method in (grad_cam, cam, guided_grad_cam, guided_backprop, saliency):
+            torch.testing.assert_close(method(model, x, 1), method(plain, x, 1))
+        torch.testing.assert_close(grad_cam(model, x, 1, layer="0"), grad_cam(plain, x, 1, layer="0"))
+        unit = neuron("1.0", 2, (3, 3))
+        torch.testing.assert_close(saliency(model, x, unit), saliency(plain, x, unit))
+    names = {"model": "_orig_mod.1.0", "in place": "1.0", "a part": "1._orig_mod.0"}
+    torch.testing.assert_close(grad_cam(model, x, 1, layer=names[how]), grad_cam(plain, x, 1, layer="1.0"))
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_scripted_models_are_refused_in_words(x: Tensor) -> None:
+    model = torch.jit.script(nn.Sequential(nn.Conv2d(2, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(f64))
+    for method in (grad_cam, cam, guided_grad_cam):
+        with pytest.raises(ValueError, match="scripted"):
+            method(model, x, 1)
+    with pytest.raises(ValueError, match="layer '0' should not be inside a scripted module"):
+        grad_cam(model, x, 1, layer="0")
+
+
+def test_cam_of_a_diverged_network_says_so(model: Net, x: Tensor) -> None:
+    """It ended in torch's complaint about a tolerance of NaN."""
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"model should give finite scores for CAM.*got NaN"):
+        cam(model, x, 1)
+    assert grad_cam(model, x, 1).isnan().any()
+    assert guided_backprop(model, x, 1).isnan().any()

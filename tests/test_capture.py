@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 from collections.abc import Callable
@@ -302,7 +303,66 @@ UNBOUNDED: dict[str, Callable[[Tensor], Tensor]] = {
     "checkpoint, in place": lambda a: checkpoint(lambda b: (b * 1).relu_(), a, use_reentrant=False),
     "view in place": ignoring(lambda a: a[:3].relu_() + a[3:].relu_().sum()),
 }
+
+
+def assigning(a: Tensor) -> Tensor:
+    a[a < 0] = 0
+    return a
+
+
+def assigning_to_a_copy(a: Tensor) -> Tensor:
+    b = a.clone()
+    b[a <= 0] = 0.0
+    return b
+
+
+def with_a_mask_apart(a: Tensor) -> Tensor:
+    with torch.no_grad():
+        mask = (a > 0).to(a.dtype)
+    return a * mask
+
+
+BY_HAND: dict[str, Callable[[Tensor], Tensor]] = {
+    "where": lambda a: torch.where(a > 0, a, 0),
+    "where, zeros_like": lambda a: torch.where(a > 0, a, torch.zeros_like(a)),
+    "where, zeros": lambda a: torch.where(a < 0, torch.zeros(a.shape, dtype=f64), a),
+    "where, not": lambda a: torch.where(~(a > 0), 0, a),
+    "Tensor.where": lambda a: a.where(a >= 0, 0),
+    "aten.where": lambda a: torch.ops.aten.where.self(a > 0, a, torch.zeros((), dtype=f64)),
+    "times comparison": lambda a: a * (a > 0),
+    "comparison times": lambda a: (a > 0).float() * a,
+    "gt": lambda a: a * a.gt(0).type_as(a),
+    "mul_": lambda a: a.mul_(a > 0),
+    "mul_, ignored": ignoring(lambda a: a.mul_(a > 0)),
+    "mask of detached values": lambda a: a * (a.detach() > 0),
+    "mask of data": lambda a: a * (a.data > 0),
+    "mask without a graph": with_a_mask_apart,
+    "addcmul": lambda a: torch.addcmul(torch.zeros_like(a), a, (a > 0).to(a.dtype)),
+    "masked_fill": lambda a: a.masked_fill(a < 0, 0),
+    "masked_fill_, ignored": ignoring(lambda a: a.masked_fill_(a <= 0, 0.0)),
+    "maximum": lambda a: torch.maximum(a, torch.zeros((), dtype=f64)),
+    "max": lambda a: torch.max(a.new_zeros(1), a),
+    "fmax": lambda a: torch.fmax(a, torch.zeros_like(a)),
+    "minimum": lambda a: -torch.minimum(-a, torch.zeros_like(a)),
+    "less its negative part": lambda a: a - a.clamp(max=0),
+    "clamp to zeros": lambda a: a.clamp(min=torch.zeros_like(a)),
+    "abs": lambda a: (a + a.abs()) / 2,
+    "abs apart": lambda a: 0.5 * a + 0.5 * abs(a),
+    "sqrt": lambda a: (a + torch.sqrt(a * a)) / 2,
+    "sign": lambda a: a * (1 + a.sign()) / 2,
+    "clamped sign": lambda a: a * a.sign().clamp(min=0),
+    "index_put": lambda a: a.index_put((a < 0,), torch.zeros((), dtype=f64)),
+    "assignment": assigning,
+    "assignment to a copy": assigning_to_a_copy,
+    "leaky_relu of slope 0": lambda a: F.leaky_relu(a, 0.0),
+    "prelu of slope 0": lambda a: F.prelu(a, torch.zeros(1, dtype=f64)),
+}
+UNBOUNDED |= BY_HAND
 BOUNDED: dict[str, Callable[[Tensor], Tensor]] = {
+    "minimum of maximum": lambda a: torch.minimum(torch.maximum(a, torch.zeros_like(a)), torch.full_like(a, 6)),
+    "where of where": lambda a: torch.where(a > 6, 6, torch.where(a > 0, a, 0)),
+    "maximum of minimum": lambda a: torch.max(a.clamp(max=6), torch.zeros_like(a)),
+    "masks": lambda a: torch.where((a > 0) & (a < 6), a, 6.0 * (a >= 6)),
     "nn.ReLU6": nn.ReLU6(),
     "nn.ReLU6 in place, ignored": ignoring(nn.ReLU6(inplace=True)),
     "F.relu6": F.relu6,
@@ -538,12 +598,96 @@ def test_rectifiers_that_were_not_intercepted_are_named() -> None:
     class MyReLU(Custom):
         pass
 
-    with pytest.warns(capture.RectifierWarning, match=r"MyReLUBackward \(1 times\)"):
+    with pytest.warns(capture.RectifierWarning, match=r"MyReLUBackward at .*test_capture.py:\d+ \(1 times\)"):
         check(MyReLU.apply)
-    with pytest.warns(capture.RectifierWarning, match=r"torch.maximum \(1 times\)"):
-        check(lambda a: torch.maximum(a, torch.zeros_like(a)))
-    with pytest.warns(capture.RectifierWarning, match=r"clamp to a tensor \(1 times\)"):
-        check(lambda a: a.clamp(min=torch.zeros_like(a)))
+
+
+def halving_assignment(a: Tensor) -> Tensor:
+    b = a.clone()
+    b[b < 0] *= 0.5
+    return b
+
+
+def outside_of_torch(a: Tensor) -> Tensor:
+    return a * torch.from_numpy(a.detach().numpy() > 0)
+
+
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [
+        (lambda a: torch.where(a > 0, a, 0.1 * a), "torch.where"),
+        (lambda a: torch.maximum(a, 0.1 * a), "torch.maximum"),
+        (lambda a: torch.max(a, a.flip(0)), "torch.max"),
+        (lambda a: a * (a > 0.1), "torch.mul"),
+        (lambda a: torch.where(a > 0, a, torch.expm1(a)), "torch.where"),
+        (lambda a: 0.55 * a + 0.45 * a.abs(), "torch.add"),
+        (lambda a: a * torch.sigmoid(a), "torch.mul"),
+        (lambda a: torch.log(1 + a.exp()), "torch.log"),
+        (halving_assignment, "torch.setitem"),
+        (lambda a: a * (a.flip(0) > 0).flip(0), "torch.mul"),
+        (lambda a: torch.einsum("i,i->i", a, (a > 0).to(a.dtype)), "torch.einsum"),
+        (lambda a: torch.zeros_like(a).masked_scatter(a > 0, a[a > 0]), "torch.masked_scatter"),
+        (lambda a: torch.stack([a, torch.zeros_like(a)]).amax(0), "torch.amax"),
+        (lambda a: torch.stack([a, torch.zeros_like(a)]).max(0).values, "torch.max"),
+        (outside_of_torch, "what is done outside of torch after torch.numpy"),
+    ],
+)
+def test_activations_written_by_hand_are_named_with_their_place(write: Callable[[Tensor], Tensor], name: str) -> None:
+    place = rf"{re.escape(__file__)}:\d+ \(1 times\)"
+    with pytest.warns(capture.RectifierWarning, match=rf"'guided' rule was not applied to {name} at {place}"):
+        check(lambda a: write(a.relu() - 1))
+    a = tensor(*X).requires_grad_() * 2
+    with capture.rectifiers("guided") as found:
+        y = write(a)
+    assert found.count == 0
+    assert torch.equal(y, write(tensor(*X) * 2))
+
+
+def standardized(a: Tensor) -> Tensor:
+    return a / (a.square().mean() + 1e-6).sqrt()
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda a: a * torch.sigmoid(a.mean()),
+        standardized,
+        lambda a: a * 0.5 + a.flip(0),
+        lambda a: a + (a.round() - a).detach(),
+        torch.sigmoid,
+        lambda a: a.clamp(min=1e-6).pow(3).mean().pow(1 / 3),
+        lambda a: torch.where(torch.ones(5, dtype=torch.bool), a, 0),
+        lambda a: torch.cat([a, torch.zeros(2, dtype=f64)]),
+    ],
+)
+def test_what_is_no_activation_is_not_named(write: Callable[[Tensor], Tensor]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(lambda a: write(a.relu() + a))
+
+
+def test_a_rectifier_of_nan_written_by_hand_keeps_its_values() -> None:
+    """``where`` makes zero of NaN, and a rectifier NaN: then the rule is not applied, and that is said."""
+    a = tensor(float("nan"), -1.0, 2.0).requires_grad_() * 1
+    with capture.rectifiers("guided") as found:
+        y = torch.where(a > 0, a, 0)
+        with pytest.warns(capture.RectifierWarning, match="torch.where at"):
+            found.check(y.sum())
+    assert y.tolist() == [0, 0, 2]
+
+
+@torch.jit.script
+def scripted_rectifier(a: Tensor) -> Tensor:
+    return a * (a > 0)
+
+
+def test_scripted_functions_are_named() -> None:
+    class Calls(nn.Module):
+        def forward(self, a: Tensor) -> Tensor:
+            return scripted_rectifier(a.relu() - 1)
+
+    with pytest.warns(capture.RectifierWarning, match=r"scripted code.*'scripted_rectifier'"):
+        check(Calls(), Calls())
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")

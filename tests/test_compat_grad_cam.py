@@ -68,6 +68,35 @@ def test_grad_cam(x: Tensor, layers: list[int], targets: list[int] | None) -> No
     close(ours.GradCAM(model, [model[k] for k in layers])(input_tensor=x, targets=chosen), expected)
 
 
+class Reuses(nn.Module):
+    """One rectifier that is called three times, as those of a ResNet's blocks are, and one convolution called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.relu, self.linear = nn.ReLU(), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.first(x))
+        x = self.relu(self.second(x))
+        x = self.relu(self.second(F.max_pool2d(x, 2)) + 0.1)
+        return self.linear(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [["relu"], ["second"], ["relu", "second"], ["second", "relu"], ["relu", "relu"], ["second", "first", "relu"]],
+    ids=str,
+)
+def test_layers_that_are_called_several_times(x: Tensor, layers: list[str]) -> None:
+    """pytorch-grad-cam takes the first calls of its layers, as many as there are layers; we took each layer's last."""
+    model = Reuses().eval()
+    chosen = [model.get_submodule(name) for name in layers]
+    expected = theirs.GradCAM(model, chosen)(x, [Category(1)] * 3)
+    close(ours.GradCAM(model, chosen)(x, [Category(1)] * 3), expected)
+
+
 def test_larger_batches(x: Tensor) -> None:
     """From four images on the model gets them in channels_last memory."""
     model, separate, images = cnn().eval(), cnn(in_place=False).eval(), torch.cat([x, x.flip(3)])

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastviz import capture
 from fastviz.methods import METHODS
+from fastviz.methods.cam import grad_cam
 from fastviz.methods.gradients import (
     deconvnet,
     gradient_times_input,
@@ -23,6 +24,7 @@ from fastviz.methods.gradients import (
     saliency,
     smooth_grad,
 )
+from fastviz.methods.occlusion import occlusion
 from fastviz.targets import Target, channel, class_probability, class_score, neuron
 
 f64 = torch.float64
@@ -371,6 +373,46 @@ def test_cuda_checkpointed_parts_get_the_rule(x: Tensor) -> None:
     assert expected.abs().sum() > 0
     found = guided_backprop(Checkpointed().to("cuda", f64), x.cuda(), 1)
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_four_threads_get_the_bits_of_one(x: Tensor) -> None:
+    """Hooks that one thread had on the model sent the sweeps and crops of others on another path, of other rounding."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3, padding=1), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)),
+    )
+    images = torch.randn(2, 2, 24, 24)
+    methods: dict[str, Callable[[], Tensor]] = {
+        "saliency": lambda: saliency(model, images, 1),
+        "guided": lambda: guided_backprop(model, images, 1),
+        "unit": lambda: input_gradient(model, images, neuron("3", 2, (3, 3))),
+        "smooth": lambda: smooth_grad(model, images, 1, samples=2),
+        "grad_cam": lambda: grad_cam(model, images, 1),
+        "occlusion": lambda: occlusion(model, images, 1, window=6, stride=6).scores,
+    }
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads begin with the default number, which may sum in another order
+    try:
+        expected = {name: method() for name, method in methods.items()}
+        barrier, different = threading.Barrier(4), []
+
+        def work(first: int) -> None:
+            torch.set_num_threads(1)
+            barrier.wait(30)
+            names = list(methods)[first:] + list(methods)[:first]
+            for name in 5 * names:
+                if not torch.equal(methods[name](), expected[name]):
+                    different.append(name)
+
+        workers = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    finally:
+        torch.set_num_threads(threads)
+    assert not different
 
 
 # ----------------------------------------------------------------------------------------------- warnings and errors

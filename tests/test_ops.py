@@ -379,6 +379,24 @@ def test_guided_relu_keeps_nan_and_one_bit_a_value():
     assert torch.ops.fastviz.guided_relu(torch.ones(17), "guided", None, False)[1].numel() == 0
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rule", RULES)
+def test_guided_relu_keeps_a_gradient_of_nan(rule, dtype, device):
+    """Rules that let only positive gradients pass made zero of NaN: a diverged network looked like an idle one.
+
+    200 values are whole blocks of the kernel and a rest.
+    """
+    nan = float("nan")
+    x = torch.tensor([1.0, -1.0, nan, 2.0] * 50, dtype=dtype, device=device).requires_grad_()
+    grad = torch.tensor([nan, nan, nan, -1.0] * 50, dtype=dtype, device=device)
+    for upper in (None, 8.0):
+        (found,) = torch.autograd.grad(ops.guided_relu(x, rule, upper), x, grad)
+        (wanted,) = torch.autograd.grad(reference.guided_relu(x, rule, upper), x, grad)
+        assert found.isnan().tolist() == [True, rule == "deconvnet", True, False] * 50
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
+
+
 def test_guided_relu_bad_input():
     with pytest.raises(ValueError, match="rule should be one of 'plain', 'guided', 'deconvnet', got 'zeiler'"):
         ops.guided_relu(torch.ones(3), "zeiler")

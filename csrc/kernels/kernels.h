@@ -126,7 +126,7 @@ void guided_relu_cpu(const Parallel& parallel, const GuidedRelu& arguments);
 void guided_relu_cuda(Stream stream, const GuidedRelu& arguments);
 
 /// Backward of guided_relu, with R the gradient that comes from above and m the mask:
-///   plain R * m,  guided and deconvnet R * m * (R > 0).
+///   plain R * m,  guided and deconvnet R * m where not R <= 0, else 0 (so NaN stays NaN where m is 1).
 struct GuidedReluBackward {
   Dtype dtype;
   ReluRule rule;

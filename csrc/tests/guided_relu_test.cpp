@@ -108,7 +108,7 @@ TEST(guided_relu_backward) {
           std::vector<double> expected = grad;
           for (size_t i = 0; i < expected.size(); ++i) {
             const bool bit = !use_mask || (mask[i / 8] >> (i % 8) & 1);
-            if (!bit || (rule != ReluRule::plain && !(grad[i] > 0))) expected[i] = 0;
+            if (!bit || (rule != ReluRule::plain && grad[i] <= 0)) expected[i] = 0;
           }
           for (const Backend& backend : backends()) {
             describe(backend.name, " ", name_of(dtype), " count ", count, " rule ", static_cast<int>(rule), " shift ",

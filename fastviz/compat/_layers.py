@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["recorded"]
+from fastviz.capture import OwnHook
+
+__all__ = ["first_calls", "recorded"]
 
 
 @contextmanager
@@ -24,11 +25,8 @@ def recorded(layer: nn.Module, *, at_input: bool, leaves: bool) -> Iterator[list
     model goes on with a copy. Otherwise the list holds copies, which works in place behind the layer do not change.
     """
     found: list[Tensor] = []
-    thread = threading.get_ident()
 
     def record(values: Any) -> Any:
-        if threading.get_ident() != thread:
-            return None
         several = isinstance(values, (tuple, list))
         each = tuple(values) if several else (values,)
         if not leaves:
@@ -40,14 +38,48 @@ def recorded(layer: nn.Module, *, at_input: bool, leaves: bool) -> Iterator[list
         return type(values)(copies) if several else copies[0]
 
     if at_input:
-        handle = layer.register_forward_pre_hook(lambda module, inputs: record(inputs))
+        handle = layer.register_forward_pre_hook(OwnHook(lambda module, inputs: record(inputs)))
     else:
-        handle = layer.register_forward_hook(lambda module, inputs, output: record(output))
+        handle = layer.register_forward_hook(OwnHook(lambda module, inputs, output: record(output)))
     try:
         yield found
     finally:
         handle.remove()
     if not found:
+        raise AssertionError("layer should be called in the forward pass, but was not")
+
+
+@contextmanager
+def first_calls(layers: Sequence[nn.Module]) -> Iterator[list[tuple[int, Tensor]]]:
+    """Record what the first calls of any of ``layers`` give, as many as there are layers, in the order of the calls.
+
+    Yields a list of what was given, each with the number of its layer. To be used under ``torch.no_grad()``: autograd
+    starts at the first call, and the model goes on with copies. Of a layer that gives several tensors it is the first
+    one.
+    """
+    found: list[tuple[int, Tensor]] = []
+    called: set[int] = set()
+
+    def record(module: nn.Module, inputs: object, output: Any) -> Any:
+        called.add(id(module))
+        if len(found) == len(layers):
+            return None
+        torch.set_grad_enabled(True)
+        several = isinstance(output, (tuple, list))
+        values = [_leaf(value) for value in (output if several else (output,))]
+        # A layer that is listed twice has two places.
+        found.extend((number, values[0]) for number, layer in enumerate(layers) if layer is module)
+        del found[len(layers) :]
+        copies = [value.clone() for value in values]
+        return type(output)(copies) if several else copies[0]
+
+    handles = [layer.register_forward_hook(OwnHook(record)) for layer in dict.fromkeys(layers)]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+    if any(id(layer) not in called for layer in layers):
         raise AssertionError("layer should be called in the forward pass, but was not")
 
 

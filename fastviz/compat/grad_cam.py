@@ -7,7 +7,6 @@ between calls, and exceptions are passed on.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastviz import capture
-from fastviz.compat._layers import recorded
+from fastviz.compat._layers import first_calls
 from fastviz.compat._order import in_fast_order
 from fastviz.methods.gradients import guided_backprop
 
@@ -48,7 +47,8 @@ class GradCAM(_Cam):
 
     Args:
         model: any module; evaluation mode holds while it runs.
-        target_layers: modules of it with maps [N, K, h, w].
+        target_layers: modules of it with maps [N, K, h, w]. Where some are called several times, the first calls of
+            all of them count, as many as there are layers, as in pytorch-grad-cam: of one layer its first call.
         reshape_transform: makes such maps of what a layer gives, and of its gradient.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
@@ -112,26 +112,23 @@ class GradCAM(_Cam):
     def _maps(self, images: Tensor, targets: Sequence[Callable[[Tensor], Tensor]] | None) -> list[Tensor]:
         """``ReLU(Σ_k α_k A_k)`` of each layer, [N, h, w]."""
 
-        def differentiated(images: Tensor) -> tuple[Any, list[Tensor], tuple[Tensor | None, ...]]:
-            with ExitStack() as stack:
-                records = [
-                    stack.enter_context(recorded(layer, at_input=False, leaves=True)) for layer in self.target_layers
-                ]
+        def differentiated(images: Tensor) -> tuple[Any, list[tuple[int, Tensor]], tuple[Tensor | None, ...]]:
+            with first_calls(self.target_layers) as calls:
                 outputs = self.model(images.clone())
             chosen = targets
             if chosen is None:
                 chosen = [_ClassScore(int(category)) for category in outputs.detach().argmax(-1)]
             if len(chosen) != len(outputs):
                 raise ValueError(f"targets should have one entry for each of {len(outputs)} images, got {len(chosen)}")
-            values = [record[0] for record in records]
+            values = [value for _, value in calls]
             loss: Any = sum(target(output) for target, output in zip(chosen, outputs, strict=True))
-            return outputs, values, torch.autograd.grad(loss, values, allow_unused=True)
+            return outputs, calls, torch.autograd.grad(loss, values, allow_unused=True)
 
         with capture.frozen_model(self.model), torch.no_grad():
-            outputs, values, gradients = in_fast_order(self.model, (images,), differentiated)(images)
+            outputs, calls, gradients = in_fast_order(self.model, (images,), differentiated)(images)
         self.outputs = outputs.detach() if isinstance(outputs, Tensor) else outputs
         found = []
-        for number, (value, gradient) in enumerate(zip(values, gradients, strict=True)):
+        for (number, value), gradient in zip(calls, gradients, strict=True):
             if gradient is None:
                 raise ValueError(f"targets should depend on each layer, but do not on target_layers[{number}]")
             maps, gradient = self._reshaped(value.detach()), self._reshaped(gradient)

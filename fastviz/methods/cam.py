@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import overload
+from warnings import warn
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn import functional
 from fastviz import backward, capture, checks, targets
 from fastviz.apart import Batches
 from fastviz.capture import Precision
+from fastviz.map_axes import Axes
 from fastviz.targets import Target
 
 __all__ = ["cam", "grad_cam", "guided_grad_cam"]
@@ -68,10 +69,10 @@ def grad_cam(
         model: any module that maps ``x`` to scores [N, K] (or to anything, for targets inside the network).
         x: [N, C, H, W], floating-point, as the model takes it; N may be 0.
         target: what to explain; None is the class with the highest score of each sample. See :data:`fastviz.Target`.
-        layer: dotted name of a layer with output [N, K, h, w], at its last call. None is the last one, pooling apart,
-            with maps larger than 1x1, found by running the first image once more (the paper's last convolutional layer:
-            ``layer4`` of a ResNet, ``features.29`` of VGG-16). A list of names gives a dictionary of maps from one
-            forward pass.
+        layer: dotted name of a layer with output [N, K, h, w], or [N, h, w, K] in networks where the dimensions can be
+            followed from the image on, at its last call. None is the last one, pooling apart, with maps larger than
+            1x1, found by running the first image once more (the paper's last convolutional layer: ``layer4`` of a
+            ResNet, ``features.29`` of VGG-16). A list of names gives a dictionary of maps from one forward pass.
         size: height and width to which the maps are resized (bilinear, ``align_corners=False``); None leaves them.
         batch_size, precision: as in :func:`fastviz.input_gradient`.
 
@@ -81,13 +82,18 @@ def grad_cam(
     Raises:
         TypeError: ``model``, ``x``, ``target`` or ``layer`` is of the wrong type; the model or layer returns no tensor.
         ValueError: wrong shape or device of ``x``; a class or layer that does not exist; a layer that is not called,
-            has no maps, or on which the target does not depend; no layer with maps at all.
+            has no maps, or on which the target does not depend; no layer with maps at all; no ``layer`` for a network
+            that goes on with tokens behind its maps.
+
+    Warns:
+        UserWarning: the gradient is zero everywhere at the layer.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
     >>> grad_cam(model, torch.ones(1, 1, 8, 8), target=4).shape
     torch.Size([1, 6, 6])
     """
     images = capture.input_batch(model, x)
+    model = capture.eager(model)
     selection = targets.resolve(target, model)
     shape = None if size is None else _size(size)
     if layer is None or isinstance(layer, str):
@@ -96,7 +102,7 @@ def grad_cam(
         names = list(dict.fromkeys(checks.names(layer, "layer")))
         if not names:
             raise ValueError("layer should be a name or a list of them, got an empty list")
-    maps = _grad_cam(model, images, selection, names, batch_size, precision)
+    maps = _grad_cam(model, images, selection, names, batch_size, precision, named=layer is not None)
     if shape is not None:
         maps = [_resized(each, shape) for each in maps]
     return maps[0] if layer is None or isinstance(layer, str) else dict(zip(names, maps, strict=True))
@@ -135,6 +141,7 @@ def cam(
     True
     """
     images = capture.input_batch(model, x)
+    model = capture.eager(model)
     selection = targets.resolve(target, model)
     shape = None if size is None else _size(size)
     if selection.layers:
@@ -143,10 +150,11 @@ def cam(
     batches = Batches(model)
 
     def compute(batch: Tensor, part: targets.Selection | None) -> Tensor:
+        axes = Axes()
         with torch.no_grad(), capture.activations(model, [name]) as recorded:
-            with backward.reduced_precision(batch, precision):
-                output = batches.run_model(batch.clone())
-            maps, weight = _head(model, name, recorded[name], output)
+            with backward.reduced_precision(batch, precision), axes:
+                output = batches.run_model(axes.images(batch.clone()))
+            maps, weight = _head(model, name, _planes(recorded[name], recorded[name], name, axes), output)
         assert isinstance(output, Tensor)
         if part is None:
             return maps[:, 0]
@@ -178,11 +186,12 @@ def guided_grad_cam(
         [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed.
     """
     images = capture.input_batch(model, x)
+    model = capture.eager(model)
     selection = targets.resolve(target, model)
     if layer is not None:
         capture.layer_module(model, layer)
     name = _last_maps(model, images) if layer is None else layer
-    (coarse,) = _grad_cam(model, images, selection, [name], batch_size, precision)
+    (coarse,) = _grad_cam(model, images, selection, [name], batch_size, precision, named=layer is not None)
     guided = backward.input_gradients(
         model, images, selection, rule="guided", batch_size=batch_size, precision=precision, stacklevel=2
     )
@@ -199,23 +208,44 @@ def _grad_cam(
     names: list[str],
     batch_size: int | None,
     precision: Precision,
+    *,
+    named: bool,
 ) -> list[Tensor]:
-    """Grad-CAM at the layers with these names: [N, h, w] or [N, T, h, w] for each."""
+    """Grad-CAM at the layers with these names, ``named`` by the caller or not: [N, h, w] or [N, T, h, w] for each."""
     capture.require_gradients(model)
     batches = Batches(model)
     needed = tuple(dict.fromkeys((*names, *selection.layers)))
 
     def compute(batch: Tensor, part: targets.Selection | None) -> list[Tensor]:
-        with torch.no_grad(), backward.reduced_precision(batch, precision):
-            output, recorded = targets.run(model, batch.clone(), needed, start_gradients=True, batches=batches)
-        layers = {f"layer {name!r}": _four(recorded[name], name) for name in names}
+        axes = Axes()
+        with torch.no_grad(), backward.reduced_precision(batch, precision), axes:
+            output, recorded = targets.run(
+                model, axes.images(batch.clone()), needed, start_gradients=True, batches=batches
+            )
+        layers = {f"layer {name!r}": recorded[name] for name in names}
+        for name in names:
+            if recorded[name].dim() == 4 and len(recorded[name]) != len(batch):
+                raise ValueError(
+                    f"layer {name!r} should have maps of each sample as its output, [{len(batch)}, K, h, w], "
+                    f"got {list(recorded[name].shape)}"
+                )
+        if not named and axes.tokens_after(recorded[names[0]]):
+            raise ValueError(
+                f"layer should be named for this network: behind its last maps, those of {names[0]!r}, it goes on with "
+                "tokens, which are no maps"
+            )
+
+        def planes(of: Tensor, name: str) -> Tensor:
+            return _planes(of, recorded[name], name, axes)
+
         if part is None:
-            return [maps.detach()[:, 0] for maps in layers.values()]
+            return [planes(recorded[name].detach(), name)[:, 0] for name in names]
         values = part.values(*backward.widened(output, recorded, batch.dtype, precision))
         found = []
-        for maps, gradient in zip(layers.values(), targets.gradients(values, layers), strict=True):
-            alpha = gradient.to(batch.dtype).mean((-2, -1), keepdim=True)
-            layer = maps.detach().to(batch.dtype)
+        for name, gradient in zip(names, targets.gradients(values, layers), strict=True):
+            _say_zero(gradient, name)
+            alpha = planes(gradient, name).to(batch.dtype).mean((-2, -1), keepdim=True)
+            layer = planes(recorded[name].detach(), name).to(batch.dtype)
             found.append((alpha * (layer if alpha.dim() == 4 else layer[:, None])).sum(-3).relu().contiguous())
         return found
 
@@ -245,27 +275,54 @@ def _in_batches(
     return [torch.cat(each) for each in zip(*parts, strict=True)]
 
 
-def _four(maps: Tensor, name: str) -> Tensor:
-    if maps.dim() != 4:
-        raise ValueError(f"layer {name!r} should have maps [N, K, h, w] as its output, got {list(maps.shape)}")
-    return maps
+def _planes(values: Tensor, layer: Tensor, name: str, axes: Axes) -> Tensor:
+    """``values`` [N, ...] or [N, T, ...], of the shape of ``layer`` but for T, as [N, K, h, w] or [N, T, K, h, w]."""
+    order = axes.order(layer)
+    if layer.dim() != 4:
+        raise ValueError(f"layer {name!r} should have maps [N, K, h, w] as its output, got {list(layer.shape)}")
+    if order is None and axes.on_tokens:
+        raise ValueError(
+            f"layer {name!r} should have maps [N, K, h, w] or [N, h, w, K] as its output; which dimensions of its "
+            f"{list(layer.shape)} are rows and columns of the image cannot be told in this network, name another layer"
+        )
+    if order is None or order == (0, 1, 2, 3):
+        return values
+    more = values.dim() - 4
+    return values.permute(*range(more + 1), *(each + more for each in order[1:]))
+
+
+def _say_zero(gradient: Tensor, name: str) -> None:
+    """Warn of samples with a gradient of zero at a whole layer: their map of zeros says nothing."""
+    zero = int((gradient == 0).flatten(1).all(1).sum())
+    if zero:
+        warn(
+            f"the target has a gradient of zero everywhere at layer {name!r} for {zero} of {len(gradient)} samples: "
+            "their maps are zero",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _last_maps(model: nn.Module, images: Tensor) -> str:
-    """Name of the last module, pooling apart, whose output for the first image is [1, K, h, w] with h and w above 1."""
-    thread = threading.get_ident()
+    """Name of the last module, pooling apart, whose output for the first image has maps with h and w above 1."""
     last = ""
     pooled: object = None
+    axes = Axes()
 
     def recorder(name: str) -> Callable[[nn.Module, object, object], None]:
         def record(module: nn.Module, inputs: object, output: object) -> None:
             nonlocal last, pooled
-            if threading.get_ident() != thread or not isinstance(output, Tensor) or output.dim() != 4:
+            if not isinstance(output, Tensor) or output.dim() != 4 or len(output) != 1:
                 return
             if isinstance(module, _POOLING):
                 pooled = output
+                return
+            order = axes.order(output)
+            size = [output.shape[each] for each in order[2:]] if order else output.shape[2:]
             # What only hands a pooled map on (the container it ends, a dropout) does not count either.
-            elif output is not pooled and min(output.shape[2:]) > 1:
+            if output is pooled or min(size) <= 1:
+                return
+            if order is not None or not axes.on_tokens:
                 last = name
 
         return record
@@ -274,19 +331,28 @@ def _last_maps(model: nn.Module, images: Tensor) -> str:
     try:
         for name, module in model.named_modules():
             if name and not isinstance(module, torch.jit.ScriptModule):
-                handles.append(module.register_forward_hook(recorder(name)))
-        with capture.frozen_model(model), torch.no_grad():
-            capture.called(model, _batch(images[:1]))
+                handles.append(module.register_forward_hook(capture.OwnHook(recorder(name))))
+        with capture.frozen_model(model), torch.no_grad(), axes:
+            capture.called(model, axes.images(_batch(images[:1])))
     finally:
         for handle in handles:
             handle.remove()
     if not last:
-        raise ValueError("model should have a layer with maps [N, K, h, w] larger than 1x1, and has none")
+        scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+        raise ValueError(
+            "model should have a layer with maps [N, K, h, w] larger than 1x1, and has none"
+            + (" (those inside scripted modules are not seen)" if scripted else "")
+            + ("; it works on tokens" if axes.on_tokens else "")
+        )
     return last
 
 
 def _head(model: nn.Module, name: str, maps: Tensor, scores: object) -> tuple[Tensor, Tensor]:
     """The maps [N, K, h, w] and weights [classes, K] with ``scores = weights · mean(maps) + bias``."""
+    if isinstance(scores, Tensor) and not torch.isfinite(scores).all():
+        raise ValueError(
+            "model should give finite scores for CAM, which are compared with its maps; got NaN or infinity"
+        )
     linears = {each: module for each, module in model.named_modules() if isinstance(module, nn.Linear)}
     if isinstance(scores, Tensor) and scores.is_floating_point():
         for linear in reversed(linears.values()):

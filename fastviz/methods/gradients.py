@@ -163,7 +163,8 @@ def guided_backprop(
         [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed.
 
     Warns:
-        RectifierWarning: the model has other activations (GELU, SiLU, …), scripted parts or no rectifier.
+        RectifierWarning: the model has other activations (GELU, SiLU, …), parts into which one cannot see (scripted
+            code, autograd functions of its own), or no rectifier. It names them, and their place in the source.
     """
     return _gradient(model, x, target, "guided", batch_size, precision)
 

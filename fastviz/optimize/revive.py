@@ -35,6 +35,8 @@ class OpenRectifiers(Rectifiers):
     After the redirected rectifiers of Olah, Mordvintsev, Schubert 2017, https://distill.pub/2017/feature-visualization.
     """
 
+    written_by_hand = False
+
     def __init__(self) -> None:
         super().__init__("plain", None)
 

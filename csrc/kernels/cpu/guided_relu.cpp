@@ -40,7 +40,7 @@ template <typename T>
 using Element = std::conditional_t<std::is_same_v<T, float16>, Bits<0x7c00>,
                                    std::conditional_t<std::is_same_v<T, bfloat16>, Bits<0x7f80>, T>>;
 
-/// Whether the value is not 0 or below; NaN is not.
+/// Whether the value is not 0 or below: NaN passes.
 template <typename T>
 FASTVIZ_INLINE bool passes(T value) {
   return !(value <= 0);
@@ -60,17 +60,6 @@ FASTVIZ_INLINE bool is_beyond(T value, T upper) {
 template <uint16_t infinity>
 FASTVIZ_INLINE bool is_beyond(Bits<infinity> value, Bits<infinity> upper) {
   return (static_cast<int16_t>(value.bits) >= static_cast<int16_t>(upper.bits)) & (value.bits <= infinity);
-}
-
-/// Whether the value is above 0; NaN is not.
-template <typename T>
-FASTVIZ_INLINE bool is_positive(T value) {
-  return value > 0;
-}
-
-template <uint16_t infinity>
-FASTVIZ_INLINE bool is_positive(Bits<infinity> value) {
-  return (static_cast<int16_t>(value.bits) > 0) & (value.bits <= infinity);
 }
 
 template <typename T>
@@ -125,7 +114,7 @@ FASTVIZ_INLINE void backward_values(const T* grad, const uint8_t* flags, T* outp
   for (int64_t i = 0; i < count; ++i) {
     bool kept = true;
     if constexpr (masked) kept = kept & (flags[i] != 0);
-    if constexpr (positive_only) kept = kept & is_positive(grad[i]);
+    if constexpr (positive_only) kept = kept & passes(grad[i]);
     keep(kept, grad[i], output[i]);
   }
 }

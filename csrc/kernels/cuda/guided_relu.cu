@@ -118,7 +118,7 @@ struct ReluBackwardTask {
 
 template <typename T>
 __device__ __forceinline__ T routed(const ReluBackwardTask<T>& task, T grad, bool bit) {
-  const bool passes = bit && (!task.positive_only || widen(grad) > 0);
+  const bool passes = bit && !(task.positive_only && widen(grad) <= 0);
   return passes ? grad : narrow<T>(0);
 }
 

@@ -175,7 +175,7 @@ def _module(model: object) -> nn.Module:
     if isinstance(model, (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise ForCaptum(f"forward_func is a {type(model).__name__}")
     for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
+        if capture.has_hooks(module, backward=False):
             raise ForCaptum(f"{name or 'the model'} has forward hooks")
         if module._compiled_call_impl is not None or hasattr(module, "_orig_mod"):
             raise ForCaptum(f"{name or 'the model'} is compiled")
