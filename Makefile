@@ -12,7 +12,7 @@ NUMERIC = $(addprefix tests/test_,ops.py devices.py winograd.py strided.py batch
     gradients.py)
 
 PY := $(VENV)/bin/python
-NATIVE := $(wildcard csrc/kernels/*.h csrc/kernels/*/*.h csrc/kernels/*/*.c* csrc/ops/*) setup.py fastviz/_build.py
+NATIVE := $(wildcard csrc/kernels/*.h csrc/kernels/*/*.h csrc/kernels/*/*.c* csrc/ops/*) setup.py fastviz/ops/_build.py
 # Compiled for the checkout's own use.
 ARCHITECTURE = TORCH_CUDA_ARCH_LIST="$(TORCH_CUDA_ARCH_LIST)"
 
@@ -36,7 +36,7 @@ test-lesser: build
 	*) echo "test-lesser: this processor has no more than the baseline";; \
 	esac
 
-build: fastviz/_build.json $(VENV)/.installed
+build: fastviz/ops/_build.json $(VENV)/.installed
 
 $(VENV)/.ready: tools/requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -46,7 +46,7 @@ $(VENV)/.ready: tools/requirements.txt
 	$(PY) -m pip install -q --no-deps pystiche==1.0.1
 	touch $@
 
-fastviz/_build.json: $(VENV)/.ready $(NATIVE)
+fastviz/ops/_build.json: $(VENV)/.ready $(NATIVE)
 	$(ARCHITECTURE) PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) setup.py -q build_ext --inplace
 	touch $@
 
@@ -81,7 +81,7 @@ sanitize: $(VENV)/.ready
 
 # On a quiet machine: every row is a ratio of two timings.
 bench: build
-	$(PY) -m benchmarks.operators --threads $(THREADS)
+	$(PY) -m benchmarks.ops.operators --threads $(THREADS)
 	$(MAKE) readme
 
 readme: $(VENV)/.ready
@@ -98,7 +98,7 @@ abi-check: wheel
 	rm -rf build/abi && mkdir -p build/abi/tests
 	$(PYTHON) -m venv build/abi/venv
 	build/abi/venv/bin/python -m pip install -q torch==2.13.0 pytest dist/*.whl
-	cp tests/test_ops.py tests/conftest.py build/abi/tests/
+	cp tests/ops/test_operators.py tests/conftest.py build/abi/tests/
 	cd build/abi && venv/bin/python -c "import torch, fastviz; print(torch.__version__, fastviz.ops.libraries())"
 	cd build/abi && venv/bin/python -m pytest -q -c /dev/null --rootdir . tests -m "not cuda"
 	rm -rf build/abi
@@ -108,4 +108,4 @@ gpu-check:
 	$(PYTHON) tools/gpu_check.py --out $(OUT)
 
 clean:
-	rm -rf build dist *.egg-info fastviz/_cpu.so fastviz/_cuda.so fastviz/_build.json
+	rm -rf build dist *.egg-info fastviz/ops/_cpu.so fastviz/ops/_cuda.so fastviz/ops/_build.json

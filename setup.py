@@ -1,4 +1,4 @@
-"""Builds the two native libraries, `fastviz/_cpu.so` and, where a CUDA toolkit is found, `fastviz/_cuda.so`.
+"""Builds the two native libraries, `fastviz/ops/_cpu.so` and, where a CUDA toolkit is found, `fastviz/ops/_cuda.so`.
 
 Environment: CUDA_HOME (the toolkit's own folder), FASTVIZ_CUDA=0 (leave `_cuda` out) or 1 (fail without it),
 TORCH_CUDA_ARCH_LIST (default 7.5 to 9.0 and PTX), FASTVIZ_WERROR=0 (warnings are no errors), MAX_JOBS,
@@ -91,7 +91,7 @@ def sources(*folders: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in found)
 
 
-source_hash = runpy.run_path(str(ROOT / "fastviz" / "_build.py"))["source_hash"]
+source_hash = runpy.run_path(str(ROOT / "fastviz" / "ops" / "_build.py"))["source_hash"]
 
 
 class Build(BuildExtension):
@@ -119,8 +119,8 @@ class Build(BuildExtension):
         }
         if reason:
             note["why_no_cuda"] = reason
-            (folder / "fastviz" / "_cuda.so").unlink(missing_ok=True)
-        (folder / "fastviz" / "_build.json").write_text(json.dumps(note, indent=1) + "\n")
+            (folder / "fastviz" / "ops" / "_cuda.so").unlink(missing_ok=True)
+        (folder / "fastviz" / "ops" / "_build.json").write_text(json.dumps(note, indent=1) + "\n")
 
 
 class Wheel(bdist_wheel):
@@ -146,7 +146,7 @@ headers = [flag for path in include_paths() for flag in ("-isystem", path)]
 cxx = ["-O3", "-std=c++17", "-fopenmp-simd", "-fno-math-errno", "-fvisibility=hidden", "-g0", *warnings, *headers]
 extensions = [
     CppExtension(
-        "fastviz._cpu",
+        "fastviz.ops._cpu",
         sources("kernels/cpu", "ops"),
         define_macros=defines,
         extra_compile_args={"cxx": cxx},
@@ -157,7 +157,7 @@ if not reason:
     device_warnings = ["-Werror=all-warnings"] if "-Werror" in warnings else []
     extensions.append(
         CUDAExtension(
-            "fastviz._cuda",
+            "fastviz.ops._cuda",
             sources("kernels/cuda") + [path for path in sources("ops") if not path.endswith("library.cpp")],
             # USE_CUDA makes torch's headers declare the functions for streams and launch errors.
             define_macros=[*defines, ("FASTVIZ_CUDA", None), ("USE_CUDA", None)],

@@ -6,11 +6,15 @@
 >>> heat = fv.saliency(model, x)  # doctest: +SKIP
 """
 
-from fastviz import animation, canvas, images, ops, priors, transforms
+from fastviz import images, ops
 from fastviz.accelerate import accelerate
-from fastviz.capture import RectifierWarning
-from fastviz.graph import layers, receptive_field
-from fastviz.images import load_images
+from fastviz.engine.optimize import canvas, priors, transforms
+from fastviz.execution.capture import RectifierWarning
+from fastviz.execution.cuda_graphs import cuda_graphs
+from fastviz.graph.model_graph import layers, receptive_field
+from fastviz.images import animation
+from fastviz.images.files import load_images
+from fastviz.images.streams import batches
 from fastviz.methods import (
     METHODS,
     CodeImages,
@@ -64,12 +68,10 @@ from fastviz.methods import (
     style_transfer,
     synthesize_texture,
 )
-from fastviz.models import class_names, describe, load_model, model_names
-from fastviz.native import version
-from fastviz.projection import pca, tsne
-from fastviz.replay import cuda_graphs
-from fastviz.streaming import batches
-from fastviz.targets import Target, channel, class_probability, class_score, layer, neuron
+from fastviz.models.loading import class_names, describe, load_model, model_names
+from fastviz.ops._library import version
+from fastviz.targets.objectives import Target, channel, class_probability, class_score, layer, neuron
+from fastviz.vectors.projection import pca, tsne
 
 __all__ = [
     "METHODS",

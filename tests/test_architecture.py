@@ -13,54 +13,47 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fastviz"
 
-# A module may import those of lower levels; within a level, those named before it.
-LEVELS = [
-    ["_build", "checks", "demo_network", "geometry", "progress", "top_k", "projection", "nearest", "placement"],
-    ["native", "ops", "weight_files", "models", "colour_tables", "pictures", "image_paths", "images", "captions"],
-    ["animation", "drawing", "streaming", "embedding_file"],
-    ["windows", "elementwise", "map_axes", "capture", "replay"],
-    ["targets", "reach", "fingerprint", "graph", "unit_crop"],
-    ["strided", "batch_norm", "winograd", "convolutions", "backward", "features"],
-    [
-        *("incremental", "canvas", "priors", "transforms", "optimize", "gram_losses"),
-        *("fooling", "box_method", "genomes"),
-    ],
-    [
-        *("methods.gradients", "methods.cam", "methods.occlusion", "methods.segmentation"),
-        *(
-            "methods.filters",
-            "methods.activations",
-            "methods.embedding",
-            "methods.neighbours",
-            "methods.patches",
-            "methods.patch_sheets",
-        ),
-        *("methods.maximization", "methods.inversion", "methods.latent", "methods.adversarial", "methods.evolution"),
-        *("methods.dream", "methods.texture", "methods.style", "methods.neural_texture"),
-    ],
-    ["methods"],
-    ["job_folder", "jobs", "report"],
-    ["cli", "__main__", "compat", "accelerate"],
-]
-ORDER = [name for level in LEVELS for name in level]
-ASIDE = ["reference", "__init__"]
-FILES_ALLOWED = {
-    "_build",
-    "native",
-    "weight_files",
-    "models",
-    "images",
-    "captions",
-    "animation",
-    "drawing",
-    "embedding_file",
-    "report",
-    "jobs",
-    "job_folder",
+# The folders of the package. One may import those below it in this list, and itself.
+FOLDERS = [
+    "__main__",
     "cli",
     "compat",
+    "accelerate",
+    "jobs",
+    "evaluation",
+    "methods",
+    "engine",
+    "vectors",
+    "targets",
+    "graph",
+    "execution",
+    "images",
+    "models",
+    "ops",
+    "_util",
+]
+# Folders inside of folders, in the same order. What is not named stands with the folder itself, above them.
+INSIDE = {
+    "engine": ["optimize", "incremental", "gradients"],
+    "execution": ["fast_conv"],
+}
+FAMILIES = ["attribution", "inspection", "synthesis", "adversarial"]
+ASIDE = ["reference", "__init__"]
+
+# PIL, numpy, OpenCV, matplotlib and files on disk belong to these folders and modules.
+EDGE = {
+    "images",
+    "jobs",
+    "cli",
+    "compat",
+    "models",
+    "ops._build",
+    "ops._library",
+    "_util.files",
+    # vectors on disk beside the names of their images
+    "methods.inspection.embedding_file",
     # what it calls takes arrays: OpenCV's GrabCut
-    "methods.segmentation",
+    "methods.attribution.segmentation",
 }
 
 
@@ -73,50 +66,85 @@ MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imports(path: Path) -> set[str]:
-    """Full names of what a file imports, those inside of functions too."""
+    """The modules of the package that a file imports, also inside functions, without ``fastviz.``."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    inside = {name.removeprefix("fastviz.") for name in found if name.startswith("fastviz.")}
+    # `from fastviz.methods import attribution` imports the module; the folder before it only holds its name
+    return {name for name in inside if name in MODULES}
+
+
+def roots(path: Path) -> set[str]:
+    """The first words of everything that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
     return found
 
 
-def place(name: str) -> int:
-    """Where a module stands in the order; a submodule of a package stands where the package does."""
-    while name not in ORDER and "." in name:
-        name = name.rpartition(".")[0]
-    return ORDER.index(name)
+def height(name: str) -> tuple[int, int]:
+    """How far up a module stands: by its folder, then by the folder inside it."""
+    folder, _, rest = name.partition(".")
+    inner = INSIDE.get(folder, [])
+    part = rest.partition(".")[0]
+    return len(FOLDERS) - FOLDERS.index(folder), len(inner) - inner.index(part) if part in inner else len(inner) + 1
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name not in ASIDE])
 def test_imports_go_only_downwards(name):
     for imported in imports(MODULES[name]):
-        target = imported.removeprefix("fastviz.")
-        if not imported.startswith("fastviz.") or target not in MODULES:
+        is_own_package = name.startswith(f"{imported}.") and MODULES[imported].name == "__init__.py"
+        if imported in ASIDE or is_own_package:
             continue
-        same_package = place(target) == place(name)
-        assert same_package or place(target) < place(name), f"fastviz.{name} should not import fastviz.{target}"
+        assert height(imported) <= height(name), f"fastviz.{name} should not import fastviz.{imported}"
+
+
+def family(name: str) -> str | None:
+    parts = name.split(".")
+    return parts[1] if parts[0] == "methods" and len(parts) > 1 and parts[1] in FAMILIES else None
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if family(name)])
+def test_families_of_methods_do_not_import_one_another(name):
+    others = {imported for imported in imports(MODULES[name]) if family(imported) not in (None, family(name))}
+    assert not others, f"fastviz.{name} should not import {sorted(others)}"
+
+
+def test_every_folder_has_its_place():
+    folders = {name.partition(".")[0] for name in MODULES} - set(ASIDE)
+    assert folders <= set(FOLDERS)
+    assert {name.split(".")[1] for name in MODULES if name.startswith("methods.")} <= {*FAMILIES, "registry"}
+
+
+def test_tests_and_benchmarks_stand_in_folders_of_the_package():
+    for top in ("tests", "benchmarks"):
+        for path in (ROOT / top).rglob("*.py"):
+            folder = path.parent.relative_to(ROOT / top)
+            assert (PACKAGE / folder).is_dir() or folder.parts[:1] == ("repository",), path
 
 
 def test_reference_is_imported_by_tests_and_benchmarks_only():
     for name, path in MODULES.items():
-        assert "fastviz.reference" not in imports(path), name
+        assert "reference" not in imports(path), name
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_only_ops_names_the_native_operators(name):
-    if name != "ops":
+    if name.partition(".")[0] != "ops":
         assert "ops.fastviz" not in MODULES[name].read_text()
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_numpy_pictures_and_files_stay_at_the_edge(name):
-    if not {name, name.partition(".")[0]} & FILES_ALLOWED:
-        roots = {imported.partition(".")[0] for imported in imports(MODULES[name])}
-        assert not roots & {"PIL", "numpy", "cv2", "matplotlib"}
+    if not {name, name.partition(".")[0]} & EDGE:
+        assert not roots(MODULES[name]) & {"PIL", "numpy", "cv2", "matplotlib"}
         assert not re.search(r"\bopen\(|\.write_text\(|\.read_text\(", MODULES[name].read_text())
 
 
@@ -131,6 +159,11 @@ def test_operator_files_use_the_stable_abi_only():
     for path in (ROOT / "csrc" / "ops").iterdir():
         for header in re.findall(r'#include [<"](.*?)[>"]', path.read_text()):
             assert "torch/" not in header or header.startswith(("torch/csrc/stable/", "torch/headeronly/")), path
+
+
+def test_no_file_is_longer_than_a_reader_bears():
+    for path in PACKAGE.rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 450, path
 
 
 def run(script: str) -> subprocess.CompletedProcess[str]:
@@ -163,5 +196,7 @@ def test_every_module_lists_its_public_names(name):
     assigned = {
         t.id for node in tree.body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)
     }
-    if name not in ("__main__", "compat"):
+    # a folder that only holds modules has no names
+    only_words = len(tree.body) == 1
+    if name not in ("__main__", "compat") and not only_words:
         assert "__all__" in assigned

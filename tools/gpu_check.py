@@ -101,13 +101,22 @@ def stages(out: Path, architecture: str) -> list[list[Stage]]:
         Stage(tool, [sanitizer, "--tool", tool, "--error-exitcode", "9", test], 160, (builds[1].name,))
         for tool in SANITIZERS
     ]
-    measured = [("operators", [], 80)]
+    measured = [("ops.operators", [], 80)]
     if find_spec("captum") and find_spec("torchvision"):
-        measured.append(("gradients", ["--only", "methods"], 100))
+        measured.append(("methods.attribution.gradients", ["--only", "methods"], 100))
     measurements = []
     for name, more, limit in measured:
-        command = [python, "-m", f"benchmarks.{name}", "--device", "cuda", "--out", str(out / f"{name}.json"), *more]
-        measurements.append([Stage(f"benchmark of {name}", command, limit, (builds[0].name,))])
+        command = [
+            python,
+            "-m",
+            f"benchmarks.{name}",
+            "--device",
+            "cuda",
+            "--out",
+            str(out / f"{name.rpartition('.')[2]}.json"),
+            *more,
+        ]
+        measurements.append([Stage(f"benchmark of {name.rpartition('.')[2]}", command, limit, (builds[0].name,))])
     return [builds, tests, *measurements]
 
 

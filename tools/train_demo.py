@@ -1,4 +1,4 @@
-"""Train the built-in network: ``python tools/train_demo.py DATA.zip --out fastviz/data/demo.safetensors``.
+"""Train the built-in network: ``python tools/train_demo.py DATA.zip --out fastviz/models/data/demo.safetensors``.
 
 DATA.zip is an image folder of the 20 classes (``train/CLASS/*.JPEG``, ``val/CLASS/*.JPEG``, 64x64 RGB). An epoch writes
 a checkpoint beside the output, and a run that finds one goes on from it. The end folds the batch norms into the
@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastviz.demo_network import INPUT_SIZE, DemoNetwork
+from fastviz.models.demo_network import INPUT_SIZE, DemoNetwork
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)

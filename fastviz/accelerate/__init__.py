@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from types import FunctionType, ModuleType
 
-from fastviz import checks
+from fastviz._util import checks
 
 __all__ = ["TOOLS", "Acceleration", "accelerate", "package"]
 

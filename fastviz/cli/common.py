@@ -112,7 +112,7 @@ def _in_words(error: Exception) -> tuple[str, int]:
     """What went wrong in one line, and the exit status."""
     import torch
 
-    from fastviz.memory import is_out_of_memory
+    from fastviz._util.memory import is_out_of_memory
 
     if hasattr(error, "format_message"):  # what typer says of arguments
         return " ".join(error.format_message().split()), 2
@@ -186,7 +186,7 @@ def check_weights(model: str, weights: str | None) -> None:
 
 def failure_line(name: str, reason: str) -> str:
     """Why a file was left out, in one line that names it once."""
-    from fastviz.output_folder import printable
+    from fastviz._util.output_folder import printable
 
     line, shown = printable(" ".join(reason.split())), printable(name)
     named = shown in line or repr(name)[1:-1] in line

@@ -13,11 +13,11 @@ from fastviz.cli.common import app
 if TYPE_CHECKING:
     from torch import nn
 
-    from fastviz.report import Scene, Section
+    from fastviz.jobs.report import Scene, Section
 
 __all__ = ["demo"]
 
-_DEMO_PHOTOS = Path(__file__).parents[1] / "data" / "photos"
+_DEMO_PHOTOS = Path(__file__).parents[1] / "models" / "data" / "photos"
 
 
 @app.command()
@@ -29,7 +29,8 @@ def demo(
     """Run every method on three photographs with the network inside the package, and write a page of pictures."""
     import time
 
-    from fastviz import images, jobs, models, report
+    from fastviz import images, jobs, models
+    from fastviz.jobs import report
 
     start = time.perf_counter()
     network = models.load_model("demo")
@@ -69,7 +70,8 @@ def _scenes(network: nn.Module, out: Path) -> list[Scene]:
     """The photographs of the demo with the three classes that the network thinks of first."""
     import torch
 
-    from fastviz import images, jobs, models, report
+    from fastviz import images, jobs, models
+    from fastviz.jobs import report
 
     classes = models.class_names(network)
     scenes = []

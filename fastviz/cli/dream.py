@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from fastviz.report import Section
-    from fastviz.targets import Target
+    from fastviz.jobs.report import Section
+    from fastviz.targets.objectives import Target
 
 __all__ = ["demo_section", "dream"]
 
@@ -67,7 +67,8 @@ def dream(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the frames that the folder holds.")] = False,
 ) -> None:
     """Change photographs until a network sees more of what it sees in them: DeepDream."""
-    from fastviz import checks, images
+    from fastviz import images
+    from fastviz._util import checks
 
     if (layer is not None and class_ is not None) or (channel is not None and layer is None):
         raise ValueError("give one of: --layer, --layer with --channel, --class")
@@ -112,7 +113,8 @@ def _check(out: Path, single: bool, photographs: int, frames: int | None, overwr
 
 
 def _target(network: nn.Module, layer: str | None, channel: int | None, class_: str | None) -> str | Target:
-    from fastviz import capture, jobs, models, targets
+    from fastviz import jobs, models, targets
+    from fastviz.execution import capture
 
     if layer is not None:
         capture.layer_module(network, layer)
@@ -198,7 +200,8 @@ def _shown(pictures: Tensor) -> Tensor:
 
 def _fly(network: nn.Module, x: Tensor, target: str | Target, out: Path, options: dict[str, Any]) -> None:
     """Numbered frames, each written when it is made, and the film of them."""
-    from fastviz import animation, images, methods
+    from fastviz import images, methods
+    from fastviz.images import animation
 
     start = time.perf_counter()
     made = 0
@@ -234,7 +237,7 @@ def demo_section(network: nn.Module, photo: Path) -> Section:
     import torch
 
     from fastviz import images, methods, models
-    from fastviz.report import Section
+    from fastviz.jobs.report import Section
 
     x = _prepared(network, photo, _DEMO_SIZE, torch.device("cpu"))
     shown = [("photograph", images.restore(x[0], models.preprocessing(network)))]

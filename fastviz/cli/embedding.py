@@ -53,7 +53,7 @@ def embed(
     overwrite: Overwrite = False,
 ) -> None:
     """Draw photographs where a network puts them: a scatter and a grid, coordinates, and a page to zoom into."""
-    from fastviz import checks, output_folder
+    from fastviz._util import checks, output_folder
 
     checks.whole_number(seed, "seed", minimum=0)
     if tile is not None:
@@ -79,7 +79,7 @@ def _draw(
     import torch
 
     from fastviz import images, methods
-    from fastviz import projection as plane
+    from fastviz.vectors import projection as plane
 
     count, numbers = found.vectors.shape
     least = 4 if projection == "tsne" else 2
@@ -126,7 +126,8 @@ def neighbours(
     overwrite: Overwrite = False,
 ) -> None:
     """List the photographs nearest to each by features and by pixels, and draw a sheet of some."""
-    from fastviz import checks, images, methods, output_folder
+    from fastviz import images, methods
+    from fastviz._util import checks, output_folder
 
     if k is not None:
         checks.whole_number(k, "k", minimum=1)
@@ -199,7 +200,7 @@ def _lines(found: Embedding, near: Neighbours) -> Iterable[Sequence[object]]:
 
 
 def _write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
-    from fastviz.images import whole_file
+    from fastviz.images.files import whole_file
 
     with whole_file(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
@@ -211,7 +212,8 @@ def _write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[objec
 
 def _write_page(path: Path, found: Embedding, maps: Mapping[str, object], title: str) -> None:
     """A page that shows both maps, to zoom and to ask for names."""
-    from fastviz import output_folder, report
+    from fastviz._util import output_folder
+    from fastviz.jobs import report
 
     names = [output_folder.printable(name) for name in found.names]
     report.render(path, "map.html", title=title, layer=found.layer, names=names, maps=maps)

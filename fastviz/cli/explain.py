@@ -21,7 +21,7 @@ from fastviz.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from fastviz.jobs import Settings, Summary
+    from fastviz.jobs.runner import Settings, Summary
 
 __all__ = ["explain"]
 
@@ -82,7 +82,8 @@ def explain(
 
 def _report(out: Path, settings: Settings, summary: Summary, *, sheets: bool) -> list[Path]:
     """Write the pages of a job, and with ``sheets`` its contact sheets; the first of each, none without results."""
-    from fastviz import jobs, report
+    from fastviz import jobs
+    from fastviz.jobs import report
 
     if next(jobs.read_results(out), None) is None:
         return []

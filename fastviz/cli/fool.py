@@ -14,10 +14,10 @@ from fastviz.cli.common import Device, ModelName, Stopped, Weights, app, load_ne
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from fastviz.fooling import Unrecognisable
-    from fastviz.methods.adversarial import Fooled
-    from fastviz.models import Preprocessing
-    from fastviz.report import Section
+    from fastviz.jobs.report import Section
+    from fastviz.methods.adversarial.fooling import Unrecognisable
+    from fastviz.methods.adversarial.targeted import Fooled
+    from fastviz.models.loading import Preprocessing
 
 __all__ = ["demo_section", "fool"]
 
@@ -55,7 +55,8 @@ def fool(
 
     From nothing: fastviz fool --noise --target jellyfish --out noise.png
     """
-    from fastviz import checks, images, methods, models
+    from fastviz import images, methods, models
+    from fastviz._util import checks
 
     if (photo is not None) + noise + evolve != 1:
         raise ValueError("give one of: a photograph, --noise, --evolve")
@@ -114,7 +115,8 @@ def _placed(fooled: Tensor, whole: Tensor) -> Tensor:
 
 def _write_fooled(network: nn.Module, found: Fooled, x: Tensor, whole: Tensor, names: list[str], out: Path) -> None:
     """The fooled photograph, the comparison beside it, and the numbers."""
-    from fastviz import captions, images
+    from fastviz import images
+    from fastviz.images import captions
 
     panels = _compared(network, found, x, names)
     images.save_image(_placed(panels[-1][1], whole), out)
@@ -169,7 +171,8 @@ def _say_how_it_reads(network: nn.Module, out: Path, names: list[str]) -> None:
     """What the network sees in the file, prepared as any photograph is."""
     import torch
 
-    from fastviz import capture, images, models
+    from fastviz import images, models
+    from fastviz.execution import capture
 
     place = next(network.parameters()).device
     x = images.preprocess(images.read_image(out), models.preprocessing(network))[None].to(place)
@@ -184,7 +187,8 @@ def _percent(probability: Tensor) -> str:
 
 def demo_section(network: nn.Module, photo: Path) -> Section:
     """For the demo's page: a photograph that is taken for something else, noise, and a pattern that evolved."""
-    from fastviz import images, methods, models, report
+    from fastviz import images, methods, models
+    from fastviz.jobs import report
 
     names, seen = models.class_names(network), models.preprocessing(network)
     koala, penguin = (names.index(name) for name in _DEMO_TARGETS)

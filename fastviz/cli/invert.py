@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from fastviz.methods.inversion import Inverted
-    from fastviz.report import Section
+    from fastviz.jobs.report import Section
+    from fastviz.methods.synthesis.inversion import Inverted
 
 __all__ = ["demo_section", "invert"]
 
@@ -81,7 +81,7 @@ def demo_section(network: nn.Module, photos: Path) -> Section:
     from torch.nn import functional
 
     from fastviz import images, methods, models
-    from fastviz.report import Section
+    from fastviz.jobs.report import Section
 
     seen = models.preprocessing(network)
     paths = sorted(images.find_images([photos]), key=lambda path: path.name)

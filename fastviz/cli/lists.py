@@ -26,7 +26,7 @@ def methods() -> None:
 @app.command()
 def models() -> None:
     """List the networks that can be loaded by name."""
-    from fastviz.models import model_names
+    from fastviz.models.loading import model_names
 
     for name in model_names():
         print(name)
@@ -39,8 +39,9 @@ def layers(
     size: Annotated[int | None, typer.Option(help="Height and width of the input, in pixels.")] = None,
 ) -> None:
     """List a network's layers: output for one picture, parameters and receptive field."""
-    from fastviz import checks, graph
-    from fastviz.models import load_model
+    from fastviz import graph
+    from fastviz._util import checks
+    from fastviz.models.loading import load_model
 
     if size is not None:
         checks.whole_number(size, "size", minimum=1)

@@ -13,8 +13,8 @@ from fastviz.cli.common import Device, Stopped, Weights, app, load_network, new_
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from fastviz.report import Section
-    from fastviz.targets import Target
+    from fastviz.jobs.report import Section
+    from fastviz.targets.objectives import Target
 
 __all__ = ["demo_section", "maximize", "sheet"]
 
@@ -175,7 +175,7 @@ def sheet(pictures: Sequence[tuple[str, Tensor]], *, columns: int = _COLUMNS) ->
     import torch
     from torch.nn import functional
 
-    from fastviz import captions
+    from fastviz.images import captions
 
     height = max(_HEIGHT, pictures[0][1].shape[1])
     rows = [
@@ -191,7 +191,7 @@ def demo_section(network: nn.Module) -> Section:
     from torch.nn import functional
 
     from fastviz import methods, models
-    from fastviz.report import Section
+    from fastviz.jobs.report import Section
 
     names = models.class_names(network)
     classes = torch.tensor([names.index(name) for name in _DEMO_CLASSES])

@@ -34,8 +34,9 @@ def plan(
     stride: Stride = None,
 ) -> None:
     """Print what an occlusion sweep computes, layer by layer: rectangles, operations, bytes, and the gain."""
-    from fastviz import checks, incremental
-    from fastviz.models import load_model
+    from fastviz._util import checks
+    from fastviz.engine import incremental
+    from fastviz.models.loading import load_model
 
     if size is not None:
         checks.whole_number(size, "size", minimum=1)
@@ -64,7 +65,8 @@ def occlusion(
     """Cover a photograph window by window: map, scores and winning classes in one picture; what was saved in words."""
     import torch
 
-    from fastviz import images, incremental, jobs, methods, models
+    from fastviz import images, jobs, methods, models
+    from fastviz.engine import incremental
 
     images.picture_path(out, "--out")
     network, place = load_network(model, weights, device)
@@ -126,7 +128,7 @@ def _picture(photo: Tensor, found: OcclusionMap, names: list[str], target: str) 
     """The photograph, the map over it, the score under each window and the class that wins there, with captions."""
     import torch
 
-    from fastviz import captions, drawing, pictures
+    from fastviz.images import captions, drawing, tensors
 
     scores = found.scores[0].float().cpu()
     baseline = float(found.baseline[0])
@@ -135,7 +137,7 @@ def _picture(photo: Tensor, found: OcclusionMap, names: list[str], target: str) 
         ("what speaks for it (red)", drawing.draw("signed", found.attribution[0].cpu(), photo)),
         (
             f"score under each window, {float(scores.min()):.1f} to {float(scores.max()):.1f}",
-            pictures.colour_map(pictures.normalise(scores[None]), "viridis")[0],
+            tensors.colour_map(tensors.normalise(scores[None]), "viridis")[0],
         ),
     ]
     legend: list[tuple[str, str]] = []

@@ -26,9 +26,9 @@ from fastviz.cli.common import (
 if TYPE_CHECKING:
     from torch import nn
 
+    from fastviz.images.streams import Stream
+    from fastviz.jobs.report import Section
     from fastviz.methods import Patches
-    from fastviz.report import Section
-    from fastviz.streaming import Stream
 
 __all__ = ["demo_section", "patches"]
 
@@ -63,7 +63,9 @@ def patches(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds.")] = False,
 ) -> None:
     """Find the patches of photographs that excite each channel most: a sheet a layer, and the places as JSON lines."""
-    from fastviz import methods, output_folder, streaming
+    from fastviz import methods
+    from fastviz._util import output_folder
+    from fastviz.images import streams
 
     with output_folder.locked(out, (_SHEETS,)):
         if (out / _HITS).exists() and not overwrite:
@@ -71,7 +73,7 @@ def patches(
         wanted = None if channels in (None, "all") else numbers(channels or "", "--channels")
         spot = None if position is None else _position(position)
         network, _ = load_network(model, weights, device)
-        stream = streaming.batches(photos, model=network, batch_size=batch_size, limit=limit, progress=True)
+        stream = streams.batches(photos, model=network, batch_size=batch_size, limit=limit, progress=True)
         names = None if layer is None else [name.strip() for name in layer.split(",") if name.strip()]
         try:
             found = methods.patches(network, stream, names, k=k, one_per_image=not every_place, position=spot)
@@ -115,7 +117,7 @@ def _shown(layer: str, count: int, channels: str | None, wanted: list[int] | Non
 
 def _clear(out: Path) -> None:
     """Make the folder, and remove the sheets that an earlier run left there."""
-    from fastviz.output_folder import clear_way
+    from fastviz._util.output_folder import clear_way
 
     clear_way(out, f"{_SHEETS}/any.png")
     for old in (out / _SHEETS).glob("*.png"):
@@ -124,7 +126,7 @@ def _clear(out: Path) -> None:
 
 def _write_hits(path: Path, found: Mapping[str, Patches]) -> None:
     """A JSON line for each place."""
-    from fastviz.images import whole_file
+    from fastviz.images.files import whole_file
 
     with whole_file(path) as file:
         for each in found.values():
@@ -181,7 +183,8 @@ def _print_summary(found: Mapping[str, Patches]) -> None:
 
 def demo_section(network: nn.Module, photos: Sequence[Path]) -> Section:
     """What excites some channels of the built-in network in the photographs of its demo."""
-    from fastviz import methods, report
+    from fastviz import methods
+    from fastviz.jobs import report
 
     # With three photographs, one place in each would leave nothing to compare.
     found = methods.patches(network, photos, _DEMO_LAYER, one_per_image=False)[_DEMO_LAYER]

@@ -12,7 +12,7 @@ from fastviz.cli.common import Device, ModelName, Weights, app, load_network
 if TYPE_CHECKING:
     from torch import nn
 
-    from fastviz.report import Section
+    from fastviz.jobs.report import Section
 
 __all__ = ["activations", "demo_sections", "filters"]
 
@@ -32,7 +32,8 @@ def filters(
     limit: Annotated[int | None, typer.Option(help="Only the first so many filters and channels.")] = None,
 ) -> None:
     """Draw the weights of a convolution: in colour over the picture itself, grey over the channels of deeper layers."""
-    from fastviz import checks, images, methods
+    from fastviz import images, methods
+    from fastviz._util import checks
 
     images.picture_path(out, "--out")
     if limit is not None:
@@ -61,7 +62,9 @@ def activations(
     device: Device = "auto",
 ) -> None:
     """Draw the maps of a network's layers for a photograph, with the photograph beside them."""
-    from fastviz import checks, colour_tables, images, methods, models
+    from fastviz import images, methods, models
+    from fastviz._util import checks
+    from fastviz.images import colour_tables
 
     checks.one_of(colours, "--colours", colour_tables.NAMES)
     picture = images.read_image(photo)
@@ -85,7 +88,7 @@ def activations(
 def demo_sections(network: nn.Module, photos: Path) -> list[Section]:
     """The demo's: the first filters, and the maps of an early and a late layer for the first of its photographs."""
     from fastviz import images, methods, models
-    from fastviz.report import Section
+    from fastviz.jobs.report import Section
 
     seen = models.preprocessing(network)
     photo = min(images.find_images(photos), key=lambda path: path.name)

@@ -15,7 +15,7 @@ from fastviz.cli.common import Device, ModelName, Stopped, Weights, app, failure
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from fastviz.streaming import Batch, Stream
+    from fastviz.images.streams import Batch, Stream
 
 __all__ = ["segment"]
 
@@ -46,7 +46,9 @@ def segment(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds.")] = False,
 ) -> None:
     """Cut out the object that the network sees in each photograph: masks, overlays, boxes and contact sheets."""
-    from fastviz import jobs, models, output_folder, streaming
+    from fastviz import jobs, models
+    from fastviz._util import output_folder
+    from fastviz.images import streams
 
     with output_folder.locked(out, (_MASKS, _OVERLAYS)):
         held = [name for name in (_BOXES, _MASKS, _OVERLAYS) if (out / name).exists()]
@@ -54,7 +56,7 @@ def segment(
             what = "boxes" if held[0] == _BOXES else held[0]
             raise ValueError(f"--out holds {what} already: {out / held[0]}; --overwrite replaces them")
         network, _ = load_network(model, weights, device)
-        stream = streaming.batches(photos, model=network, batch_size=batch_size, limit=limit, progress=True)
+        stream = streams.batches(photos, model=network, batch_size=batch_size, limit=limit, progress=True)
         stems = output_folder.unique_names(stream.names or [])
         names = models.class_names(network)
         wanted = jobs.target_index(target, names)
@@ -131,7 +133,7 @@ def _segmented(
 
 def _clear(out: Path) -> None:
     """Empty the folder of what an earlier run left in it."""
-    from fastviz.output_folder import remove
+    from fastviz._util.output_folder import remove
 
     for part in (_BOXES, _MASKS, _OVERLAYS):
         remove(out / part)
@@ -139,14 +141,16 @@ def _clear(out: Path) -> None:
 
 def _write(out: Path, line: dict[str, Any], mask: Tensor, photo: Tensor) -> None:
     """Write the mask and the overlay of one photograph, then the line that says so."""
-    from fastviz import drawing, images, output_folder, pictures
+    from fastviz import images
+    from fastviz._util import output_folder
+    from fastviz.images import drawing, tensors
 
     for part in (line["mask"], line["overlay"]):
         output_folder.clear_way(out, part)
     images.save_image(mask.float().expand(3, -1, -1), out / line["mask"])
     scale = max(1.0, _SHOWN / min(mask.shape))
     height, width = (round(side * scale) for side in mask.shape)
-    shown = pictures.resize(photo[None], height, width, "bicubic")[0]
+    shown = tensors.resize(photo[None], height, width, "bicubic")[0]
     images.save_image(drawing.draw("mask", mask.float(), shown), out / line["overlay"])
     with (out / _BOXES).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
@@ -171,7 +175,8 @@ def _sheet(out: Path, lines: list[dict[str, Any]]) -> Tensor:
     import torch
     from torch.nn import functional
 
-    from fastviz import captions, images
+    from fastviz import images
+    from fastviz.images import captions
 
     rows = []
     for first in range(0, len(lines), _COLUMNS):

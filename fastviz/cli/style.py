@@ -13,7 +13,7 @@ from fastviz.cli.texture import layer_names, losses, previewing, sample_path, sh
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from fastviz.report import Section
+    from fastviz.jobs.report import Section
 
 __all__ = ["demo_section", "style"]
 
@@ -58,8 +58,9 @@ def style(
     device: Device = "auto",
 ) -> None:
     """Paint a photograph in the style of other pictures, as a network sees style (Gatys, Ecker, Bethge)."""
-    from fastviz import checks, images, methods
-    from fastviz.canvas import frame_of
+    from fastviz import images, methods
+    from fastviz._util import checks
+    from fastviz.engine.optimize.canvas import frame_of
 
     images.picture_path(out, "--out")
     longest = checks.whole_number(size, "--size", minimum=1)
@@ -107,18 +108,19 @@ def _masks(paths: list[Path], photo: Tensor) -> Tensor:
     """The brightness of the pictures at ``paths`` at the size of ``photo``: [S, H, W]."""
     import torch
 
-    from fastviz import images, pictures
+    from fastviz import images
+    from fastviz.images import tensors
 
     height, width = photo.shape[1:]
     read = [images.read_image(path).mean(0, keepdim=True) for path in paths]
-    return torch.cat([pictures.resize(each[None], height, width, "bilinear")[0] for each in read])
+    return torch.cat([tensors.resize(each[None], height, width, "bilinear")[0] for each in read])
 
 
 def demo_section(network: nn.Module, photo: Path) -> Section:
     """The demo's: a photograph, and what the built-in network makes of it with the style of two built-in textures."""
     from fastviz import images, methods
-    from fastviz.canvas import frame_of
-    from fastviz.report import Section
+    from fastviz.engine.optimize.canvas import frame_of
+    from fastviz.jobs.report import Section
 
     shown = shrunk(images.read_image(photo), 160)
     frame = frame_of(network, (shown.shape[1], shown.shape[2]))

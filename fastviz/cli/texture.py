@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from fastviz.canvas import Frame
-    from fastviz.methods.style import Styled
-    from fastviz.report import Section
+    from fastviz.engine.optimize.canvas import Frame
+    from fastviz.jobs.report import Section
+    from fastviz.methods.synthesis.style_transfer import Styled
 
 __all__ = ["demo_section", "layer_names", "losses", "neural_section", "previewing", "sample_path", "shrunk", "texture"]
 
-_BUILT_IN = Path(__file__).parents[1] / "data" / "textures"
+_BUILT_IN = Path(__file__).parents[1] / "models" / "data" / "textures"
 
 
 @app.command(
@@ -65,7 +65,8 @@ def texture(
     device: Device = "auto",
 ) -> None:
     """Grow a texture pixel by pixel from a sample (Efros, Leung), fill a hole, or match a network's view (Gatys)."""
-    from fastviz import checks, images, jobs
+    from fastviz import images, jobs
+    from fastviz._util import checks
 
     images.picture_path(out, "--out")
     growing = _given(window=window, epsilon=epsilon, hole=hole)
@@ -127,7 +128,7 @@ def _match(
     out: Path,
 ) -> None:
     from fastviz import images, methods
-    from fastviz.canvas import frame_of
+    from fastviz.engine.optimize.canvas import frame_of
 
     options.pop("weights", None)
     options |= {"layers": layer_names(options.pop("layer", None)), "seed": seed, "progress": True}
@@ -182,18 +183,19 @@ def _channels(picture: Tensor) -> Tensor:
 
 def shrunk(picture: Tensor, longest: int) -> Tensor:
     """``picture`` [3, H, W], its longer side at most that long."""
-    from fastviz import pictures
+    from fastviz.images import tensors
 
     height, width = picture.shape[1:]
     factor = longest / max(height, width)
     if factor >= 1:
         return picture
-    return pictures.resize(picture[None], max(1, round(factor * height)), max(1, round(factor * width)), "bilinear")[0]
+    return tensors.resize(picture[None], max(1, round(factor * height)), max(1, round(factor * width)), "bilinear")[0]
 
 
 def demo_section() -> Section:
     """What the demo page shows of textures: each sample beside what grew from it."""
-    from fastviz import images, methods, report
+    from fastviz import images, methods
+    from fastviz.jobs import report
 
     shown = []
     for name, window in (("brick", 15), ("grass", 11), ("gravel", 11)):
@@ -213,8 +215,9 @@ def demo_section() -> Section:
 
 def neural_section(network: nn.Module) -> Section:
     """What the demo page shows of textures that a network cannot tell from a sample."""
-    from fastviz import images, methods, report
-    from fastviz.canvas import frame_of
+    from fastviz import images, methods
+    from fastviz.engine.optimize.canvas import frame_of
+    from fastviz.jobs import report
 
     shown = []
     for name in ("brick", "gravel"):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastviz.capture import OwnHook
+from fastviz.execution.capture import OwnHook
 
 __all__ = ["first_calls", "recorded"]
 
@@ -18,8 +18,8 @@ __all__ = ["first_calls", "recorded"]
 def recorded(layer: nn.Module, *, at_input: bool, leaves: bool) -> Iterator[list[Tensor]]:
     """Record what ``layer`` gives out, or takes in, in the forward passes made inside by this thread.
 
-    Yields a list that holds the tensors of the last call. Unlike :func:`fastviz.capture.activations` this takes a
-    module, which may be any, its inputs, and layers with several tensors.
+    Yields a list that holds the tensors of the last call. Unlike :func:`fastviz.execution.capture.activations` this
+    takes a module, which may be any, its inputs, and layers with several tensors.
 
     With ``leaves``, to be used under ``torch.no_grad()``, autograd starts at the layer, as in ``activations``; the
     model goes on with a copy. Otherwise the list holds copies, which works in place behind the layer do not change.

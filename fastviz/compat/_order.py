@@ -7,7 +7,8 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from fastviz import backward, capture
+from fastviz.engine.gradients import input_gradients
+from fastviz.execution import capture
 
 __all__ = ["in_fast_order", "may_round"]
 
@@ -36,10 +37,11 @@ def in_fast_order(
 ) -> Callable[..., Result]:
     """``compute``, given the images in channels_last memory where that makes the model faster, and may be done.
 
-    See :func:`fastviz.backward.in_fast_order`. Either way there is one more function on the stack.
+    See :func:`fastviz.engine.gradients.input_gradients.in_fast_order`. Either way there is one more function on the
+    stack.
     """
     if isinstance(forward_func, nn.Module) and may_round(forward_func, inputs):
-        return backward.in_fast_order(forward_func, "model", compute, None)
+        return input_gradients.in_fast_order(forward_func, "model", compute, None)
 
     def run(*inputs: Tensor) -> Result:
         return compute(*inputs)

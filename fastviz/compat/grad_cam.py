@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastviz import capture
 from fastviz.compat._layers import first_calls
 from fastviz.compat._order import in_fast_order
-from fastviz.methods.gradients import guided_backprop
+from fastviz.execution import capture
+from fastviz.methods.attribution.gradients import guided_backprop
 
 __all__ = ["GradCAM", "GuidedBackpropReLUModel"]
 

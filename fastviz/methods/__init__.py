@@ -6,14 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fastviz.methods.activations import activation_grid, activations
-from fastviz.methods.adversarial import Fooled, fool, fool_from_noise
-from fastviz.methods.cam import cam, grad_cam, guided_grad_cam
-from fastviz.methods.dream import Dream, deep_dream, dream_zoom, squared
-from fastviz.methods.embedding import Embedding, embedding, load_embedding
-from fastviz.methods.evolution import evolve
-from fastviz.methods.filters import filter_grid, filters
-from fastviz.methods.gradients import (
+from fastviz.methods.adversarial.evolution import evolve
+from fastviz.methods.adversarial.targeted import Fooled, fool, fool_from_noise
+from fastviz.methods.attribution.cam import cam, grad_cam, guided_grad_cam
+from fastviz.methods.attribution.gradients import (
     deconvnet,
     gradient_times_input,
     guided_backprop,
@@ -21,18 +17,22 @@ from fastviz.methods.gradients import (
     saliency,
     smooth_grad,
 )
-from fastviz.methods.inversion import Inverted, invert, invert_all, invertible_layers
-from fastviz.methods.latent import CodeImages, maximize_code
-from fastviz.methods.maximization import Maximized, maximize
-from fastviz.methods.neighbours import Neighbours, neighbour_sheet, neighbours
-from fastviz.methods.neural_texture import neural_texture
-from fastviz.methods.occlusion import OcclusionMap, occlusion
-from fastviz.methods.patch_sheets import PatchPictures, patch_pictures, patch_sheet
-from fastviz.methods.patches import Patches, patches
-from fastviz.methods.segmentation import Segmentation, segment
-from fastviz.methods.style import Styled, style_transfer
-from fastviz.methods.texture import fill_hole, synthesize_texture
-from fastviz.placement import ImageMap, image_map
+from fastviz.methods.attribution.occlusion import OcclusionMap, occlusion
+from fastviz.methods.attribution.segmentation import Segmentation, segment
+from fastviz.methods.inspection.activations import activation_grid, activations
+from fastviz.methods.inspection.embedding import Embedding, embedding, load_embedding
+from fastviz.methods.inspection.filters import filter_grid, filters
+from fastviz.methods.inspection.neighbours import Neighbours, neighbour_sheet, neighbours
+from fastviz.methods.inspection.patch_sheets import PatchPictures, patch_pictures, patch_sheet
+from fastviz.methods.inspection.patches import Patches, patches
+from fastviz.methods.synthesis.activation_maximization import Maximized, maximize
+from fastviz.methods.synthesis.deep_dream import Dream, deep_dream, dream_zoom, squared
+from fastviz.methods.synthesis.inversion import Inverted, invert, invert_all, invertible_layers
+from fastviz.methods.synthesis.latent_maximization import CodeImages, maximize_code
+from fastviz.methods.synthesis.neural_texture import neural_texture
+from fastviz.methods.synthesis.style_transfer import Styled, style_transfer
+from fastviz.methods.synthesis.texture_synthesis import fill_hole, synthesize_texture
+from fastviz.vectors.assignment import ImageMap, image_map
 
 __all__ = [
     "EXPLAINERS",

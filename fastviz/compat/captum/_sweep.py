@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastviz import capture, incremental, ops
-from fastviz.apart import Batches
+from fastviz import ops
 from fastviz.compat.captum import _bases
 from fastviz.compat.captum._forward import select, target_of
+from fastviz.engine import incremental
+from fastviz.execution import capture
+from fastviz.execution.batches import Batches
 
 __all__ = ["Call", "ForCaptum", "Job", "accepted"]
 

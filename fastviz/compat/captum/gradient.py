@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastviz import capture, ops
+from fastviz import ops
 from fastviz.compat._layers import recorded
 from fastviz.compat._order import in_fast_order, may_round
 from fastviz.compat.captum import _bases
 from fastviz.compat.captum._forward import formatted, run, tensors
 from fastviz.compat.captum._layers import in_parallel, neurons
-from fastviz.convolutions import fast_convolutions
+from fastviz.execution import capture
+from fastviz.execution.fast_conv.memory_format import fast_convolutions
 
 __all__ = [
     "Deconvolution",

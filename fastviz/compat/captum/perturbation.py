@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastviz._util.progress import bar
 from fastviz.compat.captum import _bases
 from fastviz.compat.captum._forward import formatted
 from fastviz.compat.captum._segments import Segments, segments
 from fastviz.compat.captum._sweep import ForCaptum, Job, accepted
-from fastviz.progress import bar
-from fastviz.windows import Grid
+from fastviz.engine.incremental.window_grid import Grid
 
 __all__ = ["FeatureAblation", "Occlusion"]
 
@@ -29,9 +29,9 @@ class Occlusion(_bases.Occlusion):
     """captum's ``Occlusion``: how much the target falls when a window of the input is covered.
 
     Arguments, results and errors are captum's. Where the model is a module and the input one batch of images
-    [N, C, H, W], only what a window changes is recomputed (:func:`fastviz.incremental.sweep`), many windows at once,
-    whatever ``perturbations_per_eval`` says; other calls, and those with less work than it takes to prepare a model,
-    take captum's own path. Which and why is logged at level DEBUG by the logger ``fastviz.compat.captum``.
+    [N, C, H, W], only what a window changes is recomputed (:func:`fastviz.engine.incremental.sweep`), many windows at
+    once, whatever ``perturbations_per_eval`` says; other calls, and those with less work than it takes to prepare a
+    model, take captum's own path. Which and why is logged at level DEBUG by the logger ``fastviz.compat.captum``.
 
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2)).eval()
     >>> Occlusion(model).attribute(torch.ones(1, 3, 4, 4), (3, 2, 2), strides=(3, 2, 2), target=1).shape

@@ -1,0 +1,128 @@
+"""The first and later calls of ``occlusion`` against a plain loop: ``python -m benchmarks.engine.incremental.first_call
+[--only NAME]``.
+
+For each network and size one grid of 6x6 windows. The plain loop copies the image, covers a window in each copy and
+runs batches of eight. Every network is new for the first call, whose time includes deciding, tracing and planning;
+later calls are the median of a few ("traced": those of a network that was told to trace). Networks of timm are measured
+where timm is installed. A gain below 0.97 is marked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fastviz as fv
+from benchmarks.common import parse, parser, seconds, write
+
+SIZES = (64, 96, 128, 224)
+TORCHVISION = (
+    *("resnet18", "resnet50", "vgg11_bn", "vgg16", "squeezenet1_0", "mobilenet_v2", "mobilenet_v3_small"),
+    *("efficientnet_b0", "densenet121", "shufflenet_v2_x0_5", "convnext_tiny", "swin_t"),
+)
+TIMM = ("selecsls42", "repvgg_a0", "resnetv2_50", "regnetx_002", "hrnet_w18_small", "dla34", "ese_vovnet19b_dw")
+BATCH = 8
+ROWS = 6
+LEAST = 0.97
+
+
+def network(name: str) -> nn.Module:
+    """A network with random weights, of torchvision, or of timm where it begins with ``timm/``."""
+    torch.manual_seed(0)
+    if name.startswith("timm/"):
+        import timm
+
+        found: nn.Module = timm.create_model(name.removeprefix("timm/"), pretrained=False)
+    else:
+        import torchvision
+
+        found = torchvision.models.get_model(name, weights=None)
+    return found.eval()
+
+
+def plain(model: nn.Module, image: Tensor, side: int, step: int) -> Tensor:
+    """The score of class 1 under each window, as people write it."""
+    starts = range(0, step * ROWS, step)
+    corners = [(top, left) for top in starts for left in starts]
+    scores = []
+    with torch.no_grad():
+        model(image)
+        for first in range(0, len(corners), BATCH):
+            part = corners[first : first + BATCH]
+            copies = image.repeat(len(part), 1, 1, 1)
+            for copy, (top, left) in zip(copies, part, strict=True):
+                copy[:, top : top + side, left : left + side] = 0
+            scores.append(model(copies)[:, 1])
+    return torch.cat(scores)
+
+
+def measured(name: str, size: int, rounds: int, device: torch.device) -> dict[str, Any]:
+    """One line of the result."""
+    step = size // (ROWS + 1)
+    side = size - step * (ROWS - 1)
+    image = torch.randn(1, 3, size, size, device=device)
+    loop_model, model = network(name).to(device), network(name).to(device)
+    plain(loop_model, image, side, step)  # libraries choose their algorithms
+    paths: list[str] = []
+
+    def sweep() -> None:
+        found = fv.occlusion(model, image, 1, window=side, stride=step)
+        paths.append(found.stats["path"])
+
+    def median(call: Callable[[], object]) -> float:
+        return statistics.median(seconds(call, device) for _ in range(rounds))
+
+    loop = median(lambda: plain(loop_model, image, side, step))
+    first = seconds(sweep, device)
+    later = median(sweep)
+    traced = network(name).to(device)
+    fv.occlusion(traced, image, 1, window=side, stride=step, trace="always")
+    prepared = median(lambda: fv.occlusion(traced, image, 1, window=side, stride=step))
+    again = median(lambda: plain(loop_model, image, side, step))
+    loop = min(loop, again)
+    return {
+        "network": name,
+        "size": size,
+        "plain_ms": loop * 1e3,
+        "first": loop / first,
+        "later": loop / later,
+        "traced": loop / prepared,
+        "first_path": paths[0],
+        "later_path": paths[-1],
+    }
+
+
+def options() -> argparse.Namespace:
+    """The command line."""
+    arguments = parser(__doc__, "first-call")
+    arguments.add_argument("--only", action="append", help="a network, for example vgg11_bn or timm/repvgg_a0")
+    arguments.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    arguments.add_argument("--rounds", type=int, default=5)
+    return parse(arguments, "first-call")
+
+
+def main() -> None:
+    """Measure, print a line for each, and write the result file."""
+    given = options()
+    names = given.only or [*TORCHVISION, *(f"timm/{name}" for name in TIMM if find_spec("timm"))]
+    rows = []
+    for name in names:
+        for size in given.sizes:
+            line = measured(name, size, given.rounds, given.device)
+            rows.append(line)
+            gains = {key: line[key] for key in ("first", "later", "traced")}
+            low = " BELOW" if min(line["first"], line["later"]) < LEAST else ""
+            words = ", ".join(f"{key} {gain:.2f}x" for key, gain in gains.items())
+            print(f"{name} {size}: loop {line['plain_ms']:.0f} ms; {words} ({line['first_path']}, "
+                  f"{line['later_path']}){low}", flush=True)  # fmt: skip
+    write(given.out, rows, given.device)
+
+
+if __name__ == "__main__":
+    main()

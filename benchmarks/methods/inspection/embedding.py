@@ -1,0 +1,179 @@
+"""Feature vectors of many images: components, neighbours, maps of thousands of images, streaming from files.
+
+``python -m benchmarks.methods.inspection.embedding``: ten minutes on 2 cores. The vectors are synthetic, rectified
+mixtures of 300 numbers with noise, so that their variances fall as those of features do. Where there is a limit and no
+rival, it stands as "time allowed". Photographs of a folder are streamed if ``--photos`` is given, and class neighbours
+compared if ``--classes`` names a folder with a folder a class.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastviz as fv
+from benchmarks.common import parse, parser, row, side_by_side, write
+from fastviz.vectors.nearest_neighbours import nearest
+
+Rows = list[dict[str, Any]]
+ROUNDS = 5
+
+
+def features(count: int, numbers: int, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randn(count, 300, generator=generator) * torch.linspace(0, -3, 300).exp()
+    spread = torch.randn(300, numbers, generator=generator)
+    return (mixed @ spread + 0.2 * torch.randn(count, numbers, generator=generator)).relu().to(device)
+
+
+def components(x: Tensor) -> Rows:
+    from sklearn.decomposition import PCA
+
+    rows = []
+    array = x.cpu().numpy()
+    for k in (2, 50):
+        exact = fv.pca(x, k)
+        q, _, _ = torch.pca_lowrank(x, k + 6, niter=2)
+        calls: dict[str, Callable[[], Any]] = {
+            "fastviz": lambda k=k: fv.pca(x, k),
+            "torch.pca_lowrank": lambda k=k: torch.pca_lowrank(x, k + 6, niter=2),
+            "scikit-learn randomized": lambda k=k: PCA(k, svd_solver="randomized", random_state=0).fit_transform(array),
+            "scikit-learn exact": lambda k=k: PCA(k, svd_solver="covariance_eigh").fit_transform(array),
+        }
+        times = side_by_side(calls, x.device, rounds=ROUNDS, warm_up=1)
+        lost = float(1 - (q[:, :k].T @ (x - exact.mean)).norm() ** 2 / (exact.variance.sum() * (len(x) - 1)))
+        note = f"torch.pca_lowrank misses {lost:.2g} of the variance that the exact components hold"
+        rows.append(row("pca", f"{len(x)} x {x.shape[1]} to {k}", times, {}, note))
+    return rows
+
+
+def neighbours(x: Tensor) -> Rows:
+    from sklearn.neighbors import NearestNeighbors
+
+    array = x.cpu().numpy()
+    calls: dict[str, Callable[[], Any]] = {
+        "fastviz": lambda: nearest(x, 10),
+        "torch.cdist and topk": lambda: torch.cdist(x, x).topk(11, largest=False),
+        "scikit-learn brute": lambda: NearestNeighbors(n_neighbors=11, algorithm="brute").fit(array).kneighbors(array),
+    }
+    times = side_by_side(calls, x.device, rounds=ROUNDS, warm_up=1)
+    return [row("nearest neighbours", f"10 of {len(x)} x {x.shape[1]}", times, {}, "fastviz: those of float64")]
+
+
+def maps(count: int) -> Rows:
+    generator = torch.Generator().manual_seed(0)
+    centres = 20 * torch.rand(20, 2, generator=generator)
+    crowds = centres[torch.randint(0, 20, (count,), generator=generator)] + torch.randn(count, 2, generator=generator)
+    pictures = torch.randint(0, 256, (count, 3, 96, 96), generator=generator, dtype=torch.uint8)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for layout in ("scatter", "grid"):
+
+            def draw(layout: Any = layout) -> None:
+                found = fv.image_map(pictures, crowds, layout=layout)
+                fv.images.save_image(found.picture, Path(folder) / f"{layout}.png")
+
+            times = side_by_side({"fastviz": draw}, torch.device("cpu"), rounds=ROUNDS, warm_up=0)
+            times["time allowed"] = {"median_ms": 60_000.0, "spread_ms": 0.0}
+            case = f"{count} images, {layout}, written as PNG"
+            rows.append(row("map of images", case, times, {"time allowed": 1.0}))
+    return rows
+
+
+def streaming(photos: Path, device: torch.device) -> Rows:
+    """Vectors of the photographs in a folder by a SqueezeNet, against what people write."""
+    from PIL import Image
+    from torch.utils.data import DataLoader, Dataset
+    from torchvision.models import SqueezeNet1_0_Weights
+
+    model = fv.load_model("squeezenet1_0").to(device)
+    files = fv.images.find_images(photos)
+    prepare = SqueezeNet1_0_Weights.IMAGENET1K_V1.transforms()
+    x, _ = fv.load_images(files, model=model)
+    x = x.to(device)
+
+    class Files(Dataset[Tensor]):
+        def __len__(self) -> int:
+            return len(files)
+
+        def __getitem__(self, index: int) -> Tensor:
+            with Image.open(files[index]) as picture:
+                prepared: Tensor = prepare(picture.convert("RGB"))
+            return prepared
+
+    def vectors(batch: Tensor) -> Tensor:
+        return model.features(batch).mean((2, 3))
+
+    def one_by_one() -> Tensor:
+        with torch.inference_mode():
+            return torch.cat([vectors(Files()[index][None].to(device)) for index in range(len(files))])
+
+    def loaded() -> Tensor:
+        with torch.inference_mode():
+            loader = DataLoader(Files(), batch_size=32, num_workers=2)
+            return torch.cat([vectors(batch.to(device)) for batch in loader])
+
+    def bare() -> Tensor:
+        with torch.inference_mode():
+            return torch.cat([vectors(batch) for batch in x.split(32)])
+
+    mine = fv.embedding(model, files).vectors
+    for rival in (one_by_one(), loaded(), bare()):
+        torch.testing.assert_close(mine, rival, rtol=1e-3, atol=1e-3)
+    calls: dict[str, Callable[[], Any]] = {
+        "fastviz": lambda: fv.embedding(model, files),
+        "one image after another": one_by_one,
+        "DataLoader, 2 workers": loaded,
+        "forward passes alone": bare,
+    }
+    times = side_by_side(calls, device, rounds=ROUNDS, warm_up=1)
+    return [row("embedding of files", f"SqueezeNet, {len(files)} photographs", times, {})]
+
+
+def classes(folder: Path) -> Rows:
+    """How many images have the class of most of their ten nearest neighbours: among vectors, and on the plane."""
+    found = fv.embedding(fv.load_model("demo"), folder)
+    names = [name.split("/")[0] for name in found.names]
+    labels = torch.tensor([sorted(set(names)).index(name) for name in names])
+
+    def accuracy(vectors: Tensor) -> float:
+        return float((labels[nearest(vectors, 10)[0]].mode(1).values == labels).float().mean())
+
+    shares = {
+        "features": accuracy(found.vectors),
+        "t-SNE": accuracy(fv.tsne(found.vectors, engine="sklearn")),
+        "two components": accuracy(fv.pca(found.vectors).coordinates),
+        "pixels": accuracy(found.pictures.flatten(1).float()),
+    }
+    note = "10-nearest-neighbour accuracy: " + ", ".join(
+        f"{name} {100 * share:.1f} %" for name, share in shares.items()
+    )
+    print(note)
+    calls = {"fastviz": lambda: fv.tsne(found.vectors, engine="sklearn")}
+    times = side_by_side(calls, torch.device("cpu"), rounds=2, warm_up=0)
+    return [row("t-SNE", f"{len(names)} x {found.vectors.shape[1]}, scikit-learn", times, {}, note)]
+
+
+def main() -> None:
+    arguments = parser(__doc__, "embedding")
+    arguments.add_argument("--count", type=int, default=10_000, help="vectors, and images on a map")
+    arguments.add_argument("--numbers", type=int, default=4096, help="numbers in a vector")
+    arguments.add_argument("--photos", type=Path, help="a folder of photographs")
+    arguments.add_argument("--classes", type=Path, help="a folder with a folder of images a class")
+    options = parse(arguments, "embedding")
+    x = features(options.count, options.numbers, options.device)
+    rows = components(x) + neighbours(x) + maps(options.count)
+    if options.photos is not None:
+        rows += streaming(options.photos, options.device)
+    if options.classes is not None:
+        rows += classes(options.classes)
+    write(options.out, rows, options.device)
+
+
+if __name__ == "__main__":
+    main()

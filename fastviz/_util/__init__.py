@@ -1,0 +1,1 @@
+"""Small things that every folder needs: checks of arguments, progress, memory, files."""

@@ -1,0 +1,1 @@
+"""What methods share: gradients, incremental sweeps, and the loop that optimises images."""

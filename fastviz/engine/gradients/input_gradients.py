@@ -1,0 +1,304 @@
+"""The gradient of targets for the input, by the least work that gives the same numbers.
+
+A pass for targets inside the network ends at their layers. Single units are computed on the part of the image that they
+see, see :mod:`fastviz.engine.gradients.unit_gradients`, and on a CPU convolutions get their input in channels_last
+memory, in which they are faster, and are computed the ways of :mod:`fastviz.execution.fast_conv.memory_format`. None
+changes a number by more than rounding does; where rounding takes a rectifier's input over zero, any of them can change
+what it lets through, as another batch size can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Concatenate, ParamSpec, TypeVar
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from fastviz import ops, targets
+from fastviz._util import checks
+from fastviz.engine.gradients import unit_gradients
+from fastviz.execution import capture
+from fastviz.execution.batches import Batches
+from fastviz.execution.capture import Precision
+from fastviz.execution.fast_conv.memory_format import fast_convolutions
+from fastviz.targets.objectives import Activations, Selection
+
+__all__ = ["check_options", "in_fast_order", "input_gradients", "passes", "predicted", "reduced_precision", "widened"]
+
+_IMAGES_OF_CROPS = 8
+"""Crops run at once as many as fill this many images, or those that were given."""
+
+Result = TypeVar("Result")
+More = ParamSpec("More")
+
+
+def input_gradients(
+    model: nn.Module,
+    x: Tensor,
+    selection: Selection,
+    *,
+    rule: ops.Rule | None = None,
+    batch_size: int | None = None,
+    precision: Precision = "model",
+    stacklevel: int = 2,
+) -> Tensor:
+    """Gradient of ``selection`` for the input ``x``: [N, C, H, W], or [N, T, C, H, W] for several targets a sample.
+
+    In evaluation mode; no gradient of a parameter is computed.
+
+    Args:
+        model, x: as :func:`fastviz.execution.capture.input_batch` checks them.
+        selection: of :func:`fastviz.targets.resolve`.
+        rule: a backward rule of :func:`fastviz.execution.capture.rectifiers`.
+        batch_size: images in a pass, which bounds the memory; None is all of them.
+        precision: see :data:`fastviz.execution.capture.Precision`.
+        stacklevel: for the warning about rectifiers, counted from the caller of this function.
+    """
+    check_options(batch_size, precision)
+    capture.require_gradients(model)
+    if not len(x):
+        return selection.no_values(x, x.shape[1:])
+    if rule or selection.layers:
+        model = capture.eager(model)
+    # from here to where the warning is given there are four functions on the stack
+    work = _Work(model, rule, precision, stacklevel + 4)
+    with capture.frozen_model(model):
+        found = work.of_units(x, selection, batch_size)
+        return work.of_images(x, selection, batch_size) if found is None else found
+
+
+def check_options(batch_size: int | None, precision: str) -> None:
+    """Refuse what is no number of images, or no precision, in words."""
+    if batch_size is not None:
+        checks.whole_number(batch_size, "batch_size", minimum=1)
+    checks.one_of(precision, "precision", ("model", "bfloat16"))
+
+
+def predicted(model: nn.Module, x: Tensor, batch_size: int | None = None, precision: Precision = "model") -> Tensor:
+    """Classes with the highest score, int64 [N], of the images ``x``; arguments as in :func:`input_gradients`."""
+
+    batches = Batches(model)
+
+    def compute(batch: Tensor) -> Tensor:
+        with torch.no_grad(), reduced_precision(batch, precision):
+            return targets.predicted(batches.run_model(batch.clone()))
+
+    run = in_fast_order(model, precision, compute)
+    with capture.frozen_model(model):
+        return torch.cat([each for part in x.split(batch_size or len(x)) for each in batches(run, part)])
+
+
+def passes(
+    batches: Batches,
+    x: Tensor,
+    selection: Selection,
+    batch_size: int | None,
+    run: Callable[[Tensor, Selection], Result],
+) -> list[Result]:
+    """``run`` over ``x`` and its targets in parts of ``batch_size`` images (None: all of them), in order.
+
+    One image at a time where the model may mix them: passes of the model inside of ``run`` have to be watched by
+    ``batches``.
+    """
+    found: list[Result] = []
+    for numbers in torch.arange(len(x)).split(batch_size or len(x)):
+        part = x[int(numbers[0]) : int(numbers[-1]) + 1]
+        found += batches(
+            lambda images, at: run(images, selection if len(at) == len(x) else selection.taken(at, len(x))),
+            *(part, numbers),
+        )
+    return found
+
+
+def reduced_precision(x: Tensor, precision: Precision) -> AbstractContextManager[object]:
+    """What runs a model on ``x`` in this precision; what the caller has set, for ``"model"``."""
+    return torch.autocast(x.device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+def widened(
+    output: object, layers: Activations, dtype: torch.dtype, precision: Precision
+) -> tuple[object, Activations]:
+    """The output of a model and the activations of layers in this dtype, if ``precision`` made another of them."""
+    if precision == "model":
+        return output, layers
+    converted = output.to(dtype) if isinstance(output, Tensor) and output.is_floating_point() else output
+    return converted, {name: value.to(dtype) for name, value in layers.items()}
+
+
+# What torch says of a view that its memory does not allow, and what the compiler says.
+_VIEW_FAILED = ("view size is not compatible", "Cannot view a tensor with shape")
+
+_MANY_WEIGHTS = 10_000_000
+_FEW_IMAGES = 4
+# Every convolution copies its weights into the order of its maps, forward and back. With so many weights that costs
+# more than it gains for so few images: one image through a ResNet-18 (11 million) takes a sixth longer, through a
+# GoogLeNet (6 million) a quarter less; with four images the ResNet is faster too.
+
+# Models that were seen to need their maps in contiguous memory.
+_contiguous_only: WeakSet[nn.Module] = WeakSet()
+
+
+def in_fast_order(
+    model: nn.Module,
+    precision: Precision,
+    compute: Callable[Concatenate[Tensor, More], Result],
+    argument: str | None = "x",
+) -> Callable[Concatenate[Tensor, More], Result]:
+    """``compute``, called with its images in channels_last memory where convolutions are faster with that.
+
+    That is on a CPU in less than double precision, and wherever ``precision`` is reduced, but for a few images and a
+    model of many weights, which would have to be copied. A model that calls ``view``
+    on its maps cannot take it: it is run again with the images as they came, and is remembered. What the model cannot
+    be run on is said of the ``argument``, see :func:`fastviz.execution.capture.usable`.
+    """
+    convolutions = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
+    weights = sum(weight.numel() for weight in convolutions if not nn.parameter.is_lazy(weight))
+
+    def run(x: Tensor, /, *more: More.args, **options: More.kwargs) -> Result:
+        with capture.usable(model, x, argument):
+            return in_order(x, *more, **options)
+
+    def in_order(x: Tensor, /, *more: More.args, **options: More.kwargs) -> Result:
+        faster = precision != "model" or (x.device.type == "cpu" and x.dtype != torch.float64)
+        pays = 0 < weights < _MANY_WEIGHTS or (weights > 0 and len(x) >= _FEW_IMAGES)
+        if faster and pays and model not in _contiguous_only:
+            try:
+                return compute(x.contiguous(memory_format=torch.channels_last), *more, **options)
+            except RuntimeError as error:
+                if not any(words in str(error) for words in _VIEW_FAILED):
+                    raise
+            _contiguous_only.add(model)
+        return compute(x, *more, **options)
+
+    return run
+
+
+class _Work:
+    """How gradients of one call are computed: passes over batches of images, or of crops."""
+
+    def __init__(self, model: nn.Module, rule: ops.Rule | None, precision: Precision, stacklevel: int) -> None:
+        self.model, self.rule, self.precision = model, rule, precision
+        self.stacklevel: int | None = stacklevel
+        self._is_compiled = any(capture.is_compiled(module) for module in model.modules())
+        self._batches = Batches(model)
+        self._run = in_fast_order(model, precision, self._pass)
+
+    def of_images(self, x: Tensor, selection: Selection, batch_size: int | None) -> Tensor:
+        """The gradients of whole images, ``batch_size`` in a pass."""
+        calls = None
+        if not selection.reads_output:
+            calls = unit_gradients.calls_of_layers(self.model, selection.layers, _size(x), channels=x.shape[1])
+        if self.stacklevel is not None:
+            self.stacklevel += 4  # what is between this function and the pass
+        found = passes(self._batches, x, selection, batch_size, lambda part, chosen: self._run(part, chosen, calls))
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def of_units(self, x: Tensor, selection: Selection, batch_size: int | None) -> Tensor | None:
+        """The gradients of single units on crops; None where that is impossible, or more work."""
+        units = selection.objectives
+        if not all(unit.is_unit for unit in units):
+            return None
+        size, channels = _size(x), x.shape[1]
+        result = x.new_zeros((len(x), len(units), *x.shape[1:]))
+        try:
+            jobs = [_Units(self.model, name, units, x) for name in selection.layers]
+        except unit_gradients.NoCrop:
+            return None
+        # A pass back costs what a pass forward does: without crops, one forward and one back for each target.
+        if 2 * sum(job.pixels for job in jobs) >= len(x) * (1 + len(units)) * size[0] * size[1]:
+            return None
+        images = batch_size or max(len(x), _IMAGES_OF_CROPS)
+        for job in jobs:
+            calls = unit_gradients.calls_of_layers(self.model, [job.layer], size, channels=channels)
+            for (height, width), numbers in job.crops.groups().items():
+                at_once = max(1, images * size[0] * size[1] // (height * width))
+                for start in range(0, len(numbers), at_once):
+                    chosen = numbers[start : start + at_once]
+                    gradients = self._run(job.cut(x, chosen), job.selection(chosen), calls)
+                    job.paste(gradients, chosen, result)
+        return result if selection.several else result[:, 0]
+
+    def _pass(self, x: Tensor, selection: Selection, calls: Mapping[str, int] | None) -> Tensor:
+        """The gradients of one batch, from one forward pass and one backward pass for each target."""
+        if selection.several and self._is_compiled:
+            # What is compiled may give its memory away in a backward pass, so that there cannot be another one.
+            return torch.stack([self._pass(x, target, calls) for target in selection.apart()], dim=1)
+        rule = self.rule
+        with (
+            fast_convolutions(self.model, len(x)),
+            capture.rectifiers(rule, model=self.model) if rule else nullcontext() as intercepted,
+        ):
+            leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
+            with reduced_precision(x, self.precision):
+                # The copy is for models that work in place on their input.
+                output, layers = targets.run(
+                    self.model, leaf.clone(), selection.layers, calls=calls, batches=self._batches
+                )
+            values = selection.values(*widened(output, layers, x.dtype, self.precision))
+            if intercepted is not None and values.requires_grad and self.stacklevel is not None:
+                intercepted.check(values, stacklevel=self.stacklevel)
+                self.stacklevel = None  # once a call is enough
+            return targets.gradients(values, {"x": leaf})[0].contiguous()
+
+
+class _Units:
+    """The units of one layer that a call is about, each with the image it is of and its crop."""
+
+    def __init__(self, model: nn.Module, layer: str, units: Sequence[targets.Objective], x: Tensor) -> None:
+        self.layer, self.model = layer, model
+        size, channels = _size(x), x.shape[1]
+        shape = unit_gradients.map_shape(model, layer, size, channels=channels)
+        self.columns = [column for column, unit in enumerate(units) if unit.layers == (layer,)]
+        self.images: list[tuple[int, int]] = []  # number of the image, and of the target
+        self.channels: list[int] = []
+        positions: list[tuple[int, int]] = []
+        if len(shape) != 3:
+            raise unit_gradients.NoCrop(f"layer {layer!r} has no maps")
+        for column in self.columns:
+            channel, row, line = (_listed(at, len(x)) for at in units[column].places((len(x), *shape)))
+            self.images += [(number, column) for number in range(len(x))]
+            self.channels += channel
+            positions += zip(row, line, strict=True)
+        self.crops = unit_gradients.unit_crops(model, layer, positions, size, channels=channels)
+
+    @property
+    def pixels(self) -> int:
+        """How many pixels all crops have together."""
+        return sum((bottom - top) * (right - left) for top, left, bottom, right in self.crops.boxes)
+
+    def cut(self, x: Tensor, chosen: list[int]) -> Tensor:
+        """The crops with these numbers, of one size, as a batch."""
+        parts = []
+        for number in chosen:
+            top, left, bottom, right = self.crops.boxes[number]
+            parts.append(x[self.images[number][0], :, top:bottom, left:right])
+        return torch.stack(parts)
+
+    def selection(self, chosen: list[int]) -> Selection:
+        """The unit of each of these crops."""
+        channel, rows, columns = (
+            torch.tensor(values)
+            for values in (
+                [self.channels[number] for number in chosen],
+                [self.crops.positions[number][0] for number in chosen],
+                [self.crops.positions[number][1] for number in chosen],
+            )
+        )
+        return targets.resolve(targets.neuron(self.layer, channel, (rows, columns)), self.model)
+
+    def paste(self, gradients: Tensor, chosen: list[int], result: Tensor) -> None:
+        """Write the gradients of these crops where they belong in ``result`` [N, T, C, H, W]."""
+        for number, gradient in zip(chosen, gradients, strict=True):
+            top, left, bottom, right = self.crops.boxes[number]
+            result[(*self.images[number], slice(None), slice(top, bottom), slice(left, right))] = gradient
+
+
+def _size(x: Tensor) -> tuple[int, int]:
+    return x.shape[2], x.shape[3]
+
+
+def _listed(index: targets.Index, samples: int) -> list[int]:
+    return [index] * samples if isinstance(index, int) else index.tolist()

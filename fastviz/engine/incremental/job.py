@@ -1,0 +1,188 @@
+"""The arguments of a sweep, checked; its values as they come in; and the model itself on covered images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastviz import ops
+from fastviz._util import checks
+from fastviz._util.memory import is_out_of_memory
+from fastviz.execution import capture, exported
+from fastviz.execution.batches import Batches
+from fastviz.execution.full_precision import full_float32
+
+__all__ = ["Evaluate", "Job", "in_batches", "new_job", "sampled_error"]
+
+Evaluate = Callable[[Any, Tensor], Tensor]
+
+_CHECKED = 16
+"""Windows that approximate modes recompute exactly."""
+
+
+@dataclass
+class Job:
+    """One sweep.
+
+    Attributes:
+        model: the network, in evaluation mode by the caller.
+        images: [N, C, H, W].
+        boxes: int64 [P, 4] on the CPU, inside the image.
+        image: int64 [P], on the images' device.
+        fill: a number, [C] or [1 or N, C, H, W].
+        evaluate: what is kept of an output.
+        advance: is told how many windows are done.
+        stats: see :class:`fastviz.engine.incremental.Sweep`.
+        batches: runs the model on batches, and on one image at a time where it may mix them.
+        values: [P, ...], what came in; None before the first.
+        clean: what the model gives for the images as they are; None where that is not known as one value.
+    """
+
+    model: nn.Module
+    images: Tensor
+    boxes: Tensor
+    image: Tensor
+    fill: float | Tensor
+    evaluate: Evaluate
+    advance: Callable[[int], object]
+    stats: dict[str, Any]
+    batches: Batches
+    values: Tensor | None = None
+    clean: Any = None
+
+    @property
+    def windows(self) -> Tensor:
+        """The numbers of all windows, int64 [P]."""
+        return torch.arange(len(self.boxes), device=self.images.device)
+
+    def put(self, output: Any, windows: Tensor) -> None:
+        """Keep what ``evaluate`` makes of the ``output`` under ``windows``."""
+        kept = self.evaluate(output, windows)
+        if self.values is None:
+            self.values = kept.new_empty(len(self.boxes), *kept.shape[1:])
+        self.values[windows] = kept
+
+    def all_values(self) -> Tensor:
+        """Everything that came in; for no windows at all, what ``evaluate`` makes of none."""
+        if self.values is None:
+            return self.evaluate(capture.called(self.model, self.images[:1].clone())[:0], self.windows)
+        return self.values
+
+    def run_model(self, windows: Tensor, batch_size: int) -> None:
+        """The model itself on images covered by ``windows``."""
+        boxes = self.boxes.to(self.images.device)
+
+        def run(part: Tensor) -> None:
+            covered = ops.occlude(self.images, boxes[part], self.image[part], self.fill)
+            for output, numbers in self.batches(lambda images, at: (self.batches.run_model(images), at), covered, part):
+                self.put(output, numbers)
+            self.advance(len(part))
+
+        in_batches(windows, 1 if self.batches.reason else batch_size, self.stats, run)
+        if self.batches.reason:
+            self.stats.update(alone=self.batches.reason, batch_size=1)
+
+    def error(self, values: Tensor) -> dict[str, float]:
+        """Differences of ``values`` from the model itself for some windows, the same ones in each call."""
+        chosen = torch.randperm(len(self.boxes), generator=torch.Generator().manual_seed(0))[:_CHECKED]
+        windows = chosen.to(self.images.device)
+        exact = replace(self, values=None, stats=dict(self.stats), advance=lambda done: None)
+        exact.run_model(windows, _CHECKED)
+        difference = (exact.all_values()[windows] - values[windows]).abs().double()
+        if not difference.numel():
+            return {"windows": 0, "largest": 0.0, "mean": 0.0}
+        return {"windows": len(windows), "largest": float(difference.max()), "mean": float(difference.mean())}
+
+
+def sampled_error(
+    model: nn.Module,
+    images: Tensor,
+    boxes: Tensor,
+    image_index: Tensor,
+    fill: float | Tensor,
+    evaluate: Evaluate,
+    values: Tensor,
+) -> dict[str, float]:
+    """How far the ``values`` [P, ...] of some windows are from what the model itself gives.
+
+    The arguments are those of :func:`fastviz.engine.incremental.sweep`, the model in evaluation mode by the caller.
+
+    Returns:
+        ``windows``: how many were recomputed, chosen at random, in each call the same; ``largest`` and ``mean``
+        absolute difference.
+    """
+    job = new_job(model, images, boxes, image_index, fill, evaluate, lambda windows: None)
+    with torch.no_grad(), full_float32(job.images.device):
+        return job.error(values)
+
+
+def in_batches(windows: Tensor, size: int, stats: dict[str, Any], run: Callable[[Tensor], object]) -> None:
+    """``run`` over ``windows`` in batches of ``size``; a batch for which memory runs out is halved."""
+    begin = 0
+    while begin < len(windows):
+        part = windows[begin : begin + size]
+        stats["batch_size"] = max(stats["batch_size"], len(part))
+        try:
+            run(part)
+        except (RuntimeError, MemoryError) as error:
+            if len(part) == 1 or not is_out_of_memory(error):
+                raise
+            size = len(part) // 2
+            stats["retries"] += 1
+        else:
+            begin += len(part)
+            stats["batches"] += 1
+
+
+def new_job(
+    model: object, images: object, boxes: object, image_index: object, fill: object, evaluate: Evaluate | None,
+    advance: Callable[[int], object], batches: Batches | None = None,
+) -> Job:  # fmt: skip
+    """The arguments of :func:`fastviz.engine.incremental.sweep`, checked."""
+    network = exported.of_any_batch(checks.module(model))
+    batch = capture.input_batch(network, images, "images").detach()
+    windows = checks.tensor(boxes, "boxes", dims=(2,), layout="[P, 4]", floating=False)
+    _integers(windows, "boxes")
+    if windows.shape[1] != 4:
+        raise ValueError(f"boxes should have shape [P, 4], got {list(windows.shape)}")
+    image = _image_index(image_index, len(windows), batch)
+    if not isinstance(fill, Tensor):
+        if isinstance(fill, bool) or not isinstance(fill, (int, float)):
+            raise TypeError(f"fill should be a number or a tensor, got {type(fill).__name__}")
+        fill = float(fill)
+    # the operator's own checks, on no window at all
+    ops.occlude(batch, windows[:0].to(batch.device), image[:0], fill)
+    height, width = batch.shape[2:]
+    inside = torch.minimum(windows.long().cpu().clamp(min=0), torch.tensor([height, width, height, width]))
+    stats: dict[str, Any] = {
+        "path": "incremental", "reason": "", "windows": len(windows), "batch_size": 0, "batches": 0, "retries": 0,
+        "alone": "", "flops": None, "dense_flops": None, "predicted_gain": 1.0, "prepare_seconds": 0.0,
+        "dense_seconds": None,
+    }  # fmt: skip
+    keep = evaluate or (lambda output, windows: output)
+    return Job(network, batch, inside, image, fill, keep, advance, stats, batches or Batches(network))
+
+
+def _image_index(value: object, windows: int, images: Tensor) -> Tensor:
+    if value is None:
+        if len(images) != 1 and windows:
+            raise ValueError(f"image_index is needed for {len(images)} images, got None")
+        return torch.zeros(windows, dtype=torch.int64, device=images.device)
+    index = checks.tensor(value, "image_index", dims=(1,), layout="[P]", floating=False)
+    _integers(index, "image_index")
+    if len(index) != windows:
+        raise ValueError(f"image_index should have one entry for each of {windows} boxes, got {len(index)}")
+    if windows and not 0 <= int(index.min()) <= int(index.max()) < len(images):
+        raise ValueError(
+            f"image_index should be from 0 to {len(images) - 1}, got {int(index.min())} to {int(index.max())}"
+        )
+    return index.to(images.device).long()
+
+
+def _integers(value: Tensor, argument: str) -> None:
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{argument} should be a tensor of integers, got {value.dtype}")

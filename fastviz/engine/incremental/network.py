@@ -1,0 +1,165 @@
+"""A model as steps, made once and kept for as long as the model does not change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastviz.engine.incremental.build import build
+from fastviz.engine.incremental.fuse import fuse, only_outputs
+from fastviz.engine.incremental.steps import Step
+from fastviz.graph.fingerprint import Kept, structure
+from fastviz.graph.model_graph import NotTraceable, trace
+from fastviz.graph.tracing import foreign_hooks
+
+__all__ = ["Network", "kept", "network"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model as steps.
+
+    Attributes:
+        steps: in an order that they can run in: the images first, the output last.
+        shape: shape of the model's output for one image.
+        outputs: the entries of it that the last step gives, in this order; None if all.
+        facts: what sweeps find out: ``"dense_seconds"``: the least that the model took for an image;
+            ``"clean"`` and ``"covered"``: how far the steps were from the model when they were new, as a fraction of
+            its largest output, for images as they are and under a window.
+    """
+
+    steps: list[Step]
+    shape: tuple[int, ...]
+    outputs: tuple[int, ...] | None = None
+    facts: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def tail(self) -> int:
+        """How many of the last steps work on vectors, and on nothing from before but what the step before them gives.
+
+        Linear layers, mostly, which read all their weights however few windows there are.
+        """
+        count = 0
+        inside: set[Step] = set()
+        for at in range(len(self.steps) - 1, 0, -1):
+            inside.add(self.steps[at])
+            entering = {source for step in inside for source in step.sources} - inside
+            if not all(_is_vector(step) for step in (self.steps[at], *entering)):
+                break
+            if entering == {self.steps[at - 1]}:
+                count = len(self.steps) - at
+        return count
+
+    def only(self, outputs: Sequence[int]) -> Network:
+        """The network for these entries of the output alone, or the same one if its last layers give all at once.
+
+        Raises:
+            ValueError: an entry that does not exist.
+        """
+        wanted = tuple(dict.fromkeys(outputs))
+        if not self.shape or not all(0 <= entry < self.shape[0] for entry in wanted):
+            raise ValueError(
+                f"outputs should be from 0 to {self.shape[0] - 1 if self.shape else 0}, got {list(wanted)}"
+            )
+        steps = only_outputs(self.steps, wanted) if wanted else None
+        return self if steps is None else Network(steps, self.shape, wanted, self.facts)
+
+
+def _is_vector(step: Step) -> bool:
+    return step.images_first and step.layout is None and (not step.shape or math.prod(step.shape) == step.shape[0])
+
+
+# Two of each model, with their packed weights: input sizes or precisions that are used in turn.
+_networks: Kept[Network | str] = Kept(2)
+
+
+def network(model: nn.Module, images: Tensor, dtype: torch.dtype | None = None, *, anew: bool = False) -> Network:
+    """The steps of ``model`` for images like ``images`` [N, C, H, W]; from an earlier call if the model is the same.
+
+    Args:
+        model: the network; not touched.
+        images: only their shape and device count.
+        dtype: compute in this type; None is the model's own.
+        anew: make them again: the model changed in a way that cannot be seen from outside.
+
+    Raises:
+        NotTraceable: why there are none.
+    """
+    _refuse(model)
+    key = _key(images, dtype)
+    if anew:
+        _networks.drop(model, key)
+    found = _networks.get(model, key, _state(model), lambda: _made(model, images, dtype))
+    if isinstance(found, str):
+        raise NotTraceable(found)
+    return found
+
+
+def kept(model: nn.Module, images: Tensor, dtype: torch.dtype | None = None) -> Network | None:
+    """What :func:`network` would give, if it is there from an earlier call.
+
+    Raises:
+        NotTraceable: an earlier call found that there are no steps.
+    """
+    _refuse(model)
+    key = _key(images, dtype)
+    if not _networks.has(model, key):
+        return None
+    found = _networks.find(model, key, _state(model))
+    if isinstance(found, str):
+        raise NotTraceable(found)
+    return found
+
+
+def _key(images: Tensor, dtype: torch.dtype | None) -> Hashable:
+    return tuple(images.shape[1:]), images.device, dtype
+
+
+def _made(model: nn.Module, images: Tensor, dtype: torch.dtype | None) -> Network | str:
+    """The steps, or why there are none: the error itself would keep the model alive."""
+    try:
+        height, width = images.shape[2:]
+        steps = fuse(build(trace(model, (height, width), images.shape[1]), dtype))
+    except NotTraceable as error:
+        return str(error)
+    return Network(steps, steps[-1].shape)
+
+
+def _refuse(model: nn.Module) -> None:
+    """Raise for what a graph would leave out."""
+    for name, module in model.named_modules():
+        if foreign_hooks(module):
+            raise NotTraceable(f"{name or 'the model'} has forward hooks, which a graph leaves out")
+
+
+def _state(model: nn.Module) -> tuple[Any, ...]:
+    """What must be the same for steps to be used again: the structure of the model, and all values.
+
+    Versions do not count changes through ``.data``, so the bits of the values are summed up, too. Each sweep compares
+    the steps with the model besides, which shows what cannot be seen here; but a change of weights that moves the
+    outputs by less than that comparison allows would pass there.
+    """
+    plain = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    tensors = [*model.parameters(), *model.buffers(), *plain]
+    places = tuple((value.data_ptr(), tuple(value.shape), value.dtype, value.device) for value in tensors)
+    with torch.no_grad():
+        sums = [_bits(value.detach()) for value in tensors]
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for total in sums:
+        by_device.setdefault(total.device, []).append(total)
+    totals = tuple(tuple(torch.stack(group).tolist()) for group in by_device.values())
+    return structure(model), places, totals
+
+
+def _bits(value: Tensor) -> Tensor:
+    """The sum of the bits of ``value``, eight bytes at a time where that is possible."""
+    if value.is_complex():
+        value = torch.view_as_real(value)
+    flat = value.contiguous().flatten().view(torch.uint8)
+    eights = 0 if flat.storage_offset() % 8 else len(flat) // 8 * 8
+    return flat[:eights].view(torch.int64).sum() + flat[eights:].sum(dtype=torch.int64)

@@ -1,0 +1,343 @@
+"""The plan of a sweep: for groups of windows, which steps work on rectangles, and what that costs.
+
+Cost is counted, not measured: floating-point operations, plus the bytes that are read and written, each byte worth
+:data:`FLOPS_PER_BYTE` operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fastviz.engine.incremental.regions import Band, Reached, bands, distinct, reached
+from fastviz.engine.incremental.steps import Constant, Input, Mean, Size, Step
+
+__all__ = [
+    "FLOPS_PER_BYTE",
+    "Cost",
+    "Group",
+    "Line",
+    "Schedule",
+    "dense_cost",
+    "group_windows",
+    "plan_lines",
+    "predicted",
+    "window_size",
+]
+
+FLOPS_PER_BYTE = 12.0
+"""Operations that take as long as moving one byte to or from memory, on a core of a CPU as on a GPU."""
+
+_BANDS = 8
+"""How many batches one more band brings, with as many bands across."""
+
+_CALL_FLOPS = {"cpu": 1e7, "cuda": 3e8}
+"""Operations in the time that a step takes whatever its size."""
+
+Way = Literal["as is", "splice"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work of one window (or one image): floating-point operations and bytes moved."""
+
+    flops: float = 0.0
+    bytes: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.flops + other.flops, self.bytes + other.bytes)
+
+    @property
+    def total(self) -> float:
+        """Both in operations."""
+        return self.flops + FLOPS_PER_BYTE * self.bytes
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the windows of one row band and one column band go through the network.
+
+    Attributes:
+        size: rows and columns of each step's rectangle, for steps that work on rectangles.
+        ways: for those, source by source: ``"as is"``: the source's rectangle is the window; ``"splice"``: the window
+            is cut from the clean map with the rectangle pasted in. Steps that are not in it work on whole inputs.
+        cost: of one window, by step.
+        peak: most bytes that one window holds at once.
+    """
+
+    rows: Band
+    columns: Band
+    size: dict[Step, Size]
+    ways: dict[Step, list[Way]]
+    cost: dict[Step, Cost]
+    peak: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """Windows that share a schedule.
+
+    Attributes:
+        schedule: how they go.
+        windows: their numbers, int64 [B].
+        row: for each its member of the row band, int64 [B].
+        column: for each its member of the column band, int64 [B].
+    """
+
+    schedule: Schedule
+    windows: Tensor
+    row: Tensor
+    column: Tensor
+
+
+def group_windows(
+    steps: Sequence[Step], boxes: Tensor, value_bytes: int, *, cap: float | None = None, device: str = "cpu"
+) -> list[Group]:
+    """The windows ``boxes`` [P, 4] in groups, each with its schedule.
+
+    Args:
+        steps: the network.
+        boxes: int64, top, left, bottom, right, inside the image.
+        value_bytes: bytes of one value.
+        cap: see :func:`fastviz.engine.incremental.regions.reached`.
+        device: "cpu" or "cuda": how much a call costs whatever its size.
+    """
+    if not len(boxes):
+        return []
+    found: list[Reached] = []
+    numbers, axes = [], []
+    for axis in range(2):
+        intervals, number = distinct(boxes[:, [axis, axis + 2]])
+        found.append(reached(steps, axis, intervals, cap))
+        numbers.append(number)
+    for axis in range(2):
+        counts = torch.bincount(numbers[axis]).tolist()
+        weights = _weights(steps, axis, found[1 - axis], value_bytes)
+        axes.append(bands(steps, axis, found[axis], counts, weights, _CALL_FLOPS[device] * len(steps) * _BANDS))
+    groups = []
+    for row_band in axes[0]:
+        in_rows = torch.isin(numbers[0], torch.tensor(row_band.members))
+        for column_band in axes[1]:
+            both = in_rows & torch.isin(numbers[1], torch.tensor(column_band.members))
+            windows = both.nonzero().flatten()
+            if len(windows):
+                row = torch.searchsorted(torch.tensor(row_band.members), numbers[0][windows])
+                column = torch.searchsorted(torch.tensor(column_band.members), numbers[1][windows])
+                schedule = _schedule(steps, row_band, column_band, value_bytes)
+                groups.append(Group(schedule, windows, row, column))
+    return groups
+
+
+def dense_cost(step: Step, value_bytes: int) -> Cost:
+    """The work of a step on whole inputs, for one image."""
+    if not step.sources:
+        return Cost()
+    rows, columns = step.size
+    values = rows * columns * step.channels + sum(_values(source, source.size) for source in step.sources)
+    return Cost(step.flops * rows * columns, values * value_bytes)
+
+
+def predicted(steps: Sequence[Step], groups: Sequence[Group], value_bytes: int) -> dict[str, float]:
+    """Operations of one window, incremental (``flops``) and not (``dense_flops``), and the gain in all work."""
+    dense = sum((dense_cost(step, value_bytes) for step in steps), Cost())
+    windows = sum(len(group.windows) for group in groups)
+    if not windows:
+        return {"flops": dense.flops, "dense_flops": dense.flops, "predicted_gain": 1.0}
+    work = Cost()
+    for group in groups:
+        cost = sum(group.schedule.cost.values(), Cost())
+        share = len(group.windows) / windows
+        work += Cost(cost.flops * share, cost.bytes * share)
+    return {"flops": work.flops, "dense_flops": dense.flops, "predicted_gain": dense.total / work.total}
+
+
+def _weights(steps: Sequence[Step], axis: int, across: Reached, value_bytes: int) -> dict[Step, float]:
+    """Work of one row (axis 0) or column (axis 1) of each step, for rectangles of the mean length across."""
+    weights = {}
+    for step in steps:
+        if step in across and step.sources:
+            lengths = [max(1, stop - start) for start, stop in across[step]]
+            per_position = Cost(step.flops, 3.0 * step.channels * value_bytes)
+            weights[step] = per_position.total * sum(lengths) / len(lengths)
+    return weights
+
+
+def _values(step: Step, size: Size) -> float:
+    return float(size[0] * size[1] * step.channels)
+
+
+def _schedule(steps: Sequence[Step], rows: Band, columns: Band, value_bytes: int) -> Schedule:
+    """Rectangles up to the step from which whole maps cost less."""
+    sizes = {step: (rows.extent[step], columns.extent[step]) for step in rows.extent}
+    natural: dict[Step, list[Way]] = {}
+    for step in steps:
+        if isinstance(step, (Input, Constant)):
+            natural[step] = []
+        elif step in sizes and sizes[step] != step.size and all(source in natural for source in step.sources):
+            natural[step] = [_way(step, at, rows, columns) for at in range(len(step.sources))]
+    part_costs = {step: _part_cost(step, natural[step], sizes, value_bytes) for step in natural}
+    cut = _cheapest_cut(steps, natural, part_costs, value_bytes)
+    ways = {step: natural[step] for step in steps[:cut] if step in natural}
+    cost = {}
+    pasted: set[Step] = set()
+    for step in steps:
+        if step in ways:
+            cost[step] = part_costs[step]
+            continue
+        cost[step] = dense_cost(step, value_bytes)
+        for source in step.sources:
+            if source in ways and source not in pasted:
+                cost[step] += _paste_cost(step, source, sizes, value_bytes)
+                pasted.add(source)
+    if steps[-1] in ways:
+        cost[steps[-1]] += Cost(0.0, 2.0 * _values(steps[-1], steps[-1].size) * value_bytes)
+    kept = {step: sizes[step] for step in ways}
+    return Schedule(rows, columns, kept, ways, cost, _peak(steps, kept, ways, value_bytes))
+
+
+def _way(step: Step, at: int, rows: Band, columns: Band) -> Way:
+    """Whether the windows that ``step`` reads of a source are that source's rectangles, for every member."""
+    source = step.sources[at]
+    assert step.slides is not None
+    for band, slide in zip((rows, columns), step.slides[at], strict=True):
+        begins = [slide.reads((start, start + band.extent[step])) for start in band.start[step]]
+        ends = [(start, start + band.extent[source]) for start in band.start[source]]
+        if begins != ends:
+            return "splice"
+    return "as is"
+
+
+def window_size(step: Step, at: int, size: Size) -> Size:
+    """Rows and columns of the window of a source that a rectangle of ``size`` reads."""
+    assert step.slides is not None
+    spans = [slide.reads((0, extent)) for slide, extent in zip(step.slides[at], size, strict=True)]
+    return spans[0][1] - spans[0][0], spans[1][1] - spans[1][0]
+
+
+def _part_cost(step: Step, ways: list[Way], sizes: dict[Step, Size], value_bytes: int) -> Cost:
+    if not step.sources:
+        return Cost(0.0, _values(step, sizes[step]) * value_bytes if isinstance(step, Input) else 0.0)
+    values = _values(step, sizes[step])
+    for at, (source, way) in enumerate(zip(step.sources, ways, strict=True)):
+        window = _values(source, window_size(step, at, sizes[step]))
+        values += window * (3 if way == "splice" else 1)
+    return Cost(step.flops * sizes[step][0] * sizes[step][1], values * value_bytes)
+
+
+def _paste_cost(step: Step, source: Step, sizes: dict[Step, Size], value_bytes: int) -> Cost:
+    """What a step on whole inputs costs more because a source has only a rectangle."""
+    if isinstance(step, Mean):
+        inside = _values(source, sizes[source])
+        return Cost(inside - _values(source, source.size), (inside - _values(source, source.size)) * value_bytes)
+    return Cost(0.0, 2.0 * _values(source, source.size) * value_bytes)
+
+
+def _cheapest_cut(
+    steps: Sequence[Step], natural: dict[Step, list[Way]], part_costs: dict[Step, Cost], value_bytes: int
+) -> int:
+    """The place in ``steps`` from which on all work on whole maps."""
+    last_reader: dict[Step, int] = {}
+    always_whole: set[Step] = set()
+    for at, step in enumerate(steps):
+        if not isinstance(step, Mean):  # means take rectangles
+            last_reader.update(dict.fromkeys(step.sources, at))
+            always_whole.update(step.sources if step not in natural else ())
+    last_reader[steps[-1]] = len(steps)  # the caller wants all of the output
+    always_whole.add(steps[-1])
+    # change[c]: how much dearer a cut at c is than one at c - 1
+    change = [0.0] * (len(steps) + 2)
+    for at, step in enumerate(steps):
+        if step not in natural:
+            continue
+        change[at + 1] += part_costs[step].total - dense_cost(step, value_bytes).total
+        if isinstance(step, Constant) or step not in last_reader:
+            continue
+        paste = FLOPS_PER_BYTE * 2.0 * _values(step, step.size) * value_bytes
+        change[at + 1] += paste
+        if step not in always_whole:
+            change[min(last_reader[step] + 1, len(steps) + 1)] -= paste
+    best, lowest, total = 0, 0.0, 0.0
+    for cut in range(1, len(steps) + 1):
+        total += change[cut]
+        if total < lowest:
+            best, lowest = cut, total
+    # a cut right behind the image would paste what the image has anyway
+    return best if best > 1 else 0
+
+
+def _peak(steps: Sequence[Step], sizes: dict[Step, Size], ways: dict[Step, list[Way]], value_bytes: int) -> float:
+    """The most bytes that one window holds at once: outputs still needed, and the windows that a step reads."""
+    last_reader = {source: at for at, step in enumerate(steps) for source in step.sources}
+    held = highest = 0.0
+    freed: dict[int, float] = {}
+    for at, step in enumerate(steps):
+        if isinstance(step, Constant):
+            continue
+        own = _values(step, sizes.get(step, step.size)) * value_bytes
+        windows = 0.0
+        for number, source in enumerate(step.sources):
+            if step in ways and ways[step][number] == "splice":
+                windows += _values(source, window_size(step, number, sizes[step])) * value_bytes
+            elif step not in ways and source in ways:
+                windows += _values(source, source.size) * value_bytes
+        held += own
+        highest = max(highest, held + windows)
+        end = last_reader.get(step, len(steps))
+        freed[end] = freed.get(end, 0.0) + own
+        held -= freed.pop(at, 0.0)
+    return highest
+
+
+@dataclass(frozen=True)
+class Line:
+    """One step of a :class:`Plan`.
+
+    Attributes:
+        label: the module, torch's dotted name.
+        operation: what the step does.
+        shape: of its output for one image.
+        rectangle: rows and columns that are computed on average; those of the map where that is all of it.
+        incremental: the fraction of windows for which it works on a rectangle.
+        dense_flops: operations of an image.
+        flops: operations of a window.
+        dense_bytes: bytes moved for an image.
+        bytes: bytes moved for a window.
+    """
+
+    label: str
+    operation: str
+    shape: tuple[int, ...]
+    rectangle: tuple[float, float]
+    incremental: float
+    dense_flops: float
+    flops: float
+    dense_bytes: float
+    bytes: float
+
+
+def plan_lines(steps: Sequence[Step], groups: Sequence[Group], value_bytes: int) -> list[Line]:
+    """The plan of each step but constants, averaged over the windows of the groups."""
+    windows = sum(len(group.windows) for group in groups)
+    lines = []
+    for step in steps:
+        if isinstance(step, Constant):
+            continue
+        dense, work = dense_cost(step, value_bytes), Cost()
+        rows = columns = incremental = 0.0
+        for group in groups:
+            share = len(group.windows) / windows
+            size, cost = group.schedule.size.get(step, step.size), group.schedule.cost[step]
+            rows, columns = rows + share * size[0], columns + share * size[1]
+            incremental += share * (step in group.schedule.ways)
+            work += Cost(cost.flops * share, cost.bytes * share)
+        lines.append(
+            Line(
+                *(step.label, step.operation, step.shape, (rows, columns), incremental),
+                *(dense.flops, work.flops, dense.bytes, work.bytes),
+            )
+        )
+    return lines

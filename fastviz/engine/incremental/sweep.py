@@ -1,0 +1,428 @@
+"""A sweep: one network, images, and many windows of them covered one at a time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastviz import ops
+from fastviz._util import checks
+from fastviz.engine.incremental import worth
+from fastviz.engine.incremental.execute import Clean, Covered, Runner, clean_bytes, clean_pass, run_whole
+from fastviz.engine.incremental.job import Evaluate, Job, in_batches, new_job
+from fastviz.engine.incremental.network import Network, kept, network
+from fastviz.engine.incremental.plan import Group, group_windows, predicted
+from fastviz.execution import capture, cuda_graphs
+from fastviz.execution.batches import Batches
+from fastviz.execution.full_precision import full_float32
+from fastviz.graph.model_graph import NotTraceable
+
+__all__ = ["Sweep", "sweep"]
+
+Precision = Literal["model", "bfloat16"]
+Tracing = Literal["auto", "always", "never"]
+
+_MEMORY = 1 << 30
+"""Bytes that a sweep may hold on the CPU if nothing else is said."""
+
+_CACHE = 48 << 20
+"""Bytes that a batch may hold on the CPU if nothing else is said: maps that stay in the last cache are read faster, but
+each batch reads all the weights again."""
+
+_BATCH = {"cpu": 8, "cuda": 256}
+"""Images that a model that runs as it is sees at once, if nothing else is said."""
+
+_TAIL = 256
+"""Windows that linear layers at the end of a network work on at once."""
+
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""How far, as a fraction of the largest output, the steps may be from the model before they are not used."""
+
+_ROUNDING = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+"""The same before steps that were made in an earlier call are made anew, if they were not further from the model then;
+else :data:`_DRIFT` times as far as then."""
+
+_DRIFT = 8.0
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """What :func:`sweep` found.
+
+    Attributes:
+        values: [P, ...], what ``evaluate`` made of the output under each window.
+        stats: how: ``path`` (``"incremental"`` or ``"dense"``), ``reason`` (why it is dense; else empty), ``alone``
+            (why each window went through the model alone, whatever ``batch_size`` was asked for; else empty),
+            ``windows``, ``batch_size``, ``batches``, ``retries`` (batches halved because memory ran out), ``flops`` and
+            ``dense_flops`` (a window, counted), ``predicted_gain`` (of work, counted), ``seconds`` (of all),
+            ``prepare_seconds`` (tracing and planning, once for a model), ``dense_seconds`` (the model on one image, the
+            least that was measured; None where it was not), ``measured_gain`` (that against ``seconds`` without
+            preparation, a window) and, in approximate modes, ``error`` (see :func:`sweep`).
+    """
+
+    values: Tensor
+    stats: dict[str, Any]
+
+
+def sweep(
+    model: nn.Module,
+    images: Tensor,
+    boxes: Tensor,
+    image_index: Tensor | None = None,
+    fill: float | Tensor = 0.0,
+    evaluate: Evaluate | None = None,
+    *,
+    outputs: Sequence[int] | None = None,
+    memory: int | None = None,
+    batch_size: int | None = None,
+    precision: Precision = "model",
+    growth_cap: float | None = None,
+    check: bool = True,
+    trace: Tracing = "auto",
+    clean: Any = None,
+    batches: Batches | None = None,
+    advance: Callable[[int], object] = lambda windows: None,
+) -> Sweep:
+    """The output of ``model`` with each of ``boxes`` covered, computed only where a box changes something.
+
+    Equal to ``evaluate(model(ops.occlude(images, boxes, image_index, fill)))`` to rounding, unless ``precision`` or
+    ``growth_cap`` allow more. Nakandala, Kumar, Papakonstantinou 2019, "Incremental and Approximate Inference for
+    Faster Occlusion-based Deep CNN Explanations", https://doi.org/10.1145/3299869.3319874; here the exact mode also
+    shares the work of all windows of a size, and their growth is cut by what the whole network costs.
+
+    A model that does not export to a graph, that has forward hooks, or whose graph gives other numbers than itself runs
+    as it is, on batches of covered images; so do images and fills with values that are not finite, or that make such
+    values in the network. One that may mix the images of a batch, or draws random numbers, gets one image at a time
+    (:mod:`fastviz.execution.batches`). ``stats`` says so. The graph is kept until the model changes or is gone; what
+    cannot be seen
+    of a change from outside shows in a comparison that each sweep makes: the images as they are and one window, by the
+    steps and by the model itself. Where they differ the graph is made anew.
+
+    A model is traced only where that pays (:mod:`fastviz.engine.incremental.worth`): in this sweep, or because sweeps
+    of the same model have taken so long by now that the time for tracing is lost in it. Else whole passes run, and
+    ``reason`` says so.
+
+    Args:
+        model: maps images [N, C, H, W] to an output with the images in dimension 0; used in evaluation mode.
+        images: [N, C, H, W], floating-point, as the model takes them.
+        boxes: [P, 4], integers: top, left, bottom, right in pixels, half open; cut off at the image's border.
+        image_index: [P], integers: which image each box covers a part of; may be left out for one image.
+        fill: what covers: a number, a value for each channel [C], or images [1 or N, C, H, W].
+        evaluate: gets the output for a batch of windows and their numbers, int64 [B], and gives what is kept of it,
+            [B, ...]; None keeps the output. Batches come in any order.
+        outputs: the entries of the output [N, K] that ``evaluate`` reads; the others may be NaN. None is all.
+        memory: bytes that the sweep may hold at once, what the model itself needs for a batch left out; None is 1 GiB
+            on the CPU and half of the free memory on a GPU.
+        batch_size: windows at once, if they fit into ``memory``; None is as many as stay in the caches of a CPU, and
+            512 on a GPU.
+        precision: ``"model"``, or ``"bfloat16"``: compute in bfloat16; approximate.
+        growth_cap: None, or the longest side that a changed rectangle may have, as a fraction of its map: Krypton's
+            projective-field threshold; approximate, as the influence beyond is left out.
+        check: whether approximate modes measure their error.
+        trace: ``"auto"``: see above; ``"always"``: trace however few windows there are; ``"never"``: whole passes.
+        clean: what the model gives for ``images``, if that is known; None runs it.
+        batches: what is known of the model and batches of images from this call; None is nothing.
+        advance: is called with the number of windows that are done.
+
+    In approximate modes ``stats["error"]`` holds, for 16 windows chosen at random (always the same ones) and recomputed
+    by the model itself, ``windows`` (their number), ``largest`` and ``mean`` absolute difference of the values.
+
+    Raises:
+        TypeError, ValueError: a wrong type, shape, device or range; the message names the argument.
+
+    >>> model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3))
+    >>> sweep(model, torch.ones(1, 1, 8, 8), torch.tensor([[0, 0, 2, 2], [6, 6, 8, 8]])).values.shape
+    torch.Size([2, 3])
+    """
+    job = new_job(model, images, boxes, image_index, fill, evaluate, advance, batches)
+    checks.one_of(precision, "precision", ("model", "bfloat16"))
+    checks.one_of(trace, "trace", ("auto", "always", "never"))
+    if growth_cap is not None and checks.positive(growth_cap, "growth_cap") > 1:
+        raise ValueError(f"growth_cap should be above 0 and at most 1, got {growth_cap}")
+    for value, argument in ((memory, "memory"), (batch_size, "batch_size")):
+        if value is not None:
+            checks.whole_number(value, argument, minimum=1)
+    device = job.images.device
+    started = time.perf_counter()
+    approximate = precision != "model" or growth_cap is not None
+    dtype = torch.bfloat16 if precision == "bfloat16" else None
+    with capture.frozen_model(job.model), torch.no_grad(), full_float32(device):
+        job.clean = clean
+        try:
+            made = _prepared(job, dtype, trace if not approximate or trace != "auto" else "always")
+            made = made if outputs is None else made.only(outputs)
+        except NotTraceable as error:
+            job.stats.update(path="dense", reason=str(error), prepare_seconds=time.perf_counter() - started)
+            job.run_model(job.windows, batch_size or _BATCH[device.type])
+            worth.spend(worth.known(job.model, job.images), len(job.boxes))
+        else:
+            job.stats["prepare_seconds"] = time.perf_counter() - started
+            if job.clean is None and len(job.boxes):
+                job.clean = _clean_outputs(job)
+            images_run = job.images if dtype is None else job.images.to(dtype)
+            settings = growth_cap, memory or _free_memory(device), batch_size
+            try:
+                _Engine(job, made, images_run, *settings).run()
+            except _StaleError:
+                made = network(job.model, job.images, dtype, anew=True)
+                made = made if outputs is None else made.only(outputs)
+                job.stats["prepare_seconds"] = time.perf_counter() - started
+                _Engine(job, made, images_run, *settings).run()
+        values = job.all_values()
+        if check and approximate:
+            job.stats["error"] = job.error(values)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # else the seconds would be those of queueing the work
+    seconds = time.perf_counter() - started
+    each = (seconds - job.stats["prepare_seconds"]) / max(1, len(job.boxes))
+    dense = job.stats["dense_seconds"]
+    job.stats.update(seconds=seconds, measured_gain=None if dense is None else dense / each)
+    _note_gain(job)
+    return Sweep(values, job.stats)
+
+
+def _clean_outputs(job: Job) -> Any:
+    """What the model gives for the images as they are; None where they are several and it gives no tensor."""
+    found = []
+    for part in job.images.split(_BATCH[job.images.device.type]):
+        with worth.counted(job.model, part):
+            found += job.batches(lambda images: job.batches.run_model(images.clone()), part)
+    if len(found) == 1:
+        return found[0]
+    return torch.cat(found) if all(isinstance(each, Tensor) for each in found) else None
+
+
+def _prepared(job: Job, dtype: torch.dtype | None, trace: Tracing) -> Network:
+    """The steps of the job's model, from an earlier call or because they pay.
+
+    Raises:
+        NotTraceable: there are none, or they do not pay.
+    """
+    if trace == "never":
+        raise NotTraceable("no trace was wanted")
+    if trace == "always":
+        return network(job.model, job.images, dtype)
+    if len(job.images) and worth.known(job.model, job.images) is None and job.clean is None:
+        job.clean = _clean_outputs(job)
+    work = worth.known(job.model, job.images)
+    found = kept(job.model, job.images, dtype)
+    reason = worth.refusal(work, job.boxes, job.images) if found is None else worth.slower(work)
+    if reason:
+        raise NotTraceable(reason)
+    if found is None and work is not None:
+        work.spent = 0.0
+    return found or network(job.model, job.images, dtype)
+
+
+def _note_gain(job: Job) -> None:
+    """Remember how a sweep on rectangles went, if it was long enough to tell."""
+    work, gain = worth.known(job.model, job.images), job.stats["measured_gain"]
+    if work is not None and gain is not None and job.stats["path"] == "incremental" and len(job.boxes) >= 16:
+        work.gains = [*work.gains[-2:], gain]
+
+
+class _UnusableError(ValueError):
+    """The steps cannot be used for some images; the message says why."""
+
+
+class _StaleError(ValueError):
+    """The steps of an earlier call give other numbers than the model now."""
+
+
+class _Engine:
+    """Runs a job through the steps, the images in chunks whose clean maps fit into half of the memory."""
+
+    def __init__(
+        self, job: Job, made: Network, images: Tensor, growth_cap: float | None, memory: int, batch_size: int | None
+    ) -> None:
+        begun = time.perf_counter()
+        self.job = job
+        self.made = made
+        self.images = images
+        self.memory = memory
+        self.growth_cap = growth_cap
+        self.batch_size = batch_size
+        device, value_bytes = images.device, images.element_size()
+        self.groups = group_windows(made.steps, job.boxes, value_bytes, cap=growth_cap, device=device.type)
+        split = len(made.steps) - made.tail
+        self.head, self.tail = made.steps[:split], made.steps[split:]
+        self.runners = [Runner(self.head, group.schedule, device) for group in self.groups]
+        self.waiting: list[tuple[Tensor, Tensor]] = []  # what the head gave, and the numbers of its windows
+        self.clean_bytes = clean_bytes(made.steps, self.groups, value_bytes)
+        job.stats.update(predicted(made.steps, self.groups, value_bytes))
+        if self.groups and not any(group.schedule.ways for group in self.groups):
+            job.stats.update(path="dense", reason="windows soon change whole maps, so that rectangles save nothing")
+        job.stats["prepare_seconds"] += time.perf_counter() - begun
+
+    def run(self) -> None:
+        chunk = max(1, min(len(self.images), int(self.memory / 2 / max(1.0, self.clean_bytes))))
+        for first in range(0, len(self.images), chunk):
+            inside = (self.job.image >= first) & (self.job.image < first + chunk)
+            if not bool(inside.any()):
+                continue
+            try:
+                clean = self._clean(first, chunk)
+            except _UnusableError as error:
+                self.job.stats.update(path="dense", reason=str(error))
+                self.job.run_model(inside.nonzero().flatten(), self.batch_size or _BATCH[inside.device.type])
+                continue
+            covered = self._covered(first, chunk)
+            if not self.growth_cap and self.job.stats["dense_seconds"] is None:
+                try:
+                    self._compare_window(clean, covered, inside)
+                except _UnusableError as error:
+                    self.job.stats.update(path="dense", reason=str(error))
+                    self.job.run_model(inside.nonzero().flatten(), self.batch_size or _BATCH[inside.device.type])
+                    continue
+            replays = None
+            if cuda_graphs.recordings(self.images) is not None:
+                # Their own, for this chunk: they read its clean maps.
+                replays = cuda_graphs.Recordings(shared_memory=True)
+            for group, runner in zip(self.groups, self.runners, strict=True):
+                self._run_group(clean, covered, group, runner, inside, replays)
+        self._run_tail(least=1)
+
+    def _clean(self, first: int, chunk: int) -> Clean:
+        """The clean pass, if it is finite and gives what the model gives."""
+        clean = clean_pass(self.made.steps, self.images[first : first + chunk], self.groups)
+        fill = self.job.fill
+        finite = math.isfinite(fill) if isinstance(fill, float) else bool(torch.isfinite(fill).all())
+        if not clean.is_finite or not finite:
+            raise _UnusableError("the images, the fill or the network's values are not finite")
+        expected = self.job.clean
+        if not isinstance(expected, Tensor):
+            raise _UnusableError("the model gives something else than one tensor")
+        self._compare("clean", self._all_entries(clean.output), expected[first : first + chunk])
+        return clean
+
+    def _compare(self, what: str, output: Tensor, expected: Tensor) -> None:
+        """The steps against the model, in each sweep: what both are made of may have changed unseen.
+
+        Raises:
+            _StaleError: steps from an earlier call are further from the model than they were.
+            _UnusableError: new ones are too far from it.
+        """
+        if self.made.outputs is not None:
+            output, expected = (each[:, list(self.made.outputs)] for each in (output, expected))
+        difference = _difference(output, expected)
+        dtype, before = self.images.dtype, self.made.facts.get(what)
+        most = _TOLERANCE.get(dtype, 1e-2)
+        if before is not None and not difference <= min(most, max(_ROUNDING.get(dtype, 1e-2), _DRIFT * before)):
+            raise _StaleError
+        if not difference <= most:
+            raise _UnusableError(
+                f"the exported graph gives other numbers than the model, {difference:.2g} of the largest apart"
+            )
+        self.made.facts.setdefault(what, difference)
+
+    def _compare_window(self, clean: Clean, covered: Covered, inside: Tensor) -> None:
+        """One window by the steps and by the model, which may differ only where something is covered."""
+        group, runner = max(zip(self.groups, self.runners, strict=True), key=lambda each: len(each[0].windows))
+        at = inside[group.windows.to(inside.device)].nonzero().flatten()
+        if not len(at):
+            return
+        middle = at[len(at) // 2 : len(at) // 2 + 1].to(group.windows.device)
+        windows, row, column = (each[middle].to(inside.device) for each in (group.windows, group.row, group.column))
+        output = runner.run(clean, covered, windows, row, column)
+        if self.tail:
+            output, _ = run_whole(self.tail, {self.head[-1]: output})
+        job = self.job
+        boxes = job.boxes.to(job.images.device)
+        images = ops.occlude(job.images, boxes[windows], job.image[windows], job.fill)
+        begun = time.perf_counter()
+        expected = job.model(images)
+        if images.is_cuda:
+            torch.cuda.synchronize(images.device)
+        taken = time.perf_counter() - begun
+        if not bool(torch.isfinite(expected).all()):
+            return  # what is not finite under the windows only differs in how
+        self._compare("covered", self._all_entries(output), expected)
+        self.made.facts["dense_seconds"] = min(taken, self.made.facts.get("dense_seconds", math.inf))
+        job.stats["dense_seconds"] = self.made.facts["dense_seconds"]
+
+    def _covered(self, first: int, chunk: int) -> Covered:
+        fill = self.job.fill
+        if isinstance(fill, Tensor):
+            fill = fill.to(self.images.dtype)
+            if fill.dim() == 4 and len(fill) > 1:
+                fill = fill[first : first + chunk]
+        images = self.images[first : first + chunk]
+        return Covered(images, self.job.boxes.to(images.device), self.job.image - first, fill)
+
+    def _run_group(
+        self,
+        clean: Clean,
+        covered: Covered,
+        group: Group,
+        runner: Runner,
+        inside: Tensor,
+        replays: cuda_graphs.Recordings | None,
+    ) -> None:
+        """The windows of a group that are ``inside`` the chunk, bool [P]."""
+        windows, row, column = (each.to(inside.device) for each in (group.windows, group.row, group.column))
+
+        def outputs(*of: Tensor) -> cuda_graphs.Outputs:
+            return (runner.run(clean, covered, *of),)
+
+        def run(at: Tensor) -> None:
+            self._run_tail(least=_TAIL)
+            of = windows[at], row[at], column[at]
+            (output,) = outputs(*of) if replays is None else replays.replayed(runner, outputs, *of)
+            self.waiting.append((output, windows[at]))
+            self.job.advance(len(at))
+
+        in_batches(inside[windows].nonzero().flatten(), self._batch_size(group), self.job.stats, run)
+
+    def _batch_size(self, group: Group) -> int:
+        peak = max(1.0, group.schedule.peak)
+        # half is for the clean maps, and a third of the rest for what single operations need for themselves
+        fits = int(self.memory / 3 / peak)
+        if self.batch_size is not None:
+            wanted = self.batch_size
+        elif self.images.is_cuda:
+            wanted = 512
+        else:
+            wanted = max(4, torch.get_num_threads(), min(32, int(_CACHE / peak)))
+        return max(1, min(wanted, fits))
+
+    def _run_tail(self, least: int) -> None:
+        """The last steps for all windows that wait for them, if there are at least that many."""
+        if sum(len(windows) for _, windows in self.waiting) < (least if self.tail else 1):
+            return
+        output = torch.cat([value for value, _ in self.waiting])
+        windows = torch.cat([windows for _, windows in self.waiting])
+        if self.tail:
+            output, _ = run_whole(self.tail, {self.head[-1]: output})
+        self.waiting = []
+        self.job.put(self._all_entries(output.to(self.job.images.dtype)), windows)
+
+    def _all_entries(self, output: Tensor) -> Tensor:
+        if self.made.outputs is None:
+            return output
+        whole = output.new_full((len(output), *self.made.shape), torch.nan)
+        whole[:, list(self.made.outputs)] = output
+        return whole
+
+
+def _difference(output: Tensor, expected: Tensor) -> float:
+    """The largest difference, as a fraction of the largest expected value."""
+    if output.shape != expected.shape:
+        return math.inf
+    if not expected.numel():
+        return 0.0
+    largest = float(expected.double().abs().max())
+    return float((output.double() - expected.double()).abs().max()) / (largest or 1.0)
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes for a sweep: on a GPU half of what is free, to which belongs what torch holds without using it."""
+    if device.type != "cuda":
+        return _MEMORY
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (torch.cuda.mem_get_info(device)[0] + unused) // 2

@@ -1,0 +1,299 @@
+"""What an image is made of while it is optimised: pixels, waves, or the code of a generator.
+
+A canvas turns parameters, which the optimiser changes, into images [N, C, H, W] as the network takes them. It holds no
+tensor of its own: the same canvas serves any number of calls. All its parameters have one row an image.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastviz._util import checks
+from fastviz.models.loading import preprocessing, preprocessing_of
+
+__all__ = ["Canvas", "Fourier", "Frame", "Generator", "Pixels", "frame_of"]
+
+# Principal axes of the colours (red, green, blue) of photographs: a column an axis (brightness, red against blue, green
+# against both), as long as the standard deviation along it, the longest 1. Measured over 63 photographs, each around
+# its own mean colour.
+_COLOUR_AXES = ((0.568, 0.200, 0.046), (0.580, -0.019, -0.109), (0.584, -0.176, 0.064))
+
+# Pictures of sigmoid canvases keep this far from 0 and 1, where the inverse would be infinite.
+_MARGIN = 1e-3
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The images that a network takes: height and width in pixels, mean and standard deviation of each channel.
+
+    The last two are those of pictures with values 0 to 1: an image is ``(picture − mean) / std``.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def picture(self, images: Tensor) -> Tensor:
+        """Pictures in 0 to 1 (not clipped) of ``images`` [N, C, H, W]."""
+        return images * _column(self.std, images) + _column(self.mean, images)
+
+    def image(self, pictures: Tensor) -> Tensor:
+        """Images for the network of ``pictures`` [N, C, H, W] in 0 to 1."""
+        return (pictures - _column(self.mean, pictures)) / _column(self.std, pictures)
+
+
+def frame_of(model: nn.Module, size: int | tuple[int, int] | None = None, channels: int | None = None) -> Frame:
+    """The frame of ``model``'s images; ``size`` (one number for a square) where it should not be the usual one.
+
+    ``channels`` is that of a batch of images that is there, see :func:`fastviz.models.preprocessing_of`.
+
+    Raises:
+        TypeError, ValueError: a size that is not one or two whole numbers of at least 1, or None for a model whose
+            preprocessing has no size.
+
+    >>> frame_of(nn.Conv2d(3, 1, 1), 32).size
+    (32, 32)
+    """
+    known = preprocessing(model) if channels is None else preprocessing_of(model, channels)
+    if size is None:
+        if known.size is None:
+            raise ValueError("size should be given for a model whose preprocessing has no size, got None")
+        return Frame(known.size, known.mean, known.std)
+    sides = size if isinstance(size, Sequence) else (size, size)
+    if len(sides) != 2:
+        raise ValueError(f"size should be one number or (height, width), got {size!r}")
+    height, width = (checks.whole_number(side, "size", minimum=1) for side in sides)
+    return Frame((height, width), known.mean, known.std)
+
+
+def _column(numbers: tuple[float, ...], like: Tensor) -> Tensor:
+    """One number a channel, to be multiplied with images."""
+    return _filled(numbers, like).view(-1, 1, 1)
+
+
+def _filled(numbers: Sequence[float], like: Tensor) -> Tensor:
+    """``numbers`` [n] of the dtype and on the device of ``like``, filled in there: a copy from the host would wait."""
+    return torch.cat([like.new_full((1,), number) for number in numbers])
+
+
+class Canvas(ABC):
+    """How parameters [N, ...] become images [N, C, H, W]."""
+
+    @abstractmethod
+    def images(self, parameters: Tensor, frame: Frame) -> Tensor:
+        """Images as the network takes them, in the graph of ``parameters``."""
+
+    @abstractmethod
+    def parameters(self, images: Tensor, frame: Frame) -> Tensor:
+        """Parameters whose images are ``images`` [N, C, H, W], as near as the canvas comes.
+
+        Raises:
+            ValueError: the canvas cannot be set to an image.
+        """
+
+    def noise(self, frame: Frame, generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
+        """Random parameters, a row from each of the ``generators``, of the dtype and on the device of ``like``."""
+        raise ValueError(f"{type(self).__name__} has no noise to start from: give a start")
+
+    def bounds(self, frame: Frame, like: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Smallest and largest values of the parameters (shapes that expand to theirs); None if there are none."""
+        return None
+
+    def penalty(self, parameters: Tensor) -> Tensor | None:
+        """A number an image [N] that is subtracted from the objective; None if there is none."""
+        return None
+
+
+@dataclass(frozen=True)
+class Pixels(Canvas):
+    """The parameters are the pixels themselves.
+
+    Attributes:
+        clip: keep every pixel between black and white, so that the image that is optimised is the one that can be
+            shown. Without it (Simonyan, Vedaldi, Zisserman 2014, https://arxiv.org/abs/1312.6034) only priors bound it.
+        decorrelate: the parameters are coordinates along the principal axes of the colours of photographs, and a
+            sigmoid keeps pictures within 0 to 1. Colours then change together as they do in photographs.
+    """
+
+    clip: bool = True
+    decorrelate: bool = False
+
+    def images(self, parameters: Tensor, frame: Frame) -> Tensor:
+        """The parameters [N, C, H, W] themselves, or the image of these colour coordinates."""
+        return frame.image(_coloured(parameters)) if self.decorrelate else parameters
+
+    def parameters(self, images: Tensor, frame: Frame) -> Tensor:
+        """The pixels of ``images``, or their colour coordinates."""
+        return _colours(frame.picture(images)) if self.decorrelate else images
+
+    def noise(self, frame: Frame, generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
+        """Normal noise of standard deviation 0.1, grey on average."""
+        return 0.1 * _normal((len(frame.mean), *frame.size), generators, like)
+
+    def bounds(self, frame: Frame, like: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Black and white, if pixels are clipped."""
+        if self.decorrelate or not self.clip:
+            return None
+        ones = like.new_ones(1, len(frame.mean), 1, 1)
+        return frame.image(0 * ones), frame.image(ones)
+
+
+@dataclass(frozen=True)
+class Fourier(Canvas):
+    """The parameters are the amplitudes of waves, and a sigmoid keeps pictures within 0 to 1.
+
+    Picture = sigmoid(A · F⁻¹(c / f^decay)): c are the parameters [N, C, H, W // 2 + 1, 2] (real and imaginary parts), f
+    the frequency of each wave in cycles a pixel (at least one cycle an image), F⁻¹ the inverse Fourier transform scaled
+    to keep lengths, A the principal axes of the colours of photographs. An equal step in all parameters then changes an
+    image as photographs differ: slowly varying parts more than fine ones. Olah, Mordvintsev, Schubert 2017, "Feature
+    Visualization", https://distill.pub/2017/feature-visualization. The left edge continues at the right one, the top
+    at the bottom.
+
+    Attributes:
+        decay: exponent of the frequency; photographs have about 1; more makes images smoother.
+        decorrelate: see :class:`Pixels`; False treats red, green and blue alone.
+    """
+
+    decay: float = 1.0
+    decorrelate: bool = True
+
+    def __post_init__(self) -> None:
+        checks.number(self.decay, "decay")
+
+    def images(self, parameters: Tensor, frame: Frame) -> Tensor:
+        """The image of these waves."""
+        if not len(parameters):  # which Fourier transforms refuse
+            return parameters.new_zeros(0, parameters.shape[1], *frame.size)
+        spectrum = torch.view_as_complex(parameters) * self._scale(frame, parameters)
+        waves = torch.fft.irfft2(spectrum, s=frame.size, norm="ortho")
+        return frame.image(_coloured(waves) if self.decorrelate else waves.sigmoid())
+
+    def parameters(self, images: Tensor, frame: Frame) -> Tensor:
+        """The waves of ``images``; what is blacker than 0.001 or whiter than 0.999 becomes that."""
+        if not len(images):
+            return images.new_zeros(0, images.shape[1], images.shape[2], images.shape[3] // 2 + 1, 2)
+        pictures = frame.picture(images)
+        waves = _colours(pictures) if self.decorrelate else pictures.clamp(_MARGIN, 1 - _MARGIN).logit()
+        spectrum = torch.fft.rfft2(waves, norm="ortho") / self._scale(frame, waves)
+        return torch.view_as_real(spectrum)
+
+    def noise(self, frame: Frame, generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
+        """Faint clouds: normal noise of standard deviation 0.01 in each amplitude."""
+        height, width = frame.size
+        return 0.01 * _normal((len(frame.mean), height, width // 2 + 1, 2), generators, like)
+
+    def _scale(self, frame: Frame, like: Tensor) -> Tensor:
+        height, width = frame.size
+        down = torch.fft.fftfreq(height, device=like.device, dtype=like.dtype)
+        across = torch.fft.rfftfreq(width, device=like.device, dtype=like.dtype)
+        frequency = (down[:, None].square() + across.square()).sqrt()
+        scale: Tensor = frequency.clamp(min=1 / max(height, width)).pow(-self.decay)
+        return scale
+
+
+@dataclass(frozen=True, eq=False)
+class Generator(Canvas):
+    """The parameters are codes of a generator, and its pictures the images: the prior of Nguyen et al. 2016.
+
+    "Synthesizing the preferred inputs for neurons in neural networks via deep generator networks",
+    https://arxiv.org/abs/1605.09304: argmax over z of the objective of G(z) − decay · ‖z‖².
+
+    Attributes:
+        module: any module that maps codes [N, ...] to pictures [N, C, H, W]; it should be in evaluation mode.
+        code: the shape of one code, for example ``(4096,)``.
+        output: what the module returns: ``"picture"`` with values 0 to 1, ``"tanh"`` with values −1 to 1, or
+            ``"image"`` as the network takes it.
+        decay: weight of the squared length of the code.
+        limits: smallest and largest value of the code's numbers; None does not bound them.
+    """
+
+    module: nn.Module
+    code: tuple[int, ...]
+    output: str = "picture"
+    decay: float = 0.0
+    limits: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        checks.module(self.module, "module")
+        checks.one_of(self.output, "output", ("picture", "tanh", "image"))
+        if not isinstance(self.code, Sequence) or isinstance(self.code, str):
+            raise TypeError(f"code should be the shape of one code, such as (4096,), got {self.code!r}")
+        for side in self.code:
+            checks.whole_number(side, "code", minimum=1)
+        checks.number(self.decay, "decay", low=0)
+        if self.limits is not None:
+            pair = isinstance(self.limits, Sequence) and len(self.limits) == 2
+            if not pair or not checks.number(self.limits[0], "limits") <= checks.number(self.limits[1], "limits"):
+                raise ValueError(f"limits should be the smallest and the largest number, got {self.limits!r}")
+
+    def images(self, parameters: Tensor, frame: Frame) -> Tensor:
+        """The generator's pictures of these codes.
+
+        Raises:
+            TypeError: the generator does not return a floating-point tensor.
+            ValueError: its shape does not fit the frame.
+        """
+        made = self.module(parameters)
+        if not isinstance(made, Tensor) or not made.is_floating_point():
+            what = made.dtype if isinstance(made, Tensor) else type(made).__name__
+            raise TypeError(f"the generator should return a floating-point tensor of pictures, got {what}")
+        wanted = (len(parameters), len(frame.mean), *frame.size)
+        if tuple(made.shape) != wanted:
+            raise ValueError(
+                f"the generator should return pictures of shape {list(wanted)} for codes of shape "
+                f"{list(parameters.shape)}, got {list(made.shape)}; give size=(height, width) if the network takes that"
+            )
+        if self.output == "image":
+            return made
+        return frame.image(made if self.output == "picture" else (made + 1) / 2)
+
+    def parameters(self, images: Tensor, frame: Frame) -> Tensor:
+        """A generator has no inverse: this raises."""
+        raise ValueError("a generator's canvas cannot be set to an image: start from noise, or from a code")
+
+    def noise(self, frame: Frame, generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
+        """Normal noise of standard deviation 1."""
+        return _normal(tuple(self.code), generators, like)
+
+    def bounds(self, frame: Frame, like: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The limits of the code."""
+        return None if self.limits is None else (like.new_full((), self.limits[0]), like.new_full((), self.limits[1]))
+
+    def penalty(self, parameters: Tensor) -> Tensor | None:
+        """The weighted squared length of each code."""
+        return self.decay * parameters.flatten(1).square().sum(1) if self.decay else None
+
+
+def _normal(shape: tuple[int, ...], generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
+    """Normal noise [N, *shape], each row from a generator of its own (on the CPU: the same on every device)."""
+    rows = [torch.empty(shape, dtype=torch.float64).normal_(generator=generator) for generator in generators]
+    return (torch.stack(rows) if rows else torch.empty(0, *shape)).to(like)
+
+
+def _axes(like: Tensor) -> Tensor | None:
+    """Colours of the parameters' axes [3, 3]; None for images that are not of three colours."""
+    return _filled([number for row in _COLOUR_AXES for number in row], like).view(3, 3) if like.shape[1] == 3 else None
+
+
+def _coloured(coordinates: Tensor) -> Tensor:
+    """Pictures in 0 to 1 of colour ``coordinates`` [N, C, H, W]."""
+    axes = _axes(coordinates)
+    values = coordinates if axes is None else _mixed(axes, coordinates)
+    return values.sigmoid()
+
+
+def _colours(pictures: Tensor) -> Tensor:
+    """Colour coordinates of ``pictures``: the inverse of :func:`_coloured`."""
+    values = pictures.clamp(_MARGIN, 1 - _MARGIN).logit()
+    axes = _axes(values)
+    return values if axes is None else _mixed(torch.linalg.inv(axes), values)
+
+
+def _mixed(matrix: Tensor, values: Tensor) -> Tensor:
+    """The channels of ``values`` [N, 3, H, W] through a ``matrix`` [3, 3]."""
+    return (matrix @ values.flatten(2)).view_as(values)

@@ -1,0 +1,493 @@
+"""The one loop behind every optimised image."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from fastviz._util import checks
+from fastviz._util.memory import is_out_of_memory
+from fastviz._util.progress import bar
+from fastviz.engine.optimize import checkpoint as files
+from fastviz.engine.optimize.canvas import Canvas, Frame
+from fastviz.engine.optimize.known import Known
+from fastviz.engine.optimize.network import what_fits
+from fastviz.engine.optimize.optimizers import Evaluation, Optimizer
+from fastviz.engine.optimize.priors import Prior
+from fastviz.engine.optimize.redirected_relu import OpenRectifiers
+from fastviz.engine.optimize.state import RunState, begin, longer_history, restored, stop, to_save, with_best
+from fastviz.engine.optimize.transforms import Transform, transformed
+from fastviz.execution import capture
+from fastviz.execution.fast_conv.memory_format import image_gradients
+
+__all__ = ["Objective", "Optimized", "Preview", "optimize"]
+
+Objective: TypeAlias = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
+"""Images [n, C, H, W] and their numbers in the batch, int64 [n] in rising order → values [n] to be increased, in the
+graph of the images; or (values, measures [n]), where a goal is compared with the measures."""
+
+Preview: TypeAlias = Callable[[int, Tensor], object]
+"""Called with the number of steps done and the images [N, C, H, W] so far."""
+
+_PIXELS_AT_ONCE = 200_000
+"""Of the images of a pass on a CPU. Of 64 images of 128x128 through a SqueezeNet, 8 or 16 at a time take a fifth less
+time than 64, whose maps do not fit the caches, and than 4, which leave them empty."""
+
+_LARGEST = 1e6
+"""Parameters beyond this have exploded: pictures end at 3, codes and waves at some hundreds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Optimized:
+    """What :func:`optimize` made, a row an image.
+
+    Attributes:
+        parameters: [N, ...], the canvas's.
+        images: [N, C, H, W] as the network takes them.
+        values: [N], the objective at these images, without transforms and penalties.
+        measures: [N], what a goal is compared with, at these images.
+        totals: [N], values minus penalties.
+        steps: int64 [N], steps after which each image is as returned, or stopped.
+        history: [S, N], the objective before each step (under transforms: of the transformed image); NaN after an image
+            has stopped.
+        reasons: why each image stopped: ``"goal"``, ``"steps"`` (all done), ``"converged"`` (no step increases the
+            total), ``"interrupted"`` (Ctrl-C), or the cause in words, such as ``"the objective became nan at step 3"``.
+    """
+
+    parameters: Tensor
+    images: Tensor
+    values: Tensor
+    measures: Tensor
+    totals: Tensor
+    steps: Tensor
+    history: Tensor
+    reasons: tuple[str, ...]
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended it early."""
+        return "interrupted" in self.reasons
+
+
+def optimize(
+    model: nn.Module,
+    objective: Objective,
+    parameters: Tensor,
+    *,
+    canvas: Canvas,
+    frame: Frame,
+    optimizer: Optimizer,
+    steps: int,
+    priors: Sequence[Prior] = (),
+    transforms: Sequence[Transform] = (),
+    goal: float | None = None,
+    seeds: Sequence[int] | None = None,
+    batch_size: int | None = None,
+    preview: Preview | None = None,
+    preview_every: int = 10,
+    progress: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 50,
+    about: str = "",
+) -> Optimized:
+    """Images that increase an objective, each from its own start, for its own objective, until it stops by itself.
+
+    Every row of ``parameters`` is a problem of its own: gradient, optimiser state, line search, random numbers and the
+    end never depend on the other rows. Images that have stopped are left out of the passes that follow. What comes back
+    is, for an image that reached its goal, the image that did; else the one with the highest total (objective minus
+    penalties) seen, or the last one where totals cannot be compared (random transforms) or do not tell all (priors that
+    change images).
+
+    ``model`` is held in evaluation mode meanwhile, and is neither changed nor given gradients. Ctrl-C ends the loop and
+    returns what there is. An image whose objective, gradient or parameters are no longer finite, or whose parameters
+    exceed a million, stops: the last good image is returned, ``reasons`` says what happened at which step, and a
+    ``RuntimeWarning`` is given.
+
+    Where the gradient of an objective is zero everywhere because all rectifiers on the way are off, as for many units
+    at a grey image, the step follows the gradient of what stands before the last of them (see
+    :class:`fastviz.engine.optimize.redirected_relu.OpenRectifiers`), and where that is zero too, it is random.
+
+    Args:
+        model: what the objective runs; see :class:`fastviz.engine.optimize.Network`.
+        objective: see :data:`Objective`.
+        parameters: [N, ...], where to start: ``canvas.parameters(images, frame)`` or ``canvas.noise(...)``.
+        canvas: how parameters become images.
+        frame: size and normalisation of the images.
+        optimizer: how parameters move.
+        steps: most steps; 0 returns the start with its values.
+        priors: penalties and changes, applied to the untransformed images.
+        transforms: random changes, in this order, before each look of the network.
+        goal: an image stops when its measure (without transforms) is at least this.
+        seeds: one an image, for the transforms; None is 0 for all. The random numbers of a step depend on the seed and
+            on the number of the step only.
+        batch_size: images the network sees at once; None is all, on a CPU as many as its caches hold.
+        preview: called after every ``preview_every`` steps.
+        progress: show a bar, on a terminal.
+        checkpoint: a file that is written every ``checkpoint_every`` steps and at the end. If it is there already, the
+            run goes on from it, with the numbers of an uninterrupted one; ``steps`` may be larger than before.
+        about: words that a checkpoint must agree on: model, target, and what else the caller's objective holds.
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit; a checkpoint that is damaged or of other settings.
+        MemoryError: the images do not fit into memory at once; the message says how many would.
+
+    >>> from fastviz.engine.optimize.canvas import Pixels, frame_of
+    >>> from fastviz.engine.optimize import Ascent
+    >>> model = nn.Conv2d(3, 1, 1)
+    >>> made = optimize(
+    ...     model, lambda images, rows: images.sum((1, 2, 3)), torch.zeros(2, 3, 4, 4), canvas=Pixels(),
+    ...     frame=frame_of(model, 4), optimizer=Ascent(0.5), steps=10)
+    >>> frame_of(model, 4).picture(made.images).amin().round(), made.reasons  # every pixel is white
+    (tensor(1.), ('steps', 'steps'))
+    """  # fmt: skip
+    checks.tensor(parameters, "parameters")
+    checks.whole_number(steps, "steps", minimum=0)
+    checks.whole_number(preview_every, "preview_every", minimum=1)
+    checks.whole_number(checkpoint_every, "checkpoint_every", minimum=1)
+    if batch_size is not None:
+        checks.whole_number(batch_size, "batch_size", minimum=1)
+    if goal is not None:
+        checks.number(goal, "goal")
+    if preview is not None and not callable(preview):
+        raise TypeError(f"preview should be a function, got {type(preview).__name__}")
+    checks.instances(priors, "priors", Prior)
+    checks.instances(transforms, "transforms", Transform)
+    if not optimizer.random_objective and transforms:
+        raise ValueError(
+            f"transforms should be empty for {type(optimizer).__name__}, whose line search needs an objective that "
+            f"stays the same, got {list(transforms)}"
+        )
+    N = len(parameters)
+    seeds = [0] * N if seeds is None else list(seeds)
+    if len(seeds) != N:
+        raise ValueError(f"seeds should have one number an image, {N}, got {len(seeds)}")
+    run = _Run(model, objective, canvas, frame, optimizer, tuple(priors), tuple(transforms), goal, seeds, batch_size)
+    path = None if checkpoint is None else checks.path(checkpoint, "checkpoint")
+    settings = "; ".join(
+        str(part)
+        for part in (about, list(parameters.shape), parameters.dtype, canvas, frame, optimizer, run.priors,
+                     run.transforms, goal, seeds)
+    )  # fmt: skip
+    with capture.frozen_model(model):
+        state = begin(parameters.detach().clone(), optimizer)
+        saved = None if path is None else files.load(path, settings, parameters.device)
+        if saved is not None:
+            state = restored(saved, steps)
+        state = replace(state, history=longer_history(state.history, steps))
+        first = state.step
+        interrupted = False
+        with bar(progress, steps, done=first, text="optimising", unit="steps") as advance:
+            try:
+                while state.step < steps and len(state.active):
+                    state = run.advance(state)
+                    advance(1)
+                    if preview is not None and state.step % preview_every == 0:
+                        preview(state.step, run.pictures(state))
+                    if path is not None and state.step % checkpoint_every == 0:
+                        files.save(path, settings, to_save(state))
+            except KeyboardInterrupt:
+                interrupted = True
+        if path is not None and state.step > first:
+            files.save(path, settings, to_save(state))
+        return run.conclude(state, "interrupted" if interrupted else "steps")
+
+
+# ------------------------------------------------------------------------------------------------------ the work
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """The arguments of one call, and the steps that they make."""
+
+    model: nn.Module
+    objective: Objective
+    canvas: Canvas
+    frame: Frame
+    optimizer: Optimizer
+    priors: tuple[Prior, ...]
+    transforms: tuple[Transform, ...]
+    goal: float | None
+    seeds: list[int]
+    batch_size: int | None
+    numbers: Known[list[int]] = field(default_factory=lambda: Known(Tensor.tolist))
+
+    @cached_property
+    def split(self) -> Known[Sequence[Tensor]]:
+        """Rows in parts that the network sees at once; the same tensors for the same rows."""
+        return Known(lambda rows: (rows,) if len(rows) <= self._at_once(rows) else rows.split(self._at_once(rows)))
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether a higher total means a better image."""
+        return not self.transforms and not any(prior.changes_images for prior in self.priors)
+
+    def advance(self, state: RunState) -> RunState:
+        """One step of every active image, after leaving out those that stop."""
+        found = state.found or self.evaluate(state.parameters, state.active, state.step)
+        cause = self._failures(state, found)
+        state.history[state.step, state.active] = torch.where(cause > 0, torch.nan, found.values)
+        # Read together: each look at values waits for the device.
+        near = cause < 0 if self.goal is None else found.measures >= self.goal
+        fails, reaches = torch.stack([(cause > 0).any(), near.any()]).tolist()
+        if fails:
+            state, found = self._without_failed(state, found, cause)
+        state = replace(state, good=state.parameters)
+        if self.keeps_best:
+            state = with_best(state, found.total)
+        if reaches:
+            reached = self._reached(state, found)
+            state, found = stop(state, reached, "goal"), found.taken(~reached)
+        if not len(state.active):
+            return replace(state, step=state.step + 1)
+
+        bounds = self.canvas.bounds(self.frame, state.parameters)
+        moved = self.optimizer.step(
+            state.parameters,
+            found,
+            state.optimizer,
+            # the very tensor where it is all of them: what is known of it need not be read again
+            lambda parameters, rows: self.evaluate(
+                parameters, state.active if len(rows) == len(state.active) else state.active[rows], state.step
+            ),
+            bounds,
+        )
+        parameters, there = moved.parameters, moved.found
+        changing = [prior for prior in self.priors if prior.changes_images]
+        if changing:
+            parameters, there = self._changed(parameters, found, state, changing), None
+        step = state.step + 1
+        state = replace(state, step=step, parameters=parameters, optimizer=moved.state, found=there)
+        if moved.stuck is not None and moved.stuck.any():
+            state = stop(state, moved.stuck, "converged")
+        return state
+
+    def evaluate(self, parameters: Tensor, rows: Tensor, step: int, *, clean: bool = False) -> Evaluation:
+        """The objective of the images ``rows`` at ``parameters``; ``clean``: without transforms and gradients."""
+        parts = []
+        split = self.split(rows)
+        for part, some in zip(parameters.split([len(some) for some in split]), split, strict=True):
+            try:
+                parts.append(self._evaluate(part, some, step, clean))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                parts.clear()
+                raise MemoryError(self._what_fits(part, some, step, clean)) from error
+        if len(parts) == 1:
+            return parts[0]
+        return Evaluation(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+    def _at_once(self, rows: Tensor) -> int:
+        """How many of the images ``rows`` the network sees at once."""
+        if self.batch_size is not None:
+            return self.batch_size
+        if rows.device.type != "cpu":
+            return len(rows)
+        return max(1, round(_PIXELS_AT_ONCE / math.prod(self.frame.size)))
+
+    def _evaluate(self, parameters: Tensor, rows: Tensor, step: int, clean: bool) -> Evaluation:
+        leaf = parameters.detach().requires_grad_(not clean)
+        with torch.no_grad() if clean else nullcontext():
+            images = self.canvas.images(leaf, self.frame)
+            held = images.detach().requires_grad_(not clean)
+            values, measures, gradients = self._objective(held, rows, step, clean)
+            total = values.detach()
+            penalties = [prior.penalty(held, rows) for prior in self.priors]
+            for penalty in penalties:
+                if penalty is None:
+                    continue
+                total = total - penalty.detach()
+                if gradients is not None:
+                    gradients = gradients - _gradients(penalty, held)
+            own = self.canvas.penalty(leaf)
+            total = total if own is None else total - own.detach()
+        nothing = total.new_zeros(0)
+        if gradients is None:
+            return Evaluation(total, values, measures, nothing, nothing)
+        through = gradients
+        if images is not leaf:
+            through = _pulled_back(images, gradients, own, leaf)
+        kept = gradients if any(prior.needs_gradients for prior in self.priors) else nothing
+        return Evaluation(total, values.detach(), measures, through, kept)
+
+    def _objective(self, images: Tensor, rows: Tensor, step: int, clean: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Values, measures, and the direction in which each of the ``images`` should go (None if ``clean``)."""
+        if clean:
+            return *self._measured(images, rows), None
+        with image_gradients(self.model):
+            values, measures = self._measured(self._transformed(images, rows, step), rows)
+            gradients = _gradients(values, images)
+        dead = _largest(gradients) == 0
+        if dead.any():
+            where = dead.nonzero()[:, 0]
+            gradients = gradients.index_copy(0, where, self._ways_out(images.detach()[where], rows[where], step))
+        return values, measures, gradients
+
+    def _ways_out(self, images: Tensor, rows: Tensor, step: int) -> Tensor:
+        """Directions for ``images`` at which the gradient of the objective is zero everywhere."""
+        images = images.requires_grad_()
+        with OpenRectifiers():
+            values, _ = self._measured(self._transformed(images, rows, step), rows)
+            found = _gradients(values, images)
+        dead = _largest(found) == 0
+        if not dead.any():
+            return found
+        noise = [
+            torch.empty(images.shape[1:], dtype=torch.float64).normal_(generator=_generator(self.seeds[row], step))
+            for row in rows.tolist()
+        ]
+        return torch.where(dead.view(-1, *(1,) * (found.dim() - 1)), torch.stack(noise).to(found), found)
+
+    def _measured(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and measures of the objective."""
+        result = self.objective(images, rows)
+        return result if isinstance(result, tuple) else (result, result.detach())
+
+    def _transformed(self, images: Tensor, rows: Tensor, step: int) -> Tensor:
+        if not self.transforms:
+            return images
+        return transformed(images, self.transforms, [_generator(self.seeds[row], step) for row in self.numbers(rows)])
+
+    def _what_fits(self, parameters: Tensor, rows: Tensor, step: int, clean: bool) -> str:
+        shape = (len(parameters), len(self.frame.mean), *self.frame.size)
+        return what_fits(
+            lambda count: self._evaluate(parameters[:count], rows[:count], step, clean),
+            parameters.new_empty(()).expand(shape),
+        )
+
+    def _failures(self, state: RunState, found: Evaluation) -> Tensor:
+        """Why rows cannot go on, int64 [n]: 0 they can, else a number of :data:`_CAUSES`."""
+        cause = (~(_largest(state.parameters) <= _LARGEST)).long() * 3
+        cause = torch.where(_largest(found.gradients).isfinite(), cause, 2)
+        return torch.where(found.total.isfinite(), cause, 1)
+
+    def _without_failed(self, state: RunState, found: Evaluation, cause: Tensor) -> tuple[RunState, Evaluation]:
+        failed = cause > 0
+        good = state.parameters.clone()
+        good[failed] = state.best[state.active[failed]] if self.keeps_best else state.good[failed]
+        totals = found.total.tolist()
+        words = [_CAUSES[int(number)].format(total=totals[row], step=state.step) for row, number in enumerate(cause)]
+        for row in failed.nonzero()[:, 0].tolist():
+            warnings.warn(
+                f"image {int(state.active[row])} stopped, the last good one is returned: {words[row]}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        return stop(replace(state, parameters=good), failed, words), found.taken(~failed)
+
+    def _reached(self, state: RunState, found: Evaluation) -> Tensor:
+        """Which rows have reached the goal; under transforms those that do without them too."""
+        assert self.goal is not None
+        reached = found.measures >= self.goal
+        if self.transforms and reached.any():
+            rows = reached.nonzero()[:, 0]
+            clean = self.evaluate(state.parameters[rows], state.active[rows], state.step, clean=True)
+            reached = reached.index_copy(0, rows, clean.measures >= self.goal)
+        return reached
+
+    def _changed(self, parameters: Tensor, found: Evaluation, state: RunState, priors: list[Prior]) -> Tensor:
+        """The parameters after the changes that ``priors`` make to their images."""
+        with torch.no_grad():
+            images = before = self.canvas.images(parameters, self.frame)
+            for prior in priors:
+                gradients = found.image_gradients if prior.needs_gradients else None
+                images = prior.changed(images, gradients, state.active, state.step + 1)
+            if images is before:
+                return parameters
+            changed = self.canvas.parameters(images, self.frame)
+            bounds = self.canvas.bounds(self.frame, changed)
+            return changed if bounds is None else torch.minimum(torch.maximum(changed, bounds[0]), bounds[1])
+
+    def pictures(self, state: RunState) -> Tensor:
+        """The images [N, C, H, W] at this moment, stopped ones as they stopped."""
+        with torch.no_grad():
+            whole = state.final.index_copy(0, state.active, state.parameters)
+            return self.canvas.images(whole, self.frame).clone()
+
+    def conclude(self, state: RunState, reason: str) -> Optimized:
+        """The result; images that are still active stop for ``reason``."""
+        if len(state.active):
+            state = self._last(state, reason)
+        everyone = torch.arange(len(state.final), device=state.final.device)
+        with torch.no_grad():
+            images = self.canvas.images(state.final, self.frame).clone()
+        if len(everyone):
+            found = self.evaluate(state.final, everyone, state.step, clean=True)
+        else:
+            found = Evaluation(*(state.best_totals,) * 5)
+        return Optimized(
+            state.final, images, found.values, found.measures, found.total, state.steps,
+            state.history[: state.step], state.reasons,
+        )  # fmt: skip
+
+    def _last(self, state: RunState, reason: str) -> RunState:
+        """``state`` after all have stopped, each with its best or its last good parameters."""
+        found = state.found or self.evaluate(state.parameters, state.active, state.step, clean=True)
+        fine = found.total.isfinite() & (_largest(state.parameters) <= _LARGEST)
+        parameters = torch.where(fine.view(-1, *(1,) * (state.good.dim() - 1)), state.parameters, state.good)
+        state = replace(state, parameters=parameters)
+        reached = torch.zeros_like(fine) if self.goal is None else fine & (found.measures >= self.goal)
+        if self.keeps_best:
+            state = with_best(state, torch.where(fine, found.total, -torch.inf))
+            best = torch.where(
+                reached.view(-1, *(1,) * (state.good.dim() - 1)), state.parameters, state.best[state.active]
+            )
+            state = replace(state, parameters=best)
+        words = ["goal" if there else reason for there in reached.tolist()]
+        return stop(state, torch.ones_like(fine), words)
+
+
+_CAUSES = (
+    "",
+    "the objective became {total} at step {step}",
+    "the gradient was no longer finite at step {step}",
+    f"the parameters grew beyond {_LARGEST:g} at step {{step}}",
+)
+
+
+def _largest(values: Tensor) -> Tensor:
+    """The largest absolute number of each row, [n]; NaN where there is one."""
+    return values.flatten(1).abs().amax(1)  # seven times as fast as the norm of infinite order
+
+
+def _pulled_back(images: Tensor, gradients: Tensor, penalty: Tensor | None, leaf: Tensor) -> Tensor:
+    """The images' ``gradients``, and those of minus the ``penalty``, for the ``leaf`` that both are made of."""
+    if not images.requires_grad:
+        raise ValueError(_NO_GRADIENT)
+    outputs, weights = [images], [gradients]
+    if penalty is not None:
+        outputs, weights = [images, penalty], [gradients, -torch.ones_like(penalty)]
+    (found,) = torch.autograd.grad(outputs, [leaf], weights, allow_unused=True)
+    if found is None:
+        raise ValueError(_NO_GRADIENT)
+    return found
+
+
+_NO_GRADIENT = (
+    "the objective should depend on what is optimised, but has no gradient for it "
+    "(is the target behind it, and does the model use torch.no_grad or detach?)"
+)
+
+
+def _gradients(values: Tensor, inputs: Tensor) -> Tensor:
+    """The gradient of the sum of ``values`` for the ``inputs``."""
+    (found,) = capture.differentiate(values.sum(), [inputs]) if values.requires_grad else (None,)
+    if found is None:
+        raise ValueError(_NO_GRADIENT)
+    return found.contiguous()
+
+
+def _generator(seed: int, step: int) -> torch.Generator:
+    """Random numbers that depend on an image's seed and on the step only, so that a run can go on anywhere."""
+    digest = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)

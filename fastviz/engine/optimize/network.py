@@ -1,0 +1,224 @@
+"""A model as an optimisation sees it: layers from a pass that ends where they end, and objectives for targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+
+from fastviz import targets
+from fastviz._util import checks
+from fastviz._util.memory import is_out_of_memory
+from fastviz.engine.gradients import unit_gradients
+from fastviz.engine.optimize.known import Known
+from fastviz.execution import capture
+from fastviz.execution.capture import Precision
+from fastviz.models.loading import preprocessing
+from fastviz.targets.objectives import Activations, Objective
+
+__all__ = ["Network", "Toward", "toward", "what_fits"]
+
+
+def what_fits(attempt: Callable[[int], object], images: Tensor) -> str:
+    """What to say when ``images`` [n, C, H, W] were too many for the memory: how many of them are not.
+
+    ``attempt`` is called with smaller and smaller numbers of them, until one passes.
+    """
+    tried = len(images)
+    size = f"{images.shape[-2]}x{images.shape[-1]}"
+    what = f"{tried} image{'s' if tried > 1 else ''} of {size} pixels at once"
+    while tried > 1:
+        tried //= 2
+        try:
+            attempt(tried)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            continue
+        return f"out of memory: {what} do not fit on {images.device}, {tried} would: batch_size={tried}"
+    return f"out of memory: {what} do not fit on {images.device}; a smaller size may"
+
+
+class Network:
+    """Outputs of ``layers``, and the output of the model if ``output``, for batches of images, in their graph.
+
+    Without ``output`` the forward pass ends at the last of the layers; where one runs several times, its last output
+    counts. The caller holds the model in ``capture.frozen_model``, as :func:`fastviz.engine.optimize.optimize` does.
+
+    Args:
+        model: any module; one of 16 bits gets the images in its dtype, and gives what comes out in theirs.
+        layers: dotted names.
+        output: whether the model's own output is needed.
+        precision: ``"bfloat16"`` runs the model under autocast; what comes out has the dtype of the images again.
+        argument: what errors call the images; None leaves the model's errors as they are.
+
+    Raises:
+        ValueError: a layer that does not exist or cannot be recorded; the message lists the nearest.
+
+    >>> network = Network(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)), ["1"], output=False)
+    >>> output, activations = network(torch.zeros(2, 3, 8, 8))
+    >>> activations["1"].shape
+    torch.Size([2, 8, 6, 6])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[str],
+        *,
+        output: bool,
+        precision: Precision = "model",
+        argument: str | None = "images",
+    ) -> None:
+        checks.one_of(precision, "precision", ("model", "bfloat16"))
+        capture.require_gradients(model)
+        self.model = model
+        self.layers = tuple(dict.fromkeys(layers))
+        self.output = output
+        self.argument = argument
+        self.precision = precision
+        own = next((value.dtype for value in model.parameters() if value.is_floating_point()), torch.float32)
+        self._narrow = own if own in (torch.bfloat16, torch.float16) else None
+        self._calls: Mapping[str, int] | None = None
+        for name in self.layers:
+            capture.layer_module(model, name)
+
+    def __call__(self, images: Tensor) -> tuple[object, Activations]:
+        """Output of the model (None if it was not asked for) and layer name → output, for ``images`` [N, C, H, W].
+
+        Raises:
+            ValueError: the model cannot take images of this size; see :func:`fastviz.execution.capture.usable`.
+        """
+        # The copy is for models that work in place on their input; convolutions are fastest with channels last.
+        batch = images.clone(memory_format=torch.channels_last)
+        if self._narrow is not None:
+            batch = batch.to(self._narrow)
+        low = self.precision == "bfloat16"
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=low):
+            output, recorded = self._run(batch)
+        if low or batch.dtype != images.dtype:
+            recorded = {name: recorded[name].to(images.dtype) for name in self.layers}
+            output = output.to(images.dtype) if isinstance(output, Tensor) else output
+        return (output if self.output else None), recorded
+
+    def _run(self, batch: Tensor) -> tuple[object, Activations]:
+        if not self.output and self._calls is None:
+            size = preprocessing(self.model).size or (batch.shape[2], batch.shape[3])
+            self._calls = unit_gradients.calls_of_layers(self.model, self.layers, size, channels=batch.shape[1])
+        if self.output or self._calls is not None:
+            return targets.run(self.model, batch, self.layers, calls=self._calls, argument=self.argument)
+        return self._counting_run(batch)
+
+    def _counting_run(self, batch: Tensor) -> tuple[object, Activations]:
+        """A whole pass, where nothing else tells how often each layer is called, that learns it."""
+        calls = dict.fromkeys(self.layers, 0)
+
+        def counter(name: str) -> capture.Hook:
+            def count(module: nn.Module, inputs: object, output: object) -> None:
+                calls[name] += 1
+
+            return count
+
+        with capture.hooked(self.model, {name: counter(name) for name in self.layers}):
+            result = targets.run(self.model, batch, self.layers, argument=self.argument)
+        if all(calls.values()):
+            self._calls = calls
+        return result
+
+
+class Toward:
+    """The objective of images that each have a target of their own: what :func:`toward` makes.
+
+    Called with images [n, C, H, W] and their numbers int64 [n], in rising order, it returns the values of their targets
+    and the measures that a goal is compared with: the probability for the score or probability of a class, else the
+    value itself. Image number i has target ``i // repeats``.
+    """
+
+    def __init__(self, network: Network, parts: Sequence[tuple[Objective, int]], repeats: int) -> None:
+        self.network = network
+        self.parts = tuple(parts)
+        self.repeats = repeats
+        self.targets = sum(count for _, count in parts)
+        """The number of targets."""
+        self._shares = Known(self._shared)
+
+    def __call__(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and measures, [n] each."""
+        output, activations = self.network(images)
+        shares = self._shares(rows)
+        # One split instead of a slice a target: its gradient is put together once.
+        sizes = [share.size for share in shares]
+        outputs = output.split(sizes) if isinstance(output, Tensor) else [output] * len(sizes)
+        maps = {name: activations[name].split(sizes) for name in self.network.layers}
+        values, measures = [], []
+        for i, share in enumerate(shares):
+            mine = {name: split[i] for name, split in maps.items()}
+            value = share.objective.values(outputs[i], mine)
+            values.append(value)
+            if share.probability is None:
+                measures.append(value.detach())
+            else:
+                with torch.no_grad():
+                    measures.append(share.probability.values(outputs[i], mine))
+        return torch.cat(values), torch.cat(measures)
+
+    def _shared(self, rows: Tensor) -> list[_Share]:
+        """The images ``rows`` by target, those without images left out."""
+        numbers = (rows // self.repeats).cpu()
+        ends = [0, *accumulate(count for _, count in self.parts)]
+        sizes = torch.searchsorted(numbers, torch.tensor(ends)).diff().tolist()
+        shares = []
+        for (objective, count), first, samples in zip(self.parts, ends, numbers.split(sizes), strict=False):
+            if len(samples):
+                probability = objective.as_probability()
+                local = samples - first
+                shares.append(
+                    _Share(
+                        len(samples),
+                        objective.taken(local, count),
+                        None if probability is None else probability.taken(local, count),
+                    )
+                )
+        return shares
+
+
+@dataclass(frozen=True)
+class _Share:
+    """The images of a batch that have one target: how many, what is increased, and what a goal is compared with."""
+
+    size: int
+    objective: Objective
+    probability: Objective | None
+
+
+def toward(
+    model: nn.Module,
+    target: targets.Target,
+    *,
+    repeats: int = 1,
+    precision: Precision = "model",
+    argument: str = "images",
+) -> Toward:
+    """The objective for one image a target, or ``repeats`` of them.
+
+    Unlike where images are explained, several targets are several images: a tensor of T classes, a list of T targets,
+    or an objective with tensors of T numbers, such as ``fastviz.channel("conv1", torch.arange(64))``.
+
+    Raises:
+        TypeError: not a target.
+        ValueError: a target that does not exist, an empty list, or the class with the highest score, which is not known
+            before there is an image.
+    """
+    if isinstance(target, Tensor) and target.dim() == 2:
+        raise ValueError(f"target should have one class an image, [T], got shape {list(target.shape)}")
+    if isinstance(target, Tensor) and target.dim() == 1 and not len(target):
+        raise ValueError("target should have at least one class, got an empty tensor")
+    selection = targets.resolve(target, model)
+    if selection.predicts:
+        raise ValueError("target should say which class: there is no image yet that could be predicted, got None")
+    parts = [(objective, objective.samples or 1) for objective in selection.objectives]
+    network = Network(model, selection.layers, output=selection.reads_output, precision=precision, argument=argument)
+    return Toward(network, parts, repeats)

@@ -1,0 +1,296 @@
+"""How parameters move from one step to the next: normalised gradient ascent, Adam, L-BFGS.
+
+All work on a batch in which every row is a problem of its own: its state, step length and line search never depend on
+the other rows, so a row gives the same result alone. States are dicts of tensors with one row a problem, which can be
+selected and saved as they are.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from fastviz._util import checks
+
+__all__ = ["LBFGS", "Adam", "Ascent", "Evaluation", "Optimizer", "State", "by_name"]
+
+State: TypeAlias = dict[str, Tensor]
+Bounds: TypeAlias = tuple[Tensor, Tensor] | None
+
+
+class Evaluation(NamedTuple):
+    """What was found at some parameters, a row a problem.
+
+    ``total`` [n] is the objective minus all penalties, what optimisers increase; ``values`` [n] the objective alone;
+    ``measures`` [n] what a goal is compared with; ``gradients`` [n, ...] those of ``total`` for the parameters;
+    ``image_gradients`` those for the images where a prior reads them, else empty.
+    """
+
+    total: Tensor
+    values: Tensor
+    measures: Tensor
+    gradients: Tensor
+    image_gradients: Tensor
+
+    def taken(self, rows: Tensor) -> Evaluation:
+        """The evaluation of some of the ``rows`` (numbers or a mask)."""
+        return Evaluation(*(part[rows] if len(part) else part for part in self))
+
+    def put(self, rows: Tensor, other: Evaluation) -> Evaluation:
+        """The evaluation with those of the ``rows`` replaced by ``other``."""
+        return Evaluation(
+            *(mine.index_copy(0, rows, new) if len(mine) else mine for mine, new in zip(self, other, strict=True))
+        )
+
+
+Evaluate: TypeAlias = Callable[[Tensor, Tensor], Evaluation]
+"""Evaluates parameters [k, ...] of the problems with the row numbers int64 [k]."""
+
+
+class Step(NamedTuple):
+    """Where a step led.
+
+    ``found`` is the evaluation at the new parameters if the step made it anyway; ``stuck``, bool [n], tells which rows
+    cannot be improved.
+    """
+
+    parameters: Tensor
+    state: State
+    found: Evaluation | None = None
+    stuck: Tensor | None = None
+
+
+class Optimizer(ABC):
+    """A way to increase ``total``."""
+
+    random_objective: bool = True
+    """Whether it bears an objective that changes from step to step, as under random transforms."""
+
+    @abstractmethod
+    def start(self, parameters: Tensor) -> State:
+        """The state before the first step."""
+
+    @abstractmethod
+    def step(self, parameters: Tensor, now: Evaluation, state: State, evaluate: Evaluate, bounds: Bounds) -> Step:
+        """One step from ``parameters``, where ``now`` holds; the result lies within the ``bounds``."""
+
+
+def _within(parameters: Tensor, bounds: Bounds) -> Tensor:
+    return parameters if bounds is None else torch.minimum(torch.maximum(parameters, bounds[0]), bounds[1])
+
+
+def _column(numbers: Tensor, like: Tensor) -> Tensor:
+    """One number a row, [n], to be multiplied with ``like`` [n, ...]."""
+    return numbers.view(-1, *(1,) * (like.dim() - 1))
+
+
+@dataclass(frozen=True)
+class Ascent(Optimizer):
+    """Gradient ascent: ``p + learning_rate · g``, the gradient divided by its size in each row.
+
+    Attributes:
+        learning_rate: length of a step: the root mean square of the change with ``"rms"``, each number's with
+            ``"sign"``.
+        norm: ``"rms"`` divides by the root mean square of the row's gradient; ``"sign"`` takes its sign only;
+            ``"none"`` leaves it as it is.
+    """
+
+    learning_rate: float = 0.05
+    norm: Literal["rms", "sign", "none"] = "rms"
+
+    def __post_init__(self) -> None:
+        checks.positive(self.learning_rate, "learning_rate")
+        checks.one_of(self.norm, "norm", ("rms", "sign", "none"))
+
+    def start(self, parameters: Tensor) -> State:
+        """There is no state."""
+        return {}
+
+    def step(self, parameters: Tensor, now: Evaluation, state: State, evaluate: Evaluate, bounds: Bounds) -> Step:
+        """See the class."""
+        g = now.gradients
+        if self.norm == "sign":
+            g = g.sign()
+        elif self.norm == "rms":
+            size = g.flatten(1).square().mean(1).sqrt()
+            # A gradient of zero stays zero.
+            g = g / _column(torch.where(size > 0, size, 1), g)
+        return Step(_within(parameters + self.learning_rate * g, bounds), state)
+
+
+@dataclass(frozen=True)
+class Adam(Optimizer):
+    """Kingma, Ba 2015, https://arxiv.org/abs/1412.6980, with their constants: steps of about ``learning_rate``."""
+
+    learning_rate: float = 0.02
+
+    def __post_init__(self) -> None:
+        checks.positive(self.learning_rate, "learning_rate")
+
+    def start(self, parameters: Tensor) -> State:
+        """First and second moments, and the number of steps."""
+        return {
+            "mean": torch.zeros_like(parameters),
+            "square": torch.zeros_like(parameters),
+            "steps": parameters.new_zeros(len(parameters)),
+        }
+
+    def step(self, parameters: Tensor, now: Evaluation, state: State, evaluate: Evaluate, bounds: Bounds) -> Step:
+        """See the class."""
+        g = now.gradients
+        mean, steps = state["mean"].lerp(g, 0.1), state["steps"] + 1
+        square = (0.999 * state["square"]).addcmul_(g, g, value=0.001)
+        first, second = (_column(1 - beta**steps, g) for beta in (0.9, 0.999))
+        # learning_rate · (mean / first) / (√(square / second) + 1e-8), in as few passes over memory as it takes
+        below = (square / second).sqrt_().add_(1e-8).mul_(first / self.learning_rate)
+        moved = torch.addcdiv(parameters, mean, below)
+        return Step(_within(moved, bounds), {"mean": mean, "square": square, "steps": steps})
+
+
+@dataclass(frozen=True)
+class LBFGS(Optimizer):
+    """Limited-memory BFGS: Nocedal 1980, with the line search of Lewis, Overton 2013 (weak Wolfe conditions).
+
+    "Nonsmooth optimization via quasi-Newton methods", https://doi.org/10.1007/s10107-012-0514-2. Where parameters have
+    bounds, those at a bound that the gradient pushes further stay, the others move along the projected path, and the
+    line search asks for sufficient increase only.
+
+    Attributes:
+        history: pairs of steps and gradient changes that are kept: 2 · history times the memory of the parameters.
+        learning_rate: root mean square of the change that the first step tries.
+        evaluations: most evaluations in one line search; a row that finds no increase forgets its history, and if it
+            had none, is stuck.
+    """
+
+    history: int = 10
+    learning_rate: float = 0.05
+    evaluations: int = 20
+    random_objective = False
+
+    def __post_init__(self) -> None:
+        checks.whole_number(self.history, "history", minimum=1)
+        checks.positive(self.learning_rate, "learning_rate")
+        checks.whole_number(self.evaluations, "evaluations", minimum=1)
+
+    def start(self, parameters: Tensor) -> State:
+        """Pairs (newest last), 1 / (s · y) of each (0: no pair), and the scale of the first guess."""
+        n = len(parameters)
+        pairs = parameters.new_zeros(n, self.history, parameters[0].numel())
+        return {
+            "s": pairs,
+            "y": pairs.clone(),
+            "rho": parameters.new_zeros(n, self.history),
+            "gamma": parameters.new_ones(n),
+        }
+
+    def step(self, parameters: Tensor, now: Evaluation, state: State, evaluate: Evaluate, bounds: Bounds) -> Step:
+        """See the class."""
+        x, g = parameters.flatten(1), -now.gradients.flatten(1)  # of −total, which is to be decreased
+        free = torch.ones_like(x, dtype=torch.bool)
+        if bounds is not None:
+            low, high = (bound.expand_as(parameters).flatten(1) for bound in bounds)
+            free = ~(((x <= low) & (g > 0)) | ((x >= high) & (g < 0)))
+        g_free = g * free
+        has_pairs = (state["rho"] > 0).any(1)
+        d = -_inverse_hessian(g_free, state) * free
+        slope = (d * g).sum(1)
+        # Where the pairs say nothing, or nonsense, the direction is the gradient's.
+        plain = ~has_pairs | ~(slope < 0)
+        size = g_free.square().mean(1).sqrt()
+        steepest = -g_free * (self.learning_rate / torch.where(size > 0, size, 1))[:, None]
+        d = torch.where(plain[:, None], steepest, d)
+
+        new, found, moved = self._search(parameters, d.view_as(parameters), now, evaluate, bounds)
+        s, y = new.flatten(1) - x, -found.gradients.flatten(1) - g
+        state = _remember(state, s, y, moved)
+        state = state | {"rho": torch.where(moved[:, None], state["rho"], 0)}
+        return Step(new, state, found, ~moved & plain)
+
+    def _search(
+        self, start: Tensor, d: Tensor, now: Evaluation, evaluate: Evaluate, bounds: Bounds
+    ) -> tuple[Tensor, Evaluation, Tensor]:
+        """Along ``d``: where each row got, what holds there, and whether it moved. Bisection, as Lewis and Overton."""
+        g = -now.gradients
+        slope = (d * g).flatten(1).sum(1)
+        low, high = torch.zeros_like(slope), torch.full_like(slope, torch.inf)
+        t = torch.ones_like(slope)
+        place, found, moved = start, now, torch.zeros_like(slope, dtype=torch.bool)
+        waiting = (slope < 0).nonzero()[:, 0]
+        for _ in range(self.evaluations):
+            if not len(waiting):
+                break
+            there = _within(start[waiting] + _column(t[waiting], start) * d[waiting], bounds)
+            tried = evaluate(there, waiting)
+            expected = (g[waiting] * (there - start[waiting])).flatten(1).sum(1)
+            finite = tried.total.isfinite() & tried.gradients.flatten(1).isfinite().all(1)
+            enough = finite & (-tried.total <= -now.total[waiting] + 1e-4 * expected)
+            flat = -(tried.gradients * d[waiting]).flatten(1).sum(1) >= 0.9 * slope[waiting]
+            good = enough & (flat if bounds is None else torch.ones_like(flat))
+            # What increases the total is kept even if the search ends before it is also flat enough.
+            keep = enough.nonzero()[:, 0]
+            rows = waiting[keep]
+            place = place.index_copy(0, rows, there[keep])
+            found = found.put(rows, tried.taken(keep))
+            moved = moved.index_fill(0, rows, True)
+            low[rows] = t[rows]
+            short = waiting[~enough]
+            high[short] = t[short]
+            waiting = waiting[~good]
+            t[waiting] = torch.where(high[waiting].isinf(), 2 * low[waiting], (low[waiting] + high[waiting]) / 2)
+        return place, found, moved
+
+
+def _inverse_hessian(g: Tensor, state: State) -> Tensor:
+    """The inverse Hessian that the pairs describe, times ``g`` [n, D]: the two loops of Nocedal 1980."""
+    s, y, rho = state["s"], state["y"], state["rho"]
+    q, alphas = g, []
+    for i in reversed(range(s.shape[1])):
+        alpha = rho[:, i] * (s[:, i] * q).sum(1)
+        q = q - alpha[:, None] * y[:, i]
+        alphas.append(alpha)
+    q = q * state["gamma"][:, None]
+    for i, alpha in enumerate(reversed(alphas)):
+        beta = rho[:, i] * (y[:, i] * q).sum(1)
+        q = q + (alpha - beta)[:, None] * s[:, i]
+    return q
+
+
+def _remember(state: State, s: Tensor, y: Tensor, moved: Tensor) -> State:
+    """The state with the pairs of a step, where they have a positive product: else the row keeps what it knows."""
+    product, length = (s * y).sum(1), y.square().sum(1)
+    good = moved & (product > 1e-10 * length) & (length > 0)
+    rho = torch.where(good, 1 / torch.where(good, product, 1), 0)
+    gamma = torch.where(good, product / torch.where(good, length, 1), state["gamma"])
+    keep = good[:, None]
+    return {
+        "s": torch.where(keep[..., None], torch.cat([state["s"][:, 1:], s[:, None]], 1), state["s"]),
+        "y": torch.where(keep[..., None], torch.cat([state["y"][:, 1:], y[:, None]], 1), state["y"]),
+        "rho": torch.where(keep, torch.cat([state["rho"][:, 1:], rho[:, None]], 1), state["rho"]),
+        "gamma": gamma,
+    }
+
+
+def by_name(optimizer: str | Optimizer, learning_rate: float | None = None) -> Optimizer:
+    """The optimiser of this name (``"ascent"``, ``"adam"``, ``"lbfgs"``), or the one given.
+
+    Raises:
+        TypeError: neither a name nor an optimiser.
+        ValueError: an unknown name, or a learning rate beside an optimiser that has its own.
+
+    >>> by_name("adam", 0.1)
+    Adam(learning_rate=0.1)
+    """
+    if isinstance(optimizer, Optimizer):
+        if learning_rate is not None:
+            raise ValueError(f"learning_rate should be None beside an optimizer that has its own, got {learning_rate}")
+        return optimizer
+    kinds: dict[str, type[Ascent | Adam | LBFGS]] = {"ascent": Ascent, "adam": Adam, "lbfgs": LBFGS}
+    if not isinstance(optimizer, str):
+        raise TypeError(f"optimizer should be a name or an Optimizer, got {type(optimizer).__name__}")
+    kind = kinds[checks.one_of(optimizer, "optimizer", kinds)]
+    return kind() if learning_rate is None else kind(learning_rate=learning_rate)

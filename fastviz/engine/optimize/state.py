@@ -1,0 +1,115 @@
+"""Everything that the loop knows between two steps, and how it goes on when images stop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastviz.engine.optimize.optimizers import Evaluation, Optimizer, State
+
+__all__ = ["RunState", "begin", "longer_history", "restored", "stop", "to_save", "with_best"]
+
+
+@dataclass(frozen=True, eq=False)
+class RunState:
+    """Everything between two steps. Replaced as a whole, so that Ctrl-C finds it complete.
+
+    ``n`` images are still active, ``N`` there are. ``good`` are the parameters of the last finite evaluation.
+    """
+
+    step: int
+    active: Tensor  # int64 [n], rising
+    parameters: Tensor  # [n, ...]
+    good: Tensor  # [n, ...]
+    optimizer: State
+    found: Evaluation | None  # at parameters, if the step before evaluated there
+    final: Tensor  # [N, ...], of images that have stopped
+    best: Tensor  # [N, ...], those of best_totals
+    best_totals: Tensor  # [N]
+    steps: Tensor  # int64 [N]
+    history: Tensor  # [S, N]
+    reasons: tuple[str, ...]  # N; empty for active ones
+
+
+def begin(parameters: Tensor, optimizer: Optimizer) -> RunState:
+    """Before the first step, every image at its row of ``parameters``."""
+    N = len(parameters)
+    return RunState(
+        step=0,
+        active=torch.arange(N, device=parameters.device),
+        parameters=parameters,
+        good=parameters,
+        optimizer=optimizer.start(parameters) if N else {},
+        found=None,
+        final=parameters,
+        best=parameters,
+        best_totals=parameters.new_full((N,), -torch.inf),
+        steps=torch.zeros(N, dtype=torch.int64, device=parameters.device),
+        history=parameters.new_zeros(0, N),
+        reasons=("",) * N,
+    )
+
+
+def longer_history(history: Tensor, steps: int) -> Tensor:
+    """A history of at least ``steps`` rows; new ones are NaN."""
+    return torch.cat([history, history.new_full((max(0, steps - len(history)), history.shape[1]), torch.nan)])
+
+
+def to_save(state: RunState) -> dict[str, Any]:
+    """What a checkpoint holds: tensors, numbers, words, and lists of them."""
+    values = dict(vars(state))
+    values["found"] = None if state.found is None else list(state.found)
+    values["reasons"] = list(state.reasons)
+    return values
+
+
+def restored(saved: dict[str, Any], steps: int) -> RunState:
+    """The state of a checkpoint, for a run of ``steps``.
+
+    Raises:
+        ValueError: it has done more steps.
+    """
+    if saved["step"] > steps:
+        raise ValueError(f"steps should be at least the {saved['step']} that the checkpoint has, got {steps}")
+    found = saved["found"]
+    return RunState(**saved | {"found": found and Evaluation(*found), "reasons": tuple(saved["reasons"])})
+
+
+def with_best(state: RunState, totals: Tensor) -> RunState:
+    """``state`` with the parameters that have a higher total than any before kept as the best."""
+    # All rows are written, the better ones with new numbers: to pick those out would wait for the device.
+    everyone = len(state.active) == len(state.best)
+    best, before = (kept if everyone else kept[state.active] for kept in (state.best, state.best_totals))
+    better = totals > before
+    best = torch.where(better.view(-1, *(1,) * (best.dim() - 1)), state.parameters, best)
+    before = torch.where(better, totals.to(before.dtype), before)
+    if not everyone:
+        best = state.best.index_copy(0, state.active, best)
+        before = state.best_totals.index_copy(0, state.active, before)
+    return replace(state, best=best, best_totals=before)
+
+
+def stop(state: RunState, stops: Tensor, why: str | Sequence[str]) -> RunState:
+    """``state`` without the rows that ``stops`` (bool [n]) marks, which keep their parameters."""
+    if not stops.any():
+        return state
+    goes = state.active[stops]
+    reasons = list(state.reasons)
+    for row, number in zip(stops.nonzero()[:, 0].tolist(), goes.tolist(), strict=True):
+        reasons[number] = why if isinstance(why, str) else why[row]
+    rest = ~stops
+    return replace(
+        state,
+        active=state.active[rest],
+        parameters=state.parameters[rest],
+        good=state.good[rest],
+        optimizer={name: value[rest] for name, value in state.optimizer.items()},
+        found=None if state.found is None else state.found.taken(rest),
+        final=state.final.index_copy(0, goes, state.parameters[stops]),
+        steps=state.steps.index_fill(0, goes, state.step),
+        reasons=tuple(reasons),
+    )

@@ -1,0 +1,248 @@
+"""What pictures of a style are made for: features and Gram matrices of layers that an image should have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastviz import ops
+from fastviz._util import checks
+from fastviz.engine.gradients import unit_gradients
+from fastviz.engine.optimize import Network
+from fastviz.execution import capture
+from fastviz.execution.fast_conv.winograd import Winograd
+from fastviz.models.loading import preprocessing
+
+__all__ = ["Layers", "Losses", "layer_weights", "not_negative", "style_layers"]
+
+Layers: TypeAlias = str | Sequence[str] | Mapping[str, float] | None
+"""A layer's name, several (which share a weight of 1 evenly), names with weights, or None for the network's usual."""
+
+
+# ------------------------------------------------------------------------------------------------------- layers
+
+
+def layer_weights(layers: Layers, argument: str, usual: Sequence[str]) -> dict[str, float]:
+    """Name → weight of the ``layers``; ``usual`` are those for None.
+
+    Raises:
+        TypeError: names that are no strings, weights that are no numbers.
+        ValueError: no layer, one twice, a weight below 0 or not finite, or all 0.
+
+    >>> layer_weights(["conv1", "conv2"], "layers", [])
+    {'conv1': 0.5, 'conv2': 0.5}
+    """
+    if isinstance(layers, Mapping):
+        found = {name: not_negative(weight, f"the weight of {name!r} in {argument}") for name, weight in layers.items()}
+        if found and not any(found.values()):
+            raise ValueError(f"{argument} should have a weight above 0, got {found}")
+    else:
+        names = list(usual) if layers is None else checks.names(layers, argument)
+        found = dict.fromkeys(names, 1 / max(1, len(names)))
+        if len(found) < len(names):
+            raise ValueError(f"{argument} should have every layer once, got {names}")
+    if not found:
+        raise ValueError(f"{argument} should have at least one layer, got none")
+    for name in found:
+        if not isinstance(name, str):
+            raise TypeError(f"{argument} should be dotted module names, got {type(name).__name__}")
+    return found
+
+
+def style_layers(model: nn.Module) -> tuple[list[str], list[str]]:
+    """The layers for style and those for content where none are named.
+
+    Of a chain of layers with poolings between them (VGG, AlexNet, SqueezeNet, the built-in network) the style's are the
+    first rectified maps of each stage, at most five, and the content's the second ones (or the only ones) of the stage
+    before the coarsest: relu1_1 … relu5_1 and relu4_2 of VGG, as Gatys et al. chose. Of other networks they are the
+    last layers of each size of map, the content's likewise.
+
+    Raises:
+        ValueError: the network has no maps [N, C, H, W] of two sizes, as transformers have not.
+
+    >>> import fastviz as fv
+    >>> style_layers(fv.load_model("demo"))
+    (['relu1', 'relu2_1', 'relu3_1', 'relu4_1', 'relu5_1'], ['relu4_2'])
+    """
+    stages = _chain(checks.module(model))
+    if len(stages) < 3:
+        stages = _sizes(model)
+    if len(stages) < 2:
+        raise ValueError("layers should be named for this model, which has no maps [N, C, H, W] of two sizes")
+    stages = stages[:5]
+    return [stage[0] for stage in stages], stages[-2][1:2] or stages[-2][:1]
+
+
+def _chain(model: nn.Module) -> list[list[str]]:
+    """The rectified layers between the poolings of a network that is a chain; few or none if it is not."""
+    body = getattr(model, "features", model)
+    if not isinstance(body, nn.Sequential):
+        return []
+    prefix = "" if body is model else "features."
+    stages: list[list[str]] = [[]]
+    for name, module in body.named_children():
+        if isinstance(module, (nn.MaxPool2d, nn.AvgPool2d)):
+            stages.append([])
+        elif isinstance(module, nn.Flatten):
+            break
+        elif any(isinstance(part, nn.ReLU) for part in module.modules()):
+            stages[-1].append(f"{prefix}{name}")
+    return [stage for stage in stages if stage]
+
+
+def _sizes(model: nn.Module) -> list[list[str]]:
+    """The last of the outermost layers of each size of map of more than one place, the largest maps first."""
+    known = preprocessing(model)
+    layers: dict[int, list[str]] = {}
+    for name, _ in model.named_modules():
+        try:
+            shape = unit_gradients.map_shape(model, name, known.size or (224, 224), channels=len(known.mean))
+        except unit_gradients.NoCrop:
+            continue
+        if name and len(shape) == 3 and shape[1] * shape[2] > 1:
+            layers.setdefault(shape[1] * shape[2], []).append(name)
+    stages = []
+    for size in sorted(layers, reverse=True):
+        depth = min(name.count(".") for name in layers[size])
+        stages.append([[name for name in layers[size] if name.count(".") == depth][-1]])
+    return stages
+
+
+# ------------------------------------------------------------------------------------------------------- losses
+
+
+@dataclass(frozen=True, eq=False)
+class _Region:
+    """A Gram matrix [1 or N, C, C], divided by its places, that a layer should have, and its loss's weight [1 or N].
+
+    ``mask`` [1, 1, H, W] says where; None is everywhere.
+    """
+
+    gram: Tensor
+    weight: Tensor
+    mask: Tensor | None
+
+
+class Losses:
+    """Minus the losses of images against a content and styles, to be increased: see :func:`fastviz.style_transfer`.
+
+    After a call, :attr:`content` and :attr:`style`, [N], hold the two losses, without α and β, of the images it was
+    called with; others keep what they had.
+
+    Args:
+        network: what gives the features.
+        content_weight, style_weight: α and β.
+        zeros: [N], in the dtype and on the device of the images.
+    """
+
+    def __init__(self, network: Network, content_weight: float, style_weight: float, zeros: Tensor) -> None:
+        self.network = network
+        self._winograd = Winograd(keep=True)
+        self.content_weight, self.style_weight = content_weight, style_weight
+        self.content = self.style = zeros
+        self._contents: dict[str, tuple[Tensor, Tensor]] = {}
+        self._styles: dict[str, list[_Region]] = {}
+        self._guides: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+
+    def take_content(self, images: Tensor, layers: Mapping[str, float], *, rescale: bool) -> None:
+        """Aim at the features of ``images`` [N, C, H, W] in the ``layers``, each with its weight."""
+        found = self._features(images)
+        for name, weight in layers.items():
+            features = found[name]
+            size = features.flatten(1).square().sum(1)
+            scale = torch.where(size > 0, size, 1) if rescale else torch.ones_like(size)
+            self._contents[name] = features, weight / (2 * scale)
+
+    def take_styles(
+        self,
+        styles: Sequence[Tensor],
+        layers: Mapping[str, float],
+        shares: Sequence[float],
+        *,
+        masks: Tensor | None = None,
+        rescale: bool,
+    ) -> None:
+        """Aim at the Gram matrices of the ``styles`` [1 or N, C, h, w] in the ``layers``.
+
+        With ``shares`` that add up to 1 they are blended, or, with ``masks`` [S, H, W], each is for where its mask is.
+        """
+        each: list[dict[str, Tensor]] = []
+        for images in styles:
+            features = self._features(images)
+            each.append({name: ops.gram(_maps(name, features[name]), "hw") for name in layers})
+        for name, weight in layers.items():
+            grams = [found[name] for found in each]
+            if masks is None:
+                blend = grams[0] * shares[0]
+                for gram, share in zip(grams[1:], shares[1:], strict=True):
+                    blend = blend + gram * share
+                self._styles[name] = [_region(blend, weight, None, rescale)]
+            else:
+                self._styles[name] = [
+                    _region(gram, weight * share * len(shares), mask[None, None], rescale)
+                    for gram, share, mask in zip(grams, shares, masks, strict=True)
+                ]
+
+    def _features(self, images: Tensor) -> Mapping[str, Tensor]:
+        with capture.frozen_model(self.network.model), torch.no_grad(), self._winograd:
+            return self.network(images)[1]
+
+    def __call__(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Minus the loss of each of the ``images`` [n, C, H, W], the numbers of which are ``rows``: [n]."""
+        with self._winograd:
+            _, found = self.network(images)
+        content = style = images.new_zeros(len(images))
+        for name, (features, weight) in self._contents.items():
+            distance = (found[name] - _of(features, rows)).flatten(1).square().sum(1)
+            content = content + _of(weight, rows) * distance
+        for name, regions in self._styles.items():
+            for number, region in enumerate(regions):
+                features, weight = found[name], _of(region.weight, rows)
+                if region.mask is not None:
+                    guide, part = self._guide(name, number, region.mask, features)
+                    features, weight = features * guide, weight * part
+                style = style + weight * ops.gram_loss(features, _of(region.gram, rows), "hw")
+        self.content = self.content.index_copy(0, rows, content.detach())
+        self.style = self.style.index_copy(0, rows, style.detach())
+        return -(self.content_weight * content + self.style_weight * style)
+
+    def _guide(self, name: str, number: int, mask: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """What the features are multiplied by, [1, 1, h, w] with a mean square of 1, and the mask's mean square."""
+        if (name, number) not in self._guides:
+            guide = F.adaptive_avg_pool2d(mask.to(features), (features.shape[2], features.shape[3]))
+            part = guide.square().mean()
+            self._guides[name, number] = guide / part.sqrt(), part
+        return self._guides[name, number]
+
+
+def _region(gram: Tensor, weight: float, mask: Tensor | None, rescale: bool) -> _Region:
+    """The region whose loss is weight · ‖G / M − gram‖² / (4 N²), or, rescaled, / (4 (tr gram)²)."""
+    size = gram.diagonal(dim1=1, dim2=2).sum(1) if rescale else gram.new_full((1,), gram.shape[1])
+    return _Region(gram, weight / (4 * torch.where(size > 0, size, 1).square()), mask)
+
+
+def _of(values: Tensor, rows: Tensor) -> Tensor:
+    """The ``rows`` of values, of which there may be one for all."""
+    return values if len(values) == 1 else values[rows]
+
+
+def _maps(name: str, features: Tensor) -> Tensor:
+    if features.dim() != 4:
+        raise ValueError(
+            f"layers of the style should give maps [N, C, H, W], layer {name!r} gives shape {list(features.shape)}"
+        )
+    return features
+
+
+def not_negative(value: object, argument: str) -> float:
+    """``value`` as a float, if it is a finite number of 0 or more."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{argument} should be a number, got {value!r}")
+    if not 0 <= value < torch.inf:
+        raise ValueError(f"{argument} should be finite and at least 0, got {value}")
+    return float(value)

@@ -1,0 +1,131 @@
+"""Random changes of the image before each look of the network: what survives them is no accident of single pixels.
+
+Each image draws from a random generator of its own, so it does not matter which others are beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastviz._util import checks
+
+__all__ = ["Jitter", "Rotate", "Scale", "Transform", "Warp", "transformed"]
+
+
+class Transform:
+    """A random change of images [n, C, H, W] that keeps their size, in their graph."""
+
+    def __call__(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """The changed images; image i takes its random numbers from ``generators[i]``."""
+        raise NotImplementedError
+
+
+class Warp(Transform):
+    """A transform that reads each image, by bilinear interpolation, at places that a matrix makes of each pixel's."""
+
+    def matrices(self, size: tuple[int, int], generators: Sequence[torch.Generator]) -> Tensor:
+        """Float64 [n, 2, 2], for places (x, y) from the centre, −1 to 1 along each side of images of ``size``."""
+        raise NotImplementedError
+
+    def __call__(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """See the class."""
+        return _warped(images, self.matrices((images.shape[2], images.shape[3]), generators))
+
+
+def transformed(images: Tensor, transforms: Sequence[Transform], generators: Sequence[torch.Generator]) -> Tensor:
+    """``images`` after all ``transforms``, in order; warps in a row become one, so that they interpolate once.
+
+    >>> transformed(torch.ones(1, 3, 4, 4), [Scale(0.5, 2.0), Rotate()], [torch.Generator()]).shape
+    torch.Size([1, 3, 4, 4])
+    """
+    waiting: Tensor | None = None
+    for transform in transforms:
+        if isinstance(transform, Warp):
+            # The second warp reads at M₂p in what the first made, which is M₁M₂p in the image.
+            found = transform.matrices((images.shape[2], images.shape[3]), generators)
+            waiting = found if waiting is None else waiting @ found
+            continue
+        images, waiting = images if waiting is None else _warped(images, waiting), None
+        images = transform(images, generators)
+    return images if waiting is None else _warped(images, waiting)
+
+
+@dataclass(frozen=True)
+class Jitter(Transform):
+    """Shifts each image by up to ``pixels`` down or up and left or right; what leaves at one edge enters at the other.
+
+    Mordvintsev, Olah, Tyka 2015, https://research.google/blog/inceptionism-going-deeper-into-neural-networks/
+    """
+
+    pixels: int = 8
+
+    def __post_init__(self) -> None:
+        checks.whole_number(self.pixels, "pixels", minimum=1)
+
+    def __call__(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """See the class."""
+        shifts = [torch.randint(-self.pixels, self.pixels + 1, (2,), generator=each).tolist() for each in generators]
+        if all(shift == shifts[0] for shift in shifts):
+            return images.roll(shifts[0], (2, 3))
+        return torch.stack([image.roll(shift, (1, 2)) for image, shift in zip(images, shifts, strict=True)])
+
+
+@dataclass(frozen=True)
+class Scale(Warp):
+    """Enlarges each image around its centre by a factor between ``low`` and ``high``; what is missing is mirrored."""
+
+    low: float = 0.9
+    high: float = 1.1
+
+    def __post_init__(self) -> None:
+        checks.positive(self.low, "low")
+        checks.positive(self.high, "high")
+        if not self.low <= self.high:
+            raise ValueError(f"low and high should be above 0, in this order, got {self.low} and {self.high}")
+
+    def matrices(self, size: tuple[int, int], generators: Sequence[torch.Generator]) -> Tensor:
+        """See the class."""
+        return torch.eye(2, dtype=torch.float64) / _uniform(self.low, self.high, generators)[:, None, None]
+
+
+@dataclass(frozen=True)
+class Rotate(Warp):
+    """Turns each image around its centre by up to ``degrees`` to either side; what is missing is mirrored."""
+
+    degrees: float = 5.0
+
+    def __post_init__(self) -> None:
+        checks.positive(self.degrees, "degrees")
+
+    def matrices(self, size: tuple[int, int], generators: Sequence[torch.Generator]) -> Tensor:
+        """See the class."""
+        angles = _uniform(-self.degrees, self.degrees, generators) * (math.pi / 180)
+        # Coordinates run from -1 to 1 along each side: a turn must know which side is longer.
+        ratio = size[0] / size[1]
+        cosine, sine = angles.cos(), angles.sin()
+        return torch.stack([cosine, -sine * ratio, sine / ratio, cosine], 1).view(-1, 2, 2)
+
+
+def _uniform(low: float, high: float, generators: Sequence[torch.Generator]) -> Tensor:
+    """One number an image, float64 [n]."""
+    drawn = [torch.rand((), generator=generator, dtype=torch.float64) for generator in generators]
+    return low + (high - low) * torch.stack(drawn)
+
+
+def _beside(values: Tensor, like: Tensor) -> Tensor:
+    """``values`` from the host in the dtype and on the device of ``like``, without waiting for the device."""
+    values = values.to(like.dtype)
+    return values.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else values
+
+
+def _warped(images: Tensor, matrices: Tensor) -> Tensor:
+    """``images`` read where ``matrices`` [n, 2, 2] say; beyond the edges they are mirrored."""
+    whole = torch.cat([matrices, matrices.new_zeros(len(matrices), 2, 1)], 2)
+    grid = functional.affine_grid(_beside(whole, images), list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)

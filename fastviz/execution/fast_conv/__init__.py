@@ -1,0 +1,1 @@
+"""The same convolutions and normalisations, sooner: memory order, strides, Winograd's transforms."""

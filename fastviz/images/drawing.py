@@ -1,0 +1,88 @@
+"""Maps drawn over the photograph they explain."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastviz.images import tensors
+
+__all__ = ["LEGENDS", "draw", "outlined"]
+
+LEGENDS = {
+    "heat": "dark or blue: nothing; bright or red: much",
+    "signed": "red: speaks for the class; blue: against it; grey: neither",
+    "gradient": "grey: nothing; lighter: a higher value there raises the score; darker: lowers it",
+    "mask": "bright, with an outline: the object; the thin line: its box",
+}
+"""What the colours of each kind of drawing mean, in words; the kinds are those of the registry."""
+
+_OUTLINE, _BOX = torch.tensor([1.0, 0.1, 0.8]).view(3, 1, 1), torch.tensor([1.0, 0.9, 0.2]).view(3, 1, 1)
+
+# One bright pixel would otherwise leave the rest of a map dark.
+_PERCENTILE = 99.0
+
+
+def draw(draws: str, attribution: Tensor, photo: Tensor, *, coarse: bool = False) -> Tensor:
+    """Picture [3, H, W] in 0 to 1 of a map, made for people.
+
+    Values are scaled so that the 99th percentile of their magnitudes is full colour, and the map is resized to the
+    photograph (bilinear).
+
+    Args:
+        draws: ``"heat"`` lays a map of 0 or more over the photograph; ``"signed"`` lays a map of both signs over a grey
+            photograph, red above zero and blue below; ``"gradient"`` shows a picture of both signs about middle grey;
+            ``"mask"`` outlines what is above one half, see :func:`outlined`.
+        attribution: [h, w], or [1 or 3, h, w] for ``"gradient"``; floating-point.
+        photo: [3, H, W] in 0 to 1.
+        coarse: whether a heat map has a layer's resolution (it is laid over the photograph evenly, "jet") and not that
+            of the input (bright on dark, "inferno").
+    """
+    attribution = attribution.float()
+    if draws == "mask":
+        return outlined(photo, _resized(attribution[None], photo)[0] > 0.5)
+    if draws == "gradient":
+        scaled = tensors.normalise(attribution[None], symmetric=True, percentile=_PERCENTILE, dims=3)[0]
+        return _resized(scaled, photo).expand(3, -1, -1).contiguous()
+    signed = draws == "signed"
+    scaled = tensors.normalise(attribution[None], symmetric=signed, percentile=_PERCENTILE)
+    if draws == "heat" and coarse:
+        return tensors.overlay(photo[None], scaled, alpha=0.5, name="jet")[0]
+    value = _resized(scaled, photo)[0]
+    grey = photo.mean(0, keepdim=True).expand(3, -1, -1)
+    if signed:
+        weight = 0.8 * (2 * value - 1).abs() ** 0.8
+        return torch.lerp(0.5 + 0.5 * (grey - 0.5), tensors.colour_map(value, "seismic"), weight)
+    return torch.lerp(0.3 * grey, tensors.colour_map(value, "inferno"), value.sqrt())
+
+
+def outlined(photo: Tensor, mask: Tensor) -> Tensor:
+    """Picture [3, H, W] of an object: the photograph dark outside of it, its outline, and the smallest box around it.
+
+    Args:
+        photo: [3, H, W] in 0 to 1.
+        mask: bool [H, W], where the object is; none at all leaves the photograph dark.
+    """
+    width = max(1, round(min(mask.shape) / 150))
+    inside = mask.to(photo.dtype)
+    outline = _grown(inside, width).bool() & ~mask
+    picture = torch.where(mask, photo, 0.35 * photo)
+    rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+    if len(rows):
+        box = torch.zeros_like(mask)
+        box[int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1] = True
+        frame = _grown(box.to(photo.dtype), max(1, width // 2)).bool() & ~box
+        picture = torch.where(frame, _BOX.to(photo), picture)
+    return torch.where(outline, _OUTLINE.to(photo), picture)
+
+
+def _grown(mask: Tensor, by: int) -> Tensor:
+    """A mask [H, W] of 0 and 1 and what is within ``by`` pixels of it."""
+    return functional.max_pool2d(mask[None], 2 * by + 1, stride=1, padding=by)[0]
+
+
+def _resized(maps: Tensor, photo: Tensor) -> Tensor:
+    """``maps`` [C, h, w], in 0 to 1, at the height and width of ``photo``."""
+    size = (photo.shape[-2], photo.shape[-1])
+    return functional.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0].clamp(0, 1)

@@ -1,0 +1,429 @@
+"""Many images as batches for a network: decoded ahead by threads, a few batches in memory however many there are."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from fastviz import images
+from fastviz._util import checks
+from fastviz._util.progress import bar
+from fastviz.images.paths import Paths
+from fastviz.models.loading import Preprocessing
+
+__all__ = ["Batch", "Source", "Stream", "ahead", "batches"]
+
+Source = Paths | Tensor | Dataset[Any] | DataLoader[Any] | Sequence[Any]
+"""Where images come from: files, folders and patterns; a dataset or DataLoader; a batch [N, C, H, W]. See
+:func:`batches`."""
+
+_READERS = 4
+_END = object()
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some images of a source.
+
+    Attributes:
+        images: [n, C, h, w], prepared for the model, on its device.
+        names: one an image: the file's name as :func:`fastviz.load_images` gives it, else its position in words.
+        indices: the position of each image in the source.
+    """
+
+    images: Tensor
+    names: list[str]
+    indices: list[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def part(self, start: int, stop: int) -> Batch:
+        """The images from ``start`` to before ``stop`` alone."""
+        return Batch(self.images[start:stop], self.names[start:stop], self.indices[start:stop])
+
+
+def batches(
+    source: Source,
+    *,
+    model: nn.Module | None = None,
+    batch_size: int = 32,
+    size: int | tuple[int, int] | None = None,
+    limit: int | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+) -> Stream:
+    """The images of ``source`` in order, as batches for ``model``: to be used in a ``for`` loop, more than once.
+
+    While the network works on one batch, threads read the next: at most two batches ahead. They end with the loop,
+    however it ends. A picture that cannot be read is left out and noted in ``failures`` of what is returned.
+
+    Args:
+        source: files, folders and patterns (see :func:`fastviz.images.find_images`); a dataset, by index or by
+            iteration, or a list; a DataLoader; or a tensor or NumPy array of images. Items are an image, a tuple or
+            list that begins with one, or a dictionary that has one under ``"image"``, ``"pixel_values"``, ``"img"``,
+            ``"images"``, ``"x"``, ``"input"`` or ``"inputs"``; a DataLoader's batches are the same of [N, ...].
+            Pictures are prepared for the model as files are: Pillow's, and what is uint8, tensors [3 or 1, H, W] and
+            NumPy arrays [H, W, 3 or 1], [H, W] or [3 or 1, H, W] (the last dimension counts first). What is
+            floating-point, tensors and arrays [C, H, W], is taken as it is, as the network's input.
+        model: prepares the pictures as :func:`fastviz.models.preprocessing` says; the images come in the dtype of its
+            parameters and on their device. None: resized to 256 and cropped to 224x224, values 0 to 1.
+        batch_size: images in a batch; the last may have fewer, and so has one before an image of another size (only
+            floating-point items, and models without a fixed size, can have several).
+        size: as in :func:`fastviz.load_images`; not for floating-point images.
+        limit: only the first so many images of the source, readable or not; None for all.
+        device: where the images go; None is the model's, without a model the CPU.
+        progress: show a bar on a terminal.
+
+    A dataset is read by one thread, since it may not be made for several; a folder by four. A DataLoader reads as it
+    was made to, with its own workers; its order is that of the images, so one that shuffles gives others each time.
+
+    Raises:
+        TypeError: a ``source`` of another kind, or an item that is no image (while it is read; says which and what it
+            is).
+        ValueError: no images, other shapes.
+
+    >>> [batch.names for batch in batches(torch.zeros(3, 3, 8, 8), batch_size=2)]
+    [['0', '1'], ['2']]
+    """
+    return Stream(source, model, batch_size, size, limit, device, progress)
+
+
+class Stream:
+    """What :func:`batches` returns: an iterable of :class:`Batch`, from the beginning in every loop.
+
+    Attributes:
+        preprocessing: how pictures are prepared; :func:`fastviz.images.restore` with it gives the picture back.
+        files: the paths of the images, None where the source is not files.
+        names: the name of every image of the source, None for a dataset without a length.
+        failures: name and reason of the images that the last loop could not read, so far.
+        device: where the images go.
+        dtype: their dtype; None leaves it as the source has it.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        model: nn.Module | None,
+        batch_size: int,
+        size: int | tuple[int, int] | None,
+        limit: int | None,
+        device: torch.device | str | None,
+        progress: bool,
+    ) -> None:
+        self.preprocessing = images.settings_for(model if model is None else checks.module(model), size)
+        self.failures: list[tuple[str, str]] = []
+        self.files: list[Path] | None = None
+        self.names: list[str] | None = None
+        parameter = next((p for p in model.parameters() if p.is_floating_point()), None) if model is not None else None
+        self.dtype = None if parameter is None else parameter.dtype
+        place = device or ("cpu" if parameter is None else parameter.device)
+        self.device = checks.device(place, "model" if device is None else "device")
+        self._batch_size = checks.whole_number(batch_size, "batch_size", minimum=1)
+        self._limit = None if limit is None else checks.whole_number(limit, "limit", minimum=1)
+        self._progress = progress
+        self._items: Any = None
+        self._order: Sequence[int] | None = None  # None: all
+        if type(source).__module__ == "numpy" and hasattr(source, "shape") and len(source.shape) != 4:
+            raise ValueError(f"source should have shape [N, H, W, 3] or [N, C, H, W], got {list(source.shape)}")
+        if isinstance(source, Tensor):
+            checks.device(source.device, "source")
+            if source.dtype != torch.uint8:
+                checks.image_batch(source, "source")
+                if 0 in source.shape[1:]:
+                    raise ValueError(f"source should have a channel and a pixel, got shape {list(source.shape)}")
+            elif source.dim() != 4 or source.shape[1] not in (1, 3):
+                raise ValueError(f"source of uint8 should have shape [N, 3 or 1, H, W], got {list(source.shape)}")
+            self._set_items(source[:limit], len(source))
+        elif _are_paths(source):
+            files, names = images.find_named(source)  # type: ignore[arg-type]
+            self.files, self.names = files[:limit], names[:limit]
+        elif isinstance(source, DataLoader):
+            self._items = _Unbatched(source)
+        elif isinstance(source, IterableDataset):
+            self._items = source
+        elif hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, Mapping):
+            self._set_items(source, len(source))  # type: ignore[arg-type]
+        else:
+            raise TypeError(
+                "source should be paths, a tensor [N, C, H, W], a list of images, a torch Dataset or DataLoader, "
+                f"got {type(source).__name__}"
+            )
+
+    def _set_items(self, items: Any, length: int) -> None:
+        if not length:
+            raise ValueError("source should hold at least one image, got none")
+        self._items = items
+        self.names = [str(index) for index in range(length)[: self._limit]]
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.failures = failures = []
+        order = self._positions()
+        total = self._limit if order is None else len(order)
+        pool = ThreadPoolExecutor(_READERS if self.files is not None else 1, thread_name_prefix="fastviz-read")
+        try:
+            with bar(self._progress, total, unit="images") as advance:
+                waiting: list[tuple[int, Tensor]] = []
+                for index, read in zip(count() if order is None else order, self._read(pool, order), strict=False):
+                    if isinstance(read, str):
+                        failures.append((self._name(index), read))
+                        advance(1)
+                        continue
+                    if waiting and (len(waiting) == self._batch_size or waiting[0][1].shape != read.shape):
+                        yield self._batch(waiting)
+                        advance(len(waiting))
+                        waiting = []
+                    waiting.append((index, read))
+                if waiting:
+                    yield self._batch(waiting)
+                    advance(len(waiting))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def only(self, indices: Sequence[int]) -> Stream:
+        """The images at these positions alone, with the positions and names that they have here."""
+        if self.names is None:
+            raise ValueError("source should be files, a tensor or a dataset with a length, to be read in part")
+        part = copy.copy(self)
+        part._order = list(indices)
+        return part
+
+    def image(self, which: int | str) -> Tensor:
+        """One image again, by its position or name, as it is in the batches: [C, h, w].
+
+        Raises:
+            ValueError: it does not exist, or cannot be read (again): a dataset that only iterates.
+        """
+        if self.names is None:
+            raise ValueError("source should be files, a tensor or a dataset with a length: others are read only once")
+        if isinstance(which, str):
+            which = self.names.index(checks.nearest(which, "image", self.names))
+        if not 0 <= which < len(self.names):
+            raise ValueError(f"image should be a position from 0 to {len(self.names) - 1}, got {which}")
+        read = self._load(which)
+        if isinstance(read, str):
+            raise images.ImageError(read)
+        image: Tensor = read.to(self.device, self.dtype)
+        return image
+
+    def picture(self, which: int | str) -> Tensor:
+        """The same to look at: [3, h, w], float32 on the CPU in 0 to 1."""
+        return images.restore(self.image(which).float().cpu(), self.preprocessing)
+
+    def pictures(self, batch: Batch) -> Tensor:
+        """The images of ``batch`` to look at: [n, 3, h, w], float32, on the device, in 0 to 1."""
+        return images.restore(batch.images.float(), self.preprocessing)
+
+    # ------------------------------------------------------------------------------------------------- reading
+
+    def _positions(self) -> Sequence[int] | None:
+        """The positions to read; None for a dataset that only iterates."""
+        return self._order if self._order is not None or self.names is None else range(len(self.names))
+
+    def _read(self, pool: ThreadPoolExecutor, order: Sequence[int] | None) -> Iterator[Tensor | str]:
+        """Each image, or why it cannot be read, in order."""
+        if order is not None:
+            yield from ahead(pool, self._load, order, 2 * self._batch_size)
+            return
+        iterator = iter(self._items)
+        asked = count() if self._limit is None else range(self._limit)
+        for read in ahead(pool, lambda at: self._next(iterator, at), asked, 2 * self._batch_size):
+            if read is _END:
+                break
+            yield read
+
+    def _load(self, index: int) -> Any:
+        """The image at ``index`` as the network takes it, or why it cannot be read."""
+        if self.files is None:
+            return self._try(lambda: _image(self._items[index], f"item {index}", self.preprocessing))
+        file = self.files[index]
+        return self._try(lambda: images.read_prepared(file, self.preprocessing))
+
+    def _next(self, iterator: Iterator[Any], index: int) -> Any:
+        """The next image of a dataset that iterates, why it cannot be read, or ``_END``."""
+
+        def get() -> Any:
+            item = next(iterator, _END)
+            return item if item is _END else _image(item, f"item {index}", self.preprocessing)
+
+        return self._try(get)
+
+    def _try(self, get: Callable[[], Any]) -> Any:
+        """What ``get`` gives, or the reason where the picture itself is at fault."""
+        try:
+            return get()
+        # What Pillow raises for files that are no pictures is an OSError.
+        except (images.ImageError, OSError) as error:
+            return " ".join(str(error).split()) or type(error).__name__
+
+    def _name(self, index: int) -> str:
+        return str(index) if self.names is None else self.names[index]
+
+    def _batch(self, read: Sequence[tuple[int, Tensor]]) -> Batch:
+        indices = [index for index, _ in read]
+        stacked = torch.stack([image for _, image in read]).to(self.device, self.dtype)
+        return Batch(stacked, [self._name(index) for index in indices], indices)
+
+
+class _Unbatched:
+    """The images of a DataLoader one by one: the stream makes batches of its own size."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        for at, batch in enumerate(self._loader):
+            if self._loader.batch_size is None and self._loader.batch_sampler is None:
+                yield batch  # an image: batches are switched off
+            else:
+                yield from _images_of(batch, f"batch {at}")
+
+
+def ahead(
+    pool: ThreadPoolExecutor, load: Callable[[Item], Result], items: Iterable[Item], depth: int
+) -> Iterator[Result]:
+    """``load`` of each item, in their order, with at most ``depth`` done by ``pool`` before they are asked for."""
+    waiting: deque[Future[Result]] = deque()
+    for item in items:
+        waiting.append(pool.submit(load, item))
+        if len(waiting) > depth:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _are_paths(source: object) -> bool:
+    """Whether ``source`` is a path or several; what comes of a generator can only be paths."""
+    if isinstance(source, (str, os.PathLike)):
+        return True
+    if isinstance(source, (list, tuple)):
+        return bool(source) and isinstance(source[0], (str, os.PathLike))
+    return False
+
+
+_IMAGE_KEYS = ("image", "pixel_values", "img", "images", "x", "input", "inputs")
+"""Under which an item that is a dictionary has its image, the first that is there."""
+
+
+def _image(item: Any, where: str, preprocessing: Preprocessing) -> Tensor:
+    """The image in an item of a dataset, as the network takes it; ``where`` says which item, in words."""
+    image = _found(item, where)
+    if images.is_picture(image):
+        return _prepared(lambda: images.prepare(image, preprocessing))
+    if type(image).__module__.partition(".")[0] == "numpy" and hasattr(image, "dtype"):
+        image = _of_array(image, where)
+    if not isinstance(image, Tensor):
+        raise TypeError(
+            f"source should give images as tensors [C, H, W], Pillow pictures or NumPy arrays, alone, first in a tuple "
+            f"or under {', '.join(map(repr, _IMAGE_KEYS[:3]))} in a dictionary; {where} is {_kind(item)}"
+        )
+    if image.dim() != 3:
+        raise ValueError(f"source should give images [C, H, W], got {list(image.shape)}: {where}")
+    if image.dtype != torch.uint8:
+        if not image.is_floating_point():
+            raise TypeError(
+                f"source should give images of uint8 (pictures) or floating-point (the network's input), got "
+                f"{image.dtype}: {where}"
+            )
+        if image.shape[0] > 4 and image.shape[2] in (1, 3):
+            raise ValueError(
+                f"source should give floating-point images [C, H, W], got {list(image.shape)}, which looks like "
+                f"[H, W, C]: {where}"
+            )
+        return image.detach()
+    if image.shape[0] not in (1, 3):
+        raise ValueError(f"source should give uint8 images [3, H, W] or [1, H, W], got {list(image.shape)}: {where}")
+    return _prepared(lambda: images.prepare(images.picture_of(image), preprocessing))
+
+
+def _found(item: Any, where: str) -> Any:
+    """What of an item is its image: itself, the first of a tuple or list, or what a dictionary has under a key."""
+    if isinstance(item, Mapping):
+        key = next((each for each in _IMAGE_KEYS if each in item), None)
+        if key is None:
+            keys = ", ".join(map(repr, item)) or "no keys"
+            raise TypeError(
+                f"source should give dictionaries with their image under one of {', '.join(map(repr, _IMAGE_KEYS))}, "
+                f"got {keys}: {where}"
+            )
+        return _found(item[key], where)
+    if isinstance(item, (tuple, list)) and item:
+        return _found(item[0], where)
+    return item
+
+
+def _of_array(array: Any, where: str) -> Tensor:
+    """A NumPy array as a tensor [C, H, W]: uint8 with its colours last, [H, W, 3], or grey, [H, W]; else as it is."""
+    if array.dtype.kind not in "uif" or (array.dtype.kind == "u" and array.dtype.itemsize > 1):
+        raise TypeError(
+            f"source should give arrays of uint8 [H, W, 3] or floating-point [C, H, W], got {array.dtype}: {where}"
+        )
+    tensor = torch.tensor(array)
+    if tensor.dtype != torch.uint8:
+        return tensor
+    if tensor.dim() == 2:
+        return tensor[None]
+    if tensor.dim() == 3 and tensor.shape[2] in (1, 3):
+        return tensor.permute(2, 0, 1)
+    if tensor.dim() == 3 and tensor.shape[0] in (1, 3):
+        return tensor
+    raise ValueError(
+        f"source should give uint8 arrays [H, W, 3], [H, W] or [3, H, W], got {list(tensor.shape)}: {where}"
+    )
+
+
+def _prepared(prepare: Callable[[], Tensor]) -> Tensor:
+    try:
+        return prepare()
+    except ValueError as error:  # so narrow that it cannot be resized
+        raise images.ImageError(str(error)) from error
+
+
+def _kind(item: Any) -> str:
+    """The type of an item, and of what is in it."""
+    inside = item.values() if isinstance(item, Mapping) else item if isinstance(item, (tuple, list)) else ()
+    types = ", ".join(type(each).__name__ for each in inside)
+    return type(item).__name__ + (f" of {types}" if types else "")
+
+
+def _images_of(batch: Any, where: str) -> Iterator[Any]:
+    """The images in a batch that a DataLoader gives: the rows of a tensor or array [N, ...], the items of a list."""
+    found: Any = batch
+    while isinstance(found, (Mapping, tuple, list)) and found:
+        first = _inside(found) if isinstance(found, Mapping) else found[0]
+        if not isinstance(found, Mapping) and _dimensions(first) in (2, 3):
+            break  # items as they are, collated by nothing
+        found = first
+    if _dimensions(found) not in (2, 3, 4) and not (isinstance(found, (tuple, list)) and found):
+        raise TypeError(f"source should give batches of images [N, C, H, W], got {_kind(batch)}: {where}")
+    if hasattr(found, "shape") and len(found.shape) != 4:
+        raise ValueError(f"source should give batches of images [N, C, H, W], got {list(found.shape)}: {where}")
+    yield from found
+
+
+def _inside(value: Any) -> Any:
+    """What a dictionary has under a key of images, or a tuple or list as its first; None for others."""
+    if isinstance(value, Mapping):
+        return next((value[key] for key in _IMAGE_KEYS if key in value), None)
+    return value[0] if isinstance(value, (tuple, list)) and value else None
+
+
+def _dimensions(item: Any) -> int:
+    """Those of the image or batch in an item of any kind: 3 for a Pillow picture, 0 where there is none."""
+    while isinstance(item, (Mapping, tuple, list)):
+        item = _inside(item)
+    return 3 if images.is_picture(item) else len(getattr(item, "shape", ()))

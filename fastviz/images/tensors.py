@@ -1,0 +1,195 @@
+"""Pictures as tensors: resizing, scaling to 0 to 1, colour maps, overlays, grids. No files, no Pillow.
+
+A picture is a float tensor [3, H, W] (red, green, blue) with values 0 to 1; several are [N, 3, H, W].
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastviz._util import checks
+from fastviz.images import colour_tables
+
+__all__ = [
+    "ColourMap",
+    "check_range",
+    "colour_map",
+    "grid",
+    "normalise",
+    "overlay",
+    "psnr",
+    "resize",
+]
+
+ColourMap = Literal["viridis", "inferno", "jet", "grey", "seismic"]
+
+
+def normalise(maps: Tensor, *, symmetric: bool = False, percentile: float | None = None, dims: int = 2) -> Tensor:
+    """``maps`` scaled to 0 to 1, each by itself.
+
+    (maps - low) / (high - low), clipped, with low and high the smallest and largest value of each map; a constant map
+    becomes 0. With ``symmetric`` high is the largest absolute value and low = -high: zero becomes 0.5, and a map of
+    zeros 0.5 everywhere.
+
+    Args:
+        maps: [..., H, W], floating-point and finite.
+        symmetric: for maps whose sign matters (with the colour map ``"seismic"``).
+        percentile: above 50, at most 100: high is the smallest value that at least this many per cent of the map's
+            values (``symmetric``: absolute values) do not exceed, low the largest value that as many are not below. One
+            bright pixel then leaves the rest visible.
+        dims: how many of the last dimensions are scaled together: 2 a map, 3 a picture with its channels.
+
+    Raises:
+        TypeError: ``maps`` is not a floating-point tensor.
+        ValueError: values that are not finite, no values, a percentile outside its range.
+
+    >>> normalise(torch.tensor([[1.0, 2.0], [3.0, 5.0]])).tolist()
+    [[0.0, 0.25], [0.5, 1.0]]
+    """
+    checks.tensor(maps, "maps")
+    checks.whole_number(dims, "dims", minimum=1)
+    if percentile is not None and not 50 < percentile <= 100:
+        raise ValueError(f"percentile should be above 50 and at most 100, got {percentile}")
+    if maps.dim() < dims or not maps.numel():
+        raise ValueError(f"maps should have at least {dims} dimensions and one value, got shape {list(maps.shape)}")
+    if not maps.isfinite().all():
+        raise ValueError("maps should be finite, got NaN or infinity")
+    values = (maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps).flatten(-dims)
+    rank = math.ceil((100 if percentile is None else percentile) / 100 * values.shape[-1])
+    if symmetric:
+        high = values.abs().kthvalue(rank, dim=-1, keepdim=True).values
+        low = -high
+    else:
+        high = values.kthvalue(rank, dim=-1, keepdim=True).values
+        low = -(-values).kthvalue(rank, dim=-1, keepdim=True).values
+    # A map without any range has nothing to divide by; its numerator is 0 already.
+    scaled = (values - low) / torch.where(high > low, high - low, 1)
+    if symmetric:
+        scaled = torch.where(high > low, scaled, 0.5)
+    return scaled.clamp(0, 1).view(maps.shape).to(maps.dtype)
+
+
+def colour_map(values: Tensor, name: ColourMap = "viridis") -> Tensor:
+    """Colours [..., 3, H, W] (red, green, blue, 0 to 1) of ``values``, on the same device, in the same dtype.
+
+    256 colours: colour floor(256 v), and the last one for v = 1, as in matplotlib.
+
+    Args:
+        values: [..., H, W] in 0 to 1, see :func:`normalise`.
+        name: ``"viridis"`` and ``"inferno"`` (evenly brighter), ``"jet"`` (blue, green, red), ``"grey"``, ``"seismic"``
+            (blue, white at 0.5, red: for symmetric maps).
+
+    Raises:
+        TypeError: ``values`` is not a floating-point tensor.
+        ValueError: fewer than two dimensions, values outside 0 to 1, an unknown name.
+
+    >>> colour_map(torch.tensor([[0.0, 1.0]]), "grey")[0].tolist()
+    [[0.0, 1.0]]
+    """
+    checks.one_of(name, "name", colour_tables.NAMES)
+    checks.tensor(values, "values")
+    if values.dim() < 2:
+        raise ValueError(f"values should have shape [..., H, W], got {list(values.shape)}")
+    check_range(values, "values")
+    index = (values.detach().float() * 256).long().clamp_(0, 255)
+    return colour_tables.table(name).to(values.device, values.dtype)[index].movedim(-1, -3).contiguous()
+
+
+def overlay(image: Tensor, heat: Tensor, *, alpha: float = 0.5, name: ColourMap = "jet") -> Tensor:
+    """``heat`` in colours over ``image``: (1 - alpha) · image + alpha · colour, [N, 3, H, W] in 0 to 1.
+
+    Args:
+        image: [N, 3, H, W] in 0 to 1, see :func:`restore`.
+        heat: [N, h, w] in 0 to 1, see :func:`normalise`; resized bilinearly to H×W (antialiased where it is larger).
+        alpha: 0 shows the image alone, 1 the colours alone.
+        name: see :func:`colour_map`.
+
+    Raises:
+        TypeError: not floating-point tensors.
+        ValueError: other shapes, values outside 0 to 1, an unknown name.
+    """
+    _check_pictures(image, "image")
+    checks.tensor(heat, "heat", dims=(3,), layout="[N, h, w]")
+    check_range(image, "image")
+    check_range(heat, "heat")
+    if len(heat) != len(image):
+        raise ValueError(f"heat should have {len(image)} maps, one an image, got {len(heat)}")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha should be 0 to 1, got {alpha}")
+    resized = resize(heat[:, None], image.shape[-2], image.shape[-1], "bilinear")[:, 0]
+    return (1 - alpha) * image + alpha * colour_map(resized, name).to(image)
+
+
+def grid(pictures: Tensor, *, columns: int | None = None, padding: int = 2, background: float = 1.0) -> Tensor:
+    """One picture of many, [3, rows · (H + padding) + padding, columns · (W + padding) + padding], row by row.
+
+    Args:
+        pictures: [N, 3, H, W].
+        columns: pictures in a row; None is ⌈√N⌉.
+        padding: pixels between the pictures and around them.
+        background: brightness of the padding and of empty places, 0 to 1.
+
+    Raises:
+        TypeError: ``pictures`` is not a floating-point tensor, or a number is not whole.
+        ValueError: another shape, no pictures, a number out of range.
+
+    >>> grid(torch.zeros(3, 3, 4, 4), columns=2, padding=1).shape
+    torch.Size([3, 11, 11])
+    """
+    _check_pictures(pictures, "pictures")
+    checks.whole_number(padding, "padding", minimum=0)
+    if not 0 <= background <= 1:
+        raise ValueError(f"background should be 0 to 1, got {background}")
+    N, channels, H, W = pictures.shape
+    if N == 0:
+        raise ValueError("pictures should hold at least one picture, got none")
+    if columns is None:
+        columns = math.isqrt(N - 1) + 1
+    checks.whole_number(columns, "columns", minimum=1)
+    rows = -(-N // columns)
+    cells = pictures.new_full((rows * columns, channels, H + padding, W + padding), background)
+    cells[:N, :, padding:, padding:] = pictures
+    sheet = cells.view(rows, columns, channels, H + padding, W + padding).permute(2, 0, 3, 1, 4)
+    sheet = sheet.reshape(channels, rows * (H + padding), columns * (W + padding))
+    return F.pad(sheet, (0, padding, 0, padding), value=background)
+
+
+def _check_pictures(value: Tensor, argument: str) -> None:
+    checks.image_batch(value, argument)
+    if value.shape[1] != 3:
+        raise ValueError(f"{argument} should have shape [N, 3, H, W], got {list(value.shape)}")
+
+
+def resize(x: Tensor, height: int, width: int, mode: str) -> Tensor:
+    """Pictures [N, C, height, width] from [N, C, H, W], antialiased and clipped to 0 to 1.
+
+    ``mode`` is ``"bilinear"`` or ``"bicubic"``.
+    """
+    exact = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # antialiasing lacks them on the CPU
+    resized = F.interpolate(exact, (height, width), mode=mode, align_corners=False, antialias=True)
+    return resized.clamp(0, 1).to(x.dtype)
+
+
+def psnr(pictures: Tensor, originals: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each of the ``pictures`` [N, C, H, W] in dB, [N]: ``−10 log₁₀ mean (a − b)²``.
+
+    Infinite where they are equal; both have values 0 to 1.
+
+    >>> psnr(torch.full((1, 3, 2, 2), 0.75), torch.full((1, 3, 2, 2), 0.5))
+    tensor([12.0412])
+    """
+    return -10 * (pictures - originals).square().flatten(1).mean(1).log10()
+
+
+def check_range(x: Tensor, argument: str) -> None:
+    """A ValueError if ``x`` has no values, or values outside 0 to 1 by more than rounding, or NaN."""
+    if not x.numel():
+        raise ValueError(f"{argument} should have at least one pixel, got shape {list(x.shape)}")
+    low, high = (float(bound) for bound in x.detach().aminmax())
+    if not (low >= -1e-4 and high <= 1 + 1e-4):
+        raise ValueError(f"{argument} should have values 0 to 1, got {low:.4g} to {high:.4g}")

@@ -1,0 +1,160 @@
+"""Fooling images without gradients: pictures that evolve until a network is sure of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastviz._util import checks
+from fastviz._util.progress import bar
+from fastviz.engine.optimize.canvas import frame_of
+from fastviz.execution import capture
+from fastviz.methods.adversarial.cppn import CPPN, Direct, Encoding, Genomes
+from fastviz.methods.adversarial.fooling import Unrecognisable, Victim, class_batch, probability_goal
+
+__all__ = ["evolve"]
+
+_AIMED = 0.5
+"""The part of the parents that are drawn from the wanted classes."""
+
+
+def evolve(
+    model: nn.Module,
+    target: int | Sequence[int] | Tensor | None = None,
+    *,
+    encoding: Literal["cppn", "direct"] = "cppn",
+    population: int = 32,
+    generations: int = 200,
+    goal: float = 0.996,
+    seed: int = 0,
+    size: int | tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Unrecognisable:
+    """Pictures of nothing that the network takes for each of the ``target`` classes, found without any gradient.
+
+    MAP-Elites, as in Nguyen, Yosinski, Clune 2015, "Deep Neural Networks are Easily Fooled",
+    https://arxiv.org/abs/1412.1897: of every class the image with the highest probability so far is kept. In each
+    generation, ``population`` of the kept images are drawn as parents and changed once; a child takes the place of the
+    best image of every class of which the network is surer with it, whatever its parent was for. Ends when all of the
+    target classes have reached the goal. Departures: half of the parents are drawn from the target classes that have
+    not reached it (without a target, from the five likeliest classes), the others from all; there is no crossover.
+
+    Args:
+        model: any module that maps images [N, C, H, W] to scores [N, K]; it is only ever run forwards.
+        target: a class or several, or None for any: ends with the first class at the goal, and returns the best one.
+        encoding: ``"cppn"``: networks that paint regular patterns, see :class:`fastviz.methods.adversarial.cppn.CPPN`;
+            ``"direct"``: every pixel by itself, see :class:`fastviz.methods.adversarial.cppn.Direct`, which needs many
+            more generations and memory for a picture a class.
+        population: images that are tried in each generation.
+        generations: most of them.
+        goal: probability at which a class is done.
+        seed: of all random numbers.
+        size: height and width in pixels; None is the model's own.
+        batch_size: images the network sees at once; None is all.
+        progress: show a bar, on a terminal.
+
+    The pictures are rounded to 8 bits before the network sees them: a saved PNG is the same image.
+
+    Raises:
+        TypeError: arguments of the wrong type; the model returns no scores.
+        ValueError: a class or encoding that does not exist; a goal or number out of range.
+
+    >>> from fastviz.models import load_model
+    >>> found = evolve(load_model("demo"), population=8, generations=2)
+    >>> found.images.shape, found.steps.item() <= 2
+    (torch.Size([1, 3, 64, 64]), True)
+    """
+    checks.module(model)
+    probability_goal(goal)
+    kind: Encoding = CPPN() if checks.one_of(encoding, "encoding", ("cppn", "direct")) == "cppn" else Direct()
+    checks.whole_number(population, "population", minimum=1)
+    checks.whole_number(generations, "generations", minimum=1)
+    checks.whole_number(seed, "seed", minimum=0)
+    generator = torch.Generator().manual_seed(seed)
+    with capture.frozen_model(model), torch.no_grad():
+        victim = Victim(model, frame_of(model, size), goal, batch_size, argument="size")
+        archive = _Archive(victim, kind, model)
+        interrupted = False
+        with bar(progress, generations, text="evolving", unit="generations") as advance:
+            try:
+                archive.admit(kind.start(population, archive.shape, generator), 0)
+                wanted = None if target is None else class_batch(target, len(archive.best), archive.best.device)
+                for generation in range(1, generations + 1):
+                    if archive.done(wanted):
+                        break
+                    parents = archive.parents(population, wanted, generator)
+                    archive.admit(kind.mutated(parents, generator), generation)
+                    advance(1, f"evolving, best {archive.standing(wanted):.1%}")
+            except KeyboardInterrupt:
+                if not len(archive.best):
+                    raise
+                interrupted = True
+        classes = archive.best.argmax()[None] if wanted is None else wanted
+        return archive.found(classes, interrupted=interrupted)
+
+
+class _Archive:
+    """The best image of every class so far.
+
+    Attributes:
+        shape: (C, H, W) of the pictures.
+        best: [K], their probabilities; empty before the first images.
+        since: int64 [K], the generations in which they were found.
+    """
+
+    def __init__(self, victim: Victim, encoding: Encoding, model: nn.Module) -> None:
+        self.victim = victim
+        self.encoding = encoding
+        self.shape = (len(victim.frame.mean), *victim.frame.size)
+        self.like = next((value for value in model.parameters() if value.is_floating_point()), torch.empty(0)).detach()
+        self.best = self.like.new_zeros(0)
+        self.since = torch.zeros(0, dtype=torch.int64)
+        self._elites: Genomes = {}
+
+    def admit(self, genomes: Genomes, generation: int) -> None:
+        """Let the images of ``genomes`` take the places of worse ones."""
+        found = self.victim.probabilities(self._pictures(genomes))
+        highest, which = found.max(0)
+        if not len(self.best):
+            self._elites = {name: genes[which.cpu()] for name, genes in genomes.items()}
+            self.best, self.since = highest, torch.full_like(which, generation).cpu()
+            return
+        better = highest > self.best
+        classes, rows = better.nonzero()[:, 0].cpu(), which[better].cpu()
+        for name, genes in genomes.items():
+            self._elites[name][classes] = genes[rows]
+        self.since[classes] = generation
+        self.best = torch.where(better, highest, self.best)
+
+    def parents(self, count: int, wanted: Tensor | None, generator: torch.Generator) -> Genomes:
+        """``count`` of the images, half of them for the ``wanted`` classes (of the most likely ones if None)."""
+        anyone = torch.randint(len(self.best), (count,), generator=generator)
+        aims = self.best.topk(min(5, len(self.best))).indices if wanted is None else wanted[self._missing(wanted)]
+        aims = aims.cpu()
+        chosen = aims[torch.randint(len(aims), (count,), generator=generator)]
+        rows = torch.where(torch.arange(count) < _AIMED * count, chosen, anyone)
+        return {name: genes[rows] for name, genes in self._elites.items()}
+
+    def done(self, wanted: Tensor | None) -> bool:
+        """Whether all of the ``wanted`` classes, or for None any, are at the goal."""
+        return bool((self.best >= self.victim.goal).any()) if wanted is None else not self._missing(wanted).any()
+
+    def standing(self, wanted: Tensor | None) -> float:
+        """The lowest probability of the ``wanted`` classes; for None the highest of all."""
+        return float(self.best.max() if wanted is None else self.best[wanted].min())
+
+    def found(self, classes: Tensor, *, interrupted: bool) -> Unrecognisable:
+        """The images of these ``classes``."""
+        genomes = {name: genes[classes.cpu()] for name, genes in self._elites.items()}
+        since = self.since.to(classes.device)[classes]
+        return self.victim.judged(self._pictures(genomes), classes, since, interrupted=interrupted)
+
+    def _missing(self, wanted: Tensor) -> Tensor:
+        return self.best[wanted] < self.victim.goal
+
+    def _pictures(self, genomes: Genomes) -> Tensor:
+        return (self.encoding.pictures(genomes, self.shape, self.like) * 255).round() / 255

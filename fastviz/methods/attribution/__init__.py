@@ -1,0 +1,1 @@
+"""What in an image makes a target: occlusion, gradients, class activation maps, segmentation."""

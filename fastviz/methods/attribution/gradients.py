@@ -1,0 +1,203 @@
+"""Gradients of a score, or of any unit, for the input: plain, and with the backward rules of two papers.
+
+All run the model in evaluation mode, leave it as it was, and compute no gradient of its parameters. Targets are those
+of :mod:`fastviz.targets`; with T targets a sample there is one forward pass and a dimension T behind N in the result.
+For targets inside the network the pass ends at their layers, and single units are computed on the part of the image
+that they see: the numbers are those of the whole image, see :mod:`fastviz.engine.gradients.input_gradients`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastviz import ops, targets
+from fastviz._util import checks
+from fastviz.engine.gradients import input_gradients
+from fastviz.execution import capture
+from fastviz.execution.capture import Precision
+from fastviz.targets.objectives import Target
+
+__all__ = ["deconvnet", "gradient_times_input", "guided_backprop", "input_gradient", "saliency", "smooth_grad"]
+
+
+def input_gradient(
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    batch_size: int | None = None,
+    precision: Precision = "model",
+) -> Tensor:
+    """The gradient of the target for every input value, ``∂S/∂x``: how the target changes with each.
+
+    Simonyan, Vedaldi, Zisserman 2014, "Deep Inside Convolutional Networks", https://arxiv.org/abs/1312.6034, before
+    they take its absolute value.
+
+    Args:
+        model: any module that maps ``x`` to scores [N, K] (or to anything, for targets inside the network).
+        x: [N, C, H, W], floating-point, as the model takes it; N may be 0.
+        target: what to explain; None is the class with the highest score of each sample. See :data:`fastviz.Target`.
+        batch_size: images in a pass, which bounds the memory; None is all of ``x``.
+        precision: ``"model"`` computes in the dtype of the model; ``"bfloat16"`` under autocast, faster where the
+            processor has instructions for it, and approximate. On the ImageNet SqueezeNet and 63 photographs the
+            correlation with the exact numbers was 0.95 (0.89 at worst), that of guided backprop 0.996 and of Grad-CAM
+            0.9999; one predicted class was another.
+
+    Returns:
+        [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed, of the dtype of ``x`` and on its device.
+
+    Raises:
+        TypeError: ``model``, ``x`` or ``target`` is of the wrong type; the model returns no tensor.
+        ValueError: wrong shape or device of ``x``; a class, layer, channel or position that does not exist; a layer
+            that is not called; a model that cuts the gradient.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
+    >>> gradient = input_gradient(model, torch.ones(1, 1, 2, 2), target=1)
+    >>> torch.equal(gradient.flatten(), model[1].weight[1])
+    True
+    """
+    return _gradient(model, x, target, None, batch_size, precision)
+
+
+def saliency(
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    batch_size: int | None = None,
+    precision: Precision = "model",
+) -> Tensor:
+    """How strongly the target reacts to each pixel: ``max_c |∂S/∂x_c|``, the largest over the channels.
+
+    Simonyan, Vedaldi, Zisserman 2014, "Deep Inside Convolutional Networks", https://arxiv.org/abs/1312.6034. S is the
+    score before softmax unless the target says otherwise. Arguments and errors as in :func:`input_gradient`.
+
+    Returns:
+        [N, H, W] ([N, T, H, W] for T targets a sample), 0 or more.
+
+    >>> saliency(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.ones(1, 3, 2, 2), target=1).shape
+    torch.Size([1, 2, 2])
+    """
+    return _gradient(model, x, target, None, batch_size, precision).abs().amax(dim=-3)
+
+
+def gradient_times_input(
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    batch_size: int | None = None,
+    precision: Precision = "model",
+) -> Tensor:
+    """The gradient of the target times the input, ``x · ∂S/∂x``: each value's share of a target that is linear in
+    ``x``.
+
+    Shrikumar et al. 2016, "Not Just a Black Box", https://arxiv.org/abs/1605.01713. Arguments and errors as in
+    :func:`input_gradient`.
+
+    Returns:
+        [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed.
+    """
+    gradient = _gradient(model, x, target, None, batch_size, precision)
+    return gradient * (x.detach() if gradient.dim() == x.dim() else x.detach()[:, None])
+
+
+def smooth_grad(
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    samples: int = 50,
+    noise: float = 0.15,
+    seed: int = 0,
+    batch_size: int | None = None,
+    precision: Precision = "model",
+) -> Tensor:
+    """The mean gradient of the target over noisy copies of the input: ``1/n Σ_i ∂S/∂x (x + ε_i)``.
+
+    Smilkov et al. 2017, "SmoothGrad: removing noise by adding noise", https://arxiv.org/abs/1706.03825. One copy of the
+    batch is in memory at a time. The predicted class is that of the input without noise. Further arguments and errors
+    as in :func:`input_gradient`.
+
+    Args:
+        samples: number n of noisy copies.
+        noise: standard deviation of the Gaussian noise ε, as a fraction of max(x) − min(x) of each image; 0 or more.
+        seed: of the noise, which comes from a generator of its own: torch's global state does not change. Image i gets
+            the noise of the i-th place in the batch.
+
+    Returns:
+        [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed. The paper draws its absolute values.
+    """
+    checks.whole_number(samples, "samples", minimum=1)
+    if noise != 0:
+        checks.positive(noise, "noise")
+    images = capture.input_batch(model, x)
+    selection = targets.resolve(target, model)
+    generator = torch.Generator(images.device).manual_seed(checks.whole_number(seed, "seed", minimum=0))
+    if selection.predicts and len(images):
+        selection = selection.settled(input_gradients.predicted(model, images, batch_size, precision))
+    deviation = noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
+    total: Tensor | float = 0.0
+    for _ in range(samples):
+        noisy = images + deviation * torch.empty_like(images).normal_(generator=generator)
+        gradient = input_gradients.input_gradients(model, noisy, selection, batch_size=batch_size, precision=precision)
+        # The sum is kept in float32 at least: 50 gradients in bfloat16 would lose the small ones.
+        total = total + gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+    assert isinstance(total, Tensor)
+    return (total / samples).to(images.dtype)
+
+
+def guided_backprop(
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    batch_size: int | None = None,
+    precision: Precision = "model",
+) -> Tensor:
+    """The gradient of the target, where every rectifier lets only positive gradients of active units through.
+
+    Backward rule of each rectifier ``f⁺``: ``R · (R > 0) · (f > 0)``, strict at zero. Springenberg et al. 2015,
+    "Striving for Simplicity", https://arxiv.org/abs/1412.6806. What counts as a rectifier:
+    :func:`fastviz.execution.capture.rectifiers`. Arguments and errors as in :func:`input_gradient`.
+
+    Returns:
+        [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed.
+
+    Warns:
+        RectifierWarning: the model has other activations (GELU, SiLU, …), parts into which one cannot see (scripted
+            code, autograd functions of its own), or no rectifier. It names them, and their place in the source.
+    """
+    return _gradient(model, x, target, "guided", batch_size, precision)
+
+
+def deconvnet(
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    batch_size: int | None = None,
+    precision: Precision = "model",
+) -> Tensor:
+    """The target projected back to the input by a deconvnet: rectifiers pass on positive gradients, active or not.
+
+    Backward rule of each rectifier: ``R · (R > 0)``. Zeiler, Fergus 2014, "Visualizing and Understanding Convolutional
+    Networks", https://arxiv.org/abs/1311.2901. Their "switches" of max pooling are what its gradient does anyway: it
+    goes to the place of the maximum. Arguments, warnings and errors as in :func:`guided_backprop`.
+
+    Returns:
+        [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed.
+    """
+    return _gradient(model, x, target, "deconvnet", batch_size, precision)
+
+
+def _gradient(
+    model: nn.Module, x: Tensor, target: Target, rule: ops.Rule | None, batch_size: int | None, precision: Precision
+) -> Tensor:
+    images = capture.input_batch(model, x)
+    selection = targets.resolve(target, model)
+    # The warning about rectifiers points at the line that called the public function.
+    return input_gradients.input_gradients(
+        model, images, selection, rule=rule, batch_size=batch_size, precision=precision, stacklevel=3
+    )

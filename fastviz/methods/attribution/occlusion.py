@@ -1,0 +1,314 @@
+"""Occlusion: what happens to a target when a window of the image is covered, for windows all over the image."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastviz import ops, targets
+from fastviz._util import checks
+from fastviz._util.progress import bar
+from fastviz.engine import incremental
+from fastviz.engine.incremental.window_grid import Fill, filling, grid
+from fastviz.execution import capture
+from fastviz.execution.batches import Batches
+from fastviz.execution.full_precision import full_float32
+from fastviz.targets.objectives import Target
+
+__all__ = ["OcclusionMap", "occlusion"]
+
+_BATCH = {"cpu": 8, "cuda": 64}
+"""Images the network sees at once where nothing else is said; on a CPU as many as its caches hold."""
+
+
+@dataclass(frozen=True, eq=False)
+class OcclusionMap:
+    """What :func:`occlusion` found.
+
+    Attributes:
+        attribution: [N, H, W], ``baseline − score`` averaged over the windows that cover each pixel.
+        scores: [N, rows, columns], the target under each window, from top left to bottom right.
+        baseline: [N], the target of the image as it is.
+        classes: int64 [N, rows, columns], the class with the highest score under each window (the first of equal ones);
+            None unless it was asked for.
+        stats: how it was computed: ``path`` (``"incremental"``: only what a window changes was recomputed;
+            ``"dense"``: whole forward passes), ``reason`` (why it is dense), ``windows`` (an image), ``evaluations``
+            (images the network would see in whole passes), ``seconds``, in approximate modes ``error``, and what
+            :func:`fastviz.engine.incremental.sweep` tells.
+
+    With T targets a sample there is a dimension T behind N in the first three.
+    """
+
+    attribution: Tensor
+    scores: Tensor
+    baseline: Tensor
+    stats: dict[str, Any]
+    classes: Tensor | None = None
+
+
+def occlusion(
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    window: int | tuple[int, int] | None = None,
+    stride: int | tuple[int, int] | None = None,
+    centred: bool = False,
+    fill: Fill = 0.0,
+    classes: bool = False,
+    precision: Literal["model", "bfloat16"] = "model",
+    growth_cap: float | None = None,
+    drill_down: float | None = None,
+    memory: int | None = None,
+    batch_size: int | None = None,
+    trace: Literal["auto", "always", "never"] = "auto",
+    progress: bool = False,
+) -> OcclusionMap:
+    """How much the target falls when a window of the image is covered: large where the target comes from.
+
+    Attribution of a pixel: the mean of S(x) − S(x with the window covered) over the windows that cover it. Zeiler,
+    Fergus 2014, "Visualizing and Understanding Convolutional Networks", https://arxiv.org/abs/1311.2901; the windows
+    and the mean are those of captum's ``Occlusion``. Windows begin at 0, stride, 2·stride, … until one reaches the
+    border, which cuts it off if it sticks out; all channels are covered. Only what a window changes is recomputed,
+    exactly, where the model allows it and there is enough work: see :func:`fastviz.engine.incremental.sweep`. Each
+        window has
+    the score of a pass of its own: nothing is shared between the images of a batch.
+
+    Args:
+        model: any module that maps ``x`` to scores [N, K] (or to anything, for targets inside the network).
+        x: [N, C, H, W], floating-point, as the model takes it; N may be 0.
+        target: what to measure; None is the class with the highest score of each image as it is. See
+            :data:`fastviz.Target`; ``class_probability(k)`` measures probabilities.
+        window: height and width of the window, in pixels; one number for a square; None is a seventh of the image's
+            sides, at least 1.
+        stride: step between windows, at most their size, in pixels; None is half of the window, at least 1.
+        centred: put a window on each of the pixels 0, stride, 2·stride, … instead, cut off at every border; with
+            stride 1 ``scores`` is then a map [N, H, W] of the score with the window on each pixel.
+        fill: what covers: a number, a value for each channel [C], an image [C, H, W], one an image [N, C, H, W],
+            ``"mean"`` (of each channel of each image) or ``"blur"`` (the image under a Gaussian whose standard
+            deviation is half of the window).
+        classes: tell which class wins under each window, too.
+        precision: ``"bfloat16"`` computes in it; approximate.
+        growth_cap: the longest side that the part of a map that a window changes may have, as a fraction of the map,
+            above 0; what it changes beyond is left out; approximate.
+        drill_down: the fraction, 0 to 1, of the grid that is computed window by window, where the target falls most;
+            elsewhere every fourth window of every fourth row is, and the others are interpolated; approximate.
+        memory: bytes that the sweep may hold at once; None is 1 GiB on the CPU and half of the free memory of a GPU.
+        batch_size: windows the network sees at once; None is what fits into ``memory`` and runs fastest. A network that
+            may mix the images of a batch gets one at a time all the same; ``stats["alone"]`` says why.
+        trace: ``"auto"`` prepares a model for incremental sweeps, which takes up to seconds, where that pays in this
+            call, or over many calls of the same model; ``"always"`` does it at once; ``"never"`` runs whole passes.
+        progress: show a bar, on a terminal.
+
+    In approximate modes ``stats["error"]`` tells ``largest`` and ``mean`` absolute difference of the scores of
+    ``windows`` windows, chosen at random (always the same ones), from those of the model itself.
+
+    Raises:
+        TypeError: ``model``, ``x``, ``target`` or another argument is of the wrong type; the model returns no tensor.
+        ValueError: wrong shape or device of ``x`` or ``fill``; a window larger than the image; a stride larger than the
+            window; a class, layer, channel or position that does not exist; an approximate mode for a target inside of
+            the network; ``classes`` with ``drill_down``.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    >>> occlusion(model, torch.ones(1, 1, 4, 4), target=1, window=2, stride=2).scores.shape
+    torch.Size([1, 2, 2])
+    """
+    started = time.perf_counter()
+    images = capture.input_batch(model, x)
+    selection = targets.resolve(target, model)
+    windows = grid((images.shape[2], images.shape[3]), window, stride, centred=centred)
+    for number, argument in ((batch_size, "batch_size"), (memory, "memory")):
+        if number is not None:
+            checks.whole_number(number, argument, minimum=1)
+    if drill_down is not None:
+        checks.number(drill_down, "drill_down", low=0, high=1)
+    if classes and drill_down is not None:
+        raise ValueError("classes needs every window, drill_down leaves windows out; choose one of them")
+    checks.one_of(trace, "trace", ("auto", "always", "never"))
+    options = {
+        **{"precision": precision, "growth_cap": growth_cap, "memory": memory},
+        **{"batch_size": batch_size, "trace": trace},
+    }
+    batches = Batches(model)
+    rows, columns = windows.shape
+    with (
+        capture.frozen_model(model),
+        torch.no_grad(),
+        full_float32(images.device),
+        bar(progress, len(images) * rows * columns, text="occlusion") as advance,
+    ):
+        at_once = batch_size or _BATCH[images.device.type]
+        selection, baseline, outputs = _clean(batches, images, selection, at_once)
+        covered = _Covered(batches, images, outputs, windows.boxes.to(images.device),
+                           filling(fill, images, windows.window), selection, advance, classes)  # fmt: skip
+        if not covered.count:
+            values, stats = baseline.new_zeros(0, *baseline.shape[1:]), _dense_stats("there is no image")
+        elif selection.layers:
+            if precision != "model" or growth_cap is not None or drill_down is not None:
+                raise ValueError("precision, growth_cap and drill_down need a target that is a score of the model")
+            values, stats = covered.dense(at_once)
+        elif drill_down is None:
+            values, stats = covered.swept(covered.numbers, options)
+        else:
+            values, stats = covered.drilled(windows.shape, baseline, drill_down, options)
+        # [N * P] or [N * P, T] → [N, rows, columns] or [N, T, rows, columns]
+        scores = values.reshape(len(images), rows, columns, *baseline.shape[1:])
+        if selection.several:
+            scores = scores.movedim(3, 1).contiguous()
+        attribution = windows.spread(baseline[..., None, None] - scores)
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)  # else the seconds would be those of queueing the work
+    stats |= {
+        "windows": rows * columns,
+        "evaluations": len(images) * (rows * columns + 1),
+        "seconds": time.perf_counter() - started,
+    }
+    winners = covered.winners.reshape(len(images), rows, columns) if classes else None
+    return OcclusionMap(attribution, scores, baseline, stats, winners)
+
+
+@dataclass(eq=False)
+class _Covered:
+    """Images under windows, each image under each; windows are counted image after image.
+
+    Attributes:
+        batches: of the model, in evaluation mode by the caller.
+        images: [N, C, H, W].
+        outputs: what the model gives for the images as they are; None where that is no tensor.
+        boxes: int64 [P, 4], on the images' device.
+        fill: as ``ops.occlude`` takes it.
+        selection: what is measured, for the N images.
+        advance: is told how many windows are done.
+        classes: whether to note the class that wins under each window.
+        winners: int64 [N * P], those; zeros where not asked for.
+    """
+
+    batches: Batches
+    images: Tensor
+    outputs: Tensor | None
+    boxes: Tensor
+    fill: float | Tensor
+    selection: targets.Selection
+    advance: Callable[[int], object]
+    classes: bool
+    winners: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.winners = torch.zeros(self.count if self.classes else 0, dtype=torch.int64, device=self.images.device)
+
+    @property
+    def count(self) -> int:
+        """N · P."""
+        return len(self.images) * len(self.boxes)
+
+    @property
+    def numbers(self) -> Tensor:
+        """Of all windows, int64 [N * P]."""
+        return torch.arange(self.count, device=self.images.device)
+
+    def measured(self, output: Any, number: Tensor, recorded: targets.Activations | None = None) -> Tensor:
+        """The selection's values for the model's ``output`` under the windows of these numbers, int64 [B]."""
+        if self.classes:
+            self.winners[number] = targets.predicted(output)
+        sample = number // len(self.boxes)
+        return self.selection.taken(sample, len(self.images)).values(output, recorded or {})
+
+    def swept(self, number: Tensor, options: dict[str, Any], *, check: bool = True) -> tuple[Tensor, dict[str, Any]]:
+        """The values under some windows, recomputing only what a window changes."""
+        read = None if self.classes else self.selection.scores_read
+        swept = incremental.sweep(
+            self.batches.model,
+            self.images,
+            self.boxes[number % len(self.boxes)],
+            number // len(self.boxes),
+            self.fill,
+            lambda output, at: self.measured(output, number[at]),
+            outputs=None if read is None else sorted(read),
+            advance=self.advance,
+            check=check,
+            clean=self.outputs,
+            batches=self.batches,
+            **options,
+        )
+        return swept.values, swept.stats
+
+    def drilled(
+        self, shape: tuple[int, int], baseline: Tensor, fraction: float, options: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The values under all windows, coarse to fine."""
+        stats: dict[str, Any] = {}
+
+        def evaluate(number: Tensor) -> Tensor:
+            values, stats["last"] = self.swept(number.to(self.images.device), options, check=False)
+            return values
+
+        values, computed = incremental.drill_down(evaluate, *shape, baseline, fraction=fraction)
+        left_out = computed.numel() - int(computed.sum())
+        self.advance(left_out)
+        sample = self.numbers // len(self.boxes)
+        error = incremental.sampled_error(
+            *(
+                self.batches.model,
+                self.images,
+                self.boxes[self.numbers % len(self.boxes)],
+                sample,
+                self.fill,
+                self.measured,
+            ),
+            values,
+        )
+        return values, stats["last"] | {"computed": int(computed.sum()) / computed.numel(), "error": error}
+
+    def dense(self, batch_size: int) -> tuple[Tensor, dict[str, Any]]:
+        """The values of a target inside of the network, whose activations a whole forward pass records."""
+        parts = []
+        for number in self.numbers.split(batch_size):
+            covered = ops.occlude(
+                self.images, self.boxes[number % len(self.boxes)], number // len(self.boxes), self.fill
+            )
+            parts += self.batches(self._recorded, covered, number)
+            self.advance(len(number))
+        alone = self.batches.reason
+        stats = _dense_stats("the target is inside of the network")
+        return torch.cat(parts), stats | {"alone": alone, "batch_size": 1 if alone else batch_size}
+
+    def _recorded(self, covered: Tensor, number: Tensor) -> Tensor:
+        layers = self.selection.layers
+        output, recorded = self.batches.watched(lambda images: targets.run(self.batches.model, images, layers), covered)
+        return self.measured(output, number, recorded)
+
+
+def _dense_stats(reason: str) -> dict[str, Any]:
+    return {"path": "dense", "reason": reason}
+
+
+def _clean(
+    batches: Batches, images: Tensor, selection: targets.Selection, batch_size: int
+) -> tuple[targets.Selection, Tensor, Tensor | None]:
+    """``selection`` with the predicted classes put in, its values for the ``images`` as they are, and the outputs."""
+    values: list[Tensor] = []
+    predicted: list[Tensor] = []
+    outputs: list[object] = []
+
+    def measure(batch: Tensor, sample: Tensor) -> None:
+        with incremental.counted(batches.model, batch):
+            output, recorded = batches.watched(
+                lambda images: targets.run(batches.model, images.clone(), selection.layers, argument="x"), batch
+            )
+        if selection.predicts:
+            predicted.append(targets.predicted(output))
+        values.append(selection.taken(sample, len(images)).values(output, recorded))
+        outputs.append(output)
+
+    numbers = torch.arange(len(images), device=images.device)
+    for sample in numbers.split(batch_size) if len(images) else ():
+        batches(measure, images[sample], sample)
+    settled = selection.settled(torch.cat(predicted)) if predicted else selection
+    tensors = [each for each in outputs if isinstance(each, Tensor)]
+    whole = torch.cat(tensors) if tensors and len(tensors) == len(outputs) else None
+    return settled, torch.cat(values) if values else selection.no_values(images), whole

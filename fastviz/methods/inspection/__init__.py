@@ -1,0 +1,1 @@
+"""What a network holds and responds to: filters, activations, patches, embeddings."""

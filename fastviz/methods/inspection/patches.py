@@ -1,0 +1,305 @@
+"""Patches: the places in many images that excite the units of a network most, traced back to the pixels they see."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastviz import graph
+from fastviz._util import checks
+from fastviz.execution import capture, forward
+from fastviz.execution.batches import Batches
+from fastviz.execution.capture import Hook
+from fastviz.graph.model_graph import ReceptiveField
+from fastviz.images import streams
+from fastviz.images.streams import Source, Stream
+from fastviz.vectors import top_k
+
+__all__ = ["Patches", "open_stream", "patches"]
+
+
+@dataclass(frozen=True, eq=False)
+class Patches:
+    """The strongest places of every channel of one layer, as :func:`patches` found them.
+
+    Where a channel has fewer than k, the rest is empty: value −∞, image and position −1, boxes of zeros.
+
+    Attributes:
+        layer: torch's dotted name.
+        values: [C, k], the activations, highest first.
+        images: int64 [C, k], the position of each image in the source.
+        positions: int64 [C, k, 2], row and column of the unit in the layer's map.
+        names: position of an image → its name, for the images that occur.
+        input_size: height and width of the images as the network takes them, in pixels.
+        receptive_field: the pixels that a unit depends on; None if that is the whole image, or not known.
+        reason: why there is no receptive field; empty if there is one.
+    """
+
+    layer: str
+    values: Tensor
+    images: Tensor
+    positions: Tensor
+    names: Mapping[int, str]
+    input_size: tuple[int, int]
+    receptive_field: ReceptiveField | None
+    reason: str = ""
+
+    @property
+    def boxes(self) -> Tensor:
+        """int64 [C, k, 4]: top, left, bottom, right (half open, in pixels) of what each unit sees of its image."""
+        height, width = self.input_size
+        return self.fields.clamp(min=0).minimum(self.fields.new_tensor([height, width, height, width]))
+
+    @property
+    def fields(self) -> Tensor:
+        """The same with what lies in the padding: below 0, and beyond the height or width, at the border."""
+        field = self.receptive_field or ReceptiveField(self.input_size, (0, 0), (0, 0))
+        stride, start, size = (self.positions.new_tensor(pair) for pair in (field.stride, field.start, field.size))
+        corner = self.positions * stride + start
+        return torch.cat([corner, corner + size], dim=-1).masked_fill(self.images[..., None] < 0, 0)
+
+
+def patches(
+    model: nn.Module,
+    source: Source | Stream,
+    layers: str | Sequence[str] | None = None,
+    *,
+    k: int = 9,
+    one_per_image: bool = True,
+    position: tuple[int, int] | None = None,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> dict[str, Patches]:
+    """The k places in all images where each channel of each layer is strongest: layer name → :class:`Patches`.
+
+    One pass over the images, for all channels of all layers at once; memory does not grow with their number. Girshick
+    et al. 2014, "Rich feature hierarchies", https://arxiv.org/abs/1311.2524 (section 3.1), Springenberg et al. 2015,
+    https://arxiv.org/abs/1412.6806.
+
+    Activations are those that the layer returns, before an in-place rectifier behind it changes them. Of equal ones the
+    first counts: in order of the images, then row by row. The batch size plays no part in that; the activations
+    themselves may differ in their last bits with it, as torch chooses other kernels. A map (one image, one channel)
+    that holds NaN, and values of −∞, give no place.
+
+    Args:
+        model: any module that takes images [N, C, H, W].
+        source: files, folders and patterns, a dataset or a tensor of images, see
+            :func:`fastviz.images.streams.batches`; or what that returned, whose batch size and bar are used then.
+            Pictures of different sizes are brought to one by the model's preprocessing. What cannot be read is left
+            out, with a warning for files given here.
+        layers: torch's dotted names of layers whose output is feature maps [N, C, H, W]; where one is called several
+            times, its last output counts. None: every convolution, after the batch norm that follows it directly where
+            one does (under the name of that), before the rectifier, which changes no order among positive values.
+            Convolutions whose maps are single pixels (gates) are left out.
+        k: places a channel.
+        one_per_image: at most one place an image and channel; False takes neighbours in one image, too.
+        position: row and column: only the unit there, of each channel.
+        batch_size: images the network sees at once.
+        progress: show a bar, on a terminal.
+
+    Where units depend on the whole image (behind squeeze-and-excitation gates), or the model cannot be traced to a
+    graph, the box of each place is the whole image, and ``reason`` says why.
+
+    Raises:
+        TypeError: ``model`` or ``source`` is of the wrong type; a layer gives something else than one tensor.
+        ValueError: no image that can be read; images of different sizes; a layer that does not exist (with the nearest
+            names), is not called or gives no feature maps; no convolution; a ``position`` outside of a map.
+
+    >>> image = torch.zeros(1, 1, 4, 4)
+    >>> image[0, 0, 2, 3] = 7
+    >>> found = patches(nn.Sequential(nn.AvgPool2d(1)), image, "0", k=1)["0"]
+    >>> found.values.tolist(), found.boxes.tolist()
+    ([[7.0]], [[[2, 3, 3, 4]]])
+    """
+    checks.whole_number(k, "k", minimum=1)
+    names = None if layers is None else _names(model, layers)
+    spot = None if position is None else _spot(position)
+    stream = open_stream(model, source, batch_size, progress)
+    watch: _Watch | None = None
+    batches = Batches(model)
+    with capture.frozen_model(model), torch.no_grad():
+        for batch in stream:
+            if watch is None:
+                chosen = _convolutions(model, batch.images[:1].clone()) if names is None else names
+                watch = _Watch(_entries(model, chosen, batch.images), k, one_per_image, spot, batch.images)
+            at_once = batches.together(batch.images)
+            for start in range(0, len(batch), at_once):
+                watch.see(model, batch.part(start, start + at_once))
+    if watch is None:
+        reason = f"; the first: {stream.failures[0][1]}" if stream.failures else ""
+        raise ValueError(f"source should hold at least one image that can be read, got none{reason}")
+    if stream is not source and stream.failures:
+        name, reason = stream.failures[0]
+        warnings.warn(f"{len(stream.failures)} images could not be read; {name}: {reason}", stacklevel=2)
+    return watch.found(stream)
+
+
+def open_stream(model: nn.Module, source: Source | Stream, batch_size: int, progress: bool = False) -> Stream:
+    """``source`` as a stream of batches for ``model``."""
+    if isinstance(source, Stream):
+        return source
+    return streams.batches(source, model=model, batch_size=batch_size, progress=progress)
+
+
+# -------------------------------------------------------------------------------------------------------- the pass
+
+
+class _Watch:
+    """The best places of each layer in the batches seen so far, of images like ``images``."""
+
+    def __init__(
+        self,
+        layers: Mapping[str, graph.Layer],
+        k: int,
+        one_per_image: bool,
+        spot: tuple[int, int] | None,
+        images: Tensor,
+    ) -> None:
+        self._layers, self._k, self._one_per_image, self._spot = layers, k, one_per_image, spot
+        self._size = (images.shape[2], images.shape[3])
+        self._hooks: dict[str, Hook] = {name: partial(self._note, name) for name in layers}
+        self._calls: Counter[str] = Counter()
+        self._noted: dict[str, tuple[Tensor, Tensor]] = {}
+        self._best: dict[str, top_k.TopK] = {}
+
+    def see(self, model: nn.Module, batch: streams.Batch) -> None:
+        """Run ``model`` on the ``batch`` and take in its places."""
+        if tuple(batch.images.shape[2:]) != self._size:
+            raise ValueError(
+                f"source should give images of one size, got {list(self._size)} and {list(batch.images.shape[2:])}"
+            )
+        forward.run(model, batch.images, self._hooks, self._calls)
+        numbers = torch.tensor(batch.indices, device=batch.images.device)
+        for name, (values, places) in self._noted.items():
+            if name not in self._best:
+                self._best[name] = top_k.TopK(self._k, len(values), dtype=values.dtype, device=values.device)
+            places = torch.cat([numbers[places[..., :1]], places[..., 1:]], dim=2)
+            self._best[name].add(values, places + places.new_tensor([0, *(self._spot or (0, 0))]))
+        self._noted = {}
+
+    def found(self, stream: Stream) -> dict[str, Patches]:
+        """What was seen of ``stream``."""
+        numbers = torch.cat([best.places[..., 0].flatten() for best in self._best.values()]).unique().tolist()
+        names = {
+            number: str(number) if stream.names is None else stream.names[number] for number in numbers if number >= 0
+        }
+        return {
+            name: Patches(
+                layer=name,
+                values=self._best[name].values,
+                images=self._best[name].places[..., 0],
+                positions=self._best[name].places[..., 1:],
+                names=names,
+                input_size=self._size,
+                receptive_field=layer.receptive_field,
+                reason=layer.reason,
+            )
+            for name, layer in self._layers.items()
+        }
+
+    def _note(self, name: str, module: nn.Module, inputs: Any, output: object) -> None:
+        # What a layer gave before is replaced: its last call counts.
+        maps = _maps(name, output)
+        if self._spot is not None:
+            maps = _unit(name, maps, self._spot)
+        alone = self._one_per_image or self._spot is not None
+        self._noted[name] = top_k.best_per_image(maps) if alone else top_k.best_places(maps, self._k)
+
+
+def _maps(name: str, output: object) -> Tensor:
+    """The ``output`` of layer ``name``, if it is feature maps."""
+    maps = capture.floating_output(name, output)
+    if maps.dim() != 4 or not maps.numel():
+        raise ValueError(
+            f"layer {name!r} should give feature maps [N, C, H, W], got {list(maps.shape)}: name a convolution or "
+            "another layer with maps (in transformers, the patch embedding)"
+        )
+    return maps
+
+
+def _unit(name: str, maps: Tensor, spot: tuple[int, int]) -> Tensor:
+    row, column = spot
+    if row >= maps.shape[2] or column >= maps.shape[3]:
+        raise ValueError(
+            f"position should be inside the map of layer {name!r}, {maps.shape[2]}x{maps.shape[3]}, got {spot}"
+        )
+    return maps[:, :, row : row + 1, column : column + 1]
+
+
+# ---------------------------------------------------------------------------------------------------- which layers
+
+
+def _names(model: nn.Module, layers: str | Sequence[str]) -> list[str]:
+    """The ``layers``, each once, if ``model`` has them."""
+    names = list(dict.fromkeys(checks.names(layers, "layers")))
+    if not names:
+        raise ValueError("layers should name at least one layer, got none")
+    for name in names:
+        capture.layer_module(model, name)
+    return names
+
+
+def _spot(position: Sequence[int]) -> tuple[int, int]:
+    if not isinstance(position, (tuple, list)) or len(position) != 2:
+        raise ValueError(f"position should be (row, column), got {position!r}")
+    row, column = (checks.whole_number(each, "position", minimum=0) for each in position)
+    return row, column
+
+
+def _convolutions(model: nn.Module, image: Tensor) -> list[str]:
+    """The convolutions in the order of their calls, by the name of the batch norm that takes just what one gave.
+
+    Those whose maps are single pixels are left out.
+    """
+    chosen: dict[str, None] = {}
+    outputs: list[tuple[weakref.ref[Tensor], int, str]] = []  # of convolutions, how often changed in place, of which
+
+    def note(name: str, module: nn.Module, inputs: Any, output: object) -> None:
+        if not isinstance(output, Tensor) or output.dim() != 4 or output.shape[2:].numel() == 1:
+            return
+        if isinstance(module, nn.Conv2d):
+            chosen[name] = None
+            outputs.append((weakref.ref(output), output._version, name))
+            return
+        for made, version, maker in outputs:
+            tensor = made()
+            if tensor is not None and inputs and inputs[0] is tensor and tensor._version == version and maker in chosen:
+                del chosen[maker]
+                chosen[name] = None
+
+    kinds = (nn.Conv2d, nn.modules.batchnorm._BatchNorm)
+    hooks = {name: partial(note, name) for name, module in model.named_modules() if isinstance(module, kinds)}
+    with capture.hooked(model, hooks):
+        capture.called(model, image)
+    if not chosen:
+        raise ValueError("model should have convolutions (nn.Conv2d) that it calls; give the names of other layers")
+    return list(chosen)
+
+
+def _entries(model: nn.Module, names: Sequence[str], images: Tensor) -> dict[str, graph.Layer]:
+    """What the graph says of each layer, if its maps have their channels second."""
+    size = (images.shape[2], images.shape[3])
+    entries = {entry.name: entry for entry in graph.layers(model, size, images.shape[1])}
+    convolved = {module.out_channels for module in model.modules() if isinstance(module, nn.Conv2d)}
+    found = {}
+    for name in names:
+        # One that the graph does not have is not called, or gives no tensor: the pass will say which.
+        entry = found[name] = entries.get(name) or graph.Layer(name, "", (), 0, None, "the graph does not have it")
+        if len(entry.shape) != 3 or entry.layout == (2, 3):
+            continue
+        # Without a layout, as behind gates over the whole image, the number of channels must speak for it.
+        if entry.layout is not None or entry.shape[0] not in convolved:
+            shape = ", ".join(map(str, entry.shape))
+            raise ValueError(
+                f"layer {name!r} should give feature maps [N, C, H, W]; its output [N, {shape}] does not have, or "
+                "is not known to have, its channels second: name a convolution"
+            )
+    return found

@@ -1,0 +1,1 @@
+"""Images that a network imagines: maximisation, inversion, DeepDream, textures, style."""

@@ -1,0 +1,193 @@
+"""Images of a class by way of a layer: the code that the rest of the network likes, and a picture that has it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastviz._util import checks
+from fastviz.engine.optimize import Network, by_name, optimize, toward
+from fastviz.engine.optimize.canvas import Canvas, Frame, Pixels, frame_of
+from fastviz.engine.optimize.priors import L2
+from fastviz.execution import capture
+from fastviz.methods.synthesis.activation_maximization import start_parameters
+from fastviz.methods.synthesis.inversion import Inverted, invert
+from fastviz.targets.objectives import Target
+
+__all__ = ["CodeImages", "maximize_code"]
+
+_DECODING = frozenset(inspect.signature(invert).parameters) - {"model", "x", "layer", "features", "size"}
+
+
+@dataclass(frozen=True, eq=False)
+class CodeImages:
+    """What :func:`maximize_code` made, a row an image.
+
+    Attributes:
+        codes: [N, ...], outputs of the layer.
+        code_values: [N], the target when the network goes on from these codes.
+        code_probabilities: [N], of the class; NaN where the target is no class.
+        decoded: the images with these codes, see :class:`fastviz.methods.synthesis.inversion.Inverted`; None if Ctrl-C
+            came before.
+        values: [N], the target at the decoded images; NaN without them.
+        probabilities: [N], of the class at the decoded images; NaN without them, and where the target is no class.
+        steps: int64 [N], steps that each code took.
+        history: [S, N], the target before each step of the codes; NaN after a code has stopped.
+        reasons: why each code stopped: see :class:`fastviz.engine.optimize.Optimized`.
+        interrupted: whether Ctrl-C ended it early.
+    """
+
+    codes: Tensor
+    code_values: Tensor
+    code_probabilities: Tensor
+    decoded: Inverted | None
+    values: Tensor
+    probabilities: Tensor
+    steps: Tensor
+    history: Tensor
+    reasons: tuple[str, ...]
+    interrupted: bool
+
+
+class _Codes(Canvas):
+    """The parameters are the codes themselves, 0 or more behind a rectifier."""
+
+    def __init__(self, rectified: bool) -> None:
+        self.rectified = rectified
+
+    def __repr__(self) -> str:
+        return f"_Codes(rectified={self.rectified})"
+
+    def images(self, parameters: Tensor, frame: Frame) -> Tensor:
+        """The codes."""
+        return parameters
+
+    def parameters(self, images: Tensor, frame: Frame) -> Tensor:
+        """The codes."""
+        return images
+
+    def bounds(self, frame: Frame, like: Tensor) -> tuple[Tensor, Tensor] | None:
+        """None, or 0 and infinity."""
+        return (like.new_tensor(0.0), like.new_tensor(torch.inf)) if self.rectified else None
+
+
+def maximize_code(
+    model: nn.Module,
+    target: Target,
+    layer: str,
+    *,
+    size: int | tuple[int, int] | None = None,
+    starts: int = 1,
+    decay: float = 1e-4,
+    learning_rate: float = 0.02,
+    steps: int = 100,
+    goal: float | None = 0.99,
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: bool = False,
+    decoding: Mapping[str, Any] | None = None,
+) -> CodeImages:
+    """Images whose code in ``layer`` is what a target likes most: ``h* = argmax_h S(h) − decay ‖h/σ‖²``, ``Φ(x) = h*``.
+
+    The latent images of Nguyen et al. 2016, https://arxiv.org/abs/1605.09304, with the network's own features as the
+    latent space and inversion (:func:`fastviz.invert`) as the decoder; their generator, where there is one, is the
+    canvas of :func:`fastviz.maximize`. A code starts at that of a faint noise image, moves by Adam, in units of σ, the
+    root mean square of that code, and stays at 0 or above behind a rectifier (where no start has a negative number).
+
+    Args:
+        model: any module; not changed.
+        target: as in :func:`fastviz.maximize`; it has to lie behind the layer.
+        layer: torch's dotted name.
+        size: height and width of the images in pixels; None is the model's usual one.
+        starts: codes of each target, from noise of their own.
+        decay: weight of the squared length of the code.
+        learning_rate: about how much of σ a number of the code changes in a step.
+        steps: most steps of the codes.
+        goal: a code is finished when the probability of its class, or the value of another target, is at least this;
+            None takes all steps.
+        seed: start number s of every target has seed ``seed + s``.
+        batch_size, progress: as in :func:`fastviz.maximize`.
+        decoding: further arguments of :func:`fastviz.invert`, such as ``{"steps": 200}``.
+
+    Raises:
+        TypeError, ValueError: as in :func:`fastviz.maximize`; a target that does not depend on the layer.
+
+    >>> import fastviz as fv
+    >>> made = fv.maximize_code(fv.load_model("demo"), 12, "fc6", steps=3, decoding={"steps": 2})
+    >>> made.codes.shape, made.decoded.pictures.shape
+    (torch.Size([1, 144]), torch.Size([1, 3, 64, 64]))
+    """
+    checks.whole_number(starts, "starts", minimum=1)
+    checks.whole_number(seed, "seed", minimum=0)
+    if decay:
+        checks.positive(decay, "decay")
+    if decoding is not None and not isinstance(decoding, Mapping):
+        raise TypeError(f"decoding should be a mapping of arguments of invert, got {decoding!r}")
+    for name in decoding or {}:
+        if name not in _DECODING:
+            raise TypeError(f"decoding should hold arguments of invert: {', '.join(sorted(_DECODING))}; got {name!r}")
+    frame = frame_of(model, size)
+    objective = toward(model, target, repeats=starts, argument="size")
+    seeds = [seed + number for number in range(starts)] * objective.targets
+    noise = start_parameters(model, "noise", Pixels(), frame, seeds)
+    with capture.frozen_model(model), torch.no_grad():
+        begin = Network(model, [layer], output=False, argument="size")(noise)[1][layer].detach()
+    sigma = begin.flatten(1).square().mean(1).sqrt().clamp(min=torch.finfo(begin.dtype).tiny)
+    sigma = sigma.view(-1, *(1,) * (begin.dim() - 1))
+
+    def behind(codes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        whole = codes * sigma[rows]
+        wanted = torch.is_grad_enabled()
+
+        def replaced(module: nn.Module, inputs: object, output: object) -> Tensor:
+            torch.set_grad_enabled(wanted)
+            # The network works on a copy: a rectifier behind the layer may work in place.
+            return whole.clone()
+
+        # What comes before the layer needs no graph.
+        with torch.no_grad(), capture.hooked(model, {layer: replaced}):
+            return objective(noise[rows], rows)
+
+    made = optimize(
+        model,
+        behind,
+        begin / sigma,
+        canvas=_Codes(bool((begin >= 0).all())),
+        frame=frame,
+        optimizer=by_name("adam", learning_rate),
+        steps=steps,
+        priors=[L2(decay)] if decay else [],
+        goal=goal,
+        seeds=seeds,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    codes = made.parameters * sigma
+    nothing = torch.full_like(made.values, torch.nan)
+    is_class = [part.as_probability() is not None for part, count in objective.parts for _ in range(count * starts)]
+    classes = torch.tensor(is_class, device=codes.device)
+    decoded, values, probabilities = None, nothing, nothing
+    if not made.interrupted:
+        options = {"batch_size": batch_size, "progress": progress, "seed": seed, **(decoding or {})}
+        decoded = invert(model, None, layer, features=codes, size=frame.size, **options)
+        with capture.frozen_model(model), torch.no_grad():
+            rows = torch.arange(len(codes), device=codes.device)
+            values, measures = objective(decoded.images, rows)
+        probabilities = torch.where(classes, measures, torch.nan)
+    return CodeImages(
+        codes=codes,
+        code_values=made.values,
+        code_probabilities=torch.where(classes, made.measures, torch.nan),
+        decoded=decoded,
+        values=values,
+        probabilities=probabilities,
+        steps=made.steps,
+        history=made.history,
+        reasons=made.reasons,
+        interrupted=made.interrupted or (decoded is not None and decoded.interrupted),
+    )

@@ -1,0 +1,394 @@
+"""Pictures with the content of one and the style of others, from the statistics of a network's features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastviz._util import checks
+from fastviz._util.progress import bar
+from fastviz.engine.optimize import Network, Optimizer, by_name, optimize
+from fastviz.engine.optimize.canvas import Canvas, Fourier, Frame, frame_of
+from fastviz.engine.optimize.loop import Preview
+from fastviz.engine.optimize.style_loss import Layers, Losses, layer_weights, not_negative, style_layers
+from fastviz.execution import capture
+from fastviz.execution.capture import Precision
+from fastviz.images import tensors
+from fastviz.methods.synthesis.activation_maximization import canvas_by_name, start_parameters
+from fastviz.methods.synthesis.inversion import inversion_priors
+
+__all__ = ["Styled", "made_in_levels", "shrunk", "style_transfer"]
+
+Size = tuple[int, int]
+
+_SMALLEST = 160
+"""Coarse levels with a shorter side than this, in pixels, are left out: they would lose what the content shows."""
+_WAVES = Fourier(decay=0.5)
+"""Chosen by looking: with the usual decay of 1 large shapes of the content drift away."""
+_LUMINANCE = (0.299, 0.587, 0.114)
+"""Y of YIQ: how bright red, green and blue are."""
+
+
+@dataclass(frozen=True, eq=False)
+class Styled:
+    """What :func:`style_transfer` and :func:`fastviz.neural_texture` made, a row an image.
+
+    Attributes:
+        images: [N, C, H, W] as the network takes them.
+        pictures: [N, C, H, W] in 0 to 1.
+        content_loss: [N], at the end, without its weight; 0 for textures.
+        style_loss: [N], at the end, without its weight.
+        history: [S, N], the whole loss before each step, without total variation, the coarsest level first; NaN after
+            an image has stopped.
+        steps: int64 [N], steps that each image took in all levels.
+        reasons: why each image stopped in the last level: see :class:`fastviz.engine.optimize.Optimized`.
+        interrupted: whether Ctrl-C ended it early; a coarse level's picture is enlarged then.
+    """
+
+    images: Tensor
+    pictures: Tensor
+    content_loss: Tensor
+    style_loss: Tensor
+    history: Tensor
+    steps: Tensor
+    reasons: tuple[str, ...]
+    interrupted: bool
+
+
+def style_transfer(
+    model: nn.Module,
+    content: Tensor,
+    style: Tensor | Sequence[Tensor],
+    *,
+    style_weights: Sequence[float] | None = None,
+    masks: Tensor | None = None,
+    layers: Layers = None,
+    content_layers: Layers = None,
+    content_weight: float = 1.0,
+    style_weight: float = 300.0,
+    variation_weight: float = 0.01,
+    rescale: bool = True,
+    preserve_colours: bool = False,
+    start: str | Tensor = "content",
+    levels: int = 2,
+    canvas: str | Canvas = "fourier",
+    optimizer: str | Optimizer = "lbfgs",
+    learning_rate: float | None = None,
+    steps: int = 100,
+    seed: int = 0,
+    batch_size: int | None = None,
+    precision: Precision = "model",
+    preview: Preview | None = None,
+    preview_every: int = 10,
+    progress: bool = False,
+) -> Styled:
+    """Pictures of what ``content`` shows, in the manner of ``style``.
+
+    Gatys, Ecker, Bethge 2015, "A Neural Algorithm of Artistic Style", https://arxiv.org/abs/1508.06576. Of a layer with
+    N channels and M places, F are the features [N, M] of the image, P those of the content, G = F Fᵀ is the Gram matrix
+    of the image, and A that of the style (https://arxiv.org/abs/1505.07376). The image minimises
+
+        α · L_content + β · Σ_l w_l E_l,  L_content = ½ Σ (F − P)²,  E_l = 1 / (4 N² M²) · Σ (G − A)².
+
+    We depart from it in this:
+
+    - The style may be of any size: with m places, A is multiplied by M / m, which is 1 for the paper's equal sizes.
+    - They rescaled VGG so that its mean activations are 1, and tuned α / β at one size. Instead, with ``rescale``, the
+      loss of each layer is divided by its own scale, L_content by ‖P‖², and E_l by the square of the mean square of
+      the style's features, (tr A / (N m))². The same weights then serve any network, layer and size. Without it they
+      are the paper's, in the network's own units.
+    - What changes is the amplitudes of waves, the faster ones damped by frequency^½, with the colours of photographs
+      (``canvas="fourier"``): large parts take the style's colours as soon as small ones its strokes, which L-BFGS over
+      pixels (``canvas="pixels"``) reaches late. Pictures stay between black and white.
+    - A penalty on their total variation, as in :func:`fastviz.invert`, keeps them smooth; ``variation_weight=0`` leaves
+      it out.
+    - They are made at half the size first (``levels``; Gatys et al. 2017, https://arxiv.org/abs/1611.07865), content
+      and style shrunk alike: a network sees strokes that are twice as long there.
+
+    Several styles blend: with shares v_s, Σ v_s = 1, the loss is that of the mean Gram matrix Σ v_s A_s, which has the
+    gradient of Σ_s v_s E_l(A_s) and costs no more than one style. With ``masks`` T_s each style has a region of its own
+    (Gatys et al. 2017): features are multiplied by T_s, so that G and M become Σ T_s² f fᵀ and Σ T_s² over the places,
+    and the loss is weighted by Σ T_s² / M. Where all masks are 0 only the content counts.
+
+    Colours can be preserved (Gatys et al. 2016, https://arxiv.org/abs/1606.05897): the transfer sees grey pictures, the
+    style's brought to the mean and standard deviation of the content's, and the result has the content's I and Q of
+    YIQ. Of their two ways we chose this one because it keeps the colours exactly.
+
+    All images are made at once, each as if it were alone. With VGG-19 (``weights="DEFAULT"``), the paper's network, the
+    layers are its: relu1_1, relu2_1, … relu5_1 with a weight of 1/5 each, and relu4_2 for the content. On the CPU large
+    convolutions run with fewer products, which rounds differently
+    (:class:`fastviz.execution.fast_conv.winograd.Winograd`).
+
+    Args:
+        model: any module with maps; not changed.
+        content: [N, C, H, W], photographs as the model takes them, of any size that it can run on:
+            ``frame_of(model, (H, W)).image(pictures)`` of :mod:`fastviz.engine.optimize.canvas`.
+        style: [1 or N, C, h, w], or a list of several such, each of its own size. Strokes keep their size in pixels: a
+            smaller style image makes them finer.
+        style_weights: one number a style, 0 or more; None weighs them evenly.
+        masks: [S, H, W] of 0 to 1, one for each of the S styles: where it goes.
+        layers: of the style: a name, several, or names with their w_l; None is
+            :func:`fastviz.engine.optimize.style_loss.style_layers`.
+        content_layers: likewise; the losses of several add up.
+        content_weight, style_weight: α and β, 0 or more.
+        variation_weight: see :func:`fastviz.invert`.
+        rescale: see above.
+        preserve_colours: see above; for images of three channels.
+        start: ``"content"``, ``"style"`` (the first one, resized), ``"noise"``, or images [1 or N, C, H, W].
+        levels: sizes, each half of the next; those with a shorter side below 160 pixels are left out, and 1 is the
+            whole size only.
+        canvas: ``"fourier"``, ``"pixels"``, or a :class:`fastviz.engine.optimize.canvas.Canvas`.
+        optimizer: ``"lbfgs"``, ``"adam"``, ``"ascent"``, or a :class:`fastviz.engine.optimize.Optimizer`.
+        learning_rate: None is the optimiser's own.
+        steps: most steps at each level.
+        seed: of noise; image number n has ``seed + n``.
+        batch_size: images the network sees at once; None is all, on a CPU as many as its caches hold.
+        precision: ``"bfloat16"`` runs the network under autocast: faster where the processor has it, approximate.
+        preview: called after every ``preview_every`` steps with the number of steps in this level and its images, of
+            its size and before colours are put back.
+        preview_every: see there.
+        progress: show a bar, on a terminal. Ctrl-C returns the pictures so far.
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit; an unknown layer; a layer of the style without maps; images on
+            which the model cannot be run.
+        MemoryError: the images do not fit into memory at once; says how many would.
+
+    >>> import fastviz as fv
+    >>> photo, wall = torch.rand(1, 3, 64, 80), torch.rand(1, 3, 70, 70)
+    >>> made = fv.style_transfer(fv.load_model("demo"), photo, wall, steps=2)
+    >>> made.pictures.shape, bool(made.history[-1] < made.history[0])
+    (torch.Size([1, 3, 64, 80]), True)
+    """
+    photos = capture.input_batch(model, content, "content", narrows=True).detach()
+    styles = _styles(model, style, photos)
+    shares = _shares(style_weights, len(styles))
+    regions = None if masks is None else _regions(masks, len(styles), photos)
+    alpha, beta = not_negative(content_weight, "content_weight"), not_negative(style_weight, "style_weight")
+    if alpha == beta == 0:
+        raise ValueError("content_weight and style_weight should not both be 0")
+    usual = ([], []) if layers is not None and content_layers is not None else style_layers(model)
+    of_style = layer_weights(layers, "layers", usual[0]) if beta else {}
+    of_content = layer_weights(content_layers, "content_layers", usual[1]) if alpha else {}
+    frame = frame_of(model, (photos.shape[2], photos.shape[3]), photos.shape[1])
+    original = shown = frame.picture(photos)
+    samples = [frame.picture(each) for each in styles]
+    if preserve_colours:
+        shown, samples = _grey(shown, samples)
+    network = Network(model, [*of_style, *of_content], output=False, precision=precision, argument="content and style")
+
+    def losses(size: Size, part: float) -> Losses:
+        found = Losses(network, alpha, beta, photos.new_zeros(len(photos)))
+        smaller = [frame.image(shrunk(each, part)) for each in samples]
+        found.take_styles(smaller, of_style, shares, masks=regions, rescale=rescale)
+        found.take_content(frame.image(_resized(shown, size)), of_content, rescale=rescale)
+        return found
+
+    begin: str | Tensor = start
+    if isinstance(start, str) and checks.one_of(start, "start", ("content", "style", "noise")) != "noise":
+        begin = frame.image(shown if start == "content" else _resized(samples[0], frame.size))
+    return made_in_levels(
+        model,
+        losses,
+        begin,
+        frame,
+        finish=(lambda made: _recoloured(made, original)) if preserve_colours else None,
+        levels=levels,
+        smallest=_SMALLEST,
+        canvas=canvas,
+        optimizer=by_name(optimizer, learning_rate),
+        steps=steps,
+        variation_weight=variation_weight,
+        seeds=[checks.whole_number(seed, "seed", minimum=0) + number for number in range(len(photos))],
+        batch_size=batch_size,
+        preview=preview,
+        preview_every=preview_every,
+        progress=progress,
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- levels
+
+
+def made_in_levels(
+    model: nn.Module,
+    losses: Callable[[Size, float], Losses],
+    start: str | Tensor,
+    frame: Frame,
+    *,
+    finish: Callable[[Tensor], Tensor] | None = None,
+    levels: int,
+    smallest: int,
+    canvas: str | Canvas,
+    optimizer: Optimizer,
+    steps: int,
+    variation_weight: float,
+    seeds: Sequence[int],
+    batch_size: int | None,
+    preview: Preview | None,
+    preview_every: int,
+    progress: bool,
+) -> Styled:
+    """Images of the size of ``frame``, one for each of the ``seeds``, that minimise the losses, made small first.
+
+    Args:
+        losses: gives them for a size in pixels, which is that part of the whole size.
+        start: images, or a word that :func:`fastviz.methods.synthesis.activation_maximization.start_parameters` knows.
+        finish: changes the pictures that were made.
+        smallest: levels with a shorter side than this, in pixels, are left out.
+        model, frame, levels, canvas, optimizer, steps, variation_weight: see :func:`style_transfer`.
+        seeds, batch_size, preview, preview_every, progress: see there.
+    """
+    checks.whole_number(levels, "levels", minimum=1)
+    checks.whole_number(steps, "steps", minimum=0)
+    checks.whole_number(preview_every, "preview_every", minimum=1)
+    smoothness = not_negative(variation_weight, "variation_weight")
+    surface = _WAVES if canvas == "fourier" else canvas_by_name(canvas)
+    shape = (len(frame.mean), *frame.size)
+    if isinstance(start, Tensor) and tuple(start.shape[1:]) != shape:
+        raise ValueError(f"start should have shape [N, {', '.join(map(str, shape))}], got {list(start.shape)}")
+    parts = [0.5**k for k in range(levels) if k == 0 or min(frame.size) * 0.5**k >= smallest][::-1]
+    history: list[Tensor] = []
+    taken: list[Tensor] = []
+    with bar(progress, steps * len(parts), text="styling", unit="steps") as advance:
+
+        def after(step: int, images: Tensor) -> None:
+            advance(1)
+            if preview is not None and step % preview_every == 0:
+                preview(step, images)
+
+        for part in parts:
+            size = _times(frame.size, part)
+            small = Frame(size, frame.mean, frame.std)
+            if isinstance(start, Tensor):
+                start = frame.image(_resized(frame.picture(start), size))
+            objective = losses(size, part)
+            made = optimize(
+                model,
+                objective,
+                start_parameters(model, start, surface, small, seeds),
+                canvas=surface,
+                frame=small,
+                optimizer=optimizer,
+                steps=steps,
+                priors=inversion_priors(small, 0, smoothness),
+                seeds=seeds,
+                batch_size=batch_size,
+                preview=after if progress or preview is not None else None,
+                preview_every=1,
+            )
+            start = made.images
+            history.append(-made.history)
+            taken.append(made.steps)
+            if made.interrupted:
+                break
+    shown = _resized(frame.picture(made.images), frame.size).clamp(0, 1)
+    if finish is not None:
+        shown = finish(shown).clamp(0, 1)
+    return Styled(
+        images=frame.image(shown),
+        pictures=shown,
+        content_loss=objective.content,
+        style_loss=objective.style,
+        history=torch.cat(history),
+        steps=torch.stack(taken).sum(0),
+        reasons=made.reasons,
+        interrupted=made.interrupted,
+    )
+
+
+def shrunk(shown: Tensor, part: float) -> Tensor:
+    """Pictures [N, C, H, W] in 0 to 1, their sides that part as long."""
+    return _resized(shown, _times(shown.shape[2:], part))
+
+
+def _resized(shown: Tensor, size: Size) -> Tensor:
+    """Pictures of another ``size``: bicubic, antialiased; of the same size as they are."""
+    return shown if tuple(shown.shape[2:]) == size else tensors.resize(shown, *size, "bicubic")
+
+
+def _times(size: Sequence[int], part: float) -> Size:
+    height, width = (max(1, round(side * part)) for side in size)
+    return height, width
+
+
+# ------------------------------------------------------------------------------------------------------- colours
+
+
+def _luminance(shown: Tensor) -> Tensor:
+    """Y of pictures [N, 3, H, W]: [N, 1, H, W]."""
+    return (shown * shown.new_tensor(_LUMINANCE).view(3, 1, 1)).sum(1, keepdim=True)
+
+
+def _grey(photos: Tensor, samples: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Grey pictures of the ``photos``, and of the ``samples`` as bright and as contrasted as each photo."""
+    if photos.shape[1] != 3:
+        raise ValueError(f"content should have three channels where colours are preserved, got {photos.shape[1]}")
+    light = _luminance(photos)
+    mean, spread = light.mean((1, 2, 3), keepdim=True), light.std((1, 2, 3), keepdim=True, correction=0)
+    found = []
+    for sample in samples:
+        own = _luminance(sample)
+        size = own.std((1, 2, 3), keepdim=True, correction=0)
+        even = (own - own.mean((1, 2, 3), keepdim=True)) / torch.where(size > 0, size, 1)
+        found.append((even * spread + mean).expand(-1, 3, -1, -1))
+    return light.expand_as(photos), found
+
+
+def _recoloured(made: Tensor, photos: Tensor) -> Tensor:
+    """The ``photos`` with the brightness of the pictures ``made``: I and Q stay."""
+    return photos + _luminance(made) - _luminance(photos)
+
+
+# ----------------------------------------------------------------------------------------------------- arguments
+
+
+def _styles(model: nn.Module, style: Any, photos: Tensor) -> list[Tensor]:
+    """Batches [1 or N, C, h, w], one a style."""
+    given = [style] if isinstance(style, Tensor) else style
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise TypeError(f"style should be a tensor or a list of tensors, got {type(style).__name__}")
+    if not given:
+        raise ValueError("style should be at least one image, got none")
+    found = []
+    for images in given:
+        batch = checks.image_batch(images, "style").detach()
+        if 0 in batch.shape[1:] or batch.shape[1] != photos.shape[1]:
+            raise ValueError(f"style should have {photos.shape[1]} channels and a pixel, got {list(batch.shape)}")
+        if len(batch) not in (1, len(photos)):
+            raise ValueError(f"style should have 1 or {len(photos)} images, as content has, got {len(batch)}")
+        if batch.device != photos.device:
+            raise ValueError(f"style should be on the device of content, {photos.device}, got {batch.device}")
+        found.append(batch.to(photos.dtype))
+    return found
+
+
+def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
+    """The part of each style, 1 in sum."""
+    if weights is None:
+        return [1 / count] * count
+    if not isinstance(weights, Sequence):
+        raise TypeError(f"style_weights should be a list of numbers, one a style, got {weights!r}")
+    found = [not_negative(weight, "style_weights") for weight in weights]
+    if len(found) != count:
+        raise ValueError(f"style_weights should have one number a style, {count}, got {len(found)}")
+    if not sum(found):
+        raise ValueError(f"style_weights should have a number above 0, got {found}")
+    return [weight / sum(found) for weight in found]
+
+
+def _regions(masks: object, count: int, photos: Tensor) -> Tensor:
+    """The masks, checked: [S, H, W] on the device and in the dtype of the photographs."""
+    H, W = photos.shape[2:]
+    found = checks.tensor(masks, "masks", floating=False)
+    if tuple(found.shape) != (count, H, W):
+        raise ValueError(f"masks should have shape {[count, H, W]}, one a style, got {list(found.shape)}")
+    found = found.detach().to(photos)
+    tensors.check_range(found, "masks")
+    if not found.flatten(1).amax(1).all():
+        raise ValueError("masks should each have a place above 0, got one that is 0 everywhere")
+    return found

@@ -1,0 +1,88 @@
+"""Loads the native libraries, or stops with the reason and the command that mends it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from fastviz.ops._build import source_hash
+
+__all__ = ["INSTRUCTIONS", "check_instructions", "libraries", "load", "version"]
+
+INSTRUCTIONS = ("baseline", "avx2", "avx512")
+"""The instruction sets that the CPU kernels are compiled for, in the order of csrc/kernels/kernels.h."""
+
+_FOLDER = Path(__file__).parent
+_MEND = "run `make build` in a checkout, or reinstall the package with `pip install --force-reinstall fastviz`"
+_status: dict[str, str] = {}
+
+
+def libraries() -> dict[str, str]:
+    """For each library (``"cpu"``, ``"cuda"``) the path it was loaded from, or the reason why it is not loaded.
+
+    A reason begins with ``"not loaded: "``.
+    """
+    return dict(_status)
+
+
+def check_instructions(best: str) -> None:
+    """Refuse a FASTVIZ_CPU that is none of ``INSTRUCTIONS``, or more than ``best``, what the processor has.
+
+    Raises:
+        ImportError: it is so.
+    """
+    wanted = os.environ.get("FASTVIZ_CPU", best)
+    if wanted not in INSTRUCTIONS:
+        raise ImportError(f"fastviz: FASTVIZ_CPU should be one of {', '.join(INSTRUCTIONS)}, got {wanted!r}")
+    if INSTRUCTIONS.index(wanted) > INSTRUCTIONS.index(best):
+        raise ImportError(f"fastviz: FASTVIZ_CPU should be at most {best}, which this processor has, got {wanted}")
+
+
+def version() -> str:
+    """The version of the package that the native libraries were built for."""
+    built: str = json.loads((_FOLDER / "_build.json").read_text())["version"]
+    return built
+
+
+def load() -> None:
+    """Register the operators of both libraries with torch.
+
+    Raises:
+        ImportError: the CPU library is missing, older than its sources, of another version or cannot be loaded.
+    """
+    if _status:
+        return
+    note = _FOLDER / "_build.json"
+    library = _FOLDER / "_cpu.so"
+    if not note.exists() or not library.exists():
+        raise ImportError(f"fastviz: the native library {library} is missing; {_MEND}")
+    built = json.loads(note.read_text())
+    sources = _FOLDER.parents[1] / "csrc"
+    if sources.is_dir() and built["sources"] != source_hash(sources, cuda=built["cuda"] is not None):
+        raise ImportError(f"fastviz: the native library {library} is older than its sources in {sources}; {_MEND}")
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        raise ImportError(
+            f"fastviz: the native library {library} (built with torch {built['torch']}) cannot be loaded into torch "
+            f"{torch.__version__}: {error}; it needs torch 2.10 or later; {_MEND}"
+        ) from error
+    _status["cpu"] = str(library)
+    _status["cuda"] = _load_cuda(built.get("why_no_cuda"))
+
+
+def _load_cuda(why_not_built: str | None) -> str:
+    """The path of the CUDA library, or why it is not loaded: a CPU-only torch or machine is no error."""
+    library = _FOLDER / "_cuda.so"
+    if torch.version.cuda is None:
+        return f"not loaded: torch {torch.__version__} is built without CUDA"
+    if not library.exists():
+        return f"not loaded: it was not built: {why_not_built or 'no reason noted'}"
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        return f"not loaded: {error}"
+    return str(library)

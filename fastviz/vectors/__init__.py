@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: projections, nearest neighbours, the strongest entries, places on a plane."""

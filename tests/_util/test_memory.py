@@ -1,0 +1,84 @@
+"""Memory that runs out: the errors of real allocators, in a process that may not have more."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastviz._util.memory import is_out_of_memory
+
+ROOT = Path(__file__).parents[2]
+
+LIMITED = """
+import resource, warnings
+from contextlib import contextmanager
+import torch
+from torch import nn
+import fastviz as fv
+from fastviz.engine.incremental import sweep
+
+torch.set_num_threads(1)
+warnings.simplefilter("ignore")
+
+
+@contextmanager
+def at_most(mebibytes):
+    "No more than so much above what the process holds now."
+    held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + (mebibytes << 20), resource.RLIM_INFINITY))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+
+
+class Untraceable(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x) if float(x.sum()) < 1e9 else x  # data decide
+
+
+x = torch.randn(1, 3, 96, 96)
+boxes = torch.tensor([[i % 8 * 8, i // 8 * 8, i % 8 * 8 + 48, i // 8 * 8 + 48] for i in range(64)])
+for kind in (nn.Sequential, Untraceable):
+    torch.manual_seed(0)
+    pool = nn.AdaptiveAvgPool2d(1)
+    model = kind(nn.Conv2d(3, 128, 3, padding=1), nn.ReLU(), nn.Conv2d(128, 8, 3), pool, nn.Flatten()).eval()
+    expected = sweep(model, x, boxes, batch_size=2)
+    with at_most(48):
+        found = sweep(model, x, boxes, batch_size=64, memory=1 << 40)
+    difference = float((found.values - expected.values).abs().max())
+    print(found.stats["path"], found.stats["retries"] > 0, difference < 1e-5)
+fv.maximize(model, [0], size=96, steps=1)
+with at_most(100):
+    try:
+        fv.maximize(model, [0] * 64, size=96, steps=1, batch_size=64)
+    except MemoryError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps to a limit of a process' memory")
+def test_a_process_that_may_have_no_more() -> None:
+    """Sweeps halve their batches, optimisations say what would fit.
+
+    The words that a sweep looked for were those of another system: on Linux, no batch was ever halved.
+    """
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    traced, untraced, optimised = done.stdout.splitlines()
+    assert traced == "incremental True True"
+    assert untraced == "dense True True"
+    assert optimised.startswith("out of memory: 64 images of 96x96 pixels at once do not fit on cpu, ")
+
+
+def test_errors_of_real_allocators_are_known() -> None:
+    for allocate in (lambda: torch.empty(1 << 60), lambda: np.empty(1 << 50), lambda: bytearray(1 << 60)):
+        with pytest.raises((RuntimeError, MemoryError)) as caught:
+            allocate()
+        assert is_out_of_memory(caught.value)
+    with pytest.raises(RuntimeError) as other:
+        torch.ones(2) @ torch.ones(3)
+    assert not is_out_of_memory(other.value)

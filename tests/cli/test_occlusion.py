@@ -1,0 +1,83 @@
+"""``fastviz occlusion`` and ``fastviz plan``: what they print and write, and what they refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fastviz import images
+from fastviz.cli import app
+from fastviz.images import captions
+
+PHOTO = Path(__file__).parents[2] / "fastviz/models/data/photos/rocket.jpg"
+
+
+def run(*args: object, status: int = 0) -> str:
+    """What the command prints: on standard output, or, if it fails, its one line on standard error."""
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    assert result.exit_code == status, result.output
+    return result.stderr if status else result.stdout
+
+
+def test_one_photograph_under_windows(tmp_path):
+    printed = run("occlusion", PHOTO, "--window", 16, "--stride", 8, "--out", tmp_path / "map.png", "--plan")
+    assert "49 windows in" in printed
+    assert "gain over whole forward passes: " in printed
+    assert "conv2_1  conv2d+relu   64x32x32" in printed
+    # four pictures side by side, 320 pixels high, with captions and a legend of the classes that win
+    assert images.read_image(tmp_path / "map.png").shape == (3, 2 * 8 + 26 + 320 + 26, 4 * 328 + 8)
+
+
+def test_every_fill_and_the_approximate_modes(tmp_path):
+    common = ("occlusion", PHOTO, "--window", 16, "--out", tmp_path / "map.png")
+    for options in (("--fill", "mean"), ("--fill", "blur", "--centred"), ("--fill", "-1.5", "--target", "missile")):
+        assert "approximate" not in run(*common, *options)
+    for options in (("--precision", "bfloat16"), ("--growth-cap", 0.6), ("--drill-down", 0.3, "--stride", 4)):
+        assert "in 16 windows recomputed" in run(*common, *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--window", 80), "window should be at most the image, H = 64 pixels, got 80"),
+        (("--fill", "grey"), "fill should be one of 'mean', 'blur', got 'grey'"),
+        (("--target", "lion king"), "target"),
+        (("--precision", "half"), "precision should be one of"),
+        (("--model", "resnet18"), "--weights is needed for resnet18"),
+        (("--out", "map.gif"), "--out should end in .png"),
+        (("--out", "nowhere/map.png"), "nowhere/map.png: No such file or directory"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(tmp_path, monkeypatch, options, words):
+    monkeypatch.chdir(tmp_path)
+    said = run("occlusion", PHOTO, "--out", "map.png", *options, status=2)
+    assert said.startswith("fastviz: error: ")
+    assert words in said
+    assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_plan_prints_every_layer_and_the_gain():
+    pytest.importorskip("torchvision")
+    printed = run("plan", "alexnet", "--window", 16, "--stride", 16)
+    assert "features.0" in printed
+    assert "196 windows in " in printed
+    assert "gain in all work, bytes included: " in printed
+    assert "size should be at least 1, got 0" in run("plan", "alexnet", "--size", 0, status=2)
+
+
+def test_panels_put_captions_above_and_the_legend_below():
+    red = torch.tensor([1.0, 0, 0])[:, None, None].expand(3, 4, 4)
+    plain = captions.panels([("", red)], height=20)
+    assert plain.shape == (3, 8 + 26 + 20 + 8, 8 + 20 + 8)
+    assert torch.equal(plain[:, 34:54, 8:28], red[:, :1, :1].expand(3, 20, 20))
+    assert bool((plain[:, :34] == 1).all())  # no caption, white
+    assert not bool((captions.panels([("word", red)], height=20)[:, :34] == 1).all())
+    entries = [("00ff00", "grass"), ("0000ff", "sky")]
+    legend = captions.panels([("", red), ("", red)], height=20, legend=entries)
+    below = legend[:, 54:].flatten(1).T
+    for colour in ([0.0, 1, 0], [0.0, 0, 1]):
+        assert bool((below == torch.tensor(colour)).all(1).any())

@@ -1,0 +1,91 @@
+"""Whether tracing pays: decided by counting, the same at every call."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fastviz.engine.incremental import sweep, worth
+from fastviz.engine.incremental.window_grid import grid
+
+
+def convolutions(width: int = 8) -> nn.Sequential:
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+    return nn.Sequential(first, nn.ReLU(), second, nn.Flatten(), nn.LazyLinear(4))
+
+
+@pytest.fixture
+def model() -> nn.Sequential:
+    model = convolutions()
+    model(torch.zeros(1, 3, 32, 32))
+    return model
+
+
+def work_of(model: nn.Module, images: torch.Tensor) -> worth.Work:
+    with torch.no_grad(), worth.counted(model, images):
+        model(images)
+    found = worth.known(model, images)
+    assert found is not None
+    return found
+
+
+def test_operations_are_counted_for_one_image(model: nn.Module) -> None:
+    work = work_of(model, torch.zeros(2, 3, 32, 32))
+    assert work.operations == 2 * 32 * 32 * 8 * 9 * (3 + 8) + 2 * 8 * 32 * 32 * 4
+
+
+def test_gain_of_one_convolution() -> None:
+    """3x3 over 32x32, a window of 6: 9 of 32 rows and columns, at 0.6 of the speed of whole maps."""
+    images = torch.zeros(1, 3, 32, 32)
+    work = work_of(nn.Conv2d(3, 4, 3, padding=1), images)
+    assert work.gain((6, 6), (32, 32)) == pytest.approx(0.6 * (32 / 9) ** 2)
+
+
+def test_what_is_behind_a_mean_of_the_map_is_not_saved() -> None:
+    class Excited(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 64, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.first(x)
+            return self.second(y * y.mean((2, 3), keepdim=True)).mean((2, 3))
+
+    assert work_of(Excited(), torch.zeros(1, 3, 32, 32)).gain((4, 4), (32, 32)) < 1.1
+
+
+def test_little_work_is_not_worth_a_trace(model: nn.Module) -> None:
+    images, boxes = torch.randn(1, 3, 32, 32), grid((32, 32), 8, 8).boxes
+    first = sweep(model, images, boxes)
+    assert first.stats["path"] == "dense"
+    assert first.stats["reason"].startswith("tracing would cost more than it saves")
+    again = sweep(model, images, boxes)
+    torch.testing.assert_close(again.values, first.values, rtol=0, atol=0)
+    forced = sweep(model, images, boxes, trace="always")
+    assert forced.stats["path"] == "incremental"
+    torch.testing.assert_close(forced.values, first.values, rtol=1e-5, atol=1e-5)
+    assert sweep(model, images, boxes).stats["path"] == "incremental"  # the trace is there
+
+
+def test_small_sweeps_add_up(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, boxes = torch.randn(1, 3, 32, 32), grid((32, 32), 8, 8).boxes
+    operations = work_of(model, images).operations * len(boxes)
+    # three sweeps of whole passes are worth 3 % of what tracing takes then
+    rate = worth._RATE["cpu"] * torch.get_num_threads()
+    monkeypatch.setattr(worth, "_TRACE", (3.5 * 0.03 * operations / rate, 0.0))
+    monkeypatch.setattr(worth.Work, "gain", lambda *given: 1.06)
+    paths = [sweep(model, images, boxes).stats["path"] for _ in range(5)]
+    assert paths == ["dense", "dense", "dense", "incremental", "incremental"]
+
+
+def test_rectangles_that_were_slower_are_given_up(model: nn.Module) -> None:
+    images, boxes = torch.randn(1, 3, 32, 32), grid((32, 32), 8, 8).boxes
+    sweep(model, images, boxes, trace="always")
+    work_of(model, images).gains[:] = [0.7, 0.8]
+    result = sweep(model, images, boxes)
+    assert (result.stats["path"], result.stats["reason"]) == (
+        "dense",
+        "earlier sweeps on rectangles ran at 0.80 times the speed of whole passes",
+    )

@@ -1,0 +1,28 @@
+"""What the README says is so: its table comes from the committed results, its methods are those of the registry."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from benchmarks.readme import README, replaced
+from fastviz.methods import METHODS
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_measured_table_is_made_from_the_results():
+    text = README.read_text()
+    assert replaced(text) == text, "run `make readme`"
+    assert "| what | case |" in text
+
+
+def test_every_method_is_listed():
+    listed = set(re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", README.read_text(), re.MULTILINE))
+    names = {name for row in listed for name in re.findall(r"`(\w+)`", row)}
+    assert names == set(METHODS)
+
+
+def test_links_to_files_lead_somewhere():
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", README.read_text()):
+        assert (ROOT / link).exists(), link

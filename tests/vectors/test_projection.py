@@ -1,0 +1,201 @@
+"""Principal components against scikit-learn's, also where they are found by iteration; t-SNE."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import fastviz as fv
+from fastviz.vectors import projection
+from fastviz.vectors.nearest_neighbours import nearest
+
+sklearn = pytest.importorskip("sklearn")
+
+
+def vectors(N: int, D: int, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """Random vectors whose variances fall like those of features, not about zero."""
+    generator = torch.Generator().manual_seed(seed)
+    spread = torch.linspace(0, -2, D, dtype=torch.float64).exp()
+    turned = torch.linalg.qr(torch.randn(D, D, generator=generator, dtype=torch.float64)).Q
+    return (3 + torch.randn(N, D, generator=generator, dtype=torch.float64) * spread @ turned).to(dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------- pca
+
+
+def test_pca_by_hand():
+    """Four points on a cross: 2 and 1 from the middle (5, 7)."""
+    found = fv.pca(torch.tensor([[7.0, 7.0], [3.0, 7.0], [5.0, 8.0], [5.0, 6.0]]))
+    torch.testing.assert_close(found.mean, torch.tensor([5.0, 7.0]))
+    torch.testing.assert_close(found.directions, torch.eye(2))
+    torch.testing.assert_close(found.coordinates, torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
+    torch.testing.assert_close(found.variance, torch.tensor([8 / 3, 2 / 3]))
+    torch.testing.assert_close(found.share, torch.tensor([0.8, 0.2]))
+
+
+@pytest.mark.parametrize("small", [1024, 0], ids=["at once", "by iteration"])
+@pytest.mark.parametrize(("N", "D", "k"), [(60, 20, 5), (20, 60, 5), (400, 300, 40), (50, 50, 1)])
+def test_pca_is_scikit_learns(monkeypatch, small, N, D, k):
+    from sklearn.decomposition import PCA
+
+    monkeypatch.setattr(projection, "_SMALL", small)
+    x = vectors(N, D)
+    expected = PCA(k, svd_solver="full").fit(x.numpy())
+    found = fv.pca(x, k)
+    tolerance = {"rtol": 1e-6, "atol": 1e-6}
+    torch.testing.assert_close(found.coordinates.numpy(), expected.transform(x.numpy()), **tolerance)
+    torch.testing.assert_close(found.directions.numpy(), expected.components_, **tolerance)
+    torch.testing.assert_close(found.variance.numpy(), expected.explained_variance_, **tolerance)
+    torch.testing.assert_close(found.share.numpy(), expected.explained_variance_ratio_, **tolerance)
+    torch.testing.assert_close(found.mean.numpy(), expected.mean_, **tolerance)
+
+
+@pytest.mark.parametrize("long", [1, 10_000], ids=["with the matrix", "without"])
+def test_pca_of_equal_variances_converges(monkeypatch, long):
+    """The hardest case for iteration: the basis fills up and starts again many times."""
+    monkeypatch.setattr(projection, "_SMALL", 0)
+    monkeypatch.setattr(projection, "_LONG", long)
+    monkeypatch.setattr(projection, "_WIDTH", 4)
+    x = torch.randn(900, 200, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = fv.pca(x, 6)
+    expected = torch.linalg.svdvals(x - x.mean(0))[:6] ** 2 / 899
+    torch.testing.assert_close(found.variance, expected, rtol=1e-10, atol=0)
+
+
+def test_pca_that_does_not_converge_is_computed_at_once(monkeypatch):
+    monkeypatch.setattr(projection, "_SMALL", 0)
+    monkeypatch.setattr(projection, "_MOST_STEPS", 1)
+    x = vectors(300, 90)
+    torch.testing.assert_close(fv.pca(x, 50).variance, torch.linalg.svdvals(x - x.mean(0))[:50] ** 2 / 299)
+
+
+def test_pca_in_float32(monkeypatch):
+    x = vectors(500, 300)
+    expected = fv.pca(x, 3)
+    monkeypatch.setattr(projection, "_SMALL", 0)
+    found = fv.pca(x.float(), 3)
+    assert found.coordinates.dtype == torch.float32
+    torch.testing.assert_close(found.coordinates.double(), expected.coordinates, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("small", [1024, 0])
+@pytest.mark.parametrize("N", [30, 300])
+def test_pca_of_fewer_directions_than_asked_for(monkeypatch, small, N):
+    monkeypatch.setattr(projection, "_SMALL", small)
+    x = vectors(N, 2) @ vectors(2, 80)
+    found = fv.pca(x, 10)
+    torch.testing.assert_close(found.directions @ found.directions.T, torch.eye(10, dtype=torch.float64))
+    assert (found.variance[2:] < 1e-9 * found.variance[0]).all()
+    torch.testing.assert_close(found.coordinates @ found.directions + found.mean, x)
+
+
+def test_pca_of_equal_vectors_is_zero():
+    found = fv.pca(torch.full((9, 5), 0.1), 2)
+    assert not found.coordinates.any()
+    assert not found.share.any()
+
+
+@pytest.mark.parametrize(
+    ("x", "k", "words"),
+    [
+        (torch.zeros(5), 1, r"vectors should have shape \[N, D\], got \[5\]"),
+        (torch.zeros(1, 5), 1, r"vectors should have shape \[N, D\], N 2 or more and D 1 or more, got \[1, 5\]"),
+        (torch.zeros(4, 3), 4, "dimensions should be at most 3 for 4 vectors of 3 numbers, got 4"),
+        (torch.zeros(4, 3), 0, "dimensions should be at least 1, got 0"),
+        (torch.tensor([[0.0], [torch.nan]]), 1, "vectors should be finite, vector 1 is not"),
+    ],
+)
+def test_pca_refuses(x, k, words):
+    with pytest.raises(ValueError, match=words):
+        fv.pca(x, k)
+
+
+def test_pca_refuses_other_numbers():
+    with pytest.raises(TypeError, match=r"vectors should be float32 or float64, got torch\.bfloat16"):
+        fv.pca(torch.zeros(3, 3, dtype=torch.bfloat16))
+
+
+# --------------------------------------------------------------------------------------------------------- t-SNE
+
+
+def groups(D: int) -> torch.Tensor:
+    """Three groups of 15, far from each other."""
+    generator = torch.Generator().manual_seed(0)
+    centres = 20 * torch.randn(3, D, generator=generator)
+    return centres.repeat_interleave(15, 0) + torch.randn(45, D, generator=generator)
+
+
+@pytest.mark.parametrize("D", [1, 3, 80])
+def test_tsne_keeps_groups_together(D):
+    xy = fv.tsne(groups(D), perplexity=8, engine="sklearn")
+    assert xy.shape == (45, 2)
+    assert xy.dtype == torch.float32
+    neighbours, _ = nearest(xy, 5)
+    assert (neighbours // 15 == (torch.arange(45) // 15)[:, None]).all()
+
+
+def test_tsne_is_the_same_again_and_leaves_random_states():
+    x = groups(60)
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    first = fv.tsne(x, engine="sklearn")
+    torch.testing.assert_close(fv.tsne(x, engine="sklearn"), first, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (np.random.get_state()[1] == numpy_state).all()
+
+
+def test_tsne_lowers_the_perplexity_for_few(monkeypatch):
+    """A third of the other vectors, where that is less than 30."""
+    asked: list[float] = []
+
+    def run(data, start, perplexity, seed):
+        asked.append(perplexity)
+        return start
+
+    monkeypatch.setattr(projection, "_by_sklearn", run)
+    for N in (4, 31, 200):
+        fv.tsne(vectors(N, 3), engine="sklearn")
+    assert asked == [1, 10, 30]
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "words"),
+    [
+        (torch.rand(3, 5), {}, "vectors should be at least 4 for t-SNE, got 3; principal components need 2"),
+        (
+            torch.rand(9, 5),
+            {"perplexity": 9},
+            "perplexity should be at least 1 and below the number of vectors, 9, got 9",
+        ),
+        (torch.rand(9, 5), {"perplexity": 0.5}, "perplexity should be at least 1"),
+        (torch.ones(9, 5), {}, "vectors should not all be the same for t-SNE, and these 9 are"),
+        (torch.rand(9, 5), {"engine": "umap"}, "engine should be one of 'auto', 'sklearn', 'openTSNE', got 'umap'"),
+        (torch.rand(9, 5), {"seed": -1}, "seed should be at least 0, got -1"),
+    ],
+)
+def test_tsne_refuses(x, options, words):
+    with pytest.raises(ValueError, match=words):
+        fv.tsne(x, **options)
+
+
+@pytest.mark.parametrize(
+    ("engine", "module", "words"),
+    [
+        ("sklearn", "sklearn.manifold", "t-SNE needs scikit-learn: pip install scikit-learn"),
+        ("openTSNE", "openTSNE", "engine openTSNE is not installed: pip install openTSNE"),
+    ],
+)
+def test_an_engine_that_is_not_installed(monkeypatch, engine, module, words):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ModuleNotFoundError, match=words):
+        fv.tsne(groups(4), engine=engine)
+
+
+def test_opentsne():
+    pytest.importorskip("openTSNE")
+    xy = fv.tsne(groups(80), perplexity=8, engine="openTSNE")
+    neighbours, _ = nearest(xy, 5)
+    assert (neighbours // 15 == (torch.arange(45) // 15)[:, None]).all()
+    torch.testing.assert_close(fv.tsne(groups(80), perplexity=8), xy)
