@@ -7,6 +7,7 @@ slopes say what was computed, whatever the spelling.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ _LARGEST = 10
 with torch.inference_mode(False), torch.enable_grad():
     _POWERS = torch.arange(-30, _LARGEST + 1, dtype=torch.float64, device="cpu").exp2()
     PROBES = torch.cat([-_POWERS.flip(0), torch.zeros(1, dtype=torch.float64, device="cpu"), _POWERS]).requires_grad_()
+_POSITIVE: list[float] = _POWERS.tolist()
 _ZERO = len(_POWERS)  # the place of 0 among the probes
 _AT_64 = len(_POWERS) - _LARGEST + 6  # how far from it 64 and -64 are
 _NEAR = 1e-12
@@ -47,6 +49,12 @@ ELEMENTWISE = frozenset(
     clone contiguous detach to to_copy type type_as float double half bfloat16 bool int long
     zeros_like ones_like full_like setitem index_put copy fill zero
     """.split()  # noqa: SIM905 (a list would take a line a word)
+)
+_ARITHMETIC = frozenset(
+    """
+    add sub subtract rsub radd mul multiply rmul div divide true_divide truediv rtruediv rdiv
+    iadd isub imul itruediv idiv
+    """.split()  # noqa: SIM905
 )
 _COMPARISONS = frozenset(
     {"gt", "ge", "lt", "le", "greater", "greater_equal", "less", "less_equal", "sign", "sgn", "signbit", "heaviside"}
@@ -106,38 +114,40 @@ class Form:
         (slopes,) = torch.autograd.grad(self.values.sum(), PROBES, retain_graph=True, allow_unused=True)
         if slopes is None:
             return None
-        values = self.values.detach().double()
-        for sign in (1, -1):
-            found = _rectifier(values if sign > 0 else values.flip(0), sign * (slopes if sign > 0 else slopes.flip(0)))
-            if found is not None:
-                return Rectifier(sign, *found)
-        return None
+        # As lists: single values of a tensor cannot be read while a CUDA graph is recorded.
+        values, rises = self.values.detach().double().tolist(), slopes.tolist()
+        backwards = [-each for each in reversed(rises)]
+        found = _rectifier(values, rises)
+        if found is not None:
+            return Rectifier(1, *found)
+        found = _rectifier(values[::-1], backwards)
+        return None if found is None else Rectifier(-1, *found)
 
     @property
     def is_one_sided(self) -> bool:
         """Whether it lets positive values through, and less of negative ones, as a rectifier and its smooth kin do."""
         if not (self.values.requires_grad and self.values.is_floating_point()):
             return False
-        values = self.values.detach().double()
-        start = float(values[_ZERO])
-        rise = float(values[_ZERO + _AT_64]) - start
-        return 0.3 * 2**6 <= rise <= 3 * 2**12 and abs(float(values[_ZERO - _AT_64]) - start) < 0.5 * rise
+        values = self.values.detach().double().tolist()
+        start = values[_ZERO]
+        rise = values[_ZERO + _AT_64] - start
+        return bool(0.3 * 2**6 <= rise <= 3 * 2**12 and abs(values[_ZERO - _AT_64] - start) < 0.5 * rise)
 
 
-def _rectifier(values: Tensor, slopes: Tensor) -> tuple[float, float | None] | None:
+def _rectifier(values: list[float], slopes: list[float]) -> tuple[float, float | None] | None:
     """Slope and upper bound of a rectifier that has these values and slopes at the probes; None if it is none."""
-    slope = float(slopes[_ZERO + 1])
-    if not slope > 0 or bool((values[: _ZERO + 1].abs() > _NEAR * slope).any()) or bool(slopes[:_ZERO].any()):
+    slope = slopes[_ZERO + 1]
+    if not slope > 0 or any(slopes[:_ZERO]) or not all(abs(each) <= _NEAR * slope for each in values[: _ZERO + 1]):
         return None
-    top = float(values[-1]) if float(slopes[-1]) == 0 else torch.inf
-    expected = (_POWERS * slope).clamp(max=top)
-    if not torch.allclose(values[_ZERO + 1 :], expected, rtol=1e-6, atol=0):
-        return None
-    # At the bound itself the slope may be either.
-    wrong = (slopes[_ZERO + 1 :] - slope * (expected < top)).abs() > 1e-6 * slope
-    if bool(wrong[_POWERS * slope != top].any()):
-        return None
-    return slope, None if top == torch.inf else top / slope
+    top = values[-1] if slopes[-1] == 0 else math.inf
+    for place, value, rise in zip(_POSITIVE, values[_ZERO + 1 :], slopes[_ZERO + 1 :], strict=True):
+        expected = min(slope * place, top)
+        if not abs(value - expected) <= 1e-6 * expected:
+            return None
+        # At the bound itself the slope may be either.
+        if slope * place != top and not abs(rise - slope * (expected < top)) <= 1e-6 * slope:
+            return None
+    return slope, None if top == math.inf else top / slope
 
 
 class _UnknownError(Exception):
@@ -242,7 +252,8 @@ class Forms:
                 probes[id(each)] = form.values
                 has_rule = has_rule or form.has_rule
                 is_ruled = is_ruled and (form.is_ruled or not each.requires_grad)
-            elif each.requires_grad:
+            elif each.requires_grad or (kind.name in _ARITHMETIC and (each.numel() > 1 or each.device.type != "cpu")):
+                # To read values is to wait for a GPU: that is for calls that may rectify, not for sums and products.
                 return None
             else:
                 others.append(each)
