@@ -8,7 +8,7 @@
 
 from fastviz import images, ops
 from fastviz.accelerate import accelerate
-from fastviz.engine.optimize import canvas, priors, transforms
+from fastviz.engine.optimize import Optimization, canvas, priors, transforms
 from fastviz.execution.capture import RectifierWarning
 from fastviz.execution.cuda_graphs import cuda_graphs
 from fastviz.graph.model_graph import layers, receptive_field
@@ -21,6 +21,7 @@ from fastviz.methods import (
     Dream,
     Embedding,
     Fooled,
+    FoolingImages,
     ImageMap,
     Inverted,
     Maximized,
@@ -79,11 +80,13 @@ __all__ = [
     "Dream",
     "Embedding",
     "Fooled",
+    "FoolingImages",
     "ImageMap",
     "Inverted",
     "Maximized",
     "Neighbours",
     "OcclusionMap",
+    "Optimization",
     "PatchPictures",
     "Patches",
     "RectifierWarning",

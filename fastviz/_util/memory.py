@@ -1,10 +1,14 @@
-"""Memory that runs out, told from other errors."""
+"""Memory: how many images go through a network at once, and errors that say it ran out."""
 
 from __future__ import annotations
 
-import torch
+import math
+from collections.abc import Callable, Sequence
 
-__all__ = ["is_out_of_memory"]
+import torch
+from torch import Tensor
+
+__all__ = ["images_at_once", "is_out_of_memory", "what_fits"]
 
 # What the CPU's allocator says on Linux and macOS and on Windows, what C++ says, and what libraries on a GPU say that
 # allocate by themselves. Only torch's own allocator for GPUs has an error class.
@@ -16,6 +20,10 @@ _WORDS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
+
+_PIXELS_AT_ONCE = 200_000
+"""Of the images of a pass on a CPU. Of 64 images of 128x128 through a SqueezeNet, 8 or 16 at a time take a fifth less
+time than 64, whose maps do not fit the caches, and than 4, which leave them empty."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -32,3 +40,34 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+
+
+def images_at_once(count: int, size: Sequence[int], device: torch.device) -> int:
+    """The default for ``batch_size``: all ``count`` images on a GPU, on a CPU as many as its caches hold; at least 1.
+
+    >>> images_at_once(64, (128, 128), torch.device("cpu"))
+    12
+    """
+    if device.type != "cpu":
+        return max(1, count)
+    return max(1, round(_PIXELS_AT_ONCE / max(1, math.prod(size))))
+
+
+def what_fits(attempt: Callable[[int], object], images: Tensor) -> str:
+    """The message for ``images`` [n, C, H, W] that need too much memory at once: says how many of them would fit.
+
+    ``attempt`` is called with half as many, a quarter as many and so on, until one call passes.
+    """
+    tried = len(images)
+    size = f"{images.shape[-2]}x{images.shape[-1]}"
+    what = f"{tried} image{'s' if tried > 1 else ''} of {size} pixels at once"
+    while tried > 1:
+        tried //= 2
+        try:
+            attempt(tried)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            continue
+        return f"out of memory: {what} do not fit on {images.device}, {tried} would: batch_size={tried}"
+    return f"out of memory: {what} do not fit on {images.device}; a smaller size may"

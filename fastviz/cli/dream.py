@@ -67,6 +67,7 @@ def dream(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the frames that the folder holds.")] = False,
 ) -> None:
     """Change photographs until a network sees more of what it sees in them: DeepDream."""
+    # Long for the declarations of its options, which typer reads from the signature.
     from fastviz import images
     from fastviz._util import checks
 
@@ -79,6 +80,7 @@ def dream(
     network, place = load_network(model, weights, device)
     target = _target(network, layer, channel, class_)
     options: dict[str, Any] = {
+        "layer": layer if target is None else None,
         "octave_scale": octave_scale,
         "tile": tile,
         "seed": seed,
@@ -112,7 +114,8 @@ def _check(out: Path, single: bool, photographs: int, frames: int | None, overwr
             raise ValueError(f"--out holds frames already: {out}; --overwrite replaces them")
 
 
-def _target(network: nn.Module, layer: str | None, channel: int | None, class_: str | None) -> str | Target:
+def _target(network: nn.Module, layer: str | None, channel: int | None, class_: str | None) -> Target:
+    """What is dreamt of where it is not the whole of a layer."""
     from fastviz import jobs, models, targets
     from fastviz.execution import capture
 
@@ -123,7 +126,7 @@ def _target(network: nn.Module, layer: str | None, channel: int | None, class_: 
         if index is None:
             raise ValueError('--class should be the name or index of a class, got "predicted"')
         return targets.class_score(index)
-    return layer if layer is None or channel is None else targets.channel(layer, channel)
+    return None if layer is None or channel is None else targets.channel(layer, channel)
 
 
 def _prepared(network: nn.Module, path: Path, size: int | None, place: torch.device) -> Tensor:
@@ -140,7 +143,7 @@ def _prepared(network: nn.Module, path: Path, size: int | None, place: torch.dev
 # ------------------------------------------------------------------------------------------------------- pictures
 
 
-def _dream(network: nn.Module, x: Tensor, target: str | Target, out: Path, options: dict[str, Any]) -> None:
+def _dream(network: nn.Module, x: Tensor, target: Target, out: Path, options: dict[str, Any]) -> None:
     """One photograph, one picture."""
     from fastviz import images, methods
 
@@ -157,7 +160,7 @@ def _dream(network: nn.Module, x: Tensor, target: str | Target, out: Path, optio
 def _dream_all(
     network: nn.Module,
     photos: list[tuple[Path, str]],
-    target: str | Target,
+    target: Target,
     out: Path,
     size: int,
     place: torch.device,
@@ -198,7 +201,7 @@ def _shown(pictures: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------------------------- flights
 
 
-def _fly(network: nn.Module, x: Tensor, target: str | Target, out: Path, options: dict[str, Any]) -> None:
+def _fly(network: nn.Module, x: Tensor, target: Target, out: Path, options: dict[str, Any]) -> None:
     """Numbered frames, each written when it is made, and the film of them."""
     from fastviz import images, methods
     from fastviz.images import animation
@@ -242,7 +245,7 @@ def demo_section(network: nn.Module, photo: Path) -> Section:
     x = _prepared(network, photo, _DEMO_SIZE, torch.device("cpu"))
     shown = [("photograph", images.restore(x[0], models.preprocessing(network)))]
     for layer in _DEMO_LAYERS:
-        made = methods.deep_dream(network, x, layer, octaves=2, octave_scale=1.5)
+        made = methods.deep_dream(network, x, layer=layer, octaves=2, octave_scale=1.5)
         shown.append((f"dreamt by {layer}", made.pictures[0]))
     return Section(
         "DeepDream",

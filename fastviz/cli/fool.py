@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fastviz.jobs.report import Section
-    from fastviz.methods.adversarial.fooling import Unrecognisable
+    from fastviz.methods.adversarial.fooling import FoolingImages
     from fastviz.methods.adversarial.targeted import Fooled
     from fastviz.models.loading import Preprocessing
 
@@ -123,8 +123,9 @@ def _write_fooled(network: nn.Module, found: Fooled, x: Tensor, whole: Tensor, n
     original, aim = names[int(found.original[0])], names[int(found.target[0])]
     beside = out.with_name(f"{out.stem}-comparison.png")
     images.save_image(captions.panels(panels, height=_SHOWN), beside)
-    print(f"{original}: {_percent(found.original_before)} before, {_percent(found.original_after)} after")
-    print(f"{aim}: {_percent(found.target_before)} before, {_percent(found.target_after)} after")
+    before, after = _percent(found.original_probability_before), _percent(found.original_probability)
+    print(f"{original}: {before} before, {after} after")
+    print(f"{aim}: {_percent(found.probability_before)} before, {_percent(found.probability)} after")
     print(
         f"change: L2 {float(found.l2[0]):.3f} and L-infinity {float(found.linf[0]):.4f} of values 0 to 1, "
         f"PSNR {float(found.psnr[0]):.1f} dB; {int(found.steps[0])} steps"
@@ -143,13 +144,13 @@ def _compared(network: nn.Module, found: Fooled, x: Tensor, names: list[str]) ->
     before, after = (images.restore(batch[0].cpu(), models.preprocessing(network)) for batch in (x, found.images))
     magnified = (0.5 + _MAGNIFIED * (after - before)).clamp(0, 1)
     return [
-        (f"{names[int(found.original[0])]}: {_percent(found.original_before)}", before),
+        (f"{names[int(found.original[0])]}: {_percent(found.original_probability_before)}", before),
         (f"difference x{_MAGNIFIED}, largest {float(found.linf[0]) * 255:.0f} of 255", magnified),
-        (f"{names[int(found.target[0])]}: {_percent(found.target_after)}", after),
+        (f"{names[int(found.target[0])]}: {_percent(found.probability)}", after),
     ]
 
 
-def _write_invented(network: nn.Module, made: Unrecognisable, names: list[str], out: Path, unit: str) -> None:
+def _write_invented(network: nn.Module, made: FoolingImages, names: list[str], out: Path, unit: str) -> None:
     """The picture that shows nothing, and the numbers."""
     from fastviz import images, models
 

@@ -9,6 +9,7 @@ import typer
 
 from fastviz.cli.common import Device, ModelName, Stopped, Weights, app, load_network, new_console, new_table
 from fastviz.cli.maximize import sheet
+from fastviz.cli.texture import layer_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +28,7 @@ _DEMO_LAYERS = ("relu1", "relu2_2", "relu3_2", "relu4_2", "relu5_1", "fc8")
 def invert(
     photo: Annotated[Path, typer.Argument(help="The photograph.")],
     out: Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp.")],
-    layer: Annotated[str | None, typer.Option(help="Layers with commas between: see `fastviz layers`.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers with commas between: see `fastviz layers`.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Every layer of the network, the first one first.")] = False,
     model: ModelName = "demo",
     weights: Weights = None,
@@ -42,16 +43,18 @@ def invert(
     Example: fastviz invert cat.jpg --all --model squeezenet1_0 --weights DEFAULT --out strip.png
     """
     from fastviz import images, methods, models
+    from fastviz.engine.optimize import Optimization
 
     images.picture_path(out, "--out")
-    if (layer is None) != every:
-        raise ValueError("give one of: --layer, --all")
+    if (layers is None) != every:
+        raise ValueError("give one of: --layers, --all")
     picture = images.read_image(photo)
     network, place = load_network(model, weights, device)
     seen = models.preprocessing(network)
     x = images.preprocess(picture, seen)[None].to(place)
-    names = None if layer is None else [name.strip() for name in layer.split(",") if name.strip()]
-    found = methods.invert_all(network, x, names, starts=starts, steps=steps, canvas=canvas, seed=seed, progress=True)
+    names = layer_names(layers)
+    options = {"starts": starts, "steps": steps, "seed": seed, "optimization": Optimization(canvas=canvas)}
+    found = list(methods.invert_all(network, x, names, progress=True, **options).values())
     pictures = [("photograph", images.restore(x[0].cpu(), seen))]
     pictures += [
         (f"{made.layer}: {_percent(made, k)}", made.pictures[k].cpu()) for made in found for k in range(starts)
@@ -86,7 +89,7 @@ def demo_section(network: nn.Module, photos: Path) -> Section:
     seen = models.preprocessing(network)
     paths = sorted(images.find_images([photos]), key=lambda path: path.name)
     x = torch.stack([images.read_prepared(path, seen) for path in paths])
-    found = methods.invert_all(network, x, _DEMO_LAYERS, steps=25)
+    found = methods.invert_all(network, x, _DEMO_LAYERS, steps=25).values()
     columns = [("photograph", images.restore(x, seen)), *((made.layer, made.pictures) for made in found)]
     # A column a layer: the photographs one below the other.
     stacked = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from fastviz.cli.common import Device, Stopped, Weights, app, load_network, new_
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from fastviz.engine.optimize.loop import Preview
     from fastviz.jobs.report import Section
     from fastviz.targets.objectives import Target
 
@@ -44,14 +46,14 @@ def maximize(
     unit: Annotated[
         bool, typer.Option("--unit", help="The channels' units in the middle, and only what they see of the image.")
     ] = False,
-    through: Annotated[
+    code: Annotated[
         str | None, typer.Option(help="Make the code of this layer that the classes like most, then a picture of it.")
     ] = None,
     size: Annotated[int | None, typer.Option(help="Height and width in pixels.")] = None,
     start: Annotated[str, typer.Option(help="zeros (the mean colour), grey or noise.")] = "zeros",
     starts: Annotated[int, typer.Option(help="Pictures of each target.")] = 1,
     canvas: Annotated[str, typer.Option(help="fourier or pixels.")] = "fourier",
-    steps: Annotated[int | None, typer.Option(help="Most steps: 128; with --through 100, of the code.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Most steps: 128; with --code 100, of the code.")] = None,
     goal: Annotated[float | None, typer.Option(help="Finish a picture at this probability (of others: value).")] = None,
     seed: Annotated[int, typer.Option(help="Of noise and random transforms.")] = 0,
     batch_size: Annotated[
@@ -69,56 +71,82 @@ def maximize(
 
     Channels of a layer: fastviz maximize squeezenet1_0 --weights DEFAULT --layer features.9 --channel 0-9 --out a.png
     """
-    from fastviz import images, methods, models
+    # Long for the declarations of its options, which typer reads from the signature.
+    from fastviz import images
+    from fastviz.engine.optimize import Optimization
 
     images.picture_path(out, "--out")
     if (classes is None) == (layer is None):
         raise ValueError("give one of: --class, --layer")
     if layer is None and (channels is not None or unit):
         raise ValueError("--channel and --unit go with --layer only")
-    if through is not None and (canvas != "fourier" or start != "zeros" or goal or preview_every or checkpoint):
-        raise ValueError(
-            "--through goes with --class or --layer, --size, --starts, --steps, --seed and --batch-size only"
-        )
+    if code is not None and (canvas != "fourier" or start != "zeros" or goal or preview_every or checkpoint):
+        raise ValueError("--code goes with --class or --layer, --size, --starts, --steps, --seed and --batch-size only")
     network, _ = load_network(model, weights, device)
     captions, target = _classes(network, classes) if classes else _channels(network, layer or "", channels, unit)
     captions = [caption for caption in captions for _ in range(starts)]
     options: dict[str, Any] = {"size": size, "starts": starts, "seed": seed, "batch_size": batch_size, "progress": True}
-    if through is not None:
-        if steps is not None:
-            options["steps"] = steps
-        coded = methods.maximize_code(network, target, through, **options)
-        if coded.decoded is None:  # Ctrl-C came before there was anything to see
-            raise KeyboardInterrupt
-        pictures, values, probabilities = coded.decoded.pictures, coded.values, coded.probabilities
-        ends, interrupted = ["" for _ in captions], coded.interrupted
+    options |= {} if steps is None else {"steps": steps}
+    if code is not None:
+        drawn = _decoded(network, target, code, options)
     else:
-        seen = models.preprocessing(network)
-
-        def preview(step: int, batch: Tensor) -> None:
-            images.save_image(sheet(list(zip(captions, images.restore(batch.cpu(), seen), strict=True))), out)
-
-        if preview_every is not None:
-            options |= {"preview": preview, "preview_every": preview_every}
-        made = methods.maximize(
-            *(network, target),
+        optimization = Optimization(
             start=start,
             canvas=canvas,
-            steps=128 if steps is None else steps,
-            goal=goal,
+            preview=None if preview_every is None else _previewing(network, captions, out),
+            preview_every=10 if preview_every is None else preview_every,
             checkpoint=checkpoint,
-            **options,
         )
-        pictures, values, probabilities = made.pictures, made.values, made.probabilities
-        ends = [_end(reason, int(each)) for reason, each in zip(made.reasons, made.steps, strict=True)]
-        interrupted = made.interrupted
-    titles = [_title(*each) for each in zip(captions, values.tolist(), probabilities.tolist(), strict=True)]
-    images.save_image(sheet(list(zip(titles, pictures.cpu(), strict=True))), out)
-    _print(captions, values.tolist(), probabilities.tolist(), ends)
+        drawn = _maximized(network, target, options | {"goal": goal, "optimization": optimization})
+    titles = [_title(*each) for each in zip(captions, drawn.values, drawn.probability, strict=True)]
+    images.save_image(sheet(list(zip(titles, drawn.pictures.cpu(), strict=True))), out)
+    _print(captions, drawn)
     print(f"picture: {out}")
-    if interrupted:
+    if drawn.interrupted:
         kept = "" if checkpoint is None else f", the same command goes on from {checkpoint}"
         raise Stopped(f"{out} has what there was so far{kept}")
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What is written and printed, a row a picture; ``ends`` say why each is finished."""
+
+    pictures: Tensor
+    values: list[float]
+    probability: list[float]
+    ends: list[str]
+    interrupted: bool
+
+
+def _maximized(network: nn.Module, target: Target, options: dict[str, Any]) -> _Drawn:
+    from fastviz import methods
+
+    made = methods.maximize(network, target, **options)
+    ends = [_end(reason, int(each)) for reason, each in zip(made.reasons, made.steps, strict=True)]
+    return _Drawn(made.pictures, made.values.tolist(), made.probability.tolist(), ends, made.interrupted)
+
+
+def _decoded(network: nn.Module, target: Target, layer: str, options: dict[str, Any]) -> _Drawn:
+    """The same by way of the code of a layer."""
+    from fastviz import methods
+
+    made = methods.maximize_code(network, target, layer, **options)
+    if made.decoded is None:  # Ctrl-C came before there was anything to see
+        raise KeyboardInterrupt
+    values, probability = made.values.tolist(), made.probability.tolist()
+    return _Drawn(made.decoded.pictures, values, probability, [""] * len(values), made.interrupted)
+
+
+def _previewing(network: nn.Module, captions: Sequence[str], out: Path) -> Preview:
+    """What writes the pictures so far to ``out``."""
+    from fastviz import images, models
+
+    seen = models.preprocessing(network)
+
+    def preview(step: int, batch: Tensor) -> None:
+        images.save_image(sheet(list(zip(captions, images.restore(batch.cpu(), seen), strict=True))), out)
+
+    return preview
 
 
 def _classes(network: nn.Module, words: str) -> tuple[list[str], Target]:
@@ -160,11 +188,9 @@ def _end(reason: str, steps: int) -> str:
     return words.get(reason, reason)
 
 
-def _print(
-    captions: Sequence[str], values: Sequence[float], probabilities: Sequence[float], ends: Sequence[str]
-) -> None:
+def _print(captions: Sequence[str], drawn: _Drawn) -> None:
     table = new_table("target", "value", "probability", "", numbers=("value", "probability"))
-    for caption, value, probability, end in zip(captions, values, probabilities, ends, strict=True):
+    for caption, value, probability, end in zip(captions, drawn.values, drawn.probability, drawn.ends, strict=True):
         shown = "" if probability != probability else f"{100 * probability:.2f} %"
         table.add_row(caption, f"{value:.4g}", shown, end)
     new_console().print(table)

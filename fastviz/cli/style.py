@@ -36,16 +36,18 @@ def style(
     style_size: Annotated[
         int | None, typer.Option(help="The same of the styles; smaller, finer strokes. If not given, as --size.")
     ] = None,
-    mix: Annotated[str | None, typer.Option(help="How much of each style: 2,1 for twice as much of the first.")] = None,
+    style_weights: Annotated[
+        str | None, typer.Option(help="How much of each style: 2,1 for twice as much of the first.")
+    ] = None,
     mask: Annotated[
         list[Path] | None, typer.Option(help="One a style, in their order, each a picture: white where it goes.")
     ] = None,
-    layer: Annotated[
+    layers: Annotated[
         str | None, typer.Option(help="Layers of the style with commas between: see `fastviz layers`.")
     ] = None,
-    content_layer: Annotated[str | None, typer.Option(help="Those of the content.")] = None,
-    strength: Annotated[float, typer.Option(help="What the style weighs, the content weighing 1.")] = 300.0,
-    smoothness: Annotated[float, typer.Option(help="What smoothness weighs (total variation).")] = 0.01,
+    content_layers: Annotated[str | None, typer.Option(help="Those of the content.")] = None,
+    style_weight: Annotated[float, typer.Option(help="What the style weighs, the content weighing 1.")] = 300.0,
+    variation_weight: Annotated[float, typer.Option(help="What the total variation weighs: smoothness.")] = 0.01,
     preserve_colours: Annotated[
         bool, typer.Option("--preserve-colours", help="Keep the colours of the photograph.")
     ] = False,
@@ -58,8 +60,10 @@ def style(
     device: Device = "auto",
 ) -> None:
     """Paint a photograph in the style of other pictures, as a network sees style (Gatys, Ecker, Bethge)."""
+    # Long for the declarations of its options, which typer reads from the signature.
     from fastviz import images, methods
     from fastviz._util import checks
+    from fastviz.engine.optimize import Optimization
     from fastviz.engine.optimize.canvas import frame_of
 
     images.picture_path(out, "--out")
@@ -68,27 +72,25 @@ def style(
     shown = shrunk(images.read_image(photo), longest)
     drawn = [shrunk(images.read_image(sample_path(name)), of_styles) for name in styles]
     where = None if not mask else _masks(mask, shown)
-    weights_of_styles = None if mix is None else _mix(mix)
+    shares = None if style_weights is None else _numbers(style_weights)
     network, place = load_network(model, weights, device)
     frame = frame_of(network, (shown.shape[1], shown.shape[2]))
     made = methods.style_transfer(
         network,
         frame.image(shown[None]).to(place),
         [frame.image(each[None]).to(place) for each in drawn],
-        style_weights=weights_of_styles,
+        style_weights=shares,
         masks=where,
-        layers=layer_names(layer),
-        content_layers=layer_names(content_layer),
-        style_weight=strength,
-        variation_weight=smoothness,
+        layers=layer_names(layers),
+        content_layers=layer_names(content_layers),
+        style_weight=style_weight,
+        variation_weight=variation_weight,
         preserve_colours=preserve_colours,
-        start=start,
         levels=levels,
-        optimizer=optimizer,
         steps=steps,
         seed=seed,
         progress=True,
-        **previewing(frame, out, preview_every),
+        optimization=Optimization(start=start, optimizer=optimizer, **previewing(frame, out, preview_every)),
     )
     images.save_image(made.pictures[0].cpu(), out)
     print(losses(made))
@@ -97,11 +99,11 @@ def style(
         raise Stopped(f"{out} has what there was so far")
 
 
-def _mix(words: str) -> list[float]:
+def _numbers(words: str) -> list[float]:
     try:
         return [float(word) for word in words.split(",")]
     except ValueError:
-        raise ValueError(f"--mix should be numbers with commas between, got {words!r}") from None
+        raise ValueError(f"--style-weights should be numbers with commas between, got {words!r}") from None
 
 
 def _masks(paths: list[Path], photo: Tensor) -> Tensor:

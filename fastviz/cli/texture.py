@@ -52,7 +52,7 @@ def texture(
         str | None, typer.Option("--model", help="Match what this network sees in the sample: see `fastviz models`.")
     ] = None,
     weights: Weights = None,
-    layer: Annotated[
+    layers: Annotated[
         str | None, typer.Option(help="With --model: its layers with commas between: see `fastviz layers`.")
     ] = None,
     levels: Annotated[
@@ -70,7 +70,7 @@ def texture(
 
     images.picture_path(out, "--out")
     growing = _given(window=window, epsilon=epsilon, hole=hole)
-    matching = _given(weights=weights, layer=layer, levels=levels, steps=steps, preview_every=preview_every)
+    matching = _given(weights=weights, layers=layers, levels=levels, steps=steps, preview_every=preview_every)
     if growing if model else matching:
         what, others = ("without", growing) if model else ("with", matching)
         raise ValueError(f"--{next(iter(others)).replace('_', '-')} goes {what} --model only")
@@ -128,11 +128,13 @@ def _match(
     out: Path,
 ) -> None:
     from fastviz import images, methods
+    from fastviz.engine.optimize import Optimization
     from fastviz.engine.optimize.canvas import frame_of
 
     options.pop("weights", None)
-    options |= {"layers": layer_names(options.pop("layer", None)), "seed": seed, "progress": True}
-    options |= previewing(frame_of(network, size), out, options.pop("preview_every", None))
+    preview = previewing(frame_of(network, size), out, options.pop("preview_every", None))
+    options |= {"layers": layer_names(options.pop("layers", None)), "seed": seed, "progress": True}
+    options |= {"optimization": Optimization(**preview)}
     x = frame_of(network, (picture.shape[1], picture.shape[2])).image(picture[None]).to(place)
     made = methods.neural_texture(network, x, size, **options)
     images.save_image(made.pictures[0].cpu(), out)
@@ -148,7 +150,7 @@ def layer_names(words: str | None) -> list[str] | None:
 
 
 def previewing(frame: Frame, out: Path, every: int | None) -> dict[str, Any]:
-    """Options with which a method writes its first picture to ``out`` after ``every`` so many steps; None for never."""
+    """Options of an optimisation that writes its first picture to ``out`` after ``every`` so many steps."""
     from fastviz import images
 
     def preview(step: int, batch: Tensor) -> None:

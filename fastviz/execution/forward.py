@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,11 @@ from fastviz.engine.gradients import input_gradients
 from fastviz.execution import capture
 from fastviz.execution.capture import Hook
 
-__all__ = ["Pool", "called", "penultimate", "run", "vectors"]
+__all__ = ["Pool", "called", "noting", "penultimate", "run", "vectors"]
 
 Pool = Literal["mean", "flatten"]
+
+Note = TypeVar("Note")
 
 
 class _Enough(BaseException):
@@ -26,9 +29,9 @@ def run(model: nn.Module, images: Tensor, hooks: Mapping[str, Hook], calls: Coun
     """Run ``model`` on ``images`` as far as its layers in ``hooks`` need, and call their hooks.
 
     The first pass, with ``calls`` empty, runs to the end and fills it with how often each layer is called; later ones
-    end when every layer has been called as often. In the order in memory of
-    :func:`fastviz.engine.gradients.input_gradients.in_fast_order`; a model that cannot take it runs again, so that
-    hooks should replace what they noted before.
+    end when every layer has been called as often. The images have the order in memory of
+    :func:`fastviz.engine.gradients.input_gradients.in_fast_order`; a model that cannot take it runs again, so hooks
+    should replace what they noted before.
 
     Raises:
         ValueError: a layer does not exist, is scripted or was not called.
@@ -66,25 +69,57 @@ def run(model: nn.Module, images: Tensor, hooks: Mapping[str, Hook], calls: Coun
     calls.update(done - calls)
 
 
+@contextmanager
+def noting(
+    model: nn.Module, note: Callable[[object], Note], layers: Iterable[str] | None = None
+) -> Iterator[list[tuple[str, Note]]]:
+    """Note something about every output of the ``layers`` while the model runs inside.
+
+    Args:
+        model: any module; not changed.
+        note: called with the output of a layer as the layer gave it; what it returns is kept.
+        layers: dotted names; None is every named module that is not scripted. The names must not repeat.
+
+    Yields:
+        A list that fills with layer names and notes, in the order in which the calls end; a layer that is called twice
+        is there twice.
+
+    Raises:
+        ValueError: a layer does not exist or is scripted.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+    >>> with noting(model, lambda output: tuple(output.shape)) as shapes:
+    ...     _ = model(torch.zeros(1, 3, 5, 5))
+    >>> shapes
+    [('0', (1, 8, 3, 3)), ('1', (1, 8, 3, 3))]
+    """
+    found: list[tuple[str, Note]] = []
+
+    def hook(name: str) -> Hook:
+        def keep(module: nn.Module, inputs: Any, output: object) -> None:
+            found.append((name, note(output)))
+
+        return keep
+
+    if layers is None:
+        layers = [
+            name for name, module in model.named_modules() if name and not isinstance(module, torch.jit.ScriptModule)
+        ]
+    with capture.hooked(model, {name: hook(name) for name in layers}):
+        yield found
+
+
 def called(model: nn.Module, images: Tensor, kinds: tuple[type[nn.Module], ...]) -> list[str]:
     """The names of the modules of these ``kinds`` that ``model`` calls, in the order of their last calls."""
-    order: dict[str, None] = {}
-
-    def noting(name: str) -> Hook:
-        def note(module: nn.Module, inputs: Any, output: object) -> None:
-            order.pop(name, None)
-            order[name] = None
-
-        return note
-
-    hooks: dict[str, Hook] = {
-        name: noting(name)
+    names = [
+        name
         for name, module in model.named_modules()
         if isinstance(module, kinds) and not isinstance(module, torch.jit.ScriptModule)
-    }
-    with capture.hooked(model, hooks):
+    ]
+    with noting(model, lambda output: None, names) as calls:
         capture.called(model, images)
-    return list(order)
+    last_first = dict.fromkeys(name for name, _ in reversed(calls))
+    return list(reversed(last_first))
 
 
 def penultimate(model: nn.Module, images: Tensor) -> str:

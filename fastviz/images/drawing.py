@@ -84,5 +84,4 @@ def _grown(mask: Tensor, by: int) -> Tensor:
 
 def _resized(maps: Tensor, photo: Tensor) -> Tensor:
     """``maps`` [C, h, w], in 0 to 1, at the height and width of ``photo``."""
-    size = (photo.shape[-2], photo.shape[-1])
-    return functional.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0].clamp(0, 1)
+    return tensors.resize_maps(maps, photo.shape[-2], photo.shape[-1]).clamp(0, 1)

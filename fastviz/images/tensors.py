@@ -19,11 +19,13 @@ __all__ = [
     "ColourMap",
     "check_range",
     "colour_map",
+    "gaussian_blur",
     "grid",
     "normalise",
     "overlay",
     "psnr",
     "resize",
+    "resize_maps",
 ]
 
 ColourMap = Literal["viridis", "inferno", "jet", "grey", "seismic"]
@@ -165,14 +167,64 @@ def _check_pictures(value: Tensor, argument: str) -> None:
         raise ValueError(f"{argument} should have shape [N, 3, H, W], got {list(value.shape)}")
 
 
-def resize(x: Tensor, height: int, width: int, mode: str) -> Tensor:
-    """Pictures [N, C, height, width] from [N, C, H, W], antialiased and clipped to 0 to 1.
+def resize(x: Tensor, height: int, width: int, mode: str, *, clip: bool = True) -> Tensor:
+    """Pictures [N, C, height, width] from [N, C, H, W], antialiased; unchanged if they have that size already.
 
-    ``mode`` is ``"bilinear"`` or ``"bicubic"``.
+    Args:
+        x: floating-point; in 0 to 1 unless ``clip`` is False.
+        height, width: in pixels.
+        mode: ``"bilinear"`` or ``"bicubic"``.
+        clip: bring what was resized back to 0 to 1; False for differences of pictures.
+
+    >>> resize(torch.ones(1, 3, 8, 8), 4, 6, "bicubic").shape
+    torch.Size([1, 3, 4, 6])
     """
-    exact = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # antialiasing lacks them on the CPU
+    if tuple(x.shape[2:]) == (height, width):
+        return x
+    # The antialiased filters have no 16-bit version on the CPU.
+    exact = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     resized = F.interpolate(exact, (height, width), mode=mode, align_corners=False, antialias=True)
-    return resized.clamp(0, 1).to(x.dtype)
+    return (resized.clamp(0, 1) if clip else resized).to(x.dtype)
+
+
+def resize_maps(maps: Tensor, height: int, width: int) -> Tensor:
+    """``maps`` [..., h, w] of any values at another size, bilinear without antialiasing; unchanged if they have it.
+
+    >>> resize_maps(torch.tensor([[0.0, 1.0]]), 1, 4)
+    tensor([[0.0000, 0.2500, 0.7500, 1.0000]])
+    """
+    if tuple(maps.shape[-2:]) == (height, width):
+        return maps
+    if not maps.numel():
+        return maps.new_zeros((*maps.shape[:-2], height, width))
+    planes = maps.reshape(-1, 1, *maps.shape[-2:])
+    resized = F.interpolate(planes, (height, width), mode="bilinear", align_corners=False)
+    return resized.reshape(*maps.shape[:-2], height, width)
+
+
+def gaussian_blur(images: Tensor, sigma: float | tuple[float, float]) -> Tensor:
+    """``images`` [N, C, H, W] under a Gaussian, first down, then across.
+
+    The Gaussian is cut off at three standard deviations (rounded, at least one pixel). The border continues with the
+    outermost pixels.
+
+    Args:
+        images: floating-point.
+        sigma: standard deviation in pixels, above 0; two for down and across.
+
+    >>> gaussian_blur(torch.eye(3)[None, None], 1.0)[0, 0].argmax(1)
+    tensor([0, 1, 2])
+    """
+    sigmas = sigma if isinstance(sigma, tuple) else (sigma, sigma)
+    flat = images.reshape(-1, 1, *images.shape[2:])
+    for axis, each in enumerate(sigmas):
+        radius = max(1, math.floor(3 * each + 0.5))
+        place = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
+        weights = torch.exp(-0.5 * (place / each).square())
+        weights = (weights / weights.sum()).view((1, 1, -1, 1) if axis == 0 else (1, 1, 1, -1))
+        padding = (0, 0, radius, radius) if axis == 0 else (radius, radius, 0, 0)
+        flat = F.conv2d(F.pad(flat, padding, mode="replicate"), weights)
+    return flat.view(images.shape)
 
 
 def psnr(pictures: Tensor, originals: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastviz.methods.adversarial.evolution import evolve
+from fastviz.methods.adversarial.fooling import FoolingImages
 from fastviz.methods.adversarial.targeted import Fooled, fool, fool_from_noise
 from fastviz.methods.attribution.cam import cam, grad_cam, guided_grad_cam
 from fastviz.methods.attribution.gradients import (
@@ -26,7 +27,8 @@ from fastviz.methods.inspection.neighbours import Neighbours, neighbour_sheet, n
 from fastviz.methods.inspection.patch_sheets import PatchPictures, patch_pictures, patch_sheet
 from fastviz.methods.inspection.patches import Patches, patches
 from fastviz.methods.synthesis.activation_maximization import Maximized, maximize
-from fastviz.methods.synthesis.deep_dream import Dream, deep_dream, dream_zoom, squared
+from fastviz.methods.synthesis.deep_dream import Dream, deep_dream, dream_zoom
+from fastviz.methods.synthesis.dream_objectives import squared
 from fastviz.methods.synthesis.inversion import Inverted, invert, invert_all, invertible_layers
 from fastviz.methods.synthesis.latent_maximization import CodeImages, maximize_code
 from fastviz.methods.synthesis.neural_texture import neural_texture
@@ -41,6 +43,7 @@ __all__ = [
     "Dream",
     "Embedding",
     "Fooled",
+    "FoolingImages",
     "ImageMap",
     "Inverted",
     "Maximized",

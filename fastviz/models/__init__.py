@@ -5,12 +5,10 @@ from fastviz.models.loading import (
     Preprocessing,
     class_names,
     describe,
-    guess_channels,
     load_model,
     model_info,
     model_names,
     preprocessing,
-    preprocessing_of,
 )
 
 __all__ = [
@@ -18,10 +16,8 @@ __all__ = [
     "Preprocessing",
     "class_names",
     "describe",
-    "guess_channels",
     "load_model",
     "model_info",
     "model_names",
     "preprocessing",
-    "preprocessing_of",
 ]

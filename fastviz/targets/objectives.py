@@ -72,6 +72,11 @@ class Objective(ABC):
         """For how many samples its tensors of numbers are; None if it has none, and fits any number."""
         return None
 
+    @property
+    def class_index(self) -> Index | None:
+        """The class that it is the score or the probability of; None if it is neither, or about the predicted one."""
+        return None
+
     def as_probability(self) -> Objective | None:
         """The probability of its class, if it is the score or the probability of a class."""
         return None
@@ -185,6 +190,10 @@ class _Class(Objective):
     @property
     def samples(self) -> int | None:
         return _samples(self.k)
+
+    @property
+    def class_index(self) -> Index | None:
+        return self.k
 
     def as_probability(self) -> Objective | None:
         return _Class(self.k, probability=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastviz._util import checks
+from fastviz.images.notebook import NotebookResult
 
 __all__ = ["ImageMap", "arrange", "cells_of", "image_map"]
 
@@ -28,8 +29,8 @@ _LARGEST_SIDE = 9000
 _CELLS_A_POINT = 3.0
 
 
-@dataclass(frozen=True, eq=False)
-class ImageMap:
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageMap(NotebookResult):
     """What :func:`image_map` returns.
 
     Attributes:
@@ -39,6 +40,10 @@ class ImageMap:
 
     picture: Tensor
     boxes: Tensor
+
+    def shown(self) -> list[tuple[str, Tensor]]:
+        """See :class:`fastviz.images.notebook.NotebookResult`."""
+        return [(f"{len(self.boxes)} images", self.picture)]
 
 
 def image_map(

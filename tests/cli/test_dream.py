@@ -43,7 +43,7 @@ def test_a_picture(photos, tmp_path):
     assert printed.startswith("dreamt at 41x61, 57x86, 80x120 pixels in ")
     assert printed.endswith(f"s\npicture: {tmp_path / 'd.png'}\n")
     network = models.load_model("demo")
-    made = methods.deep_dream(network, prepared(network, photos / "a.png", 120), "relu4_1", steps=2)
+    made = methods.deep_dream(network, prepared(network, photos / "a.png", 120), layer="relu4_1", steps=2)
     written = images.read_image(tmp_path / "d.png")
     torch.testing.assert_close(written, made.pictures[0], atol=0.51 / 255, rtol=0)
 
@@ -72,11 +72,12 @@ def test_what_is_dreamt_of(photos, tmp_path, monkeypatch):
     run(photos / "a.png", *out, *QUICK, "--octave-scale", 1.3, "--strength", 0.03, "--tile", 36, "--seed", 4)
     run(photos / "a.png", *out, *QUICK, "--layer", "relu3_1", "--channel", 7)
     run(photos / "a.png", *out, *QUICK, "--layer", "relu3_1", "--guide", photos / "more/b.png")
-    common = {"octaves": 1, "steps": 1, "octave_scale": 1.4, "tile": None, "seed": 0, "guide": None}
+    common = {"octaves": 1, "steps": 1, "octave_scale": 1.4, "tile": None, "seed": 0, "guide": None, "layer": None}
     assert given[0] == (None, common | {"octave_scale": 1.3, "strength": 0.03, "tile": 36, "seed": 4})
     assert given[1][0].layers == ("relu3_1",)
     assert given[1][0].k == 7
-    assert given[2][0] == "relu3_1"
+    assert given[1][1]["layer"] is None
+    assert (given[2][0], given[2][1]["layer"]) == (None, "relu3_1")
     assert given[2][1]["guide"].shape == (1, 3, 64, 64)
 
 
@@ -203,7 +204,7 @@ def test_ctrl_c_keeps_the_frames_that_are_made(photos, tmp_path, stops):
         ([PHOTO, "--class", "predicted"], '--class should be the name or index of a class, got "predicted"'),
         ([PHOTO, "--class", "koala"], "x should have shape [N, 3, 64, 64] for the built-in network"),
         ([PHOTO, "--guide", "nowhere.png"], "image 'nowhere.png': there is no such file"),
-        ([PHOTO, "--guide", PHOTO, "--class", "koala"], "target should be the name of a layer where there is a guide"),
+        ([PHOTO, "--guide", PHOTO, "--class", "koala"], "guide should be None beside a target"),
         ([PHOTO, "--size", 0], "--size should be at least 1, got 0"),
         ([PHOTO, "--size", 9], "for the built-in network, got [1, 3, 9, 9]"),
         ([PHOTO, "--octaves", 0], "octaves should be at least 1, got 0"),

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import fastviz as fv
 from fastviz import images, methods
 from fastviz.cli import app, invert, maximize
+from fastviz.models.demo_network import DemoNetwork
 
 PHOTO = Path(__file__).parents[2] / "fastviz/models/data/photos/tabby_cat.jpg"
 ROW = 2 * 8 + 26 + 224
@@ -60,7 +61,7 @@ def test_classes_by_name_and_index(tmp_path):
     assert images.read_image(out).shape == (3, ROW, 2 * COLUMN + 8)
     made = fv.maximize(fv.load_model("demo"), torch.tensor([8, 5]), steps=12)
     assert float(table[1][2]) == pytest.approx(float(made.values[0]), rel=1e-3)
-    assert float(table[2][2]) == pytest.approx(100 * float(made.probabilities[1]), abs=0.01)
+    assert float(table[2][2]) == pytest.approx(100 * float(made.probability[1]), abs=0.01)
 
 
 def test_all_classes_in_rows_of_five(tmp_path):
@@ -85,7 +86,14 @@ def test_channels_and_units(tmp_path):
     options = ("--unit", "--channel", 4, "--starts", 2, "--start", "noise", "--seed", 3)
     printed = run("maximize", "demo", "--layer", "conv2_1", *options, "--steps", 2, "--out", out)
     table = lines(printed)
-    made = fv.maximize(fv.load_model("demo"), fv.neuron("conv2_1", 4), start="noise", starts=2, seed=3, steps=2)
+    made = fv.maximize(
+        fv.load_model("demo"),
+        fv.neuron("conv2_1", 4),
+        starts=2,
+        seed=3,
+        steps=2,
+        optimization=fv.Optimization(start="noise"),
+    )
     assert [float(row[2]) for row in table[1:3]] == pytest.approx(made.values.tolist(), rel=1e-3)
     assert images.read_image(out).shape == (3, ROW, 2 * COLUMN + 8)
 
@@ -98,7 +106,7 @@ def test_the_first_channels_where_none_are_named(tmp_path):
 def test_through_a_layer(tmp_path, monkeypatch):
     monkeypatch.setattr(methods, "maximize_code", partial(methods.maximize_code, decoding={"steps": 3}))
     out = tmp_path / "made.png"
-    printed = run("maximize", "demo", "--class", "lion", "--through", "relu4_2", "--steps", 4, "--out", out)
+    printed = run("maximize", "demo", "--class", "lion", "--code", "relu4_2", "--steps", 4, "--out", out)
     assert lines(printed)[1][0] == "lion"
     made = fv.maximize_code(fv.load_model("demo"), 12, "relu4_2", steps=4, decoding={"steps": 3})
     assert float(lines(printed)[1][1]) == pytest.approx(float(made.values), rel=1e-3)
@@ -140,8 +148,8 @@ def test_ctrl_c_before_there_is_a_picture(tmp_path, monkeypatch):
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fv.models.demo_network.DemoNetwork, "forward", interrupted)
-    options = ("--class", "lion", "--through", "relu4_2", "--out", tmp_path / "made.png")
+    monkeypatch.setattr(DemoNetwork, "forward", interrupted)
+    options = ("--class", "lion", "--code", "relu4_2", "--out", tmp_path / "made.png")
     assert run("maximize", "demo", *options, status=130) == "fastviz: stopped\n"
     assert not list(tmp_path.iterdir())
 
@@ -176,8 +184,8 @@ def test_a_picture_that_was_there_is_replaced_or_kept(tmp_path):
         (("demo", "--class", 1, "--start", "black"), "start should be one of 'zeros', 'grey', 'noise', got 'black'"),
         (("demo", "--class", 1, "--canvas", "oil"), "canvas should be one of 'fourier', 'pixels', got 'oil'"),
         (("demo", "--class", 1, "--batch-size", 0), "batch_size should be at least 1, got 0"),
-        (("demo", "--class", 1, "--through", "nothing"), "layer 'nothing' is not known"),
-        (("demo", "--class", 1, "--through", "fc6", "--goal", 0.5), "--through goes with"),
+        (("demo", "--class", 1, "--code", "nothing"), "layer 'nothing' is not known"),
+        (("demo", "--class", 1, "--code", "fc6", "--goal", 0.5), "--code goes with"),
         (("demo", "--class", 1, "--checkpoint", "no/file.pt"), "the folder of the checkpoint does not exist: no"),
         (("demo", "--class", 1, "--out", "made.gif"), "--out should end in .png, .jpg"),
         (("demo", "--class", 1, "--out", "nowhere/made.png"), "nowhere/made.png: No such file or directory"),
@@ -200,7 +208,7 @@ def test_what_maximize_refuses(tmp_path, monkeypatch, options, words):
 
 def test_layers_of_a_photograph(tmp_path):
     out = tmp_path / "made.png"
-    printed = run("invert", PHOTO, "--layer", "relu1, relu4_2", "--starts", 2, "--steps", 4, "--out", out)
+    printed = run("invert", PHOTO, "--layers", "relu1, relu4_2", "--starts", 2, "--steps", 4, "--out", out)
     table = lines(printed)
     assert table[0] == ["layer", "error", "PSNR", "steps"]
     assert [row[0] for row in table[1:5]] == ["relu1", "relu1", "relu4_2", "relu4_2"]
@@ -232,7 +240,7 @@ def test_ctrl_c_keeps_the_layers_so_far(tmp_path, monkeypatch):
 
     monkeypatch.setattr(nn.Conv2d, "forward", interrupted)
     out = tmp_path / "made.png"
-    said = run("invert", PHOTO, "--layer", "conv1,relu1,pool1", "--steps", 6, "--out", out, status=130)
+    said = run("invert", PHOTO, "--layers", "conv1,relu1,pool1", "--steps", 6, "--out", out, status=130)
     assert said == f"fastviz: stopped; {out} has the layers up to relu1\n"
     assert images.read_image(out).shape == (3, ROW, 3 * COLUMN + 8)
 
@@ -240,17 +248,17 @@ def test_ctrl_c_keeps_the_layers_so_far(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ((PHOTO,), "give one of: --layer, --all"),
-        ((PHOTO, "--layer", "conv1", "--all"), "give one of: --layer, --all"),
-        ((PHOTO, "--layer", "conv1,conv11"), "nearest: conv1"),
-        ((PHOTO, "--layer", "conv1", "--starts", 0), "starts should be at least 1, got 0"),
-        ((PHOTO, "--layer", "conv1", "--steps", -2), "steps should be at least 0, got -2"),
-        ((PHOTO, "--layer", "conv1", "--canvas", "oil"), "canvas should be one of"),
-        ((PHOTO, "--layer", "conv1", "--out", "made.tiff"), "--out should end in .png"),
-        ((PHOTO, "--layer", "conv1", "--device", "cuda:99"), "cuda"),
-        (("nothing.jpg", "--layer", "conv1"), "image 'nothing.jpg': there is no such file"),
-        ((Path(__file__), "--layer", "conv1"), "test_make.py"),
-        ((PHOTO, "--layer", "conv1", "--model", "resnet18"), "--weights is needed for resnet18"),
+        ((PHOTO,), "give one of: --layers, --all"),
+        ((PHOTO, "--layers", "conv1", "--all"), "give one of: --layers, --all"),
+        ((PHOTO, "--layers", "conv1,conv11"), "nearest: conv1"),
+        ((PHOTO, "--layers", "conv1", "--starts", 0), "starts should be at least 1, got 0"),
+        ((PHOTO, "--layers", "conv1", "--steps", -2), "steps should be at least 0, got -2"),
+        ((PHOTO, "--layers", "conv1", "--canvas", "oil"), "canvas should be one of"),
+        ((PHOTO, "--layers", "conv1", "--out", "made.tiff"), "--out should end in .png"),
+        ((PHOTO, "--layers", "conv1", "--device", "cuda:99"), "cuda"),
+        (("nothing.jpg", "--layers", "conv1"), "image 'nothing.jpg': there is no such file"),
+        ((Path(__file__), "--layers", "conv1"), "test_make.py"),
+        ((PHOTO, "--layers", "conv1", "--model", "resnet18"), "--weights is needed for resnet18"),
     ],
 )
 def test_what_invert_refuses(tmp_path, monkeypatch, options, words):

@@ -49,9 +49,22 @@ def test_every_option(photo, tmp_path, monkeypatch):
     images.save_image(half, tmp_path / "left.png")
     images.save_image(1 - half, tmp_path / "right.png")
     run(
-        *("style", photo, "brick", photo, "--size", 72, "--style-size", 48, "--mix", "3,1", "--strength", 7),
-        *("--mask", tmp_path / "left.png", "--mask", tmp_path / "right.png", "--smoothness", 0.5, "--seed", 4),
-        *("--layer", "relu1,relu2_1", "--content-layer", "relu3_1", "--preserve-colours", "--start", "noise"),
+        *(
+            "style",
+            photo,
+            "brick",
+            photo,
+            "--size",
+            72,
+            "--style-size",
+            48,
+            "--style-weights",
+            "3,1",
+            "--style-weight",
+            7,
+        ),
+        *("--mask", tmp_path / "left.png", "--mask", tmp_path / "right.png", "--variation-weight", 0.5, "--seed", 4),
+        *("--layers", "relu1,relu2_1", "--content-layers", "relu3_1", "--preserve-colours", "--start", "noise"),
         *("--levels", 1, "--steps", 2, "--optimizer", "adam", "--preview-every", 1, "--out", tmp_path / "a.png"),
     )
     assert seen["content"].shape == (1, 3, 56, 72)
@@ -61,8 +74,10 @@ def test_every_option(photo, tmp_path, monkeypatch):
     torch.testing.assert_close(seen["masks"].sum(0), torch.ones(56, 72))
     assert seen["layers"] == ["relu1", "relu2_1"]
     assert seen["content_layers"] == ["relu3_1"]
-    assert (seen["style_weight"], seen["variation_weight"], seen["start"]) == (7.0, 0.5, "noise")
-    assert (seen["levels"], seen["steps"], seen["optimizer"], seen["seed"]) == (1, 2, "adam", 4)
+    loop = seen["optimization"]
+    assert (seen["style_weight"], seen["variation_weight"], loop.start) == (7.0, 0.5, "noise")
+    assert (seen["levels"], seen["steps"], loop.optimizer, seen["seed"]) == (1, 2, "adam", 4)
+    assert loop.preview_every == 1
     assert seen["preserve_colours"]
     assert images.read_image(tmp_path / "a.png").shape == (3, 56, 72)
 
@@ -91,15 +106,15 @@ def test_previews_appear_under_the_name(photo, tmp_path, monkeypatch):
     [
         (["nowhere.png"], "image 'nowhere.png': there is no such file"),
         (["brick", "--mask", "nowhere.png"], "image 'nowhere.png': there is no such file"),
-        (["brick", "--mix", "1,2"], "style_weights should have one number a style, 1, got 2"),
-        (["brick", "--mix", "a"], "--mix should be numbers with commas between, got 'a'"),
+        (["brick", "--style-weights", "1,2"], "style_weights should have one number a style, 1, got 2"),
+        (["brick", "--style-weights", "a"], "--style-weights should be numbers with commas between, got 'a'"),
         (["brick", "--size", 0], "--size should be at least 1, got 0"),
         (["brick", "--size", 6], "for the built-in network, got [1, 3, 6, 6]"),
         (["brick", "--style-size", 2], "for the built-in network, got [1, 3, 2, 2]"),
-        (["brick", "--layer", "relu9"], "layer 'relu9' is not known; nearest: relu"),
-        (["brick", "--layer", "relu6"], "for the built-in network"),
+        (["brick", "--layers", "relu9"], "layer 'relu9' is not known; nearest: relu"),
+        (["brick", "--layers", "relu6"], "for the built-in network"),
         (["brick", "--start", "grey"], "start should be one of 'content', 'style', 'noise', got 'grey'"),
-        (["brick", "--strength", -1], "style_weight should be finite and at least 0, got -1"),
+        (["brick", "--style-weight", -1], "style_weight should be finite and at least 0, got -1"),
         (["brick", "--model", "squeezenet1_0"], "--weights is needed for squeezenet1_0"),
         (["brick", "--model", "vit_b_16"], "--weights is needed for vit_b_16"),
     ],
@@ -152,10 +167,11 @@ def test_options_of_textures_as_networks_see_them(tmp_path, monkeypatch):
 
     monkeypatch.setattr(methods, "neural_texture", watched)
     run(
-        *("texture", "brick", "--model", "demo", "--sample-size", 40, "--layer", "relu1, relu3_1", "--levels", 2),
+        *("texture", "brick", "--model", "demo", "--sample-size", 40, "--layers", "relu1, relu3_1", "--levels", 2),
         *("--steps", 7, "--seed", 3, "--out", tmp_path / "a.png"),
         status=130,
     )
+    assert seen.pop("optimization").preview is None
     assert seen.pop("sample").shape == (1, 3, 40, 40)
     assert seen == {
         "size": (256, 256), "layers": ["relu1", "relu3_1"], "levels": 2, "steps": 7, "seed": 3, "progress": True,
@@ -170,7 +186,7 @@ def test_options_of_textures_as_networks_see_them(tmp_path, monkeypatch):
         (["--preview-every", 5], "--preview-every goes with --model only"),
         (["--weights", "a.pth"], "--weights goes with --model only"),
         (["--model", "demo", "--sample-size", 0], "--sample-size should be at least 3, got 0"),
-        (["--model", "demo", "--layer", "fc8"], "for the built-in network"),
+        (["--model", "demo", "--layers", "fc8"], "for the built-in network"),
         (["--model", "demo", "--size", 4], "for the built-in network, got [1, 3, 4, 4]"),
         (["--model", "alexnet"], "--weights is needed for alexnet"),
     ],

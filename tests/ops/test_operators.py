@@ -180,7 +180,7 @@ def test_occlude_backward_refuses_what_would_leave_its_memory(change, message):
 
 def test_every_tensor_of_an_operator_must_be_on_one_device():
     """A pointer of the host, handed to a kernel of the device, ends the process. Read in the source, without a GPU."""
-    folder = _library._FOLDER.parent / "csrc" / "ops"
+    folder = _library._FOLDER.parents[1] / "csrc" / "ops"
     if not folder.is_dir():
         pytest.skip("an installed package has no sources beside it")
     named = {

@@ -7,13 +7,14 @@ tensor that is none, and every function with numbers, words and sizes out of ran
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fastviz as fv
-from fastviz.engine.optimize import canvas, transforms
+from fastviz import canvas, priors, transforms
 from fastviz.execution.capture import UnusableInputError
 
 NAN = float("nan")
@@ -61,7 +62,7 @@ TAKES: dict[str, tuple[Callable[[nn.Module, Tensor], object], str]] = {
     "segment": (lambda m, x: fv.segment(m, x, 1), "x"),
     "invert": (lambda m, x: fv.invert(m, x, "0", steps=1), "x"),
     "invert_all": (lambda m, x: fv.invert_all(m, x, ["0"], steps=1), "x"),
-    "deep_dream": (lambda m, x: fv.deep_dream(m, x, "0", octaves=1, steps=1), "x"),
+    "deep_dream": (lambda m, x: fv.deep_dream(m, x, layer="0", octaves=1, steps=1), "x"),
     "fool": (lambda m, x: fv.fool(m, x, 3, steps=1), "x"),
     "style_transfer": (lambda m, x: fv.style_transfer(m, x, x, steps=1), "content"),
     "neural_texture": (lambda m, x: fv.neural_texture(m, x, steps=1), "sample"),
@@ -111,7 +112,7 @@ def test_channels_that_the_model_does_not_take(model: nn.Module, name: str) -> N
         lambda m: fv.activations(m, photos(side=4), "3"),
         lambda m: fv.maximize(m, 1, size=4, steps=1),
         lambda m: fv.invert(m, photos(side=4), "3", steps=1),
-        lambda m: fv.deep_dream(m, photos(side=4), "3", octaves=1, steps=1),
+        lambda m: fv.deep_dream(m, photos(side=4), layer="3", octaves=1, steps=1),
         lambda m: fv.style_transfer(m, photos(side=4), photos(side=4), layers="3", content_layers="3", steps=1),
         lambda m: fv.neural_texture(m, photos(side=4), layers="3", steps=1),
         lambda m: fv.fool(m, photos(side=4), 1, steps=1),
@@ -178,7 +179,7 @@ def test_networks_of_other_channels_before_they_are_described(channels: int) -> 
     other = (model(x).argmax(1) + 1) % 4
     assert fv.maximize(model, 3, size=16, steps=2).images.shape == (1, channels, 16, 16)
     assert fv.invert(model, x, "0", steps=2).images.shape == x.shape
-    assert fv.deep_dream(model, x, "0", octaves=1, steps=1).images.shape == x.shape
+    assert fv.deep_dream(model, x, layer="0", octaves=1, steps=1).images.shape == x.shape
     assert fv.fool(model, x, other, steps=2).images.shape == x.shape
     assert fv.fool_from_noise(model, 3, size=16, steps=2).images.shape == (1, channels, 16, 16)
     assert fv.evolve(model, [3], size=16, generations=1, population=4).images.shape == (1, channels, 16, 16)
@@ -189,12 +190,22 @@ def test_no_images_at_all(model: nn.Module) -> None:
     x = photos()[:0]
     assert fv.invert(model, x, "0", steps=1).images.shape == x.shape
     assert fv.style_transfer(model, x, photos(count=1), layers="0", content_layers="2", steps=1).images.shape == x.shape
-    assert fv.deep_dream(model, x, "0", steps=1).images.shape == x.shape
+    assert fv.deep_dream(model, x, layer="0", steps=1).images.shape == x.shape
     assert fv.fool(model, x, 1).images.shape == x.shape
     assert fv.saliency(model, x, 1).shape == (0, 16, 16)
 
 
 # -------------------------------------------------------------------------------------------------- other arguments
+
+LOOP = {"start", "canvas", "optimizer", "learning_rate", "preview", "preview_every", "checkpoint"}
+
+
+def loop(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of :class:`fastviz.Optimization` as one."""
+    of_loop = {name: options[name] for name in LOOP & options.keys()}
+    rest = {name: value for name, value in options.items() if name not in LOOP}
+    return {**rest, "optimization": fv.Optimization(**of_loop)} if of_loop else rest
+
 
 OPTIONS: list[tuple[str, Callable[..., object], list[tuple[str, list[object]]]]] = [
     ("saliency", lambda m, **k: fv.saliency(m, photos(), **{"target": 1} | k), [
@@ -223,7 +234,7 @@ OPTIONS: list[tuple[str, Callable[..., object], list[tuple[str, list[object]]]]]
         ("foreground", [NAN, -1.0, 1.5, "a"]), ("background", [NAN, 2]), ("smoothing", [NAN, -1.0, "a"]),
         ("iterations", [-1, 1.5]), ("batch_size", [0]),
     ]),
-    ("maximize", lambda m, **k: fv.maximize(m, **{"target": 1, "steps": 1, "size": 16} | k), [
+    ("maximize", lambda m, **k: fv.maximize(m, **{"target": 1, "steps": 1, "size": 16} | loop(k)), [
         ("target", [-1, 99, "cat", 1.5, NAN, []]), ("size", [0, -3, (0, 4), (1, 2, 3), "a", NAN, 4.5]),
         ("start", ["nope", 3, torch.rand(1, 3, 4, 4)]), ("starts", [0, -1, 1.5]), ("canvas", ["nope", 3]),
         ("priors", [3, [3]]), ("transforms", [3, [3]]), ("optimizer", ["nope", 3]),
@@ -231,10 +242,10 @@ OPTIONS: list[tuple[str, Callable[..., object], list[tuple[str, list[object]]]]]
         ("batch_size", [0, "a"]), ("preview", [3]), ("preview_every", [0]), ("checkpoint", [3]),
     ]),
     ("invert", lambda m, **k: fv.invert(m, photos(), **{"layer": "0", "steps": 1} | k), [
-        ("layer", ["nope", 3]), ("starts", [0]), ("range_weight", [-1, NAN, "a"]), ("goal", [NAN, "a"]),
+        ("layer", ["nope", 3]), ("starts", [0]), ("priors", [3, [3]]), ("goal", [NAN, "a"]),
         ("steps", [-1, 1.5]), ("seed", [-1]),
     ]),
-    ("deep_dream", lambda m, **k: fv.deep_dream(m, photos(), **{"target": "0", "octaves": 1, "steps": 1} | k), [
+    ("deep_dream", lambda m, **k: fv.deep_dream(m, photos(), **{"layer": "0", "octaves": 1, "steps": 1} | k), [
         ("octaves", [0, 1.5]), ("octave_scale", [NAN, 1.0, "a"]), ("steps", [-1]), ("strength", [NAN, 0, "a"]),
         ("jitter", [-1, 1.5]), ("canvas", ["nope", 3]), ("tile", [0, "a"]), ("guide", [3, torch.rand(2, 3)]),
     ]),
@@ -257,7 +268,7 @@ OPTIONS: list[tuple[str, Callable[..., object], list[tuple[str, list[object]]]]]
     ("maximize_code", lambda m, **k: fv.maximize_code(
         m, **{"target": 1, "layer": "2", "steps": 1, "size": 16, "decoding": {"steps": 1}} | k
     ), [
-        ("decay", [NAN, -1, "a"]), ("seed", [-1, 1.5, "a"]), ("goal", [NAN, "a"]), ("decoding", [3, {"nope": 1}]),
+        ("seed", [-1, 1.5, "a"]), ("goal", [NAN, "a"]), ("decoding", [3, {"nope": 1}]),
     ]),
     ("layers", lambda m, **k: fv.layers(m, **{"input_size": (16, 16)} | k), [
         ("input_size", [(0, 4), 3, "a", (1.5, 2), (2, 2, 2)]), ("channels", [0, -1, 1.5]),
@@ -275,6 +286,9 @@ OPTIONS: list[tuple[str, Callable[..., object], list[tuple[str, list[object]]]]]
     ("load_embedding", lambda m, **k: fv.load_embedding(**k), [("file", [3])]),
     ("load_images", lambda m, **k: fv.load_images(**k), [("paths", [3, []])]),
     ("neuron", lambda m, **k: fv.neuron("0", **{"channel": 1} | k), [("position", [3]), ("channel", [-1, "a", None])]),
+    ("natural_image", lambda m, **k: priors.natural_image(canvas.frame_of(m, 16), **k), [
+        ("range_weight", [-1, NAN, "a"]), ("variation_weight", [-1, NAN, "a"]),
+    ]),
     ("Fourier", lambda m, **k: canvas.Fourier(**k), [("decay", [NAN, "a"])]),
     ("Generator", lambda m, **k: canvas.Generator(m, **{"code": (3,)} | k), [
         ("code", [3, "a", (0,)]), ("decay", [NAN, -1, "a"]), ("limits", [3, (1, 0), (0, NAN)]),

@@ -25,7 +25,6 @@ from fastviz import images
 from fastviz.engine.optimize import priors
 from fastviz.engine.optimize.canvas import frame_of
 from fastviz.images import tensors
-from fastviz.methods.synthesis.inversion import BETA, inversion_priors
 
 Rows = list[dict[str, Any]]
 
@@ -117,7 +116,7 @@ class EagerVariation(priors.Prior):
 
     def penalty(self, images: Tensor, rows: Tensor) -> Tensor:
         """See the class."""
-        return self.weight * eager_total_variation(images, BETA)
+        return self.weight * eager_total_variation(images, 2.0)
 
 
 def prior_gradient(prior: priors.Prior, x: Tensor) -> Tensor:
@@ -133,12 +132,14 @@ def variation(model: nn.Module, device: torch.device) -> Rows:
     """Inversion of the first layer with the native total variation and with the eager one, and the prior alone."""
     rows = []
     frame = frame_of(model)
-    power, native = inversion_priors(frame, 0.1, 0.01)
+    power, native = priors.natural_image(frame)
     assert isinstance(native, priors.TotalVariation)
     both = {"fastviz": native, "eager prior": EagerVariation(native.weight)}
     for n in (1, 8):
         x = torch.randn(n, 3, *frame.size, device=device)
-        inversion = partial(fv.invert, model, x, "features.1", canvas="pixels", optimizer="adam", steps=10)
+        inversion = partial(
+            fv.invert, model, x, "features.1", steps=10, optimization=fv.Optimization(canvas="pixels", optimizer="adam")
+        )
         whole = {name: partial(inversion, priors=[power, prior]) for name, prior in both.items()}
         times = side_by_side(whole, device, rounds=7, least=0, warm_up=1)
         rows.append(row("invert", f"features.1, {n} of 224x224, 10 Adam steps", times, {}))
@@ -158,11 +159,19 @@ def show(model: nn.Module, photos: Path | None, out: Path) -> None:
     goal: list[fv.Maximized] = []
     taken = seconds(
         lambda: goal.append(
-            fv.maximize(model, torch.tensor(CLASSES), goal=0.99, canvas="pixels", transforms=(), priors=(), steps=200)
+            fv.maximize(
+                model,
+                torch.tensor(CLASSES),
+                goal=0.99,
+                transforms=(),
+                priors=(),
+                steps=200,
+                optimization=fv.Optimization(canvas="pixels"),
+            )
         ),
         device,
     )
-    reached = int((goal[0].probabilities >= 0.99).sum())
+    reached = int((goal[0].probability >= 0.99).sum())
     print(
         f"{reached} of {len(CLASSES)} classes at 99 % from a zero image, half of them after "
         f"{int(goal[0].steps.median())} steps, all after {int(goal[0].steps.max())}: {taken:.1f} s"
@@ -171,7 +180,12 @@ def show(model: nn.Module, photos: Path | None, out: Path) -> None:
     images.save_image(tensors.grid(made.pictures, columns=5), out / "classes.png")
     yosinski = [priors.L2(1e-3), priors.Blur(every=4, sigma=0.7)]
     made = fv.maximize(
-        model, torch.tensor(CLASSES), canvas="pixels", priors=yosinski, optimizer="ascent", steps=160, progress=True
+        model,
+        torch.tensor(CLASSES),
+        priors=yosinski,
+        steps=160,
+        progress=True,
+        optimization=fv.Optimization(canvas="pixels", optimizer="ascent"),
     )
     images.save_image(tensors.grid(made.pictures, columns=5), out / "classes_yosinski.png")
     if photos is None:
@@ -179,7 +193,7 @@ def show(model: nn.Module, photos: Path | None, out: Path) -> None:
     x, _ = fv.load_images([photos / f"{name}.jpg" for name in ("tabby", "monarch", "macaw")], model=model)
     x = x.to(device)
     columns = [frame_of(model).picture(x).clamp(0, 1)]
-    for inverted in fv.invert_all(model, x, progress=True):
+    for inverted in fv.invert_all(model, x, progress=True).values():
         halves = [float(inverted.history[at].mean()) for at in (len(inverted.history) // 10, -1)]
         print(
             f"{inverted.layer:14s} error {100 * float(inverted.error.mean()):6.2f} %  "

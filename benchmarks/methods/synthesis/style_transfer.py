@@ -70,10 +70,8 @@ def transfer(model: nn.Module, content: Tensor, style: Tensor, steps: int) -> Ma
         variation_weight=0,
         rescale=False,
         levels=1,
-        canvas=Pixels(clip=False),
-        optimizer="adam",
-        learning_rate=RATE,
         steps=steps,
+        optimization=fv.Optimization(canvas=Pixels(clip=False), optimizer="adam", learning_rate=RATE),
     )
     return made.history[:, 0].tolist(), made.images
 

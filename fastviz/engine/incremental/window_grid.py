@@ -10,9 +10,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fastviz._util import checks
+from fastviz.images import tensors
 
 __all__ = ["Fill", "Grid", "filling", "grid"]
 
@@ -149,17 +149,6 @@ def filling(fill: object, images: Tensor, window: tuple[int, int]) -> float | Te
 
 
 def _blurred(images: Tensor, window: tuple[int, int]) -> Tensor:
-    """Images [N, C, H, W] under a Gaussian, first down, then across."""
-    blurred = images.reshape(-1, 1, *images.shape[2:])
-    blurred = blurred if images.dtype == torch.float64 else blurred.float()
-    for axis, side in enumerate(window):
-        deviation = _BLURS * side
-        radius = math.ceil(3 * deviation)
-        place = torch.arange(-radius, radius + 1, dtype=blurred.dtype, device=images.device)
-        line = torch.exp(-(place**2) / (2 * deviation**2))
-        line = line / line.sum()
-        shape, padding = (
-            ((1, 1, -1, 1), (0, 0, radius, radius)) if axis == 0 else ((1, 1, 1, -1), (radius, radius, 0, 0))
-        )
-        blurred = F.conv2d(F.pad(blurred, padding, mode="replicate"), line.reshape(shape))
-    return blurred.reshape(images.shape).to(images.dtype)
+    """Images [N, C, H, W] under a Gaussian as wide as half of the window."""
+    exact = images if images.dtype == torch.float64 else images.float()
+    return tensors.gaussian_blur(exact, (_BLURS * window[0], _BLURS * window[1])).to(images.dtype)

@@ -1,21 +1,24 @@
 """The one loop behind all optimised images, its optimisers, and models as the loop sees them."""
 
-from fastviz.engine.optimize.loop import Objective, Optimized, optimize
-from fastviz.engine.optimize.network import Network, Toward, toward, what_fits
+from fastviz.engine.optimize.loop import ImageObjective, optimize
+from fastviz.engine.optimize.network import FeatureNetwork, TargetObjective, target_objective
 from fastviz.engine.optimize.optimizers import LBFGS, Adam, Ascent, Evaluation, Optimizer, by_name
+from fastviz.engine.optimize.options import Optimization, with_defaults
+from fastviz.engine.optimize.state import Optimized
 
 __all__ = [
     "LBFGS",
     "Adam",
     "Ascent",
     "Evaluation",
-    "Network",
-    "Objective",
+    "FeatureNetwork",
+    "ImageObjective",
+    "Optimization",
     "Optimized",
     "Optimizer",
-    "Toward",
+    "TargetObjective",
     "by_name",
     "optimize",
-    "toward",
-    "what_fits",
+    "target_objective",
+    "with_defaults",
 ]

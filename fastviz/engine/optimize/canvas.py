@@ -1,7 +1,7 @@
 """What an image is made of while it is optimised: pixels, waves, or the code of a generator.
 
 A canvas turns parameters, which the optimiser changes, into images [N, C, H, W] as the network takes them. It holds no
-tensor of its own: the same canvas serves any number of calls. All its parameters have one row an image.
+tensor of its own, so one canvas serves any number of calls. Parameters have one row for each image.
 """
 
 from __future__ import annotations
@@ -16,7 +16,17 @@ from torch import Tensor, nn
 from fastviz._util import checks
 from fastviz.models.loading import preprocessing, preprocessing_of
 
-__all__ = ["Canvas", "Fourier", "Frame", "Generator", "Pixels", "frame_of"]
+__all__ = [
+    "Canvas",
+    "Fourier",
+    "Frame",
+    "Generator",
+    "Pixels",
+    "canvas_by_name",
+    "frame_of",
+    "parameter_of",
+    "start_parameters",
+]
 
 # Principal axes of the colours (red, green, blue) of photographs: a column an axis (brightness, red against blue, green
 # against both), as long as the standard deviation along it, the longest 1. Measured over 63 photographs, each around
@@ -267,6 +277,53 @@ class Generator(Canvas):
     def penalty(self, parameters: Tensor) -> Tensor | None:
         """The weighted squared length of each code."""
         return self.decay * parameters.flatten(1).square().sum(1) if self.decay else None
+
+
+def canvas_by_name(canvas: str | Canvas) -> Canvas:
+    """The canvas of this name (``"pixels"``, ``"fourier"``), or the one given."""
+    if isinstance(canvas, Canvas):
+        return canvas
+    if not isinstance(canvas, str):
+        raise TypeError(f"canvas should be a name or a Canvas, got {type(canvas).__name__}")
+    return Pixels() if checks.one_of(canvas, "canvas", ("fourier", "pixels")) == "pixels" else Fourier()
+
+
+def parameter_of(model: nn.Module) -> Tensor:
+    """A floating-point parameter of ``model``, for its dtype and device; float32 on the CPU if there is none.
+
+    >>> parameter_of(nn.Conv2d(3, 8, 3).double()).dtype
+    torch.float64
+    """
+    return next((value.detach() for value in model.parameters() if value.is_floating_point()), torch.empty(0))
+
+
+def start_parameters(
+    model: nn.Module, start: str | Tensor | None, canvas: Canvas, frame: Frame, seeds: Sequence[int]
+) -> Tensor:
+    """Parameters to start from, a row for each of the ``seeds``; ``start`` as in :class:`fastviz.Optimization`.
+
+    They have the device and the dtype of the model's parameters. Those of images have float32 at least: 16 bits lose
+    small steps, and Fourier transforms do not take them.
+    """
+    N = len(seeds)
+    like = parameter_of(model)
+    if not isinstance(canvas, Generator):
+        like = like.to(torch.promote_types(like.dtype, torch.float32))
+    if start is None:
+        start = "noise" if isinstance(canvas, Generator) else "zeros"
+    if isinstance(start, Tensor):
+        shape = canvas.code if isinstance(canvas, Generator) else (len(frame.mean), *frame.size)
+        if start.dim() != 1 + len(shape) or tuple(start.shape[1:]) != tuple(shape) or len(start) not in (1, N):
+            rows = "1" if N == 1 else f"1 or {N}"
+            raise ValueError(f"start should have shape [{rows}, {', '.join(map(str, shape))}], got {list(start.shape)}")
+        checks.tensor(start, "start")
+        checks.device(checks.tensor(start, "start").device, "start")
+        given = start.detach().to(like).expand(N, *shape)
+        return given if isinstance(canvas, Generator) else canvas.parameters(given, frame)
+    if checks.one_of(start, "start", ("zeros", "grey", "noise")) == "noise":
+        return canvas.noise(frame, [torch.Generator().manual_seed(seed) for seed in seeds], like)
+    zeros = like.new_zeros(N, len(frame.mean), *frame.size)
+    return canvas.parameters(zeros if start == "zeros" else frame.image(zeros + 0.5), frame)
 
 
 def _normal(shape: tuple[int, ...], generators: Sequence[torch.Generator], like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Files that a long optimisation goes on from: written whole or not at all, refused where they do not fit."""
+"""Checkpoints: files from which a long optimisation goes on. They are written whole or not at all."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,72 +15,45 @@ import torch
 from torch import Tensor, nn
 
 from fastviz._util import checks
-from fastviz._util.memory import is_out_of_memory
+from fastviz._util.memory import images_at_once, is_out_of_memory, what_fits
 from fastviz._util.progress import bar
 from fastviz.engine.optimize import checkpoint as files
 from fastviz.engine.optimize.canvas import Canvas, Frame
+from fastviz.engine.optimize.derivatives import gradients_of, pulled_back
 from fastviz.engine.optimize.known import Known
-from fastviz.engine.optimize.network import what_fits
 from fastviz.engine.optimize.optimizers import Evaluation, Optimizer
 from fastviz.engine.optimize.priors import Prior
-from fastviz.engine.optimize.redirected_relu import OpenRectifiers
-from fastviz.engine.optimize.state import RunState, begin, longer_history, restored, stop, to_save, with_best
+from fastviz.engine.optimize.redirected_relu import RedirectedReLU
+from fastviz.engine.optimize.state import (
+    Optimized,
+    RunState,
+    begin,
+    longer_history,
+    restored,
+    stop,
+    to_save,
+    with_best,
+)
 from fastviz.engine.optimize.transforms import Transform, transformed
 from fastviz.execution import capture
 from fastviz.execution.fast_conv.memory_format import image_gradients
 
-__all__ = ["Objective", "Optimized", "Preview", "optimize"]
+__all__ = ["ImageObjective", "Preview", "optimize"]
 
-Objective: TypeAlias = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
+ImageObjective: TypeAlias = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
 """Images [n, C, H, W] and their numbers in the batch, int64 [n] in rising order → values [n] to be increased, in the
 graph of the images; or (values, measures [n]), where a goal is compared with the measures."""
 
 Preview: TypeAlias = Callable[[int, Tensor], object]
 """Called with the number of steps done and the images [N, C, H, W] so far."""
 
-_PIXELS_AT_ONCE = 200_000
-"""Of the images of a pass on a CPU. Of 64 images of 128x128 through a SqueezeNet, 8 or 16 at a time take a fifth less
-time than 64, whose maps do not fit the caches, and than 4, which leave them empty."""
-
 _LARGEST = 1e6
 """Parameters beyond this have exploded: pictures end at 3, codes and waves at some hundreds."""
 
 
-@dataclass(frozen=True, eq=False)
-class Optimized:
-    """What :func:`optimize` made, a row an image.
-
-    Attributes:
-        parameters: [N, ...], the canvas's.
-        images: [N, C, H, W] as the network takes them.
-        values: [N], the objective at these images, without transforms and penalties.
-        measures: [N], what a goal is compared with, at these images.
-        totals: [N], values minus penalties.
-        steps: int64 [N], steps after which each image is as returned, or stopped.
-        history: [S, N], the objective before each step (under transforms: of the transformed image); NaN after an image
-            has stopped.
-        reasons: why each image stopped: ``"goal"``, ``"steps"`` (all done), ``"converged"`` (no step increases the
-            total), ``"interrupted"`` (Ctrl-C), or the cause in words, such as ``"the objective became nan at step 3"``.
-    """
-
-    parameters: Tensor
-    images: Tensor
-    values: Tensor
-    measures: Tensor
-    totals: Tensor
-    steps: Tensor
-    history: Tensor
-    reasons: tuple[str, ...]
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether Ctrl-C ended it early."""
-        return "interrupted" in self.reasons
-
-
 def optimize(
     model: nn.Module,
-    objective: Objective,
+    objective: ImageObjective,
     parameters: Tensor,
     *,
     canvas: Canvas,
@@ -103,10 +75,10 @@ def optimize(
     """Images that increase an objective, each from its own start, for its own objective, until it stops by itself.
 
     Every row of ``parameters`` is a problem of its own: gradient, optimiser state, line search, random numbers and the
-    end never depend on the other rows. Images that have stopped are left out of the passes that follow. What comes back
-    is, for an image that reached its goal, the image that did; else the one with the highest total (objective minus
-    penalties) seen, or the last one where totals cannot be compared (random transforms) or do not tell all (priors that
-    change images).
+    end never depend on the other rows. Images that have stopped are left out of later passes. For an image that reached
+    its goal, the image that did is returned. For others it is the one with the highest total (objective minus
+    penalties) that was seen; or the last one, where totals cannot be compared (random transforms) or do not say
+    everything (priors that change images).
 
     ``model`` is held in evaluation mode meanwhile, and is neither changed nor given gradients. Ctrl-C ends the loop and
     returns what there is. An image whose objective, gradient or parameters are no longer finite, or whose parameters
@@ -115,22 +87,22 @@ def optimize(
 
     Where the gradient of an objective is zero everywhere because all rectifiers on the way are off, as for many units
     at a grey image, the step follows the gradient of what stands before the last of them (see
-    :class:`fastviz.engine.optimize.redirected_relu.OpenRectifiers`), and where that is zero too, it is random.
+    :class:`fastviz.engine.optimize.redirected_relu.RedirectedReLU`), and where that is zero too, it is random.
 
     Args:
-        model: what the objective runs; see :class:`fastviz.engine.optimize.Network`.
-        objective: see :data:`Objective`.
+        model: what the objective runs; see :class:`fastviz.engine.optimize.FeatureNetwork`.
+        objective: see :data:`ImageObjective`.
         parameters: [N, ...], where to start: ``canvas.parameters(images, frame)`` or ``canvas.noise(...)``.
         canvas: how parameters become images.
         frame: size and normalisation of the images.
         optimizer: how parameters move.
         steps: most steps; 0 returns the start with its values.
         priors: penalties and changes, applied to the untransformed images.
-        transforms: random changes, in this order, before each look of the network.
+        transforms: random changes, in this order, before each pass.
         goal: an image stops when its measure (without transforms) is at least this.
         seeds: one an image, for the transforms; None is 0 for all. The random numbers of a step depend on the seed and
             on the number of the step only.
-        batch_size: images the network sees at once; None is all, on a CPU as many as its caches hold.
+        batch_size: images that the network sees at once; None is all, on a CPU as many as its caches hold.
         preview: called after every ``preview_every`` steps.
         progress: show a bar, on a terminal.
         checkpoint: a file that is written every ``checkpoint_every`` steps and at the end. If it is there already, the
@@ -151,13 +123,7 @@ def optimize(
     (tensor(1.), ('steps', 'steps'))
     """  # fmt: skip
     checks.tensor(parameters, "parameters")
-    checks.whole_number(steps, "steps", minimum=0)
-    checks.whole_number(preview_every, "preview_every", minimum=1)
-    checks.whole_number(checkpoint_every, "checkpoint_every", minimum=1)
-    if batch_size is not None:
-        checks.whole_number(batch_size, "batch_size", minimum=1)
-    if goal is not None:
-        checks.number(goal, "goal")
+    _check_numbers(steps, preview_every, checkpoint_every, batch_size, goal)
     if preview is not None and not callable(preview):
         raise TypeError(f"preview should be a function, got {type(preview).__name__}")
     checks.instances(priors, "priors", Prior)
@@ -167,17 +133,12 @@ def optimize(
             f"transforms should be empty for {type(optimizer).__name__}, whose line search needs an objective that "
             f"stays the same, got {list(transforms)}"
         )
-    N = len(parameters)
-    seeds = [0] * N if seeds is None else list(seeds)
-    if len(seeds) != N:
-        raise ValueError(f"seeds should have one number an image, {N}, got {len(seeds)}")
+    seeds = [0] * len(parameters) if seeds is None else list(seeds)
+    if len(seeds) != len(parameters):
+        raise ValueError(f"seeds should have one number an image, {len(parameters)}, got {len(seeds)}")
     run = _Run(model, objective, canvas, frame, optimizer, tuple(priors), tuple(transforms), goal, seeds, batch_size)
     path = None if checkpoint is None else checks.path(checkpoint, "checkpoint")
-    settings = "; ".join(
-        str(part)
-        for part in (about, list(parameters.shape), parameters.dtype, canvas, frame, optimizer, run.priors,
-                     run.transforms, goal, seeds)
-    )  # fmt: skip
+    settings = run.settings(about, parameters)
     with capture.frozen_model(model):
         state = begin(parameters.detach().clone(), optimizer)
         saved = None if path is None else files.load(path, settings, parameters.device)
@@ -202,6 +163,18 @@ def optimize(
         return run.conclude(state, "interrupted" if interrupted else "steps")
 
 
+def _check_numbers(
+    steps: int, preview_every: int, checkpoint_every: int, batch_size: int | None, goal: float | None
+) -> None:
+    checks.whole_number(steps, "steps", minimum=0)
+    checks.whole_number(preview_every, "preview_every", minimum=1)
+    checks.whole_number(checkpoint_every, "checkpoint_every", minimum=1)
+    if batch_size is not None:
+        checks.whole_number(batch_size, "batch_size", minimum=1)
+    if goal is not None:
+        checks.number(goal, "goal")
+
+
 # ------------------------------------------------------------------------------------------------------ the work
 
 
@@ -210,7 +183,7 @@ class _Run:
     """The arguments of one call, and the steps that they make."""
 
     model: nn.Module
-    objective: Objective
+    objective: ImageObjective
     canvas: Canvas
     frame: Frame
     optimizer: Optimizer
@@ -225,6 +198,14 @@ class _Run:
     def split(self) -> Known[Sequence[Tensor]]:
         """Rows in parts that the network sees at once; the same tensors for the same rows."""
         return Known(lambda rows: (rows,) if len(rows) <= self._at_once(rows) else rows.split(self._at_once(rows)))
+
+    def settings(self, about: str, parameters: Tensor) -> str:
+        """What a checkpoint must agree on."""
+        parts = (
+            *(about, list(parameters.shape), parameters.dtype, self.canvas, self.frame, self.optimizer, self.priors),
+            *(self.transforms, self.goal, self.seeds),
+        )
+        return "; ".join(str(part) for part in parts)
 
     @property
     def keeps_best(self) -> bool:
@@ -246,7 +227,7 @@ class _Run:
             state = with_best(state, found.total)
         if reaches:
             reached = self._reached(state, found)
-            state, found = stop(state, reached, "goal"), found.taken(~reached)
+            state, found = stop(state, reached, "goal"), found.select(~reached)
         if not len(state.active):
             return replace(state, step=state.step + 1)
 
@@ -289,11 +270,7 @@ class _Run:
 
     def _at_once(self, rows: Tensor) -> int:
         """How many of the images ``rows`` the network sees at once."""
-        if self.batch_size is not None:
-            return self.batch_size
-        if rows.device.type != "cpu":
-            return len(rows)
-        return max(1, round(_PIXELS_AT_ONCE / math.prod(self.frame.size)))
+        return self.batch_size or images_at_once(len(rows), self.frame.size, rows.device)
 
     def _evaluate(self, parameters: Tensor, rows: Tensor, step: int, clean: bool) -> Evaluation:
         leaf = parameters.detach().requires_grad_(not clean)
@@ -308,7 +285,7 @@ class _Run:
                     continue
                 total = total - penalty.detach()
                 if gradients is not None:
-                    gradients = gradients - _gradients(penalty, held)
+                    gradients = gradients - gradients_of(penalty, held)
             own = self.canvas.penalty(leaf)
             total = total if own is None else total - own.detach()
         nothing = total.new_zeros(0)
@@ -316,7 +293,7 @@ class _Run:
             return Evaluation(total, values, measures, nothing, nothing)
         through = gradients
         if images is not leaf:
-            through = _pulled_back(images, gradients, own, leaf)
+            through = pulled_back(images, gradients, own, leaf)
         kept = gradients if any(prior.needs_gradients for prior in self.priors) else nothing
         return Evaluation(total, values.detach(), measures, through, kept)
 
@@ -326,7 +303,7 @@ class _Run:
             return *self._measured(images, rows), None
         with image_gradients(self.model):
             values, measures = self._measured(self._transformed(images, rows, step), rows)
-            gradients = _gradients(values, images)
+            gradients = gradients_of(values, images)
         dead = _largest(gradients) == 0
         if dead.any():
             where = dead.nonzero()[:, 0]
@@ -336,9 +313,9 @@ class _Run:
     def _ways_out(self, images: Tensor, rows: Tensor, step: int) -> Tensor:
         """Directions for ``images`` at which the gradient of the objective is zero everywhere."""
         images = images.requires_grad_()
-        with OpenRectifiers():
+        with RedirectedReLU():
             values, _ = self._measured(self._transformed(images, rows, step), rows)
-            found = _gradients(values, images)
+            found = gradients_of(values, images)
         dead = _largest(found) == 0
         if not dead.any():
             return found
@@ -383,7 +360,7 @@ class _Run:
                 RuntimeWarning,
                 stacklevel=4,
             )
-        return stop(replace(state, parameters=good), failed, words), found.taken(~failed)
+        return stop(replace(state, parameters=good), failed, words), found.select(~failed)
 
     def _reached(self, state: RunState, found: Evaluation) -> Tensor:
         """Which rows have reached the goal; under transforms those that do without them too."""
@@ -458,33 +435,6 @@ _CAUSES = (
 def _largest(values: Tensor) -> Tensor:
     """The largest absolute number of each row, [n]; NaN where there is one."""
     return values.flatten(1).abs().amax(1)  # seven times as fast as the norm of infinite order
-
-
-def _pulled_back(images: Tensor, gradients: Tensor, penalty: Tensor | None, leaf: Tensor) -> Tensor:
-    """The images' ``gradients``, and those of minus the ``penalty``, for the ``leaf`` that both are made of."""
-    if not images.requires_grad:
-        raise ValueError(_NO_GRADIENT)
-    outputs, weights = [images], [gradients]
-    if penalty is not None:
-        outputs, weights = [images, penalty], [gradients, -torch.ones_like(penalty)]
-    (found,) = torch.autograd.grad(outputs, [leaf], weights, allow_unused=True)
-    if found is None:
-        raise ValueError(_NO_GRADIENT)
-    return found
-
-
-_NO_GRADIENT = (
-    "the objective should depend on what is optimised, but has no gradient for it "
-    "(is the target behind it, and does the model use torch.no_grad or detach?)"
-)
-
-
-def _gradients(values: Tensor, inputs: Tensor) -> Tensor:
-    """The gradient of the sum of ``values`` for the ``inputs``."""
-    (found,) = capture.differentiate(values.sum(), [inputs]) if values.requires_grad else (None,)
-    if found is None:
-        raise ValueError(_NO_GRADIENT)
-    return found.contiguous()
 
 
 def _generator(seed: int, step: int) -> torch.Generator:

@@ -1,8 +1,9 @@
-"""A model as an optimisation sees it: layers from a pass that ends where they end, and objectives for targets."""
+"""A model as an optimisation sees it: the features of some layers, and an objective for targets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -11,45 +12,25 @@ from torch import Tensor, nn
 
 from fastviz import targets
 from fastviz._util import checks
-from fastviz._util.memory import is_out_of_memory
 from fastviz.engine.gradients import unit_gradients
 from fastviz.engine.optimize.known import Known
-from fastviz.execution import capture
+from fastviz.execution import capture, forward
 from fastviz.execution.capture import Precision
 from fastviz.models.loading import preprocessing
 from fastviz.targets.objectives import Activations, Objective
 
-__all__ = ["Network", "Toward", "toward", "what_fits"]
+__all__ = ["FeatureNetwork", "TargetObjective", "target_objective"]
 
 
-def what_fits(attempt: Callable[[int], object], images: Tensor) -> str:
-    """What to say when ``images`` [n, C, H, W] were too many for the memory: how many of them are not.
-
-    ``attempt`` is called with smaller and smaller numbers of them, until one passes.
-    """
-    tried = len(images)
-    size = f"{images.shape[-2]}x{images.shape[-1]}"
-    what = f"{tried} image{'s' if tried > 1 else ''} of {size} pixels at once"
-    while tried > 1:
-        tried //= 2
-        try:
-            attempt(tried)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            continue
-        return f"out of memory: {what} do not fit on {images.device}, {tried} would: batch_size={tried}"
-    return f"out of memory: {what} do not fit on {images.device}; a smaller size may"
-
-
-class Network:
+class FeatureNetwork:
     """Outputs of ``layers``, and the output of the model if ``output``, for batches of images, in their graph.
 
-    Without ``output`` the forward pass ends at the last of the layers; where one runs several times, its last output
-    counts. The caller holds the model in ``capture.frozen_model``, as :func:`fastviz.engine.optimize.optimize` does.
+    Without ``output`` the forward pass ends after the last of the layers. Of a layer that runs several times, the last
+    output is returned. The caller holds the model in ``capture.frozen_model``, as
+    :func:`fastviz.engine.optimize.optimize` does.
 
     Args:
-        model: any module; one of 16 bits gets the images in its dtype, and gives what comes out in theirs.
+        model: any module; one of 16 bits gets the images in its dtype, and its outputs come back in theirs.
         layers: dotted names.
         output: whether the model's own output is needed.
         precision: ``"bfloat16"`` runs the model under autocast; what comes out has the dtype of the images again.
@@ -58,7 +39,7 @@ class Network:
     Raises:
         ValueError: a layer that does not exist or cannot be recorded; the message lists the nearest.
 
-    >>> network = Network(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)), ["1"], output=False)
+    >>> network = FeatureNetwork(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)), ["1"], output=False)
     >>> output, activations = network(torch.zeros(2, 3, 8, 8))
     >>> activations["1"].shape
     torch.Size([2, 8, 6, 6])
@@ -113,37 +94,34 @@ class Network:
         return self._counting_run(batch)
 
     def _counting_run(self, batch: Tensor) -> tuple[object, Activations]:
-        """A whole pass, where nothing else tells how often each layer is called, that learns it."""
-        calls = dict.fromkeys(self.layers, 0)
-
-        def counter(name: str) -> capture.Hook:
-            def count(module: nn.Module, inputs: object, output: object) -> None:
-                calls[name] += 1
-
-            return count
-
-        with capture.hooked(self.model, {name: counter(name) for name in self.layers}):
+        """A whole pass that learns how often each layer is called, for models that cannot be traced."""
+        with forward.noting(self.model, lambda output: None, self.layers) as noted:
             result = targets.run(self.model, batch, self.layers, argument=self.argument)
-        if all(calls.values()):
+        calls = Counter(name for name, _ in noted)
+        if calls.keys() == set(self.layers):
             self._calls = calls
         return result
 
 
-class Toward:
-    """The objective of images that each have a target of their own: what :func:`toward` makes.
+class TargetObjective:
+    """The objective of images that each have a target of their own: what :func:`target_objective` makes.
 
     Called with images [n, C, H, W] and their numbers int64 [n], in rising order, it returns the values of their targets
     and the measures that a goal is compared with: the probability for the score or probability of a class, else the
     value itself. Image number i has target ``i // repeats``.
     """
 
-    def __init__(self, network: Network, parts: Sequence[tuple[Objective, int]], repeats: int) -> None:
+    def __init__(self, network: FeatureNetwork, parts: Sequence[tuple[Objective, int]], repeats: int) -> None:
         self.network = network
         self.parts = tuple(parts)
         self.repeats = repeats
         self.targets = sum(count for _, count in parts)
         """The number of targets."""
         self._shares = Known(self._shared)
+
+    def is_class(self) -> list[bool]:
+        """For each image whether its target is the score or the probability of a class."""
+        return [part.as_probability() is not None for part, count in self.parts for _ in range(count * self.repeats)]
 
     def __call__(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Values and measures, [n] each."""
@@ -194,14 +172,14 @@ class _Share:
     probability: Objective | None
 
 
-def toward(
+def target_objective(
     model: nn.Module,
     target: targets.Target,
     *,
     repeats: int = 1,
     precision: Precision = "model",
     argument: str = "images",
-) -> Toward:
+) -> TargetObjective:
     """The objective for one image a target, or ``repeats`` of them.
 
     Unlike where images are explained, several targets are several images: a tensor of T classes, a list of T targets,
@@ -220,5 +198,7 @@ def toward(
     if selection.predicts:
         raise ValueError("target should say which class: there is no image yet that could be predicted, got None")
     parts = [(objective, objective.samples or 1) for objective in selection.objectives]
-    network = Network(model, selection.layers, output=selection.reads_output, precision=precision, argument=argument)
-    return Toward(network, parts, repeats)
+    network = FeatureNetwork(
+        model, selection.layers, output=selection.reads_output, precision=precision, argument=argument
+    )
+    return TargetObjective(network, parts, repeats)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastviz._util import checks
 
-__all__ = ["LBFGS", "Adam", "Ascent", "Evaluation", "Optimizer", "State", "by_name"]
+__all__ = ["LBFGS", "Adam", "Ascent", "Evaluation", "Optimizer", "State", "by_name", "has_pairs"]
 
 State: TypeAlias = dict[str, Tensor]
 Bounds: TypeAlias = tuple[Tensor, Tensor] | None
@@ -37,11 +37,11 @@ class Evaluation(NamedTuple):
     gradients: Tensor
     image_gradients: Tensor
 
-    def taken(self, rows: Tensor) -> Evaluation:
+    def select(self, rows: Tensor) -> Evaluation:
         """The evaluation of some of the ``rows`` (numbers or a mask)."""
         return Evaluation(*(part[rows] if len(part) else part for part in self))
 
-    def put(self, rows: Tensor, other: Evaluation) -> Evaluation:
+    def replaced(self, rows: Tensor, other: Evaluation) -> Evaluation:
         """The evaluation with those of the ``rows`` replaced by ``other``."""
         return Evaluation(
             *(mine.index_copy(0, rows, new) if len(mine) else mine for mine, new in zip(self, other, strict=True))
@@ -69,7 +69,7 @@ class Optimizer(ABC):
     """A way to increase ``total``."""
 
     random_objective: bool = True
-    """Whether it bears an objective that changes from step to step, as under random transforms."""
+    """Whether it works with an objective that changes from step to step, as under random transforms."""
 
     @abstractmethod
     def start(self, parameters: Tensor) -> State:
@@ -196,11 +196,10 @@ class LBFGS(Optimizer):
             low, high = (bound.expand_as(parameters).flatten(1) for bound in bounds)
             free = ~(((x <= low) & (g > 0)) | ((x >= high) & (g < 0)))
         g_free = g * free
-        has_pairs = (state["rho"] > 0).any(1)
         d = -_inverse_hessian(g_free, state) * free
         slope = (d * g).sum(1)
         # Where the pairs say nothing, or nonsense, the direction is the gradient's.
-        plain = ~has_pairs | ~(slope < 0)
+        plain = ~has_pairs(state) | ~(slope < 0)
         size = g_free.square().mean(1).sqrt()
         steepest = -g_free * (self.learning_rate / torch.where(size > 0, size, 1))[:, None]
         d = torch.where(plain[:, None], steepest, d)
@@ -210,6 +209,39 @@ class LBFGS(Optimizer):
         state = _remember(state, s, y, moved)
         state = state | {"rho": torch.where(moved[:, None], state["rho"], 0)}
         return Step(new, state, found, ~moved & plain)
+
+    def with_curvature(self, state: State, directions: Tensor, curvature: Tensor, rows: Tensor) -> State:
+        """``state`` with a pair in the ``rows`` that says what the curvature along one direction is.
+
+        For callers who know it before there is a step to measure it by.
+
+        Args:
+            state: of :meth:`start` or of a step.
+            directions: [k, ...], of length 1 in each row.
+            curvature: [k], above 0: the second derivative of −total along them.
+            rows: bool [n] with k True: the rows that get the pair as their newest.
+        """
+        changed = {name: value.clone() for name, value in state.items()}
+        flat = directions.flatten(1)
+        changed["s"][rows, -1] = flat
+        changed["y"][rows, -1] = curvature[:, None] * flat
+        changed["rho"][rows, -1] = changed["gamma"][rows] = 1 / curvature
+        return changed
+
+    def with_more_curvature(self, state: State, more: Tensor) -> State:
+        """``state`` after the curvature of −total has grown by ``more`` [n] in every direction (less than 0: fallen).
+
+        As when a term ``weight · ‖p − p₀‖²`` of −total gets another weight, with ``more`` twice the difference. A pair
+        whose curvature would no longer be above 0 is left out.
+        """
+        s = state["s"]
+        y = state["y"] + more[:, None, None] * s
+        product, length = (s * y).sum(2), y.square().sum(2)
+        good = (state["rho"] > 0) & _is_curved(product, length)
+        gamma = state["gamma"]
+        for number in range(s.shape[1]):  # the newest decides
+            gamma = torch.where(good[:, number], product[:, number] / length[:, number], gamma)
+        return {"s": s, "y": y, "rho": torch.where(good, 1 / product, 0), "gamma": gamma}
 
     def _search(
         self, start: Tensor, d: Tensor, now: Evaluation, evaluate: Evaluate, bounds: Bounds
@@ -235,7 +267,7 @@ class LBFGS(Optimizer):
             keep = enough.nonzero()[:, 0]
             rows = waiting[keep]
             place = place.index_copy(0, rows, there[keep])
-            found = found.put(rows, tried.taken(keep))
+            found = found.replaced(rows, tried.select(keep))
             moved = moved.index_fill(0, rows, True)
             low[rows] = t[rows]
             short = waiting[~enough]
@@ -260,10 +292,20 @@ def _inverse_hessian(g: Tensor, state: State) -> Tensor:
     return q
 
 
+def has_pairs(state: State) -> Tensor:
+    """Which rows of a state of :class:`LBFGS` know anything about the curvature, bool [n]."""
+    return (state["rho"] > 0).any(1)
+
+
+def _is_curved(product: Tensor, length: Tensor) -> Tensor:
+    """Whether pairs with these s · y and y · y say that the curvature is above 0, by more than rounding."""
+    return (product > 1e-10 * length) & (length > 0)
+
+
 def _remember(state: State, s: Tensor, y: Tensor, moved: Tensor) -> State:
     """The state with the pairs of a step, where they have a positive product: else the row keeps what it knows."""
     product, length = (s * y).sum(1), y.square().sum(1)
-    good = moved & (product > 1e-10 * length) & (length > 0)
+    good = moved & _is_curved(product, length)
     rho = torch.where(good, 1 / torch.where(good, product, 1), 0)
     gamma = torch.where(good, product / torch.where(good, length, 1), state["gamma"])
     keep = good[:, None]

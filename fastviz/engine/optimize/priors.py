@@ -10,19 +10,27 @@ https://arxiv.org/abs/1506.06579: :class:`L2`, :class:`Blur`, :class:`ClipNorm`,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fastviz import ops
 from fastviz._util import checks
+from fastviz.images import tensors
 
-__all__ = ["L2", "LP", "Blur", "ClipContribution", "ClipNorm", "Prior", "TotalVariation"]
+if TYPE_CHECKING:
+    from fastviz.engine.optimize.canvas import Frame
+
+__all__ = ["L2", "LP", "Blur", "ClipContribution", "ClipNorm", "Prior", "TotalVariation", "natural_image"]
+
+_RANGE = 2.0
+"""B of Mahendran, Vedaldi 2015: the size of a pixel near black or white, in standard deviations."""
+_DIFFERENCE = 0.3
+"""V of the same, B / 6.5: the difference of neighbouring pixels in a photograph."""
 
 
 class Prior:
-    """A penalty, a change after each step, or both; what a prior does not define it leaves alone."""
+    """A penalty, a change after each step, or both."""
 
     changes_images: bool = False
     """Whether :meth:`changed` does anything."""
@@ -45,6 +53,7 @@ class L2(Prior):
     Plain gradient ascent with learning rate η then shrinks each pixel by the factor 1 − 2 · η · weight in every step:
     the "L2 decay" of Yosinski et al. 2015.
 
+    >>> import torch
     >>> L2(0.5).penalty(torch.tensor([[[[1.0, 2.0]]]]), torch.tensor([0]))
     tensor([2.5000])
     """
@@ -65,6 +74,7 @@ class LP(Prior):
 
     A large exponent leaves small values alone and bounds large ones.
 
+    >>> import torch
     >>> LP(6, weight=0.5).penalty(torch.tensor([[[[2.0, -1.0]]]]), torch.tensor([0]))
     tensor([32.5000])
     """
@@ -90,6 +100,7 @@ class TotalVariation(Prior):
 
     λ_β TV^β of Mahendran, Vedaldi 2015, https://arxiv.org/abs/1412.0035, by :func:`fastviz.ops.total_variation`.
 
+    >>> import torch
     >>> TotalVariation(weight=2).penalty(torch.tensor([[[[0.0, 3.0], [4.0, 0.0]]]]), torch.tensor([0]))
     tensor([50.])
     """
@@ -123,19 +134,7 @@ class Blur(Prior):
 
     def changed(self, images: Tensor, gradients: Tensor | None, rows: Tensor, step: int) -> Tensor:
         """See the class."""
-        return images if step % self.every else blurred(images, self.sigma)
-
-
-def blurred(images: Tensor, sigma: float) -> Tensor:
-    """``images`` [n, C, H, W] under a Gaussian of standard deviation ``sigma`` pixels, cut off at 3 of them."""
-    radius = max(1, round(3 * sigma))
-    place = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
-    weights = torch.exp(-0.5 * (place / sigma).square())
-    weights = weights / weights.sum()
-    n, C, H, W = images.shape
-    flat = functional.pad(images, (radius,) * 4, mode="replicate").reshape(n * C, 1, H + 2 * radius, W + 2 * radius)
-    down = functional.conv2d(flat, weights.view(1, 1, -1, 1))
-    return functional.conv2d(down, weights.view(1, 1, 1, -1)).view(n, C, H, W)
+        return images if step % self.every else tensors.gaussian_blur(images, self.sigma)
 
 
 @dataclass(frozen=True)
@@ -176,6 +175,33 @@ class ClipContribution(Prior):
         """See the class."""
         assert gradients is not None
         return _clipped(images, (images * gradients).sum(1, keepdim=True).abs(), self.fraction)
+
+
+def natural_image(frame: Frame, range_weight: float = 0.1, variation_weight: float = 0.01) -> tuple[Prior, ...]:
+    """The two priors of Mahendran, Vedaldi 2015, with weights that do not depend on the size of the images.
+
+    ``LP(6, range_weight / (CHW · B⁶))`` and ``TotalVariation(2, variation_weight / (CHW · V²))``, with B = 2 standard
+    deviations and V = 0.3, as in their later work (2016, https://arxiv.org/abs/1512.02017): a picture at the border of
+    the range costs about ``range_weight``, one as busy as a photograph about ``variation_weight``.
+
+    Args:
+        frame: size and channels of the images: ``frame_of(model)`` of :mod:`fastviz.engine.optimize.canvas`.
+        range_weight, variation_weight: 0 or more; 0 leaves the prior out.
+
+    Raises:
+        TypeError, ValueError: a weight that is not a finite number of 0 or more; names the argument.
+
+    >>> from fastviz.engine.optimize.canvas import Frame
+    >>> natural_image(Frame((10, 10), (0.0,), (1.0,)), 0, 0.09)
+    (TotalVariation(beta=2.0, weight=0.01),)
+    """
+    values = len(frame.mean) * frame.size[0] * frame.size[1]
+    found: list[Prior] = []
+    if checks.number(range_weight, "range_weight", low=0):
+        found.append(LP(6.0, range_weight / (values * _RANGE**6.0)))
+    if checks.number(variation_weight, "variation_weight", low=0):
+        found.append(TotalVariation(2.0, variation_weight / (values * _DIFFERENCE**2.0)))
+    return tuple(found)
 
 
 def _check_fraction(value: object) -> None:

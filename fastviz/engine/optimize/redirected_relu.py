@@ -1,4 +1,4 @@
-"""A way out for objectives behind rectifiers that are all off."""
+"""Redirected rectifiers: a gradient for objectives behind rectifiers that are all off."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from fastviz.execution.capture import Rectifiers
 
-__all__ = ["OpenRectifiers"]
+__all__ = ["RedirectedReLU"]
 
 
-class _Open(torch.autograd.Function):
-    """``max(x, 0)``; a sample whose gradient would be zero everywhere passes on what came."""
+class _Redirected(torch.autograd.Function):
+    """``max(x, 0)``; a sample whose gradient would be zero everywhere passes the incoming gradient on unchanged."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -28,8 +28,8 @@ class _Open(torch.autograd.Function):
         return torch.where(blocked.view(-1, *(1,) * (passed.dim() - 1)), grads[0], passed)
 
 
-class OpenRectifiers(Rectifiers):
-    """Inside, rectifiers that block the whole gradient of a sample let it through; all others work as ever.
+class RedirectedReLU(Rectifiers):
+    """Inside, rectifiers that would block the whole gradient of a sample let it through; all others are unchanged.
 
     The gradient of a unit that is off is then that of what stands before its rectifier, which says how to switch it on.
     After the redirected rectifiers of Olah, Mordvintsev, Schubert 2017, https://distill.pub/2017/feature-visualization.
@@ -42,9 +42,9 @@ class OpenRectifiers(Rectifiers):
 
     def rectified(self, x: Tensor, upper: float | None) -> Tensor:
         """See the class."""
-        opened: Tensor = _Open.apply(x)
+        passed: Tensor = _Redirected.apply(x)
         # What comes is 0 or more: only the upper bound acts.
-        return opened if upper is None else torch.nn.functional.hardtanh(opened, -1.0, upper)
+        return passed if upper is None else torch.nn.functional.hardtanh(passed, -1.0, upper)
 
     def rectified_(self, x: Tensor, upper: float | None) -> Tensor:
         """See the class."""

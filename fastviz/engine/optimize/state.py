@@ -1,4 +1,4 @@
-"""Everything that the loop knows between two steps, and how it goes on when images stop."""
+"""What the loop knows between two steps, what changes when images stop, and what comes out at the end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,39 @@ from torch import Tensor
 
 from fastviz.engine.optimize.optimizers import Evaluation, Optimizer, State
 
-__all__ = ["RunState", "begin", "longer_history", "restored", "stop", "to_save", "with_best"]
+__all__ = ["Optimized", "RunState", "begin", "longer_history", "restored", "stop", "to_save", "with_best"]
+
+
+@dataclass(frozen=True, eq=False)
+class Optimized:
+    """What :func:`fastviz.engine.optimize.optimize` made, a row an image.
+
+    Attributes:
+        parameters: [N, ...], the canvas's.
+        images: [N, C, H, W] as the network takes them.
+        values: [N], the objective at these images, without transforms and penalties.
+        measures: [N], what a goal is compared with, at these images.
+        totals: [N], values minus penalties.
+        steps: int64 [N], steps after which each image is as returned, or stopped.
+        history: [S, N], the objective before each step (under transforms: of the transformed image); NaN after an image
+            has stopped.
+        reasons: why each image stopped: ``"goal"``, ``"steps"`` (all done), ``"converged"`` (no step increases the
+            total), ``"interrupted"`` (Ctrl-C), or the cause in words, such as ``"the objective became nan at step 3"``.
+    """
+
+    parameters: Tensor
+    images: Tensor
+    values: Tensor
+    measures: Tensor
+    totals: Tensor
+    steps: Tensor
+    history: Tensor
+    reasons: tuple[str, ...]
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended it early."""
+        return "interrupted" in self.reasons
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +140,7 @@ def stop(state: RunState, stops: Tensor, why: str | Sequence[str]) -> RunState:
         parameters=state.parameters[rest],
         good=state.good[rest],
         optimizer={name: value[rest] for name, value in state.optimizer.items()},
-        found=None if state.found is None else state.found.taken(rest),
+        found=None if state.found is None else state.found.select(rest),
         final=state.final.index_copy(0, goes, state.parameters[stops]),
         steps=state.steps.index_fill(0, goes, state.step),
         reasons=tuple(reasons),

@@ -1,4 +1,4 @@
-"""What pictures of a style are made for: features and Gram matrices of layers that an image should have."""
+"""The loss of style transfer: features and Gram matrices that an image should have in some layers."""
 
 from __future__ import annotations
 
@@ -7,24 +7,19 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fastviz import ops
 from fastviz._util import checks
-from fastviz.engine.gradients import unit_gradients
-from fastviz.engine.optimize import Network
+from fastviz.engine.optimize.network import FeatureNetwork
 from fastviz.execution import capture
 from fastviz.execution.fast_conv.winograd import Winograd
-from fastviz.models.loading import preprocessing
 
-__all__ = ["Layers", "Losses", "layer_weights", "not_negative", "style_layers"]
+__all__ = ["Layers", "StyleLoss", "layer_weights"]
 
 Layers: TypeAlias = str | Sequence[str] | Mapping[str, float] | None
 """A layer's name, several (which share a weight of 1 evenly), names with weights, or None for the network's usual."""
-
-
-# ------------------------------------------------------------------------------------------------------- layers
 
 
 def layer_weights(layers: Layers, argument: str, usual: Sequence[str]) -> dict[str, float]:
@@ -38,7 +33,10 @@ def layer_weights(layers: Layers, argument: str, usual: Sequence[str]) -> dict[s
     {'conv1': 0.5, 'conv2': 0.5}
     """
     if isinstance(layers, Mapping):
-        found = {name: not_negative(weight, f"the weight of {name!r} in {argument}") for name, weight in layers.items()}
+        found = {
+            name: checks.number(weight, f"the weight of {name!r} in {argument}", low=0)
+            for name, weight in layers.items()
+        }
         if found and not any(found.values()):
             raise ValueError(f"{argument} should have a weight above 0, got {found}")
     else:
@@ -52,65 +50,6 @@ def layer_weights(layers: Layers, argument: str, usual: Sequence[str]) -> dict[s
         if not isinstance(name, str):
             raise TypeError(f"{argument} should be dotted module names, got {type(name).__name__}")
     return found
-
-
-def style_layers(model: nn.Module) -> tuple[list[str], list[str]]:
-    """The layers for style and those for content where none are named.
-
-    Of a chain of layers with poolings between them (VGG, AlexNet, SqueezeNet, the built-in network) the style's are the
-    first rectified maps of each stage, at most five, and the content's the second ones (or the only ones) of the stage
-    before the coarsest: relu1_1 … relu5_1 and relu4_2 of VGG, as Gatys et al. chose. Of other networks they are the
-    last layers of each size of map, the content's likewise.
-
-    Raises:
-        ValueError: the network has no maps [N, C, H, W] of two sizes, as transformers have not.
-
-    >>> import fastviz as fv
-    >>> style_layers(fv.load_model("demo"))
-    (['relu1', 'relu2_1', 'relu3_1', 'relu4_1', 'relu5_1'], ['relu4_2'])
-    """
-    stages = _chain(checks.module(model))
-    if len(stages) < 3:
-        stages = _sizes(model)
-    if len(stages) < 2:
-        raise ValueError("layers should be named for this model, which has no maps [N, C, H, W] of two sizes")
-    stages = stages[:5]
-    return [stage[0] for stage in stages], stages[-2][1:2] or stages[-2][:1]
-
-
-def _chain(model: nn.Module) -> list[list[str]]:
-    """The rectified layers between the poolings of a network that is a chain; few or none if it is not."""
-    body = getattr(model, "features", model)
-    if not isinstance(body, nn.Sequential):
-        return []
-    prefix = "" if body is model else "features."
-    stages: list[list[str]] = [[]]
-    for name, module in body.named_children():
-        if isinstance(module, (nn.MaxPool2d, nn.AvgPool2d)):
-            stages.append([])
-        elif isinstance(module, nn.Flatten):
-            break
-        elif any(isinstance(part, nn.ReLU) for part in module.modules()):
-            stages[-1].append(f"{prefix}{name}")
-    return [stage for stage in stages if stage]
-
-
-def _sizes(model: nn.Module) -> list[list[str]]:
-    """The last of the outermost layers of each size of map of more than one place, the largest maps first."""
-    known = preprocessing(model)
-    layers: dict[int, list[str]] = {}
-    for name, _ in model.named_modules():
-        try:
-            shape = unit_gradients.map_shape(model, name, known.size or (224, 224), channels=len(known.mean))
-        except unit_gradients.NoCrop:
-            continue
-        if name and len(shape) == 3 and shape[1] * shape[2] > 1:
-            layers.setdefault(shape[1] * shape[2], []).append(name)
-    stages = []
-    for size in sorted(layers, reverse=True):
-        depth = min(name.count(".") for name in layers[size])
-        stages.append([[name for name in layers[size] if name.count(".") == depth][-1]])
-    return stages
 
 
 # ------------------------------------------------------------------------------------------------------- losses
@@ -128,11 +67,11 @@ class _Region:
     mask: Tensor | None
 
 
-class Losses:
-    """Minus the losses of images against a content and styles, to be increased: see :func:`fastviz.style_transfer`.
+class StyleLoss:
+    """Minus the loss of images against a content and styles, to be increased: see :func:`fastviz.style_transfer`.
 
-    After a call, :attr:`content` and :attr:`style`, [N], hold the two losses, without α and β, of the images it was
-    called with; others keep what they had.
+    After a call, :attr:`content` and :attr:`style`, [N], hold the two losses, without α and β, of the images that it
+    was called with; those of other images stay as they were.
 
     Args:
         network: what gives the features.
@@ -140,7 +79,7 @@ class Losses:
         zeros: [N], in the dtype and on the device of the images.
     """
 
-    def __init__(self, network: Network, content_weight: float, style_weight: float, zeros: Tensor) -> None:
+    def __init__(self, network: FeatureNetwork, content_weight: float, style_weight: float, zeros: Tensor) -> None:
         self.network = network
         self._winograd = Winograd(keep=True)
         self.content_weight, self.style_weight = content_weight, style_weight
@@ -237,12 +176,3 @@ def _maps(name: str, features: Tensor) -> Tensor:
             f"layers of the style should give maps [N, C, H, W], layer {name!r} gives shape {list(features.shape)}"
         )
     return features
-
-
-def not_negative(value: object, argument: str) -> float:
-    """``value`` as a float, if it is a finite number of 0 or more."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{argument} should be a number, got {value!r}")
-    if not 0 <= value < torch.inf:
-        raise ValueError(f"{argument} should be finite and at least 0, got {value}")
-    return float(value)

@@ -1,6 +1,6 @@
-"""Random changes of the image before each look of the network: what survives them is no accident of single pixels.
+"""Random changes of the images before each pass: what survives them does not depend on single pixels.
 
-Each image draws from a random generator of its own, so it does not matter which others are beside it.
+Each image draws from a random generator of its own, so its changes do not depend on the other images of the batch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Transform:
 
 
 class Warp(Transform):
-    """A transform that reads each image, by bilinear interpolation, at places that a matrix makes of each pixel's."""
+    """A linear map of the plane: a matrix sends each pixel to the place where the image is read, bilinearly."""
 
     def matrices(self, size: tuple[int, int], generators: Sequence[torch.Generator]) -> Tensor:
         """Float64 [n, 2, 2], for places (x, y) from the centre, −1 to 1 along each side of images of ``size``."""

@@ -1,7 +1,7 @@
-"""What images are made of when they evolve: pixels of their own, or small networks that paint (CPPN).
+"""How evolving images are encoded: as pixels, or as small networks that paint them (CPPN).
 
-Genomes are dicts of tensors with one row an image, on the CPU, so that the same seed gives the same images on every
-device; pictures are painted where they are wanted.
+Genomes are dicts of tensors with one row for each image. They are on the CPU, so that a seed gives the same images on
+every device; pictures are painted on the device of the network.
 """
 
 from __future__ import annotations

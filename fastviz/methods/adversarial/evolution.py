@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from fastviz._util import checks
 from fastviz._util.progress import bar
-from fastviz.engine.optimize.canvas import frame_of
+from fastviz.engine.optimize.canvas import frame_of, parameter_of
 from fastviz.execution import capture
+from fastviz.execution.capture import Precision
 from fastviz.methods.adversarial.cppn import CPPN, Direct, Encoding, Genomes
-from fastviz.methods.adversarial.fooling import Unrecognisable, Victim, class_batch, probability_goal
+from fastviz.methods.adversarial.fooling import AttackedModel, FoolingImages, class_batch, probability_goal
 
 __all__ = ["evolve"]
 
@@ -32,8 +33,9 @@ def evolve(
     seed: int = 0,
     size: int | tuple[int, int] | None = None,
     batch_size: int | None = None,
+    precision: Precision = "model",
     progress: bool = False,
-) -> Unrecognisable:
+) -> FoolingImages:
     """Pictures of nothing that the network takes for each of the ``target`` classes, found without any gradient.
 
     MAP-Elites, as in Nguyen, Yosinski, Clune 2015, "Deep Neural Networks are Easily Fooled",
@@ -46,22 +48,28 @@ def evolve(
     Args:
         model: any module that maps images [N, C, H, W] to scores [N, K]; it is only ever run forwards.
         target: a class or several, or None for any: ends with the first class at the goal, and returns the best one.
-        encoding: ``"cppn"``: networks that paint regular patterns, see :class:`fastviz.methods.adversarial.cppn.CPPN`;
-            ``"direct"``: every pixel by itself, see :class:`fastviz.methods.adversarial.cppn.Direct`, which needs many
-            more generations and memory for a picture a class.
+        encoding: ``"cppn"``: networks that paint regular patterns, see
+            :class:`fastviz.methods.adversarial.cppn.CPPN`; ``"direct"``: every pixel by itself, see
+            :class:`fastviz.methods.adversarial.cppn.Direct`, which needs many more generations, and memory for a
+            picture of each class.
         population: images that are tried in each generation.
         generations: most of them.
         goal: probability at which a class is done.
         seed: of all random numbers.
         size: height and width in pixels; None is the model's own.
-        batch_size: images the network sees at once; None is all.
-        progress: show a bar, on a terminal.
+        batch_size: images that the network sees at once; None is all, on a CPU as many as its caches hold.
+        precision: ``"bfloat16"`` runs the network under autocast: faster where the processor has it, approximate. What
+            is reported is then what the network gives in this precision.
+        progress: show a bar, on a terminal. Ctrl-C returns the best images so far.
 
-    The pictures are rounded to 8 bits before the network sees them: a saved PNG is the same image.
+    Returns:
+        A :class:`fastviz.FoolingImages` with an image for each target class, in the dtype and on the device of the
+        model. Pictures are rounded to 8 bits before the network sees them: a saved PNG is the same image.
 
     Raises:
         TypeError: arguments of the wrong type; the model returns no scores.
         ValueError: a class or encoding that does not exist; a goal or number out of range.
+        MemoryError: the images do not fit into memory at once; says how many would.
 
     >>> from fastviz.models import load_model
     >>> found = evolve(load_model("demo"), population=8, generations=2)
@@ -76,8 +84,8 @@ def evolve(
     checks.whole_number(seed, "seed", minimum=0)
     generator = torch.Generator().manual_seed(seed)
     with capture.frozen_model(model), torch.no_grad():
-        victim = Victim(model, frame_of(model, size), goal, batch_size, argument="size")
-        archive = _Archive(victim, kind, model)
+        attacked = AttackedModel(model, frame_of(model, size), batch_size, precision, argument="size")
+        archive = _Archive(attacked, kind, goal)
         interrupted = False
         with bar(progress, generations, text="evolving", unit="generations") as advance:
             try:
@@ -106,18 +114,19 @@ class _Archive:
         since: int64 [K], the generations in which they were found.
     """
 
-    def __init__(self, victim: Victim, encoding: Encoding, model: nn.Module) -> None:
-        self.victim = victim
+    def __init__(self, attacked: AttackedModel, encoding: Encoding, goal: float) -> None:
+        self.attacked = attacked
         self.encoding = encoding
-        self.shape = (len(victim.frame.mean), *victim.frame.size)
-        self.like = next((value for value in model.parameters() if value.is_floating_point()), torch.empty(0)).detach()
+        self.goal = goal
+        self.shape = (len(attacked.frame.mean), *attacked.frame.size)
+        self.like = parameter_of(attacked.model)
         self.best = self.like.new_zeros(0)
         self.since = torch.zeros(0, dtype=torch.int64)
         self._elites: Genomes = {}
 
     def admit(self, genomes: Genomes, generation: int) -> None:
         """Let the images of ``genomes`` take the places of worse ones."""
-        found = self.victim.probabilities(self._pictures(genomes))
+        found = self.attacked.probabilities(self._pictures(genomes))
         highest, which = found.max(0)
         if not len(self.best):
             self._elites = {name: genes[which.cpu()] for name, genes in genomes.items()}
@@ -141,20 +150,20 @@ class _Archive:
 
     def done(self, wanted: Tensor | None) -> bool:
         """Whether all of the ``wanted`` classes, or for None any, are at the goal."""
-        return bool((self.best >= self.victim.goal).any()) if wanted is None else not self._missing(wanted).any()
+        return bool((self.best >= self.goal).any()) if wanted is None else not self._missing(wanted).any()
 
     def standing(self, wanted: Tensor | None) -> float:
         """The lowest probability of the ``wanted`` classes; for None the highest of all."""
         return float(self.best.max() if wanted is None else self.best[wanted].min())
 
-    def found(self, classes: Tensor, *, interrupted: bool) -> Unrecognisable:
+    def found(self, classes: Tensor, *, interrupted: bool) -> FoolingImages:
         """The images of these ``classes``."""
         genomes = {name: genes[classes.cpu()] for name, genes in self._elites.items()}
         since = self.since.to(classes.device)[classes]
-        return self.victim.judged(self._pictures(genomes), classes, since, interrupted=interrupted)
+        return self.attacked.judged(self._pictures(genomes), classes, self.goal, since, interrupted=interrupted)
 
     def _missing(self, wanted: Tensor) -> Tensor:
-        return self.best[wanted] < self.victim.goal
+        return self.best[wanted] < self.goal
 
     def _pictures(self, genomes: Genomes) -> Tensor:
         return (self.encoding.pictures(genomes, self.shape, self.like) * 255).round() / 255

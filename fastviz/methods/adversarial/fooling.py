@@ -1,27 +1,33 @@
-"""What fooling images share: a network's probabilities for pictures, ascent towards classes, rounding to 8 bits.
+"""What fooling images share: a model that is shown pictures, a bound on their change, and rounding to 8 bits.
 
-Pictures here are [N, C, H, W] with values 0 to 1; :class:`Victim` turns them into what its network takes.
+Pictures here are [N, C, H, W] with values 0 to 1; :class:`AttackedModel` turns them into what its network takes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fastviz import targets
 from fastviz._util import checks
-from fastviz._util.memory import is_out_of_memory
-from fastviz.engine.optimize import Optimized, Optimizer, optimize, what_fits
+from fastviz._util.memory import images_at_once, is_out_of_memory, what_fits
+from fastviz.engine.gradients import input_gradients
+from fastviz.engine.optimize import Optimized, Optimizer, optimize
 from fastviz.engine.optimize.canvas import Frame, Pixels, frame_of
 from fastviz.engine.optimize.priors import Prior
 from fastviz.execution import capture
+from fastviz.execution.capture import Precision
 from fastviz.execution.fast_conv.memory_format import image_gradients
+from fastviz.images import notebook
 
-__all__ = ["LEVEL", "Ball", "Unrecognisable", "Victim", "class_batch", "logit", "probability_goal"]
+if TYPE_CHECKING:
+    from fastviz.methods.adversarial.aims import Aim
+
+__all__ = ["LEVEL", "AttackedModel", "FoolingImages", "NormBall", "class_batch", "probability_goal"]
 
 _Found = TypeVar("_Found")
 
@@ -31,16 +37,15 @@ _REPAIRS = 100
 """Most looks at the gradient after rounding to 8 bits."""
 _REPAIRED = 0.05
 """The largest part of an image's values that moves by one level at each of them."""
-_SURE = 0.01
-"""log(p / (1 − p)) by which float32 can miss the goal: what is beside an image in a pass changes how it is rounded."""
 
 
-@dataclass(frozen=True, eq=False)
-class Unrecognisable:
+@dataclass(frozen=True, eq=False, repr=False)
+class FoolingImages(notebook.NotebookResult):
     """Images that show nothing and that a network is sure of, a row a class.
 
     Attributes:
-        images: [T, C, H, W] as the network takes them, their pictures between black and white.
+        images: [T, C, H, W] as the network takes them.
+        pictures: [T, C, H, W] in 0 to 1.
         target: int64 [T], the classes aimed at.
         success: bool [T], whether the target has at least the probability that was the goal.
         probability: [T], of the target.
@@ -49,16 +54,23 @@ class Unrecognisable:
     """
 
     images: Tensor
+    pictures: Tensor
     target: Tensor
     success: Tensor
     probability: Tensor
     steps: Tensor
     interrupted: bool
 
+    def shown(self) -> list[tuple[str, Tensor]]:
+        """See :class:`fastviz.images.notebook.NotebookResult`."""
+        numbers = zip(self.target.tolist(), self.probability.tolist(), strict=True)
+        captions = [f"class {target}, {notebook.words(probability=probability)}" for target, probability in numbers]
+        return list(zip(captions, self.pictures, strict=True))
+
 
 @dataclass(frozen=True, eq=False)
-class Ball(Prior):
-    """Brings pictures back to within ``radius`` of the ``centre`` [N, C, H, W] after each step.
+class NormBall(Prior):
+    """Projects pictures onto the ball of this ``radius`` around the ``centre`` [N, C, H, W] after each step.
 
     ``norm`` ``"inf"`` bounds the change of each value, ``"2"`` the Euclidean length of the change.
     """
@@ -69,7 +81,7 @@ class Ball(Prior):
     changes_images = True
 
     def changed(self, images: Tensor, gradients: Tensor | None, rows: Tensor, step: int) -> Tensor:
-        """The nearest pictures of the ball."""
+        """The nearest pictures in the ball."""
         change = images - self.centre[rows]
         if self.norm == "inf":
             return self.centre[rows] + change.clamp(-self.radius, self.radius)
@@ -78,7 +90,7 @@ class Ball(Prior):
         return inside
 
     def on_levels(self, levels: Tensor, rows: Tensor) -> Tensor:
-        """Pictures of whole ``levels``, 0 to 255, in the ball: the smallest changes are dropped where there is no room.
+        """Pictures of whole ``levels``, 0 to 255, in the ball; where there is no room the smallest changes are dropped.
 
         Dropping leaves less than half a level of the change, which is what rounding an image to 8 bits takes.
         """
@@ -94,32 +106,31 @@ class Ball(Prior):
 
 
 @dataclass(frozen=True, eq=False)
-class Victim:
-    """A network to be fooled, held in ``capture.frozen_model`` by the caller.
+class AttackedModel:
+    """A network that is shown pictures; the caller holds it in ``capture.frozen_model``.
 
     Attributes:
-        model: maps images to scores [N, K].
+        model: maps images to scores [N, K], or has the layers that an objective reads.
         frame: size and normalisation of its images.
-        goal: the probability at which an image is done.
-        batch_size: images it sees at once; None is all.
+        batch_size: images that it sees at once; None is all, on a CPU as many as its caches hold.
+        precision: ``"bfloat16"`` runs it under autocast.
         progress: whether to show bars.
         argument: what errors call the images.
     """
 
     model: nn.Module
     frame: Frame
-    goal: float
     batch_size: int | None = None
+    precision: Precision = "model"
     progress: bool = False
     argument: str = "images"
 
     def __post_init__(self) -> None:
-        if self.batch_size is not None:
-            checks.whole_number(self.batch_size, "batch_size", minimum=1)
+        input_gradients.check_options(self.batch_size, self.precision)
 
     @staticmethod
     def frame_for(model: nn.Module, images: Tensor) -> Frame:
-        """The frame of ``images`` [N, C, H, W].
+        """The frame of ``images`` [N, C, H, W]: their size, and the normalisation of the model.
 
         Raises:
             ValueError: another number of channels than the model's preprocessing has.
@@ -143,64 +154,88 @@ class Victim:
             )
         return shown.clamp(0, 1)
 
+    def log_probabilities(self, pictures: Tensor) -> Tensor:
+        """log p of all classes, [N, K], in the graph of ``pictures``.
+
+        Raises:
+            TypeError, ValueError: the model returns no scores.
+        """
+        # Convolutions are fastest with channels last.
+        images = self.frame.image(pictures).contiguous(memory_format=torch.channels_last)
+        with input_gradients.reduced_precision(images, self.precision):
+            output, _ = targets.run(self.model, images, argument=self.argument)
+        targets.predicted(output)  # says what is wrong with it
+        assert isinstance(output, Tensor)
+        return (output if self.precision == "model" else output.to(pictures.dtype)).log_softmax(1)
+
     def probabilities(self, pictures: Tensor) -> Tensor:
         """Of all classes, [N, K]."""
         with torch.no_grad():
-            return torch.cat(self._in_parts(pictures, lambda part: self._logarithms(pictures[part]).exp()))
+            return torch.cat(self._in_parts(pictures, lambda part: self.log_probabilities(pictures[part]).exp()))
 
-    def optimize(
-        self, start: Tensor, classes: Tensor, optimizer: Optimizer, steps: int, priors: Sequence[Prior] = ()
-    ) -> Optimized:
-        """Pictures on the way from ``start`` to high log p of their ``classes``, each until it reaches the goal."""
+    def values(self, aim: Aim, pictures: Tensor, rows: Tensor) -> Tensor:
+        """What ``aim`` increases, [n], of pictures with these numbers in the batch (int64 [n], rising)."""
+        if not len(pictures):
+            return pictures.new_zeros(0)
+        with torch.no_grad():
+            return torch.cat(self._in_parts(pictures, lambda part: aim.values(self, pictures[part], rows[part])))
 
-        def likely(pictures: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            values = _picked(self._logarithms(pictures), classes[rows])
-            return values, values.detach().exp()
-
-        whole = Frame(self.frame.size, (0.0,) * len(self.frame.mean), (1.0,) * len(self.frame.mean))
-        return optimize(
-            *(self.model, likely, start),
-            canvas=Pixels(),
-            frame=whole,
-            optimizer=optimizer,
-            steps=steps,
-            priors=priors,
-            goal=self.goal,
-            batch_size=self.batch_size,
-            progress=self.progress,
-        )
-
-    def look(self, pictures: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-        """log p of the ``classes``, [N], and its gradient for each picture."""
+    def values_and_gradients(self, aim: Aim, pictures: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and its gradient for each picture, [n, C, H, W]."""
 
         def at(part: slice) -> tuple[Tensor, Tensor]:
             leaf = pictures[part].detach().requires_grad_()
             with image_gradients(self.model):
-                found = _picked(self._logarithms(leaf), classes[part])
+                found = aim.values(self, leaf, rows[part])
                 (gradient,) = capture.differentiate(found.sum(), [leaf]) if found.requires_grad else (None,)
             return found.detach(), torch.zeros_like(leaf) if gradient is None else gradient.contiguous()
 
         values, gradients = zip(*self._in_parts(pictures, at), strict=True)
         return torch.cat(values), torch.cat(gradients)
 
-    def in_8_bits(self, pictures: Tensor, classes: Tensor, ball: Ball | None = None) -> Tensor:
+    def optimize(
+        self, aim: Aim, start: Tensor, optimizer: Optimizer, steps: int, priors: Sequence[Prior] = ()
+    ) -> Optimized:
+        """Pictures on the way from ``start`` to high values of ``aim``, each until it reaches the goal."""
+
+        def objective(pictures: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            values = aim.values(self, pictures, rows)
+            return values, aim.measures(values.detach())
+
+        whole = Frame(self.frame.size, (0.0,) * len(self.frame.mean), (1.0,) * len(self.frame.mean))
+        return optimize(
+            *(self.model, objective, start),
+            canvas=Pixels(),
+            frame=whole,
+            optimizer=optimizer,
+            steps=steps,
+            priors=priors,
+            goal=aim.goal,
+            batch_size=self.batch_size,
+            progress=self.progress,
+        )
+
+    def in_8_bits(self, aim: Aim, pictures: Tensor, ball: NormBall | None = None) -> Tensor:
         """The ``pictures`` rounded to multiples of 1/255, inside of the ``ball``.
 
-        Small changes are lost in rounding. Where that takes the probability of one that is at the goal below it (less
-        than a hundredth above it in log(p / (1 − p)): float32 decides nothing there), the values with the largest
-        gradient move by one level, as many as would be enough if log(p / (1 − p)) were linear, at most a twentieth, and
-        again until it is: in small steps, because each changes which values have the largest gradient. What has moved
-        by m levels counts as if its gradient were 1 + 2m times smaller, for so much does the square of its change grow.
+        Small changes are lost in rounding. Where that takes a picture that is at the goal below it, the values with the
+        largest gradient move by one level: as many as would be enough if :meth:`Aim.straightened` were linear in the
+        picture, at most a twentieth; and again until the goal is reached. The steps are small because each changes
+        which values have the largest gradient. What has moved by m levels counts as if its gradient were 1 + 2m times
+        smaller, because that is how much the square of its change grows. A picture is at the goal if it is less than
+        ``aim.margin`` below it, because what is beside an image in a pass changes how it is rounded.
         """
-        goal = logit(pictures.new_tensor(self.goal).log())
         everyone = torch.arange(len(pictures), device=pictures.device)
         levels = (pictures * 255).round()
         levels = levels if ball is None else ball.on_levels(levels, everyone)
-        before = logit(self.probabilities(pictures).gather(1, classes[:, None])[:, 0].log())
-        rounded, short, goal = levels, everyone[before >= goal - _SURE], goal + _SURE
+        if aim.goal is None:
+            return levels / 255
+        goal = aim.straight_goal(pictures)
+        before = aim.straightened_measures(aim.measures(self.values(aim, pictures, everyone)))
+        rounded, short, goal = levels, everyone[before >= goal - aim.margin], goal + aim.margin
         for _ in range(_REPAIRS if len(short) else 0):
-            found, gradient = self.look(levels[short] / 255, classes[short])
-            at = logit(found)
+            found, gradient = self.values_and_gradients(aim, levels[short] / 255, short)
+            at = aim.straightened(found)
             low = at < goal
             short, gradient, at = short[low], gradient[low], at[low]
             if not len(short):
@@ -211,8 +246,7 @@ class Victim:
             cost = 1 + 2 * (levels[short] - rounded[short]).abs()
             gain = (gradient.abs() / cost * (moved != levels[short])).flatten(1)
             most = gain.topk(max(1, int(gain.shape[1] * _REPAIRED)), dim=1)
-            # d log(p / (1 − p)) = d log p / (1 − p)
-            steep = gradient.flatten(1).gather(1, most.indices).abs() / -found[low].expm1()[:, None]
+            steep = aim.steepened(gradient.flatten(1).gather(1, most.indices).abs(), found[low])
             brought = steep * LEVEL
             needed = (most.values > 0) & (brought.cumsum(1) - brought < (goal - at)[:, None])
             chosen = torch.zeros_like(gain, dtype=torch.bool).scatter_(1, most.indices, needed).view_as(moved)
@@ -220,15 +254,18 @@ class Victim:
             levels = levels.index_copy(0, short, better if ball is None else ball.on_levels(better, short))
         return levels / 255
 
-    def judged(self, pictures: Tensor, classes: Tensor, steps: Tensor, *, interrupted: bool) -> Unrecognisable:
-        """What was made, with what the network thinks of it."""
+    def judged(
+        self, pictures: Tensor, classes: Tensor, goal: float, steps: Tensor, *, interrupted: bool
+    ) -> FoolingImages:
+        """The result for ``pictures`` that aimed at ``classes``, with the probability that the network gives them."""
         found = self.probabilities(pictures).gather(1, classes[:, None])[:, 0]
-        images = self.frame.image(pictures)
-        return Unrecognisable(images, classes, found >= self.goal, found, steps, interrupted)
+        return FoolingImages(
+            self.frame.image(pictures), pictures, classes, found >= goal, found, steps, interrupted
+        )  # fmt: skip
 
     def _in_parts(self, pictures: Tensor, call: Callable[[slice], _Found]) -> list[_Found]:
         """What ``call`` gives for each part of the ``pictures`` that the network sees at once."""
-        size = self.batch_size or max(1, len(pictures))
+        size = self.batch_size or images_at_once(len(pictures), self.frame.size, pictures.device)
         found = []
         for start in range(0, max(1, len(pictures)), size):
             try:
@@ -241,32 +278,9 @@ class Victim:
                 raise MemoryError(words) from error
         return found
 
-    def _logarithms(self, pictures: Tensor) -> Tensor:
-        """log p of all classes, [N, K], in the graph of ``pictures``."""
-        # Convolutions are fastest with channels last.
-        images = self.frame.image(pictures).contiguous(memory_format=torch.channels_last)
-        output, _ = targets.run(self.model, images, argument=self.argument)
-        targets.predicted(output)  # says what is wrong with it
-        assert isinstance(output, Tensor)
-        return output.log_softmax(1)
-
-
-def logit(logarithm: Tensor) -> Tensor:
-    """``log(p / (1 − p))`` of log p, finite where p is rounded to 1.
-
-    >>> round(logit(torch.tensor(0.9).log()).exp().item(), 4)
-    9.0
-    """
-    tiny = torch.finfo(logarithm.dtype).eps
-    return logarithm - (-logarithm.expm1()).clamp(min=tiny).log()
-
-
-def _picked(values: Tensor, classes: Tensor) -> Tensor:
-    return values.gather(1, classes[:, None])[:, 0]
-
 
 def probability_goal(goal: float) -> float:
-    """``goal``, if it is a probability that can be reached.
+    """``goal``, if it is a probability that softmax can reach.
 
     Raises:
         TypeError, ValueError: it is not between 0 and 1.
@@ -276,7 +290,7 @@ def probability_goal(goal: float) -> float:
     return goal
 
 
-def class_batch(target: int | Sequence[int] | Tensor, count: int, device: torch.device) -> Tensor:
+def class_batch(target: object, count: int, device: torch.device) -> Tensor:
     """``target``, one class or several, as int64 [T]; there are ``count`` classes.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Fooling images: small changes that make a network sure of a class it should not see, and noise that does."""
+"""Fooling images: small changes that make a network see something else, and noise that it is sure of."""
 
 from __future__ import annotations
 
@@ -9,34 +9,50 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fastviz import targets
 from fastviz._util import checks
-from fastviz.engine.optimize import Ascent
-from fastviz.engine.optimize.canvas import Pixels, frame_of
+from fastviz.engine.optimize import Ascent, FeatureNetwork, TargetObjective
+from fastviz.engine.optimize.canvas import Pixels, frame_of, parameter_of
 from fastviz.execution import capture
+from fastviz.execution.capture import Precision
+from fastviz.images import notebook, tensors
+from fastviz.methods.adversarial.aims import Aim, ClassAim, ValueAim
 from fastviz.methods.adversarial.box_lbfgs import shortest
-from fastviz.methods.adversarial.fooling import LEVEL, Ball, Unrecognisable, Victim, class_batch, probability_goal
+from fastviz.methods.adversarial.fooling import (
+    LEVEL,
+    AttackedModel,
+    FoolingImages,
+    NormBall,
+    class_batch,
+    probability_goal,
+)
+from fastviz.targets.objectives import Selection, Target
 
 __all__ = ["Fooled", "fool", "fool_from_noise"]
 
 _NOISE = 5.0
 """Standard deviation of the noise, in units of the usual one of ``canvas.Pixels``: 0.5 of the images'."""
-_MOST = 1_000_003
-"""Seeds of one noise stand this far from those of the next."""
+_SEED_STEP = 1_000_003
+"""Distance between the random seeds of one ``seed`` and the next, so that images of different calls differ."""
+_CLASS_GOAL = 0.99
 
 
-@dataclass(frozen=True, eq=False)
-class Fooled:
+@dataclass(frozen=True, eq=False, repr=False)
+class Fooled(notebook.NotebookResult):
     """What :func:`fool` made, a row an image. Lengths are those of the change of the picture, whose values are 0 to 1.
 
+    What is said about classes is NaN, or −1 for their numbers, where the target is no class, or where the network
+    gives no scores [N, K].
+
     Attributes:
-        images: [N, C, H, W] as the network takes them, their pictures between black and white.
-        success: bool [N], whether the target has at least the probability that was the goal.
+        images: [N, C, H, W] as the network takes them.
+        pictures: [N, C, H, W] in 0 to 1.
+        success: bool [N], whether the goal was reached; without a goal, whether the value has grown.
         target: int64 [N], the classes aimed at.
         original: int64 [N], the classes with the highest score before.
-        target_before: [N], probability of the target before.
-        target_after: [N], and after.
-        original_before: [N], probability of the original class before.
-        original_after: [N], and after.
+        probability_before, probability: [N], of the target before and after.
+        original_probability_before, original_probability: [N], of the original class before and after.
+        values_before, values: [N], what was increased, before and after: log p of a class, or the objective.
         l2: [N], Euclidean length of the change.
         linf: [N], largest change of a value.
         psnr: [N], peak signal-to-noise ratio in dB, 10 · log10(1 / mean square of the change); infinite without one.
@@ -45,36 +61,51 @@ class Fooled:
     """
 
     images: Tensor
+    pictures: Tensor
     success: Tensor
     target: Tensor
     original: Tensor
-    target_before: Tensor
-    target_after: Tensor
-    original_before: Tensor
-    original_after: Tensor
+    probability_before: Tensor
+    probability: Tensor
+    original_probability_before: Tensor
+    original_probability: Tensor
+    values_before: Tensor
+    values: Tensor
     l2: Tensor
     linf: Tensor
     psnr: Tensor
     steps: Tensor
     interrupted: bool
 
+    def shown(self) -> list[tuple[str, Tensor]]:
+        """See :class:`fastviz.images.notebook.NotebookResult`."""
+        captions = []
+        for row, target in enumerate(self.target.tolist()):
+            what = f"class {target}" if target >= 0 else "target"
+            numbers = notebook.words(
+                probability=float(self.probability[row]), value=float(self.values[row]), L2=float(self.l2[row])
+            )
+            captions.append(f"{what}, {numbers}")
+        return list(zip(captions, self.pictures, strict=True))
+
 
 def fool(
     model: nn.Module,
     x: Tensor,
-    target: int | Tensor,
+    target: Target,
     *,
     method: Literal["lbfgs", "sign", "gradient"] = "lbfgs",
     norm: Literal["inf", "2"] = "inf",
     radius: float | None = None,
-    goal: float = 0.99,
+    goal: float | None = None,
     step: float = LEVEL,
     steps: int = 100,
     quantize: bool = False,
     batch_size: int | None = None,
+    precision: Precision = "model",
     progress: bool = False,
 ) -> Fooled:
-    """Images that look like ``x`` and that the network takes for ``target``, with how sure it is and what was changed.
+    """Images that look like ``x`` and in which the network sees ``target``, with how sure it is and what was changed.
 
     ``"lbfgs"``, the box method of Szegedy et al. 2013, "Intriguing properties of neural networks",
     https://arxiv.org/abs/1312.6199: minimise c · ‖r‖² − log p_target(x + r) with x + r between black and white, for the
@@ -88,39 +119,76 @@ def fool(
     with many. ``"gradient"``: the same with the gradient itself, divided by its root mean square. After each step the
     change is brought back within the ``radius``, then the picture between black and white.
 
+    For a target that is no class, its value takes the place of log p_target, and the goal is a value.
+
     Every image is a problem of its own and stops by itself; what is beside it in the batch changes nothing. ``model``
     runs in evaluation mode and is left as it was.
 
     Args:
-        model: any module that maps ``x`` to scores [N, K].
+        model: any module that maps ``x`` to scores [N, K]; for objectives inside it, any module.
         x: [N, C, H, W], as the network takes them; as pictures (see :func:`fastviz.models.preprocessing`) from 0 to 1.
-        target: the class to be seen, or int64 [N] with one an image; never the class that has the highest score.
+        target: what is to be seen: a class, int64 [N] with one an image, ``fastviz.class_score(k)``, any other
+            objective such as ``fastviz.channel(layer, k)`` or ``-fastviz.class_score()`` (less of the predicted class),
+            or a list of N of them, one an image. Of one image, T targets make T images. Never the class that has the
+            highest score, so None, which means that class elsewhere, is refused.
         method: see above; ``"lbfgs"`` makes the smallest changes, ``"sign"`` takes the fewest steps.
         norm: what the radius bounds: ``"inf"`` the largest change of a value, ``"2"`` the Euclidean length.
         radius: of the change of the picture, for ``"sign"`` and ``"gradient"``; None bounds it by black and white only.
-        goal: probability of the target at which an image is done.
+        goal: the probability of the class at which an image is done, None is 0.99; for other targets the value, where
+            None takes all steps (``"lbfgs"`` needs a goal).
         step: of the picture: the change of each value with ``"sign"``, its root mean square with ``"gradient"``;
             ``"lbfgs"`` finds its own.
         steps: most steps.
-        quantize: round the pictures to 8 bits, so that a saved PNG is the same image. Where rounding takes the
-            probability below the goal, values are moved by one level, those with the largest gradient first.
-        batch_size: images the network sees at once; None is all.
-        progress: show a bar, on a terminal.
+        quantize: round the pictures to 8 bits, so that a saved PNG is the same image. Where rounding takes an image
+            below the goal, values are moved by one level, those with the largest gradient first.
+        batch_size: images that the network sees at once; None is all, on a CPU as many as its caches hold.
+        precision: ``"bfloat16"`` runs the network under autocast: faster where the processor has it, approximate. What
+            is reported is then what the network gives in this precision.
+        progress: show a bar, on a terminal. Ctrl-C returns the images so far.
+
+    Returns:
+        A :class:`Fooled` with images in the dtype of ``x``, on its device.
 
     Raises:
         TypeError: arguments of the wrong type; the model returns no scores.
-        ValueError: a target that is the original class or does not exist; a radius, goal or step out of range; a radius
-            for ``"lbfgs"``, or below one level when rounding to 8 bits; ``x`` darker than black or brighter than white;
-            scores that are not finite.
+        ValueError: no target; a target that is the original class or does not exist; classes and other objectives in
+            one list; a radius, goal or step out of range; no goal for ``"lbfgs"`` and a target that is no class; a
+            radius for ``"lbfgs"``, or below one level when rounding to 8 bits; ``x`` darker than black or brighter than
+            white; scores that are not finite.
         MemoryError: the images do not fit into memory at once; says how many would.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2, bias=False))
     >>> _ = nn.init.constant_(model[1].weight[0].detach(), 1.0), nn.init.constant_(model[1].weight[1].detach(), -1.0)
     >>> found = fool(model, torch.full((1, 3, 2, 2), 0.5), target=1, goal=0.9)
-    >>> found.original.item(), found.success.item(), round(found.target_after.item(), 2)
+    >>> found.original.item(), found.success.item(), round(found.probability.item(), 2)
     (0, True, 0.9)
     """
     images = capture.input_batch(model, x).detach()
+    _check(method, norm, radius, step, steps, quantize)
+    if target is None:
+        raise ValueError(
+            "target should say what is to be seen: a class, one for each image, or an objective; None would be the "
+            "class that the model sees already, and -fastviz.class_score() is less of that one"
+        )
+    with capture.frozen_model(model):
+        attacked = AttackedModel(model, AttackedModel.frame_for(model, images), batch_size, precision, progress, "x")
+        clean = attacked.pictures(images)
+        before = _class_probabilities(attacked, clean, target)
+        original = None if before is None else before.argmax(1)
+        aim, count = _aim(attacked, target, len(clean), original, before, goal, method)
+        if count > len(clean):
+            clean = clean.expand(count, -1, -1, -1).contiguous()
+            before, original = (
+                None if each is None else each.expand(count, *each.shape[1:]) for each in (before, original)
+            )
+        ball = None if radius is None else NormBall(clean, radius, norm)
+        pictures, taken, interrupted = _attacked(attacked, aim, clean, ball, method, step, steps)
+        if quantize and len(clean):
+            pictures = attacked.in_8_bits(aim, pictures, ball)
+        return _result(attacked, aim, clean, pictures, before, original, taken, interrupted)
+
+
+def _check(method: str, norm: str, radius: float | None, step: float, steps: int, quantize: bool) -> None:
     checks.one_of(method, "method", ("lbfgs", "sign", "gradient"))
     checks.one_of(norm, "norm", ("inf", "2"))
     checks.positive(step, "step")
@@ -131,55 +199,174 @@ def fool(
             raise ValueError('radius is for the methods "sign" and "gradient"; "lbfgs" looks for the shortest change')
         if quantize and norm == "inf" and radius < LEVEL:
             raise ValueError(f"radius should be at least 1/255 = {LEVEL:.5f} with quantize, got {radius}")
-    probability_goal(goal)
-    with capture.frozen_model(model):
-        victim = Victim(model, Victim.frame_for(model, images), goal, batch_size, progress, "x")
-        clean = victim.pictures(images)
-        before = victim.probabilities(clean)
-        if not before.isfinite().all():
-            raise ValueError(
-                "model should give finite scores for x, got probabilities that are not finite for image "
-                f"{int((~before.isfinite().all(1)).nonzero()[0])}"
-            )
-        original = before.argmax(1)
-        classes = _aims(target, original, before.shape[1])
-        ball = None if radius is None else Ball(clean, radius, norm)
-        if not len(clean):
-            pictures, taken, interrupted = clean, classes, False
-        elif method == "lbfgs":
-            pictures, taken, interrupted = shortest(victim, clean, classes, steps)
-        else:
-            ascent = Ascent(step, norm="sign" if method == "sign" else "rms")
-            made = victim.optimize(clean, classes, ascent, steps, [] if ball is None else [ball])
-            pictures, taken, interrupted = made.images, made.steps, made.interrupted
-        if quantize and len(clean):
-            pictures = victim.in_8_bits(pictures, classes, ball)
-        after = victim.probabilities(pictures)
+
+
+def _class_probabilities(attacked: AttackedModel, clean: Tensor, target: Target) -> Tensor | None:
+    """Of all classes before, [N, K]; None where the target needs no class and the model gives no scores.
+
+    Raises:
+        TypeError, ValueError: the target needs classes and the model gives no scores; they are not finite.
+    """
+    try:
+        before = attacked.probabilities(clean)
+    except (TypeError, ValueError):
+        if _reads_output(target):
+            raise
+        return None
+    if not before.isfinite().all():
+        raise ValueError(
+            "model should give finite scores for x, got probabilities that are not finite for image "
+            f"{int((~before.isfinite().all(1)).nonzero()[0])}"
+        )
+    return before
+
+
+def _reads_output(target: Target) -> bool:
+    each = target if isinstance(target, Sequence) and not isinstance(target, str) else [target]
+    return any(not isinstance(entry, targets.Objective) or entry.reads_output for entry in each)
+
+
+def _attacked(
+    attacked: AttackedModel,
+    aim: Aim,
+    clean: Tensor,
+    ball: NormBall | None,
+    method: str,
+    step: float,
+    steps: int,
+) -> tuple[Tensor, Tensor, bool]:
+    """Pictures, the steps taken by each, and whether Ctrl-C ended it."""
+    if not len(clean):
+        return clean, torch.zeros(0, dtype=torch.int64, device=clean.device), False
+    if method == "lbfgs":
+        return shortest(attacked, aim, clean, steps)
+    ascent = Ascent(step, norm="sign" if method == "sign" else "rms")
+    made = attacked.optimize(aim, clean, ascent, steps, [] if ball is None else [ball])
+    return made.images, made.steps, made.interrupted
+
+
+def _result(
+    attacked: AttackedModel,
+    aim: Aim,
+    clean: Tensor,
+    pictures: Tensor,
+    before: Tensor | None,
+    original: Tensor | None,
+    steps: Tensor,
+    interrupted: bool,
+) -> Fooled:
+    everyone = torch.arange(len(clean), device=clean.device)
+    after = None if before is None else attacked.probabilities(pictures)
+    classes = aim.classes if isinstance(aim, ClassAim) else None
+    reached = _picked(after, classes, clean)
+    if classes is None:
+        values_before, values = (attacked.values(aim, each, everyone) for each in (clean, pictures))
+        success = values > values_before if aim.goal is None else values >= aim.goal
+    else:
+        values_before, values = _picked(before, classes, clean).log(), reached.log()
+        assert aim.goal is not None
+        success = reached >= aim.goal
     change = (pictures - clean).double().flatten(1)
-    reached = after.gather(1, classes[:, None])[:, 0]
+    none = torch.full_like(everyone, -1)
     return Fooled(
-        images=victim.frame.image(pictures),
-        success=reached >= goal,
-        target=classes,
-        original=original,
-        target_before=before.gather(1, classes[:, None])[:, 0],
-        target_after=reached,
-        original_before=before.gather(1, original[:, None])[:, 0],
-        original_after=after.gather(1, original[:, None])[:, 0],
+        images=attacked.frame.image(pictures),
+        pictures=pictures,
+        success=success,
+        target=none if classes is None else classes,
+        original=none if original is None else original,
+        probability_before=_picked(before, classes, clean),
+        probability=reached,
+        original_probability_before=_picked(before, original, clean),
+        original_probability=_picked(after, original, clean),
+        values_before=values_before,
+        values=values,
         l2=change.norm(dim=1).to(clean),
         linf=change.abs().amax(1).to(clean),
-        psnr=(-10 * change.square().mean(1).log10()).to(clean),
-        steps=taken,
+        psnr=tensors.psnr(pictures.double(), clean.double()).to(clean),
+        steps=steps,
         interrupted=interrupted,
     )
 
 
-def _aims(target: int | Tensor, original: Tensor, count: int) -> Tensor:
+def _picked(probabilities: Tensor | None, classes: Tensor | None, like: Tensor) -> Tensor:
+    """The probability of a class in each row, [N]; NaN where there is none."""
+    if probabilities is None or classes is None:
+        return like.new_full((len(like),), torch.nan)
+    return probabilities.gather(1, classes[:, None])[:, 0]
+
+
+# --------------------------------------------------------------------------------------------------------- targets
+
+
+def _aim(
+    attacked: AttackedModel,
+    target: Target,
+    images: int,
+    original: Tensor | None,
+    before: Tensor | None,
+    goal: float | None,
+    method: str,
+) -> tuple[Aim, int]:
+    """What is to be seen in each image, and of how many images: more than there are for several targets of one."""
+    selection = None if _are_classes(target) else _settled(attacked.model, target, original)
+    if selection is None or all(part.class_index is not None for part in selection.objectives):
+        assert original is not None
+        assert before is not None
+        classes = _classes(target if selection is None else _indices(selection), before.shape[1], original)
+        return ClassAim(classes, probability_goal(_CLASS_GOAL if goal is None else goal)), len(classes)
+    if any(part.class_index is not None for part in selection.objectives):
+        raise ValueError("target should be classes or other objectives, whose goals are different things; got both")
+    if goal is None and method == "lbfgs":
+        raise ValueError(
+            'goal should be the value at which an image is done, for "lbfgs" and a target that is no class'
+        )
+    if goal is not None and (isinstance(goal, bool) or not isinstance(goal, (int, float))):
+        raise TypeError(f"goal should be a number, got {goal!r}")
+    parts = [(part, part.samples or 1) for part in selection.objectives]
+    count = sum(number for _, number in parts)
+    if count not in (1, images) and images != 1:
+        raise ValueError(f"target should be one or one for each of {images} images, got {count}")
+    network = FeatureNetwork(
+        attacked.model, selection.layers, output=selection.reads_output, precision=attacked.precision, argument="x"
+    )
+    return ValueAim(
+        TargetObjective(network, parts, max(1, images) if count == 1 else 1), goal
+    ), images if count == 1 else count
+
+
+def _are_classes(target: object) -> bool:
+    """Whether it is plain numbers of classes."""
+    if isinstance(target, Sequence) and not isinstance(target, str):
+        return not any(isinstance(entry, targets.Objective) for entry in target)
+    return not isinstance(target, targets.Objective)
+
+
+def _settled(model: nn.Module, target: Target, original: Tensor | None) -> Selection:
+    """The targets, those about the predicted class with that of each image."""
+    selection = targets.resolve(target, model)
+    if not selection.predicts:
+        return selection
+    assert original is not None
+    if not selection.several:
+        return selection.settled(original)
+    # An entry of a list is about one image: the one at its place, or the only one.
+    each = original.split(1) if len(original) == len(selection.objectives) else [original] * len(selection.objectives)
+    objectives = tuple(part.settled(seen) for part, seen in zip(selection.objectives, each, strict=True))
+    return Selection(objectives, selection.several, selection.columns)
+
+
+def _indices(selection: Selection) -> Tensor:
+    """The classes of objectives that all are about one, int64 [T]."""
+    return torch.cat([torch.as_tensor(part.class_index).reshape(-1).cpu() for part in selection.objectives])
+
+
+def _classes(target: object, count: int, original: Tensor) -> Tensor:
     """The class to be seen in each image, int64 [N]."""
     classes = class_batch(target, count, original.device)
-    if len(classes) not in (1, len(original)) and len(original):
+    if len(classes) not in (1, len(original)) and len(original) > 1:
         raise ValueError(f"target should be one class or one for each of {len(original)} images, got {len(classes)}")
-    classes = classes.expand(len(original)).contiguous() if len(classes) == 1 else classes
+    if len(original) != 1:
+        classes = classes.expand(len(original)).contiguous() if len(classes) == 1 else classes[: len(original)]
     same = (classes == original).nonzero()[:, 0].tolist()
     if same:
         which = ", ".join(f"image {row}" for row in same[:5]) + (", ..." if len(same) > 5 else "")
@@ -200,8 +387,9 @@ def fool_from_noise(
     size: int | tuple[int, int] | None = None,
     quantize: bool = False,
     batch_size: int | None = None,
+    precision: Precision = "model",
     progress: bool = False,
-) -> Unrecognisable:
+) -> FoolingImages:
     """Noise that the network takes for each of the ``target`` classes with near certainty, one image a class.
 
     Gradient ascent of log p_target from noise around the mean colour, without anything that would make it look like a
@@ -218,12 +406,18 @@ def fool_from_noise(
         seed: of the noise; image i depends on it and on i only.
         size: height and width in pixels; None is the model's own.
         quantize: round the pictures to 8 bits, as :func:`fool` does.
-        batch_size: images the network sees at once; None is all.
-        progress: show a bar, on a terminal.
+        batch_size: images that the network sees at once; None is all, on a CPU as many as its caches hold.
+        precision: ``"bfloat16"`` runs the network under autocast: faster where the processor has it, approximate. What
+            is reported is then what the network gives in this precision.
+        progress: show a bar, on a terminal. Ctrl-C returns the images so far.
+
+    Returns:
+        A :class:`fastviz.FoolingImages` with an image for each class, in the dtype and on the device of the model.
 
     Raises:
         TypeError: arguments of the wrong type; the model returns no scores.
         ValueError: a class that does not exist; a goal or step out of range.
+        MemoryError: the images do not fit into memory at once; says how many would.
 
     >>> from fastviz.models import load_model
     >>> bool((fool_from_noise(load_model("demo"), [3, 9]).probability >= 0.996).all())
@@ -235,12 +429,13 @@ def fool_from_noise(
     checks.whole_number(steps, "steps", minimum=1)
     checks.whole_number(seed, "seed", minimum=0)
     with capture.frozen_model(model):
-        victim = Victim(model, frame_of(model, size), goal, batch_size, progress, "size")
-        like = next((value for value in model.parameters() if value.is_floating_point()), torch.empty(0))
-        probe = torch.zeros(1, len(victim.frame.mean), *victim.frame.size).to(like)
-        classes = class_batch(target, victim.probabilities(probe).shape[1], like.device)
-        generators = [torch.Generator().manual_seed((seed * _MOST + row) % 2**63) for row in range(len(classes))]
-        start = victim.frame.picture(_NOISE * Pixels().noise(victim.frame, generators, like)).clamp(0, 1)
-        made = victim.optimize(start, classes, Ascent(step), steps)
-        pictures = victim.in_8_bits(made.images, classes) if quantize else made.images
-        return victim.judged(pictures, classes, made.steps, interrupted=made.interrupted)
+        attacked = AttackedModel(model, frame_of(model, size), batch_size, precision, progress, "size")
+        like = parameter_of(model)
+        probe = torch.zeros(1, len(attacked.frame.mean), *attacked.frame.size).to(like)
+        classes = class_batch(target, attacked.probabilities(probe).shape[1], like.device)
+        generators = [torch.Generator().manual_seed((seed * _SEED_STEP + row) % 2**63) for row in range(len(classes))]
+        start = attacked.frame.picture(_NOISE * Pixels().noise(attacked.frame, generators, like)).clamp(0, 1)
+        aim = ClassAim(classes, goal)
+        made = attacked.optimize(aim, start, Ascent(step), steps)
+        pictures = attacked.in_8_bits(aim, made.images) if quantize else made.images
+        return attacked.judged(pictures, classes, goal, made.steps, interrupted=made.interrupted)

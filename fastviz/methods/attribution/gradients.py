@@ -134,13 +134,15 @@ def smooth_grad(
         checks.positive(noise, "noise")
     images = capture.input_batch(model, x)
     selection = targets.resolve(target, model)
-    generator = torch.Generator(images.device).manual_seed(checks.whole_number(seed, "seed", minimum=0))
+    generator = torch.Generator().manual_seed(checks.whole_number(seed, "seed", minimum=0))
     if selection.predicts and len(images):
         selection = selection.settled(input_gradients.predicted(model, images, batch_size, precision))
     deviation = noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
     total: Tensor | float = 0.0
     for _ in range(samples):
-        noisy = images + deviation * torch.empty_like(images).normal_(generator=generator)
+        # Drawn on the CPU: a seed gives the same noise on every device.
+        drawn = torch.empty_like(images, device="cpu").normal_(generator=generator)
+        noisy = images + deviation * drawn.to(images.device)
         gradient = input_gradients.input_gradients(model, noisy, selection, batch_size=batch_size, precision=precision)
         # The sum is kept in float32 at least: 50 gradients in bfloat16 would lose the small ones.
         total = total + gradient.to(torch.promote_types(gradient.dtype, torch.float32))

@@ -18,6 +18,7 @@ from fastviz.engine.incremental.window_grid import Fill, filling, grid
 from fastviz.execution import capture
 from fastviz.execution.batches import Batches
 from fastviz.execution.full_precision import full_float32
+from fastviz.images import notebook
 from fastviz.targets.objectives import Target
 
 __all__ = ["OcclusionMap", "occlusion"]
@@ -26,8 +27,8 @@ _BATCH = {"cpu": 8, "cuda": 64}
 """Images the network sees at once where nothing else is said; on a CPU as many as its caches hold."""
 
 
-@dataclass(frozen=True, eq=False)
-class OcclusionMap:
+@dataclass(frozen=True, eq=False, repr=False)
+class OcclusionMap(notebook.NotebookResult):
     """What :func:`occlusion` found.
 
     Attributes:
@@ -49,6 +50,12 @@ class OcclusionMap:
     baseline: Tensor
     stats: dict[str, Any]
     classes: Tensor | None = None
+
+    def shown(self) -> list[tuple[str, Tensor]]:
+        """See :class:`fastviz.images.notebook.NotebookResult`."""
+        maps, values = self.attribution.flatten(0, -3), self.baseline.flatten().tolist()
+        captions = (f"{number}: {notebook.words(baseline=value)}" for number, value in enumerate(values))
+        return [(caption, notebook.signed(each)) for caption, each in zip(captions, maps, strict=True)]
 
 
 def occlusion(

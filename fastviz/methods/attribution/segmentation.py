@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fastviz import targets
 from fastviz._util import checks
 from fastviz.engine.gradients import input_gradients
 from fastviz.execution import capture
-from fastviz.images import tensors
+from fastviz.images import notebook, tensors
 from fastviz.images.files import restore
 from fastviz.models.loading import preprocessing
 from fastviz.ops.operators import Rule
@@ -32,8 +31,8 @@ _SEED = 0
 """OpenCV begins to fit its colour models at random."""
 
 
-@dataclass(frozen=True, eq=False)
-class Segmentation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Segmentation(notebook.NotebookResult):
     """Objects cut out of photographs: what :func:`segment` returns.
 
     With T targets a sample there is a dimension T behind N in all of them.
@@ -55,6 +54,13 @@ class Segmentation:
     def attribution(self) -> Tensor:
         """The mask as numbers, 1 for the object and 0 elsewhere."""
         return self.mask.to(self.saliency.dtype)
+
+    def shown(self) -> list[tuple[str, Tensor]]:
+        """See :class:`fastviz.images.notebook.NotebookResult`."""
+        masks, boxes = self.mask.flatten(0, -3).float(), self.boxes.flatten(0, -2).tolist()
+        return [
+            (f"{number}: box {box}", mask[None]) for number, (mask, box) in enumerate(zip(masks, boxes, strict=True))
+        ]
 
 
 def segment(
@@ -128,7 +134,7 @@ def segment(
         checks.positive(smoothing, "smoothing")
     maps = _saliency(model, x, target, saliency, batch_size)
     shown = _shown(model, x, images)
-    smooth = _smoothed(_resized(maps.float(), shown), smoothing)
+    smooth = _smoothed(tensors.resize_maps(maps.float(), *shown.shape[-2:]), smoothing)
     seeds = _seeds(smooth, background, probable, foreground)
     photographs = [
         np.ascontiguousarray(each) for each in (shown.flip(1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
@@ -199,26 +205,12 @@ def _shown(model: nn.Module, x: Tensor, images: Tensor | None) -> Tensor:
     return images.detach().float().cpu().clamp(0, 1)
 
 
-def _resized(maps: Tensor, like: Tensor) -> Tensor:
-    """Maps [..., H, W] at the height and width of ``like``."""
-    size = (like.shape[-2], like.shape[-1])
-    if tuple(maps.shape[-2:]) == size or not maps.numel():
-        return maps.reshape(*maps.shape[:-2], *size)
-    planes = maps.reshape(-1, 1, *maps.shape[-2:])
-    return functional.interpolate(planes, size, mode="bilinear", align_corners=False).view(*maps.shape[:-2], *size)
-
-
 def _smoothed(maps: Tensor, fraction: float) -> Tensor:
-    """Maps [..., H, W] after a Gaussian that is cut off at three standard deviations; borders are repeated."""
+    """Maps [..., H, W] under a Gaussian whose standard deviation is this fraction of their shorter side."""
     sigma = fraction * min(maps.shape[-2:])
     if sigma == 0 or not maps.numel():
         return maps
-    radius = max(1, round(3 * sigma))
-    weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
-    weights = weights / weights.sum()
-    planes = functional.pad(maps.reshape(-1, 1, *maps.shape[-2:]), (radius,) * 4, mode="replicate")
-    rows = functional.conv2d(planes, weights.view(1, 1, -1, 1))
-    return functional.conv2d(rows, weights.view(1, 1, 1, -1)).view(maps.shape)
+    return tensors.gaussian_blur(maps.reshape(-1, 1, *maps.shape[-2:]), sigma).view(maps.shape)
 
 
 def _seeds(maps: Tensor, background: float, probable: float, foreground: float) -> Tensor:

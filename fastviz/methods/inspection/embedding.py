@@ -17,6 +17,7 @@ from fastviz.execution import capture, forward
 from fastviz.execution.batches import Batches
 from fastviz.execution.forward import Pool
 from fastviz.images import streams, tensors
+from fastviz.images.notebook import NotebookResult
 from fastviz.images.paths import Identity
 from fastviz.images.streams import Source, Stream
 from fastviz.methods.inspection import embedding_file
@@ -25,8 +26,8 @@ from fastviz.methods.inspection.embedding_file import Stored
 __all__ = ["Embedding", "embedding", "load_embedding"]
 
 
-@dataclass(frozen=True, eq=False)
-class Embedding:
+@dataclass(frozen=True, eq=False, repr=False)
+class Embedding(NotebookResult):
     """What :func:`embedding` returns: a row for each image that could be read, in the order of the source.
 
     Attributes:
@@ -44,6 +45,10 @@ class Embedding:
     layer: str
     failures: list[tuple[str, str]] = field(default_factory=list)
     reused: int = 0
+
+    def shown(self) -> list[tuple[str, Tensor]]:
+        """See :class:`fastviz.images.notebook.NotebookResult`."""
+        return list(zip(self.names, self.pictures, strict=True))
 
 
 def embedding(

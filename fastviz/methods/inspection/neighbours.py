@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastviz._util import checks
 from fastviz.images import captions, tensors
+from fastviz.images.notebook import NotebookResult
 from fastviz.methods.inspection.embedding import Embedding
 from fastviz.vectors.nearest_neighbours import nearest
 
@@ -19,8 +20,8 @@ _PIXELS = 32
 """Side, in pixels, of the pictures that are compared as such."""
 
 
-@dataclass(frozen=True, eq=False)
-class Neighbours:
+@dataclass(frozen=True, eq=False, repr=False)
+class Neighbours(NotebookResult):
     """What :func:`neighbours` returns; indices are rows of the embedding, the nearest first.
 
     Attributes:
@@ -45,8 +46,7 @@ def neighbours(found: Embedding, k: int = 8, *, queries: Sequence[int | str] | N
 
     Euclidean distances, exact; no image is its own neighbour, and of equally near ones the first comes first
     (:func:`fastviz.vectors.nearest_neighbours.nearest`). Features near each other mean what the network takes for the
-    same, pixels mean
-    the same colours in the same places: Krizhevsky, Sutskever, Hinton 2012, figure 4,
+    same, pixels mean the same colours in the same places: Krizhevsky, Sutskever, Hinton 2012, figure 4,
     https://papers.nips.cc/paper/4824.
 
     Args:

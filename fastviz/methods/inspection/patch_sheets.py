@@ -15,6 +15,7 @@ from fastviz._util import checks
 from fastviz._util.progress import bar
 from fastviz.execution import capture
 from fastviz.images import captions, tensors
+from fastviz.images.notebook import NotebookResult
 from fastviz.images.streams import Source, Stream
 from fastviz.methods.attribution.gradients import guided_backprop
 from fastviz.methods.inspection.patches import Patches, open_stream
@@ -30,8 +31,8 @@ _CELL, _LARGE_CELL, _SHEET_WIDTH = 64, 144, 1700
 _PERCENTILE = 99.0
 
 
-@dataclass(frozen=True, eq=False)
-class PatchPictures:
+@dataclass(frozen=True, eq=False, repr=False)
+class PatchPictures(NotebookResult):
     """The patches of some channels as pictures, float32 on the CPU in 0 to 1.
 
     h and w are the height and width of the layer's receptive field, or of the image where that is smaller.
@@ -49,6 +50,15 @@ class PatchPictures:
     channels: tuple[int, ...]
     photos: Tensor
     guided: Tensor | None
+
+    def shown(self) -> list[tuple[str, Tensor]]:
+        """See :class:`fastviz.images.notebook.NotebookResult`."""
+        captions = [
+            f"channel {channel}: {value:.3g}"
+            for channel in self.channels
+            for value in self.found.values[channel].tolist()
+        ]
+        return list(zip(captions, self.photos.flatten(0, 1), strict=True))
 
 
 def patch_pictures(

@@ -20,14 +20,15 @@ from fastviz.execution.batches import Batches
 from fastviz.execution.capture import Hook
 from fastviz.graph.model_graph import ReceptiveField
 from fastviz.images import streams
+from fastviz.images.notebook import NotebookResult
 from fastviz.images.streams import Source, Stream
 from fastviz.vectors import top_k
 
 __all__ = ["Patches", "open_stream", "patches"]
 
 
-@dataclass(frozen=True, eq=False)
-class Patches:
+@dataclass(frozen=True, eq=False, repr=False)
+class Patches(NotebookResult):
     """The strongest places of every channel of one layer, as :func:`patches` found them.
 
     Where a channel has fewer than k, the rest is empty: value −∞, image and position −1, boxes of zeros.

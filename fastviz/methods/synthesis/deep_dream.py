@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,29 +14,30 @@ from torch.nn import functional as F
 from fastviz import targets
 from fastviz._util import checks
 from fastviz._util.progress import bar
-from fastviz.engine.optimize import Ascent, Network, Toward, optimize, toward
+from fastviz.engine.optimize import Ascent, FeatureNetwork, ImageObjective, TargetObjective, optimize, target_objective
 from fastviz.engine.optimize.canvas import Canvas, Fourier, Pixels, frame_of
 from fastviz.engine.optimize.transforms import Jitter
+from fastviz.engine.optimize.usual_layers import dream_layer
 from fastviz.execution import capture
 from fastviz.execution.capture import Precision
-from fastviz.models.loading import preprocessing
-from fastviz.targets.objectives import Activations, Objective, Target
+from fastviz.images import notebook, tensors
+from fastviz.methods.synthesis.dream_objectives import GuidedObjective, TiledObjective, cuts
+from fastviz.targets.objectives import Objective, Target
 
-__all__ = ["Dream", "deep_dream", "dream_layer", "dream_zoom", "squared"]
+__all__ = ["Dream", "deep_dream", "dream_zoom"]
 
 _SMALLEST = 32
-"""Octaves with a shorter side than this, in pixels, show a network nothing."""
+"""Octaves with a shorter side than this, in pixels, are left out: a network sees nothing in them."""
 _WHOLE = 1 << 20
-"""Images of more pixels are dreamt in tiles unless it is said."""
+"""Images of more pixels are dreamt in tiles by default."""
 _TILE = 512
-_PRODUCTS = 1 << 24
-"""Products of features that a guided dream holds at once."""
+"""Side of those tiles, in pixels."""
 _CANVASES: dict[str, tuple[Canvas, float]] = {"fourier": (Fourier(decay=0.5), 0.02), "pixels": (Pixels(), 0.03)}
 """The canvases and the strength of a step on each, chosen by looking."""
 
 
-@dataclass(frozen=True, eq=False)
-class Dream:
+@dataclass(frozen=True, eq=False, repr=False)
+class Dream(notebook.NotebookResult):
     """What :func:`deep_dream` made.
 
     Attributes:
@@ -45,8 +45,8 @@ class Dream:
         pictures: [N, C, H, W] in 0 to 1.
         values: [N], the target at these images.
         sizes: height and width of each octave, in pixels, the smallest first.
-        interrupted: whether Ctrl-C ended it early; the image is as far as it came then, and ``values`` are those of the
-            last octave that was begun.
+        interrupted: whether Ctrl-C ended it early; the images are then as far as they came, and ``values`` are those of
+            the last octave that was begun.
     """
 
     images: Tensor
@@ -59,8 +59,9 @@ class Dream:
 def deep_dream(
     model: nn.Module,
     x: Tensor,
-    target: str | Target = None,
+    target: Target = None,
     *,
+    layer: str | None = None,
     guide: Tensor | None = None,
     octaves: int = 4,
     octave_scale: float = 1.4,
@@ -83,39 +84,43 @@ def deep_dream(
     divides the gradient by its size.
 
     We depart from it in one thing: the gradient is taken for the amplitudes of waves, the faster ones damped by
-    frequency^½, with the colours of photographs (``canvas="fourier"``). What is added then is as coarse as it is fine,
-    which they reached by a pyramid of gradients. ``canvas="pixels"`` is their plain ascent, finer and more colourful.
+    frequency^½, with the colours of photographs (``canvas="fourier"``). What is added is then as coarse as it is fine;
+    they reached that by a pyramid of gradients. ``canvas="pixels"`` is their plain ascent, finer and more colourful.
 
     Args:
         model: any module; not changed.
         x: [N, C, H, W], photographs as the model takes them, of any size that it can run on, better larger ones:
-            ``frame_of(model, (H, W)).image(pictures)`` of :mod:`fastviz.engine.optimize.canvas`. Each is dreamt as if
-            alone.
-        target: the name of a layer for ``½‖a‖²``; None is :func:`dream_layer`. Or any objective: a class,
-            ``fastviz.channel(layer, k)``, ``squared(fastviz.neuron(layer, k, position))`` for ½h² of a unit, sums of
-            them. Several are several images, as many as ``x`` has or, of one image, one each.
-        guide: [1 or N, C, H', W'], images as the model takes them, whose features are to appear: the target is
-            Σ_p max_q ⟨a_p, b_q⟩, where a_p are the features of ``x`` at each position of the layer ``target`` and b_q
-            those of the guide. Middle layers bring its textures, late ones parts of what it shows.
-        octaves: sizes. Those with a shorter side below 32 pixels, or too small for the network, are left out.
+            ``frame_of(model, (H, W)).image(pictures)`` of :mod:`fastviz.canvas`. Each is dreamt as if alone.
+        target: what to increase instead of ``½‖a‖²`` of a layer: a class, ``fastviz.channel(layer, k)``,
+            ``squared(fastviz.neuron(layer, k, position))`` for ½h² of a unit, sums of them. Several are several images,
+            as many as ``x`` has or, of one image, one each. None dreams of ``layer``, not of the predicted class.
+        layer: the layer to dream of; None is
+            :func:`fastviz.engine.optimize.usual_layers.dream_layer`. Only without a ``target``.
+        guide: [1 or N, C, H', W'], images as the model takes them, whose features are to appear: the objective is
+            Σ_p max_q ⟨a_p, b_q⟩, where a_p are the features of ``x`` at each position of ``layer`` and b_q those of the
+            guide. Middle layers bring its textures, late ones parts of what it shows. Only without a ``target``.
+        octaves: number of sizes. Those with a shorter side below 32 pixels, or too small for the network, are left out.
         octave_scale: from one size to the next, above 1.
         steps: steps at each size.
-        strength: length of a step, see :class:`fastviz.engine.optimize.Ascent`; None is 0.02 for waves, 0.03 for
+        strength: length of a step, see :class:`fastviz.engine.optimize.Ascent`; None is 0.02 for waves and 0.03 for
             pixels.
         jitter: most pixels of the shift, down or up and left or right; 0 for none.
         canvas: ``"fourier"`` or ``"pixels"``.
         tile: compute gradients in tiles of about this many pixels a side, which bounds the memory; None is whole images
-            up to a megapixel and 512 beyond. Tiles begin elsewhere in each step, so that no seam stays. The target is
-            then the sum over tiles of that of each.
+            up to a megapixel and 512 beyond. Tiles begin elsewhere in each step, so that no seam stays. The objective
+            is then the sum over the tiles of that of each.
         seed: of the jitter.
-        batch_size: images the network sees at once; None is all, on a CPU as many as its caches hold.
+        batch_size: images that the network sees at once; None is all, on a CPU as many as its caches hold.
         precision: ``"bfloat16"`` runs the network under autocast: faster where the processor has it, approximate.
         progress: show a bar, on a terminal. Ctrl-C returns the dream so far.
+
+    Returns:
+        A :class:`Dream` with images of the size and dtype of ``x``, on its device.
 
     Raises:
         TypeError: an argument of another type.
         ValueError: a layer, class, channel or position that does not exist; numbers of images that do not fit; an image
-            that the network cannot run on; a ``guide`` beside a target that is no layer.
+            that the network cannot run on; a ``layer`` or a ``guide`` beside a ``target``.
         MemoryError: an image does not fit into memory: a smaller ``tile`` does.
 
     >>> import fastviz as fv
@@ -138,42 +143,69 @@ def deep_dream(
         )
     length = usual if strength is None else checks.positive(strength, "strength")
     size = (images.shape[2], images.shape[3])
-    chosen, images = _chosen(model, images, target, guide, precision)
+    chosen, images = _chosen(model, images, target, layer, guide, precision)
     if tile is None and size[0] * size[1] > _WHOLE:
         tile = _TILE
     sizes = _sizes(chosen.network, images, octaves, octave_scale, tile or max(size))
-    objective = chosen if tile is None else _Tiles(chosen, tile)
-    shift = max(jitter, 0 if tile is None else tile // 2)
+    plan = _Plan(
+        objective=chosen if tile is None else TiledObjective(chosen, tile),
+        canvas=surface,
+        ascent=Ascent(length),
+        steps=steps,
+        shift=max(jitter, 0 if tile is None else tile // 2),
+        seed=seed * octaves,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return _dreamt(model, images, sizes, plan)
 
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What is done at every size; ``shift`` are the most pixels of the jitter, ``seed`` is that of the first size."""
+
+    objective: ImageObjective
+    canvas: Canvas
+    ascent: Ascent
+    steps: int
+    shift: int
+    seed: int
+    batch_size: int | None
+    progress: bool
+
+
+def _dreamt(model: nn.Module, images: Tensor, sizes: list[tuple[int, int]], plan: _Plan) -> Dream:
+    """The dream of ``images``, at one size after the other."""
     photograph = _photograph(model, images)
     if not len(images):
         return Dream(images, photograph, images.new_zeros(0), tuple(sizes), False)
     added = torch.zeros_like(photograph)
     interrupted = False
     values = images.new_zeros(len(images))
-    with bar(progress, len(sizes) * steps, text="dreaming", unit="steps") as advance:
+    with bar(plan.progress, len(sizes) * plan.steps, text="dreaming", unit="steps") as advance:
         for number, each in enumerate(sizes):
             frame = frame_of(model, each, images.shape[1])
             base = _resized(photograph, each).clamp(0, 1)
             start = frame.image((base + _resized(added, each)).clamp(0, 1))
             made = optimize(
                 model,
-                objective,
-                surface.parameters(start, frame),
-                canvas=surface,
+                plan.objective,
+                plan.canvas.parameters(start, frame),
+                canvas=plan.canvas,
                 frame=frame,
-                optimizer=Ascent(length),
-                steps=steps,
-                transforms=[Jitter(shift)] if shift else [],
-                seeds=[seed * octaves + number] * len(images),
-                batch_size=batch_size,
-                preview=(lambda *_: advance(1)) if progress else None,
+                optimizer=plan.ascent,
+                steps=plan.steps,
+                transforms=[Jitter(plan.shift)] if plan.shift else [],
+                seeds=[plan.seed + number] * len(images),
+                batch_size=plan.batch_size,
+                preview=(lambda *_: advance(1)) if plan.progress else None,
                 preview_every=1,
             )
             added = frame.picture(made.images) - base
             values, interrupted = made.values, made.interrupted
             if interrupted:
                 break
+    size = (images.shape[2], images.shape[3])
     dreamt = (photograph + _resized(added, size)).clamp(0, 1)
     return Dream(frame_of(model, size, images.shape[1]).image(dreamt), dreamt, values, tuple(sizes), interrupted)
 
@@ -181,26 +213,34 @@ def deep_dream(
 def dream_zoom(
     model: nn.Module,
     x: Tensor,
-    target: str | Target = None,
+    target: Target = None,
     *,
     frames: int = 30,
     zoom: float = 1.05,
     progress: bool = False,
     **options: Any,
 ) -> Iterator[Tensor]:
-    """Pictures [N, C, H, W] in 0 to 1, one after the other: a dream of a dream of a dream, ever nearer.
+    """Frames of a flight into a dream: each is the dream of an enlarged part of the frame before.
 
-    Each frame is :func:`deep_dream` of the frame before, enlarged by ``zoom`` around its centre (bicubic) and with the
-    colours brought back to the mean and the standard deviation that each had in ``x``, as contrast would grow from
-    dream to dream; the first is that of ``x``. The frames are made as they are asked for, so that they can be written
-    one by one; :func:`fastviz.images.animation.save_gif` makes them a film.
+    Mordvintsev, Olah, Tyka 2015, https://research.google/blog/inceptionism-going-deeper-into-neural-networks/. The
+    first frame is :func:`deep_dream` of ``x``. Each later one is that of the frame before, enlarged by ``zoom`` around
+    its centre (bicubic), with the mean and the standard deviation of each colour brought back to those of ``x``,
+    because contrast would grow from dream to dream. :func:`fastviz.animation.save_gif` makes a film of them.
 
     Args:
-        model, x, target, options: see :func:`deep_dream`. Dreams add up over the frames, so unless ``options`` say
-            otherwise each is short: two octaves, four steps, half the strength.
+        model, x, target: see :func:`deep_dream`.
         frames: how many.
         zoom: from one frame to the next, at least 1.
         progress: show a bar over the frames, on a terminal. Ctrl-C ends the frames after the last whole one.
+        options: further arguments of :func:`deep_dream`. Dreams add up over the frames, so each is short by default:
+            two octaves, four steps, half the strength.
+
+    Returns:
+        An iterator over pictures [N, C, H, W] in 0 to 1, in the dtype and on the device of ``x``. Each frame is made
+        when it is asked for, so that it can be written before the next one.
+
+    Raises:
+        TypeError, ValueError, MemoryError: as :func:`deep_dream`; ``frames`` or ``zoom`` out of range.
 
     >>> import fastviz as fv
     >>> zoomed = fv.dream_zoom(fv.load_model("demo"), torch.zeros(1, 3, 64, 64), frames=2, octaves=1, steps=1)
@@ -219,7 +259,7 @@ def dream_zoom(
 def _zoomed(
     model: nn.Module,
     images: Tensor,
-    target: str | Target,
+    target: Target,
     frames: int,
     zoom: float,
     progress: bool,
@@ -236,176 +276,38 @@ def _zoomed(
             images = frame.image(_coloured_as(_enlarged(made.pictures, zoom), photograph))
 
 
-def squared(objective: Objective) -> Objective:
-    """Half the square of an objective, ``½h²``, whose gradient is h times that of h.
-
-    Raises:
-        TypeError: not an objective, such as ``fastviz.neuron(...)`` or ``fastviz.class_score(...)``.
-
-    >>> import fastviz as fv
-    >>> fv.squared(fv.neuron("conv3_1", channel=7)).layers
-    ('conv3_1',)
-    """
-    if not isinstance(objective, Objective):
-        raise TypeError(f"objective should be one such as neuron(...), got {type(objective).__name__}")
-    return _Squared(objective)
-
-
-def dream_layer(model: nn.Module) -> str:
-    """The layer to dream of where none is named: the last stage of the network before its coarsest maps.
-
-    Deep enough for eyes and faces, fine enough for many of them: ``features.10`` of SqueezeNet 1.0, ``layer3`` of a
-    ResNet, the last rectifier of VGG-16. Maps of one pixel do not count; of layers inside each other the outermost is
-    taken.
-
-    Raises:
-        ValueError: the network has no maps [N, C, H, W] of two sizes, as transformers have not.
-
-    >>> import fastviz as fv
-    >>> dream_layer(fv.load_model("demo"))
-    'relu5_1'
-    """
-    seen: list[tuple[int, str]] = []  # pixels of a map and the layer's name, in the order in which layers end
-
-    def noting(name: str) -> capture.Hook:
-        def note(module: nn.Module, inputs: object, output: object) -> None:
-            if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] * output.shape[3] > 1:
-                seen.append((output.shape[2] * output.shape[3], name))
-
-        return note
-
-    known = preprocessing(model)
-    like = next((value for value in model.parameters() if value.is_floating_point()), torch.empty(0))
-    images = like.new_zeros(1, len(known.mean), *(known.size or (224, 224)))
-    names: list[str] = [name for name, _ in model.named_modules() if name]
-    with capture.frozen_model(model), torch.no_grad(), capture.hooked(model, {name: noting(name) for name in names}):
-        capture.called(model, images, "images")
-    sizes = sorted({size for size, _ in seen})
-    if len(sizes) < 2:
-        raise ValueError("target should name a layer for this model, which has no maps [N, C, H, W] of two sizes")
-    names = [name for size, name in seen if size == sizes[1]]
-    outermost = min(name.count(".") for name in names)
-    return [name for name in names if name.count(".") == outermost][-1]
-
-
-# ----------------------------------------------------------------------------------------------------- objectives
-
-
-class _Squared(Objective):
-    def __init__(self, inner: Objective) -> None:
-        self.inner = inner
-        self.layers, self.predicts = inner.layers, inner.predicts
-
-    @property
-    def reads_output(self) -> bool:
-        return self.inner.reads_output
-
-    @property
-    def samples(self) -> int | None:
-        return self.inner.samples
-
-    def values(self, output: object, activations: Activations) -> Tensor:
-        return self.inner.values(output, activations).square() / 2
-
-    def settled(self, predicted: Tensor) -> Objective:
-        return _Squared(self.inner.settled(predicted))
-
-    def taken(self, samples: Tensor, of: int) -> Objective:
-        return _Squared(self.inner.taken(samples, of))
-
-
-class _Guided(Objective):
-    """``Σ_p max_q ⟨a_p, b_q⟩`` of a layer, with the features b [1 or N, C, Q] of guides."""
-
-    def __init__(self, layer: str, features: Tensor) -> None:
-        self.layers = (layer,)
-        self.features = features
-
-    @property
-    def reads_output(self) -> bool:
-        return False
-
-    @property
-    def samples(self) -> int | None:
-        return len(self.features) if len(self.features) > 1 else None
-
-    def values(self, output: object, activations: Activations) -> Tensor:
-        maps = activations[self.layers[0]].flatten(2)
-        # Which is the best match needs no graph, and not all products at once.
-        with torch.no_grad():
-            rows = max(1, _PRODUCTS // self.features.shape[2])
-            best = torch.cat([(part.mT @ self.features).argmax(2) for part in maps.split(rows, 2)], 1)
-        matches = self.features.expand(len(maps), -1, -1).gather(2, best[:, None].expand_as(maps))
-        return (maps * matches).sum((1, 2))
-
-    def taken(self, samples: Tensor, of: int) -> Objective:
-        return self if self.samples is None else _Guided(self.layers[0], self.features[samples])
-
-
 def _chosen(
-    model: nn.Module, images: Tensor, target: str | Target, guide: Tensor | None, precision: Precision
-) -> tuple[Toward, Tensor]:
+    model: nn.Module, images: Tensor, target: Target, layer: str | None, guide: Tensor | None, precision: Precision
+) -> tuple[TargetObjective, Tensor]:
     """The objective of each image, and the ``images``: one for each of several targets."""
-    name = dream_layer(model) if target is None else target
-    if guide is not None:
-        wanted: Target = _guided(model, name, guide, len(images), precision)
-    else:
-        wanted = targets.layer(name) if isinstance(name, str) else name
-    found = toward(model, wanted, precision=precision, argument="x")
+    if target is not None and (layer is not None or guide is not None):
+        given = "layer" if layer is not None else "guide"
+        raise ValueError(f"{given} should be None beside a target, which says itself what to dream of")
+    wanted = target
+    if target is None:
+        name = dream_layer(model) if layer is None else layer
+        wanted = (
+            targets.layer(name) if guide is None else _guided(model, name, guide, len(images), precision)
+        )  # fmt: skip
+    found = target_objective(model, wanted, precision=precision, argument="x")
     if found.targets == 1:
-        return Toward(found.network, found.parts, max(1, len(images))), images
+        return TargetObjective(found.network, found.parts, max(1, len(images))), images
     if len(images) not in (1, found.targets):
         raise ValueError(f"target should be one or {len(images)}, one an image of x, got {found.targets}")
     return found, images.expand(found.targets, -1, -1, -1)
 
 
-def _guided(model: nn.Module, name: object, guide: Tensor, images: int, precision: Precision) -> Objective:
-    if not isinstance(name, str):
-        raise ValueError(f"target should be the name of a layer where there is a guide, got {type(name).__name__}")
+def _guided(model: nn.Module, name: str, guide: Tensor, images: int, precision: Precision) -> Objective:
     shown = capture.input_batch(model, guide, "guide", narrows=True).detach()
     if len(shown) not in (1, images):
         raise ValueError(f"guide should have 1 or {images} images, as x has, got {len(shown)}")
     with capture.frozen_model(model), torch.no_grad():
-        features = Network(model, [name], output=False, precision=precision, argument="guide")(shown)[1][name]
+        features = FeatureNetwork(model, [name], output=False, precision=precision, argument="guide")(shown)[1][name]
     if features.dim() != 4:
         raise ValueError(
-            f"target should be a layer with maps [N, C, H, W] where there is a guide, got {name!r} with "
-            f"{list(features.shape)}"
+            f"layer should have maps [N, C, H, W] where there is a guide, got {name!r} with {list(features.shape)}"
         )
-    return _Guided(name, features.detach().flatten(2))
-
-
-class _Tiles:
-    """An objective of images [n, C, H, W], added up over tiles of about ``side`` pixels, one in memory at a time.
-
-    The value's gradient is put together from those of the tiles, so that none of their graphs outlives its tile.
-    """
-
-    def __init__(self, inner: Toward, side: int) -> None:
-        self.inner, self.side = inner, side
-
-    def __call__(self, images: Tensor, rows: Tensor) -> Tensor:
-        total, slope = images.new_zeros(len(images)), torch.zeros_like(images)
-        for down in _cuts(images.shape[2], self.side):
-            for across in _cuts(images.shape[3], self.side):
-                tile = images[..., down, across].detach().requires_grad_(images.requires_grad)
-                values, _ = self.inner(tile, rows)
-                total = total + values.detach()
-                if images.requires_grad:
-                    (found,) = capture.differentiate(values.sum(), [tile]) if values.requires_grad else (None,)
-                    if found is not None:
-                        slope[..., down, across] = found
-        if not images.requires_grad:
-            return total
-        linear = (images * slope).flatten(1).sum(1)
-        return total + linear - linear.detach()
-
-
-def _cuts(length: int, side: int) -> list[slice]:
-    """A side of an image in equal parts of about ``side`` pixels."""
-    count = max(1, round(length / side))
-    ends = [length * number // count for number in range(count + 1)]
-    return [slice(first, last) for first, last in pairwise(ends)]
+    return GuidedObjective(name, features.detach().flatten(2))
 
 
 # ---------------------------------------------------------------------------------------------- sizes and pictures
@@ -415,7 +317,7 @@ def _canvas(name: str) -> tuple[Canvas, float]:
     return _CANVASES[checks.one_of(name, "canvas", _CANVASES)]
 
 
-def _sizes(network: Network, images: Tensor, octaves: int, scale: float, tile: int) -> list[tuple[int, int]]:
+def _sizes(network: FeatureNetwork, images: Tensor, octaves: int, scale: float, tile: int) -> list[tuple[int, int]]:
     """Height and width of the octaves, the smallest first; but for the last, those on which the network can be run."""
     H, W = images.shape[2:]
     sizes = [(round(H / scale**k), round(W / scale**k)) for k in reversed(range(octaves))]
@@ -424,7 +326,7 @@ def _sizes(network: Network, images: Tensor, octaves: int, scale: float, tile: i
     usable = [size for size in sizes[:-1] if min(size) >= _SMALLEST]
     with capture.frozen_model(network.model), torch.no_grad():
         while usable:
-            seen = (_cuts(side, tile)[0].stop for side in usable[0])
+            seen = (cuts(side, tile)[0].stop for side in usable[0])
             try:
                 probe(images.new_zeros(1, images.shape[1], *seen))
                 break
@@ -439,11 +341,8 @@ def _photograph(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _resized(shown: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pictures, or what is added to them, at another size: bicubic, antialiased."""
-    if tuple(shown.shape[2:]) == size:
-        return shown
-    exact = shown.float() if shown.dtype in (torch.float16, torch.bfloat16) else shown
-    return F.interpolate(exact, size, mode="bicubic", align_corners=False, antialias=True).to(shown.dtype)
+    """Pictures, or what is added to them, at another size."""
+    return tensors.resize(shown, *size, "bicubic", clip=False)
 
 
 def _enlarged(shown: Tensor, zoom: float) -> Tensor:

@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastviz._util import checks
-from fastviz.engine.optimize import Network, Optimizer, by_name, optimize
-from fastviz.engine.optimize.canvas import Canvas, Frame, frame_of
-from fastviz.engine.optimize.loop import Preview
-from fastviz.engine.optimize.priors import LP, Prior, TotalVariation
-from fastviz.execution import capture
+from fastviz.engine.optimize import FeatureNetwork, ImageObjective, Optimization, Optimized, optimize, with_defaults
+from fastviz.engine.optimize.canvas import frame_of, start_parameters
+from fastviz.engine.optimize.priors import Prior, natural_image
+from fastviz.execution import capture, forward
 from fastviz.execution.capture import Precision
-from fastviz.images import tensors
-from fastviz.methods.synthesis.activation_maximization import canvas_by_name, start_parameters
+from fastviz.images import notebook, tensors
 from fastviz.models.loading import model_info
 
-__all__ = ["Inverted", "inversion_priors", "invert", "invert_all", "invertible_layers"]
-
-ALPHA = 6.0
-BETA = 2.0
-_RANGE = 2.0
-"""B of the paper: the size of a pixel near black or white, in standard deviations."""
-_STEP = 0.3
-"""V of the paper, B / 6.5: the difference of neighbouring pixels in a photograph."""
+__all__ = ["Inverted", "invert", "invert_all", "invertible_layers"]
 
 
-@dataclass(frozen=True, eq=False)
-class Inverted:
-    """What :func:`invert` made, a row an image: the first code's first, as many as there are starts.
+@dataclass(frozen=True, eq=False, repr=False)
+class Inverted(notebook.NotebookResult):
+    """What :func:`invert` made, a row an image: first those of the first code, one for each start.
 
     Attributes:
         layer: whose features were inverted.
@@ -56,6 +47,12 @@ class Inverted:
     reasons: tuple[str, ...]
     interrupted: bool
 
+    def shown(self) -> list[tuple[str, Tensor]]:
+        """See :class:`fastviz.images.notebook.NotebookResult`."""
+        numbers = zip(self.error.tolist(), self.psnr.tolist(), strict=True)
+        captions = [f"{self.layer}: {notebook.words(error=error, PSNR=psnr)}" for error, psnr in numbers]
+        return list(zip(captions, self.pictures, strict=True))
+
 
 def invert(
     model: nn.Module,
@@ -64,54 +61,45 @@ def invert(
     *,
     features: Tensor | None = None,
     size: int | tuple[int, int] | None = None,
-    start: str | Tensor = "noise",
     starts: int = 1,
-    canvas: str | Canvas = "fourier",
-    range_weight: float = 0.1,
-    variation_weight: float = 0.01,
     priors: Sequence[Prior] | None = None,
-    optimizer: str | Optimizer = "lbfgs",
-    learning_rate: float | None = None,
     steps: int = 100,
     goal: float | None = None,
     seed: int = 0,
     batch_size: int | None = None,
     precision: Precision = "model",
-    preview: Preview | None = None,
-    preview_every: int = 10,
     progress: bool = False,
-    checkpoint: str | os.PathLike[str] | None = None,
+    optimization: Optimization | None = None,
 ) -> Inverted:
     """Images with the features that ``layer`` has of ``x``, or with the ``features`` given.
 
     ``argmin_x ‖Φ(x) − Φ₀‖² / ‖Φ₀‖² + λ_α‖x‖_α^α + λ_β TV^β(x)``, α = 6, β = 2, TV^β = Σ ((x_{i,j+1} − x_ij)² +
     (x_{i+1,j} − x_ij)²)^{β/2}: Mahendran, Vedaldi 2015, "Understanding Deep Image Representations by Inverting Them",
-    https://arxiv.org/abs/1412.0035. As in their later work (2016, https://arxiv.org/abs/1512.02017) the weights do not
-    depend on the size of the image: λ_α = ``range_weight`` / (CHW · B^α), λ_β = ``variation_weight`` / (HWC · V^β),
-    with B = 2 standard deviations and V = 0.3, so that a picture at the border of the range, or as busy as a
-    photograph, costs about its weight; because the error is relative, one weight serves all layers. They start from
-    noise as here; we minimise by L-BFGS over a Fourier canvas instead of gradient descent over pixels, which takes a
-    tenth of the steps and keeps fine noise out of deep layers. ``canvas="pixels"`` is theirs.
+    https://arxiv.org/abs/1412.0035. The weights of the two priors, ``range_weight`` = 0.1 and ``variation_weight`` =
+    0.01 of :func:`fastviz.engine.optimize.priors.natural_image`, do not depend on the size of the image, and because
+    the error is relative, they serve all layers. The paper starts from noise, as we do; we minimise by L-BFGS over a
+    Fourier canvas instead of gradient descent over pixels, which takes a tenth of the steps and keeps fine noise out of
+    deep layers. ``Optimization(canvas="pixels")`` is the paper's.
 
     All images are made at once, each as if it were alone.
 
     Args:
         model: any module; not changed.
         x: [N, C, H, W], photographs as the model takes them; None where ``features`` are given.
-        layer: torch's dotted name; see ``fastviz.layers(model)``.
+        layer: torch's dotted name; see ``fastviz.layers(model)``. :func:`invert_all` takes several.
         features: [N, ...] as the layer gives them, instead of ``x``.
         size: height and width of the images in pixels where ``features`` are given; None is the model's usual one.
-        start: ``"noise"``, ``"zeros"``, ``"grey"`` or images: as in :func:`fastviz.maximize`.
-        starts: images of each code, with noise of their own: what differs between them the layer does not see.
-        canvas: ``"fourier"``, ``"pixels"``, or a :class:`fastviz.engine.optimize.canvas.Canvas`.
-        range_weight, variation_weight: of the two priors; 0 leaves one out.
-        priors: other priors instead of these two: see :mod:`fastviz.engine.optimize.priors`.
-        optimizer: ``"lbfgs"``, ``"adam"``, ``"ascent"``, or a :class:`fastviz.engine.optimize.Optimizer`.
-        learning_rate: None is the optimiser's own.
+        starts: images of each code, with noise of their own: the layer does not see what differs between them.
+        priors: see :mod:`fastviz.priors`; None is the two above, ``()`` is none.
         steps: most steps.
         goal: an image is finished when its error is at most this.
         seed: start number s of every code has seed ``seed + s``.
-        batch_size, precision, preview, preview_every, progress, checkpoint: as in :func:`fastviz.maximize`.
+        batch_size, precision, progress: as in :func:`fastviz.maximize`.
+        optimization: see :class:`fastviz.Optimization`. The method's own choices are L-BFGS over the Fourier canvas
+            from ``"noise"``.
+
+    Returns:
+        An :class:`Inverted` with N · starts images, float32 at least, on the device of the model.
 
     Raises:
         TypeError, ValueError: arguments that do not fit; an unknown layer; both or neither of ``x`` and ``features``;
@@ -130,7 +118,8 @@ def invert(
         checks.number(goal, "goal")
     if (x is None) == (features is None):
         raise ValueError("either x or features should be given")
-    network = Network(model, [layer], output=False, precision=precision, argument="size" if x is None else "x")
+    options = with_defaults(optimization, optimizer="lbfgs", start="noise")
+    network = FeatureNetwork(model, [layer], output=False, precision=precision, argument="size" if x is None else "x")
     if x is not None:
         images = capture.input_batch(model, x, narrows=True).detach()
         known = frame_of(model, (images.shape[2], images.shape[3]), images.shape[1])
@@ -145,6 +134,48 @@ def invert(
         raise ValueError(f"{given} should have finite features in layer {layer!r}, got NaN or infinity")
     if not bool((length > 0).all()):
         raise ValueError(f"features should not be zero everywhere, as those of layer {layer!r} are")
+    surface = options.surface()
+    seeds = [seed + number for number in range(starts)] * len(codes)
+    made = optimize(
+        model,
+        _distance(network, layer, codes, length, starts),
+        start_parameters(model, options.start, surface, known, seeds),
+        canvas=surface,
+        frame=known,
+        optimizer=options.mover(),
+        steps=steps,
+        priors=natural_image(known) if priors is None else priors,
+        goal=None if goal is None else -goal,
+        seeds=seeds,
+        batch_size=batch_size,
+        preview=options.preview,
+        preview_every=options.preview_every,
+        progress=progress,
+        checkpoint=options.checkpoint,
+        about=f"invert {model_info(model)} {layer} {length.tolist()}",
+    )
+    photographs = None if x is None else known.picture(images).clamp(0, 1).repeat_interleave(starts, 0)
+    return _result(layer, made, known.picture(made.images).clamp(0, 1), photographs)
+
+
+def _result(layer: str, made: Optimized, shown: Tensor, photographs: Tensor | None) -> Inverted:
+    """The result, whose pictures are ``shown``; ``photographs`` [N, C, H, W] are what they should look like."""
+    unknown = torch.full_like(made.values, torch.nan)
+    return Inverted(
+        layer=layer,
+        images=made.images,
+        pictures=shown,
+        error=-made.values,
+        psnr=unknown if photographs is None else tensors.psnr(shown, photographs),
+        steps=made.steps,
+        history=-made.history,
+        reasons=made.reasons,
+        interrupted=made.interrupted,
+    )
+
+
+def _distance(network: FeatureNetwork, layer: str, codes: Tensor, length: Tensor, starts: int) -> ImageObjective:
+    """Minus the relative error: ``−‖Φ(x) − Φ₀‖² / ‖Φ₀‖²``, where image number i has the code ``i // starts``."""
 
     def objective(images: Tensor, rows: Tensor) -> Tensor:
         found = network(images)[1][layer]
@@ -156,78 +187,59 @@ def invert(
             )
         return -(found - wanted).flatten(1).square().sum(1) / length[rows // starts]
 
-    surface = canvas_by_name(canvas)
-    seeds = [seed + number for number in range(starts)] * len(codes)
-    if priors is None:
-        priors = inversion_priors(known, range_weight, variation_weight)
-    made = optimize(
-        model,
-        objective,
-        start_parameters(model, start, surface, known, seeds),
-        canvas=surface,
-        frame=known,
-        optimizer=by_name(optimizer, learning_rate),
-        steps=steps,
-        priors=priors,
-        goal=None if goal is None else -goal,
-        seeds=seeds,
-        batch_size=batch_size,
-        preview=preview,
-        preview_every=preview_every,
-        progress=progress,
-        checkpoint=checkpoint,
-        about=f"invert {model_info(model)} {layer} {length.tolist()}",
-    )
-    shown = known.picture(made.images).clamp(0, 1)
-    if x is None:
-        psnr = torch.full_like(made.values, torch.nan)
-    else:
-        psnr = tensors.psnr(shown, known.picture(images).clamp(0, 1).repeat_interleave(starts, 0))
-    return Inverted(
-        layer=layer,
-        images=made.images,
-        pictures=shown,
-        error=-made.values,
-        psnr=psnr,
-        steps=made.steps,
-        history=-made.history,
-        reasons=made.reasons,
-        interrupted=made.interrupted,
-    )
+    return objective
 
 
 def invert_all(
-    model: nn.Module, x: Tensor, layers: Sequence[str] | None = None, *, progress: bool = False, **options: object
-) -> list[Inverted]:
-    """``x`` inverted from every layer of a network, the first layer first: detail is lost with depth.
+    model: nn.Module, x: Tensor, layers: Sequence[str] | None = None, *, progress: bool = False, **options: Any
+) -> dict[str, Inverted]:
+    """``x`` inverted from several layers of a network: detail is lost with depth.
+
+    See :func:`invert` for the method and its source.
 
     Args:
         model, x: as in :func:`invert`.
-        layers: names; None is :func:`invertible_layers`.
-        progress: show a bar a layer, on a terminal. Ctrl-C returns the layers so far, the last one as far as it came.
-        options: as in :func:`invert`.
+        layers: names, each once; None is every layer of :func:`invertible_layers` that the model calls.
+        progress: show a bar for each layer, on a terminal. Ctrl-C returns the layers so far, the last one as far as it
+            came.
+        options: further arguments of :func:`invert`.
+
+    Returns:
+        Layer name → :class:`Inverted`, in the order of the ``layers``.
+
+    Raises:
+        TypeError, ValueError, MemoryError: as :func:`invert`; an unknown layer is refused before any work.
 
     >>> import fastviz as fv
     >>> strip = fv.invert_all(fv.load_model("demo"), torch.rand(1, 3, 64, 64), ["conv1", "fc8"], steps=1)
-    >>> [made.layer for made in strip]
-    ['conv1', 'fc8']
+    >>> list(strip), strip["fc8"].pictures.shape
+    (['conv1', 'fc8'], torch.Size([1, 3, 64, 64]))
     """
+    if isinstance(layers, str):
+        raise TypeError(f"layers should be a list of names, got the name {layers!r}; invert takes one layer")
     names = _called(model, x) if layers is None else checks.names(layers, "layers")
-    for name in names:  # an unknown layer is told before minutes of work
+    for name in names:  # before minutes of work
         capture.layer_module(model, name)
-    found = []
+    found: dict[str, Inverted] = {}
     for name in names:
-        found.append(invert(model, x, name, progress=progress, **options))  # type: ignore[arg-type]
-        if found[-1].interrupted:
+        found[name] = invert(model, x, name, progress=progress, **options)
+        if found[name].interrupted:
             break
     return found
 
 
 def invertible_layers(model: nn.Module) -> list[str]:
-    """The layers of a strip: every step of the network that changes what is kept, blocks as one step.
+    """The layers that :func:`invert_all` inverts: every step of the network that changes its features.
 
-    Modules in order, going into containers (``Sequential``, the model itself) only; without those that change nothing
-    in evaluation mode or only the shape (dropout, identity, flattening).
+    The modules in order, blocks as one step: only containers (``Sequential``, ``ModuleList``, the model itself) are
+    opened. Modules that change nothing in evaluation mode, or the shape only (dropout, identity, flattening), are left
+    out.
+
+    Returns:
+        Dotted names; some may belong to modules that the model does not call.
+
+    Raises:
+        TypeError: ``model`` is no module.
 
     >>> invertible_layers(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.Sequential(nn.ReLU(), nn.MaxPool2d(2))))
     ['0', '2.0', '2.1']
@@ -247,26 +259,15 @@ def invertible_layers(model: nn.Module) -> list[str]:
 
 
 def _called(model: nn.Module, x: Tensor) -> list[str]:
-    """The layers of a strip that the forward pass calls."""
-    network = Network(model, invertible_layers(model), output=True, argument="x")
-    with capture.frozen_model(model), torch.no_grad():
-        _, activations = network(capture.input_batch(model, x, narrows=True)[:1])
-        return [name for name in network.layers if name in activations]
+    """Those of the :func:`invertible_layers` that the forward pass calls."""
+    names = invertible_layers(model)
+    with capture.frozen_model(model), torch.no_grad(), forward.noting(model, lambda output: None, names) as calls:
+        capture.called(model, capture.input_batch(model, x, narrows=True)[:1].clone())
+    seen = {name for name, _ in calls}
+    return [name for name in names if name in seen]
 
 
-def inversion_priors(frame: Frame, range_weight: float, variation_weight: float) -> tuple[Prior, ...]:
-    """The priors of :func:`invert` for images of this ``frame``."""
-    values = len(frame.mean) * frame.size[0] * frame.size[1]
-    found: list[Prior] = []
-    if range_weight:
-        found.append(LP(ALPHA, checks.positive(range_weight, "range_weight") / (values * _RANGE**ALPHA)))
-    if variation_weight:
-        weight = checks.positive(variation_weight, "variation_weight")
-        found.append(TotalVariation(BETA, weight / (values * _STEP**BETA)))
-    return tuple(found)
-
-
-def _features(network: Network, images: Tensor) -> Tensor:
+def _features(network: FeatureNetwork, images: Tensor) -> Tensor:
     """The features of ``images`` that ``network`` records."""
     with capture.frozen_model(network.model), torch.no_grad():
         (found,) = network(images)[1].values()

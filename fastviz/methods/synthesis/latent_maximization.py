@@ -11,11 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from fastviz._util import checks
-from fastviz.engine.optimize import Network, by_name, optimize, toward
-from fastviz.engine.optimize.canvas import Canvas, Frame, Pixels, frame_of
+from fastviz.engine.optimize import (
+    Adam,
+    FeatureNetwork,
+    ImageObjective,
+    Optimized,
+    TargetObjective,
+    optimize,
+    target_objective,
+)
+from fastviz.engine.optimize.canvas import Canvas, Frame, Pixels, frame_of, start_parameters
 from fastviz.engine.optimize.priors import L2
 from fastviz.execution import capture
-from fastviz.methods.synthesis.activation_maximization import start_parameters
+from fastviz.execution.capture import Precision
+from fastviz.images import notebook
 from fastviz.methods.synthesis.inversion import Inverted, invert
 from fastviz.targets.objectives import Target
 
@@ -24,18 +33,23 @@ __all__ = ["CodeImages", "maximize_code"]
 _DECODING = frozenset(inspect.signature(invert).parameters) - {"model", "x", "layer", "features", "size"}
 
 
-@dataclass(frozen=True, eq=False)
-class CodeImages:
+_DECAY = 1e-4
+"""Weight of the squared length of a code, in units of the root mean square of the code that it started as."""
+_RATE = 0.02
+"""How much of that unit a number of a code changes in a step, about."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CodeImages(notebook.NotebookResult):
     """What :func:`maximize_code` made, a row an image.
 
     Attributes:
         codes: [N, ...], outputs of the layer.
         code_values: [N], the target when the network goes on from these codes.
-        code_probabilities: [N], of the class; NaN where the target is no class.
-        decoded: the images with these codes, see :class:`fastviz.methods.synthesis.inversion.Inverted`; None if Ctrl-C
-            came before.
+        code_probability: [N], of the class; NaN where the target is no class.
+        decoded: the images with these codes, see :class:`fastviz.Inverted`; None if Ctrl-C came before.
         values: [N], the target at the decoded images; NaN without them.
-        probabilities: [N], of the class at the decoded images; NaN without them, and where the target is no class.
+        probability: [N], of the class at the decoded images; NaN without them, and where the target is no class.
         steps: int64 [N], steps that each code took.
         history: [S, N], the target before each step of the codes; NaN after a code has stopped.
         reasons: why each code stopped: see :class:`fastviz.engine.optimize.Optimized`.
@@ -44,14 +58,22 @@ class CodeImages:
 
     codes: Tensor
     code_values: Tensor
-    code_probabilities: Tensor
+    code_probability: Tensor
     decoded: Inverted | None
     values: Tensor
-    probabilities: Tensor
+    probability: Tensor
     steps: Tensor
     history: Tensor
     reasons: tuple[str, ...]
     interrupted: bool
+
+    def shown(self) -> list[tuple[str, Tensor]]:
+        """See :class:`fastviz.images.notebook.NotebookResult`."""
+        if self.decoded is None:
+            return []
+        numbers = zip(self.values.tolist(), self.probability.tolist(), strict=True)
+        captions = [notebook.words(value=value, probability=probability) for value, probability in numbers]
+        return list(zip(captions, self.decoded.pictures, strict=True))
 
 
 class _Codes(Canvas):
@@ -83,21 +105,21 @@ def maximize_code(
     *,
     size: int | tuple[int, int] | None = None,
     starts: int = 1,
-    decay: float = 1e-4,
-    learning_rate: float = 0.02,
     steps: int = 100,
     goal: float | None = 0.99,
     seed: int = 0,
     batch_size: int | None = None,
+    precision: Precision = "model",
     progress: bool = False,
     decoding: Mapping[str, Any] | None = None,
 ) -> CodeImages:
-    """Images whose code in ``layer`` is what a target likes most: ``h* = argmax_h S(h) − decay ‖h/σ‖²``, ``Φ(x) = h*``.
+    """Images whose code in ``layer`` is what a target likes most: ``h* = argmax_h S(h) − λ ‖h/σ‖²``, ``Φ(x) = h*``.
 
     The latent images of Nguyen et al. 2016, https://arxiv.org/abs/1605.09304, with the network's own features as the
     latent space and inversion (:func:`fastviz.invert`) as the decoder; their generator, where there is one, is the
-    canvas of :func:`fastviz.maximize`. A code starts at that of a faint noise image, moves by Adam, in units of σ, the
-    root mean square of that code, and stays at 0 or above behind a rectifier (where no start has a negative number).
+    canvas of :func:`fastviz.maximize`. A code starts at that of a faint noise image and moves by Adam, in units of σ,
+    the root mean square of that code, with λ = 1e-4. Behind a rectifier (where no start has a negative number) it stays
+    at 0 or above.
 
     Args:
         model: any module; not changed.
@@ -105,17 +127,19 @@ def maximize_code(
         layer: torch's dotted name.
         size: height and width of the images in pixels; None is the model's usual one.
         starts: codes of each target, from noise of their own.
-        decay: weight of the squared length of the code.
-        learning_rate: about how much of σ a number of the code changes in a step.
         steps: most steps of the codes.
         goal: a code is finished when the probability of its class, or the value of another target, is at least this;
             None takes all steps.
         seed: start number s of every target has seed ``seed + s``.
-        batch_size, progress: as in :func:`fastviz.maximize`.
+        batch_size, precision, progress: as in :func:`fastviz.maximize`.
         decoding: further arguments of :func:`fastviz.invert`, such as ``{"steps": 200}``.
+
+    Returns:
+        A :class:`CodeImages`; N is the number of targets times ``starts``.
 
     Raises:
         TypeError, ValueError: as in :func:`fastviz.maximize`; a target that does not depend on the layer.
+        MemoryError: as in :func:`fastviz.maximize`.
 
     >>> import fastviz as fv
     >>> made = fv.maximize_code(fv.load_model("demo"), 12, "fc6", steps=3, decoding={"steps": 2})
@@ -124,21 +148,44 @@ def maximize_code(
     """
     checks.whole_number(starts, "starts", minimum=1)
     checks.whole_number(seed, "seed", minimum=0)
-    if decay:
-        checks.positive(decay, "decay")
     if decoding is not None and not isinstance(decoding, Mapping):
         raise TypeError(f"decoding should be a mapping of arguments of invert, got {decoding!r}")
     for name in decoding or {}:
         if name not in _DECODING:
             raise TypeError(f"decoding should hold arguments of invert: {', '.join(sorted(_DECODING))}; got {name!r}")
     frame = frame_of(model, size)
-    objective = toward(model, target, repeats=starts, argument="size")
+    objective = target_objective(model, target, repeats=starts, precision=precision, argument="size")
     seeds = [seed + number for number in range(starts)] * objective.targets
     noise = start_parameters(model, "noise", Pixels(), frame, seeds)
     with capture.frozen_model(model), torch.no_grad():
-        begin = Network(model, [layer], output=False, argument="size")(noise)[1][layer].detach()
+        begin = FeatureNetwork(model, [layer], output=False, precision=precision, argument="size")(noise)[1][
+            layer
+        ].detach()
     sigma = begin.flatten(1).square().mean(1).sqrt().clamp(min=torch.finfo(begin.dtype).tiny)
     sigma = sigma.view(-1, *(1,) * (begin.dim() - 1))
+    made = optimize(
+        model,
+        _behind(model, objective, layer, noise, sigma),
+        begin / sigma,
+        canvas=_Codes(bool((begin >= 0).all())),
+        frame=frame,
+        optimizer=Adam(_RATE),
+        steps=steps,
+        priors=[L2(_DECAY)],
+        goal=goal,
+        seeds=seeds,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    codes, decoded = made.parameters * sigma, None
+    if not made.interrupted:
+        common = {"batch_size": batch_size, "precision": precision, "progress": progress, "seed": seed}
+        decoded = invert(model, None, layer, features=codes, size=frame.size, **common | dict(decoding or {}))
+    return _judged(model, objective, codes, made, decoded)
+
+
+def _behind(model: nn.Module, objective: TargetObjective, layer: str, images: Tensor, sigma: Tensor) -> ImageObjective:
+    """The objective of codes, in units of ``sigma``, that take the place of what ``layer`` gives for the ``images``."""
 
     def behind(codes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         whole = codes * sigma[rows]
@@ -151,41 +198,28 @@ def maximize_code(
 
         # What comes before the layer needs no graph.
         with torch.no_grad(), capture.hooked(model, {layer: replaced}):
-            return objective(noise[rows], rows)
+            return objective(images[rows], rows)
 
-    made = optimize(
-        model,
-        behind,
-        begin / sigma,
-        canvas=_Codes(bool((begin >= 0).all())),
-        frame=frame,
-        optimizer=by_name("adam", learning_rate),
-        steps=steps,
-        priors=[L2(decay)] if decay else [],
-        goal=goal,
-        seeds=seeds,
-        batch_size=batch_size,
-        progress=progress,
-    )
-    codes = made.parameters * sigma
-    nothing = torch.full_like(made.values, torch.nan)
-    is_class = [part.as_probability() is not None for part, count in objective.parts for _ in range(count * starts)]
-    classes = torch.tensor(is_class, device=codes.device)
-    decoded, values, probabilities = None, nothing, nothing
-    if not made.interrupted:
-        options = {"batch_size": batch_size, "progress": progress, "seed": seed, **(decoding or {})}
-        decoded = invert(model, None, layer, features=codes, size=frame.size, **options)
+    return behind
+
+
+def _judged(
+    model: nn.Module, objective: TargetObjective, codes: Tensor, made: Optimized, decoded: Inverted | None
+) -> CodeImages:
+    """The result, with what the network makes of the decoded images."""
+    is_class = torch.tensor(objective.is_class(), device=codes.device)
+    values = probability = torch.full_like(made.values, torch.nan)
+    if decoded is not None:
         with capture.frozen_model(model), torch.no_grad():
-            rows = torch.arange(len(codes), device=codes.device)
-            values, measures = objective(decoded.images, rows)
-        probabilities = torch.where(classes, measures, torch.nan)
+            values, measures = objective(decoded.images, torch.arange(len(codes), device=codes.device))
+        probability = torch.where(is_class, measures, torch.nan)
     return CodeImages(
         codes=codes,
         code_values=made.values,
-        code_probabilities=torch.where(classes, made.measures, torch.nan),
+        code_probability=torch.where(is_class, made.measures, torch.nan),
         decoded=decoded,
         values=values,
-        probabilities=probabilities,
+        probability=probability,
         steps=made.steps,
         history=made.history,
         reasons=made.reasons,

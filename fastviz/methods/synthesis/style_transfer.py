@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastviz._util import checks
-from fastviz._util.progress import bar
-from fastviz.engine.optimize import Network, Optimizer, by_name, optimize
-from fastviz.engine.optimize.canvas import Canvas, Fourier, Frame, frame_of
-from fastviz.engine.optimize.loop import Preview
-from fastviz.engine.optimize.style_loss import Layers, Losses, layer_weights, not_negative, style_layers
+from fastviz.engine.optimize import FeatureNetwork, Optimization, with_defaults
+from fastviz.engine.optimize.canvas import Frame, frame_of
+from fastviz.engine.optimize.multiscale import Size, StyledPictures, optimize_in_levels, shrunk
+from fastviz.engine.optimize.style_loss import Layers, StyleLoss, layer_weights
+from fastviz.engine.optimize.usual_layers import style_layers
 from fastviz.execution import capture
 from fastviz.execution.capture import Precision
-from fastviz.images import tensors
-from fastviz.methods.synthesis.activation_maximization import canvas_by_name, start_parameters
-from fastviz.methods.synthesis.inversion import inversion_priors
+from fastviz.images import notebook, tensors
 
-__all__ = ["Styled", "made_in_levels", "shrunk", "style_transfer"]
-
-Size = tuple[int, int]
+__all__ = ["Styled", "style_transfer"]
 
 _SMALLEST = 160
 """Coarse levels with a shorter side than this, in pixels, are left out: they would lose what the content shows."""
-_WAVES = Fourier(decay=0.5)
-"""Chosen by looking: with the usual decay of 1 large shapes of the content drift away."""
 _LUMINANCE = (0.299, 0.587, 0.114)
 """Y of YIQ: how bright red, green and blue are."""
 
 
-@dataclass(frozen=True, eq=False)
-class Styled:
+@dataclass(frozen=True, eq=False, repr=False)
+class Styled(notebook.NotebookResult):
     """What :func:`style_transfer` and :func:`fastviz.neural_texture` made, a row an image.
 
     Attributes:
@@ -58,6 +52,26 @@ class Styled:
     reasons: tuple[str, ...]
     interrupted: bool
 
+    @classmethod
+    def of(cls, made: StyledPictures, pictures: Tensor, frame: Frame) -> Styled:
+        """The result of pictures that were made in levels; ``pictures`` are those to return."""
+        return cls(
+            images=frame.image(pictures),
+            pictures=pictures,
+            content_loss=made.loss.content,
+            style_loss=made.loss.style,
+            history=made.history,
+            steps=made.steps,
+            reasons=made.reasons,
+            interrupted=made.interrupted,
+        )
+
+    def shown(self) -> list[tuple[str, Tensor]]:
+        """See :class:`fastviz.images.notebook.NotebookResult`."""
+        numbers = zip(self.content_loss.tolist(), self.style_loss.tolist(), strict=True)
+        captions = [notebook.words(content=content, style=style) for content, style in numbers]
+        return list(zip(captions, self.pictures, strict=True))
+
 
 def style_transfer(
     model: nn.Module,
@@ -73,18 +87,13 @@ def style_transfer(
     variation_weight: float = 0.01,
     rescale: bool = True,
     preserve_colours: bool = False,
-    start: str | Tensor = "content",
     levels: int = 2,
-    canvas: str | Canvas = "fourier",
-    optimizer: str | Optimizer = "lbfgs",
-    learning_rate: float | None = None,
     steps: int = 100,
     seed: int = 0,
     batch_size: int | None = None,
     precision: Precision = "model",
-    preview: Preview | None = None,
-    preview_every: int = 10,
     progress: bool = False,
+    optimization: Optimization | None = None,
 ) -> Styled:
     """Pictures of what ``content`` shows, in the manner of ``style``.
 
@@ -101,13 +110,13 @@ def style_transfer(
       loss of each layer is divided by its own scale, L_content by ‖P‖², and E_l by the square of the mean square of
       the style's features, (tr A / (N m))². The same weights then serve any network, layer and size. Without it they
       are the paper's, in the network's own units.
-    - What changes is the amplitudes of waves, the faster ones damped by frequency^½, with the colours of photographs
-      (``canvas="fourier"``): large parts take the style's colours as soon as small ones its strokes, which L-BFGS over
-      pixels (``canvas="pixels"``) reaches late. Pictures stay between black and white.
-    - A penalty on their total variation, as in :func:`fastviz.invert`, keeps them smooth; ``variation_weight=0`` leaves
-      it out.
-    - They are made at half the size first (``levels``; Gatys et al. 2017, https://arxiv.org/abs/1611.07865), content
-      and style shrunk alike: a network sees strokes that are twice as long there.
+    - The optimiser changes the amplitudes of waves, the faster ones damped by frequency^½, with the colours of
+      photographs (``canvas="fourier"``). Large parts then take on the style's colours as soon as small parts take on
+      its strokes; L-BFGS over pixels (``canvas="pixels"``) gets there late. Pictures stay between black and white.
+    - A penalty on the total variation keeps pictures smooth, with the weight of
+      :func:`fastviz.engine.optimize.priors.natural_image`; ``variation_weight=0`` leaves it out.
+    - Pictures are made at half the size first (``levels``; Gatys et al. 2017, https://arxiv.org/abs/1611.07865), with
+      content and style shrunk alike: there, the network sees strokes that are twice as long.
 
     Several styles blend: with shares v_s, Σ v_s = 1, the loss is that of the mean Gram matrix Σ v_s A_s, which has the
     gradient of Σ_s v_s E_l(A_s) and costs no more than one style. With ``masks`` T_s each style has a region of its own
@@ -120,42 +129,42 @@ def style_transfer(
 
     All images are made at once, each as if it were alone. With VGG-19 (``weights="DEFAULT"``), the paper's network, the
     layers are its: relu1_1, relu2_1, … relu5_1 with a weight of 1/5 each, and relu4_2 for the content. On the CPU large
-    convolutions run with fewer products, which rounds differently
-    (:class:`fastviz.execution.fast_conv.winograd.Winograd`).
+    convolutions run with fewer products, which rounds differently: see
+    :class:`fastviz.execution.fast_conv.winograd.Winograd`.
 
     Args:
         model: any module with maps; not changed.
         content: [N, C, H, W], photographs as the model takes them, of any size that it can run on:
-            ``frame_of(model, (H, W)).image(pictures)`` of :mod:`fastviz.engine.optimize.canvas`.
+            ``frame_of(model, (H, W)).image(pictures)`` of :mod:`fastviz.canvas`.
         style: [1 or N, C, h, w], or a list of several such, each of its own size. Strokes keep their size in pixels: a
             smaller style image makes them finer.
         style_weights: one number a style, 0 or more; None weighs them evenly.
         masks: [S, H, W] of 0 to 1, one for each of the S styles: where it goes.
         layers: of the style: a name, several, or names with their w_l; None is
-            :func:`fastviz.engine.optimize.style_loss.style_layers`.
+            :func:`fastviz.engine.optimize.usual_layers.style_layers`.
         content_layers: likewise; the losses of several add up.
         content_weight, style_weight: α and β, 0 or more.
-        variation_weight: see :func:`fastviz.invert`.
+        variation_weight: see above, 0 or more.
         rescale: see above.
         preserve_colours: see above; for images of three channels.
-        start: ``"content"``, ``"style"`` (the first one, resized), ``"noise"``, or images [1 or N, C, H, W].
         levels: sizes, each half of the next; those with a shorter side below 160 pixels are left out, and 1 is the
             whole size only.
-        canvas: ``"fourier"``, ``"pixels"``, or a :class:`fastviz.engine.optimize.canvas.Canvas`.
-        optimizer: ``"lbfgs"``, ``"adam"``, ``"ascent"``, or a :class:`fastviz.engine.optimize.Optimizer`.
-        learning_rate: None is the optimiser's own.
         steps: most steps at each level.
         seed: of noise; image number n has ``seed + n``.
-        batch_size: images the network sees at once; None is all, on a CPU as many as its caches hold.
+        batch_size: images that the network sees at once; None is all, on a CPU as many as its caches hold.
         precision: ``"bfloat16"`` runs the network under autocast: faster where the processor has it, approximate.
-        preview: called after every ``preview_every`` steps with the number of steps in this level and its images, of
-            its size and before colours are put back.
-        preview_every: see there.
         progress: show a bar, on a terminal. Ctrl-C returns the pictures so far.
+        optimization: see :class:`fastviz.Optimization`. The method's own choices are L-BFGS over the Fourier canvas
+            from ``"content"``; starts are ``"content"``, ``"style"`` (the first one, resized), ``"noise"``, or images
+            [1 or N, C, H, W]. A preview gets the number of steps in its level and the images of that level, before
+            colours are put back.
+
+    Returns:
+        A :class:`Styled` with N images in the dtype of ``content``, on its device.
 
     Raises:
         TypeError, ValueError: arguments that do not fit; an unknown layer; a layer of the style without maps; images on
-            which the model cannot be run.
+            which the model cannot be run; a checkpoint, which pictures in levels cannot have.
         MemoryError: the images do not fit into memory at once; says how many would.
 
     >>> import fastviz as fv
@@ -168,152 +177,49 @@ def style_transfer(
     styles = _styles(model, style, photos)
     shares = _shares(style_weights, len(styles))
     regions = None if masks is None else _regions(masks, len(styles), photos)
-    alpha, beta = not_negative(content_weight, "content_weight"), not_negative(style_weight, "style_weight")
-    if alpha == beta == 0:
-        raise ValueError("content_weight and style_weight should not both be 0")
-    usual = ([], []) if layers is not None and content_layers is not None else style_layers(model)
-    of_style = layer_weights(layers, "layers", usual[0]) if beta else {}
-    of_content = layer_weights(content_layers, "content_layers", usual[1]) if alpha else {}
+    alpha = checks.number(content_weight, "content_weight", low=0)
+    beta = checks.number(style_weight, "style_weight", low=0)
+    of_style, of_content = _layers(model, layers, content_layers, alpha, beta)
     frame = frame_of(model, (photos.shape[2], photos.shape[3]), photos.shape[1])
     original = shown = frame.picture(photos)
     samples = [frame.picture(each) for each in styles]
     if preserve_colours:
         shown, samples = _grey(shown, samples)
-    network = Network(model, [*of_style, *of_content], output=False, precision=precision, argument="content and style")
+    network = FeatureNetwork(
+        model, [*of_style, *of_content], output=False, precision=precision, argument="content and style"
+    )
 
-    def losses(size: Size, part: float) -> Losses:
-        found = Losses(network, alpha, beta, photos.new_zeros(len(photos)))
+    def losses(size: Size, part: float) -> StyleLoss:
+        found = StyleLoss(network, alpha, beta, photos.new_zeros(len(photos)))
         smaller = [frame.image(shrunk(each, part)) for each in samples]
         found.take_styles(smaller, of_style, shares, masks=regions, rescale=rescale)
-        found.take_content(frame.image(_resized(shown, size)), of_content, rescale=rescale)
+        found.take_content(frame.image(tensors.resize(shown, *size, "bicubic")), of_content, rescale=rescale)
         return found
 
-    begin: str | Tensor = start
-    if isinstance(start, str) and checks.one_of(start, "start", ("content", "style", "noise")) != "noise":
-        begin = frame.image(shown if start == "content" else _resized(samples[0], frame.size))
-    return made_in_levels(
+    made = optimize_in_levels(
         model,
         losses,
-        begin,
         frame,
-        finish=(lambda made: _recoloured(made, original)) if preserve_colours else None,
+        _started(with_defaults(optimization, optimizer="lbfgs", start="content"), shown, samples[0], frame),
         levels=levels,
         smallest=_SMALLEST,
-        canvas=canvas,
-        optimizer=by_name(optimizer, learning_rate),
         steps=steps,
         variation_weight=variation_weight,
         seeds=[checks.whole_number(seed, "seed", minimum=0) + number for number in range(len(photos))],
         batch_size=batch_size,
-        preview=preview,
-        preview_every=preview_every,
         progress=progress,
     )
+    pictures = _recoloured(made.pictures, original).clamp(0, 1) if preserve_colours else made.pictures
+    return Styled.of(made, pictures, frame)
 
 
-# -------------------------------------------------------------------------------------------------------- levels
-
-
-def made_in_levels(
-    model: nn.Module,
-    losses: Callable[[Size, float], Losses],
-    start: str | Tensor,
-    frame: Frame,
-    *,
-    finish: Callable[[Tensor], Tensor] | None = None,
-    levels: int,
-    smallest: int,
-    canvas: str | Canvas,
-    optimizer: Optimizer,
-    steps: int,
-    variation_weight: float,
-    seeds: Sequence[int],
-    batch_size: int | None,
-    preview: Preview | None,
-    preview_every: int,
-    progress: bool,
-) -> Styled:
-    """Images of the size of ``frame``, one for each of the ``seeds``, that minimise the losses, made small first.
-
-    Args:
-        losses: gives them for a size in pixels, which is that part of the whole size.
-        start: images, or a word that :func:`fastviz.methods.synthesis.activation_maximization.start_parameters` knows.
-        finish: changes the pictures that were made.
-        smallest: levels with a shorter side than this, in pixels, are left out.
-        model, frame, levels, canvas, optimizer, steps, variation_weight: see :func:`style_transfer`.
-        seeds, batch_size, preview, preview_every, progress: see there.
-    """
-    checks.whole_number(levels, "levels", minimum=1)
-    checks.whole_number(steps, "steps", minimum=0)
-    checks.whole_number(preview_every, "preview_every", minimum=1)
-    smoothness = not_negative(variation_weight, "variation_weight")
-    surface = _WAVES if canvas == "fourier" else canvas_by_name(canvas)
-    shape = (len(frame.mean), *frame.size)
-    if isinstance(start, Tensor) and tuple(start.shape[1:]) != shape:
-        raise ValueError(f"start should have shape [N, {', '.join(map(str, shape))}], got {list(start.shape)}")
-    parts = [0.5**k for k in range(levels) if k == 0 or min(frame.size) * 0.5**k >= smallest][::-1]
-    history: list[Tensor] = []
-    taken: list[Tensor] = []
-    with bar(progress, steps * len(parts), text="styling", unit="steps") as advance:
-
-        def after(step: int, images: Tensor) -> None:
-            advance(1)
-            if preview is not None and step % preview_every == 0:
-                preview(step, images)
-
-        for part in parts:
-            size = _times(frame.size, part)
-            small = Frame(size, frame.mean, frame.std)
-            if isinstance(start, Tensor):
-                start = frame.image(_resized(frame.picture(start), size))
-            objective = losses(size, part)
-            made = optimize(
-                model,
-                objective,
-                start_parameters(model, start, surface, small, seeds),
-                canvas=surface,
-                frame=small,
-                optimizer=optimizer,
-                steps=steps,
-                priors=inversion_priors(small, 0, smoothness),
-                seeds=seeds,
-                batch_size=batch_size,
-                preview=after if progress or preview is not None else None,
-                preview_every=1,
-            )
-            start = made.images
-            history.append(-made.history)
-            taken.append(made.steps)
-            if made.interrupted:
-                break
-    shown = _resized(frame.picture(made.images), frame.size).clamp(0, 1)
-    if finish is not None:
-        shown = finish(shown).clamp(0, 1)
-    return Styled(
-        images=frame.image(shown),
-        pictures=shown,
-        content_loss=objective.content,
-        style_loss=objective.style,
-        history=torch.cat(history),
-        steps=torch.stack(taken).sum(0),
-        reasons=made.reasons,
-        interrupted=made.interrupted,
-    )
-
-
-def shrunk(shown: Tensor, part: float) -> Tensor:
-    """Pictures [N, C, H, W] in 0 to 1, their sides that part as long."""
-    return _resized(shown, _times(shown.shape[2:], part))
-
-
-def _resized(shown: Tensor, size: Size) -> Tensor:
-    """Pictures of another ``size``: bicubic, antialiased; of the same size as they are."""
-    return shown if tuple(shown.shape[2:]) == size else tensors.resize(shown, *size, "bicubic")
-
-
-def _times(size: Sequence[int], part: float) -> Size:
-    height, width = (max(1, round(side * part)) for side in size)
-    return height, width
+def _started(options: Optimization, content: Tensor, style: Tensor, frame: Frame) -> Optimization:
+    """``options`` with images in place of the words ``"content"`` and ``"style"``, from these pictures."""
+    start = options.start
+    if isinstance(start, str) and checks.one_of(start, "start", ("content", "style", "noise")) != "noise":
+        shown = content if start == "content" else tensors.resize(style, *frame.size, "bicubic")
+        return replace(options, start=frame.image(shown))
+    return options
 
 
 # ------------------------------------------------------------------------------------------------------- colours
@@ -367,13 +273,24 @@ def _styles(model: nn.Module, style: Any, photos: Tensor) -> list[Tensor]:
     return found
 
 
+def _layers(
+    model: nn.Module, layers: Layers, content_layers: Layers, alpha: float, beta: float
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Layers and weights of style and content; none of what weighs 0."""
+    if alpha == beta == 0:
+        raise ValueError("content_weight and style_weight should not both be 0")
+    usual = ([], []) if layers is not None and content_layers is not None else style_layers(model)
+    of_style = layer_weights(layers, "layers", usual[0]) if beta else {}
+    return of_style, layer_weights(content_layers, "content_layers", usual[1]) if alpha else {}
+
+
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
     """The part of each style, 1 in sum."""
     if weights is None:
         return [1 / count] * count
     if not isinstance(weights, Sequence):
         raise TypeError(f"style_weights should be a list of numbers, one a style, got {weights!r}")
-    found = [not_negative(weight, "style_weights") for weight in weights]
+    found = [checks.number(weight, "style_weights", low=0) for weight in weights]
     if len(found) != count:
         raise ValueError(f"style_weights should have one number a style, {count}, got {len(found)}")
     if not sum(found):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -114,6 +113,9 @@ def fill_hole(
         image: [C, H, W], floating-point; values 0 to 1. What stands in the hole does not matter.
         hole: [H, W], bool: the pixels to fill, one or several pieces of any shape.
         window, epsilon, max_error, seed, progress: see :func:`synthesize_texture`.
+
+    Returns:
+        [C, H, W], ``image`` with its own pixels outside of the hole, in its dtype and on its device.
 
     Raises:
         TypeError: an argument of another type.
@@ -315,11 +317,7 @@ def _options(image: Tensor, argument: str, window: int, epsilon: float, max_erro
         raise ValueError(f"{argument} should be finite, got NaN or infinity")
     if image.abs().max() > _LARGEST:
         raise ValueError(f"{argument} should have values of at most {_LARGEST:g}, got {float(image.abs().max()):g}")
-    if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)):
-        raise TypeError(f"epsilon should be a number, got {epsilon!r}")
-    if not 0 <= epsilon < math.inf:
-        raise ValueError(f"epsilon should be finite and at least 0, got {epsilon}")
-    return _Options(window, float(epsilon), checks.positive(max_error, "max_error"))
+    return _Options(window, checks.number(epsilon, "epsilon", low=0), checks.positive(max_error, "max_error"))
 
 
 def _size(size: int | Sequence[int]) -> tuple[int, int]:

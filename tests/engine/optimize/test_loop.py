@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastviz import channel, targets
-from fastviz.engine.optimize import LBFGS, Adam, Ascent, Network, by_name, optimize, toward
+from fastviz.engine.optimize import LBFGS, Adam, Ascent, optimize, target_objective
 from fastviz.engine.optimize.canvas import Fourier, Frame, Pixels
 from fastviz.engine.optimize.priors import L2, Blur, ClipContribution, Prior
 from fastviz.engine.optimize.transforms import Jitter, Rotate, Scale
@@ -52,121 +52,6 @@ def run(objective, start, **options):
     return optimize(settings.pop("model", nn.Identity()), objective, start, **settings)
 
 
-# ----------------------------------------------------------------------------------------------------- optimisers
-
-
-def test_ascent_is_its_formula():
-    bowl, x = Bowl(2), noise(2)
-    for norm in ("none", "sign", "rms"):
-        made = run(bowl, x, optimizer=Ascent(0.01, norm), steps=3)
-        expected = x
-        for _ in range(3):
-            g = -2 * bowl.weight * (expected - bowl.centre)
-            size = {"none": 1, "sign": g.abs(), "rms": g.square().mean((1, 2, 3), keepdim=True).sqrt()}[norm]
-            expected = expected + 0.01 * g / size
-        torch.testing.assert_close(made.parameters, expected)
-        assert made.reasons == ("steps", "steps")
-        assert made.steps.tolist() == [3, 3]
-
-
-def test_ascent_stays_where_the_gradient_is_zero():
-    bowl = Bowl(1)
-    assert torch.equal(Ascent(0.1).step(noise(1), evaluation(bowl.centre * 0), {}, None, None).parameters, noise(1))
-
-
-def evaluation(gradients: Tensor):
-    from fastviz.engine.optimize import Evaluation
-
-    zeros = gradients.new_zeros(len(gradients))
-    return Evaluation(zeros, zeros, zeros, gradients, gradients[:0])
-
-
-def test_adam_is_that_of_torch():
-    bowl, x = Bowl(2), noise(2)
-    made = run(bowl, x, optimizer=Adam(0.03), steps=7)
-    leaf = x.clone().requires_grad_()
-    adam = torch.optim.Adam([leaf], lr=0.03, maximize=True)
-    for _ in range(7):
-        adam.zero_grad()
-        bowl(leaf, torch.arange(2)).sum().backward()
-        adam.step()
-    torch.testing.assert_close(made.parameters, leaf.detach())
-
-
-def test_lbfgs_finds_the_best_of_a_bowl():
-    bowl = Bowl(3)
-    made = run(bowl, noise(3), optimizer=LBFGS(), steps=100)
-    torch.testing.assert_close(made.parameters, bowl.centre, rtol=0, atol=1e-5)
-    # Ascent of 100 steps does not come near.
-    assert float((run(bowl, noise(3), steps=100).totals - made.totals).max()) < -1e-3
-
-
-def test_lbfgs_remembers_curvature():
-    """On a quadratic of few dimensions, exact after about as many steps as dimensions; steepest ascent is not."""
-    scale = torch.tensor([1.0, 10.0, 100.0, 1000.0], dtype=f64).view(1, 1, 1, 4)
-    x = torch.ones(1, 1, 1, 4, dtype=f64)
-    frame = Frame((1, 4), (0.0,), (1.0,))
-
-    def objective(images: Tensor, rows: Tensor) -> Tensor:
-        return -(scale * images.square()).sum((1, 2, 3))
-
-    made = run(objective, x, frame=frame, optimizer=LBFGS(), steps=25)
-    assert float(made.totals) > -1e-8
-    assert float(run(objective, x, frame=frame, optimizer=LBFGS(history=1), steps=25).totals) < float(made.totals)
-
-
-def test_lbfgs_on_the_rosenbrock_valley():
-    def objective(images: Tensor, rows: Tensor) -> Tensor:
-        a, b = images.flatten(1).unbind(1)
-        return -((1 - a).square() + 100 * (b - a.square()).square())
-
-    start = torch.tensor([[-1.2, 1.0], [0.0, 0.0]], dtype=f64).view(2, 1, 1, 2)
-    made = run(objective, start, frame=Frame((1, 2), (0.0,), (1.0,)), optimizer=LBFGS(), steps=100)
-    torch.testing.assert_close(made.parameters, torch.ones_like(start), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("optimizer", [LBFGS(), Adam(0.05), Ascent(0.05)], ids=str)
-def test_bounds_hold(optimizer):
-    """The best of a separable bowl within a box is its centre, moved into the box."""
-    bowl = Bowl(2)
-    made = run(bowl, noise(2), canvas=Pixels(), optimizer=optimizer, steps=150)
-    low, high = Pixels().bounds(FRAME, bowl.centre)
-    assert bool(((made.parameters >= low) & (made.parameters <= high)).all())
-    if isinstance(optimizer, LBFGS):
-        expected = torch.minimum(torch.maximum(bowl.centre, low), high)
-        assert bool((expected != bowl.centre).any())
-        torch.testing.assert_close(made.parameters, expected, rtol=0, atol=1e-4)
-
-
-def test_lbfgs_stops_where_nothing_is_better():
-    bowl = Bowl(2)
-    start = torch.stack([bowl.centre[0] + 1e-3, noise(1)[0]])
-    made = run(bowl, start, optimizer=LBFGS(), steps=300)
-    assert made.reasons == ("converged", "converged")
-    assert made.steps[0] < made.steps[1] < 300
-    torch.testing.assert_close(made.parameters, bowl.centre, rtol=0, atol=1e-6)
-
-
-def test_lbfgs_refuses_random_objectives():
-    with pytest.raises(ValueError, match=r"transforms should be empty for LBFGS, whose line search"):
-        run(Bowl(1), noise(1), optimizer=LBFGS(), transforms=[Jitter(1)])
-
-
-def test_by_name():
-    assert by_name("ascent", 0.1) == Ascent(0.1)
-    assert by_name("lbfgs") == LBFGS()
-    mine = Adam(0.3)
-    assert by_name(mine) is mine
-    with pytest.raises(ValueError, match="optimizer should be one of 'ascent', 'adam', 'lbfgs', got 'sgd'"):
-        by_name("sgd")
-    with pytest.raises(ValueError, match="learning_rate should be None beside an optimizer"):
-        by_name(mine, 0.1)
-    with pytest.raises(TypeError, match="a name or an Optimizer, got int"):
-        by_name(3)
-    with pytest.raises(ValueError, match="learning_rate should be finite and above 0"):
-        by_name("adam", 0)
-
-
 # ------------------------------------------------------------------------------------------- each image as if alone
 
 SHAKEN = {"transforms": [Jitter(1), Scale(), Rotate()], "priors": [L2(0.01), Blur(2), ClipContribution(0.2)]}
@@ -182,9 +67,9 @@ def test_alone_equals_in_a_batch(optimizer, options, canvas):
     model = network()
     start = canvas.parameters(noise(4), FRAME)
     settings = {"model": model, "canvas": canvas, "optimizer": optimizer, "steps": 12, "goal": 0.45, **options}
-    together = run(toward(model, torch.tensor([0, 1, 2, 3])), start, seeds=[5, 6, 7, 8], **settings)
+    together = run(target_objective(model, torch.tensor([0, 1, 2, 3])), start, seeds=[5, 6, 7, 8], **settings)
     for k in range(4):
-        alone = run(toward(model, torch.tensor([k])), start[k : k + 1], seeds=[5 + k], **settings)
+        alone = run(target_objective(model, torch.tensor([k])), start[k : k + 1], seeds=[5 + k], **settings)
         torch.testing.assert_close(together.parameters[k], alone.parameters[0])
         torch.testing.assert_close(together.history[: len(alone.history), k], alone.history[:, 0], equal_nan=True)
         assert together.reasons[k] == alone.reasons[0]
@@ -196,14 +81,15 @@ def test_chunks_do_not_change_anything():
     settings = {"model": model, "canvas": Fourier(), "optimizer": Adam(0.1), "seeds": [1, 2, 3, 4, 5], **SHAKEN}
     start = Fourier().parameters(noise(5), FRAME)
     whole, pieces = (
-        run(toward(model, torch.tensor([0, 1, 2, 3, 0])), start, batch_size=size, **settings) for size in (None, 2)
+        run(target_objective(model, torch.tensor([0, 1, 2, 3, 0])), start, batch_size=size, **settings)
+        for size in (None, 2)
     )
     torch.testing.assert_close(whole.parameters, pieces.parameters)
 
 
 def test_seeds_decide_the_random_numbers():
     model, start = network(), noise(1).expand(3, 3, 6, 6)
-    made = run(toward(model, [0, 0, 0]), start, model=model, seeds=[1, 1, 2], transforms=[Jitter(2)])
+    made = run(target_objective(model, [0, 0, 0]), start, model=model, seeds=[1, 1, 2], transforms=[Jitter(2)])
     torch.testing.assert_close(made.parameters[0], made.parameters[1])
     assert not torch.allclose(made.parameters[0], made.parameters[2])
 
@@ -239,7 +125,7 @@ def test_goal_at_the_last_step():
 def test_goals_under_transforms_hold_without_them():
     model = network()
     made = run(
-        toward(model, torch.tensor([0, 1])), noise(2), model=model, optimizer=Adam(0.1), steps=200, goal=0.5,
+        target_objective(model, torch.tensor([0, 1])), noise(2), model=model, optimizer=Adam(0.1), steps=200, goal=0.5,
         transforms=[Jitter(1), Rotate(20)],
     )  # fmt: skip
     assert made.reasons == ("goal", "goal")
@@ -378,7 +264,7 @@ def test_a_unit_that_is_off_is_switched_on():
         model[2].weight[:] = torch.tensor([[1.0, 1.0], [1.0, 1.0]], dtype=f64).view(2, 2, 1, 1)
         model[2].bias[:] = torch.tensor([-0.5, 9.0])
     made = run(
-        toward(model, [targets.channel("3", 0), targets.channel("3", 1)]), torch.zeros(2, 3, 6, 6, dtype=f64),
+        target_objective(model, [targets.channel("3", 0), targets.channel("3", 1)]), torch.zeros(2, 3, 6, 6, dtype=f64),
         model=model, steps=10,
     )  # fmt: skip
     assert made.history[0, 0] == 0
@@ -387,7 +273,7 @@ def test_a_unit_that_is_off_is_switched_on():
     x = torch.zeros(1, 3, 6, 6, dtype=f64, requires_grad=True)
     (g,) = torch.autograd.grad(model[:3](x)[:, 0].sum(), x)
     first = run(
-        toward(model, targets.channel("3", 0)), torch.zeros(1, 3, 6, 6, dtype=f64), model=model, steps=1,
+        target_objective(model, targets.channel("3", 0)), torch.zeros(1, 3, 6, 6, dtype=f64), model=model, steps=1,
         priors=[Blur(100)],
     )  # fmt: skip
     torch.testing.assert_close(first.parameters, 0.05 * g / g.square().mean().sqrt())
@@ -475,9 +361,9 @@ def test_a_run_that_goes_on_gives_the_numbers_of_a_whole_one(optimizer, options,
     model = network()
     start = Fourier().parameters(noise(3), FRAME)
     settings = {"model": model, "canvas": Fourier(), "optimizer": optimizer, "seeds": [1, 2, 3], **options}
-    whole = run(toward(model, torch.tensor([0, 1, 2])), start, steps=9, **settings)
+    whole = run(target_objective(model, torch.tensor([0, 1, 2])), start, steps=9, **settings)
     path = tmp_path / "run.pt"
-    objective = toward(model, torch.tensor([0, 1, 2]))
+    objective = target_objective(model, torch.tensor([0, 1, 2]))
     first = run(objective, start, steps=4, checkpoint=path, **settings)
     assert len(first.history) == 4
     # The first part's result is no part of it: the second goes on from its state.
@@ -528,9 +414,6 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
         run(Bowl(1), noise(1), steps=5, checkpoint=tmp_path / "none" / "run.pt")
 
 
-# ---------------------------------------------------------------------------------------------------- models, targets
-
-
 def test_the_model_is_left_as_it_was():
     model = network().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -542,8 +425,15 @@ def test_the_model_is_left_as_it_was():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        run(toward(model, [targets.channel("0", 1)]), noise(1), model=model, preview=fails, preview_every=1, **SHAKEN)
-    run(toward(model, 1), noise(1), model=model, **SHAKEN)
+        run(
+            target_objective(model, [targets.channel("0", 1)]),
+            noise(1),
+            model=model,
+            preview=fails,
+            preview_every=1,
+            **SHAKEN,
+        )
+    run(target_objective(model, 1), noise(1), model=model, **SHAKEN)
     assert model.training
     assert all(module.training and not module._forward_hooks for module in model.modules())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
@@ -552,145 +442,11 @@ def test_the_model_is_left_as_it_was():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-class Alarm(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        raise AssertionError("the pass should have ended before")
-
-
-def test_the_pass_ends_at_the_last_layer():
-    model = network()
-    seen = []
-    model[4].register_forward_hook(lambda *_: seen.append(1))
-    with_hooks = Network(model, ["2", "0"], output=False)
-    output, activations = with_hooks(noise(2))
-    assert output is None
-    torch.testing.assert_close(activations["2"], model[:3](noise(2)))
-    # A model with hooks cannot be traced: the first pass counts; from the second on nothing more is run.
-    assert len(seen) == 1
-    with_hooks(noise(2))
-    assert len(seen) == 1
-    # Without hooks, the very first pass ends, too.
-    traced = network()
-    traced[4] = Alarm()
-    with pytest.raises(AssertionError):
-        traced(noise(1))
-    assert Network(network(), ["2"], output=True)(noise(2))[0].shape == (2, 4)
-
-
-def test_a_module_that_runs_twice_counts_with_its_last_output():
-    relu = nn.ReLU()
-    model = nn.Sequential(nn.Conv2d(3, 3, 1), relu, nn.Conv2d(3, 3, 1), relu, nn.Conv2d(3, 3, 1)).double()
-    found = Network(model, ["1"], output=False)
-    for _ in range(2):
-        torch.testing.assert_close(found(noise(1))[1]["1"], model[:4](noise(1)))
-
-
-def test_bfloat16_is_close_and_comes_in_the_dtype_of_the_images():
-    model = network().float()
-    x = noise(2).float()
-    exact = Network(model, ["3"], output=True)(x)
-    output, activations = Network(model, ["3"], output=True, precision="bfloat16")(x)
-    assert output.dtype == activations["3"].dtype == torch.float32
-    torch.testing.assert_close(output, exact[0], rtol=0.05, atol=0.01)
-    assert not torch.equal(output, exact[0])
-    with pytest.raises(ValueError, match="precision should be one of 'model', 'bfloat16'"):
-        Network(model, ["3"], output=True, precision="half")
-
-
-def test_sizes_that_a_model_cannot_take():
-    model = nn.Sequential(nn.Conv2d(3, 4, 5), nn.Conv2d(4, 4, 5)).double()
-    with pytest.raises(ValueError, match="cannot be run on images of 6x6 pixels with 3 channels"):
-        Network(model, ["1"], output=False)(noise(1))
-    with pytest.raises(ValueError, match=r"layer '7' is not known"):
-        Network(model, ["7"], output=False)
-
-
-TARGETS = [
-    (2, [2]),
-    (torch.tensor([3, 0]), [3, 0]),
-    ([3, 0, 3], [3, 0, 3]),
-    (targets.class_probability(1), [1]),
-    ([targets.class_score(torch.tensor([1, 2])), 0], [1, 2, 0]),
-]
-
-
-@pytest.mark.parametrize(("target", "classes"), TARGETS, ids=str)
-@pytest.mark.parametrize("repeats", [1, 2])
-def test_toward_gives_each_image_its_own_target(target, classes, repeats):
-    model = network()
-    made = toward(model, target, repeats=repeats)
-    assert made.targets == len(classes)
-    n = len(classes) * repeats
-    x = noise(n).requires_grad_()
-    index = torch.tensor(classes).repeat_interleave(repeats)
-    scores = model(x)
-    wanted = (scores.softmax(1) if isinstance(target, targets.Objective) else scores)[torch.arange(n), index]
-    values, measures = made(x, torch.arange(n))
-    torch.testing.assert_close(values, wanted)
-    torch.testing.assert_close(measures, scores.softmax(1)[torch.arange(n), index].detach())
-    assert not measures.requires_grad
-    (g,), (expected,) = (torch.autograd.grad(each.sum(), x, retain_graph=True) for each in (values, wanted))
-    torch.testing.assert_close(g, expected)
-    # Any rising subset of the images.
-    some = torch.arange(n)[::2]
-    torch.testing.assert_close(made(x[some], some)[0], wanted[some])
-
-
-def test_toward_mixes_layers_and_classes():
-    model = network()
-    list_of = [targets.channel("2", torch.tensor([1, 4])), targets.neuron("0", 2, (1, 3)) * 2, 3, targets.layer("3")]
-    x = noise(5)
-    values, measures = toward(model, list_of)(x, torch.arange(5))
-    a, b, c = model[:1](x), model[:3](x), model(x)
-    expected = [b[0, 1].sum(), b[1, 4].sum(), 2 * a[2, 2, 1, 3], c[3, 3], model[:4](x)[4].square().sum() / 2]
-    torch.testing.assert_close(values, torch.stack(expected))
-    expected[3] = c.softmax(1)[3, 3]
-    torch.testing.assert_close(measures, torch.stack(expected).detach())
-
-
-@pytest.mark.parametrize(
-    ("target", "words"),
-    [
-        (None, "target should say which class"),
-        ([], "at least one entry"),
-        (torch.tensor([], dtype=torch.int64), "at least one class, got an empty tensor"),
-        (torch.tensor([[1, 2]]), r"one class an image, \[T\], got shape \[1, 2\]"),
-        (targets.channel("nothing", 0), "layer 'nothing' is not known"),
-    ],
-)
-def test_toward_refuses(target, words):
-    with pytest.raises(ValueError, match=words):
-        toward(network(), target)
-
-
-def test_classes_that_do_not_exist_are_refused():
-    model = network()
-    with pytest.raises(ValueError, match="target should be a class below 4"):
-        run(toward(model, 9), noise(1), model=model)
-
-
-def test_frozen_parameters_do_not_matter():
-    model = network().requires_grad_(False)
-    made = run(toward(model, 1), noise(1), model=model)
-    torch.testing.assert_close(made.parameters, run(toward(network(), 1), noise(1), model=network()).parameters)
-
-
 def test_nothing_is_warned_in_an_ordinary_run():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model = network()
-        run(toward(model, torch.arange(4)), noise(4), model=model, **SHAKEN)
-
-
-def test_inside_inference_mode():
-    model = network()
-    with torch.inference_mode():
-        made = run(toward(model, 1), noise(1), model=model)
-    torch.testing.assert_close(made.parameters, run(toward(model, 1), noise(1), model=model).parameters)
-    with torch.inference_mode():
-        inside = network()
-    with pytest.raises(ValueError, match=r"parameters made under torch\.inference_mode"):
-        toward(inside, 1)
+        run(target_objective(model, torch.arange(4)), noise(4), model=model, **SHAKEN)
 
 
 # --------------------------------------------------------------------------------------------- waiting for the device
@@ -727,7 +483,7 @@ class Lists(TorchFunctionMode):
 
 def waits(steps: int, target, start: Tensor, **options) -> int:
     model = network()
-    objective = toward(model, target)
+    objective = target_objective(model, target)
     with Waits() as seen, Lists() as listed:
         run(objective, start, model=model, steps=steps, **options)
     return seen.count + listed.count

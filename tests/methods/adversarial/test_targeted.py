@@ -1,4 +1,4 @@
-"""Fooling images: answers worked by hand for linear networks, promises of the batch, 8 bits, evolution."""
+"""Fooling images: steps worked by hand for linear networks, targets of every kind, promises of the batch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,6 @@ from torch import Tensor, nn
 
 import fastviz as fv
 from fastviz import models
-from fastviz.execution import capture
-from fastviz.methods.adversarial.box_lbfgs import _reweighed
-from fastviz.methods.adversarial.cppn import CPPN, Direct
-from fastviz.methods.adversarial.fooling import Ball, Victim
 from fastviz.models.loading import Preprocessing
 
 PLAIN = Preprocessing((12, 12), None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -55,59 +51,6 @@ def others(model: nn.Module, x: Tensor) -> Tensor:
     return (model.eval()(x).argmax(1) + 1) % 5
 
 
-def test_shortest_change_of_a_linear_network():
-    """log(p / (1 − p)) at the goal needs a sum; spreading it evenly is the shortest way to it."""
-    found = fv.fool(linear(), torch.full((1, 3, 4, 4), 0.5).double(), 1, goal=0.9)
-    each = (math.log(9) + 1) / 2 / 48
-    assert 0.9 <= found.target_after.item() < 0.91
-    torch.testing.assert_close(found.l2, torch.tensor([each * math.sqrt(48)]).double(), rtol=0.03, atol=0)
-    torch.testing.assert_close(found.linf, torch.tensor([each]).double(), rtol=0.03, atol=0)
-    torch.testing.assert_close(found.psnr, -20 * found.linf.log10(), rtol=1e-3, atol=0)
-    torch.testing.assert_close(found.target_before, torch.tensor([1 / (1 + math.e)]).double())
-    assert found.original.item() == 0
-    torch.testing.assert_close(found.original_before + found.target_before, torch.ones(1).double())
-    torch.testing.assert_close(found.original_after + found.target_after, torch.ones(1).double())
-
-
-def test_shortest_changes_end_at_the_goal():
-    """The change is no longer than the goal needs, and no shorter one is beside it."""
-    model, x = small(), pictures(6)
-    target = others(model, x)
-    found = fv.fool(model, x, target)
-    assert found.success.all()
-    assert (found.target_after < 0.993).all()
-    # On the border the change points along the gradient, wherever it is free to.
-    leaf = found.images.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(model(leaf).log_softmax(1).gather(1, target[:, None]).sum(), leaf)
-    free = (found.images > 0) & (found.images < 1)
-    change = (found.images - x) * free
-    assert (torch.cosine_similarity(change.flatten(1), (gradient * free).flatten(1)) > 0.8).all()
-
-
-def test_pairs_of_lbfgs_follow_the_weight():
-    """With the curvature K of the loss, y = (K + 2 · weight) s; where that is not above 0, a pair says nothing."""
-    s = torch.eye(3, 5).double()[None]
-    curvature = torch.diag(torch.tensor([1.0, -1.0, 2.0, 0.0, 0.0])).double()
-    before, after = 2.0, 0.25
-    history = {"s": s, "y": s @ curvature + 2 * before * s, "rho": torch.ones(1, 3).double(), "gamma": torch.ones(1)}
-    found = _reweighed(history, torch.tensor([after - before]).double())
-    torch.testing.assert_close(found["y"], s @ curvature + 2 * after * s)
-    torch.testing.assert_close(found["rho"], torch.tensor([[1 / 1.5, 0.0, 1 / 2.5]]).double())
-    torch.testing.assert_close(found["gamma"], torch.tensor([1 / 2.5]).double())
-
-
-def test_white_pixels_cannot_become_whiter():
-    """Half of the values are white already: the others must do the whole work, so each does twice as much."""
-    model, x = linear(), torch.full((1, 3, 4, 4), 0.5).double()
-    x[..., :2] = 1.0
-    with torch.no_grad():
-        model[1].bias[0] += 2 * 24 * 0.5
-    found = fv.fool(model, x, 1, goal=0.9)
-    change = (found.images - x)[0]
-    assert change[..., :2].abs().max() == 0
-    torch.testing.assert_close(change[..., 2:].mean().item(), (math.log(9) + 1) / 2 / 24, rtol=0.03, atol=0)
-
-
 @pytest.mark.parametrize(("method", "each"), [("sign", 0.04), ("gradient", 0.04)])
 def test_steps_of_a_linear_network(method, each):
     """Its gradient is the same everywhere, so both kinds of steps move every value by 0.01: four of them are needed."""
@@ -140,7 +83,7 @@ def test_every_image_is_a_problem_of_its_own(method):
         assert alone.steps[0] == together.steps[row]
     output = model(together.images)
     assert torch.equal(output.argmax(1), target)
-    torch.testing.assert_close(output.softmax(1).gather(1, target[:, None])[:, 0], together.target_after)
+    torch.testing.assert_close(output.softmax(1).gather(1, target[:, None])[:, 0], together.probability)
 
 
 def test_lbfgs_changes_less_than_sign_steps():
@@ -149,78 +92,6 @@ def test_lbfgs_changes_less_than_sign_steps():
     least, sign, gradient = (fv.fool(model, x, target, method=m) for m in ("lbfgs", "sign", "gradient"))
     assert (least.l2 < sign.l2).all()
     assert (least.l2 < gradient.l2).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_pictures_of_8_bits_fool_too(dtype):
-    """Under a normalisation, and after the way through whole levels that a PNG is."""
-    seen = Preprocessing((12, 12), None, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
-    model = small(seen, dtype)
-    mean, std = (torch.tensor(numbers, dtype=dtype).view(3, 1, 1) for numbers in (seen.mean, seen.std))
-    x = (pictures(4, dtype) - mean) / std
-    target = others(model, x)
-    found = fv.fool(model, x, target, quantize=True, goal=0.9)
-    assert found.success.all()
-    assert found.images.dtype == dtype
-    levels = (found.images.double() * std.double() + mean.double()) * 255
-    tolerance = 2.0 if dtype == torch.bfloat16 else 1e-3  # bfloat16 has 8 bits itself
-    assert (levels - levels.round()).abs().max() < tolerance
-    assert levels.min() > -tolerance
-    assert levels.max() < 255 + tolerance
-
-
-def test_rounding_is_repaired_only_as_far_as_needed():
-    """A change of 0.42 levels everywhere is lost in rounding: whole levels at some values have to make up for it."""
-    model = linear(40.0, grey=127 / 255)
-    x = torch.full((1, 3, 4, 4), 127 / 255, dtype=torch.float64)
-    exact, found = (fv.fool(model, x, 1, goal=0.9, quantize=quantize) for quantize in (False, True))
-    assert found.success.item()
-    levels = (found.images - x) * 255
-    assert ((levels.abs() < 1e-9) | ((levels - 1).abs() < 1e-9)).all()
-    assert int(levels.sum().round()) == math.ceil((math.log(9) + 1) / 40 * 255) == 21
-    assert ((exact.images - x).abs() < 0.5 / 255).all()
-
-
-def test_what_is_at_the_goal_but_for_rounding_is_repaired():
-    """Below it by less than float32 can tell: another batch may have had it at the goal. Not what is far from it."""
-    model = linear(40.0, grey=127 / 255)
-    x = torch.full((1, 3, 4, 4), 127 / 255, dtype=torch.float64)
-    x.view(-1)[:30] += 1 / 255
-    reached = 40 * 30 / 255 - 1  # log(p / (1 - p))
-    for missing, repaired in ((1e-4, True), (1.0, False)):
-        goal = 1 / (1 + math.exp(-reached - missing))
-        with capture.frozen_model(model):
-            victim = Victim(model, Victim.frame_for(model, x), goal)
-            assert victim.probabilities(x)[0, 1] < goal
-            found = victim.in_8_bits(x, torch.tensor([1]))
-            assert bool(victim.probabilities(found)[0, 1] >= goal) == repaired
-        assert int(((found - x) * 255).round().sum()) == repaired
-
-
-@pytest.mark.parametrize("norm", ["inf", "2"])
-def test_radius_holds_in_8_bits_too(norm):
-    model, x = small(), pictures(4)
-    radius = 3 / 255 if norm == "inf" else 0.1
-    found = fv.fool(model, x, others(model, x), method="gradient", norm=norm, radius=radius, quantize=True, steps=20)
-    assert ((found.linf if norm == "inf" else found.l2) <= radius + 1e-9).all()
-    levels = found.images * 255
-    assert (levels - levels.round()).abs().max() < 1e-9
-
-
-def test_ball_is_the_nearest_point():
-    centre = torch.zeros(1, 1, 1, 2)
-    rows = torch.tensor([0])
-    for norm, expected in (("inf", [0.5, 0.4]), ("2", [0.3, 0.4])):
-        ball = Ball(centre, 0.5, norm)
-        there = torch.tensor([0.6, 0.8 if norm == "2" else 0.4]).view(1, 1, 1, 2)
-        torch.testing.assert_close(ball.changed(there, None, rows, 1).flatten(), torch.tensor(expected))
-        torch.testing.assert_close(ball.changed(there / 10, None, rows, 1), there / 10)
-
-
-def test_ball_on_whole_levels_drops_the_smallest_changes():
-    ball = Ball(torch.full((1, 1, 1, 3), 100 / 255), 5 / 255, "2")
-    levels = ball.on_levels(torch.tensor([104.0, 101.0, 103.0]).view(1, 1, 1, 3), torch.tensor([0]))
-    assert levels.flatten().tolist() == [104.0, 100.0, 103.0]
 
 
 def test_model_is_left_as_it_was():
@@ -321,7 +192,102 @@ def test_what_is_wrong_is_said(options, words):
         fv.fool(model, **{"x": x, "target": target} | options)
 
 
-@pytest.mark.parametrize("target", ["koala", 1.0, None, True])
+def test_no_target_is_told_what_to_pass():
+    with pytest.raises(
+        ValueError, match="target should say what is to be seen: a class, one for each image, or an obj"
+    ):
+        fv.fool(small(), pictures(1), None)
+
+
+def test_objectives_of_classes_are_classes():
+    """A score or a probability of a class is that class: the same images, to the bit."""
+    model, x = small(), pictures(3)
+    target = others(model, x)
+    plain = fv.fool(model, x, target)
+    for objective in (
+        fv.class_score(target), fv.class_probability(target), [fv.class_score(int(k)) for k in target],
+    ):  # fmt: skip
+        assert torch.equal(fv.fool(model, x, objective).images, plain.images)
+    mixed = [int(target[0]), fv.class_score(int(target[1])), fv.class_probability(int(target[2]))]
+    assert torch.equal(fv.fool(model, x, mixed).images, plain.images)
+    assert torch.equal(fv.fool(model, x, target.tolist()).images, plain.images)
+    with pytest.raises(ValueError, match="target should not be the class that the model sees already, got class"):
+        fv.fool(model, x, fv.class_score())
+    with pytest.raises(ValueError, match="target should be a class from 0 to 4, got 9"):
+        fv.fool(model, x, fv.class_score(9))
+
+
+def test_several_targets_of_one_image_are_several_images():
+    model, x = small(), pictures(1)
+    classes = [k for k in range(5) if k != int(model.eval()(x).argmax())]
+    found = fv.fool(model, x, classes)
+    assert found.target.tolist() == classes
+    assert found.success.all()
+    for row, k in enumerate(classes):
+        torch.testing.assert_close(fv.fool(model, x, k).images[0], found.images[row])
+    both = fv.fool(model, x, fv.channel("2", torch.tensor([0, 3])), method="sign", steps=3)
+    assert both.images.shape == (2, 3, 12, 12)
+    one = fv.fool(model, x, fv.channel("2", 3), method="sign", steps=3)
+    torch.testing.assert_close(both.images[1:], one.images)
+
+
+def test_less_of_the_predicted_class():
+    """Steps of the sign method against the class that each image has, by hand."""
+    model, x = small(), pictures(2)
+    found = fv.fool(model, x, -fv.class_score(), method="sign", step=0.01, steps=3)
+    predicted = model.eval()(x).argmax(1)
+    expected = x
+    for _ in range(3):
+        leaf = expected.clone().requires_grad_()
+        (g,) = torch.autograd.grad(-model(leaf).gather(1, predicted[:, None]).sum(), leaf)
+        expected = (expected + 0.01 * g.sign()).clamp(0, 1)
+    torch.testing.assert_close(found.values, -model(found.images).gather(1, predicted[:, None])[:, 0].detach())
+    assert (found.values >= -model(expected).gather(1, predicted[:, None])[:, 0].detach() - 1e-9).all()
+    assert found.success.all()
+    assert torch.equal(found.original, predicted)
+    assert found.target.tolist() == [-1, -1]
+    assert found.probability.isnan().all()
+    assert (found.original_probability < found.original_probability_before).all()
+
+
+def test_objectives_of_networks_without_classes():
+    """A network whose output is a map has no class to lose, and the target needs none."""
+    torch.manual_seed(0)
+    model = described(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).double())
+    found = fv.fool(model, pictures(2), fv.channel("2", 1), method="gradient", steps=4, batch_size=1)
+    assert (found.values > found.values_before).all()
+    assert found.original.tolist() == [-1, -1]
+    assert found.original_probability.isnan().all()
+    with pytest.raises(ValueError, match=r"floating-point scores \[N, K\] for a class target"):
+        fv.fool(model, pictures(2), 1)
+
+
+def test_what_objectives_need_is_said():
+    model, x = small(), pictures(2)
+    unit = fv.channel("2", 1)
+    with pytest.raises(ValueError, match='goal should be the value at which an image is done, for "lbfgs"'):
+        fv.fool(model, x, unit)
+    with pytest.raises(ValueError, match=r"target should be classes or other objectives, .* got both"):
+        fv.fool(model, x, [0, unit], method="sign")
+    with pytest.raises(ValueError, match="target should be one or one for each of 2 images, got 3"):
+        fv.fool(model, x, [unit] * 3, method="sign")
+    with pytest.raises(ValueError, match="layer 'x' is not known"):
+        fv.fool(model, x, fv.channel("x", 1), method="sign")
+    with pytest.raises(TypeError, match="goal should be a number, got 'much'"):
+        fv.fool(model, x, unit, method="sign", goal="much")
+
+
+def test_results_show_themselves():
+    model, x = small(), pictures(1)
+    found = fv.fool(model, x, int(others(model, x)))
+    assert repr(found).startswith("Fooled(images=float64 [1, 3, 12, 12], pictures=float64 [1, 3, 12, 12]")
+    assert found._repr_html_().count("<img") == 1
+    torch.testing.assert_close(found.pictures, found.images)
+    evolved = fv.evolve(model, 1, generations=2, population=2)
+    assert f"class 1, probability {float(evolved.probability):.3g}" in evolved._repr_html_()
+
+
+@pytest.mark.parametrize("target", ["koala", 1.0, True])
 def test_targets_that_are_no_classes(target):
     with pytest.raises(TypeError, match="target should be"):
         fv.fool(small(), pictures(1), target)
@@ -345,79 +311,40 @@ def test_noise_refuses_what_does_not_exist():
         fv.fool_from_noise(small(), [])
 
 
-# --------------------------------------------------------------------------------------------------------- evolution
+def test_reduced_precision_is_close():
+    """Searched and told in bfloat16: the network in its own precision gives nearly the same."""
+    model = small(dtype=torch.float32)
+    x = pictures(2, torch.float32)
+    target = others(model, x)
+    found = fv.fool(model, x, target, precision="bfloat16", goal=0.9)
+    assert found.success.all()
+    assert found.images.dtype == torch.float32
+    exact = model(found.images).softmax(1).gather(1, target[:, None])[:, 0].detach()
+    torch.testing.assert_close(found.probability, exact, rtol=0, atol=0.1)
+    assert not torch.equal(found.probability, exact)
+    unit = fv.channel("2", 1)
+    rough, whole = (fv.fool(model, x, unit, method="sign", steps=2, precision=each) for each in ("bfloat16", "model"))
+    torch.testing.assert_close(rough.values, whole.values, rtol=0.05, atol=0.05)
+    for call in (fv.fool_from_noise, fv.evolve):
+        with pytest.raises(ValueError, match="precision should be one of 'model', 'bfloat16', got 'half'"):
+            call(model, 1, precision="half")
 
 
-def test_evolution_needs_no_gradient_and_repeats_itself():
-    model = fv.load_model("demo").requires_grad_(False)
-    first, second = (fv.evolve(model, 10, population=16, generations=60, goal=0.9, seed=4) for _ in range(2))
-    assert first.success.item()
-    assert torch.equal(first.images, second.images)
-    assert model(first.images).softmax(1)[0, 10] >= 0.9
-    levels = fv.images.restore(first.images, models.preprocessing(model)) * 255
-    assert (levels - levels.round()).abs().max() < 1e-3
-    other = fv.evolve(model, 10, population=16, generations=2, seed=5)
-    assert not torch.equal(other.images, first.images)
+def test_lists_of_objectives_are_one_an_image():
+    """Also those about the predicted class: each entry is about the image at its place."""
+    model, x = small(), pictures(2)
+    unit = fv.channel("2", 1)
+    mixed = fv.fool(model, x, [-fv.class_score(), unit], method="sign", steps=2)
+    for row, target in enumerate((-fv.class_score(), unit)):
+        alone = fv.fool(model, x[row : row + 1], target, method="sign", steps=2)
+        torch.testing.assert_close(mixed.images[row : row + 1], alone.images)
+    two = fv.fool(model, x[:1], [-fv.class_score(), unit], method="sign", steps=2)
+    torch.testing.assert_close(two.images[0], mixed.images[0])
 
 
-def test_what_is_best_stays():
-    """More generations never give a lower probability, and several targets each get an image of their own."""
-    model = fv.load_model("demo")
-    few, more = (fv.evolve(model, [0, 5], population=8, generations=g, goal=0.9999) for g in (1, 12))
-    assert (more.probability >= few.probability - 1e-6).all()
-    assert (more.probability > few.probability + 1e-3).any()
-    assert (more.steps <= 12).all()
-    assert not torch.equal(more.images[0], more.images[1])
-
-
-def test_direct_encoding_climbs():
-    few, more = (fv.evolve(small(), 1, encoding="direct", population=8, generations=g, goal=0.999) for g in (1, 40))
-    assert more.probability > few.probability
-
-
-def test_evolution_says_what_is_wrong():
-    for options, words in (
-        ({"encoding": "dna"}, "encoding should be one of 'cppn', 'direct'"),
-        ({"target": 20}, "target should be a class from 0 to 19, got 20"),
-        ({"population": 0}, "population should be at least 1"),
-        ({"generations": 0}, "generations should be at least 1"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            fv.evolve(fv.load_model("demo"), **options)
-
-
-def test_a_cppn_worked_by_hand():
-    """One node, the Gaussian of the place across; the only output |sin(node)|, on a picture of 1x3 pixels."""
-    kind = CPPN(nodes=1)
-    weights = torch.zeros(1, 2, 5)
-    weights[0, 0, 0] = 1.0
-    weights[0, 1, 4] = 1.0
-    genomes = {"weights": weights, "functions": torch.tensor([[1]])}
-    # the shorter side is one pixel: places are −2, 0, 2
-    painted = kind.pictures(genomes, (1, 1, 3), torch.zeros(1, dtype=torch.float64))
-    expected = torch.tensor([math.exp(-4), 1.0, math.exp(-4)]).double().sin()
-    torch.testing.assert_close(painted[0, 0, 0], expected)
-
-
-def test_cppn_mutations_keep_the_order_of_nodes():
-    kind, generator = CPPN(nodes=6), torch.Generator().manual_seed(0)
-    genomes = kind.start(20, (3, 8, 8), generator)
-    for _ in range(30):
-        changed = kind.mutated(genomes, generator)
-        assert not torch.equal(changed["weights"], genomes["weights"])
-        genomes = changed
-    for node in range(6):
-        assert not genomes["weights"][:, node, 4 + node :].any()
-    painted = kind.pictures(genomes, (3, 8, 8), torch.zeros(1))
-    assert painted.isfinite().all()
-    assert painted.min() >= 0
-    assert painted.max() <= 1
-
-
-def test_direct_mutations_move_about_a_tenth_by_a_little():
-    kind, generator = Direct(), torch.Generator().manual_seed(0)
-    genomes = {"levels": torch.full((4, 3, 50, 50), 128, dtype=torch.uint8)}
-    moved = kind.mutated(genomes, generator)["levels"].float() - 128
-    assert 0.08 < (moved != 0).float().mean() < 0.1
-    assert abs(moved.mean()) < 0.2
-    assert 5 < moved[moved != 0].abs().mean() < 25
+@pytest.mark.parametrize("target", [1, fv.class_score(1), fv.channel("2", 1), -fv.class_score()])
+def test_no_images_give_no_images_for_any_target(target):
+    found = fv.fool(small(), torch.zeros(0, 3, 12, 12).double(), target, method="sign", quantize=True)
+    assert found.images.shape == found.pictures.shape == (0, 3, 12, 12)
+    assert found.values.shape == found.probability.shape == (0,)
+    assert found._repr_html_().count("<img") == 0

@@ -281,7 +281,7 @@ class ChannelsBehind(nn.Module):
         ({"layers": "two"}, TypeError, "layer 'two' should return one floating-point tensor, got tuple"),
         ({"layers": "imbed"}, ValueError, "layer 'imbed' is not known; nearest: embed"),
         ({"layers": []}, ValueError, "layers should name at least one layer, got none"),
-        ({"layers": [3]}, TypeError, "layer should be a dotted module name, got int"),
+        ({"layers": [3]}, TypeError, r"layers should be a name or a list of them, got \[3\]"),
         ({"k": 0}, ValueError, "k should be at least 1, got 0"),
         ({"k": 2.0}, TypeError, "k should be a whole number"),
         ({"batch_size": 0}, ValueError, "batch_size should be at least 1, got 0"),

@@ -36,9 +36,13 @@ def test_simonyan_by_hand():
     """Plain ascent on S − λ‖I‖² from the mean colour."""
     model = network()
     made = fv.maximize(
-        model, 2, canvas=Pixels(clip=False), priors=[fv.priors.L2(0.01)], transforms=(), optimizer=Ascent(0.1, "none"),
+        model,
+        2,
+        priors=[fv.priors.L2(0.01)],
+        transforms=(),
         steps=3,
-    )  # fmt: skip
+        optimization=fv.Optimization(canvas=Pixels(clip=False), optimizer=Ascent(0.1, "none")),
+    )
     x = torch.zeros(1, 3, 16, 16, dtype=f64)
     for _ in range(3):
         leaf = x.requires_grad_()
@@ -46,7 +50,7 @@ def test_simonyan_by_hand():
         x = (leaf + 0.1 * g).detach()
     torch.testing.assert_close(made.images, x)
     torch.testing.assert_close(made.values, scores(model, x)[:, 2])
-    torch.testing.assert_close(made.probabilities, scores(model, x).softmax(1)[:, 2])
+    torch.testing.assert_close(made.probability, scores(model, x).softmax(1)[:, 2])
     torch.testing.assert_close(made.pictures, frame_of(model).picture(x).clamp(0, 1))
     assert made.box is None
     assert made.history.shape == (3, 1)
@@ -54,13 +58,13 @@ def test_simonyan_by_hand():
 
 def test_targets_and_starts_make_a_batch():
     model = network()
-    made = fv.maximize(model, torch.tensor([1, 3]), starts=2, start="noise", steps=4)
+    made = fv.maximize(model, torch.tensor([1, 3]), starts=2, steps=4, optimization=fv.Optimization(start="noise"))
     assert made.images.shape == (4, 3, 16, 16)
     index = torch.tensor([1, 1, 3, 3])
     torch.testing.assert_close(made.values, scores(model, made.images)[torch.arange(4), index])
     assert not torch.allclose(made.images[0], made.images[1])
     # Each is as it is alone: start number s has seed + s.
-    alone = fv.maximize(model, 3, start="noise", steps=4, seed=1)
+    alone = fv.maximize(model, 3, steps=4, seed=1, optimization=fv.Optimization(start="noise"))
     torch.testing.assert_close(made.images[3:], alone.images)
 
 
@@ -68,12 +72,17 @@ def test_starts():
     model = network()
     frame = frame_of(model)
     for canvas in ("pixels", "fourier"):
-        zeros, grey = (fv.maximize(model, 0, start=start, canvas=canvas, steps=0).images for start in ("zeros", "grey"))
+        zeros, grey = (
+            fv.maximize(model, 0, steps=0, optimization=fv.Optimization(start=start, canvas=canvas)).images
+            for start in ("zeros", "grey")
+        )
         torch.testing.assert_close(zeros, torch.zeros(1, 3, 16, 16, dtype=f64), rtol=0, atol=1e-6)
         torch.testing.assert_close(frame.picture(grey), torch.full((1, 3, 16, 16), 0.5, dtype=f64))
     mine = 0.1 * torch.randn(2, 3, 16, 16, dtype=f64)
-    torch.testing.assert_close(fv.maximize(model, [0, 1], start=mine, canvas="pixels", steps=0).images, mine)
-    one = fv.maximize(model, [0, 1], start=mine[:1], canvas="pixels", steps=0).images
+    torch.testing.assert_close(
+        fv.maximize(model, [0, 1], steps=0, optimization=fv.Optimization(start=mine, canvas="pixels")).images, mine
+    )
+    one = fv.maximize(model, [0, 1], steps=0, optimization=fv.Optimization(start=mine[:1], canvas="pixels")).images
     torch.testing.assert_close(one, mine[:1].expand(2, -1, -1, -1))
 
 
@@ -81,7 +90,9 @@ def test_starts():
 def test_models_of_16_bits(canvas):
     """Images are made in float32; the model sees them in its own dtype."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    options = {"size": 12, "steps": 20, "canvas": canvas, "start": "noise", "transforms": ()}
+    options = {
+        "size": 12, "steps": 20, "transforms": (), "optimization": fv.Optimization(canvas=canvas, start="noise"),
+    }  # fmt: skip
     exact = fv.maximize(model, [0, 2], **options)
     found = fv.maximize(copy.deepcopy(model).bfloat16(), [0, 2], **options)
     assert found.images.dtype == torch.float32
@@ -100,7 +111,7 @@ def test_defaults_by_kind_of_target():
     )
     still = fv.maximize(model, fv.channel("2", 1), transforms=(), steps=3)
     assert not torch.allclose(fv.maximize(model, fv.channel("2", 1), steps=3).images, still.images)
-    fv.maximize(model, fv.channel("2", 1), optimizer="lbfgs", steps=3)
+    fv.maximize(model, fv.channel("2", 1), steps=3, optimization=fv.Optimization(optimizer="lbfgs"))
     torch.testing.assert_close(
         fv.maximize(model, fv.channel("2", 1), size=15, steps=3).images,
         fv.maximize(model, fv.channel("2", 1), size=15, transforms=(), steps=3).images,
@@ -111,7 +122,7 @@ def test_single_units_are_made_on_what_they_see():
     """The image is the receptive field alone, and its unit has the value that the whole image gives it."""
     model = network(24)
     targets = fv.neuron("2", torch.tensor([0, 3, 5]), (4, 6))
-    made = fv.maximize(model, targets, canvas="pixels", transforms=(), steps=5)
+    made = fv.maximize(model, targets, transforms=(), steps=5, optimization=fv.Optimization(canvas="pixels"))
     top, left, bottom, right = made.box
     assert (bottom - top, right - left) == made.images.shape[2:] == (9, 9)
     whole = torch.zeros(3, 3, 24, 24, dtype=f64)
@@ -120,9 +131,20 @@ def test_single_units_are_made_on_what_they_see():
     torch.testing.assert_close(made.values, values.detach())
     # Uncropped, the same pixels change by the same amounts.
     full = fv.maximize(
-        model, targets, canvas=Pixels(), transforms=(), optimizer=Ascent(0.02, "none"), crop=False, steps=5
+        model,
+        targets,
+        transforms=(),
+        crop=False,
+        steps=5,
+        optimization=fv.Optimization(canvas=Pixels(), optimizer=Ascent(0.02, "none")),
     )
-    part = fv.maximize(model, targets, canvas=Pixels(), transforms=(), optimizer=Ascent(0.02, "none"), steps=5)
+    part = fv.maximize(
+        model,
+        targets,
+        transforms=(),
+        steps=5,
+        optimization=fv.Optimization(canvas=Pixels(), optimizer=Ascent(0.02, "none")),
+    )
     torch.testing.assert_close(full.images[:, :, top:bottom, left:right], part.images)
     assert full.box is None
     assert full.images.shape[2:] == (24, 24)
@@ -145,9 +167,17 @@ def test_goals():
     model = network()
     with torch.no_grad():
         model[6].weight *= 20  # so that the image decides, not the bias
-    made = fv.maximize(model, torch.tensor([0, 1, 3]), goal=0.9, steps=200, transforms=(), canvas="pixels", priors=())
+    made = fv.maximize(
+        model,
+        torch.tensor([0, 1, 3]),
+        goal=0.9,
+        steps=200,
+        transforms=(),
+        priors=(),
+        optimization=fv.Optimization(canvas="pixels"),
+    )
     assert made.reasons == ("goal",) * 3
-    assert bool((made.probabilities >= 0.9).all())
+    assert bool((made.probability >= 0.9).all())
     assert bool((scores(model, made.images).softmax(1)[[0, 1, 2], [0, 1, 3]] >= 0.9).all())
 
 
@@ -199,7 +229,7 @@ def test_a_network_that_breaks_on_the_way(then):
     models.describe(model, preprocessing=models.preprocessing(network()))
     with torch.no_grad():
         model[6].bias[:] = 1.0
-    options = {"canvas": "pixels", "transforms": (), "priors": ()}
+    options = {"optimization": fv.Optimization(canvas="pixels"), "transforms": (), "priors": ()}
     with pytest.warns(RuntimeWarning, match=r"image 0 stopped, the last good one is returned: .* at step 3"):
         made = fv.maximize(model, [0, 1], steps=6, **options)
     assert made.reasons[0].endswith("at step 3")
@@ -214,9 +244,13 @@ def test_an_image_that_explodes():
     model = nn.Sequential(nn.Conv2d(3, 4, 3)).double()
     with pytest.warns(RuntimeWarning, match=r"image 0 stopped.*the parameters grew beyond 1e\+06 at step \d"):
         made = fv.maximize(
-            model, fv.layer("0"), size=8, start="noise", canvas=Pixels(clip=False), transforms=(),
-            optimizer=Ascent(50, "none"), steps=30,
-        )  # fmt: skip
+            model,
+            fv.layer("0"),
+            size=8,
+            transforms=(),
+            steps=30,
+            optimization=fv.Optimization(start="noise", canvas=Pixels(clip=False), optimizer=Ascent(50, "none")),
+        )
     assert made.steps < 30
     assert bool(made.images.isfinite().all())
     assert float(made.images.abs().max()) <= 1e6
@@ -253,7 +287,7 @@ def test_interrupted():
     def stop(step: int, images: torch.Tensor) -> None:
         raise KeyboardInterrupt
 
-    made = fv.maximize(network(), [0, 1], steps=50, preview=stop, preview_every=3)
+    made = fv.maximize(network(), [0, 1], steps=50, optimization=fv.Optimization(preview=stop, preview_every=3))
     assert made.interrupted
     assert made.reasons == ("interrupted",) * 2
     assert made.history.shape[0] == 3
@@ -261,38 +295,67 @@ def test_interrupted():
 
 def test_checkpoint(tmp_path):
     model, path = network(), tmp_path / "run.pt"
-    fv.maximize(model, [0, 1], steps=2, checkpoint=path)
-    made = fv.maximize(model, [0, 1], steps=5, checkpoint=path)
+    fv.maximize(model, [0, 1], steps=2, optimization=fv.Optimization(checkpoint=path))
+    made = fv.maximize(model, [0, 1], steps=5, optimization=fv.Optimization(checkpoint=path))
     torch.testing.assert_close(made.images, fv.maximize(model, [0, 1], steps=5).images, rtol=0, atol=0)
     with pytest.raises(ValueError, match="belongs to other settings"):
-        fv.maximize(model, [0, 2], steps=5, checkpoint=path)
+        fv.maximize(model, [0, 2], steps=5, optimization=fv.Optimization(checkpoint=path))
 
 
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"start": "black"}, ValueError, "start should be one of 'zeros', 'grey', 'noise', got 'black'"),
         (
-            {"start": torch.zeros(3, 3, 16, 16)},
+            {"optimization": {"start": "black"}},
+            ValueError,
+            "start should be one of 'zeros', 'grey', 'noise', got 'black'",
+        ),
+        (
+            {"optimization": {"start": torch.zeros(3, 3, 16, 16)}},
             ValueError,
             r"start should have shape \[1 or 2, 3, 16, 16\], got \[3, 3",
         ),
         (
-            {"start": torch.zeros(2, 3, 8, 8)},
+            {"optimization": {"start": torch.zeros(2, 3, 8, 8)}},
             ValueError,
             r"start should have shape \[1 or 2, 3, 16, 16\], got \[2, 3, 8",
         ),
+        ({"optimization": {"start": 3}}, TypeError, "start should be a word or a tensor of images, got int"),
         ({"starts": 0}, ValueError, "starts should be at least 1"),
         ({"seed": -1}, ValueError, "seed should be at least 0"),
-        ({"canvas": "waves"}, ValueError, "canvas should be one of 'fourier', 'pixels', got 'waves'"),
-        ({"canvas": 3}, TypeError, "canvas should be a name or a Canvas, got int"),
-        ({"optimizer": "sgd"}, ValueError, "optimizer should be one of"),
+        ({"optimization": {"canvas": "waves"}}, ValueError, "canvas should be one of 'fourier', 'pixels', got 'waves'"),
+        ({"optimization": {"canvas": 3}}, TypeError, "canvas should be a name or a Canvas, got int"),
+        ({"optimization": {"optimizer": "sgd"}}, ValueError, "optimizer should be one of"),
+        ({"optimization": {"learning_rate": 0}}, ValueError, "learning_rate should be finite and above 0, got 0"),
+        ({"optimization": {"preview_every": 0}}, ValueError, "preview_every should be at least 1, got 0"),
+        (
+            {"optimization": {"optimizer": Ascent(0.1), "learning_rate": 0.2}},
+            ValueError,
+            "learning_rate should be None beside an optimizer that has its own",
+        ),
         ({"precision": "half"}, ValueError, "precision should be one of"),
     ],
 )
 def test_arguments_are_checked(options, error, words):
+    def call(*, optimization: dict[str, object] | None = None, **rest: object) -> None:
+        loop = None if optimization is None else fv.Optimization(**optimization)
+        fv.maximize(network(), [0, 1], steps=1, optimization=loop, **rest)
+
     with pytest.raises(error, match=words):
-        fv.maximize(network(), [0, 1], steps=1, **options)
+        call(**options)
+
+
+def test_an_optimization_is_no_dict():
+    with pytest.raises(TypeError, match=r"optimization should be a fastviz\.Optimization, got dict"):
+        fv.maximize(network(), 0, steps=1, optimization={"canvas": "pixels"})
+
+
+def test_a_result_shows_its_shapes_and_its_pictures():
+    made = fv.maximize(network(), [0, 1], steps=1)
+    assert repr(made).startswith("Maximized(images=float64 [2, 3, 16, 16], pictures=float64 [2, 3, 16, 16], values=")
+    shown = made._repr_html_()
+    assert shown.count('<img src="data:image/png;base64,') == 2
+    assert f"value {float(made.values[1]):.3g}, probability {float(made.probability[1]):.3g}" in shown
 
 
 # ------------------------------------------------------------------------------------------------------- generators
@@ -322,8 +385,8 @@ class Pair(Decoder):
 def test_latent_images_through_a_generator():
     model, decoder = network(), Decoder()
     canvas = Generator(decoder, (5,), decay=1e-4)
-    made = fv.maximize(model, [0, 3], canvas=canvas, steps=40, learning_rate=0.1)
-    begin = fv.maximize(model, [0, 3], canvas=canvas, steps=0)
+    made = fv.maximize(model, [0, 3], steps=40, optimization=fv.Optimization(canvas=canvas, learning_rate=0.1))
+    begin = fv.maximize(model, [0, 3], steps=0, optimization=fv.Optimization(canvas=canvas))
     assert bool((made.values > begin.values).all())
     assert decoder.training
     assert all(parameter.grad is None for parameter in decoder.parameters())
@@ -336,13 +399,18 @@ def test_latent_images_through_a_generator():
 def test_generators_that_do_not_fit():
     model = network()
     with pytest.raises(ValueError, match=r"pictures of shape \[1, 3, 16, 16\].*got \[1, 3, 12, 12\]"):
-        fv.maximize(model, 0, canvas=Generator(Decoder(12), (5,)), steps=1)
+        fv.maximize(model, 0, steps=1, optimization=fv.Optimization(canvas=Generator(Decoder(12), (5,))))
     with pytest.raises(TypeError, match="the generator should return a floating-point tensor of pictures, got tuple"):
-        fv.maximize(model, 0, canvas=Generator(Pair(), (5,)), steps=1)
+        fv.maximize(model, 0, steps=1, optimization=fv.Optimization(canvas=Generator(Pair(), (5,))))
     with pytest.raises(ValueError, match=r"start should have shape \[1, 5\], got \[1, 3, 16, 16\]"):
-        fv.maximize(model, 0, canvas=Generator(Decoder(), (5,)), start=torch.zeros(1, 3, 16, 16), steps=1)
+        fv.maximize(
+            model,
+            0,
+            steps=1,
+            optimization=fv.Optimization(canvas=Generator(Decoder(), (5,)), start=torch.zeros(1, 3, 16, 16)),
+        )
     with pytest.raises(ValueError, match="cannot be set to an image: start from noise"):
-        fv.maximize(model, 0, canvas=Generator(Decoder(), (5,)), start="grey", steps=1)
+        fv.maximize(model, 0, steps=1, optimization=fv.Optimization(canvas=Generator(Decoder(), (5,)), start="grey"))
 
 
 # -------------------------------------------------------------------------------------------------- the real network
@@ -350,14 +418,29 @@ def test_generators_that_do_not_fit():
 
 def test_the_built_in_network_sees_its_classes():
     """From the mean colour to 99 % for every class, in one batch."""
-    made = fv.maximize(fv.load_model("demo"), torch.arange(20), goal=0.99, canvas="pixels", transforms=(), priors=())
+    made = fv.maximize(
+        fv.load_model("demo"),
+        torch.arange(20),
+        goal=0.99,
+        transforms=(),
+        priors=(),
+        optimization=fv.Optimization(canvas="pixels"),
+    )
     assert made.reasons == ("goal",) * 20
-    assert bool((made.probabilities >= 0.99).all())
+    assert bool((made.probability >= 0.99).all())
 
 
 def test_imagenet_classes_from_a_zero_image(shared):
     """Two of the twenty that the benchmark makes; the first is switched off at the start."""
     model = fv.load_model("squeezenet1_0", weights=shared / "models" / "squeezenet1_0_imagenet.safetensors")
-    made = fv.maximize(model, torch.tensor([130, 9]), goal=0.99, canvas="pixels", transforms=(), priors=(), steps=60)
+    made = fv.maximize(
+        model,
+        torch.tensor([130, 9]),
+        goal=0.99,
+        transforms=(),
+        priors=(),
+        steps=60,
+        optimization=fv.Optimization(canvas="pixels"),
+    )
     assert made.reasons == ("goal", "goal")
     assert bool((scores(model, made.images).softmax(1)[[0, 1], [130, 9]] >= 0.99).all())

@@ -9,12 +9,15 @@ from torch.nn import functional as F
 
 import fastviz as fv
 from fastviz import images, models
-from fastviz.engine.optimize import toward
+from fastviz.engine.optimize import target_objective
 from fastviz.engine.optimize.canvas import frame_of
+from fastviz.engine.optimize.usual_layers import dream_layer
 from fastviz.execution import capture
 from fastviz.images.animation import save_gif
 from fastviz.methods.synthesis import deep_dream as dream
-from fastviz.methods.synthesis.deep_dream import deep_dream, dream_layer, dream_zoom, squared
+from fastviz.methods.synthesis import dream_objectives
+from fastviz.methods.synthesis.deep_dream import deep_dream, dream_zoom
+from fastviz.methods.synthesis.dream_objectives import TiledObjective, cuts, squared
 
 f64 = torch.float64
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
@@ -49,7 +52,7 @@ PLAIN = {"octaves": 1, "jitter": 0}
 def test_one_octave_of_pixels_by_hand():
     """Each step follows the layer's own activation, brought back to the image, and divided by its size."""
     model, x = network(), photos()
-    made = deep_dream(model, x, "3", canvas="pixels", steps=3, strength=0.02, **PLAIN)
+    made = deep_dream(model, x, layer="3", canvas="pixels", steps=3, strength=0.02, **PLAIN)
     expected = x
     for _ in range(3):
         leaf = expected.clone().requires_grad_()
@@ -67,7 +70,7 @@ def test_one_octave_of_pixels_by_hand():
 def test_one_octave_of_waves_by_hand():
     """The same for the amplitudes of waves, whose picture is sigmoid(A · F⁻¹(c / f^½))."""
     model, x = network(), photos()
-    made = deep_dream(model, x, "3", steps=2, strength=0.03, **PLAIN)
+    made = deep_dream(model, x, layer="3", steps=2, strength=0.03, **PLAIN)
     down, across = torch.fft.fftfreq(40, dtype=f64), torch.fft.rfftfreq(48, dtype=f64)
     damped = (down[:, None].square() + across.square()).sqrt().clamp(min=1 / 48).pow(-0.5)
     axes = torch.tensor(fv.canvas._COLOUR_AXES, dtype=f64)
@@ -90,29 +93,32 @@ def test_octaves_dream_on_what_the_smaller_ones_added():
     """Two octaves are two dreams: the second of the photograph with what the first added, enlarged."""
     model, x = network(), photos(height=66, width=88)
     options = {"canvas": "pixels", "steps": 2, "jitter": 0, "strength": 0.02}
-    made = deep_dream(model, x, "3", octaves=2, octave_scale=2, **options)
+    made = deep_dream(model, x, layer="3", octaves=2, octave_scale=2, **options)
     assert made.sizes == ((33, 44), (66, 88))
     small = F.interpolate(picture(x), (33, 44), mode="bicubic", antialias=True).clamp(0, 1)
-    first = deep_dream(model, frame_of(model).image(small), "3", octaves=1, **options)
+    first = deep_dream(model, frame_of(model).image(small), layer="3", octaves=1, **options)
     added = F.interpolate(first.pictures - small, (66, 88), mode="bicubic", antialias=True)
     begun = frame_of(model).image((picture(x) + added).clamp(0, 1))
-    second = deep_dream(model, begun, "3", octaves=1, **options)
+    second = deep_dream(model, begun, layer="3", octaves=1, **options)
     torch.testing.assert_close(made.pictures, second.pictures)
     torch.testing.assert_close(made.values, second.values)
 
 
 def test_sizes_of_octaves():
     model = network()
-    sizes = deep_dream(model, photos(height=70, width=100), "3", octaves=4, octave_scale=1.4, steps=0).sizes
+    sizes = deep_dream(model, photos(height=70, width=100), layer="3", octaves=4, octave_scale=1.4, steps=0).sizes
     assert sizes == ((36, 51), (50, 71), (70, 100))  # that of 26x36 is too small to see anything
     narrow = nn.Sequential(nn.Conv2d(3, 4, 45), nn.ReLU()).double()  # sees nothing in less than 45 pixels
-    assert deep_dream(narrow, photos(height=70, width=100), "1", octaves=3, steps=0).sizes == ((50, 71), (70, 100))
+    assert deep_dream(narrow, photos(height=70, width=100), layer="1", octaves=3, steps=0).sizes == (
+        (50, 71),
+        (70, 100),
+    )
 
 
 def test_no_steps_give_the_photograph():
     x = photos(2)
     for canvas in ("pixels", "fourier"):
-        made = deep_dream(network(), x, "3", steps=0, canvas=canvas)
+        made = deep_dream(network(), x, layer="3", steps=0, canvas=canvas)
         torch.testing.assert_close(made.images, x)
 
 
@@ -120,7 +126,7 @@ def test_the_dream_grows_what_the_layer_sees():
     model, x = network(), photos(height=64, width=64)
     before = model[:4](x).detach().square().sum() / 2
     for canvas in ("pixels", "fourier"):
-        made = deep_dream(model, x, "3", canvas=canvas)
+        made = deep_dream(model, x, layer="3", canvas=canvas)
         assert float(made.values) > 3 * float(before)
         assert float(made.pictures.min()) >= 0
         assert float(made.pictures.max()) <= 1
@@ -134,7 +140,7 @@ def test_a_squared_unit_is_its_own_gradient():
     unit = fv.neuron("3", 2, (4, 5))
     height = model[:4](x)[0, 2, 4, 5]
     assert float(height.detach()) != 0
-    values, _ = toward(model, squared(unit))(x, torch.tensor([0]))
+    values, _ = target_objective(model, squared(unit))(x, torch.tensor([0]))
     torch.testing.assert_close(values, height.detach().square().view(1) / 2)
     (found,) = torch.autograd.grad(values.sum(), x)
     (plain,) = torch.autograd.grad(height, x)
@@ -159,14 +165,14 @@ def test_squares_keep_targets_of_each_image():
 
 def test_any_objective_and_each_image_as_if_alone():
     model, x = network(), photos(2)
-    for target in ("3", 1, fv.class_score(2) - 0.1 * fv.channel("3", 1), [0, fv.channel("5", 2)]):
+    for target in (fv.layer("3"), 1, fv.class_score(2) - 0.1 * fv.channel("3", 1), [0, fv.channel("5", 2)]):
         made = deep_dream(model, x, target, octaves=2, steps=2, seed=3)
         for row in range(2):
             mine = target[row] if isinstance(target, list) else target
             alone = deep_dream(model, x[row : row + 1], mine, octaves=2, steps=2, seed=3)
             torch.testing.assert_close(made.images[row : row + 1], alone.images)
-    batched = deep_dream(model, x, "3", octaves=2, steps=2, seed=3, batch_size=1)
-    torch.testing.assert_close(batched.images, deep_dream(model, x, "3", octaves=2, steps=2, seed=3).images)
+    batched = deep_dream(model, x, layer="3", octaves=2, steps=2, seed=3, batch_size=1)
+    torch.testing.assert_close(batched.images, deep_dream(model, x, layer="3", octaves=2, steps=2, seed=3).images)
 
 
 def test_the_layer_that_is_dreamt_of_unless_named():
@@ -174,8 +180,8 @@ def test_the_layer_that_is_dreamt_of_unless_named():
     # Maps of 20x20 and 10x10, then, as the coarsest, 8x8: the last of 10x10. Single pixels do not count.
     assert dream_layer(model) == "4"
     assert dream_layer(fv.load_model("demo")) == "relu5_1"
-    torch.testing.assert_close(deep_dream(model, x, steps=1).images, deep_dream(model, x, "4", steps=1).images)
-    with pytest.raises(ValueError, match=r"target should name a layer for this model, which has no maps"):
+    torch.testing.assert_close(deep_dream(model, x, steps=1).images, deep_dream(model, x, layer="4", steps=1).images)
+    with pytest.raises(ValueError, match=r"layer should be named for this model, which has no maps"):
         dream_layer(nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 2)))
 
 
@@ -185,7 +191,7 @@ def test_the_layer_that_is_dreamt_of_unless_named():
 def test_a_guide_is_matched_feature_by_feature():
     """Σ_p max_q ⟨a_p, b_q⟩ of the last image, and a first step along its gradient, in plain loops."""
     model, x, guide = network(), photos(1, 16, 20), photos(1, 14, 12, seed=7)
-    made = deep_dream(model, x, "3", guide=guide, canvas="pixels", steps=1, strength=0.01, **PLAIN)
+    made = deep_dream(model, x, layer="3", guide=guide, canvas="pixels", steps=1, strength=0.01, **PLAIN)
     b = model[:4](guide).detach()[0].flatten(1).unbind(1)
 
     def value(image: Tensor) -> Tensor:
@@ -201,13 +207,13 @@ def test_a_guide_is_matched_feature_by_feature():
 
 def test_products_of_a_guide_in_parts(monkeypatch):
     model, x, guide = network(), photos(2), photos(2, 36, 40, seed=7)
-    whole = deep_dream(model, x, "3", guide=guide, steps=2)
-    monkeypatch.setattr(dream, "_PRODUCTS", 1000)
-    torch.testing.assert_close(deep_dream(model, x, "3", guide=guide, steps=2).images, whole.images)
+    whole = deep_dream(model, x, layer="3", guide=guide, steps=2)
+    monkeypatch.setattr(dream_objectives, "_PRODUCTS", 1000)
+    torch.testing.assert_close(deep_dream(model, x, layer="3", guide=guide, steps=2).images, whole.images)
     for row in range(2):  # a guide an image, or one for all
-        alone = deep_dream(model, x[row : row + 1], "3", guide=guide[row : row + 1], steps=2)
+        alone = deep_dream(model, x[row : row + 1], layer="3", guide=guide[row : row + 1], steps=2)
         torch.testing.assert_close(whole.images[row : row + 1], alone.images)
-    torch.testing.assert_close(deep_dream(model, x, "3", guide=guide[:1], steps=2).images[:1], whole.images[:1])
+    torch.testing.assert_close(deep_dream(model, x, layer="3", guide=guide[:1], steps=2).images[:1], whole.images[:1])
 
 
 # ---------------------------------------------------------------------------------------------------------- tiles
@@ -217,8 +223,8 @@ def test_tiles_have_the_sum_of_their_gradients():
     """Four quarters, each seen alone; without a shift their edges are known."""
     model, x = network(), photos(2, 64, 80).requires_grad_()
     rows = torch.arange(2)
-    inner = toward(model, fv.layer("3"), repeats=2)
-    values = dream._Tiles(inner, 36)(x, rows)
+    inner = target_objective(model, fv.layer("3"), repeats=2)
+    values = TiledObjective(inner, 36)(x, rows)
     (found,) = torch.autograd.grad(values.sum(), x)
     total, expected = torch.zeros(2, dtype=f64), torch.zeros_like(x)
     for down in (slice(0, 32), slice(32, 64)):
@@ -229,19 +235,19 @@ def test_tiles_have_the_sum_of_their_gradients():
             total += value.detach()
     torch.testing.assert_close(values.detach(), total)
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(dream._Tiles(inner, 36)(x.detach(), rows), total)
+    torch.testing.assert_close(TiledObjective(inner, 36)(x.detach(), rows), total)
 
 
 def test_sides_in_equal_parts():
-    assert dream._cuts(100, 512) == [slice(0, 100)]
-    assert dream._cuts(100, 33) == [slice(0, 33), slice(33, 66), slice(66, 100)]
-    assert dream._cuts(96, 64) == [slice(0, 48), slice(48, 96)]  # round(1.5) is 2
+    assert cuts(100, 512) == [slice(0, 100)]
+    assert cuts(100, 33) == [slice(0, 33), slice(33, 66), slice(66, 100)]
+    assert cuts(96, 64) == [slice(0, 48), slice(48, 96)]  # round(1.5) is 2
 
 
 def test_no_seam_stays_between_tiles():
     """What tiles add is no stronger at the edges that they have without a shift than elsewhere."""
     model, x = network(), photos(1, 64, 64)
-    made = deep_dream(model, x, "3", tile=32, octaves=1, steps=30, canvas="pixels")
+    made = deep_dream(model, x, layer="3", tile=32, octaves=1, steps=30, canvas="pixels")
     added = (made.pictures - picture(x)).abs().mean((0, 1))
     steps = (made.pictures[..., 1:] - made.pictures[..., :-1]).abs().mean((0, 1, 2))
     assert float(steps[31]) < 1.5 * float(steps.median())
@@ -252,12 +258,12 @@ def test_large_images_are_dreamt_in_tiles(monkeypatch):
     seen = []
     model, x = network(), photos(1, 64, 80)
     model[0].register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape[2:])))
-    deep_dream(model, x, "3", steps=1, octaves=1)
+    deep_dream(model, x, layer="3", steps=1, octaves=1)
     assert (64, 80) in seen
     seen.clear()
     monkeypatch.setattr(dream, "_WHOLE", 64 * 80 - 1)
     monkeypatch.setattr(dream, "_TILE", 40)
-    deep_dream(model, x, "3", steps=1, octaves=1)
+    deep_dream(model, x, layer="3", steps=1, octaves=1)
     assert {(32, 40)} <= set(seen)
     assert (64, 80) not in seen
 
@@ -267,10 +273,10 @@ def test_large_images_are_dreamt_in_tiles(monkeypatch):
 
 def test_seeds():
     model, x = network(), photos(1, 50, 60)
-    first, again, other = (deep_dream(model, x, "3", steps=2, seed=seed).images for seed in (1, 1, 2))
+    first, again, other = (deep_dream(model, x, layer="3", steps=2, seed=seed).images for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.allclose(first, other)
-    still = [deep_dream(model, x, "3", steps=2, seed=seed, jitter=0).images for seed in (1, 2)]
+    still = [deep_dream(model, x, layer="3", steps=2, seed=seed, jitter=0).images for seed in (1, 2)]
     assert torch.equal(*still)
 
 
@@ -281,9 +287,9 @@ def test_the_model_and_random_numbers_are_left_as_they_were():
     state = torch.get_rng_state()
     x = photos()
     kept = x.clone()
-    deep_dream(model, x, "3", steps=1, tile=32)
-    with pytest.raises(ValueError, match="the model cannot be run on images of 2x2 pixels"):
-        deep_dream(model, photos(1, 2, 2), "6", steps=1)
+    deep_dream(model, x, layer="3", steps=1, tile=32)
+    with pytest.raises(ValueError, match="the model cannot be run on x of 2x2 pixels"):
+        deep_dream(model, photos(1, 2, 2), layer="6", steps=1)
     with torch.no_grad():
         list(dream_zoom(model, x, guide=x, frames=2, steps=1))
     assert [module.training for module in model.modules()] == flags
@@ -296,9 +302,9 @@ def test_the_model_and_random_numbers_are_left_as_they_were():
 def test_grey_images_and_no_images():
     model = nn.Sequential(nn.Conv2d(1, 4, 5), nn.ReLU())
     models.describe(model, preprocessing=models.Preprocessing((40, 40), 40, (0.5,), (0.2,)))
-    made = deep_dream(model, torch.zeros(1, 1, 40, 44), "1", steps=2)
+    made = deep_dream(model, torch.zeros(1, 1, 40, 44), layer="1", steps=2)
     assert made.pictures.shape == (1, 1, 40, 44)
-    none = deep_dream(network(), photos()[:0], "3", steps=2)
+    none = deep_dream(network(), photos()[:0], layer="3", steps=2)
     assert none.images.shape == none.pictures.shape == (0, 3, 40, 48)
     assert none.values.shape == (0,)
 
@@ -314,7 +320,7 @@ def test_ctrl_c_returns_the_dream_so_far():
             raise KeyboardInterrupt
 
     handle = model[3].register_forward_hook(stop)
-    made = deep_dream(model, x, "3", octaves=2, octave_scale=2, steps=100)
+    made = deep_dream(model, x, layer="3", octaves=2, octave_scale=2, steps=100)
     handle.remove()
     assert made.interrupted
     assert made.images.shape == x.shape
@@ -323,7 +329,7 @@ def test_ctrl_c_returns_the_dream_so_far():
 
 
 def test_models_of_reduced_precision_dream_in_pixels():
-    made = deep_dream(network().bfloat16(), photos().bfloat16(), "3", canvas="pixels", octaves=2, steps=2)
+    made = deep_dream(network().bfloat16(), photos().bfloat16(), layer="3", canvas="pixels", octaves=2, steps=2)
     assert made.pictures.dtype == torch.bfloat16
     assert float((made.pictures - picture(photos())).abs().max()) > 0.01
 
@@ -331,7 +337,7 @@ def test_models_of_reduced_precision_dream_in_pixels():
 def test_reduced_precision_is_close():
     model, x = network().float(), photos().float()
     whole, low = (
-        deep_dream(model, x, "3", steps=2, precision=precision, **PLAIN) for precision in ("model", "bfloat16")
+        deep_dream(model, x, layer="3", steps=2, precision=precision, **PLAIN) for precision in ("model", "bfloat16")
     )
     assert low.images.dtype == torch.float32
     torch.testing.assert_close(low.pictures, whole.pictures, atol=0.03, rtol=0)
@@ -343,7 +349,7 @@ def test_reduced_precision_is_close():
 
 def test_a_flight_dreams_of_the_enlarged_frame():
     model, x = network(), photos(1, 40, 48)
-    options = {"target": "3", "octaves": 1, "steps": 2, "strength": 0.02}
+    options = {"layer": "3", "octaves": 1, "steps": 2, "strength": 0.02}
     frames = list(dream_zoom(model, x, frames=2, zoom=1.25, **options))
     assert len(frames) == 2
     torch.testing.assert_close(frames[0], deep_dream(model, x, **options).pictures)
@@ -366,17 +372,17 @@ def test_flights_are_short_dreams_unless_it_is_said(monkeypatch):
         dream, "deep_dream", lambda *args, **options: given.append(options) or original(*args, **options)
     )
     for options in ({}, {"canvas": "pixels"}, {"steps": 1, "octaves": 1, "strength": 0.1}):
-        next(dream_zoom(network(), photos(), "3", **options))
+        next(dream_zoom(network(), photos(), layer="3", **options))
     assert given == [
-        {"octaves": 2, "steps": 4, "strength": 0.01},
-        {"octaves": 2, "steps": 4, "strength": 0.015, "canvas": "pixels"},
-        {"octaves": 1, "steps": 1, "strength": 0.1},
+        {"layer": "3", "octaves": 2, "steps": 4, "strength": 0.01},
+        {"layer": "3", "octaves": 2, "steps": 4, "strength": 0.015, "canvas": "pixels"},
+        {"layer": "3", "octaves": 1, "steps": 1, "strength": 0.1},
     ]
 
 
 def test_ctrl_c_ends_a_flight_after_whole_frames():
     model, x = network(), photos()
-    flight = dream_zoom(model, x, "3", frames=50, steps=2, octaves=1)
+    flight = dream_zoom(model, x, layer="3", frames=50, steps=2, octaves=1)
     frames = [next(flight), next(flight)]
 
     def stop(module, inputs, output):
@@ -399,14 +405,20 @@ def test_ctrl_c_ends_a_flight_after_whole_frames():
         ({"x": photos()[0]}, ValueError, r"x should have shape \[N, C, H, W\]"),
         ({"x": torch.zeros(1, 3, 40, 40, dtype=torch.int64)}, TypeError, "x should be a floating-point tensor"),
         ({"x": photos()[:, :2]}, ValueError, "x should have the 3 channels of the model.s preprocessing, got 2"),
-        ({"target": "33"}, ValueError, "layer '33' is not known; nearest: 3"),
+        ({"layer": "33"}, ValueError, "layer '33' is not known; nearest: 3"),
+        ({"target": 1, "layer": "3"}, ValueError, "layer should be None beside a target"),
+        ({"target": "3"}, TypeError, "target should be None, a class index"),
         ({"target": fv.channel("3", 9)}, ValueError, "channel should be a channel of layer '3' below 5"),
         ({"target": 7}, ValueError, "target should be a class below 3"),
         ({"target": [0, 1]}, ValueError, "target should be one or 3, one an image of x, got 2"),
         ({"target": 3.5}, TypeError, "target should be None, a class index"),
         ({"guide": photos(2)}, ValueError, "guide should have 1 or 3 images, as x has, got 2"),
-        ({"guide": photos(), "target": 1}, ValueError, "target should be the name of a layer where there is a guide"),
-        ({"guide": photos(), "target": "9"}, ValueError, r"a layer with maps \[N, C, H, W\] where there is a guide"),
+        ({"guide": photos(), "target": 1}, ValueError, "guide should be None beside a target"),
+        (
+            {"guide": photos(), "layer": "9"},
+            ValueError,
+            r"layer should have maps \[N, C, H, W\] where there is a guide",
+        ),
         ({"octaves": 0}, ValueError, "octaves should be at least 1, got 0"),
         ({"octave_scale": 1.0}, ValueError, "octave_scale should be above 1, got 1.0"),
         ({"steps": -1}, ValueError, "steps should be at least 0, got -1"),
@@ -424,8 +436,9 @@ def test_ctrl_c_ends_a_flight_after_whole_frames():
     ],
 )
 def test_what_is_refused(options, error, words):
+    usual = {"layer": options.get("layer", "3")}
     with pytest.raises(error, match=words):
-        deep_dream(network(), **{"x": photos(3), "target": "3", "steps": 1, **options})
+        deep_dream(network(), **{"x": photos(3), "steps": 1, **options} | ({} if "target" in options else usual))
 
 
 @pytest.mark.parametrize(
@@ -495,7 +508,7 @@ def test_broken_gifs_are_not_left_behind(tmp_path):
 def test_the_built_in_network_dreams_of_photographs_of_any_size():
     model = fv.load_model("demo")
     x = torch.zeros(1, 3, 100, 70)
-    made = deep_dream(model, x, "relu4_1", octaves=2, steps=3)
+    made = deep_dream(model, x, layer="relu4_1", octaves=2, steps=3)
     assert made.sizes == ((71, 50), (100, 70))
     assert made.pictures.shape == (1, 3, 100, 70)
     with pytest.raises(ValueError, match=r"x should have shape \[N, 3, 64, 64\] for the built-in network"):

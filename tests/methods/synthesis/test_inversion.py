@@ -9,8 +9,8 @@ from torch import nn
 import fastviz as fv
 from fastviz import models
 from fastviz.engine.optimize.canvas import Frame, frame_of
-from fastviz.engine.optimize.priors import LP, TotalVariation
-from fastviz.methods.synthesis.inversion import inversion_priors, invertible_layers
+from fastviz.engine.optimize.priors import LP, TotalVariation, natural_image
+from fastviz.methods.synthesis.inversion import invertible_layers
 
 f64 = torch.float64
 
@@ -48,7 +48,7 @@ def test_priors_weigh_the_same_at_any_size():
     """An image of twos costs the range weight; one whose neighbours differ by 0.3 in one direction costs the other."""
     for size in ((8, 8), (16, 30)):
         frame = Frame(size, (0.0,) * 3, (1.0,) * 3)
-        power, variation = inversion_priors(frame, 0.7, 0.2)
+        power, variation = natural_image(frame, 0.7, 0.2)
         assert isinstance(power, LP)
         assert isinstance(variation, TotalVariation)
         nothing = torch.zeros(0)
@@ -56,12 +56,14 @@ def test_priors_weigh_the_same_at_any_size():
         slope = 0.3 * torch.arange(size[1], dtype=torch.float32).expand(1, 3, *size)
         inner = (size[0] - 1) * (size[1] - 1) / (size[0] * size[1])
         torch.testing.assert_close(variation.penalty(slope, nothing), torch.tensor([0.2 * inner]))
-    assert inversion_priors(frame, 0, 0) == ()
+    assert natural_image(frame, 0, 0) == ()
+    with pytest.raises(ValueError, match="variation_weight should be finite and at least 0, got -1"):
+        natural_image(frame, variation_weight=-1)
 
 
 def test_a_layer_that_keeps_everything_gives_the_photograph():
     x = photo(2)
-    made = fv.invert(network(), x, "1", canvas="pixels", steps=60, range_weight=0, variation_weight=0)
+    made = fv.invert(network(), x, "1", steps=60, priors=(), optimization=fv.Optimization(canvas="pixels"))
     assert bool((made.error < 1e-5).all())
     assert bool((made.psnr > 40).all())
 
@@ -69,8 +71,8 @@ def test_a_layer_that_keeps_everything_gives_the_photograph():
 def test_deeper_layers_keep_less():
     x = photo()
     strip = fv.invert_all(network(), x, steps=30)
-    assert [made.layer for made in strip] == ["0", "1", "3.0", "3.1", "5"]
-    assert float(strip[0].psnr) > float(strip[3].psnr) > float(strip[4].psnr)
+    assert list(strip) == [made.layer for made in strip.values()] == ["0", "1", "3.0", "3.1", "5"]
+    assert float(strip["0"].psnr) > float(strip["3.1"].psnr) > float(strip["5"].psnr)
 
 
 def test_features_instead_of_a_photograph():
@@ -120,16 +122,16 @@ def test_layers_of_a_strip():
 
     assert invertible_layers(Net()) == ["blocks.0", "blocks.1", "unused"]
     x = 0.1 * torch.randn(1, 3, 8, 8)
-    assert [made.layer for made in fv.invert_all(Net(), x, steps=1)] == ["blocks.0", "blocks.1"]
+    assert list(fv.invert_all(Net(), x, steps=1)) == ["blocks.0", "blocks.1"]
 
 
 def test_strips_stop_at_ctrl_c():
     def stop(step: int, images: torch.Tensor) -> None:
         raise KeyboardInterrupt
 
-    strip = fv.invert_all(network(), photo(), preview=stop, preview_every=2)
-    assert [made.layer for made in strip] == ["0"]
-    assert strip[0].interrupted
+    strip = fv.invert_all(network(), photo(), optimization=fv.Optimization(preview=stop, preview_every=2))
+    assert [made.layer for made in strip.values()] == ["0"]
+    assert strip["0"].interrupted
 
 
 def test_the_model_is_left_as_it_was():
@@ -154,7 +156,6 @@ def test_the_model_is_left_as_it_was():
             r"\[1, 8, 16, 16\], as layer '1' gives",
         ),
         (None, "1", {"features": torch.zeros(1, 8, 16, 16)}, ValueError, "should not be zero everywhere, as those of"),
-        (photo(), "1", {"variation_weight": -1}, ValueError, "variation_weight should be finite and above 0"),
         (photo(), "1", {"starts": 0}, ValueError, "starts should be at least 1"),
     ],
 )
@@ -173,6 +174,11 @@ def test_out_of_memory_says_what_would_fit():
     with pytest.raises(MemoryError, match="4 images of 16x16 pixels at once do not fit on cpu, 2 would: batch_size=2"):
         fv.invert(model, photo(2), "1", starts=2, steps=1, batch_size=4)
     fv.invert(model, photo(2), "1", starts=2, steps=1, batch_size=2)
+
+
+def test_the_layers_of_a_strip_are_a_list():
+    with pytest.raises(TypeError, match=r"layers should be a list of names, got the name '0'; invert takes one layer"):
+        fv.invert_all(network(), photo(), "0")
 
 
 def test_unknown_layers_are_told_before_work_begins():

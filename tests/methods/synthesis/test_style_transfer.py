@@ -13,11 +13,28 @@ from torch.nn import functional as F
 import fastviz as fv
 from fastviz import models
 from fastviz.engine.optimize.canvas import Pixels, frame_of
-from fastviz.engine.optimize.style_loss import layer_weights, style_layers
-from fastviz.methods.synthesis.style_transfer import style_transfer
+from fastviz.engine.optimize.usual_layers import style_layers
 
 f64 = torch.float64
 FREE = Pixels(clip=False)
+
+
+LOOP = {"start", "canvas", "optimizer", "learning_rate", "preview", "preview_every", "checkpoint"}
+
+
+def split(options: dict[str, object]) -> dict[str, object]:
+    """Those of :class:`fastviz.Optimization` as one."""
+    loop = {name: options[name] for name in LOOP & options.keys()}
+    rest = {name: value for name, value in options.items() if name not in LOOP}
+    return {**rest, "optimization": fv.Optimization(**loop)} if loop else rest
+
+
+def style_transfer(*args: object, **options: object) -> fv.Styled:
+    return fv.style_transfer(*args, **split(options))
+
+
+def neural_texture(*args: object, **options: object) -> fv.Styled:
+    return fv.neural_texture(*args, **split(options))
 
 
 def described(model: nn.Module, channels: int = 3) -> nn.Module:
@@ -352,58 +369,6 @@ def test_the_model_is_left_as_it_was():
     assert all(value.requires_grad and value.grad is None for value in model.parameters())
 
 
-# -------------------------------------------------------------------------------------------------------- layers
-
-
-def test_layers_that_are_chosen():
-    assert style_layers(small()) == (["3", "6"], ["3"])
-    squeezenet = fv.load_model("squeezenet1_0")
-    assert style_layers(squeezenet) == (["features.1", "features.3", "features.7", "features.12"], ["features.8"])
-    style, content = style_layers(fv.load_model("resnet18"))
-    assert style == ["relu", "layer1", "layer2", "layer3", "layer4"]
-    assert content == ["layer3"]
-    with pytest.raises(ValueError, match="layers should be named for this model, which has no maps"):
-        style_layers(described(nn.Sequential(nn.Flatten(), nn.Linear(768, 2))))
-
-
-def test_layer_weights():
-    assert layer_weights(None, "layers", ["a", "b", "c", "d"]) == dict.fromkeys("abcd", 0.25)
-    assert layer_weights("a", "layers", []) == {"a": 1.0}
-    assert layer_weights({"a": 2, "b": 0}, "layers", []) == {"a": 2.0, "b": 0.0}
-
-
-# ------------------------------------------------------------------------------------------------------ textures
-
-
-def test_a_texture_has_the_sample_s_gram_matrices():
-    model, sample = small(), noise(1, 3, 16, 16) ** 2
-    made = fv.neural_texture(model, sample, (16, 24), layers=["1", "3"], steps=150, canvas="pixels")
-    assert made.pictures.shape == (1, 3, 16, 24)
-    assert float(made.history[-1]) < 1e-4 * float(made.history[0])
-    for depth in (2, 4):
-        wanted, found = (
-            torch.einsum("nchw,ndhw->ncd", maps, maps) / maps[0, 0].numel()
-            for maps in (model[:depth](sample).detach(), model[:depth](made.images).detach())
-        )
-        torch.testing.assert_close(found, wanted, rtol=0.02, atol=1e-3)
-    assert made.content_loss.tolist() == [0.0]
-
-
-def test_a_texture_of_one_colour_is_that_colour():
-    network = described(nn.Sequential(nn.Identity(), nn.Conv2d(3, 3, 1).double()))
-    sample = torch.tensor([0.2, 0.5, 0.7], dtype=f64).view(1, 3, 1, 1).expand(1, 3, 8, 8)
-    made = fv.neural_texture(network, sample, 12, layers="0", steps=60, start="grey", canvas="pixels")
-    torch.testing.assert_close(made.pictures.mean((2, 3)), sample[:, :, 0, 0], rtol=0, atol=0.02)
-
-
-def test_textures_depend_on_their_seed_only():
-    model, samples = small(), noise(2, 3, 16, 16)
-    both = fv.neural_texture(model, samples, steps=3, seed=4)
-    alone = fv.neural_texture(model, samples[1:], steps=3, seed=5)
-    torch.testing.assert_close(both.pictures[1:], alone.pictures)
-    assert not torch.allclose(fv.neural_texture(model, samples[1:], steps=3, seed=6).pictures, alone.pictures)
-
-
 # ----------------------------------------------------------------------------------------------------- bad input
 
 
@@ -411,8 +376,8 @@ def test_textures_depend_on_their_seed_only():
     ("options", "error", "message"),
     [
         ({"content": noise(3, 16, 20)}, ValueError, r"content should have shape \[N, C, H, W\]"),
-        ({"content": noise(1, 3, 1, 1)}, ValueError, "cannot be run on images of 1x1 pixels"),
-        ({"style": noise(1, 3, 1, 1)}, ValueError, "cannot be run on images of 1x1 pixels"),
+        ({"content": noise(1, 3, 1, 1)}, ValueError, "cannot be run on content and style of 1x1 pixels"),
+        ({"style": noise(1, 3, 1, 1)}, ValueError, "cannot be run on content and style of 1x1 pixels"),
         ({"style": noise(1, 4, 12, 12)}, ValueError, r"style should have 3 channels and a pixel, got \[1, 4, 12, 12\]"),
         ({"style": noise(3, 3, 12, 12)}, ValueError, "style should have 1 or 2 images, as content has, got 3"),
         ({"style": noise(3, 12, 12)}, ValueError, r"style should have shape \[N, C, H, W\]"),
@@ -429,7 +394,7 @@ def test_textures_depend_on_their_seed_only():
         ({"layers": ["1", "no"]}, ValueError, "layer 'no' is not known"),
         ({"layers": []}, ValueError, "layers should have at least one layer, got none"),
         ({"layers": ["1", "1"]}, ValueError, "layers should have every layer once"),
-        ({"layers": [1]}, TypeError, "layers should be dotted module names, got int"),
+        ({"layers": [1]}, TypeError, "layers should be a name or a list of them, got"),
         ({"layers": {"1": 0.0}}, ValueError, "layers should have a weight above 0"),
         ({"content_layers": {"1": "a"}}, TypeError, "the weight of '1' in content_layers should be a number, got 'a'"),
         ({"content_weight": 0, "style_weight": 0}, ValueError, "content_weight and style_weight should not both be 0"),
@@ -442,6 +407,8 @@ def test_textures_depend_on_their_seed_only():
         ({"steps": 1.5}, TypeError, "steps should be a whole number, got 1.5"),
         ({"canvas": "oil"}, ValueError, "canvas should be one of 'fourier', 'pixels', got 'oil'"),
         ({"optimizer": "sgd"}, ValueError, "optimizer should be one of"),
+        ({"checkpoint": "a.pt"}, ValueError, "checkpoint should be None for pictures that are made in levels"),
+        ({"optimization": {"canvas": "pixels"}}, TypeError, "optimization should be a fastviz.Optimization, got dict"),
     ],
 )  # fmt: skip
 def test_what_is_refused(options, error, message):
@@ -455,15 +422,6 @@ def test_colours_of_grey_images_cannot_be_preserved():
         style_transfer(
             network, noise(1, 1, 9, 9), noise(1, 1, 9, 9), layers="1", content_layers="1", preserve_colours=True
         )
-
-
-def test_a_texture_refuses_what_it_cannot_use():
-    with pytest.raises(ValueError, match=r"layer '7' gives shape"):
-        fv.neural_texture(small(), noise(1, 3, 16, 16), layers="7")
-    with pytest.raises(ValueError, match="start should be one of 'noise', 'zeros', 'grey', got 'content'"):
-        fv.neural_texture(small(), noise(1, 3, 16, 16), start="content")
-    with pytest.raises(ValueError, match="size should be at least 1, got 0"):
-        fv.neural_texture(small(), noise(1, 3, 16, 16), 0)
 
 
 # -------------------------------------------------------------------------------------------------- real pictures
