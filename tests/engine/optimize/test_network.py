@@ -93,7 +93,11 @@ TARGETS = [
 ]
 
 
-@pytest.mark.parametrize(("target", "classes"), TARGETS, ids=str)
+@pytest.mark.parametrize(
+    ("target", "classes"),
+    TARGETS,
+    ids=["class", "classes", "list", "probability", "list of objectives"],
+)
 @pytest.mark.parametrize("repeats", [1, 2])
 def test_target_objective_gives_each_image_its_own_target(target, classes, repeats):
     model = network()
