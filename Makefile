@@ -8,8 +8,11 @@ TORCH_CUDA_ARCH_LIST ?= 9.0
 THREADS ?= 0
 OUT ?= build/gpu-check
 # What runs once more as on a lesser processor, in one thread: tests of numbers, from each part.
-NUMERIC = $(addprefix tests/test_,ops.py devices.py winograd.py strided.py batch_norm.py backward.py against_captum.py \
-    gradients.py)
+NUMERIC = tests/ops tests/execution/fast_conv tests/engine/gradients/test_input_gradients.py \
+    tests/methods/attribution/test_against_captum.py tests/methods/attribution/test_gradients.py \
+    tests/repository/test_devices.py
+# A process a core, one thread each; a file stays in one process.
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile
 
 PY := $(VENV)/bin/python
 NATIVE := $(wildcard csrc/kernels/*.h csrc/kernels/*/*.h csrc/kernels/*/*.c* csrc/ops/*) setup.py fastviz/ops/_build.py
@@ -26,13 +29,13 @@ demo: build
 	$(PY) -m fastviz demo --out fastviz-demo
 
 test: lint types native-test test-lesser
-	$(PY) -m pytest
+	$(PYTEST)
 
 # With AVX-512 as with AVX2, with that as the baseline.
 test-lesser: build
 	@case "$$($(PY) -c 'from fastviz import ops; print(ops.instructions()[1])')" in \
-	avx512) set -x; $(AS_AVX2) OMP_NUM_THREADS=1 $(PY) -m pytest -q $(NUMERIC);; \
-	avx2) set -x; $(AS_BASELINE) OMP_NUM_THREADS=1 $(PY) -m pytest -q $(NUMERIC);; \
+	avx512) set -x; $(AS_AVX2) $(PYTEST) -q $(NUMERIC);; \
+	avx2) set -x; $(AS_BASELINE) $(PYTEST) -q $(NUMERIC);; \
 	*) echo "test-lesser: this processor has no more than the baseline";; \
 	esac
 
