@@ -6,17 +6,17 @@ import errno
 import fcntl
 import hashlib
 import os
-import re
 import shutil
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["clear_way", "locked", "part_name", "printable", "remove", "unique_names"]
+from fastviz._util.files import remove_unfinished
+
+__all__ = ["clear_way", "locked", "printable", "remove", "unique_names"]
 
 _LOCK = ".fastviz.lock"
-_PART = re.compile(r"\.fastviz-(\d+)-\d+\.part")
 
 # Most file systems end at 255 bytes; what is added to a name (a number, a method, an ending) needs room.
 _LONGEST = 150
@@ -42,7 +42,7 @@ def locked(folder: Path, parts: Sequence[str] = ()) -> Iterator[None]:
     descriptor = _lock(path)
     try:
         for place in (folder, *(folder / part for part in parts)):
-            _remove_parts(place, deep=place != folder)
+            remove_unfinished(place, deep=place != folder)
         yield
     finally:
         path.unlink(missing_ok=True)  # while it is held: no other run can have locked this one
@@ -78,35 +78,6 @@ def _lock(path: Path) -> int:
         except FileNotFoundError:
             pass
         os.close(descriptor)  # the run that held it has removed it meanwhile: another file is the lock now
-
-
-def part_name(number: int) -> str:
-    """The name of a half-written file of this process: later runs know by it whether that still lives."""
-    return f".fastviz-{os.getpid()}-{number}.part"
-
-
-def _remove_parts(folder: Path, *, deep: bool) -> None:
-    """Remove what processes that are gone left half-written in a folder, and with ``deep`` in those inside it."""
-    for place, folders, files in os.walk(folder):
-        for name in files:
-            match = _PART.fullmatch(name)
-            if match and not _lives(int(match[1])):
-                with suppress(OSError):
-                    os.unlink(os.path.join(place, name))
-        if not deep:
-            folders.clear()
-
-
-def _lives(process: int) -> bool:
-    if process == os.getpid():
-        return True
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
 
 
 def clear_way(folder: Path, name: str) -> None:

@@ -200,7 +200,7 @@ def _lines(found: Embedding, near: Neighbours) -> Iterable[Sequence[object]]:
 
 
 def _write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
-    from fastviz.images.files import whole_file
+    from fastviz._util.files import whole_file
 
     with whole_file(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")

@@ -126,7 +126,7 @@ def _clear(out: Path) -> None:
 
 def _write_hits(path: Path, found: Mapping[str, Patches]) -> None:
     """A JSON line for each place."""
-    from fastviz.images.files import whole_file
+    from fastviz._util.files import whole_file
 
     with whole_file(path) as file:
         for each in found.values():

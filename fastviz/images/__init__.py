@@ -22,7 +22,6 @@ from fastviz.images.files import (
     restore,
     save_image,
     settings_for,
-    whole_file,
 )
 
 __all__ = [
@@ -47,5 +46,4 @@ __all__ = [
     "restore",
     "save_image",
     "settings_for",
-    "whole_file",
 ]

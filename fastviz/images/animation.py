@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from fastviz._util import checks
+from fastviz._util.files import whole_file
 from fastviz.images import tensors
-from fastviz.images.files import whole_file
 
 __all__ = ["save_gif"]
 

@@ -9,13 +9,11 @@ import errno
 import io
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import count
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +21,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor, nn
 
 from fastviz import models
-from fastviz._util import checks, output_folder
+from fastviz._util import checks
+from fastviz._util.files import whole_file
 from fastviz.images import tensors
 from fastviz.images.paths import ImageError, Paths, find_images, find_named
 from fastviz.images.tensors import ColourMap, colour_map, grid, normalise, overlay
@@ -51,7 +50,6 @@ __all__ = [
     "restore",
     "save_image",
     "settings_for",
-    "whole_file",
 ]
 
 Read = TypeVar("Read")
@@ -472,31 +470,3 @@ def save_image(picture: Tensor, path: str | os.PathLike[str]) -> None:
     Image.fromarray(pixels.cpu().contiguous().numpy()).save(encoded, kind, **options)
     with whole_file(file) as stream:
         stream.write(encoded.getbuffer())
-
-
-_parts = count()
-
-
-@contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A file to write bytes to, which appears under its name when the ``with`` ends well, and else not at all.
-
-    Written under another name beside ``path``, flushed to the disk, then renamed; an older file stays until then.
-
-    Raises:
-        OSError: the path cannot be written or the disk is full; it names ``path``.
-    """
-    target = Path(path)
-    part = target.with_name(output_folder.part_name(next(_parts)))
-    try:
-        with part.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(target)
-    except BaseException as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None:
-            raise OSError(error.errno, os.strerror(error.errno), str(target)) from error
-        raise

@@ -17,8 +17,8 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from fastviz._util import output_folder
+from fastviz._util.files import whole_file
 from fastviz.images import paths
-from fastviz.images.files import whole_file
 from fastviz.images.paths import Identity
 
 __all__ = ["PARTS", "SHEETS", "JobFolder", "Photo", "Result", "Settings", "is_whole", "read_results"]

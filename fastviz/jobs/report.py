@@ -19,9 +19,9 @@ import numpy as np
 from PIL import Image, ImageDraw, PngImagePlugin
 from torch import Tensor
 
+from fastviz._util.files import whole_file
 from fastviz._util.output_folder import printable, remove
 from fastviz.images import captions, drawing
-from fastviz.images.files import whole_file
 from fastviz.jobs.folder import SHEETS, Result, is_whole, read_results
 from fastviz.methods import EXPLAINERS
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fastviz import images, models
 from fastviz._util import checks
+from fastviz._util.files import whole_file
 from fastviz._util.output_folder import clear_way, printable
 from fastviz._util.progress import Advance, bar
 from fastviz.execution import capture
@@ -383,7 +384,7 @@ class _Explainer:
                     **asdict(explained.identity),
                 )
             )
-        with images.whole_file(out / arrays) as file:
+        with whole_file(out / arrays) as file:
             arrays_of: dict[str, Any] = {name: found.numpy() for name, found in explained.maps.items()}
             np.savez(file, photograph=photo.name, target=target, class_name=self.names[target], **arrays_of)
         return results
