@@ -20,7 +20,7 @@ from fastviz import images
 from fastviz._util import checks
 from fastviz._util.progress import bar
 from fastviz.images.paths import Paths
-from fastviz.models.loading import Preprocessing
+from fastviz.models.descriptions import Preprocessing
 
 __all__ = ["Batch", "Source", "Stream", "ahead", "batches"]
 

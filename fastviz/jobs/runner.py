@@ -30,7 +30,7 @@ from fastviz.images.paths import Identity
 from fastviz.images.streams import ahead
 from fastviz.jobs.folder import PARTS, JobFolder, Photo, Result, Settings, read_results
 from fastviz.methods import EXPLAINERS, Method
-from fastviz.models.loading import Preprocessing
+from fastviz.models.descriptions import Preprocessing
 
 __all__ = [
     "Interrupted",

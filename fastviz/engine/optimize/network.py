@@ -16,7 +16,7 @@ from fastviz.engine.gradients import unit_gradients
 from fastviz.engine.optimize.known import Known
 from fastviz.execution import capture
 from fastviz.execution.capture import Precision
-from fastviz.models.loading import preprocessing
+from fastviz.models.descriptions import preprocessing
 from fastviz.targets.objectives import Activations, Objective
 
 __all__ = ["Network", "Toward", "toward", "what_fits"]

@@ -16,7 +16,7 @@ from fastviz.engine.gradients import unit_gradients
 from fastviz.engine.optimize import Network
 from fastviz.execution import capture
 from fastviz.execution.fast_conv.winograd import Winograd
-from fastviz.models.loading import preprocessing
+from fastviz.models.descriptions import preprocessing
 
 __all__ = ["Layers", "Losses", "layer_weights", "not_negative", "style_layers"]
 

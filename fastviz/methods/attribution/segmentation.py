@@ -16,8 +16,8 @@ from fastviz._util import checks
 from fastviz.engine.gradients import input_gradients
 from fastviz.execution import capture
 from fastviz.images import tensors
-from fastviz.images.files import restore
-from fastviz.models.loading import preprocessing
+from fastviz.images.preprocessing import restore
+from fastviz.models.descriptions import preprocessing
 from fastviz.ops.operators import Rule
 from fastviz.targets.objectives import Target
 

@@ -20,7 +20,7 @@ from fastviz.engine.optimize.canvas import Canvas, Fourier, Pixels, frame_of
 from fastviz.engine.optimize.transforms import Jitter
 from fastviz.execution import capture
 from fastviz.execution.capture import Precision
-from fastviz.models.loading import preprocessing
+from fastviz.models.descriptions import preprocessing
 from fastviz.targets.objectives import Activations, Objective, Target
 
 __all__ = ["Dream", "deep_dream", "dream_layer", "dream_zoom", "squared"]

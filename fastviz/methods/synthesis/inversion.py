@@ -18,7 +18,7 @@ from fastviz.execution import capture
 from fastviz.execution.capture import Precision
 from fastviz.images import tensors
 from fastviz.methods.synthesis.activation_maximization import canvas_by_name, start_parameters
-from fastviz.models.loading import model_info
+from fastviz.models.descriptions import model_info
 
 __all__ = ["Inverted", "inversion_priors", "invert", "invert_all", "invertible_layers"]
 

@@ -14,7 +14,7 @@ from fastviz.execution import capture
 from fastviz.methods.adversarial.box_lbfgs import _reweighed
 from fastviz.methods.adversarial.cppn import CPPN, Direct
 from fastviz.methods.adversarial.fooling import Ball, Victim
-from fastviz.models.loading import Preprocessing
+from fastviz.models.descriptions import Preprocessing
 
 PLAIN = Preprocessing((12, 12), None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
