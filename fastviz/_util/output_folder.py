@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fastviz._util.files import remove_unfinished
 
-__all__ = ["clear_way", "locked", "printable", "remove", "unique_names"]
+__all__ = ["clear_way", "locked", "printable", "remove", "replace_stale", "unique_names"]
 
 _LOCK = ".fastviz.lock"
 
@@ -105,6 +105,13 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def replace_stale(out: Path, written: Sequence[Path], stale: str) -> list[Path]:
+    """``written``, after removing older files of the pattern ``stale`` that are not among them."""
+    for old in set(out.glob(stale)) - set(written):
+        remove(old)
+    return list(written)
 
 
 # ----------------------------------------------------------------------------------------------------------- names

@@ -44,7 +44,7 @@ def weights(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def _built_in(weights, monkeypatch):
     monkeypatch.setattr(models.loading, "_DEMO_WEIGHTS", weights)
-    monkeypatch.setattr(jobs.runner, "SHOWN_SIZE", 64)
+    monkeypatch.setattr(jobs.explainer, "SHOWN_SIZE", 64)
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_explain_draws_sheets_only_where_results_changed_and_not_at_all_on_reque
 
 
 def test_explain_leaves_a_report_after_ctrl_c(photos, tmp_path, monkeypatch):
-    apply, calls = jobs.runner._Explainer._apply, []
+    apply, calls = jobs.explainer.Explainer._apply, []
 
     def interrupted(self, *args):
         calls.append(1)
@@ -154,7 +154,7 @@ def test_explain_leaves_a_report_after_ctrl_c(photos, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         apply(self, *args)
 
-    monkeypatch.setattr(jobs.runner._Explainer, "_apply", interrupted)
+    monkeypatch.setattr(jobs.explainer.Explainer, "_apply", interrupted)
     out = tmp_path / "out"
     result = run("explain", photos, "--out", out, *QUICK, "--batch-size", "1", status=130)
     assert result.stderr.startswith(
