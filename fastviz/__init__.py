@@ -71,7 +71,8 @@ from fastviz.methods import (
 from fastviz.models.descriptions import class_names, describe
 from fastviz.models.loading import load_model, model_names
 from fastviz.ops._library import version
-from fastviz.targets.objectives import Target, channel, class_probability, class_score, layer, neuron
+from fastviz.targets.objectives import channel, class_probability, class_score, layer, neuron
+from fastviz.targets.selection import Target
 from fastviz.vectors.projection import pca, tsne
 
 __all__ = [

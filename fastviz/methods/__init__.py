@@ -22,6 +22,7 @@ from fastviz.methods.attribution.segmentation import Segmentation, segment
 from fastviz.methods.inspection.activations import activation_grid, activations
 from fastviz.methods.inspection.embedding import Embedding, embedding, load_embedding
 from fastviz.methods.inspection.filters import filter_grid, filters
+from fastviz.methods.inspection.image_map import ImageMap, image_map
 from fastviz.methods.inspection.neighbours import Neighbours, neighbour_sheet, neighbours
 from fastviz.methods.inspection.patch_sheets import PatchPictures, patch_pictures, patch_sheet
 from fastviz.methods.inspection.patches import Patches, patches
@@ -32,7 +33,6 @@ from fastviz.methods.synthesis.latent_maximization import CodeImages, maximize_c
 from fastviz.methods.synthesis.neural_texture import neural_texture
 from fastviz.methods.synthesis.style_transfer import Styled, style_transfer
 from fastviz.methods.synthesis.texture_synthesis import fill_hole, synthesize_texture
-from fastviz.vectors.assignment import ImageMap, image_map
 
 __all__ = [
     "EXPLAINERS",

@@ -17,7 +17,8 @@ from fastviz.engine.optimize.known import Known
 from fastviz.execution import capture
 from fastviz.execution.capture import Precision
 from fastviz.models.descriptions import preprocessing
-from fastviz.targets.objectives import Activations, Objective
+from fastviz.targets.indices import Activations
+from fastviz.targets.objectives import Objective
 
 __all__ = ["Network", "Toward", "toward", "what_fits"]
 
@@ -178,8 +179,8 @@ class Toward:
                 shares.append(
                     _Share(
                         len(samples),
-                        objective.taken(local, count),
-                        None if probability is None else probability.taken(local, count),
+                        objective.for_samples(local, count),
+                        None if probability is None else probability.for_samples(local, count),
                     )
                 )
         return shares

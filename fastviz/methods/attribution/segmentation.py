@@ -19,7 +19,7 @@ from fastviz.images import tensors
 from fastviz.images.preprocessing import restore
 from fastviz.models.descriptions import preprocessing
 from fastviz.ops.operators import Rule
-from fastviz.targets.objectives import Target
+from fastviz.targets.selection import Target
 
 __all__ = ["BACKGROUND", "OBJECT", "PROBABLY_BACKGROUND", "PROBABLY_OBJECT", "Segmentation", "segment"]
 

@@ -21,7 +21,7 @@ from fastviz.engine.optimize.transforms import Jitter, Rotate, Scale, Transform
 from fastviz.execution import capture
 from fastviz.execution.capture import Precision
 from fastviz.models.descriptions import model_info
-from fastviz.targets.objectives import Target
+from fastviz.targets.selection import Target
 
 __all__ = ["Maximized", "canvas_by_name", "maximize", "start_parameters"]
 

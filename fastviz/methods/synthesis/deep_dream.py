@@ -21,7 +21,9 @@ from fastviz.engine.optimize.transforms import Jitter
 from fastviz.execution import capture
 from fastviz.execution.capture import Precision
 from fastviz.models.descriptions import preprocessing
-from fastviz.targets.objectives import Activations, Objective, Target
+from fastviz.targets.indices import Activations
+from fastviz.targets.objectives import Objective
+from fastviz.targets.selection import Target
 
 __all__ = ["Dream", "deep_dream", "dream_layer", "dream_zoom", "squared"]
 
@@ -307,11 +309,11 @@ class _Squared(Objective):
     def values(self, output: object, activations: Activations) -> Tensor:
         return self.inner.values(output, activations).square() / 2
 
-    def settled(self, predicted: Tensor) -> Objective:
-        return _Squared(self.inner.settled(predicted))
+    def with_predicted(self, predicted: Tensor) -> Objective:
+        return _Squared(self.inner.with_predicted(predicted))
 
-    def taken(self, samples: Tensor, of: int) -> Objective:
-        return _Squared(self.inner.taken(samples, of))
+    def for_samples(self, samples: Tensor, of: int) -> Objective:
+        return _Squared(self.inner.for_samples(samples, of))
 
 
 class _Guided(Objective):
@@ -338,7 +340,7 @@ class _Guided(Objective):
         matches = self.features.expand(len(maps), -1, -1).gather(2, best[:, None].expand_as(maps))
         return (maps * matches).sum((1, 2))
 
-    def taken(self, samples: Tensor, of: int) -> Objective:
+    def for_samples(self, samples: Tensor, of: int) -> Objective:
         return self if self.samples is None else _Guided(self.layers[0], self.features[samples])
 
 

@@ -17,7 +17,7 @@ from fastviz.engine.optimize.priors import L2
 from fastviz.execution import capture
 from fastviz.methods.synthesis.activation_maximization import start_parameters
 from fastviz.methods.synthesis.inversion import Inverted, invert
-from fastviz.targets.objectives import Target
+from fastviz.targets.selection import Target
 
 __all__ = ["CodeImages", "maximize_code"]
 
