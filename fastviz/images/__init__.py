@@ -4,7 +4,7 @@ from fastviz.images.paths import ImageError, find_images, find_named
 from fastviz.images.pillow import LIMIT_PIXELS, is_picture, picture_of
 from fastviz.images.preprocessing import prepare, preprocess, restore, settings_for
 from fastviz.images.reading import load_images, read_image, read_prepared, read_views
-from fastviz.images.tensors import ColourMap, colour_map, grid, normalise, overlay
+from fastviz.images.tensors import ColourMap, colour_map, grid, normalize, overlay
 from fastviz.images.writing import picture_path, save_image
 
 __all__ = [
@@ -17,7 +17,7 @@ __all__ = [
     "grid",
     "is_picture",
     "load_images",
-    "normalise",
+    "normalize",
     "overlay",
     "picture_of",
     "picture_path",

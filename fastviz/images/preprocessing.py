@@ -53,7 +53,7 @@ def _with_size(settings: Preprocessing, size: tuple[int, int]) -> Preprocessing:
 
 
 def preprocess(image: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """``image`` resized, cropped and normalised for a network.
+    """``image`` resized, cropped and normalized for a network.
 
     The same numbers as torchvision's ``ImageClassification`` transform of a Pillow image: the longer side and the
     crop's offset are rounded as there, and a picture of 8 bits (all values multiples of 1/255) is resized by Pillow, to

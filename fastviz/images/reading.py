@@ -141,7 +141,7 @@ def load_images(
     Args:
         paths: files, folders, patterns, see :func:`find_images`.
         model: prepares the pictures as :func:`fastviz.models.preprocessing` says (for most of torchvision's networks:
-            shorter side resized to 256 pixels, centre crop of 224x224, normalised). None: resized to 256 and cropped to
+            shorter side resized to 256 pixels, centre crop of 224x224, normalized). None: resized to 256 and cropped to
             224x224, values 0 to 1.
         size: height and width in pixels instead of the model's, or one number for both. The shorter side is resized to
             the model's number of pixels, or to the larger of ``size`` where that is more.

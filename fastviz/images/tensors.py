@@ -19,8 +19,11 @@ __all__ = [
     "ColourMap",
     "check_range",
     "colour_map",
+    "eight_bits",
+    "enlarge",
+    "gaussian_blur",
     "grid",
-    "normalise",
+    "normalize",
     "overlay",
     "psnr",
     "resize",
@@ -29,7 +32,7 @@ __all__ = [
 ColourMap = Literal["viridis", "inferno", "jet", "grey", "seismic"]
 
 
-def normalise(maps: Tensor, *, symmetric: bool = False, percentile: float | None = None, dims: int = 2) -> Tensor:
+def normalize(maps: Tensor, *, symmetric: bool = False, percentile: float | None = None, dims: int = 2) -> Tensor:
     """``maps`` scaled to 0 to 1, each by itself.
 
     (maps - low) / (high - low), clipped, with low and high the smallest and largest value of each map; a constant map
@@ -48,7 +51,7 @@ def normalise(maps: Tensor, *, symmetric: bool = False, percentile: float | None
         TypeError: ``maps`` is not a floating-point tensor.
         ValueError: values that are not finite, no values, a percentile outside its range.
 
-    >>> normalise(torch.tensor([[1.0, 2.0], [3.0, 5.0]])).tolist()
+    >>> normalize(torch.tensor([[1.0, 2.0], [3.0, 5.0]])).tolist()
     [[0.0, 0.25], [0.5, 1.0]]
     """
     checks.tensor(maps, "maps")
@@ -80,7 +83,7 @@ def colour_map(values: Tensor, name: ColourMap = "viridis") -> Tensor:
     256 colours: colour floor(256 v), and the last one for v = 1, as in matplotlib.
 
     Args:
-        values: [..., H, W] in 0 to 1, see :func:`normalise`.
+        values: [..., H, W] in 0 to 1, see :func:`normalize`.
         name: ``"viridis"`` and ``"inferno"`` (evenly brighter), ``"jet"`` (blue, green, red), ``"grey"``, ``"seismic"``
             (blue, white at 0.5, red: for symmetric maps).
 
@@ -105,7 +108,7 @@ def overlay(image: Tensor, heat: Tensor, *, alpha: float = 0.5, name: ColourMap 
 
     Args:
         image: [N, 3, H, W] in 0 to 1, see :func:`restore`.
-        heat: [N, h, w] in 0 to 1, see :func:`normalise`; resized bilinearly to H×W (antialiased where it is larger).
+        heat: [N, h, w] in 0 to 1, see :func:`normalize`; resized bilinearly to H×W (antialiased where it is larger).
         alpha: 0 shows the image alone, 1 the colours alone.
         name: see :func:`colour_map`.
 
@@ -173,6 +176,45 @@ def resize(x: Tensor, height: int, width: int, mode: str) -> Tensor:
     exact = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # antialiasing lacks them on the CPU
     resized = F.interpolate(exact, (height, width), mode=mode, align_corners=False, antialias=True)
     return resized.clamp(0, 1).to(x.dtype)
+
+
+def enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps [..., h, w] at another ``size`` (height, width), bilinear without antialiasing, of any range."""
+    if not maps.numel() or tuple(maps.shape[-2:]) == size:
+        return maps.new_zeros((*maps.shape[:-2], *size)) if not maps.numel() else maps
+    planes = maps.reshape(-1, 1, *maps.shape[-2:])
+    return F.interpolate(planes, size, mode="bilinear", align_corners=False).view(*maps.shape[:-2], *size)
+
+
+def gaussian_blur(x: Tensor, sigma: float | tuple[float, float]) -> Tensor:
+    """``x`` [..., H, W] under a Gaussian, ``exp(−d² / 2σ²)`` over its sum, in the dtype of ``x``.
+
+    It is cut off at ⌈3σ⌉ pixels, and what lies beyond a border repeats the border.
+
+    Args:
+        x: floating-point, of any range.
+        sigma: standard deviation in pixels above 0, or one down and one across.
+
+    >>> gaussian_blur(torch.ones(1, 4, 4), 1.5).allclose(torch.ones(1, 4, 4))
+    True
+    """
+    down, across = sigma if isinstance(sigma, tuple) else (sigma, sigma)
+    planes = x.reshape(-1, 1, *x.shape[-2:])
+    planes = planes if x.dtype == torch.float64 else planes.float()
+    for dim, deviation in ((2, down), (3, across)):
+        radius = math.ceil(3 * deviation)
+        distance = torch.arange(-radius, radius + 1, dtype=planes.dtype, device=x.device)
+        weights = torch.exp(-(distance**2) / (2 * deviation**2))
+        shape = [1, 1, -1, 1] if dim == 2 else [1, 1, 1, -1]
+        padding = (0, 0, radius, radius) if dim == 2 else (radius, radius, 0, 0)
+        padded = F.pad(planes, padding, mode="replicate")
+        planes = F.conv2d(padded, (weights / weights.sum()).reshape(shape))
+    return planes.reshape(x.shape).to(x.dtype)
+
+
+def eight_bits(picture: Tensor) -> Tensor:
+    """Pictures of values 0 to 1 as uint8, rounded to the nearest of 256 levels; others are clipped."""
+    return (picture.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def psnr(pictures: Tensor, originals: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ def save_image(picture: Tensor, path: str | os.PathLike[str]) -> None:
         raise ValueError(f"picture should have shape [3, H, W], got {list(picture.shape)}")
     if not eight_bits:
         tensors.check_range(picture, "picture")
-        picture = (picture.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+        picture = tensors.eight_bits(picture)
     file = picture_path(path)
     kind, options = _KINDS[file.suffix.lower()]
     pixels = picture.permute(1, 2, 0)

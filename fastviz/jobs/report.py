@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from fastviz._util.files import whole_file
 from fastviz._util.output_folder import printable, remove, replace_stale
-from fastviz.images import drawing
+from fastviz.images import drawing, tensors
+from fastviz.images.pillow import picture_of
 from fastviz.jobs.contact_sheets import percent
 from fastviz.jobs.results import Result, paged, read_results
 from fastviz.methods import EXPLAINERS
@@ -151,16 +151,10 @@ def demo_page(
         unfit=unfit,
         inline=inline,
         sections=sections,
-        drawn=lambda picture: _inline(_to_pil(picture), "PNG"),
+        drawn=lambda picture: _inline(picture_of(tensors.eight_bits(picture)), "PNG"),
         facts=facts,
     )
     return out / "index.html"
-
-
-def _to_pil(picture: Tensor) -> Image.Image:
-    """A picture [3, H, W] in 0 to 1 as PIL has it."""
-    values = (picture.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    return Image.fromarray(np.ascontiguousarray(values))
 
 
 def _inline(picture: Image.Image, kind: str) -> str:

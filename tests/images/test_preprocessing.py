@@ -111,7 +111,7 @@ def test_preprocessing_without_crop_or_resizing() -> None:
     assert torch.equal(images.preprocess(x, Preprocessing(None, None, **unit)), x)
 
 
-def test_normalisation_by_hand_and_back() -> None:
+def test_normalization_by_hand_and_back() -> None:
     settings = Preprocessing(None, None, (0.5, 0.0, 0.25), (0.5, 0.25, 1.0))
     x = images.preprocess(torch.tensor([[[1.0]], [[0.5]], [[0.25]]]), settings)
     assert x.flatten().tolist() == [1.0, 2.0, 0.0]

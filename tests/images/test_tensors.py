@@ -56,20 +56,20 @@ def test_wrong_values_for_colours() -> None:
 
 def test_scaling_by_hand() -> None:
     maps = torch.tensor([[[-2.0, 0.0, 2.0]], [[5.0, 5.0, 5.0]], [[0.0, -1.0, -4.0]]])
-    assert images.normalise(maps).tolist() == [[[0.0, 0.5, 1.0]], [[0.0, 0.0, 0.0]], [[1.0, 0.75, 0.0]]]
-    assert images.normalise(maps, symmetric=True).tolist() == [[[0, 0.5, 1]], [[1, 1, 1]], [[0.5, 0.375, 0]]]
-    assert images.normalise(torch.zeros(1, 2), symmetric=True).tolist() == [[0.5, 0.5]]
-    assert images.normalise(maps, dims=3).tolist()[0][0] == pytest.approx([2 / 9, 4 / 9, 6 / 9])
+    assert images.normalize(maps).tolist() == [[[0.0, 0.5, 1.0]], [[0.0, 0.0, 0.0]], [[1.0, 0.75, 0.0]]]
+    assert images.normalize(maps, symmetric=True).tolist() == [[[0, 0.5, 1]], [[1, 1, 1]], [[0.5, 0.375, 0]]]
+    assert images.normalize(torch.zeros(1, 2), symmetric=True).tolist() == [[0.5, 0.5]]
+    assert images.normalize(maps, dims=3).tolist()[0][0] == pytest.approx([2 / 9, 4 / 9, 6 / 9])
 
 
 def test_percentiles_by_hand() -> None:
     """Of 0 to 9 and 100, 90 % (ten of eleven) do not exceed 9, and as many are not below 1."""
     maps = torch.tensor([[0.0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 100]])
-    scaled = images.normalise(maps, percentile=90)[0]
+    scaled = images.normalize(maps, percentile=90)[0]
     assert_close(scaled, ((maps[0] - 1) / 8).clamp(0, 1))
-    scaled = images.normalise(-maps, symmetric=True, percentile=90)[0]
+    scaled = images.normalize(-maps, symmetric=True, percentile=90)[0]
     assert_close(scaled, (0.5 - maps[0] / 18).clamp(0, 1))
-    assert torch.equal(images.normalise(maps, percentile=100), images.normalise(maps))
+    assert torch.equal(images.normalize(maps, percentile=100), images.normalize(maps))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_percentiles_by_hand() -> None:
 )
 def test_wrong_maps(maps: torch.Tensor, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        images.normalise(maps, **options)
+        images.normalize(maps, **options)
 
 
 def test_overlays_by_hand() -> None:
@@ -148,7 +148,7 @@ def test_wrong_grids() -> None:
         lambda x: images.preprocess(x, Preprocessing((9, 9), 12, (0.5,) * 3, (0.5,) * 3)),
         lambda x: images.restore(x, Preprocessing((9, 9), 12, (0.5,) * 3, (0.5,) * 3)),
         lambda x: images.colour_map(x, "inferno"),
-        lambda x: images.normalise(x, percentile=90),
+        lambda x: images.normalize(x, percentile=90),
         lambda x: images.overlay(x, x[:, 0, ::2, ::2]),
         lambda x: images.grid(x),
     ],

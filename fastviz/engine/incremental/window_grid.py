@@ -10,9 +10,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fastviz._util import checks
+from fastviz.images import tensors
 
 __all__ = ["Fill", "Grid", "filling", "grid"]
 
@@ -130,7 +130,7 @@ def filling(fill: object, images: Tensor, window: tuple[int, int]) -> float | Te
         checks.one_of(fill, "fill", ("mean", "blur"))
         if fill == "mean":
             return images.mean((2, 3), keepdim=True).expand(images.shape).contiguous()
-        return _blurred(images, window)
+        return tensors.gaussian_blur(images, (_BLURS * window[0], _BLURS * window[1]))
     if not isinstance(fill, Tensor):
         if isinstance(fill, bool) or not isinstance(fill, (int, float)):
             raise TypeError(f'fill should be a number, a tensor, "mean" or "blur", got {type(fill).__name__}')
@@ -146,20 +146,3 @@ def filling(fill: object, images: Tensor, window: tuple[int, int]) -> float | Te
         return float(fill)
     fill = fill.detach().to(images.dtype)
     return fill[None] if fill.dim() == 3 else fill
-
-
-def _blurred(images: Tensor, window: tuple[int, int]) -> Tensor:
-    """Images [N, C, H, W] under a Gaussian, first down, then across."""
-    blurred = images.reshape(-1, 1, *images.shape[2:])
-    blurred = blurred if images.dtype == torch.float64 else blurred.float()
-    for axis, side in enumerate(window):
-        deviation = _BLURS * side
-        radius = math.ceil(3 * deviation)
-        place = torch.arange(-radius, radius + 1, dtype=blurred.dtype, device=images.device)
-        line = torch.exp(-(place**2) / (2 * deviation**2))
-        line = line / line.sum()
-        shape, padding = (
-            ((1, 1, -1, 1), (0, 0, radius, radius)) if axis == 0 else ((1, 1, 1, -1), (radius, radius, 0, 0))
-        )
-        blurred = F.conv2d(F.pad(blurred, padding, mode="replicate"), line.reshape(shape))
-    return blurred.reshape(images.shape).to(images.dtype)

@@ -17,6 +17,7 @@ from fastviz.execution import capture
 from fastviz.execution.batches import Batches
 from fastviz.execution.capture import Precision
 from fastviz.execution.map_axes import Axes
+from fastviz.images import tensors
 from fastviz.targets.selection import Target
 
 __all__ = ["cam", "grad_cam", "guided_grad_cam"]
@@ -107,7 +108,7 @@ def grad_cam(
             raise ValueError("layer should be a name or a list of them, got an empty list")
     maps = _grad_cam(model, images, selection, names, batch_size, precision, named=layer is not None)
     if shape is not None:
-        maps = [_resized(each, shape) for each in maps]
+        maps = [tensors.enlarge(each, shape) for each in maps]
     return maps[0] if layer is None or isinstance(layer, str) else dict(zip(names, maps, strict=True))
 
 
@@ -167,7 +168,7 @@ def cam(
             return torch.einsum("n...k,nkhw->n...hw", share @ weight, maps).contiguous()
 
     (found,) = _in_batches(batches, images, selection, batch_size, precision, lambda *part: [compute(*part)])
-    return found if shape is None else _resized(found, shape)
+    return found if shape is None else tensors.enlarge(found, shape)
 
 
 def guided_grad_cam(
@@ -198,7 +199,7 @@ def guided_grad_cam(
     guided = input_gradients.input_gradients(
         model, images, selection, rule="guided", batch_size=batch_size, precision=precision, stacklevel=2
     )
-    return guided * _resized(coarse, (images.shape[2], images.shape[3])).unsqueeze(-3)
+    return guided * tensors.enlarge(coarse, (images.shape[2], images.shape[3])).unsqueeze(-3)
 
 
 # ------------------------------------------------------------------------------------------------------- helpers
@@ -387,12 +388,3 @@ def _size(size: object) -> tuple[int, int]:
         raise TypeError(f"size should be (height, width) in pixels, got {size!r}")
     height, width = (checks.whole_number(value, "size", minimum=1) for value in size)
     return height, width
-
-
-def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """``maps`` [..., h, w] at another size, bilinear."""
-    if not len(maps):
-        return maps.new_zeros((*maps.shape[:-2], *size))
-    planes = maps.reshape(-1, 1, *maps.shape[-2:])
-    larger = functional.interpolate(planes, size=size, mode="bilinear", align_corners=False)
-    return larger.reshape(*maps.shape[:-2], *size)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fastviz import targets
 from fastviz._util import checks
@@ -128,7 +127,7 @@ def segment(
         checks.positive(smoothing, "smoothing")
     maps = _saliency(model, x, target, saliency, batch_size)
     shown = _shown(model, x, images)
-    smooth = _smoothed(_resized(maps.float(), shown), smoothing)
+    smooth = _smoothed(tensors.enlarge(maps.float(), (shown.shape[-2], shown.shape[-1])), smoothing)
     seeds = _seeds(smooth, background, probable, foreground)
     photographs = [
         np.ascontiguousarray(each) for each in (shown.flip(1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
@@ -199,26 +198,12 @@ def _shown(model: nn.Module, x: Tensor, images: Tensor | None) -> Tensor:
     return images.detach().float().cpu().clamp(0, 1)
 
 
-def _resized(maps: Tensor, like: Tensor) -> Tensor:
-    """Maps [..., H, W] at the height and width of ``like``."""
-    size = (like.shape[-2], like.shape[-1])
-    if tuple(maps.shape[-2:]) == size or not maps.numel():
-        return maps.reshape(*maps.shape[:-2], *size)
-    planes = maps.reshape(-1, 1, *maps.shape[-2:])
-    return functional.interpolate(planes, size, mode="bilinear", align_corners=False).view(*maps.shape[:-2], *size)
-
-
 def _smoothed(maps: Tensor, fraction: float) -> Tensor:
     """Maps [..., H, W] after a Gaussian that is cut off at three standard deviations; borders are repeated."""
     sigma = fraction * min(maps.shape[-2:])
     if sigma == 0 or not maps.numel():
         return maps
-    radius = max(1, round(3 * sigma))
-    weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
-    weights = weights / weights.sum()
-    planes = functional.pad(maps.reshape(-1, 1, *maps.shape[-2:]), (radius,) * 4, mode="replicate")
-    rows = functional.conv2d(planes, weights.view(1, 1, -1, 1))
-    return functional.conv2d(rows, weights.view(1, 1, 1, -1)).view(maps.shape)
+    return tensors.gaussian_blur(maps, sigma)
 
 
 def _seeds(maps: Tensor, background: float, probable: float, foreground: float) -> Tensor:

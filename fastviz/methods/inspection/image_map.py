@@ -7,9 +7,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fastviz._util import checks
+from fastviz.images import tensors
 from fastviz.vectors.assignment import arrange, cells_of
 
 __all__ = ["ImageMap", "image_map"]
@@ -101,5 +101,5 @@ def _tile(picture: Tensor, side: int) -> Tensor:
     factor = side / max(height, width)
     size = (max(1, round(height * factor)), max(1, round(width * factor)))
     if size != (height, width):
-        values = functional.interpolate(values[None], size, mode="bilinear", antialias=True)[0]
-    return (values.clamp(0, 1) * 255).round().byte()
+        values = tensors.resize(values[None], *size, "bilinear")[0]
+    return tensors.eight_bits(values)

@@ -92,7 +92,7 @@ def maximize(
     random transforms of Olah, Mordvintsev, Schubert 2017, https://distill.pub/2017/feature-visualization; with a
     :class:`fastviz.engine.optimize.canvas.Generator` as the canvas, the latent images of Nguyen et al. 2016,
     https://arxiv.org/abs/1605.09304. Defaults were chosen by looking at pictures; [S14] itself is ``canvas=Pixels(clip=
-    False), priors=[L2(...)], transforms=(), optimizer="ascent"``, but for the step, which is normalised here.
+    False), priors=[L2(...)], transforms=(), optimizer="ascent"``, but for the step, which is normalized here.
 
     All images are made at once, and each as if it were alone. Where rectifiers block the whole gradient of a target, as
     at the start of many classes and units, see :func:`fastviz.engine.optimize.optimize`.
@@ -112,7 +112,7 @@ def maximize(
         transforms: see :mod:`fastviz.engine.optimize.transforms`; None is jitter of a 14th of the shorter side, scale
             0.8 to 1.2 and 10 degrees of rotation (single units: 0.95 to 1.05 and 5 degrees); none of them below 16
             pixels, for L-BFGS and for generators.
-        optimizer: ``"adam"``, ``"ascent"`` (normalised gradient), ``"lbfgs"``, or a
+        optimizer: ``"adam"``, ``"ascent"`` (normalized gradient), ``"lbfgs"``, or a
             :class:`fastviz.engine.optimize.Optimizer`.
         learning_rate: None is the optimiser's own.
         steps: most steps.

@@ -153,7 +153,7 @@ def test_lbfgs_changes_less_than_sign_steps():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_pictures_of_8_bits_fool_too(dtype):
-    """Under a normalisation, and after the way through whole levels that a PNG is."""
+    """Under a normalization, and after the way through whole levels that a PNG is."""
     seen = Preprocessing((12, 12), None, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
     model = small(seen, dtype)
     mean, std = (torch.tensor(numbers, dtype=dtype).view(3, 1, 1) for numbers in (seen.mean, seen.std))
@@ -307,7 +307,7 @@ def test_ctrl_c_returns_what_there_is():
         ({"method": "magic"}, "method should be one of 'lbfgs', 'sign', 'gradient', got 'magic'"),
         ({"norm": "1"}, "norm should be one of"),
         ({"steps": 0}, "steps should be at least 1, got 0"),
-        ({"x": pictures(3) + 0.5}, "x should be pictures from 0 to 1 after normalisation"),
+        ({"x": pictures(3) + 0.5}, "x should be pictures from 0 to 1 after normalization"),
         ({"x": pictures(3)[:, :1]}, "x should have the 3 channels of the model.s preprocessing, got 1"),
     ],
 )
