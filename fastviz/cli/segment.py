@@ -39,7 +39,7 @@ def segment(
     probable: Annotated[float, typer.Option(help="Quantile from which on it is object until colours tell.")] = 0.80,
     smoothing: Annotated[float, typer.Option(help="Of the saliency, as a fraction of the side; 0 for none.")] = 1 / 32,
     iterations: Annotated[int, typer.Option(help="Of GrabCut; 0 is one cut, as in the paper.")] = 5,
-    every_part: Annotated[bool, typer.Option("--every-part", help="Keep every part, not only the largest.")] = False,
+    largest: Annotated[bool, typer.Option(help="Keep only the largest part of the object, or every part.")] = True,
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option(help="Pictures the network sees at once: bounds the memory.")] = 8,
     limit: Annotated[int | None, typer.Option(help="Read only the first so many photographs.")] = None,
@@ -67,7 +67,7 @@ def segment(
             "probable": probable,
             "smoothing": smoothing,
             "iterations": iterations,
-            "largest": not every_part,
+            "largest": largest,
         }
         done: list[dict[str, Any]] = []
         try:

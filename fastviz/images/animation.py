@@ -33,7 +33,7 @@ def save_gif(frames: Iterable[Tensor], path: str | os.PathLike[str], *, seconds:
         ValueError: no frames, another shape or size, values outside 0 to 1, another ending, less than 0.02 seconds.
         OSError: the file cannot be written; names it.
 
-    >>> import pathlib, tempfile
+    >>> import pathlib, tempfile, torch
     >>> path = pathlib.Path(tempfile.mkdtemp(), "grey.gif")
     >>> save_gif((torch.full((3, 8, 8), level / 4) for level in range(5)), path)
     >>> Image.open(path).n_frames

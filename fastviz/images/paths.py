@@ -91,9 +91,19 @@ def find_images(paths: Paths) -> list[Path]:
     The order is that of ``paths``; within a folder or pattern by name, numbers by value (``2.png`` before ``10.png``).
     A path in a folder begins with the folder as it was given.
 
+    Returns:
+        The paths of the files; nothing is read.
+
     Raises:
         TypeError: a path of another type.
         ValueError: a path that does not exist, or no image at all.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for name in ("10.png", "2.png", "notes.txt"):
+    ...     (folder / name).touch()
+    >>> [path.name for path in find_images(folder)]
+    ['2.png', '10.png']
     """
     return [path for path, _ in _find(paths)]
 
@@ -128,7 +138,23 @@ def _find(paths: Paths) -> list[tuple[Path, str]]:
 
 
 def find_named(paths: Paths) -> tuple[list[Path], list[str]]:
-    """The files of :func:`find_images`, and a name for each, no two the same, as :func:`load_images` has them."""
+    """The files of :func:`find_images`, and a name for each, no two the same, as :func:`load_images` has them.
+
+    Args:
+        paths: as in :func:`find_images`.
+
+    Returns:
+        Paths and names, in one order.
+
+    Raises:
+        TypeError, ValueError: as :func:`find_images`.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> (folder / "a.png").touch()
+    >>> find_named(folder)[1]
+    ['a.png']
+    """
     files, names = zip(*_find(paths), strict=True)
     if len(set(names)) < len(names):
         together = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])

@@ -28,12 +28,32 @@ LIMIT_PIXELS = 100_000_000
 
 
 def is_picture(value: object) -> bool:
-    """Whether ``value`` is a Pillow picture."""
+    """Whether ``value`` is a Pillow picture.
+
+    Args:
+        value: any object.
+
+    Returns:
+        True for every class of Pillow's images.
+
+    >>> is_picture(Image.new("RGB", (4, 4))), is_picture("photo.jpg")
+    (True, False)
+    """
     return isinstance(value, Image.Image)
 
 
 def picture_of(pixels: Tensor) -> Image.Image:
-    """A Pillow picture of a uint8 tensor, [3, H, W] in colour or [1, H, W] in grey."""
+    """A Pillow picture of a uint8 tensor.
+
+    Args:
+        pixels: uint8 [3, H, W] in colour, or [1, H, W] in grey, on any device.
+
+    Returns:
+        Mode RGB or L.
+
+    >>> picture_of(torch.zeros(1, 2, 3, dtype=torch.uint8)).size
+    (3, 2)
+    """
     array = pixels.detach().cpu().permute(1, 2, 0).contiguous().numpy()
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
 

@@ -23,8 +23,18 @@ _METHODS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 def prepare(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
     """A Pillow picture as a network's input [C, h, w], as :func:`preprocess` makes it of the picture's pixels.
 
+    Args:
+        image: any mode.
+        preprocessing: for example ``fastviz.models.preprocessing(model)``.
+
+    Returns:
+        float32 on the CPU, C numbers of ``preprocessing.mean``.
+
     Raises:
         ValueError: as :func:`preprocess`; pixels that :func:`read_image` refuses (an :class:`ImageError`).
+
+    >>> prepare(Image.new("RGB", (6, 4)), Preprocessing((2, 2), 2, (0.5,) * 3, (0.25,) * 3)).unique()
+    tensor([-2.])
     """
     image = without_opaque_alpha(image)
     if len(preprocessing.mean) != 3 or not is_plain(image):
@@ -37,7 +47,21 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
 
 
 def settings_for(model: nn.Module | None, size: int | tuple[int, int] | None = None) -> Preprocessing:
-    """How :func:`load_images` prepares pictures for ``model``, None for none, at another ``size`` if one is given."""
+    """How :func:`load_images` prepares pictures for ``model``.
+
+    Args:
+        model: None is no normalization: values 0 to 1.
+        size: height and width in pixels instead of the model's, or one number for both.
+
+    Returns:
+        The model's preprocessing, with that size.
+
+    Raises:
+        TypeError, ValueError: a ``size`` that is not whole numbers from 1 on.
+
+    >>> settings_for(None, 64).size
+    (64, 64)
+    """
     settings = Preprocessing((224, 224), 256, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     if model is not None:
         settings = models.preprocessing(model)
@@ -65,6 +89,9 @@ def preprocess(image: Tensor, preprocessing: Preprocessing) -> Tensor:
         image: [3, H, W] or [N, 3, H, W] with values 0 to 1.
         preprocessing: for example ``fastviz.models.preprocessing(model)``. With one number in ``mean`` the picture
             becomes grey, 0.299 red + 0.587 green + 0.114 blue, with one channel.
+
+    Returns:
+        [C, h, w] or [N, C, h, w] in the dtype and on the device of ``image``; C is 3, or 1 for a grey network.
 
     Raises:
         TypeError: ``image`` is not a floating-point tensor.
@@ -152,9 +179,15 @@ def restore(x: Tensor, preprocessing: Preprocessing | nn.Module) -> Tensor:
         preprocessing: what ``x`` was made with, or the model that it was made for. A grey input gives three equal
             channels.
 
+    Returns:
+        [3, H, W] or [N, 3, H, W], 0 to 1, in the dtype and on the device of ``x``.
+
     Raises:
         TypeError: ``x`` is not a floating-point tensor, or ``preprocessing`` neither of the two.
-        ValueError: another shape, or a model whose preprocessing is not known.
+        ValueError: another shape, or another number of channels than the preprocessing has.
+
+    >>> restore(torch.zeros(1, 2, 2), Preprocessing((2, 2), 2, (0.5,), (0.25,))).shape
+    torch.Size([3, 2, 2])
     """
     checks.tensor(x, "x", dims=(3, 4), layout="[C, H, W] or [N, C, H, W]")
     if not isinstance(preprocessing, Preprocessing):

@@ -52,8 +52,17 @@ def read_image(path: str | os.PathLike[str], *, limit_pixels: int = LIMIT_PIXELS
         limit_pixels: the most pixels; more are refused before anything is decoded. Pillow's own limit
             (``PIL.Image.MAX_IMAGE_PIXELS``) stays in force: it warns above 89 million and refuses above 179 million.
 
+    Returns:
+        [3, H, W], float32 on the CPU, 0 to 1.
+
     Raises:
         ImageError: no such file, not a file, empty, broken, cut off, not an image, too many pixels. Names the file.
+
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "grey.png")
+    >>> Image.new("L", (6, 4), 51).save(path)
+    >>> read_image(path)[:, 0, 0]
+    tensor([0.2000, 0.2000, 0.2000])
     """
     picture = _read(path, limit_pixels, decoded)
     return picture.expand(3, -1, -1).contiguous()
@@ -64,8 +73,21 @@ def read_prepared(
 ) -> Tensor:
     """``preprocess(read_image(path), preprocessing)``, the same numbers in a third of the time for pictures of 8 bits.
 
+    Args:
+        path, limit_pixels: as in :func:`read_image`.
+        preprocessing: for example ``fastviz.models.preprocessing(model)``.
+
+    Returns:
+        [C, h, w], float32 on the CPU.
+
     Raises:
         ImageError: as :func:`read_image`; also a picture that cannot be prepared.
+
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "grey.png")
+    >>> Image.new("L", (6, 4), 51).save(path)
+    >>> read_prepared(path, Preprocessing((2, 2), 2, (0.0,) * 3, (1.0,) * 3)).shape
+    torch.Size([3, 2, 2])
     """
     return read_views(path, [preprocessing], limit_pixels=limit_pixels)[0]
 
@@ -73,7 +95,25 @@ def read_prepared(
 def read_views(
     path: str | os.PathLike[str], views: Sequence[Preprocessing], *, limit_pixels: int = LIMIT_PIXELS
 ) -> list[Tensor]:
-    """:func:`read_prepared` for each of the ``views``, from a file that is read and decoded once."""
+    """:func:`read_prepared` for each of the ``views``, from a file that is read and decoded once.
+
+    Args:
+        path, limit_pixels: as in :func:`read_image`.
+        views: several ways of preparing the picture.
+
+    Returns:
+        One tensor [C, h, w] a view, float32 on the CPU.
+
+    Raises:
+        ImageError: as :func:`read_prepared`.
+
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "grey.png")
+    >>> Image.new("L", (6, 4), 51).save(path)
+    >>> views = [Preprocessing((side, side), side, (0.0,) * 3, (1.0,) * 3) for side in (2, 3)]
+    >>> [view.shape[1] for view in read_views(path, views)]
+    [2, 3]
+    """
 
     def prepared(image: Image.Image) -> list[Tensor]:
         try:
@@ -150,9 +190,19 @@ def load_images(
     A name is the path relative to the folder given, else the file's own name; where two would be the same, all names
     are relative to the folder that holds all the images.
 
+    Returns:
+        The batch, and a name for each image.
+
     Raises:
         ImageError: a file cannot be read or prepared; names it.
         ValueError: nothing found; pictures of different sizes for a model without a fixed size.
+
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "grey.png")
+    >>> Image.new("L", (6, 4), 51).save(path)
+    >>> x, names = load_images(path.parent, size=64)
+    >>> x.shape, names
+    (torch.Size([1, 3, 64, 64]), ['grey.png'])
     """
     settings = settings_for(model, size)
     files, names = find_named(paths)

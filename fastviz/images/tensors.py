@@ -47,6 +47,9 @@ def normalize(maps: Tensor, *, symmetric: bool = False, percentile: float | None
             bright pixel then leaves the rest visible.
         dims: how many of the last dimensions are scaled together: 2 a map, 3 a picture with its channels.
 
+    Returns:
+        The shape and dtype of ``maps``, on its device, 0 to 1.
+
     Raises:
         TypeError: ``maps`` is not a floating-point tensor.
         ValueError: values that are not finite, no values, a percentile outside its range.
@@ -87,6 +90,9 @@ def colour_map(values: Tensor, name: ColourMap = "viridis") -> Tensor:
         name: ``"viridis"`` and ``"inferno"`` (evenly brighter), ``"jet"`` (blue, green, red), ``"grey"``, ``"seismic"``
             (blue, white at 0.5, red: for symmetric maps).
 
+    Returns:
+        [..., 3, H, W], 0 to 1.
+
     Raises:
         TypeError: ``values`` is not a floating-point tensor.
         ValueError: fewer than two dimensions, values outside 0 to 1, an unknown name.
@@ -112,9 +118,15 @@ def overlay(image: Tensor, heat: Tensor, *, alpha: float = 0.5, name: ColourMap 
         alpha: 0 shows the image alone, 1 the colours alone.
         name: see :func:`colour_map`.
 
+    Returns:
+        [N, 3, H, W], 0 to 1, in the dtype and on the device of ``image``.
+
     Raises:
         TypeError: not floating-point tensors.
         ValueError: other shapes, values outside 0 to 1, an unknown name.
+
+    >>> overlay(torch.zeros(1, 3, 8, 8), torch.ones(1, 2, 2), alpha=1.0, name="grey").unique()
+    tensor([1.])
     """
     _check_pictures(image, "image")
     checks.tensor(heat, "heat", dims=(3,), layout="[N, h, w]")
@@ -136,6 +148,9 @@ def grid(pictures: Tensor, *, columns: int | None = None, padding: int = 2, back
         columns: pictures in a row; None is ⌈√N⌉.
         padding: pixels between the pictures and around them.
         background: brightness of the padding and of empty places, 0 to 1.
+
+    Returns:
+        [3, height, width] in the dtype and on the device of ``pictures``.
 
     Raises:
         TypeError: ``pictures`` is not a floating-point tensor, or a number is not whole.

@@ -26,11 +26,21 @@ _KINDS: dict[str, tuple[str, dict[str, int | bool]]] = {
 
 
 def picture_path(path: str | os.PathLike[str], argument: str = "path") -> Path:
-    """``path``, if :func:`save_image` can write it: asked before long work, so that none of it is lost.
+    """``path``, if :func:`save_image` can write it: to be asked before long work, so that none of it is lost.
+
+    Args:
+        path: ``~`` is the home folder.
+        argument: what an error calls it.
+
+    Returns:
+        The path, with the home folder written out.
 
     Raises:
         ValueError: another ending than .png, .jpg, .jpeg or .webp.
         FileNotFoundError: its folder does not exist.
+
+    >>> picture_path("map.png").name
+    'map.png'
     """
     file = Path(os.path.expanduser(path))
     if file.suffix.lower() not in _KINDS:
@@ -53,6 +63,12 @@ def save_image(picture: Tensor, path: str | os.PathLike[str]) -> None:
         TypeError: ``picture`` is not a floating-point or uint8 tensor.
         ValueError: another shape, values outside 0 to 1, another ending.
         OSError: the file cannot be written; names it.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "white.png")
+    >>> save_image(torch.ones(3, 4, 6), path)
+    >>> Image.open(path).size
+    (6, 4)
     """
     eight_bits = isinstance(picture, Tensor) and picture.dtype == torch.uint8
     checks.tensor(picture, "picture", dims=(3,), layout="[3, H, W]", floating=not eight_bits)

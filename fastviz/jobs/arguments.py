@@ -19,8 +19,17 @@ __all__ = ["choose_methods", "find_photos", "method_options", "target_index"]
 def choose_methods(names: Iterable[str]) -> list[Method]:
     """The methods of the registry called ``names``, each once, in that order.
 
+    Args:
+        names: of methods that explain a target, see ``fastviz.METHODS``.
+
+    Returns:
+        One entry of the registry a name.
+
     Raises:
         ValueError: an unknown name (the nearest are listed), or none at all.
+
+    >>> [method.name for method in choose_methods(["grad_cam", "saliency", "grad_cam"])]
+    ['grad_cam', 'saliency']
     """
     chosen = list(dict.fromkeys(checks.nearest(name, "method", EXPLAINERS) for name in names))
     if not chosen:
@@ -33,6 +42,13 @@ def target_index(target: str, names: Sequence[str]) -> int | None:
 
     A target of digits is an index, anything else a class name, in upper or lower case. Some names of ImageNet stand for
     two classes: those must be given by index.
+
+    Args:
+        target: words, as on the command line.
+        names: one a class.
+
+    Returns:
+        The index, or None.
 
     >>> target_index("Tabby Cat", ["espresso", "tabby cat"])
     1

@@ -116,6 +116,15 @@ def read_results(out: str | os.PathLike[str]) -> Iterator[list[Result]]:
     """The results in a job's folder, a list for each photograph (one result a method), in the order of the file.
 
     One photograph is in memory at a time. A line cut off by a crash is left out.
+
+    Args:
+        out: the folder of a job; one without results, or none at all, gives nothing.
+
+    Returns:
+        An iterator of lists.
+
+    >>> list(read_results("no such folder"))
+    []
     """
     group: list[Result] = []
     for result in result_lines(Path(out)):

@@ -86,11 +86,21 @@ def explain(
         overwrite: replace what ``out`` holds instead of going on.
         progress: show a bar on a terminal.
 
+    Returns:
+        How many photographs were done and skipped, the failures, and the seconds spent.
+
     Raises:
         TypeError, ValueError: bad settings, an unknown name, no photographs, an ``out`` with other results, or into
             which another run is writing. Nothing has been written then.
         Interrupted: Ctrl-C, a KeyboardInterrupt with the summary.
         OSError: ``out`` cannot be written. A photograph that cannot be read is a failure in the summary instead.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> Image.new("RGB", (64, 64)).save(folder / "black.png")
+    >>> explain([folder / "black.png"], folder / "out", Settings("demo", methods=("saliency",))).done
+    1
     """
     start = time.perf_counter()
     if batch_size is not None:

@@ -106,6 +106,7 @@ class Method:
             outside; ``"picture"`` anything else that a person looks at.
         family: ``"explain"``: what in an image makes a target; ``"read"``: what a network holds and responds to;
             ``"make"``: pictures that it imagines.
+        command: its command, where that is not called like the method.
         defaults: options that the command line and jobs pass unless told otherwise.
     """
 
@@ -116,6 +117,12 @@ class Method:
     draws: Literal["heat", "signed", "gradient", "mask", "picture"]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     family: Literal["explain", "read", "make"] = "explain"
+    command: str = ""
+
+    @property
+    def verb(self) -> str:
+        """The command that runs it: ``"explain"`` for its family, else :attr:`command` or the name itself."""
+        return self.command or ("explain" if self.family == "explain" else self.name)
 
 
 _SIMONYAN = "Simonyan, Vedaldi, Zisserman 2014, https://arxiv.org/abs/1312.6034"
@@ -197,6 +204,7 @@ METHODS: dict[str, Method] = {
             "many images where the network puts them: a vector each, brought to a plane by t-SNE or PCA",
             "picture",
             family="read",
+            command="embed",
         ),
         Method(
             "neighbours",
@@ -229,6 +237,7 @@ METHODS: dict[str, Method] = {
             "the same by way of a layer's code, decoded into an image",
             "picture",
             family="make",
+            command="maximize",
         ),
         Method(
             "invert",
@@ -246,6 +255,7 @@ METHODS: dict[str, Method] = {
             "photograph changed until the network sees more of what it sees in it, or of another image",
             "picture",
             family="make",
+            command="dream",
         ),
         Method(
             "fool",
@@ -262,6 +272,7 @@ METHODS: dict[str, Method] = {
             "a texture grown pixel by pixel from a sample",
             "picture",
             family="make",
+            command="texture",
         ),
         Method(
             "fool_from_noise",
@@ -270,6 +281,7 @@ METHODS: dict[str, Method] = {
             "noise that the network is sure of, by gradient",
             "picture",
             family="make",
+            command="fool",
         ),
         Method(
             "evolve",
@@ -278,6 +290,7 @@ METHODS: dict[str, Method] = {
             "patterns that the network is sure of, evolved without gradients",
             "picture",
             family="make",
+            command="fool",
         ),
         Method(
             "fill_hole",
@@ -286,6 +299,7 @@ METHODS: dict[str, Method] = {
             "a hole in a picture filled from the rest of it",
             "picture",
             family="make",
+            command="texture",
         ),
         Method(
             "neural_texture",
@@ -294,6 +308,7 @@ METHODS: dict[str, Method] = {
             "a texture with the Gram matrices of a sample's features, from noise",
             "picture",
             family="make",
+            command="texture",
         ),
         Method(
             "style_transfer",
@@ -302,6 +317,7 @@ METHODS: dict[str, Method] = {
             "a picture with the content of one and the style of others",
             "picture",
             family="make",
+            command="style",
         ),
     )
 }

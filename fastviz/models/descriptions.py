@@ -120,12 +120,22 @@ _descriptions: WeakKeyDictionary[nn.Module, Description] = WeakKeyDictionary()
 def class_names(model: nn.Module) -> list[str]:
     """The names of the model's classes, index = class.
 
-    Known for what :func:`load_model` makes (for a torchvision network with 1000 classes: ImageNet's names, also when
-    its weights are random) and for what :func:`describe` was told.
+    They are known for models that :func:`load_model` made (a torchvision network with 1000 classes has ImageNet's
+    names, also with random weights) and for models that :func:`describe` was told about.
+
+    Args:
+        model: any torch module.
+
+    Returns:
+        One string a class.
 
     Raises:
         TypeError: ``model`` is not a torch module.
         ValueError: the names are not known.
+
+    >>> from fastviz.models import load_model
+    >>> class_names(load_model("demo"))[5]
+    'goldfish'
     """
     known = _describe(model)
     if known.class_names is None:
@@ -139,11 +149,17 @@ def class_names(model: nn.Module) -> list[str]:
 def preprocessing(model: nn.Module) -> Preprocessing:
     """How pictures are prepared for ``model``.
 
-    Known for what :func:`load_model` makes (torchvision's published values: those of the weights by name, else those of
-    the network's first published weights) and for what :func:`describe` was told. For every other module: shorter side
-    resized to 256 pixels, centre crop of 224x224, ImageNet's mean and standard deviation; where its first convolution
-    takes another number of channels than 3 (see :func:`guess_channels`), the means of those over the colours, 0.449 and
-    0.226, for each channel.
+    A model of :func:`load_model` has torchvision's published values: those of its weights by name, else those of the
+    network's first published weights. A model that :func:`describe` was told about has what was told. For every other
+    module it is: the shorter side resized to 256 pixels, a centre crop of 224x224, ImageNet's mean and standard
+    deviation. If its first convolution takes another number of channels than 3 (see :func:`guess_channels`), each
+    channel has the averages of ImageNet's values over the colours, 0.449 and 0.226.
+
+    Args:
+        model: any torch module.
+
+    Returns:
+        Sizes in pixels, mean and standard deviation in units of a picture with values 0 to 1.
 
     Raises:
         TypeError: ``model`` is not a torch module.
@@ -159,8 +175,19 @@ def preprocessing_of(model: nn.Module, channels: int, argument: str = "x") -> Pr
 
     The channels of the batch outweigh a guess from the model's modules, but not a description of the model.
 
+    Args:
+        model: any torch module.
+        channels: of the batch.
+        argument: what an error calls the batch.
+
+    Returns:
+        Its ``mean`` and ``std`` have ``channels`` numbers.
+
     Raises:
         ValueError: the model is described as one of another number of channels; names ``argument``.
+
+    >>> preprocessing_of(nn.Linear(3, 2), 1).mean
+    (0.449,)
     """
     known = preprocessing(model)
     if len(known.mean) == channels:
@@ -193,6 +220,12 @@ def guess_channels(model: nn.Module) -> int | None:
 
 def model_info(model: nn.Module) -> ModelInfo:
     """The name of ``model`` and where its weights come from.
+
+    Args:
+        model: any torch module.
+
+    Returns:
+        For a module that :func:`load_model` did not make: the name of its class, and None.
 
     Raises:
         TypeError: ``model`` is not a torch module.

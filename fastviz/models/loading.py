@@ -41,6 +41,9 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> nn.M
 
     Loading weights draws no random numbers.
 
+    Returns:
+        A torch module that maps images [N, 3, H, W] to scores [N, K].
+
     Raises:
         TypeError: ``name`` or ``weights`` of another type.
         ValueError: an unknown name (with the nearest ones), a file that is missing, broken or wants to run code, or
@@ -49,6 +52,7 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> nn.M
         ModuleNotFoundError: torchvision is needed and not installed.
         OSError: weights could not be downloaded.
 
+    >>> from fastviz.models import class_names
     >>> model = load_model("demo")
     >>> class_names(model)[-1]
     'tabby cat'
@@ -68,6 +72,12 @@ def model_names() -> list[str]:
     """The names :func:`load_model` knows: ``"demo"``, then torchvision's classification networks in alphabetical order.
 
     Without torchvision only ``"demo"``.
+
+    Returns:
+        Names for :func:`load_model`.
+
+    >>> model_names()[0]
+    'demo'
     """
     return ["demo", *torchvision_networks.names()]
 

@@ -111,5 +111,18 @@ def layer_maps(activations: Activations, name: str) -> Tensor:
 
 
 def predicted(output: object) -> Tensor:
-    """Classes with the highest score, int64 [N] (the first of equal ones), in the output [N, K] of a model."""
+    """The class with the highest score of each sample, the first of equal ones.
+
+    Args:
+        output: what a model returned: floating-point scores [N, K].
+
+    Returns:
+        int64 [N], without a graph.
+
+    Raises:
+        TypeError, ValueError: the output is not scores [N, K].
+
+    >>> predicted(torch.tensor([[1.0, 3.0, 3.0]]))
+    tensor([1])
+    """
     return class_scores(output).detach().argmax(1)

@@ -48,7 +48,7 @@ class Objective(ABC):
     """Whether it is about the class with the highest score."""
     is_unit: bool = False
     """Whether it is the activation of one unit of a layer, whose place :meth:`places` tells."""
-    # A slot, so that vars() has what an objective is and no more: checkpoints compare that.
+    # A slot keeps the copies out of vars(), which checkpoints compare.
     __slots__ = ("_copies",)
     _copies: dict[tuple[int, torch.device], tuple[Tensor, Tensor]]
 
@@ -300,23 +300,61 @@ def class_objective(k: Index | None) -> Objective:
 def class_score(k: Index | None = None) -> Objective:
     """The score of a class, before softmax.
 
-    ``k`` is the class: an int, a tensor of ints [N] with one a sample, or None for the one with the highest score
-    (the first of equal ones).
+    Args:
+        k: the class: an int, a tensor of ints [N] with one a sample, or None for the class with the highest score (the
+            first of equal ones).
+
+    Returns:
+        An objective with one value a sample, [N].
+
+    Raises:
+        TypeError: ``k`` is not a whole number, or a tensor of another dtype.
+        ValueError: ``k`` is below 0, or a tensor that is not [N].
+
+    >>> class_score(2).values(torch.tensor([[1.0, 3.0, 2.0]]), {})
+    tensor([2.])
     """
     return _Class(checked_index(k, "k"), probability=False)
 
 
 def class_probability(k: Index | None = None) -> Objective:
-    """The probability of a class: ``softmax(scores)[k]``, from 0 to 1. ``k`` as in :func:`class_score`."""
+    """The probability of a class: ``softmax(scores)[k]``, from 0 to 1.
+
+    Args:
+        k: as in :func:`class_score`.
+
+    Returns:
+        An objective with one value a sample, [N].
+
+    Raises:
+        TypeError, ValueError: as :func:`class_score`.
+
+    >>> class_probability(0).values(torch.zeros(1, 4), {})
+    tensor([0.2500])
+    """
     return _Class(checked_index(k, "k"), probability=True)
 
 
 def neuron(layer: str, channel: Index, position: Sequence[Index] | None = None) -> Objective:
     """The activation of one unit of ``layer``: ``a[n, channel, *position]``.
 
-    ``channel`` counts along dimension 1 of the layer's output; ``position`` is (row, column) in it for maps [N, C, H,
-    W], and has one number for each further dimension in general. None is the centre (H // 2, W // 2), and what outputs
-    [N, C] need. Each number is an int or a tensor of ints [N], one a sample.
+    Args:
+        layer: the dotted name of a module.
+        channel: the index along dimension 1 of the layer's output: an int, or a tensor of ints [N], one a sample.
+        position: (row, column) for maps [N, C, H, W], one number for each dimension behind the channels in general,
+            each an int or a tensor of ints [N]. None is the centre (H // 2, W // 2); for an output [N, C] it must be
+            None.
+
+    Returns:
+        An objective with one value a sample, [N].
+
+    Raises:
+        TypeError: a name that is not a string, numbers that are not whole.
+        ValueError: a number below 0, or a tensor that is not [N].
+
+    >>> unit = neuron("conv", channel=1, position=(0, 1))
+    >>> unit.values(None, {"conv": torch.arange(8.0).view(1, 2, 2, 2)})
+    tensor([5.])
     """
     if position is not None and not isinstance(position, Sequence):
         raise TypeError(f"position should have one number for each dimension of a map, got {position!r}")
@@ -327,7 +365,19 @@ def neuron(layer: str, channel: Index, position: Sequence[Index] | None = None) 
 def channel(layer: str, k: Index) -> Objective:
     """The sum over all positions of channel ``k`` of ``layer``: ``Σ_ij a[n, k, i, j]``.
 
-    ``k`` is an int or a tensor of ints [N], one a sample.
+    Args:
+        layer: the dotted name of a module.
+        k: an int, or a tensor of ints [N], one a sample.
+
+    Returns:
+        An objective with one value a sample, [N].
+
+    Raises:
+        TypeError: a name that is not a string, a ``k`` that is not whole.
+        ValueError: ``k`` is below 0, or a tensor that is not [N].
+
+    >>> channel("conv", 1).values(None, {"conv": torch.arange(8.0).view(1, 2, 2, 2)})
+    tensor([22.])
     """
     return _Channel(_name(layer), required_index(k, "k"))
 
@@ -337,6 +387,18 @@ def layer(layer: str) -> Objective:
 
     The objective of DeepDream: Mordvintsev, Olah, Tyka 2015,
     https://research.google/blog/inceptionism-going-deeper-into-neural-networks/
+
+    Args:
+        layer: the dotted name of a module.
+
+    Returns:
+        An objective with one value a sample, [N].
+
+    Raises:
+        TypeError: a name that is not a string.
+
+    >>> layer("conv").values(None, {"conv": torch.tensor([[3.0, 4.0]])})
+    tensor([12.5000])
     """
     return _Layer(_name(layer))
 

@@ -67,7 +67,14 @@ def _run(
 
 
 def gradients(values: Tensor, inputs: Mapping[str, Tensor]) -> list[Tensor]:
-    """Gradients of ``values``, [N] or [N, T], for each of the ``inputs`` [N, ...]: [N, ...] or [N, T, ...].
+    """Gradients of ``values`` for each of the ``inputs``.
+
+    Args:
+        values: [N] or [N, T], from one forward pass.
+        inputs: tensors [N, ...] that the pass used, by the names that errors call them.
+
+    Returns:
+        One tensor an input, [N, ...], or [N, T, ...] for several targets, in the input's dtype.
 
     Samples must not mix in the model, as they do not in evaluation mode: the gradient of the sum over the batch is the
     gradient of each sample.

@@ -97,6 +97,14 @@ class Selection:
 def resolve(target: Target, model: nn.Module) -> Selection:
     """``target``, checked against ``model`` as far as that is possible without running it.
 
+    Args:
+        target: see :data:`Target`.
+        model: where the layers of the target are looked up.
+
+    Returns:
+        The targets of the call, with one value a sample or T.
+
+    >>> from fastviz.targets import class_probability
     >>> resolve([3, class_probability(3)], nn.Linear(4, 5)).columns
     2
 

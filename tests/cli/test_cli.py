@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer.main
 from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -451,3 +452,10 @@ def test_explain_a_real_photograph_with_a_real_network(shared, tmp_path):
         height, width = found.shape
         box = found[height // 3 : -height // 8, width // 6 : -width // 4]
         assert box.mean() > 2 * found.mean() * 0.75, name
+
+
+def test_every_method_has_a_command():
+    commands = typer.main.get_command(cli.app).commands
+    assert {method.verb for method in METHODS.values()} <= set(commands)
+    assert METHODS["embedding"].verb == "embed"
+    assert METHODS["saliency"].verb == "explain"

@@ -56,6 +56,9 @@ def image_map(
 
     Memory is that of the result and of the tiles; N of some ten thousand take seconds.
 
+    Returns:
+        The picture, and where each of the pictures is in it.
+
     Raises:
         TypeError, ValueError: other shapes, no pictures, coordinates that are not finite.
 
