@@ -21,7 +21,7 @@ _LOCK = ".fastviz.lock"
 # Most file systems end at 255 bytes; what is added to a name (a number, a method, an ending) needs room.
 _LONGEST = 150
 
-# What a file system cannot do about locks; the run goes on without one.
+# The errors of file systems without locks; the run goes on without one.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -29,7 +29,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 def locked(folder: Path, parts: Sequence[str] = ()) -> Iterator[None]:
     """The folder, made if need be, for this run alone; a folder that stays empty is removed again.
 
-    The operating system lets go of the lock with the process, however that ends. Half-written files that a killed run
+    The operating system releases the lock when the process ends, however it ends. Half-written files that a killed run
     left in ``folder`` and in its folders ``parts`` are removed first.
 
     Raises:

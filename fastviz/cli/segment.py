@@ -51,10 +51,8 @@ def segment(
     from fastviz.images import streams
 
     with output_folder.locked(out, (_MASKS, _OVERLAYS)):
-        held = [name for name in (_BOXES, _MASKS, _OVERLAYS) if (out / name).exists()]
-        if held and not overwrite:
-            what = "boxes" if held[0] == _BOXES else held[0]
-            raise ValueError(f"--out holds {what} already: {out / held[0]}; --overwrite replaces them")
+        if not overwrite:
+            _check_empty(out)
         network, _ = load_network(model, weights, device)
         stream = streams.batches(photos, model=network, batch_size=batch_size, limit=limit, progress=True)
         stems = output_folder.unique_names(stream.names or [])
@@ -89,6 +87,14 @@ def segment(
         print(failure_line(name, reason), file=sys.stderr)
     if stream.failures:
         raise typer.Exit(1)
+
+
+def _check_empty(out: Path) -> None:
+    """Refuse a folder that holds the results of an earlier run."""
+    held = [name for name in (_BOXES, _MASKS, _OVERLAYS) if (out / name).exists()]
+    if held:
+        what = "boxes" if held[0] == _BOXES else held[0]
+        raise ValueError(f"--out holds {what} already: {out / held[0]}; --overwrite replaces them")
 
 
 def _photographs(number: int) -> str:

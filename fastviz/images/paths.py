@@ -34,8 +34,8 @@ class Identity:
     Attributes:
         bytes: its size.
         modified: when it was modified (ns since 1970): programs set that as they like.
-        changed: when anything of it, its name too, was changed (ns since 1970): only the operating system sets that.
-        digest: SHA-256 of its content; empty where it is not known, which is never the same.
+        changed: when anything of it, its name too, was changed (ns since 1970): only the operating system sets it.
+        digest: SHA-256 of its content; empty where it is not known; then no file counts as the same.
     """
 
     bytes: int
@@ -47,7 +47,7 @@ class Identity:
     def of(path: Path) -> Identity:
         """That of a file now.
 
-        Read before the file is used: a change meanwhile then shows as one.
+        Take it before the file is used, so that a change during the use is seen.
 
         Raises:
             OSError: it cannot be read.

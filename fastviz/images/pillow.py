@@ -83,7 +83,7 @@ def is_plain(image: Image.Image) -> bool:
 
 
 def without_opaque_alpha(image: Image.Image) -> Image.Image:
-    """A picture that could be transparent and is not anywhere (most screenshots), without its alpha: same colours."""
+    """The picture without its alpha channel, if that is opaque everywhere (as in most screenshots)."""
     if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):  # 16-bit grey: an alpha of 8 bits would cost it its low byte

@@ -44,7 +44,7 @@ def normalize(maps: Tensor, *, symmetric: bool = False, percentile: float | None
         symmetric: for maps whose sign matters (with the colour map ``"seismic"``).
         percentile: above 50, at most 100: high is the smallest value that at least this many per cent of the map's
             values (``symmetric``: absolute values) do not exceed, low the largest value that as many are not below. One
-            bright pixel then leaves the rest visible.
+            bright pixel then does not hide the rest.
         dims: how many of the last dimensions are scaled together: 2 a map, 3 a picture with its channels.
 
     Returns:
@@ -73,7 +73,7 @@ def normalize(maps: Tensor, *, symmetric: bool = False, percentile: float | None
     else:
         high = values.kthvalue(rank, dim=-1, keepdim=True).values
         low = -(-values).kthvalue(rank, dim=-1, keepdim=True).values
-    # A map without any range has nothing to divide by; its numerator is 0 already.
+    # The numerator of a constant map is 0, and dividing it by its range would give NaN.
     scaled = (values - low) / torch.where(high > low, high - low, 1)
     if symmetric:
         scaled = torch.where(high > low, scaled, 0.5)

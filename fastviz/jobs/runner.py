@@ -28,7 +28,7 @@ from fastviz.jobs.results import Photo, Result, Settings
 
 __all__ = ["Interrupted", "Summary", "explain"]
 
-# What a file system says of names that it cannot have: no reason to lose the other photographs.
+# A name that the file system cannot store fails its own photograph, not the job.
 _BAD_NAMES = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 
 _BATCH = 8

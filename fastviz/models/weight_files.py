@@ -154,7 +154,7 @@ def _read_torch(path: Path) -> object:
 
 
 def _harmless() -> list[Any]:
-    """Classes that training scripts leave in checkpoints, whose making and filling does nothing beside itself.
+    """Classes that training scripts leave in checkpoints, and that can be made and filled without side effects.
 
     Each was read: a namespace, dictionaries and sets are containers; a path is words until it is used; NumPy's numbers
     and arrays are made of bytes (arrays of objects need a pickle inside the pickle, under the same rule).

@@ -30,7 +30,7 @@ class TopK:
         self.places = torch.full((channels, k, 3), -1, device=device)
 
     def add(self, values: Tensor, places: Tensor) -> None:
-        """Take in ``values`` [C, m] at ``places`` [C, m, 3], which come in order and after all before; −∞ is ignored."""
+        """Take in ``values`` [C, m] at ``places`` [C, m, 3], in order and after all before; −∞ is ignored."""
         # The earlier values stand first and the sort is stable, so a new −∞ never displaces an entry.
         every = torch.cat([self.values, values], dim=1)
         kept = _highest(every, self.values.shape[1])
