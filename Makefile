@@ -23,7 +23,7 @@ ARCHITECTURE = TORCH_CUDA_ARCH_LIST="$(TORCH_CUDA_ARCH_LIST)"
 AS_AVX2 := FASTVIZ_CPU=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 AS_BASELINE := FASTVIZ_CPU=baseline ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
 
-.PHONY: demo test test-lesser build lint format types native-test sanitize bench readme wheel abi-check gpu-check clean
+.PHONY: demo test test-lesser build lint format types native-test sanitize bench readme api wheel abi-check gpu-check clean
 
 demo: build
 	$(PY) -m fastviz demo --out fastviz-demo
@@ -89,6 +89,10 @@ bench: build
 
 readme: $(VENV)/.ready
 	$(PY) -m benchmarks.readme
+
+# The public names and their signatures, which a test compares.
+api: build
+	PYTHONPATH=. $(PY) tools/api.py > tests/repository/api.txt
 
 # All architectures, unless TORCH_CUDA_ARCH_LIST is given on the command line.
 wheel: $(VENV)/.ready

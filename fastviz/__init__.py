@@ -13,7 +13,7 @@ from fastviz.execution.capture import RectifierWarning
 from fastviz.execution.cuda_graphs import cuda_graphs
 from fastviz.graph.model_graph import layers, receptive_field
 from fastviz.images import animation
-from fastviz.images.files import load_images
+from fastviz.images.reading import load_images
 from fastviz.images.streams import batches
 from fastviz.methods import (
     METHODS,
@@ -69,9 +69,11 @@ from fastviz.methods import (
     style_transfer,
     synthesize_texture,
 )
-from fastviz.models.loading import class_names, describe, load_model, model_names
+from fastviz.models.descriptions import class_names, describe
+from fastviz.models.loading import load_model, model_names
 from fastviz.ops._library import version
-from fastviz.targets.objectives import Target, channel, class_probability, class_score, layer, neuron
+from fastviz.targets.objectives import channel, class_probability, class_score, layer, neuron
+from fastviz.targets.selection import Target
 from fastviz.vectors.projection import pca, tsne
 
 __all__ = [

@@ -50,6 +50,7 @@ EDGE = {
     "ops._build",
     "ops._library",
     "_util.files",
+    "_util.output_folder",
     # vectors on disk beside the names of their images
     "methods.inspection.embedding_file",
     # what it calls takes arrays: OpenCV's GrabCut

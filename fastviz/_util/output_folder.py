@@ -6,22 +6,22 @@ import errno
 import fcntl
 import hashlib
 import os
-import re
 import shutil
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["clear_way", "locked", "part_name", "printable", "remove", "unique_names"]
+from fastviz._util.files import remove_unfinished
+
+__all__ = ["clear_way", "locked", "printable", "remove", "replace_stale", "unique_names"]
 
 _LOCK = ".fastviz.lock"
-_PART = re.compile(r"\.fastviz-(\d+)-\d+\.part")
 
 # Most file systems end at 255 bytes; what is added to a name (a number, a method, an ending) needs room.
 _LONGEST = 150
 
-# What a file system cannot do about locks; the run goes on without one.
+# The errors of file systems without locks; the run goes on without one.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -29,7 +29,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 def locked(folder: Path, parts: Sequence[str] = ()) -> Iterator[None]:
     """The folder, made if need be, for this run alone; a folder that stays empty is removed again.
 
-    The operating system lets go of the lock with the process, however that ends. Half-written files that a killed run
+    The operating system releases the lock when the process ends, however it ends. Half-written files that a killed run
     left in ``folder`` and in its folders ``parts`` are removed first.
 
     Raises:
@@ -42,7 +42,7 @@ def locked(folder: Path, parts: Sequence[str] = ()) -> Iterator[None]:
     descriptor = _lock(path)
     try:
         for place in (folder, *(folder / part for part in parts)):
-            _remove_parts(place, deep=place != folder)
+            remove_unfinished(place, deep=place != folder)
         yield
     finally:
         path.unlink(missing_ok=True)  # while it is held: no other run can have locked this one
@@ -80,35 +80,6 @@ def _lock(path: Path) -> int:
         os.close(descriptor)  # the run that held it has removed it meanwhile: another file is the lock now
 
 
-def part_name(number: int) -> str:
-    """The name of a half-written file of this process: later runs know by it whether that still lives."""
-    return f".fastviz-{os.getpid()}-{number}.part"
-
-
-def _remove_parts(folder: Path, *, deep: bool) -> None:
-    """Remove what processes that are gone left half-written in a folder, and with ``deep`` in those inside it."""
-    for place, folders, files in os.walk(folder):
-        for name in files:
-            match = _PART.fullmatch(name)
-            if match and not _lives(int(match[1])):
-                with suppress(OSError):
-                    os.unlink(os.path.join(place, name))
-        if not deep:
-            folders.clear()
-
-
-def _lives(process: int) -> bool:
-    if process == os.getpid():
-        return True
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
-
-
 def clear_way(folder: Path, name: str) -> None:
     """Make the folders that the file ``name`` inside ``folder`` needs, and remove what stands in its place or theirs.
 
@@ -134,6 +105,13 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def replace_stale(out: Path, written: Sequence[Path], stale: str) -> list[Path]:
+    """``written``, after removing older files of the pattern ``stale`` that are not among them."""
+    for old in set(out.glob(stale)) - set(written):
+        remove(old)
+    return list(written)
 
 
 # ----------------------------------------------------------------------------------------------------------- names

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fastviz.jobs.report import Section
-    from fastviz.targets.objectives import Target
+    from fastviz.targets.selection import Target
 
 __all__ = ["demo_section", "dream"]
 

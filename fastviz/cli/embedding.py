@@ -116,7 +116,7 @@ def neighbours(
     k: Annotated[
         int | None, typer.Option("--k", help="Neighbours of each photograph; 8, or fewer for few photographs.")
     ] = None,
-    query: Annotated[
+    queries: Annotated[
         list[str] | None, typer.Option(help="Name of a photograph whose neighbours are wanted; may be given often.")
     ] = None,
     show: Annotated[int, typer.Option(help="Photographs on the sheet, spread over all, where none is named.")] = 20,
@@ -137,9 +137,9 @@ def neighbours(
         count = len(found.names)
         if count < 2:
             raise ValueError(f"photos should be at least 2 that can be read for neighbours, got {count}")
-        near = methods.neighbours(found, k or min(8, count - 1), queries=query or None)
+        near = methods.neighbours(found, k or min(8, count - 1), queries=queries or None)
         _write_csv(out / "neighbours.csv", ["name", "by", "rank", "neighbour", "distance"], _lines(found, near))
-        some = slice(None) if query else slice(None, None, max(1, -(-len(near.queries) // show)))
+        some = slice(None) if queries else slice(None, None, max(1, -(-len(near.queries) // show)))
         images.save_image(methods.neighbour_sheet(found, near.part(some)), out / "neighbours.png")
     print(f"sheet: {out / 'neighbours.png'}, all neighbours: {out / 'neighbours.csv'}")
     _report_failures(found)
@@ -200,7 +200,7 @@ def _lines(found: Embedding, near: Neighbours) -> Iterable[Sequence[object]]:
 
 
 def _write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
-    from fastviz.images.files import whole_file
+    from fastviz._util.files import whole_file
 
     with whole_file(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")

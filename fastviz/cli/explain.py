@@ -21,7 +21,8 @@ from fastviz.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from fastviz.jobs.runner import Settings, Summary
+    from fastviz.jobs.results import Settings
+    from fastviz.jobs.runner import Summary
 
 __all__ = ["explain"]
 
@@ -83,7 +84,7 @@ def explain(
 def _report(out: Path, settings: Settings, summary: Summary, *, sheets: bool) -> list[Path]:
     """Write the pages of a job, and with ``sheets`` its contact sheets; the first of each, none without results."""
     from fastviz import jobs
-    from fastviz.jobs import report
+    from fastviz.jobs import contact_sheets, report
 
     if next(jobs.read_results(out), None) is None:
         return []
@@ -102,7 +103,7 @@ def _report(out: Path, settings: Settings, summary: Summary, *, sheets: bool) ->
         facts={name: str(value) for name, value in facts.items() if value is not None},
         failures=summary.failures,
     )
-    return [pages[0], *(report.contact_sheets(out)[:1] if sheets else ())]
+    return [pages[0], *(contact_sheets.contact_sheets(out)[:1] if sheets else ())]
 
 
 def _photographs(number: int) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fastviz.jobs.report import Section
     from fastviz.methods.adversarial.fooling import FoolingImages
     from fastviz.methods.adversarial.targeted import Fooled
-    from fastviz.models.loading import Preprocessing
+    from fastviz.models.descriptions import Preprocessing
 
 __all__ = ["demo_section", "fool"]
 

@@ -17,9 +17,9 @@ def methods() -> None:
     """List the methods, with their papers."""
     from fastviz.methods import METHODS
 
-    table = new_table("method", "shows", "paper")
+    table = new_table("method", "command", "shows", "paper")
     for method in METHODS.values():
-        table.add_row(method.name, method.summary, method.paper)
+        table.add_row(method.name, method.verb, method.summary, method.paper)
     new_console().print(table)
 
 

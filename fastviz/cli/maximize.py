@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from fastviz.engine.optimize.loop import Preview
     from fastviz.jobs.report import Section
-    from fastviz.targets.objectives import Target
+    from fastviz.targets.selection import Target
 
 __all__ = ["demo_section", "maximize", "sheet"]
 

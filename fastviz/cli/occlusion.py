@@ -137,7 +137,7 @@ def _picture(photo: Tensor, found: OcclusionMap, names: list[str], target: str) 
         ("what speaks for it (red)", drawing.draw("signed", found.attribution[0].cpu(), photo)),
         (
             f"score under each window, {float(scores.min()):.1f} to {float(scores.max()):.1f}",
-            tensors.colour_map(tensors.normalise(scores[None]), "viridis")[0],
+            tensors.colour_map(tensors.normalize(scores[None]), "viridis")[0],
         ),
     ]
     legend: list[tuple[str, str]] = []

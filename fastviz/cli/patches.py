@@ -44,7 +44,7 @@ def patches(
     out: Annotated[Path, typer.Option(help="Folder for the sheets and the list of places.")],
     model: ModelName = "demo",
     weights: Weights = None,
-    layer: Annotated[
+    layers: Annotated[
         str | None,
         typer.Option(help="Layers with commas between: see `fastviz layers`. Every convolution if not given."),
     ] = None,
@@ -52,9 +52,9 @@ def patches(
         str | None, typer.Option(help=f"Channels to draw, as 3,7,16-31 or all; the first {_SHOWN} if not given.")
     ] = None,
     k: Annotated[int, typer.Option("--k", help="Patches a channel.")] = 9,
-    every_place: Annotated[
-        bool, typer.Option("--every-place", help="Several places in one photograph, too, not only its strongest.")
-    ] = False,
+    one_per_image: Annotated[
+        bool, typer.Option(help="Only the strongest place of each photograph; else several in one count, too.")
+    ] = True,
     position: Annotated[str | None, typer.Option(help="Only the unit at this row,column of the map.")] = None,
     guided: Annotated[bool, typer.Option(help="Draw guided backprop beside the patches.")] = True,
     device: Device = "auto",
@@ -74,9 +74,9 @@ def patches(
         spot = None if position is None else _position(position)
         network, _ = load_network(model, weights, device)
         stream = streams.batches(photos, model=network, batch_size=batch_size, limit=limit, progress=True)
-        names = None if layer is None else [name.strip() for name in layer.split(",") if name.strip()]
+        names = None if layers is None else [name.strip() for name in layers.split(",") if name.strip()]
         try:
-            found = methods.patches(network, stream, names, k=k, one_per_image=not every_place, position=spot)
+            found = methods.patches(network, stream, names, k=k, one_per_image=one_per_image, position=spot)
         except KeyboardInterrupt:
             raise Stopped("nothing was written: patches are known when all photographs have been seen") from None
         shown = {name: _shown(name, len(each.values), channels, wanted) for name, each in found.items()}
@@ -126,7 +126,7 @@ def _clear(out: Path) -> None:
 
 def _write_hits(path: Path, found: Mapping[str, Patches]) -> None:
     """A JSON line for each place."""
-    from fastviz.images.files import whole_file
+    from fastviz._util.files import whole_file
 
     with whole_file(path) as file:
         for each in found.values():

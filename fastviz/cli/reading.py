@@ -53,7 +53,7 @@ def activations(
     out: Annotated[Path, typer.Option(help="Folder for the pictures, one a layer.")],
     model: ModelName = "demo",
     weights: Weights = None,
-    layer: Annotated[
+    layers: Annotated[
         str | None,
         typer.Option(help="Layers with commas between: see `fastviz layers`. Every convolution if not given."),
     ] = None,
@@ -71,7 +71,7 @@ def activations(
     network, place = load_network(model, weights, device)
     seen = models.preprocessing(network)
     x = images.preprocess(picture, seen)[None].to(place)
-    names = None if layer is None else [name.strip() for name in layer.split(",") if name.strip()]
+    names = None if layers is None else [name.strip() for name in layers.split(",") if name.strip()]
     found = methods.activations(network, x, names, device="cpu")
     for name, maps in found.items():
         if maps.dim() != 4:

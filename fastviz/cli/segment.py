@@ -39,7 +39,7 @@ def segment(
     probable: Annotated[float, typer.Option(help="Quantile from which on it is object until colours tell.")] = 0.80,
     smoothing: Annotated[float, typer.Option(help="Of the saliency, as a fraction of the side; 0 for none.")] = 1 / 32,
     iterations: Annotated[int, typer.Option(help="Of GrabCut; 0 is one cut, as in the paper.")] = 5,
-    every_part: Annotated[bool, typer.Option("--every-part", help="Keep every part, not only the largest.")] = False,
+    largest: Annotated[bool, typer.Option(help="Keep only the largest part of the object, or every part.")] = True,
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option(help="Pictures the network sees at once: bounds the memory.")] = 8,
     limit: Annotated[int | None, typer.Option(help="Read only the first so many photographs.")] = None,
@@ -51,10 +51,8 @@ def segment(
     from fastviz.images import streams
 
     with output_folder.locked(out, (_MASKS, _OVERLAYS)):
-        held = [name for name in (_BOXES, _MASKS, _OVERLAYS) if (out / name).exists()]
-        if held and not overwrite:
-            what = "boxes" if held[0] == _BOXES else held[0]
-            raise ValueError(f"--out holds {what} already: {out / held[0]}; --overwrite replaces them")
+        if not overwrite:
+            _check_empty(out)
         network, _ = load_network(model, weights, device)
         stream = streams.batches(photos, model=network, batch_size=batch_size, limit=limit, progress=True)
         stems = output_folder.unique_names(stream.names or [])
@@ -67,7 +65,7 @@ def segment(
             "probable": probable,
             "smoothing": smoothing,
             "iterations": iterations,
-            "largest": not every_part,
+            "largest": largest,
         }
         done: list[dict[str, Any]] = []
         try:
@@ -89,6 +87,14 @@ def segment(
         print(failure_line(name, reason), file=sys.stderr)
     if stream.failures:
         raise typer.Exit(1)
+
+
+def _check_empty(out: Path) -> None:
+    """Refuse a folder that holds the results of an earlier run."""
+    held = [name for name in (_BOXES, _MASKS, _OVERLAYS) if (out / name).exists()]
+    if held:
+        what = "boxes" if held[0] == _BOXES else held[0]
+        raise ValueError(f"--out holds {what} already: {out / held[0]}; --overwrite replaces them")
 
 
 def _photographs(number: int) -> str:

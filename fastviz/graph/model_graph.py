@@ -18,7 +18,7 @@ from fastviz.graph.fingerprint import Kept, structure
 from fastviz.graph.locality import Layout, Reach, classify
 from fastviz.graph.sliding_window import Field, clip
 from fastviz.graph.tracing import NotTraceable, Recording
-from fastviz.models.loading import preprocessing
+from fastviz.models.descriptions import preprocessing
 
 __all__ = [
     "Layer",

@@ -1,29 +1,11 @@
 """Images in and out: files, preprocessing and back, streams, colour maps, overlays, grids."""
 
-from fastviz.images.files import (
-    LIMIT_PIXELS,
-    ColourMap,
-    ImageError,
-    colour_map,
-    find_images,
-    find_named,
-    grid,
-    is_picture,
-    load_images,
-    normalise,
-    overlay,
-    picture_of,
-    picture_path,
-    prepare,
-    preprocess,
-    read_image,
-    read_prepared,
-    read_views,
-    restore,
-    save_image,
-    settings_for,
-    whole_file,
-)
+from fastviz.images.paths import ImageError, find_images, find_named
+from fastviz.images.pillow import LIMIT_PIXELS, is_picture, picture_of
+from fastviz.images.preprocessing import prepare, preprocess, restore, settings_for
+from fastviz.images.reading import load_images, read_image, read_prepared, read_views
+from fastviz.images.tensors import ColourMap, colour_map, grid, normalize, overlay
+from fastviz.images.writing import picture_path, save_image
 
 __all__ = [
     "LIMIT_PIXELS",
@@ -35,7 +17,7 @@ __all__ = [
     "grid",
     "is_picture",
     "load_images",
-    "normalise",
+    "normalize",
     "overlay",
     "picture_of",
     "picture_path",
@@ -47,5 +29,4 @@ __all__ = [
     "restore",
     "save_image",
     "settings_for",
-    "whole_file",
 ]

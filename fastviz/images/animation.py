@@ -6,13 +6,13 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from fastviz._util import checks
+from fastviz._util.files import whole_file
 from fastviz.images import tensors
-from fastviz.images.files import whole_file
+from fastviz.images.pillow import picture_of
 
 __all__ = ["save_gif"]
 
@@ -33,7 +33,7 @@ def save_gif(frames: Iterable[Tensor], path: str | os.PathLike[str], *, seconds:
         ValueError: no frames, another shape or size, values outside 0 to 1, another ending, less than 0.02 seconds.
         OSError: the file cannot be written; names it.
 
-    >>> import pathlib, tempfile
+    >>> import pathlib, tempfile, torch
     >>> path = pathlib.Path(tempfile.mkdtemp(), "grey.gif")
     >>> save_gif((torch.full((3, 8, 8), level / 4) for level in range(5)), path)
     >>> Image.open(path).n_frames
@@ -62,8 +62,7 @@ def _drawn(frames: Iterable[Tensor]) -> Iterator[Image.Image]:
             raise ValueError(f"frames should have shape {wanted}, got {list(frame.shape)}")
         size = frame.shape
         tensors.check_range(frame, "frames")
-        pixels = (frame.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
-        picture = Image.fromarray(pixels.cpu().contiguous().numpy())
+        picture = picture_of(tensors.eight_bits(frame))
         # An octree keeps the colours of small things, which Pillow's usual median cut makes grey.
         palette = picture.quantize(256, Image.Quantize.FASTOCTREE)
         yield picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)

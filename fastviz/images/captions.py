@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastviz._util.output_folder import printable
+from fastviz.images import tensors
+from fastviz.images.pillow import picture_of
 
 __all__ = ["panels", "write"]
 
@@ -40,8 +42,7 @@ def panels(
     left = _GAP
     for caption, picture in scaled:
         write(pen, (left, _GAP + _LINE // 2), caption, picture.shape[2])
-        pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
-        sheet.paste(Image.fromarray(pixels), (left, _GAP + _LINE))
+        sheet.paste(picture_of(tensors.eight_bits(picture)), (left, _GAP + _LINE))
         left += picture.shape[2] + _GAP
     for number, line in enumerate(lines):
         middle = _GAP + _LINE + height + _LINE * number + _LINE // 2 + 2
@@ -55,7 +56,7 @@ def _scaled(picture: Tensor, height: int) -> Tensor:
     width = max(1, round(picture.shape[2] * height / picture.shape[1]))
     if height > 4 * picture.shape[1]:
         return functional.interpolate(picture[None].float().cpu(), (height, width), mode="nearest-exact")[0]
-    return functional.interpolate(picture[None].float().cpu(), (height, width), mode="bilinear", antialias=True)[0]
+    return tensors.resize(picture[None].float().cpu(), height, width, "bilinear")[0]
 
 
 def _legend_lines(legend: Sequence[tuple[str, str]], width: int) -> list[list[tuple[int, str, str]]]:

@@ -40,16 +40,17 @@ def draw(draws: str, attribution: Tensor, photo: Tensor, *, coarse: bool = False
             of the input (bright on dark, "inferno").
     """
     attribution = attribution.float()
+    size = (photo.shape[-2], photo.shape[-1])
     if draws == "mask":
-        return outlined(photo, _resized(attribution[None], photo)[0] > 0.5)
+        return outlined(photo, tensors.resize_maps(attribution[None], *size)[0] > 0.5)
     if draws == "gradient":
-        scaled = tensors.normalise(attribution[None], symmetric=True, percentile=_PERCENTILE, dims=3)[0]
-        return _resized(scaled, photo).expand(3, -1, -1).contiguous()
+        scaled = tensors.normalize(attribution[None], symmetric=True, percentile=_PERCENTILE, dims=3)[0]
+        return tensors.resize_maps(scaled, *size).expand(3, -1, -1).contiguous()
     signed = draws == "signed"
-    scaled = tensors.normalise(attribution[None], symmetric=signed, percentile=_PERCENTILE)
+    scaled = tensors.normalize(attribution[None], symmetric=signed, percentile=_PERCENTILE)
     if draws == "heat" and coarse:
         return tensors.overlay(photo[None], scaled, alpha=0.5, name="jet")[0]
-    value = _resized(scaled, photo)[0]
+    value = tensors.resize_maps(scaled, *size)[0]
     grey = photo.mean(0, keepdim=True).expand(3, -1, -1)
     if signed:
         weight = 0.8 * (2 * value - 1).abs() ** 0.8
@@ -80,8 +81,3 @@ def outlined(photo: Tensor, mask: Tensor) -> Tensor:
 def _grown(mask: Tensor, by: int) -> Tensor:
     """A mask [H, W] of 0 and 1 and what is within ``by`` pixels of it."""
     return functional.max_pool2d(mask[None], 2 * by + 1, stride=1, padding=by)[0]
-
-
-def _resized(maps: Tensor, photo: Tensor) -> Tensor:
-    """``maps`` [C, h, w], in 0 to 1, at the height and width of ``photo``."""
-    return tensors.resize_maps(maps, photo.shape[-2], photo.shape[-1]).clamp(0, 1)

@@ -54,7 +54,7 @@ def words(**numbers: float) -> str:
 
 def signed(values: Tensor) -> Tensor:
     """A picture [3, H, W] of a map [H, W] of both signs: red above zero, blue below, white at zero."""
-    scaled = tensors.normalise(values.detach().float().nan_to_num()[None], symmetric=True)[0]
+    scaled = tensors.normalize(values.detach().float().nan_to_num()[None], symmetric=True)[0]
     return tensors.colour_map(scaled, "seismic")
 
 

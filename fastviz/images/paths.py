@@ -34,8 +34,8 @@ class Identity:
     Attributes:
         bytes: its size.
         modified: when it was modified (ns since 1970): programs set that as they like.
-        changed: when anything of it, its name too, was changed (ns since 1970): only the operating system sets that.
-        digest: SHA-256 of its content; empty where it is not known, which is never the same.
+        changed: when anything of it, its name too, was changed (ns since 1970): only the operating system sets it.
+        digest: SHA-256 of its content; empty where it is not known; then no file counts as the same.
     """
 
     bytes: int
@@ -47,7 +47,7 @@ class Identity:
     def of(path: Path) -> Identity:
         """That of a file now.
 
-        Read before the file is used: a change meanwhile then shows as one.
+        Take it before the file is used, so that a change during the use is seen.
 
         Raises:
             OSError: it cannot be read.
@@ -91,9 +91,19 @@ def find_images(paths: Paths) -> list[Path]:
     The order is that of ``paths``; within a folder or pattern by name, numbers by value (``2.png`` before ``10.png``).
     A path in a folder begins with the folder as it was given.
 
+    Returns:
+        The paths of the files; nothing is read.
+
     Raises:
         TypeError: a path of another type.
         ValueError: a path that does not exist, or no image at all.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for name in ("10.png", "2.png", "notes.txt"):
+    ...     (folder / name).touch()
+    >>> [path.name for path in find_images(folder)]
+    ['2.png', '10.png']
     """
     return [path for path, _ in _find(paths)]
 
@@ -128,7 +138,23 @@ def _find(paths: Paths) -> list[tuple[Path, str]]:
 
 
 def find_named(paths: Paths) -> tuple[list[Path], list[str]]:
-    """The files of :func:`find_images`, and a name for each, no two the same, as :func:`load_images` has them."""
+    """The files of :func:`find_images`, and a name for each, no two the same, as :func:`load_images` has them.
+
+    Args:
+        paths: as in :func:`find_images`.
+
+    Returns:
+        Paths and names, in one order.
+
+    Raises:
+        TypeError, ValueError: as :func:`find_images`.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> (folder / "a.png").touch()
+    >>> find_named(folder)[1]
+    ['a.png']
+    """
     files, names = zip(*_find(paths), strict=True)
     if len(set(names)) < len(names):
         together = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])

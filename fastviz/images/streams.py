@@ -20,7 +20,7 @@ from fastviz import images
 from fastviz._util import checks
 from fastviz._util.progress import bar
 from fastviz.images.paths import Paths
-from fastviz.models.loading import Preprocessing
+from fastviz.models.descriptions import Preprocessing
 
 __all__ = ["Batch", "Source", "Stream", "ahead", "batches"]
 
@@ -91,6 +91,9 @@ def batches(
 
     A dataset is read by one thread, since it may not be made for several; a folder by four. A DataLoader reads as it
     was made to, with its own workers; its order is that of the images, so one that shuffles gives others each time.
+
+    Returns:
+        An iterable of :class:`Batch`, whose images are [n, C, h, w].
 
     Raises:
         TypeError: a ``source`` of another kind, or an item that is no image (while it is read; says which and what it

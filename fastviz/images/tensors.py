@@ -19,9 +19,10 @@ __all__ = [
     "ColourMap",
     "check_range",
     "colour_map",
+    "eight_bits",
     "gaussian_blur",
     "grid",
-    "normalise",
+    "normalize",
     "overlay",
     "psnr",
     "resize",
@@ -31,7 +32,7 @@ __all__ = [
 ColourMap = Literal["viridis", "inferno", "jet", "grey", "seismic"]
 
 
-def normalise(maps: Tensor, *, symmetric: bool = False, percentile: float | None = None, dims: int = 2) -> Tensor:
+def normalize(maps: Tensor, *, symmetric: bool = False, percentile: float | None = None, dims: int = 2) -> Tensor:
     """``maps`` scaled to 0 to 1, each by itself.
 
     (maps - low) / (high - low), clipped, with low and high the smallest and largest value of each map; a constant map
@@ -43,14 +44,17 @@ def normalise(maps: Tensor, *, symmetric: bool = False, percentile: float | None
         symmetric: for maps whose sign matters (with the colour map ``"seismic"``).
         percentile: above 50, at most 100: high is the smallest value that at least this many per cent of the map's
             values (``symmetric``: absolute values) do not exceed, low the largest value that as many are not below. One
-            bright pixel then leaves the rest visible.
+            bright pixel then does not hide the rest.
         dims: how many of the last dimensions are scaled together: 2 a map, 3 a picture with its channels.
+
+    Returns:
+        The shape and dtype of ``maps``, on its device, 0 to 1.
 
     Raises:
         TypeError: ``maps`` is not a floating-point tensor.
         ValueError: values that are not finite, no values, a percentile outside its range.
 
-    >>> normalise(torch.tensor([[1.0, 2.0], [3.0, 5.0]])).tolist()
+    >>> normalize(torch.tensor([[1.0, 2.0], [3.0, 5.0]])).tolist()
     [[0.0, 0.25], [0.5, 1.0]]
     """
     checks.tensor(maps, "maps")
@@ -69,7 +73,7 @@ def normalise(maps: Tensor, *, symmetric: bool = False, percentile: float | None
     else:
         high = values.kthvalue(rank, dim=-1, keepdim=True).values
         low = -(-values).kthvalue(rank, dim=-1, keepdim=True).values
-    # A map without any range has nothing to divide by; its numerator is 0 already.
+    # The numerator of a constant map is 0, and dividing it by its range would give NaN.
     scaled = (values - low) / torch.where(high > low, high - low, 1)
     if symmetric:
         scaled = torch.where(high > low, scaled, 0.5)
@@ -82,9 +86,12 @@ def colour_map(values: Tensor, name: ColourMap = "viridis") -> Tensor:
     256 colours: colour floor(256 v), and the last one for v = 1, as in matplotlib.
 
     Args:
-        values: [..., H, W] in 0 to 1, see :func:`normalise`.
+        values: [..., H, W] in 0 to 1, see :func:`normalize`.
         name: ``"viridis"`` and ``"inferno"`` (evenly brighter), ``"jet"`` (blue, green, red), ``"grey"``, ``"seismic"``
             (blue, white at 0.5, red: for symmetric maps).
+
+    Returns:
+        [..., 3, H, W], 0 to 1.
 
     Raises:
         TypeError: ``values`` is not a floating-point tensor.
@@ -107,13 +114,19 @@ def overlay(image: Tensor, heat: Tensor, *, alpha: float = 0.5, name: ColourMap 
 
     Args:
         image: [N, 3, H, W] in 0 to 1, see :func:`restore`.
-        heat: [N, h, w] in 0 to 1, see :func:`normalise`; resized bilinearly to H×W (antialiased where it is larger).
+        heat: [N, h, w] in 0 to 1, see :func:`normalize`; resized bilinearly to H×W (antialiased where it is larger).
         alpha: 0 shows the image alone, 1 the colours alone.
         name: see :func:`colour_map`.
+
+    Returns:
+        [N, 3, H, W], 0 to 1, in the dtype and on the device of ``image``.
 
     Raises:
         TypeError: not floating-point tensors.
         ValueError: other shapes, values outside 0 to 1, an unknown name.
+
+    >>> overlay(torch.zeros(1, 3, 8, 8), torch.ones(1, 2, 2), alpha=1.0, name="grey").unique()
+    tensor([1.])
     """
     _check_pictures(image, "image")
     checks.tensor(heat, "heat", dims=(3,), layout="[N, h, w]")
@@ -135,6 +148,9 @@ def grid(pictures: Tensor, *, columns: int | None = None, padding: int = 2, back
         columns: pictures in a row; None is ⌈√N⌉.
         padding: pixels between the pictures and around them.
         background: brightness of the padding and of empty places, 0 to 1.
+
+    Returns:
+        [3, height, width] in the dtype and on the device of ``pictures``.
 
     Raises:
         TypeError: ``pictures`` is not a floating-point tensor, or a number is not whole.
@@ -225,6 +241,11 @@ def gaussian_blur(images: Tensor, sigma: float | tuple[float, float]) -> Tensor:
         padding = (0, 0, radius, radius) if axis == 0 else (radius, radius, 0, 0)
         flat = F.conv2d(F.pad(flat, padding, mode="replicate"), weights)
     return flat.view(images.shape)
+
+
+def eight_bits(picture: Tensor) -> Tensor:
+    """Pictures of values 0 to 1 as uint8, rounded to the nearest of 256 levels; others are clipped."""
+    return (picture.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def psnr(pictures: Tensor, originals: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The folder of a job on disk: its settings, its results, and what of them a later run may keep.
+"""The folder of a job on disk: what a later run keeps of it, and how results are added.
 
 It holds ``settings.json``, ``results.jsonl`` (one line for a photograph and method), ``inputs/NAME.png`` (what the
 network saw), ``overlays/NAME.METHOD.png`` and ``arrays/NAME.npz`` (the maps of all methods).
@@ -10,146 +10,32 @@ import errno
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from fastviz._util import output_folder
-from fastviz.images import paths
-from fastviz.images.files import whole_file
+from fastviz._util.files import whole_file
 from fastviz.images.paths import Identity
+from fastviz.jobs.results import (
+    PARTS,
+    RESULTS_FILE,
+    SETTINGS_FILE,
+    SHEETS,
+    Photo,
+    Result,
+    Settings,
+    is_whole,
+    lines_of,
+    read_results,
+    result_lines,
+)
 
-__all__ = ["PARTS", "SHEETS", "JobFolder", "Photo", "Result", "Settings", "is_whole", "read_results"]
+__all__ = ["JobFolder"]
 
-PARTS = ("overlays", "arrays", "inputs")
-"""Names of the folders of files inside a job's folder."""
-
-SHEETS = "contact_sheet*.png"
-"""The pattern of the names of a job's contact sheets."""
-
-_SETTINGS, _RESULTS = "settings.json", "results.jsonl"
 _FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the numbers of a job; a run that goes on in a folder must have the same.
-
-    ``model`` and ``weights`` as :func:`fastviz.load_model` takes them; ``methods`` are names of the registry;
-    ``target`` is ``"predicted"``, a class index or a class name; ``layer``, ``window`` and ``stride`` (pixels) go to
-    the methods that take them, None is each method's default.
-    """
-
-    model: str
-    weights: str | None = None
-    methods: tuple[str, ...] = ("saliency", "guided_backprop", "grad_cam", "occlusion")
-    target: str = "predicted"
-    layer: str | None = None
-    window: int | None = None
-    stride: int | None = None
-
-    def fingerprint(self) -> dict[str, object]:
-        """The settings as JSON values, a weights file by its content (SHA-256) so that it may be moved."""
-        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        weights = None if self.weights is None else Path(self.weights).expanduser()
-        if weights is not None and weights.is_file():
-            values["weights"] = f"sha256:{paths.digest(weights)}"
-        return values
-
-
-@dataclass(frozen=True)
-class Result:
-    """One line of ``results.jsonl``: what one method made of one photograph.
-
-    ``probability`` (0 to 1, softmax) is the target's; ``seconds`` is the photograph's share of its batch; ``overlay``,
-    ``arrays`` and ``photo`` are paths relative to the job's folder; ``source``, ``bytes``, ``modified``, ``changed``
-    (ns since 1970) and ``digest`` tell whether the photograph is still the one that was explained, see
-    :class:`fastviz.images.paths.Identity`.
-    """
-
-    file: str
-    method: str
-    target: int
-    class_name: str
-    probability: float
-    predicted: int
-    predicted_class_name: str
-    predicted_probability: float
-    seconds: float
-    overlay: str
-    arrays: str
-    photo: str
-    source: str
-    bytes: int
-    modified: int
-    changed: int = 0
-    digest: str = ""
-
-    @property
-    def files(self) -> tuple[str, str, str]:
-        """The paths of its files."""
-        return self.photo, self.arrays, self.overlay
-
-    @property
-    def identity(self) -> Identity:
-        """Of the photograph, as it was."""
-        return Identity(self.bytes, self.modified, self.changed, self.digest)
-
-
-@dataclass(frozen=True)
-class Photo:
-    """A photograph to explain: its path, its name in reports, its absolute path, and the stem of its output files."""
-
-    path: Path
-    name: str
-    source: str
-    stem: str = ""
-
-
-def read_results(out: str | os.PathLike[str]) -> Iterator[list[Result]]:
-    """The results in a job's folder, a list for each photograph (one result a method), in the order of the file.
-
-    One photograph is in memory at a time. A line cut off by a crash is left out.
-    """
-    group: list[Result] = []
-    for result in _results(Path(out)):
-        if group and result.source != group[0].source:
-            yield group
-            group = []
-        group.append(result)
-    if group:
-        yield group
-
-
-def _results(out: Path) -> Iterator[Result]:
-    """The results in a job's folder, line by line; what is no result is left out."""
-    try:
-        file = (out / _RESULTS).open("rb")
-    except (FileNotFoundError, IsADirectoryError):
-        return
-    with file:
-        for line in file:
-            with suppress(ValueError, TypeError, RecursionError):
-                result = Result(**json.loads(line))
-                if _is_sound(result):
-                    yield result
-
-
-_TYPES = {"str": (str,), "int": (int,), "float": (int, float)}
-
-
-def _is_sound(result: Result) -> bool:
-    """Whether every value has its type, and every path lies in the folder that it should lie in."""
-    if not all(isinstance(getattr(result, each.name), _TYPES[str(each.type)]) for each in fields(Result)):
-        return False
-    paths = zip(map(PurePosixPath, result.files), ("inputs", "arrays", "overlays"), strict=True)
-    return all(path.parts[:1] == (part,) and len(path.parts) > 1 and ".." not in path.parts for path, part in paths)
-
-
-def _lines(results: Iterable[Result]) -> bytes:
-    return "".join(json.dumps(asdict(result)) + "\n" for result in results).encode()
 
 
 class JobFolder:
@@ -183,8 +69,8 @@ class JobFolder:
             return
         if not found:
             raise ValueError(
-                f"out: {self.out} holds results, and their {_SETTINGS} is missing, damaged or of another version; give "
-                "another folder, or --overwrite to replace them"
+                f"out: {self.out} holds results, and their {SETTINGS_FILE} is missing, damaged or of another version; "
+                "give another folder, or --overwrite to replace them"
             )
         others = [key for key, value in self._settings.items() if found.get(key) != value]
         raise ValueError(
@@ -194,11 +80,11 @@ class JobFolder:
 
     def _found_settings(self) -> dict[str, object] | None:
         """The settings of the job in the folder, empty where they are damaged; None if there is no job."""
-        occupied = [name for name in (_SETTINGS, _RESULTS, *PARTS) if os.path.lexists(self.out / name)]
+        occupied = [name for name in (SETTINGS_FILE, RESULTS_FILE, *PARTS) if os.path.lexists(self.out / name)]
         if not occupied:
             return None
         with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-            found = json.loads((self.out / _SETTINGS).read_bytes())
+            found = json.loads((self.out / SETTINGS_FILE).read_bytes())
             if found["fastviz"] == _FORMAT and isinstance(found["settings"], dict):
                 return dict(found["settings"])
         if self._has_results():
@@ -210,7 +96,7 @@ class JobFolder:
 
         Folders called "inputs", or a settings.json, may be anybody's.
         """
-        if next(_results(self.out), None) is not None:
+        if next(result_lines(self.out), None) is not None:
             return True
         arrays = self.out / "arrays"
         for path in islice(arrays.rglob("*.npz") if arrays.is_dir() else (), 100):
@@ -232,8 +118,8 @@ class JobFolder:
         self._check()  # another run may have ended since
         if self._fresh:
             return _named(photos, {}), 0
-        if (self.out / _RESULTS).is_dir():
-            output_folder.remove(self.out / _RESULTS)
+        if (self.out / RESULTS_FILE).is_dir():
+            output_folder.remove(self.out / RESULTS_FILE)
         asked = {photo.source: photo for photo in photos}
         kept: dict[str, str] = {}
         verdicts: list[Identity | None] = []
@@ -246,10 +132,10 @@ class JobFolder:
             if now is None:
                 dropped.update(path for result in group for path in result.files)
                 continue
-            length += len(_lines(group))
+            length += len(lines_of(group))
             touched |= now != first.identity
             kept[first.source] = PurePosixPath(first.photo).relative_to("inputs").with_suffix("").as_posix()
-        results = self.out / _RESULTS
+        results = self.out / RESULTS_FILE
         if results.exists() and (touched or results.stat().st_size != length):
             self._rewrite(verdicts, dropped)
         todo = [photo for photo in photos if photo.source not in kept]
@@ -257,10 +143,10 @@ class JobFolder:
 
     def _rewrite(self, verdicts: Sequence[Identity | None], dropped: set[str]) -> None:
         """Write the lines that hold anew, and remove the files of those that do not."""
-        with whole_file(self.out / _RESULTS) as file:
+        with whole_file(self.out / RESULTS_FILE) as file:
             for group, now in zip(read_results(self.out), verdicts, strict=True):
                 if now is not None:
-                    file.write(_lines(replace(result, **asdict(now)) for result in group))
+                    file.write(lines_of(replace(result, **asdict(now)) for result in group))
                     dropped.difference_update(path for result in group for path in result.files)
         for path in dropped:
             with suppress(OSError):
@@ -278,19 +164,19 @@ class JobFolder:
         """Make the folder and empty it of an earlier job: when the first results come, so a failed start leaves it."""
         if not self._fresh:
             return
-        for name in (*PARTS, _RESULTS, _SETTINGS):
+        for name in (*PARTS, RESULTS_FILE, SETTINGS_FILE):
             output_folder.remove(self.out / name)
         for sheet in self.out.glob(SHEETS):
             output_folder.remove(sheet)
         self.out.mkdir(parents=True, exist_ok=True)
-        with whole_file(self.out / _SETTINGS) as file:
+        with whole_file(self.out / SETTINGS_FILE) as file:
             file.write(json.dumps({"fastviz": _FORMAT, "settings": self._settings}, indent=2).encode() + b"\n")
         self._fresh = False
 
     def append(self, results: Sequence[Result]) -> None:
         """Add the lines of one photograph, all or none."""
-        data = _lines(results)
-        path = self.out / _RESULTS
+        data = lines_of(results)
+        path = self.out / RESULTS_FILE
         with path.open("ab", buffering=0) as file:
             end = file.tell()
             try:
@@ -299,17 +185,6 @@ class JobFolder:
             except BaseException:
                 file.truncate(end)
                 raise
-
-
-def is_whole(path: Path) -> bool:
-    """Whether a picture (.png) or a file of arrays (.npz) is there and has its end."""
-    try:
-        with path.open("rb") as file:
-            file.seek(-22, os.SEEK_END)
-            end = file.read()
-    except OSError:  # not there, a folder, or shorter
-        return False
-    return end.startswith(b"PK\5\6") if path.suffix == ".npz" else end.endswith(b"IEND\xaeB`\x82")
 
 
 def _named(photos: Sequence[Photo], kept: Mapping[str, str]) -> list[Photo]:

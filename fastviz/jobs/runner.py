@@ -1,55 +1,38 @@
-"""Many photographs × many methods: streamed in batches, resumable, with overlays, raw arrays and a JSON line each."""
+"""Many photographs × many methods: read ahead, explained in batches, written behind, resumable."""
 
 from __future__ import annotations
 
 import errno
-import inspect
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fastviz import images, models
+from fastviz import models
 from fastviz._util import checks
-from fastviz._util.output_folder import clear_way, printable
-from fastviz._util.progress import Advance, bar
+from fastviz._util.device import choose_device
+from fastviz._util.output_folder import printable
+from fastviz._util.progress import bar
 from fastviz.execution import capture
-from fastviz.execution.batches import Batches
-from fastviz.images import drawing
-from fastviz.images.paths import Identity
 from fastviz.images.streams import ahead
-from fastviz.jobs.folder import PARTS, JobFolder, Photo, Result, Settings, read_results
-from fastviz.methods import EXPLAINERS, Method
-from fastviz.models.loading import Preprocessing
+from fastviz.jobs.arguments import choose_methods, find_photos, method_options
+from fastviz.jobs.explainer import Explainer, Loaded
+from fastviz.jobs.folder import JobFolder
+from fastviz.jobs.results import Photo, Result, Settings
 
-__all__ = [
-    "Interrupted",
-    "Result",
-    "Settings",
-    "Summary",
-    "choose_device",
-    "choose_methods",
-    "explain",
-    "read_results",
-    "target_index",
-]
+__all__ = ["Interrupted", "Summary", "explain"]
 
-SHOWN_SIZE = 384
-"""Shorter side of the pictures that are written, in pixels: a person sees more than the network's 224 or 64."""
-
-# What a file system says of names that it cannot have: no reason to lose the other photographs.
+# A name that the file system cannot store fails its own photograph, not the job.
 _BAD_NAMES = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 
 _BATCH = 8
+
 _READERS, _WRITERS = 4, 2
 
 
@@ -103,11 +86,21 @@ def explain(
         overwrite: replace what ``out`` holds instead of going on.
         progress: show a bar on a terminal.
 
+    Returns:
+        How many photographs were done and skipped, the failures, and the seconds spent.
+
     Raises:
         TypeError, ValueError: bad settings, an unknown name, no photographs, an ``out`` with other results, or into
             which another run is writing. Nothing has been written then.
         Interrupted: Ctrl-C, a KeyboardInterrupt with the summary.
         OSError: ``out`` cannot be written. A photograph that cannot be read is a failure in the summary instead.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> Image.new("RGB", (64, 64)).save(folder / "black.png")
+    >>> explain([folder / "black.png"], folder / "out", Settings("demo", methods=("saliency",))).done
+    1
     """
     start = time.perf_counter()
     if batch_size is not None:
@@ -116,15 +109,15 @@ def explain(
         checks.whole_number(limit, "limit", minimum=1)
     methods = choose_methods(settings.methods)
     settings = replace(settings, methods=tuple(method.name for method in methods))
-    options = _options(methods, settings, batch_size)
+    options = method_options(methods, settings, batch_size)
     place = choose_device(device)
     folder = JobFolder(Path(out), settings, overwrite=overwrite)
-    found = _find(photos, Path(out))[:limit]
+    found = find_photos(photos, Path(out))[:limit]
     if model is None:
         model = models.load_model(settings.model, settings.weights).to(place)
     if settings.layer is not None:
         capture.layer_module(model, settings.layer)
-    explainer = _Explainer(model, methods, options, settings.target)
+    explainer = Explainer(model, methods, options, settings.target)
 
     summary = Summary(seconds={method.name: 0.0 for method in methods})
     try:
@@ -140,271 +133,7 @@ def explain(
     return summary
 
 
-# ---------------------------------------------------------------------------------------------------- arguments
-
-
-def choose_device(name: str = "auto") -> torch.device:
-    """The device called ``name``; ``"auto"`` is the first GPU that torch can use, else the CPU.
-
-    Raises:
-        ValueError: not a device name, or one that is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device should be auto, cpu, cuda or cuda:INDEX, got {name!r}")
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            raise ValueError(f"device {name!r} is not there: torch can use {count} GPUs (`fastviz info` says why)")
-    return device
-
-
-def choose_methods(names: Iterable[str]) -> list[Method]:
-    """The methods of the registry called ``names``, each once, in that order.
-
-    Raises:
-        ValueError: an unknown name (the nearest are listed), or none at all.
-    """
-    chosen = list(dict.fromkeys(checks.nearest(name, "method", EXPLAINERS) for name in names))
-    if not chosen:
-        raise ValueError(f"methods should be one or more of {', '.join(EXPLAINERS)}, got none")
-    return [EXPLAINERS[name] for name in chosen]
-
-
-def target_index(target: str, names: Sequence[str]) -> int | None:
-    """Index of the class that ``target`` means, where class i is called ``names[i]``; None for ``"predicted"``.
-
-    A target of digits is an index, anything else a class name, in upper or lower case. Some names of ImageNet stand for
-    two classes: those must be given by index.
-
-    >>> target_index("Tabby Cat", ["espresso", "tabby cat"])
-    1
-
-    Raises:
-        ValueError: an index out of range, an unknown name (the nearest are listed) or a name of several classes.
-    """
-    if target == "predicted":
-        return None
-    if target.removeprefix("-").isdigit():
-        if not 0 <= int(target) < len(names):
-            raise ValueError(f"target should be a class from 0 to {len(names) - 1} for this model, got {target}")
-        return int(target)
-    wanted = target.strip().casefold()
-    found = [index for index, name in enumerate(names) if name.casefold() == wanted]
-    if not found:
-        checks.nearest(wanted, "target", ["predicted", *(name.casefold() for name in names)])
-    if len(found) > 1:
-        indices = " or ".join(map(str, found))
-        raise ValueError(f"target {target!r} is the name of {len(found)} classes, give its index: {indices}")
-    return found[0]
-
-
-def _options(methods: Sequence[Method], settings: Settings, batch_size: int | None) -> dict[str, dict[str, Any]]:
-    """Keyword arguments of each method: its defaults, and what ``settings`` say of the arguments it takes."""
-    takes = {name: inspect.signature(method.function).parameters for name, method in EXPLAINERS.items()}
-    offered: dict[str, Any] = {"layer": settings.layer, "window": settings.window, "stride": settings.stride}
-    offered = {key: value for key, value in offered.items() if value is not None}
-    for key in offered:
-        if not any(key in takes[method.name] for method in methods):
-            takers = ", ".join(name for name, parameters in takes.items() if key in parameters)
-            raise ValueError(f"{key} is not an argument of the chosen methods; it is one of {takers}")
-    for key in offered.keys() & {"window", "stride"}:
-        checks.whole_number(offered[key], key, minimum=1)
-    if batch_size is not None:
-        offered["batch_size"] = batch_size
-    return {
-        method.name: dict(method.defaults) | {key: value for key, value in offered.items() if key in takes[method.name]}
-        for method in methods
-    }
-
-
-def _find(photos: Sequence[str | os.PathLike[str]], out: Path) -> list[Photo]:
-    """The photographs that ``photos`` name, each once, without the pictures that an earlier run wrote into ``out``."""
-    home = os.path.abspath(out)
-    written = (*(os.path.join(home, part) + os.sep for part in PARTS), os.path.join(home, "contact_sheet"))
-    found: dict[str, Photo] = {}
-    for given in photos:
-        place = Path(given).expanduser()
-        folder = place if place.is_dir() else None
-        for path in images.find_images([given]):
-            source = os.path.abspath(path)
-            if source.startswith(written):
-                continue
-            name = path.relative_to(folder).as_posix() if folder else path.name
-            found.setdefault(source, Photo(path, name, source))
-    if not found:
-        raise ValueError(f"photos should name at least one photograph, got only pictures that fastviz wrote into {out}")
-    return list(found.values())
-
-
-# ------------------------------------------------------------------------------------------------------ the run
-
-
-@dataclass
-class _Loaded:
-    """A photograph that was read: the network's input [C, h, w], and the same crop to look at [3, H, W]."""
-
-    photo: Photo
-    identity: Identity
-    x: Tensor
-    shown: Tensor
-
-
-@dataclass
-class _Explained:
-    """What the methods made of a photograph, on the CPU, before it is written."""
-
-    photo: Photo
-    identity: Identity
-    shown: Tensor
-    size: tuple[int, ...]
-    target: int
-    predicted: int
-    probabilities: Tensor
-    maps: dict[str, Tensor] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-
-class _Explainer:
-    """The model and the methods of a job, applied to one batch after another."""
-
-    def __init__(
-        self, model: nn.Module, methods: Sequence[Method], options: Mapping[str, dict[str, Any]], target: str
-    ) -> None:
-        self.model, self.methods, self.options = model, methods, options
-        self.device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        self.seen = models.preprocessing(model)
-        self.shown = _enlarged(self.seen)
-        self.advance: Advance = lambda steps, text=None: None
-        self.names = self._class_names()
-        self.target = target_index(target, self.names)
-
-    def _class_names(self) -> list[str]:
-        """The names of the classes; for a network whose names are not known, "class 0", "class 1" and so on."""
-        try:
-            return models.class_names(self.model)
-        except ValueError:
-            scores = self._scores(torch.zeros(1, len(self.seen.mean), *(self.seen.size or (224, 224))))
-            return [f"class {index}" for index in range(scores.shape[1])]
-
-    def _scores(self, x: Tensor) -> Tensor:
-        """Scores [N, K] of the batch ``x``, float64 on the CPU."""
-        with capture.frozen_model(self.model), torch.no_grad():
-            batches = Batches(self.model)
-            parts = batches(batches.run_model, x.to(self.device))
-        if not all(isinstance(scores, Tensor) and scores.dim() == 2 for scores in parts):
-            raise ValueError("model should return one tensor of scores [N, K]")
-        return torch.cat(parts).double().cpu()
-
-    def load(self, photo: Photo) -> _Loaded | tuple[Photo, str]:
-        """The photograph read and prepared, or why it cannot be."""
-        try:
-            identity = Identity(0, 0, 0)
-            with suppress(OSError):  # reading has better words for it
-                identity = Identity.of(photo.path)
-            return _Loaded(photo, identity, *images.read_views(photo.path, (self.seen, self.shown)))
-        except (ValueError, OSError) as error:  # not a picture, or one that cannot be prepared
-            return photo, str(error)
-
-    def explain(self, batch: Sequence[_Loaded]) -> Iterator[_Explained | tuple[Photo, str]]:
-        """What the methods make of each photograph of ``batch``, or why they cannot, each as soon as it is finished."""
-        x = torch.stack([loaded.x for loaded in batch])
-        probabilities = self._scores(x).softmax(1)
-        finite = probabilities.isfinite().all(1)
-        for at in (~finite).nonzero().flatten().tolist():
-            yield batch[at].photo, "the scores of the network are not finite"
-        explained = []
-        for at in finite.nonzero().flatten().tolist():
-            predicted = int(probabilities[at].argmax())
-            target = predicted if self.target is None else self.target
-            each, size = batch[at], tuple(x.shape[-2:])
-            explained.append(
-                _Explained(each.photo, each.identity, each.shown, size, target, predicted, probabilities[at])
-            )
-        if not explained:
-            return
-        x = x[finite].to(self.device)
-        targets = torch.tensor([each.target for each in explained], device=self.device)
-        slow = [method for method in self.methods if _runs_many_passes(method)]
-        for method in self.methods:
-            if method not in slow:
-                self._apply(method, x, targets, explained)
-        # A sweep takes long: one photograph after another, so that each is kept when the job is interrupted.
-        for at, each in enumerate(explained):
-            for method in slow:
-                self._apply(method, x[at : at + 1], targets[at : at + 1], [each])
-            yield each
-
-    def _apply(self, method: Method, x: Tensor, targets: Tensor, explained: Sequence[_Explained]) -> None:
-        """Add the maps of ``method`` for the batch ``x`` to ``explained``, with the time they took."""
-        start = time.perf_counter()
-        found = method.function(self.model, x, targets, **self.options[method.name])
-        found = found if isinstance(found, Tensor) else found.attribution
-        maps = found.detach().float().cpu()  # the copy waits for the GPU, so the time is that of the work
-        seconds = (time.perf_counter() - start) / len(explained)
-        for each, one in zip(explained, maps, strict=True):
-            each.maps[method.name], each.seconds[method.name] = one, seconds
-        self.advance(len(explained), printable(explained[-1].photo.name))
-
-    def write(self, out: Path, explained: _Explained) -> list[Result]:
-        """Write the files of one photograph into ``out``; the lines that say so."""
-        photo, target, predicted = explained.photo, explained.target, explained.predicted
-        seen, arrays = f"inputs/{photo.stem}.png", f"arrays/{photo.stem}.npz"
-        overlays = {method.name: f"overlays/{photo.stem}.{method.name}.png" for method in self.methods}
-        for path in (seen, arrays, *overlays.values()):
-            clear_way(out, path)
-        images.save_image(explained.shown, out / seen)
-        results = []
-        for method in self.methods:
-            found = explained.maps[method.name]
-            coarse = tuple(found.shape[-2:]) != explained.size
-            picture = drawing.draw(method.draws, found, explained.shown, coarse=coarse)
-            images.save_image(picture, out / overlays[method.name])
-            results.append(
-                Result(
-                    file=photo.name,
-                    method=method.name,
-                    target=target,
-                    class_name=self.names[target],
-                    probability=float(explained.probabilities[target]),
-                    predicted=predicted,
-                    predicted_class_name=self.names[predicted],
-                    predicted_probability=float(explained.probabilities[predicted]),
-                    seconds=round(explained.seconds[method.name], 6),
-                    overlay=overlays[method.name],
-                    arrays=arrays,
-                    photo=seen,
-                    source=photo.source,
-                    **asdict(explained.identity),
-                )
-            )
-        with images.whole_file(out / arrays) as file:
-            arrays_of: dict[str, Any] = {name: found.numpy() for name, found in explained.maps.items()}
-            np.savez(file, photograph=photo.name, target=target, class_name=self.names[target], **arrays_of)
-        return results
-
-
-def _runs_many_passes(method: Method) -> bool:
-    """Whether a method runs many forward passes a photograph, which those that slide a window do."""
-    return "stride" in inspect.signature(method.function).parameters
-
-
-def _enlarged(seen: Preprocessing) -> Preprocessing:
-    """The crop that ``seen`` makes, at a resolution to look at and in colours of 0 to 1."""
-    plain = replace(seen, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    if seen.size is None:
-        return replace(plain, resize=SHOWN_SIZE)
-    scale = max(1.0, SHOWN_SIZE / min(seen.size))
-    height, width = (round(side * scale) for side in seen.size)
-    return replace(plain, size=(height, width), resize=None if seen.resize is None else round(seen.resize * scale))
-
-
-def _run(explainer: _Explainer, folder: JobFolder, todo: Sequence[Photo], batch_size: int, summary: Summary) -> None:
+def _run(explainer: Explainer, folder: JobFolder, todo: Sequence[Photo], batch_size: int, summary: Summary) -> None:
     """Explain ``todo``: threads read ahead of the network, and others write behind it."""
     readers, writers = ThreadPoolExecutor(_READERS), ThreadPoolExecutor(_WRITERS)
     pending: deque[tuple[Photo, Future[list[Result]]]] = deque()
@@ -448,10 +177,10 @@ def _run(explainer: _Explainer, folder: JobFolder, todo: Sequence[Photo], batch_
 
 
 def _batches(
-    loaded: Iterable[_Loaded | tuple[Photo, str]], size: int, fail: Callable[[Photo, str], None]
-) -> Iterator[list[_Loaded]]:
+    loaded: Iterable[Loaded | tuple[Photo, str]], size: int, fail: Callable[[Photo, str], None]
+) -> Iterator[list[Loaded]]:
     """Batches of up to ``size`` photographs of one shape; those that could not be read go to ``fail``."""
-    batch: list[_Loaded] = []
+    batch: list[Loaded] = []
     for each in loaded:
         if isinstance(each, tuple):
             fail(*each)

@@ -23,6 +23,7 @@ from fastviz.methods.attribution.segmentation import Segmentation, segment
 from fastviz.methods.inspection.activations import activation_grid, activations
 from fastviz.methods.inspection.embedding import Embedding, embedding, load_embedding
 from fastviz.methods.inspection.filters import filter_grid, filters
+from fastviz.methods.inspection.image_map import ImageMap, image_map
 from fastviz.methods.inspection.neighbours import Neighbours, neighbour_sheet, neighbours
 from fastviz.methods.inspection.patch_sheets import PatchPictures, patch_pictures, patch_sheet
 from fastviz.methods.inspection.patches import Patches, patches
@@ -34,7 +35,6 @@ from fastviz.methods.synthesis.latent_maximization import CodeImages, maximize_c
 from fastviz.methods.synthesis.neural_texture import neural_texture
 from fastviz.methods.synthesis.style_transfer import Styled, style_transfer
 from fastviz.methods.synthesis.texture_synthesis import fill_hole, synthesize_texture
-from fastviz.vectors.assignment import ImageMap, image_map
 
 __all__ = [
     "EXPLAINERS",
@@ -109,6 +109,7 @@ class Method:
             outside; ``"picture"`` anything else that a person looks at.
         family: ``"explain"``: what in an image makes a target; ``"read"``: what a network holds and responds to;
             ``"make"``: pictures that it imagines.
+        command: its command, where that is not called like the method.
         defaults: options that the command line and jobs pass unless told otherwise.
     """
 
@@ -119,6 +120,12 @@ class Method:
     draws: Literal["heat", "signed", "gradient", "mask", "picture"]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     family: Literal["explain", "read", "make"] = "explain"
+    command: str = ""
+
+    @property
+    def verb(self) -> str:
+        """The command that runs it: ``"explain"`` for its family, else :attr:`command` or the name itself."""
+        return self.command or ("explain" if self.family == "explain" else self.name)
 
 
 _SIMONYAN = "Simonyan, Vedaldi, Zisserman 2014, https://arxiv.org/abs/1312.6034"
@@ -200,6 +207,7 @@ METHODS: dict[str, Method] = {
             "many images where the network puts them: a vector each, brought to a plane by t-SNE or PCA",
             "picture",
             family="read",
+            command="embed",
         ),
         Method(
             "neighbours",
@@ -232,6 +240,7 @@ METHODS: dict[str, Method] = {
             "the same by way of a layer's code, decoded into an image",
             "picture",
             family="make",
+            command="maximize",
         ),
         Method(
             "invert",
@@ -249,6 +258,7 @@ METHODS: dict[str, Method] = {
             "photograph changed until the network sees more of what it sees in it, or of another image",
             "picture",
             family="make",
+            command="dream",
         ),
         Method(
             "fool",
@@ -265,6 +275,7 @@ METHODS: dict[str, Method] = {
             "a texture grown pixel by pixel from a sample",
             "picture",
             family="make",
+            command="texture",
         ),
         Method(
             "fool_from_noise",
@@ -273,6 +284,7 @@ METHODS: dict[str, Method] = {
             "noise that the network is sure of, by gradient",
             "picture",
             family="make",
+            command="fool",
         ),
         Method(
             "evolve",
@@ -281,6 +293,7 @@ METHODS: dict[str, Method] = {
             "patterns that the network is sure of, evolved without gradients",
             "picture",
             family="make",
+            command="fool",
         ),
         Method(
             "fill_hole",
@@ -289,6 +302,7 @@ METHODS: dict[str, Method] = {
             "a hole in a picture filled from the rest of it",
             "picture",
             family="make",
+            command="texture",
         ),
         Method(
             "neural_texture",
@@ -297,6 +311,7 @@ METHODS: dict[str, Method] = {
             "a texture with the Gram matrices of a sample's features, from noise",
             "picture",
             family="make",
+            command="texture",
         ),
         Method(
             "style_transfer",
@@ -305,6 +320,7 @@ METHODS: dict[str, Method] = {
             "a picture with the content of one and the style of others",
             "picture",
             family="make",
+            command="style",
         ),
     )
 }

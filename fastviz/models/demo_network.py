@@ -39,7 +39,7 @@ CLASS_NAMES = (
 class DemoNetwork(nn.Sequential):
     """Scores of 20 classes from RGB pictures of 64x64 pixels, in the style of VGG.
 
-    ``[N, 3, 64, 64]`` (normalised as torchvision's ImageNet networks are) → ``[N, 20]``. A first convolution of 7x7, so
+    ``[N, 3, 64, 64]`` (normalized as torchvision's ImageNet networks are) → ``[N, 20]``. A first convolution of 7x7, so
     that its filters can be looked at, seven of 3x3 and two fully connected layers before the scores (``fc6``, ``fc7``).
     The convolutions run on pictures of other sizes too, where a pass ends at one of them.
     With ``batch_norm=True``, as it is trained, each convolution is followed by a batch norm; the shipped weights have

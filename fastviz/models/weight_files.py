@@ -154,7 +154,7 @@ def _read_torch(path: Path) -> object:
 
 
 def _harmless() -> list[Any]:
-    """Classes that training scripts leave in checkpoints, whose making and filling does nothing beside itself.
+    """Classes that training scripts leave in checkpoints, and that can be made and filled without side effects.
 
     Each was read: a namespace, dictionaries and sets are containers; a path is words until it is used; NumPy's numbers
     and arrays are made of bytes (arrays of objects need a pickle inside the pickle, under the same rule).
@@ -256,7 +256,7 @@ def _state_dict(loaded: object, source: str) -> object:
     if left or mean:
         taken = ", a running mean," if mean else ""
         rest = f"; {left!r}, their running mean, is left (to take that, save it by itself)" if left else ""
-        warnings.warn(f"weights {source!r}: those under {'.'.join(trail)!r}{taken} are taken{rest}", stacklevel=5)
+        warnings.warn(f"weights {source!r}: those under {'.'.join(trail)!r}{taken} are taken{rest}", stacklevel=6)
     return loaded
 
 
@@ -303,7 +303,7 @@ def chosen(state: dict[str, Tensor], expected: Iterable[str], source: str) -> di
             left = [key for key in state if not key.startswith(prefix)]
             warnings.warn(
                 f"weights {source!r}: those that begin with {prefix!r} are taken, left are {first_names(left)}",
-                stacklevel=3,
+                stacklevel=4,
             )
             return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     return state
@@ -313,7 +313,7 @@ def check_finite(state: Mapping[str, Tensor], source: str) -> None:
     """A warning that names tensors with NaN or infinite values: whatever a network says with them means nothing."""
     bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
-        warnings.warn(f"weights {source!r} hold NaN or infinite values: {first_names(bad)}", stacklevel=3)
+        warnings.warn(f"weights {source!r} hold NaN or infinite values: {first_names(bad)}", stacklevel=4)
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor]) -> str:

@@ -1,20 +1,17 @@
-"""Many pictures at their coordinates on a plane, none over another: in a scatter, or in a grid without holes."""
+"""Points on a plane given to cells, none two in one: in a scatter, or in a grid without holes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fastviz._util import checks
-from fastviz.images.notebook import NotebookResult
 
-__all__ = ["ImageMap", "arrange", "cells_of", "image_map"]
+__all__ = ["Box", "arrange", "cells_of"]
 
 _EXACT_POINTS, _EXACT_CELLS = 2048, 8192
 """Up to so many points and cells the best assignment of all is found; it takes about 5 seconds there."""
@@ -23,101 +20,8 @@ _WINDOW = 20
 """Side, in cells, of the windows within which a larger assignment is the best."""
 
 _SWEEPS, _WORTHWHILE = 12, 0.002
-_LARGEST_SIDE = 9000
-"""Pixels; a picture of this size opens in any viewer."""
 
 _CELLS_A_POINT = 3.0
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class ImageMap(NotebookResult):
-    """What :func:`image_map` returns.
-
-    Attributes:
-        picture: uint8 [3, H, W] on the CPU, see :func:`fastviz.images.save_image`.
-        boxes: int64 [N, 4], where each picture is: top, left, bottom, right in pixels, half open.
-    """
-
-    picture: Tensor
-    boxes: Tensor
-
-    def shown(self) -> list[tuple[str, Tensor]]:
-        """See :class:`fastviz.images.notebook.NotebookResult`."""
-        return [(f"{len(self.boxes)} images", self.picture)]
-
-
-def image_map(
-    pictures: Tensor,
-    coordinates: Tensor,
-    *,
-    layout: Literal["scatter", "grid"] = "scatter",
-    tile: int | None = None,
-    background: float = 1.0,
-) -> ImageMap:
-    """One large picture of many, each at its place on the plane.
-
-    In a scatter there are about three cells for each picture: a picture that has a place to itself is there, to half a
-    cell, and crowds make way for each other. In a grid there are just enough cells, in rows and columns of the same
-    number. Cells are given out so that the sum of squared distances from the coordinates is least, see :func:`arrange`.
-
-    Args:
-        pictures: [N, 3, h, w], uint8 or floating-point in 0 to 1.
-        coordinates: [N, 2], to the right and upwards, in any unit (for example from :func:`fastviz.tsne`). A scatter
-            keeps the proportions of the two axes, up to 2 to 1; a grid stretches both to its sides.
-        layout: ``"scatter"`` or ``"grid"``.
-        tile: side of a picture in pixels; None is that of the pictures, or less where the map would have sides of more
-            than 9,000 pixels.
-        background: brightness of what is empty, 0 to 1.
-
-    Memory is that of the result and of the tiles; N of some ten thousand take seconds.
-
-    Raises:
-        TypeError, ValueError: other shapes, no pictures, coordinates that are not finite.
-
-    >>> image_map(torch.rand(10, 3, 8, 8), torch.rand(10, 2), layout="grid").picture.shape
-    torch.Size([3, 28, 37])
-    """
-    if not isinstance(pictures, Tensor) or pictures.dtype != torch.uint8:
-        checks.tensor(pictures, "pictures")
-    if pictures.dim() != 4 or pictures.shape[1] != 3 or not pictures.numel():
-        raise ValueError(f"pictures should have shape [N, 3, h, w], N at least 1, got {list(pictures.shape)}")
-    if pictures.dtype != torch.uint8 and not (pictures.amin() >= -1e-3 and pictures.amax() <= 1 + 1e-3):
-        raise ValueError(
-            f"pictures should have values 0 to 1, got {float(pictures.amin()):g} to {float(pictures.amax()):g}"
-        )
-    checks.number(background, "background", low=0, high=1)
-    points, (rows, columns) = cells_of(coordinates, layout)
-    if len(points) != len(pictures):
-        raise ValueError(f"coordinates should be one for each of the {len(pictures)} pictures, got {len(points)}")
-    side = max(pictures.shape[-2:]) if tile is None else checks.whole_number(tile, "tile", minimum=1)
-    if tile is None:
-        side = max(4, min(side, _LARGEST_SIDE // max(rows, columns) - 1))
-    cell = arrange(points, rows, columns)
-    step = side + 1
-    paper = round(255 * background)
-    # Colours together in memory, as files have them: saving it needs no copy.
-    sheet = torch.full((rows * step + 1, columns * step + 1, 3), paper, dtype=torch.uint8).permute(2, 0, 1)
-    boxes = torch.empty(len(pictures), 4, dtype=torch.int64)
-    for number, (picture, place) in enumerate(zip(pictures, cell.tolist(), strict=True)):
-        shown = _tile(picture, side)
-        height, width = shown.shape[-2:]
-        top, left = place // columns * step + 1 + (side - height) // 2, place % columns * step + 1 + (side - width) // 2
-        sheet[:, top : top + height, left : left + width] = shown
-        boxes[number] = torch.tensor([top, left, top + height, left + width])
-    return ImageMap(sheet, boxes)
-
-
-def _tile(picture: Tensor, side: int) -> Tensor:
-    """A picture as uint8, as large as fits into ``side``×``side``."""
-    height, width = picture.shape[-2:]
-    if picture.dtype == torch.uint8 and max(height, width) == side:
-        return picture.cpu()
-    values = picture.float().cpu() / (255 if picture.dtype == torch.uint8 else 1)
-    factor = side / max(height, width)
-    size = (max(1, round(height * factor)), max(1, round(width * factor)))
-    if size != (height, width):
-        values = functional.interpolate(values[None], size, mode="bilinear", antialias=True)[0]
-    return (values.clamp(0, 1) * 255).round().byte()
 
 
 def cells_of(coordinates: Tensor, layout: Literal["scatter", "grid"] = "scatter") -> tuple[Tensor, tuple[int, int]]:

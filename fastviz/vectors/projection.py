@@ -61,6 +61,9 @@ def pca(vectors: Tensor, dimensions: int = 2) -> Components:
         vectors: [N, D], float32 or float64, N at least 2, finite. Vectors that are all the same have coordinates 0.
         dimensions: how many components, at most min(N, D).
 
+    Returns:
+        Coordinates, directions and variances in the dtype and on the device of ``vectors``.
+
     Raises:
         TypeError, ValueError: other vectors, too many dimensions.
 
@@ -128,7 +131,7 @@ def _by_vectors(x: Tensor, mean: Tensor, k: int) -> Tensor:
         centred = (x[:, part] - mean[part]).double()
         total.addmm_(centred, centred.T)
     mixing = _strongest(total, k)
-    # QR also gives directions behind the last one that has any variance.
+    # QR also gives directions beyond the last one with any variance.
     return _orthonormal(torch.cat([(x[:, part] - mean[part]).double().T @ mixing for part in parts])).T
 
 
@@ -189,7 +192,7 @@ def _leading(covariance: _Covariance, D: int, k: int, like: Tensor) -> Tensor:
         if basis.shape[1] + _WIDTH > most:
             basis, images = basis @ mixing[:, : k + _WIDTH], images @ mixing[:, : k + _WIDTH]
         new = residuals[:, waiting][:, :_WIDTH] if waiting.any() else fresh(_WIDTH)
-        for _ in range(2):  # the first time leaves rounding of the size of what was taken away
+        for _ in range(2):  # the first pass leaves rounding errors of the size of what it removed
             new = _orthonormal(new - basis @ (basis.T @ new))
     return _strongest(covariance.matrix(), k).T
 

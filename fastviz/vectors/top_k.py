@@ -30,8 +30,8 @@ class TopK:
         self.places = torch.full((channels, k, 3), -1, device=device)
 
     def add(self, values: Tensor, places: Tensor) -> None:
-        """Take in ``values`` [C, m] at ``places`` [C, m, 3], later than all before and in order; −∞ counts not."""
-        # the k values of before stand first, so −∞, which comes after equal ones, is never among the highest k
+        """Take in ``values`` [C, m] at ``places`` [C, m, 3], in order and after all before; −∞ is ignored."""
+        # The earlier values stand first and the sort is stable, so a new −∞ never displaces an entry.
         every = torch.cat([self.values, values], dim=1)
         kept = _highest(every, self.values.shape[1])
         self.values = every.gather(1, kept)
@@ -41,7 +41,17 @@ class TopK:
 def best_per_image(maps: Tensor) -> tuple[Tensor, Tensor]:
     """The highest value of every map and where it is: [C, N], and int64 [C, N, 3] of image, row and column.
 
-    ``maps`` is [N, C, H, W]. Of equal values the first counts, row by row. A map that holds NaN has −∞.
+    Of equal values the first counts, row by row. A map that holds NaN has −∞.
+
+    Args:
+        maps: [N, C, H, W], floating-point.
+
+    Returns:
+        Values in the dtype and both on the device of ``maps``.
+
+    >>> values, places = best_per_image(torch.arange(8.0).view(1, 2, 2, 2))
+    >>> values.tolist(), places.tolist()
+    ([[3.0], [7.0]], [[[0, 1, 1]], [[0, 1, 1]]])
     """
     rows = _row_maxima(maps)
     values, row = rows.max(2)  # the first of equal ones
@@ -54,10 +64,19 @@ def best_per_image(maps: Tensor) -> tuple[Tensor, Tensor]:
 def best_places(maps: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The ``k`` highest values of each channel in all of ``maps``, in order of place: [C, m] and int64 [C, m, 3].
 
-    ``maps`` is [N, C, H, W], and m is k or all that there are. Of equal values the first count: image by image, row by
-    row. A map that holds NaN has −∞ everywhere.
+    Of equal values the first count: image by image, row by row. A map that holds NaN has −∞ everywhere.
+    Only the k rows with the highest maxima can hold one of the k highest values, so only those are searched.
 
-    Only the k rows with the highest maxima are looked at: every value in another row has k before it.
+    Args:
+        maps: [N, C, H, W], floating-point.
+        k: values wanted; m is k, or all N · H · W values where those are fewer.
+
+    Returns:
+        Values in the dtype and both on the device of ``maps``; a place is image, row and column.
+
+    >>> values, places = best_places(torch.arange(4.0).view(1, 1, 2, 2), 2)
+    >>> values.tolist(), places.tolist()
+    ([[2.0, 3.0]], [[[0, 1, 0], [0, 1, 1]]])
     """
     N, C, H, W = maps.shape
     rows = _row_maxima(maps).nan_to_num(torch.nan, torch.inf, -torch.inf)

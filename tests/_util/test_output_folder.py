@@ -18,10 +18,10 @@ HOLD = """
 import sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from fastviz import images, output_folder
+from fastviz._util import files, output_folder
 with output_folder.locked(Path(sys.argv[1]), ("a",)):
     Path(sys.argv[1], "a").mkdir()
-    with images.whole_file(Path(sys.argv[1], "a", "half")) as file:
+    with files.whole_file(Path(sys.argv[1], "a", "half")) as file:
         print("held", flush=True)
         time.sleep(600)
 """
@@ -76,7 +76,7 @@ def test_many_runs_at_once_hold_it_one_after_the_other(tmp_path):
 import sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from fastviz import output_folder
+from fastviz._util import output_folder
 out = Path(sys.argv[1])
 end = time.monotonic() + 3
 while time.monotonic() < end:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer.main
 from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -44,7 +45,7 @@ def weights(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def _built_in(weights, monkeypatch):
     monkeypatch.setattr(models.loading, "_DEMO_WEIGHTS", weights)
-    monkeypatch.setattr(jobs.runner, "SHOWN_SIZE", 64)
+    monkeypatch.setattr(jobs.explainer, "SHOWN_SIZE", 64)
 
 
 @pytest.fixture
@@ -146,7 +147,7 @@ def test_explain_draws_sheets_only_where_results_changed_and_not_at_all_on_reque
 
 
 def test_explain_leaves_a_report_after_ctrl_c(photos, tmp_path, monkeypatch):
-    apply, calls = jobs.runner._Explainer._apply, []
+    apply, calls = jobs.explainer.Explainer._apply, []
 
     def interrupted(self, *args):
         calls.append(1)
@@ -154,7 +155,7 @@ def test_explain_leaves_a_report_after_ctrl_c(photos, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         apply(self, *args)
 
-    monkeypatch.setattr(jobs.runner._Explainer, "_apply", interrupted)
+    monkeypatch.setattr(jobs.explainer.Explainer, "_apply", interrupted)
     out = tmp_path / "out"
     result = run("explain", photos, "--out", out, *QUICK, "--batch-size", "1", status=130)
     assert result.stderr.startswith(
@@ -451,3 +452,10 @@ def test_explain_a_real_photograph_with_a_real_network(shared, tmp_path):
         height, width = found.shape
         box = found[height // 3 : -height // 8, width // 6 : -width // 4]
         assert box.mean() > 2 * found.mean() * 0.75, name
+
+
+def test_every_method_has_a_command():
+    commands = typer.main.get_command(cli.app).commands
+    assert {method.verb for method in METHODS.values()} <= set(commands)
+    assert METHODS["embedding"].verb == "embed"
+    assert METHODS["saliency"].verb == "explain"

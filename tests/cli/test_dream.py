@@ -55,7 +55,7 @@ def test_pictures_are_resized_to_the_longer_side(photos):
     shown = images.restore(x[0], models.preprocessing(network))
     with Image.open(photos / "more/b.png") as photo:
         expected = photo.resize((120, 180), Image.Resampling.BILINEAR)
-    torch.testing.assert_close(shown, images.files._decoded(expected), atol=1e-5, rtol=0)
+    torch.testing.assert_close(shown, images.pillow.decoded(expected), atol=1e-5, rtol=0)
     assert prepared(network, photos / "more/b.png", None).shape == (1, 3, 64, 64)
 
 

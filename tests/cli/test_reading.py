@@ -90,7 +90,7 @@ def test_filters_passes_its_options_on(tmp_path):
 
 
 def test_activations(photos, tmp_path):
-    result = run("activations", photos / "0.png", "--layer", "relu1, conv5_1", "--out", tmp_path / "new" / "maps")
+    result = run("activations", photos / "0.png", "--layers", "relu1, conv5_1", "--out", tmp_path / "new" / "maps")
     assert result.stdout.splitlines() == [
         "relu1: 32 maps of 64x64",
         "conv5_1: 160 maps of 4x4",
@@ -208,7 +208,7 @@ def test_neighbours(photos, tmp_path):
 
 
 def test_neighbours_of_some(photos, tmp_path):
-    run("neighbours", photos, "--out", tmp_path / "out", "--k", 1, "--query", "2.png", "--query", "0.png")
+    run("neighbours", photos, "--out", tmp_path / "out", "--k", 1, "--queries", "2.png", "--queries", "0.png")
     lines = rows(tmp_path / "out/neighbours.csv")
     assert [(line["name"], line["by"]) for line in lines] == [
         (name, kind) for name in ("2.png", "0.png") for kind in ("features", "pixels")
@@ -228,9 +228,12 @@ def test_neighbours_of_some(photos, tmp_path):
         (["filters", "demo", "--out", "{tmp}/a.png", "--scale", "all"], "Invalid value for '--scale'"),
         (["filters", "resnet18", "--out", "{tmp}/a.png"], "--weights is needed for resnet18"),
         (["activations", "{tmp}/none.png", "--out", "{tmp}/out"], "there is no such file"),
-        (["activations", "{photo}", "--out", "{tmp}/out", "--layer", "fc7"], "layer 'fc7' should have maps [C, h, w]"),
-        (["activations", "{photo}", "--out", "{tmp}/out", "--layer", "conv9"], "layer 'conv9' is not known; nearest: "),
-        (["activations", "{photo}", "--out", "{tmp}/out", "--layer", ","], "layers should be a name or several"),
+        (["activations", "{photo}", "--out", "{tmp}/out", "--layers", "fc7"], "layer 'fc7' should have maps [C, h, w]"),
+        (
+            ["activations", "{photo}", "--out", "{tmp}/out", "--layers", "conv9"],
+            "layer 'conv9' is not known; nearest: ",
+        ),
+        (["activations", "{photo}", "--out", "{tmp}/out", "--layers", ","], "layers should be a name or several"),
         (["activations", "{photo}", "--out", "{tmp}/out", "--colours", "blue"], "--colours should be one of"),
         (["embed", "{tmp}/none", "--out", "{tmp}/out"], "paths should exist, got"),
         (["embed", "{photo}", "--out", "{tmp}/out", "--tile", "0"], "tile should be at least 1, got 0"),

@@ -76,7 +76,7 @@ def test_options_reach_the_method(photos: Path, tmp_path: Path, monkeypatch: pyt
         return original(*args, **options)
 
     monkeypatch.setattr(methods, "segment", watched)
-    options = ("--saliency", "saliency", "--smoothing", 0, "--iterations", 0, "--every-part", "--target", 3)
+    options = ("--saliency", "saliency", "--smoothing", 0, "--iterations", 0, "--no-largest", "--target", 3)
     run("segment", photos, "--out", tmp_path / "out", "--limit", 1, *options, "--foreground", 0.9, "--probable", 0.7)
     assert given == [
         {

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 import fastviz as fv
 from fastviz import images, models
 from fastviz.images import streams
-from fastviz.models.loading import Preprocessing
+from fastviz.models.descriptions import Preprocessing
 
 SIZES = [(40, 30), (30, 30), (20, 50), (33, 35), (64, 20)]  # width, height
 

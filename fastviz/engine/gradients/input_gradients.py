@@ -24,7 +24,8 @@ from fastviz.execution import capture
 from fastviz.execution.batches import Batches
 from fastviz.execution.capture import Precision
 from fastviz.execution.fast_conv.memory_format import fast_convolutions
-from fastviz.targets.objectives import Activations, Selection
+from fastviz.targets.indices import Activations
+from fastviz.targets.selection import Selection
 
 __all__ = ["check_options", "in_fast_order", "input_gradients", "passes", "predicted", "reduced_precision", "widened"]
 
@@ -107,7 +108,7 @@ def passes(
     for numbers in torch.arange(len(x)).split(batch_size or len(x)):
         part = x[int(numbers[0]) : int(numbers[-1]) + 1]
         found += batches(
-            lambda images, at: run(images, selection if len(at) == len(x) else selection.taken(at, len(x))),
+            lambda images, at: run(images, selection if len(at) == len(x) else selection.for_samples(at, len(x))),
             *(part, numbers),
         )
     return found
@@ -225,7 +226,7 @@ class _Work:
         """The gradients of one batch, from one forward pass and one backward pass for each target."""
         if selection.several and self._is_compiled:
             # What is compiled may give its memory away in a backward pass, so that there cannot be another one.
-            return torch.stack([self._pass(x, target, calls) for target in selection.apart()], dim=1)
+            return torch.stack([self._pass(x, target, calls) for target in selection.split_targets()], dim=1)
         rule = self.rule
         with (
             fast_convolutions(self.model, len(x)),

@@ -130,7 +130,7 @@ def filling(fill: object, images: Tensor, window: tuple[int, int]) -> float | Te
         checks.one_of(fill, "fill", ("mean", "blur"))
         if fill == "mean":
             return images.mean((2, 3), keepdim=True).expand(images.shape).contiguous()
-        return _blurred(images, window)
+        return tensors.gaussian_blur(images, (_BLURS * window[0], _BLURS * window[1]))
     if not isinstance(fill, Tensor):
         if isinstance(fill, bool) or not isinstance(fill, (int, float)):
             raise TypeError(f'fill should be a number, a tensor, "mean" or "blur", got {type(fill).__name__}')

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastviz._util import checks
-from fastviz.models.loading import preprocessing, preprocessing_of
+from fastviz.models.descriptions import preprocessing, preprocessing_of
 
 __all__ = [
     "Canvas",

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastviz.images.files import whole_file
+from fastviz._util.files import whole_file
 
 __all__ = ["load", "save"]
 

@@ -94,7 +94,7 @@ def optimize(
         objective: see :data:`ImageObjective`.
         parameters: [N, ...], where to start: ``canvas.parameters(images, frame)`` or ``canvas.noise(...)``.
         canvas: how parameters become images.
-        frame: size and normalisation of the images.
+        frame: size and normalization of the images.
         optimizer: how parameters move.
         steps: most steps; 0 returns the start with its values.
         priors: penalties and changes, applied to the untransformed images.

@@ -16,8 +16,9 @@ from fastviz.engine.gradients import unit_gradients
 from fastviz.engine.optimize.known import Known
 from fastviz.execution import capture, forward
 from fastviz.execution.capture import Precision
-from fastviz.models.loading import preprocessing
-from fastviz.targets.objectives import Activations, Objective
+from fastviz.models.descriptions import preprocessing
+from fastviz.targets.indices import Activations
+from fastviz.targets.objectives import Objective
 
 __all__ = ["FeatureNetwork", "TargetObjective", "target_objective"]
 
@@ -156,8 +157,8 @@ class TargetObjective:
                 shares.append(
                     _Share(
                         len(samples),
-                        objective.taken(local, count),
-                        None if probability is None else probability.taken(local, count),
+                        objective.for_samples(local, count),
+                        None if probability is None else probability.for_samples(local, count),
                     )
                 )
         return shares

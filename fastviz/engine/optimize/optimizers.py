@@ -1,4 +1,4 @@
-"""How parameters move from one step to the next: normalised gradient ascent, Adam, L-BFGS.
+"""How parameters move from one step to the next: normalized gradient ascent, Adam, L-BFGS.
 
 All work on a batch in which every row is a problem of its own: its state, step length and line search never depend on
 the other rows, so a row gives the same result alone. States are dicts of tensors with one row a problem, which can be

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fastviz._util import checks
 from fastviz.engine.optimize.canvas import parameter_of
 from fastviz.execution import capture, forward
-from fastviz.models.loading import preprocessing
+from fastviz.models.descriptions import preprocessing
 
 __all__ = ["dream_layer", "style_layers"]
 

@@ -1,1 +1,1 @@
-"""The same convolutions and normalisations, sooner: memory order, strides, Winograd's transforms."""
+"""The same convolutions and normalizations, sooner: memory order, strides, Winograd's transforms."""

@@ -1,4 +1,4 @@
-"""The gradient of batch normalisation in evaluation mode: one multiplication."""
+"""The gradient of batch normalization in evaluation mode: one multiplication."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAMES = ("input", "running_mean", "running_var", "weight", "bias", "training", 
 
 
 class FrozenBatchNorm(TorchFunctionMode):
-    """Inside, batch normalisation with running statistics gets its gradient by one multiplication, on a CPU.
+    """Inside, batch normalization with running statistics gets its gradient by one multiplication, on a CPU.
 
     It is y = (x − mean) · weight / √(var + eps) + bias, channel by channel, so the gradient for x is that for y times
     weight / √(var + eps). The operator of torch also keeps x and sums over the batch, for the gradients of weight and

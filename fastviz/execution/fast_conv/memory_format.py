@@ -1,4 +1,4 @@
-"""How passes that ask for gradients of images compute their convolutions, and what normalises them."""
+"""How passes that ask for gradients of images compute their convolutions, and what normalizes them."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ class AttackedModel:
         slack = 0.02 if images.dtype in (torch.float16, torch.bfloat16) else 1e-3
         if shown.numel() and not (-slack <= float(shown.amin()) and float(shown.amax()) <= 1 + slack):
             raise ValueError(
-                f"x should be pictures from 0 to 1 after normalisation with mean {self.frame.mean} and std "
+                f"x should be pictures from 0 to 1 after normalization with mean {self.frame.mean} and std "
                 f"{self.frame.std}, got {float(shown.amin()):.3f} "
                 f"to {float(shown.amax()):.3f} (fastviz.models."
                 "describe tells those of a model of your own)"

@@ -26,7 +26,7 @@ from fastviz.methods.adversarial.fooling import (
     class_batch,
     probability_goal,
 )
-from fastviz.targets.objectives import Selection, Target
+from fastviz.targets.selection import Selection, Target
 
 __all__ = ["Fooled", "fool", "fool_from_noise"]
 
@@ -348,10 +348,10 @@ def _settled(model: nn.Module, target: Target, original: Tensor | None) -> Selec
         return selection
     assert original is not None
     if not selection.several:
-        return selection.settled(original)
+        return selection.with_predicted(original)
     # An entry of a list is about one image: the one at its place, or the only one.
     each = original.split(1) if len(original) == len(selection.objectives) else [original] * len(selection.objectives)
-    objectives = tuple(part.settled(seen) for part, seen in zip(selection.objectives, each, strict=True))
+    objectives = tuple(part.with_predicted(seen) for part, seen in zip(selection.objectives, each, strict=True))
     return Selection(objectives, selection.several, selection.columns)
 
 

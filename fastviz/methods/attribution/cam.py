@@ -18,7 +18,7 @@ from fastviz.execution.batches import Batches
 from fastviz.execution.capture import Precision
 from fastviz.execution.map_axes import Axes
 from fastviz.images import tensors
-from fastviz.targets.objectives import Target
+from fastviz.targets.selection import Target
 
 __all__ = ["cam", "grad_cam", "guided_grad_cam"]
 

@@ -16,7 +16,7 @@ from fastviz._util import checks
 from fastviz.engine.gradients import input_gradients
 from fastviz.execution import capture
 from fastviz.execution.capture import Precision
-from fastviz.targets.objectives import Target
+from fastviz.targets.selection import Target
 
 __all__ = ["deconvnet", "gradient_times_input", "guided_backprop", "input_gradient", "saliency", "smooth_grad"]
 
@@ -136,7 +136,7 @@ def smooth_grad(
     selection = targets.resolve(target, model)
     generator = torch.Generator().manual_seed(checks.whole_number(seed, "seed", minimum=0))
     if selection.predicts and len(images):
-        selection = selection.settled(input_gradients.predicted(model, images, batch_size, precision))
+        selection = selection.with_predicted(input_gradients.predicted(model, images, batch_size, precision))
     deviation = noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
     total: Tensor | float = 0.0
     for _ in range(samples):

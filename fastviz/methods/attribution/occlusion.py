@@ -19,7 +19,7 @@ from fastviz.execution import capture
 from fastviz.execution.batches import Batches
 from fastviz.execution.full_precision import full_float32
 from fastviz.images import notebook
-from fastviz.targets.objectives import Target
+from fastviz.targets.selection import Target
 
 __all__ = ["OcclusionMap", "occlusion"]
 
@@ -223,7 +223,7 @@ class _Covered:
         if self.classes:
             self.winners[number] = targets.predicted(output)
         sample = number // len(self.boxes)
-        return self.selection.taken(sample, len(self.images)).values(output, recorded or {})
+        return self.selection.for_samples(sample, len(self.images)).values(output, recorded or {})
 
     def swept(self, number: Tensor, options: dict[str, Any], *, check: bool = True) -> tuple[Tensor, dict[str, Any]]:
         """The values under some windows, recomputing only what a window changes."""
@@ -309,13 +309,13 @@ def _clean(
             )
         if selection.predicts:
             predicted.append(targets.predicted(output))
-        values.append(selection.taken(sample, len(images)).values(output, recorded))
+        values.append(selection.for_samples(sample, len(images)).values(output, recorded))
         outputs.append(output)
 
     numbers = torch.arange(len(images), device=images.device)
     for sample in numbers.split(batch_size) if len(images) else ():
         batches(measure, images[sample], sample)
-    settled = selection.settled(torch.cat(predicted)) if predicted else selection
+    settled = selection.with_predicted(torch.cat(predicted)) if predicted else selection
     tensors = [each for each in outputs if isinstance(each, Tensor)]
     whole = torch.cat(tensors) if tensors and len(tensors) == len(outputs) else None
     return settled, torch.cat(values) if values else selection.no_values(images), whole

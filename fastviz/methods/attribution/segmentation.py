@@ -15,10 +15,10 @@ from fastviz._util import checks
 from fastviz.engine.gradients import input_gradients
 from fastviz.execution import capture
 from fastviz.images import notebook, tensors
-from fastviz.images.files import restore
-from fastviz.models.loading import preprocessing
+from fastviz.images.preprocessing import restore
+from fastviz.models.descriptions import preprocessing
 from fastviz.ops.operators import Rule
-from fastviz.targets.objectives import Target
+from fastviz.targets.selection import Target
 
 __all__ = ["BACKGROUND", "OBJECT", "PROBABLY_BACKGROUND", "PROBABLY_OBJECT", "Segmentation", "segment"]
 

@@ -138,7 +138,7 @@ def activation_grid(
     checks.one_of(scale, "scale", ("each", "together"))
     if columns is not None:
         checks.whole_number(columns, "columns", minimum=1)
-    values = tensors.normalise(maps.detach().float(), dims=2 if scale == "each" else 3)
+    values = tensors.normalize(maps.detach().float(), dims=2 if scale == "each" else 3)
     C, h, w = values.shape
     across = max(1, round(C**0.5 + 0.499)) if columns is None else columns
     factor = max(1, min(_SIDE // (across * w), _SIDE // max(h, w)))

@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fastviz import images, models
+from fastviz import models
+from fastviz._util.files import whole_file
 from fastviz.images.paths import Identity
 
 __all__ = ["Origin", "Stored", "fingerprint", "read", "write"]
@@ -68,7 +69,7 @@ def write(path: Path, stored: Stored) -> None:
         "settings": stored.settings,
     }
     tensors = {"vectors": stored.vectors.cpu().contiguous(), "pictures": stored.pictures.contiguous()}
-    with images.whole_file(path) as file, _in_words(Path(file.name)) as name:
+    with whole_file(path) as file, _in_words(Path(file.name)) as name:
         save_file(tensors, name, {"fastviz": _FORMAT, **{key: json.dumps(value) for key, value in facts.items()}})
         # safetensors has put another file, that only its owner may read, in the place of the one that is open.
         with open(file.name, "rb+") as written:

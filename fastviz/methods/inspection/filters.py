@@ -67,7 +67,7 @@ def filters(
         weight = (weight / torch.where(norm > 0, norm, 1)).to(weight.dtype)
     if scale is None:
         return weight
-    return tensors.normalise(weight, symmetric=True, dims=3 if scale == "each" else 4)
+    return tensors.normalize(weight, symmetric=True, dims=3 if scale == "each" else 4)
 
 
 def _first(model: nn.Module) -> tuple[str, nn.Module]:

@@ -214,7 +214,7 @@ def _guided(model: nn.Module, x: Tensor, found: Patches, channel: Tensor, rank: 
 
 def _grey(gradient: Tensor) -> Tensor:
     """Gradients [n, C, h, w] as pictures [n, 3, h, w]."""
-    scaled = tensors.normalise(gradient, symmetric=True, percentile=_PERCENTILE, dims=3)
+    scaled = tensors.normalize(gradient, symmetric=True, percentile=_PERCENTILE, dims=3)
     return scaled if scaled.shape[1] == 3 else scaled.mean(1, keepdim=True).expand(-1, 3, -1, -1)
 
 

@@ -26,8 +26,8 @@ from fastviz.engine.optimize.transforms import Jitter, Rotate, Scale, Transform
 from fastviz.execution import capture
 from fastviz.execution.capture import Precision
 from fastviz.images import notebook
-from fastviz.models.loading import model_info
-from fastviz.targets.objectives import Target
+from fastviz.models.descriptions import model_info
+from fastviz.targets.selection import Target
 
 __all__ = ["Maximized", "maximize"]
 

@@ -22,7 +22,8 @@ from fastviz.execution import capture
 from fastviz.execution.capture import Precision
 from fastviz.images import notebook, tensors
 from fastviz.methods.synthesis.dream_objectives import GuidedObjective, TiledObjective, cuts
-from fastviz.targets.objectives import Objective, Target
+from fastviz.targets.objectives import Objective
+from fastviz.targets.selection import Target
 
 __all__ = ["Dream", "deep_dream", "dream_zoom"]
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fastviz.engine.optimize import TargetObjective
 from fastviz.execution import capture
-from fastviz.targets.objectives import Activations, Objective
+from fastviz.targets.indices import Activations
+from fastviz.targets.objectives import Objective
 
 __all__ = ["GuidedObjective", "TiledObjective", "cuts", "squared"]
 
@@ -56,11 +57,11 @@ class _Squared(Objective):
     def values(self, output: object, activations: Activations) -> Tensor:
         return self.inner.values(output, activations).square() / 2
 
-    def settled(self, predicted: Tensor) -> Objective:
-        return _Squared(self.inner.settled(predicted))
+    def with_predicted(self, predicted: Tensor) -> Objective:
+        return _Squared(self.inner.with_predicted(predicted))
 
-    def taken(self, samples: Tensor, of: int) -> Objective:
-        return _Squared(self.inner.taken(samples, of))
+    def for_samples(self, samples: Tensor, of: int) -> Objective:
+        return _Squared(self.inner.for_samples(samples, of))
 
 
 class GuidedObjective(Objective):
@@ -90,7 +91,7 @@ class GuidedObjective(Objective):
         matches = self.features.expand(len(maps), -1, -1).gather(2, best[:, None].expand_as(maps))
         return (maps * matches).sum((1, 2))
 
-    def taken(self, samples: Tensor, of: int) -> Objective:
+    def for_samples(self, samples: Tensor, of: int) -> Objective:
         """See :class:`fastviz.targets.objectives.Objective`."""
         return self if self.samples is None else GuidedObjective(self.layers[0], self.features[samples])
 

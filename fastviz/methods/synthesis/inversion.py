@@ -16,7 +16,7 @@ from fastviz.engine.optimize.priors import Prior, natural_image
 from fastviz.execution import capture, forward
 from fastviz.execution.capture import Precision
 from fastviz.images import notebook, tensors
-from fastviz.models.loading import model_info
+from fastviz.models.descriptions import model_info
 
 __all__ = ["Inverted", "invert", "invert_all", "invertible_layers"]
 

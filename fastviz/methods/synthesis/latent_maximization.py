@@ -26,7 +26,7 @@ from fastviz.execution import capture
 from fastviz.execution.capture import Precision
 from fastviz.images import notebook
 from fastviz.methods.synthesis.inversion import Inverted, invert
-from fastviz.targets.objectives import Target
+from fastviz.targets.selection import Target
 
 __all__ = ["CodeImages", "maximize_code"]
 

@@ -195,7 +195,7 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
         lambda a, b: torch.stack([a[:, 0], b[:, 1], a[:, 2] * b[:, 3], *(a + b)[:, 3:].unbind(1)], 1),
         *(nn.Identity(), conv(6, 6, 3, padding=1)),
     ),
-    "normalisation inside": lambda: Function(
+    "normalization inside": lambda: Function(
         lambda x: torch.cat([x[:, :1] * 0.4 + 0.1, torch.unsqueeze(x[:, 1], 1) * 2, x[:, 2:] - 1], 1)
     ),
     "expand": lambda: Branches(lambda a, b: a * b.expand_as(a), nn.Identity(), nn.AdaptiveMaxPool2d(1)),

@@ -183,7 +183,7 @@ def test_penalties_are_their_formulas():
         torch.testing.assert_close(prior.penalty(x, NOTHING), torch.tensor([value, 0.0], dtype=f64), msg=str(prior))
 
 
-def test_blur_is_a_normalised_gaussian_every_few_steps():
+def test_blur_is_a_normalized_gaussian_every_few_steps():
     x = torch.zeros(1, 2, 9, 9, dtype=f64)
     x[0, 0, 4, 4] = 1
     blur = Blur(every=3, sigma=0.8)

@@ -1,4 +1,4 @@
-"""The gradient of batch normalisation in evaluation mode: torch's own numbers, and what is left to torch."""
+"""The gradient of batch normalization in evaluation mode: torch's own numbers, and what is left to torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastviz.execution.fast_conv.frozen_batch_norm import FrozenBatchNorm
 
 @pytest.fixture
 def used(monkeypatch):
-    """Counts the normalisations that were intercepted."""
+    """Counts the normalizations that were intercepted."""
     calls = []
     apply = frozen_batch_norm._BatchNorm.apply
     monkeypatch.setattr(frozen_batch_norm._BatchNorm, "apply", lambda *args: (calls.append(1), apply(*args))[1])

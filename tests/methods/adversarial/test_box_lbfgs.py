@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import fastviz as fv
 from fastviz import models
 from fastviz.engine.optimize import LBFGS
-from fastviz.models.loading import Preprocessing
+from fastviz.models.descriptions import Preprocessing
 
 PLAIN = Preprocessing((12, 12), None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 

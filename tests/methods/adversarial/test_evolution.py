@@ -8,7 +8,7 @@ from torch import nn
 
 import fastviz as fv
 from fastviz import models
-from fastviz.models.loading import Preprocessing
+from fastviz.models.descriptions import Preprocessing
 
 PLAIN = Preprocessing((12, 12), None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 

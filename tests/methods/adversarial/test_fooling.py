@@ -13,7 +13,7 @@ from fastviz import models
 from fastviz.execution import capture
 from fastviz.methods.adversarial.aims import ClassAim, ValueAim, logit
 from fastviz.methods.adversarial.fooling import AttackedModel, NormBall
-from fastviz.models.loading import Preprocessing
+from fastviz.models.descriptions import Preprocessing
 
 PLAIN = Preprocessing((12, 12), None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 

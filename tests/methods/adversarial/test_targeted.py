@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fastviz as fv
 from fastviz import models
-from fastviz.models.loading import Preprocessing
+from fastviz.models.descriptions import Preprocessing
 
 PLAIN = Preprocessing((12, 12), None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -178,7 +178,7 @@ def test_ctrl_c_returns_what_there_is():
         ({"method": "magic"}, "method should be one of 'lbfgs', 'sign', 'gradient', got 'magic'"),
         ({"norm": "1"}, "norm should be one of"),
         ({"steps": 0}, "steps should be at least 1, got 0"),
-        ({"x": pictures(3) + 0.5}, "x should be pictures from 0 to 1 after normalisation"),
+        ({"x": pictures(3) + 0.5}, "x should be pictures from 0 to 1 after normalization"),
         ({"x": pictures(3)[:, :1]}, "x should have the 3 channels of the model.s preprocessing, got 1"),
     ],
 )

@@ -25,7 +25,8 @@ from fastviz.methods.attribution.gradients import (
     smooth_grad,
 )
 from fastviz.methods.attribution.occlusion import occlusion
-from fastviz.targets.objectives import Target, channel, class_probability, class_score, neuron
+from fastviz.targets.objectives import channel, class_probability, class_score, neuron
+from fastviz.targets.selection import Target
 
 f64 = torch.float64
 ALL: list[Callable[..., Tensor]] = [

@@ -17,7 +17,7 @@ from torch import nn
 import fastviz as fv
 from fastviz import models
 from fastviz.execution import forward
-from fastviz.models.loading import Preprocessing
+from fastviz.models.descriptions import Preprocessing
 from fastviz.vectors.nearest_neighbours import nearest
 
 

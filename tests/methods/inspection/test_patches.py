@@ -457,7 +457,7 @@ def test_pictures_are_cut_where_the_units_see(demo, seen) -> None:
             part = cut(gradient, field, 0.0)
             assert part.abs().sum() > 0
             torch.testing.assert_close(part.abs().sum(), gradient.abs().sum())  # nothing of it lies outside
-            scaled = fv.images.normalise(part, symmetric=True, percentile=99, dims=3)
+            scaled = fv.images.normalize(part, symmetric=True, percentile=99, dims=3)
             torch.testing.assert_close(shown.guided[at, rank], scaled, atol=1e-4, rtol=0)
         assert (shown.photos[at, 3] == 1).all()  # only three photographs
         assert (shown.guided[at, 3] == 1).all()

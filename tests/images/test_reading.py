@@ -1,14 +1,10 @@
-"""Pictures in and out: files of every kind, a network's preprocessing, colour maps, overlays, grids, saving."""
+"""Image files of every kind to tensors, broken ones, and batches for a model."""
 
 from __future__ import annotations
 
-import errno
-import os
 import random
-import resource
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +16,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from fastviz import images, models
-from fastviz.images.files import ImageError
-from fastviz.models.loading import Preprocessing
+from fastviz.images.paths import ImageError
+from fastviz.models.descriptions import Preprocessing
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -45,9 +41,6 @@ def as_tensor(image: Image.Image) -> torch.Tensor:
 def bytes_of(tensor: torch.Tensor) -> list[Any]:
     """[3, H, W] in 0 to 1 as rows of (red, green, blue) in 0 to 255, as a person writes them."""
     return [[tuple(pixel) for pixel in row] for row in (tensor * 255).round().int().permute(1, 2, 0).tolist()]
-
-
-# ----------------------------------------------------------------------------------------------------- reading
 
 
 @pytest.mark.parametrize("ending", ["png", "bmp", "ppm", "tif", "webp", "qoi"])
@@ -273,9 +266,6 @@ def test_names_with_spaces_and_other_letters(tmp_path: Path, monkeypatch: pytest
         images.read_image(tmp_path / "naïve [1].png")
 
 
-# ------------------------------------------------------------------------------------------------ broken files
-
-
 @pytest.mark.parametrize("ending", ["png", "jpg", "gif", "bmp", "tif", "webp", "jp2"])
 def test_cut_off_files_are_named(tmp_path: Path, ending: str) -> None:
     photograph().save(tmp_path / f"a.{ending}")
@@ -355,9 +345,6 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path) -> None:
         images.read_image(tmp_path / "bomb.png", limit_pixels=0)
 
 
-# ----------------------------------------------------------------------------------------------------- finding
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder of empty files; finding reads none."""
@@ -372,186 +359,6 @@ def folder(tmp_path: Path) -> Path:
 
 def found(paths: images.Paths, folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in images.find_images(paths)]
-
-
-def test_folders_are_searched_in_natural_order(folder: Path) -> None:
-    expected = [
-        "9.PNG", "10.png", "A.jpeg", "b.jpg", "deep/1.webp", "deep/er/2.gif", "other/b.jpg", "with space/ü.tif",
-    ]  # fmt: skip
-    assert found(folder, folder) == expected
-    assert found(str(folder), folder) == expected
-    assert found([folder / "deep", folder / "b.jpg", folder], folder) == [
-        "deep/1.webp", "deep/er/2.gif", "b.jpg", "9.PNG", "10.png", "A.jpeg", "other/b.jpg", "with space/ü.tif",
-    ]  # fmt: skip
-
-
-def test_patterns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert found(f"{folder}/*.jp*g", folder) == ["A.jpeg", "b.jpg"]
-    assert found(f"{folder}/**/*.jpg", folder) == ["b.jpg", "other/b.jpg"]
-    assert found(f"{folder}/deep*", folder) == ["deep/1.webp", "deep/er/2.gif"]
-    assert found(f"{folder}/[0-9]*", folder) == ["9.PNG", "10.png"]
-    monkeypatch.setenv("HOME", str(folder))
-    assert found("~/dee?/*.webp", folder) == ["deep/1.webp"]
-    monkeypatch.chdir(folder)
-    assert images.find_images("deep") == [Path("deep/1.webp"), Path("deep/er/2.gif")]
-
-
-def test_a_file_may_be_called_anything_and_is_found_once(folder: Path) -> None:
-    assert found([folder / "notes.txt", folder / "notes.txt"], folder) == ["notes.txt"]
-    (folder / "photo[1].jpg").touch()
-    assert found(f"{folder}/photo[1].jpg", folder) == ["photo[1].jpg"]
-
-
-def test_links_to_folders_are_followed_once(folder: Path) -> None:
-    (folder / "deep" / "up").symlink_to(folder)
-    (folder / "deep" / "copy").symlink_to(folder / "with space")
-    (folder / "deep" / "other").symlink_to(folder / "other")
-    assert found(folder / "deep", folder) == [
-        "deep/1.webp", "deep/copy/ü.tif", "deep/er/2.gif", "deep/other/b.jpg",
-        "deep/up/9.PNG", "deep/up/10.png", "deep/up/A.jpeg", "deep/up/b.jpg",
-    ]  # fmt: skip
-
-
-def test_nothing_found(folder: Path) -> None:
-    (folder / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"paths should hold at least one image, got none in '.*empty'"):
-        images.find_images(folder / "empty")
-    with pytest.raises(ValueError, match=r"got none in '.*\*\.bmp', '.*empty'"):
-        images.find_images([f"{folder}/*.bmp", folder / "empty"])
-    with pytest.raises(ValueError, match="got none in no paths"):
-        images.find_images([])
-    with pytest.raises(ValueError, match=r"paths should exist, got '.*/nowhere'"):
-        images.find_images(folder / "nowhere")
-    with pytest.raises(ValueError, match="paths should not hold an empty path"):
-        images.find_images("")
-    with pytest.raises(TypeError, match="paths should be a path or several, got int"):
-        images.find_images([3])  # type: ignore[list-item]
-
-
-# ----------------------------------------------------------------------------------------------- preprocessing
-
-
-@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
-@pytest.mark.parametrize(
-    ("height", "width", "resize", "crop"),
-    [
-        (300, 451, 256, 224),
-        (451, 300, 232, 224),
-        (100, 131, 256, 227),
-        (64, 64, 64, 64),
-        (7, 500, 33, 32),
-        (65, 64, 64, 63),
-    ],
-)
-def test_preprocessing_is_torchvisions(mode: Any, height: int, width: int, resize: int, crop: int) -> None:
-    presets = pytest.importorskip("torchvision.transforms._presets")
-    from torchvision.transforms import InterpolationMode
-
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    transform = presets.ImageClassification(
-        crop_size=crop, resize_size=resize, mean=mean, std=std, interpolation=InterpolationMode(mode)
-    )
-    image = photograph(height, width)
-    ours = images.preprocess(as_tensor(image), Preprocessing((crop, crop), resize, mean, std, mode))
-    assert_close(ours, transform(image), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
-def test_other_values_are_resized_without_rounding(mode: Any) -> None:
-    """16-bit values between multiples of 1/255 stay between them, and near what Pillow makes of the rounded ones."""
-    x = (as_tensor(photograph()) * 0.9 + 0.05).repeat(2, 1, 1, 1)
-    settings = Preprocessing((20, 24), 30, (0.0,) * 3, (1.0,) * 3, mode)
-    exact, rounded = images.preprocess(x, settings), images.preprocess((x * 255).round() / 255, settings)
-    assert exact.shape == (2, 3, 20, 24)
-    assert ((exact * 255).frac() - 0.5).abs().min() < 0.4
-    assert_close(exact, rounded, rtol=0, atol=1.6 / 255)
-    assert images.preprocess(x.double(), settings).dtype == torch.float64
-    assert_close(images.preprocess(x.half(), settings), exact.half(), rtol=0, atol=2e-3)
-
-
-def test_sharp_edges_stay_in_range() -> None:
-    x = torch.zeros(3, 40, 40)
-    x[:, :, 20:] = 0.9999
-    resized = images.preprocess(x, Preprocessing((90, 90), 90, (0.0,) * 3, (1.0,) * 3, "bicubic"))
-    assert 0 <= resized.min() <= resized.max() <= 1
-
-
-def test_preprocessing_without_crop_or_resizing() -> None:
-    x = as_tensor(photograph(40, 60))
-    unit = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
-    assert images.preprocess(x, Preprocessing(None, 20, **unit)).shape == (3, 20, 30)
-    assert images.preprocess(x, Preprocessing((30, 70), None, **unit)).shape == (3, 30, 70)
-    assert torch.equal(images.preprocess(x, Preprocessing(None, None, **unit)), x)
-
-
-def test_normalisation_by_hand_and_back() -> None:
-    settings = Preprocessing(None, None, (0.5, 0.0, 0.25), (0.5, 0.25, 1.0))
-    x = images.preprocess(torch.tensor([[[1.0]], [[0.5]], [[0.25]]]), settings)
-    assert x.flatten().tolist() == [1.0, 2.0, 0.0]
-    assert images.restore(x, settings).flatten().tolist() == [1.0, 0.5, 0.25]
-    assert images.restore(x[None] + 10, settings).flatten().tolist() == [1.0, 1.0, 1.0]
-
-
-def test_a_grey_network_gets_grey_pictures() -> None:
-    settings = Preprocessing((1, 1), 1, (0.5,), (0.5,))
-    x = images.preprocess(torch.tensor([[[1.0]], [[0.0]], [[1.0]]]), settings)
-    assert_close(x, torch.tensor([[[(0.413 - 0.5) / 0.5]]]))
-    assert_close(images.restore(x, settings), torch.full((3, 1, 1), 0.413))
-
-
-@pytest.mark.parametrize(
-    ("image", "error", "message"),
-    [
-        (torch.ones(3, 4, 4) * 255, ValueError, r"image should have values 0 to 1, got 255 to 255"),
-        (torch.full((3, 4, 4), torch.nan), ValueError, r"image should have values 0 to 1, got nan to nan"),
-        (
-            torch.ones(3, 4, 4, dtype=torch.uint8),
-            TypeError,
-            r"image should be a floating-point tensor, got torch.uint8",
-        ),
-        (torch.ones(4, 4), ValueError, r"image should have shape \[3, H, W\] or \[N, 3, H, W\], got \[4, 4\]"),
-        (torch.ones(2, 4, 4), ValueError, r"image should have 3 channels as the model has, got 2"),
-        (torch.ones(3, 0, 4), ValueError, r"image should have at least one pixel, got shape \[3, 0, 4\]"),
-        (torch.ones(3, 4, 4, requires_grad=True), ValueError, r"image should not require gradients"),
-    ],
-)
-def test_wrong_pictures_for_preprocessing(image: torch.Tensor, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        images.preprocess(image, models.preprocessing(nn.Identity()))
-
-
-@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
-@pytest.mark.parametrize(("height", "width"), [(1, 300), (300, 1), (2, 301), (3, 400)])
-def test_of_a_narrow_picture_only_the_crop_is_computed(
-    mode: Any, height: int, width: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Lines of a pixel or a few, whose resized picture would be huge: the numbers of torchvision's way."""
-    from torchvision.transforms import InterpolationMode, _presets
-
-    image = photograph(height, width)
-    transform = _presets.ImageClassification(crop_size=28, resize_size=32, interpolation=InterpolationMode(mode))
-    usual = models.preprocessing(nn.Identity())
-    settings = Preprocessing((28, 28), 32, usual.mean, usual.std, mode)
-    monkeypatch.setattr(images.files, "LIMIT_PIXELS", 1000)
-    one_level = 1.01 / 255 / min(settings.std)
-    assert_close(images.prepare(image, settings), transform(image), rtol=0, atol=one_level)
-    assert_close(images.preprocess(as_tensor(image), settings), transform(image), rtol=0, atol=one_level)
-    deep = as_tensor(image) * 0.999
-    expected = images.pictures.resize(deep[None], *images.files._resized_size(height, width, settings), mode)
-    top, left, bottom, right = images.files._crop(images.files._resized_size(height, width, settings), settings)
-    found = images.restore(images.preprocess(deep, settings), settings)
-    assert_close(found, expected[0, :, top:bottom, left:right], rtol=0, atol=2e-5)
-    with pytest.raises(ValueError, match="pixels is too narrow"):
-        images.preprocess(as_tensor(image), Preprocessing(None, 32, usual.mean, usual.std))
-
-
-def test_wrong_input_for_restoring() -> None:
-    settings = Preprocessing(None, None, (0.5,) * 3, (0.5,) * 3)
-    with pytest.raises(ValueError, match="x should have 3 channels as the model has, got 1"):
-        images.restore(torch.ones(1, 4, 4), settings)
-
-
-# ----------------------------------------------------------------------------------------------------- loading
 
 
 @pytest.fixture
@@ -601,7 +408,7 @@ def test_large_photographs_are_never_whole_in_floating_point(
     tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """24 million pixels are 288 MB as floats; loading took 5 s and 1.8 GB. Opaque alpha is no reason either."""
-    monkeypatch.setattr(images.files, "_decoded", lambda image: pytest.fail("decoded to floats"))
+    monkeypatch.setattr(images.preprocessing, "decoded", lambda image: pytest.fail("decoded to floats"))
     image = photograph().convert(mode)
     image.save(tmp_path / ("a.tif" if mode == "CMYK" else "a.png"))
     assert images.load_images(tmp_path, size=16)[0].shape == (1, 3, 16, 16)
@@ -664,240 +471,7 @@ def test_a_broken_photograph_is_named(photos: Path) -> None:
         images.load_images(photos / "one.png", limit_pixels=50)
 
 
-# ----------------------------------------------------------------------------------------------------- drawing
-
-
-@pytest.mark.parametrize("name", ["viridis", "inferno", "jet", "grey", "seismic"])
-def test_colours_are_matplotlibs(name: Any) -> None:
-    matplotlib = pytest.importorskip("matplotlib")
-    values = torch.rand(2, 30, 40)
-    values[0, 0] = torch.linspace(0, 1, 40)
-    expected = matplotlib.colormaps["gray" if name == "grey" else name](values.numpy())[..., :3]
-    ours = images.colour_map(values, name)
-    assert ours.shape == (2, 3, 30, 40)
-    assert_close(ours, torch.from_numpy(expected).movedim(-1, 1).float(), rtol=0, atol=0.5 / 255 + 1e-6)
-
-
-def test_colours_by_hand() -> None:
-    ends = torch.tensor([[0.0, 0.5, 1.0]])
-    assert bytes_of(images.colour_map(ends, "grey")) == [[(0, 0, 0), (128, 128, 128), WHITE]]
-    assert bytes_of(images.colour_map(ends, "jet")) == [[(0, 0, 128), (125, 255, 122), (128, 0, 0)]]
-    assert bytes_of(images.colour_map(ends, "viridis")) == [[(68, 1, 84), (33, 145, 140), (253, 231, 37)]]
-    assert images.colour_map(ends.double(), "inferno").dtype == torch.float64
-
-
-def test_wrong_values_for_colours() -> None:
-    with pytest.raises(ValueError, match=r"values should have values 0 to 1, got -1 to 2"):
-        images.colour_map(torch.tensor([[-1.0, 2.0]]))
-    with pytest.raises(ValueError, match=r"values should have shape \[..., H, W\], got \[3\]"):
-        images.colour_map(torch.zeros(3))
-    with pytest.raises(ValueError, match=r"name should be one of 'viridis', 'inferno', .*got 'rainbow'"):
-        images.colour_map(torch.zeros(2, 2), "rainbow")  # type: ignore[arg-type]
-
-
-def test_scaling_by_hand() -> None:
-    maps = torch.tensor([[[-2.0, 0.0, 2.0]], [[5.0, 5.0, 5.0]], [[0.0, -1.0, -4.0]]])
-    assert images.normalise(maps).tolist() == [[[0.0, 0.5, 1.0]], [[0.0, 0.0, 0.0]], [[1.0, 0.75, 0.0]]]
-    assert images.normalise(maps, symmetric=True).tolist() == [[[0, 0.5, 1]], [[1, 1, 1]], [[0.5, 0.375, 0]]]
-    assert images.normalise(torch.zeros(1, 2), symmetric=True).tolist() == [[0.5, 0.5]]
-    assert images.normalise(maps, dims=3).tolist()[0][0] == pytest.approx([2 / 9, 4 / 9, 6 / 9])
-
-
-def test_percentiles_by_hand() -> None:
-    """Of 0 to 9 and 100, 90 % (ten of eleven) do not exceed 9, and as many are not below 1."""
-    maps = torch.tensor([[0.0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 100]])
-    scaled = images.normalise(maps, percentile=90)[0]
-    assert_close(scaled, ((maps[0] - 1) / 8).clamp(0, 1))
-    scaled = images.normalise(-maps, symmetric=True, percentile=90)[0]
-    assert_close(scaled, (0.5 - maps[0] / 18).clamp(0, 1))
-    assert torch.equal(images.normalise(maps, percentile=100), images.normalise(maps))
-
-
-@pytest.mark.parametrize(
-    ("maps", "options", "message"),
-    [
-        (torch.tensor([[0.0, torch.inf]]), {}, "maps should be finite, got NaN or infinity"),
-        (torch.zeros(2, 0), {}, r"maps should have at least 2 dimensions and one value, got shape \[2, 0\]"),
-        (torch.zeros(2), {}, r"maps should have at least 2 dimensions and one value, got shape \[2\]"),
-        (torch.zeros(2, 2), {"percentile": 50}, "percentile should be above 50 and at most 100, got 50"),
-        (torch.zeros(2, 2), {"percentile": 101}, "percentile should be above 50 and at most 100, got 101"),
-    ],
-)
-def test_wrong_maps(maps: torch.Tensor, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        images.normalise(maps, **options)
-
-
-def test_overlays_by_hand() -> None:
-    image = torch.full((1, 3, 2, 4), 0.5)
-    heat = torch.tensor([[[0.0, 1.0]]])
-    over = images.overlay(image, heat, alpha=0.25, name="grey")
-    # Two values over four pixels: bilinear at 1/4 and 3/4 between the centres, in 256 steps.
-    expected = 0.75 * 0.5 + 0.25 * torch.tensor([0.0, 64 / 255, 192 / 255, 1.0])
-    assert_close(over, expected.expand(1, 3, 2, 4))
-    assert torch.equal(images.overlay(image, heat, alpha=0.0), image)
-    assert torch.equal(images.overlay(image, heat.expand(1, 2, 2)[..., [0, 0, 1, 1]], alpha=1.0),
-                       images.colour_map(heat.expand(1, 2, 2)[..., [0, 0, 1, 1]], "jet"))  # fmt: skip
-
-
-def test_wrong_overlays() -> None:
-    image, heat = torch.zeros(2, 3, 4, 4), torch.zeros(2, 2, 2)
-    with pytest.raises(ValueError, match=r"image should have values 0 to 1, got -3 to -3"):
-        images.overlay(image - 3, heat)
-    with pytest.raises(ValueError, match=r"heat should have values 0 to 1, got 5 to 5"):
-        images.overlay(image, heat + 5)
-    with pytest.raises(ValueError, match="heat should have 2 maps, one an image, got 1"):
-        images.overlay(image, heat[:1])
-    with pytest.raises(ValueError, match=r"image should have shape \[N, 3, H, W\], got \[2, 1, 4, 4\]"):
-        images.overlay(image[:, :1], heat)
-    with pytest.raises(ValueError, match="alpha should be 0 to 1, got 2"):
-        images.overlay(image, heat, alpha=2)
-
-
-def test_grid_by_hand() -> None:
-    pictures = torch.stack([torch.full((3, 1, 2), value) for value in (0.1, 0.2, 0.3)])
-    sheet = images.grid(pictures, columns=2, padding=1, background=0.9)
-    b = 0.9
-    expected = [
-        [b, b, b, b, b, b, b],
-        [b, 0.1, 0.1, b, 0.2, 0.2, b],
-        [b, b, b, b, b, b, b],
-        [b, 0.3, 0.3, b, b, b, b],
-        [b, b, b, b, b, b, b],
-    ]
-    assert_close(sheet, torch.tensor(expected).expand(3, 5, 7))
-    assert images.grid(pictures, padding=0).shape == (3, 2, 4)
-    assert images.grid(torch.zeros(5, 3, 2, 2), padding=0).shape == (3, 4, 6)
-    assert images.grid(torch.zeros(1, 3, 2, 2, dtype=torch.float64)).dtype == torch.float64
-
-
-def test_wrong_grids() -> None:
-    with pytest.raises(ValueError, match="pictures should hold at least one picture, got none"):
-        images.grid(torch.zeros(0, 3, 2, 2))
-    with pytest.raises(ValueError, match=r"pictures should have shape \[N, 3, H, W\], got \[2, 1, 2, 2\]"):
-        images.grid(torch.zeros(2, 1, 2, 2))
-    with pytest.raises(ValueError, match="columns should be at least 1, got 0"):
-        images.grid(torch.zeros(2, 3, 2, 2), columns=0)
-    with pytest.raises(ValueError, match="background should be 0 to 1, got 255"):
-        images.grid(torch.zeros(2, 3, 2, 2), background=255)
-
-
-# ----------------------------------------------------------------------------------------------------- writing
-
-
-@pytest.mark.parametrize("ending", [".png", ".webp", ".PNG"])
-def test_saving_rounds_to_8_bits(tmp_path: Path, ending: str) -> None:
-    x = torch.rand(3, 5, 7)
-    images.save_image(x.requires_grad_(), tmp_path / f"a{ending}")
-    assert torch.equal(images.read_image(tmp_path / f"a{ending}"), (x.detach() * 255).round() / 255)
-    assert os.listdir(tmp_path) == [f"a{ending}"]
-    images.save_image(torch.zeros(3, 1, 1), tmp_path / f"a{ending}")
-    assert images.read_image(tmp_path / f"a{ending}").shape == (3, 1, 1)
-
-
-def test_saved_files_have_the_usual_permissions(tmp_path: Path) -> None:
-    (tmp_path / "usual").touch()
-    images.save_image(torch.zeros(3, 2, 2), tmp_path / "a.png")
-    assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "usual").stat().st_mode
-
-
-def test_saving_jpeg(tmp_path: Path) -> None:
-    x = torch.zeros(3, 32, 32)
-    x[0, :, 16:] = 1
-    images.save_image(x, tmp_path / "a.jpg")
-    assert (images.read_image(tmp_path / "a.jpg") - x).abs().max() < 0.1
-
-
-@pytest.mark.parametrize(
-    ("picture", "name", "error", "message"),
-    [
-        (torch.zeros(1, 3, 2, 2), "a.png", ValueError, r"picture should have shape \[3, H, W\], got \[1, 3, 2, 2\]"),
-        (torch.zeros(1, 2, 2), "a.png", ValueError, r"picture should have shape \[3, H, W\], got \[1, 2, 2\]"),
-        (torch.full((3, 2, 2), -2.0), "a.png", ValueError, "picture should have values 0 to 1, got -2 to -2"),
-        (torch.zeros(3, 2, 2), "a.tiff", ValueError, r"path should end in .png, .jpg, .jpeg, .webp, got '.*a.tiff'"),
-        (torch.zeros(3, 2, 2, dtype=torch.int32), "a.png", TypeError, "picture should be .* tensor, got .*torch.int32"),
-        (torch.zeros(3, 2, 2), "none/a.png", OSError, "No such file or directory: '.*none/a.png'"),
-        (torch.zeros(3, 2, 2), "file/a.png", OSError, "Not a directory: '.*file/a.png'"),
-        (torch.zeros(3, 2, 2), "folder.png", OSError, "Is a directory: '.*folder.png'"),
-    ],
-)
-def test_wrong_saving(tmp_path: Path, picture: torch.Tensor, name: str, error: type[Exception], message: str) -> None:
-    (tmp_path / "file").touch()
-    (tmp_path / "folder.png").mkdir()
-    with pytest.raises(error, match=message):
-        images.save_image(picture, tmp_path / name)
-    assert sorted(os.listdir(tmp_path)) == ["file", "folder.png"]
-
-
-def test_no_space_leaves_the_older_file(tmp_path: Path) -> None:
-    """The system refuses to write more than 1000 bytes, as a full disk would."""
-    images.save_image(torch.zeros(3, 2, 2), tmp_path / "a.png")
-    older = (tmp_path / "a.png").read_bytes()
-    noise = torch.rand(3, 64, 64)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        with pytest.raises(OSError, match=r"File too large: '.*a.png'") as caught:
-            images.save_image(noise, tmp_path / "a.png")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert caught.value.errno == errno.EFBIG
-    assert (tmp_path / "a.png").read_bytes() == older
-    assert os.listdir(tmp_path) == ["a.png"]
-
-
-def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flushed: list[tuple[int, bool]] = []
-    monkeypatch.setattr(
-        os, "fsync", lambda handle: flushed.append((os.fstat(handle).st_size, (tmp_path / "a.bin").exists()))
-    )
-    with images.whole_file(tmp_path / "a.bin") as stream:
-        stream.write(b"four")
-    assert flushed == [(4, False)]
-    assert (tmp_path / "a.bin").exists()
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, error: type[BaseException]) -> None:
-    def interrupted() -> None:
-        with images.whole_file(tmp_path / "a.bin") as stream:
-            stream.write(b"half")
-            raise error
-
-    with pytest.raises(error):
-        interrupted()
-    assert os.listdir(tmp_path) == []
-    with images.whole_file(tmp_path / "a.bin") as stream, images.whole_file(tmp_path / "b.bin") as other:
-        stream.write(b"all")
-        other.write(b"more")
-    assert (tmp_path / "a.bin").read_bytes() == b"all"
-    assert (tmp_path / "b.bin").read_bytes() == b"more"
-
-
-# ----------------------------------------------------------------------------------------------------- package
-
-
 def test_the_three_photographs_are_there() -> None:
     x, names = images.load_images(Path(images.__file__).parents[1] / "models" / "data" / "photos")
     assert names == ["espresso.jpg", "rocket.jpg", "tabby_cat.jpg"]
     assert x.std((1, 2, 3)).min() > 0.1
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize(
-    "draw",
-    [
-        lambda x: images.preprocess(x, Preprocessing((9, 9), 12, (0.5,) * 3, (0.5,) * 3)),
-        lambda x: images.restore(x, Preprocessing((9, 9), 12, (0.5,) * 3, (0.5,) * 3)),
-        lambda x: images.colour_map(x, "inferno"),
-        lambda x: images.normalise(x, percentile=90),
-        lambda x: images.overlay(x, x[:, 0, ::2, ::2]),
-        lambda x: images.grid(x),
-    ],
-)
-def test_pictures_stay_on_their_device(draw: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    x = torch.rand(3, 3, 16, 20)
-    on_gpu = draw(x.cuda())
-    assert on_gpu.is_cuda
-    # One colour step apart where rounding falls on the other side.
-    assert_close(on_gpu.cpu(), draw(x), rtol=0, atol=0.05)

@@ -1,0 +1,305 @@
+"""What fastviz knows of a model: how images are prepared for it, its class names, its origin."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from fastviz._util import checks
+from fastviz.models.demo_network import CLASS_NAMES, INPUT_SIZE, DemoNetwork
+
+__all__ = [
+    "DEMO",
+    "Description",
+    "ModelInfo",
+    "Preprocessing",
+    "class_names",
+    "describe",
+    "guess_channels",
+    "model_info",
+    "preprocessing",
+    "preprocessing_of",
+    "remember",
+]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes a network's input: resize, crop the centre, subtract ``mean``, divide by ``std``.
+
+    Attributes:
+        size: height and width of the input in pixels; None keeps what the resizing gives.
+        resize: length in pixels of the picture's shorter side before the crop, its shape kept; None resizes the whole
+            picture to ``size`` without a crop, changing its shape.
+        mean: one number a channel, in units of a picture with values 0 to 1. One number alone makes the input grey.
+        std: as ``mean``.
+        interpolation: ``"bilinear"`` or ``"bicubic"``, both with antialiasing.
+
+    Raises:
+        ValueError: a size below 1, a crop larger than what ``resize`` leaves, ``mean`` and ``std`` of different
+            lengths, a ``std`` of 0 or less.
+
+    >>> Preprocessing(size=(224, 224), resize=256, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)).size
+    (224, 224)
+    """
+
+    size: tuple[int, int] | None
+    resize: int | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.size is not None:
+            if not isinstance(self.size, (tuple, list)) or len(self.size) != 2:
+                raise ValueError(f"size should be (height, width) or None, got {self.size!r}")
+            height, width = (checks.whole_number(length, "size", minimum=1) for length in self.size)
+            object.__setattr__(self, "size", (height, width))
+        if self.resize is not None:
+            checks.whole_number(self.resize, "resize", minimum=1)
+            if self.size is not None and self.resize < max(self.size):
+                raise ValueError(
+                    f"resize should be at least the larger side of size, {max(self.size)}, got {self.resize}"
+                )
+        for argument in ("mean", "std"):
+            object.__setattr__(self, argument, tuple(float(number) for number in getattr(self, argument)))
+            if not all(math.isfinite(number) for number in getattr(self, argument)):
+                raise ValueError(f"{argument} should be finite, got {getattr(self, argument)}")
+        if not self.mean or len(self.mean) != len(self.std):
+            raise ValueError(
+                f"mean and std should have one number a channel each, got {len(self.mean)} and {len(self.std)}"
+            )
+        if min(self.std) <= 0:
+            raise ValueError(f"std should be above 0, got {self.std}")
+        checks.one_of(self.interpolation, "interpolation", ("bilinear", "bicubic"))
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Where a model comes from.
+
+    Attributes:
+        name: the name given to :func:`load_model`; for any other module the name of its class.
+        weights: the name of the weights, the path of their file, ``"built-in"`` for the built-in network, or None for
+            random weights and for modules that :func:`load_model` did not make.
+    """
+
+    name: str
+    weights: str | None
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of one model."""
+
+    info: ModelInfo
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...] | None
+
+
+_IMAGENET = Preprocessing((224, 224), 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+# The means over ImageNet's three colours, for images with another number of channels.
+_GREY_MEAN, _GREY_STD = 0.449, 0.226
+
+DEMO = Description(
+    ModelInfo("demo", None),
+    Preprocessing((INPUT_SIZE, INPUT_SIZE), INPUT_SIZE, _IMAGENET.mean, _IMAGENET.std),
+    CLASS_NAMES,
+)
+
+# Weak, so that describing a model does not keep it alive; beside the model, so that the model stays as it is.
+_descriptions: WeakKeyDictionary[nn.Module, Description] = WeakKeyDictionary()
+
+
+def class_names(model: nn.Module) -> list[str]:
+    """The names of the model's classes, index = class.
+
+    They are known for models that :func:`load_model` made (a torchvision network with 1000 classes has ImageNet's
+    names, also with random weights) and for models that :func:`describe` was told about.
+
+    Args:
+        model: any torch module.
+
+    Returns:
+        One string a class.
+
+    Raises:
+        TypeError: ``model`` is not a torch module.
+        ValueError: the names are not known.
+
+    >>> from fastviz.models import load_model
+    >>> class_names(load_model("demo"))[5]
+    'goldfish'
+    """
+    known = _describe(model)
+    if known.class_names is None:
+        raise ValueError(
+            f"the class names of this {known.info.name} are not known: tell them once with "
+            "fastviz.models.describe(model, class_names=[...])"
+        )
+    return list(known.class_names)
+
+
+def preprocessing(model: nn.Module) -> Preprocessing:
+    """How pictures are prepared for ``model``.
+
+    A model of :func:`load_model` has torchvision's published values: those of its weights by name, else those of the
+    network's first published weights. A model that :func:`describe` was told about has what was told. For every other
+    module it is: the shorter side resized to 256 pixels, a centre crop of 224x224, ImageNet's mean and standard
+    deviation. If its first convolution takes another number of channels than 3 (see :func:`guess_channels`), each
+    channel has the averages of ImageNet's values over the colours, 0.449 and 0.226.
+
+    Args:
+        model: any torch module.
+
+    Returns:
+        Sizes in pixels, mean and standard deviation in units of a picture with values 0 to 1.
+
+    Raises:
+        TypeError: ``model`` is not a torch module.
+
+    >>> preprocessing(nn.Conv2d(3, 1, 1)).size
+    (224, 224)
+    """
+    return _describe(model).preprocessing
+
+
+def preprocessing_of(model: nn.Module, channels: int, argument: str = "x") -> Preprocessing:
+    """:func:`preprocessing`, for a batch of images that has this many ``channels``.
+
+    The channels of the batch outweigh a guess from the model's modules, but not a description of the model.
+
+    Args:
+        model: any torch module.
+        channels: of the batch.
+        argument: what an error calls the batch.
+
+    Returns:
+        Its ``mean`` and ``std`` have ``channels`` numbers.
+
+    Raises:
+        ValueError: the model is described as one of another number of channels; names ``argument``.
+
+    >>> preprocessing_of(nn.Linear(3, 2), 1).mean
+    (0.449,)
+    """
+    known = preprocessing(model)
+    if len(known.mean) == channels:
+        return known
+    if _is_described(model):
+        raise ValueError(
+            f"{argument} should have the {len(known.mean)} channels of the model's preprocessing, got {channels} "
+            "(fastviz.models.describe(model, preprocessing=...) tells another one)"
+        )
+    return _usual(channels)
+
+
+def guess_channels(model: nn.Module) -> int | None:
+    """How many channels the images of ``model`` have, as its first convolution says; None without a convolution.
+
+    The first in the order of registration, which in most models is the order of the calls.
+
+    >>> guess_channels(nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3))), guess_channels(nn.Linear(3, 2))
+    (1, None)
+    """
+    for module in model.modules():
+        # A scripted module is not an instance of a class in torch.nn, but it keeps the class's name and attributes.
+        kind = getattr(module, "original_name", type(module).__name__)
+        known = isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) or kind in ("Conv1d", "Conv2d", "Conv3d")
+        channels = getattr(module, "in_channels", None)
+        if known and isinstance(channels, int) and channels > 0:  # a lazy convolution has 0 until its first call
+            return channels
+    return None
+
+
+def model_info(model: nn.Module) -> ModelInfo:
+    """The name of ``model`` and where its weights come from.
+
+    Args:
+        model: any torch module.
+
+    Returns:
+        For a module that :func:`load_model` did not make: the name of its class, and None.
+
+    Raises:
+        TypeError: ``model`` is not a torch module.
+
+    >>> model_info(nn.Conv2d(3, 1, 1))
+    ModelInfo(name='Conv2d', weights=None)
+    """
+    return _describe(model).info
+
+
+def describe(
+    model: nn.Module, *, preprocessing: Preprocessing | None = None, class_names: Sequence[str] | None = None
+) -> None:
+    """Tell fastviz how pictures are prepared for ``model`` and what its classes are called; None changes nothing.
+
+    The description is kept beside the model, which is not changed, for as long as the model lives. A copy of the model
+    has no description.
+
+    Args:
+        model: any torch module.
+        preprocessing: resizing, crop, mean and standard deviation.
+        class_names: one string a class, index = class.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: no class names.
+
+    >>> model = nn.Linear(3, 2)
+    >>> describe(model, class_names=["cat", "dog"])
+    >>> class_names(model)
+    ['cat', 'dog']
+    """
+    known = _describe(model)
+    if preprocessing is not None:
+        if not isinstance(preprocessing, Preprocessing):
+            raise TypeError(f"preprocessing should be a Preprocessing, got {type(preprocessing).__name__}")
+        known = replace(known, preprocessing=preprocessing)
+    if class_names is not None:
+        if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):
+            raise TypeError(f"class_names should be a list of strings, got {class_names!r}")
+        if not class_names:
+            raise ValueError("class_names should have one name a class, got none")
+        known = replace(known, class_names=tuple(class_names))
+    remember(model, known)
+
+
+def remember(model: nn.Module, description: Description) -> None:
+    """Keep ``description`` beside ``model``, in place of an older one."""
+    _descriptions[_unwrapped(model)] = description
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside what ``torch.compile`` returned; any other module itself."""
+    inner = getattr(model, "_orig_mod", model)
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def _describe(model: nn.Module) -> Description:
+    module = _unwrapped(checks.module(model))
+    known = _descriptions.get(module)
+    if known is not None:
+        return known
+    if isinstance(module, DemoNetwork):
+        return DEMO
+    return Description(ModelInfo(type(module).__name__, None), _usual(guess_channels(module) or 3), None)
+
+
+def _is_described(model: nn.Module) -> bool:
+    module = _unwrapped(model)
+    return module in _descriptions or isinstance(module, DemoNetwork)
+
+
+def _usual(channels: int) -> Preprocessing:
+    """The preprocessing of a model without a description."""
+    if channels == len(_IMAGENET.mean):
+        return _IMAGENET
+    return replace(_IMAGENET, mean=(_GREY_MEAN,) * channels, std=(_GREY_STD,) * channels)

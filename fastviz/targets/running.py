@@ -1,0 +1,104 @@
+"""A model run for its targets: output and activations from one forward pass, and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fastviz.execution import capture, cuda_graphs
+from fastviz.execution.batches import Batches
+from fastviz.targets.indices import Activations
+
+__all__ = ["gradients", "run"]
+
+
+def run(
+    model: nn.Module,
+    x: Tensor,
+    layers: Sequence[str] = (),
+    *,
+    start_gradients: bool = False,
+    calls: Mapping[str, int] | None = None,
+    argument: str | None = None,
+    batches: Batches | None = None,
+) -> tuple[object, Activations]:
+    """Output of the model for ``x`` and the activations of ``layers``, from one forward pass.
+
+    A model that works in place on its input changes ``x``. ``start_gradients`` and ``calls`` as in
+    :func:`fastviz.execution.capture.activations`; with ``calls`` the output is None. Errors of the model call ``x`` the
+    ``argument``, and come as they are for None. With ``batches`` the pass is watched, see
+    :meth:`fastviz.execution.batches.Batches.watched`.
+    """
+    if batches is not None:
+        return batches.watched(
+            lambda images: run(model, images, layers, start_gradients=start_gradients, calls=calls, argument=argument),
+            x,
+        )
+    model = capture.eager(model) if layers else model
+    recordings = None if start_gradients else cuda_graphs.recordings(x)
+    way = None if recordings is None else cuda_graphs.way_of(model, x.device)
+    if recordings is None or way is None:
+        with capture.usable(model, x, argument):
+            return _run(model, x, layers, start_gradients, calls)
+
+    def function(images: Tensor) -> cuda_graphs.Outputs:
+        # The copy is for models that work in place on their input.
+        output, recorded = _run(model, images.clone(), layers, False, calls)
+        return output, *(recorded[name] for name in layers)
+
+    key = (*way, tuple(layers), None if calls is None else tuple(calls.items()))
+    with capture.usable(model, x, argument):
+        output, *maps = recordings.replayed(key, function, x)
+    return output, dict(zip(layers, maps, strict=True))
+
+
+def _run(
+    model: nn.Module, x: Tensor, layers: Sequence[str], start_gradients: bool, calls: Mapping[str, int] | None
+) -> tuple[object, Activations]:
+    if not layers:
+        return model(x), {}
+    with capture.activations(model, layers, start_gradients=start_gradients, calls=calls) as recorded:
+        try:
+            return model(x), recorded
+        except capture.Reached:
+            return None, recorded
+
+
+def gradients(values: Tensor, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    """Gradients of ``values`` for each of the ``inputs``.
+
+    Args:
+        values: [N] or [N, T], from one forward pass.
+        inputs: tensors [N, ...] that the pass used, by the names that errors call them.
+
+    Returns:
+        One tensor an input, [N, ...], or [N, T, ...] for several targets, in the input's dtype.
+
+    Samples must not mix in the model, as they do not in evaluation mode: the gradient of the sum over the batch is the
+    gradient of each sample.
+
+    Raises:
+        ValueError: a value does not depend on an input, which is called by its key in ``inputs``.
+    """
+    columns = values.unbind(1) if values.dim() == 2 else (values,)
+    tensors = list(inputs.values())
+    found = []
+    for number, column in enumerate(columns, start=1):
+        got: Sequence[Tensor | None] = [None] * len(tensors)
+        if column.requires_grad:
+            more = number < len(columns)
+            got = capture.differentiate(column, tensors, retain_graph=more)
+        for name, gradient in zip(inputs, got, strict=True):
+            if gradient is None:
+                raise ValueError(
+                    f"target should depend on {name}, but has no gradient for it "
+                    "(is the target behind it, and does the model use torch.no_grad or detach?)"
+                )
+        found.append(got)
+    if values.dim() == 1:
+        return [gradient for gradient in found[0] if gradient is not None]
+    return [
+        torch.stack([gradient for gradient in each if gradient is not None], dim=1) for each in zip(*found, strict=True)
+    ]

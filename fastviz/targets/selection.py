@@ -1,0 +1,137 @@
+"""The targets of a call, checked: one a sample or several."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from fastviz.execution import capture
+from fastviz.targets.indices import Activations, checked_index, required_index
+from fastviz.targets.objectives import Objective, all_scores_read, class_objective
+
+__all__ = ["Selection", "Target", "resolve"]
+
+Target: TypeAlias = int | Tensor | Objective | Sequence[int | Tensor | Objective | None] | None
+"""None (the class with the highest score), a class index, a tensor of them [N] (one a sample) or [N, T] (T a sample),
+an objective, or a list of T of those (T targets a sample, from one forward pass)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Targets that have been checked: what :func:`resolve` makes.
+
+    ``several`` says whether there are T targets a sample (values [N, T]) or one (values [N]); ``columns`` is T, or
+    None.
+    """
+
+    objectives: tuple[Objective, ...]
+    several: bool
+    columns: int | None
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Layers whose activations must be captured, each once."""
+        return tuple(dict.fromkeys(chain.from_iterable(objective.layers for objective in self.objectives)))
+
+    @property
+    def predicts(self) -> bool:
+        """Whether some target is the class with the highest score."""
+        return any(objective.predicts for objective in self.objectives)
+
+    @property
+    def scores_read(self) -> frozenset[int] | None:
+        """The classes whose scores are all that is read of the output; None if others may be."""
+        return all_scores_read(self.objectives)
+
+    @property
+    def reads_output(self) -> bool:
+        """Whether some target reads the output of the model, and not only :attr:`layers`."""
+        return any(objective.reads_output for objective in self.objectives)
+
+    def split_targets(self) -> list[Selection]:
+        """The targets of each sample one by one: T selections with one target a sample."""
+        return [Selection((each,), False, None) for objective in self.objectives for each in objective.split_targets()]
+
+    def values(self, output: object, activations: Activations) -> Tensor:
+        """Values [N], or [N, T] if there are several targets a sample, in the graph of the forward pass.
+
+        Raises:
+            TypeError: a class is asked for and the ``output`` of the model is not a tensor.
+            ValueError: it is not [N, K]; a class, channel or position does not exist; a tensor of targets has another
+                length than N; a layer was not called.
+        """
+        parts = [objective.values(output, activations) for objective in self.objectives]
+        if not self.several:
+            return parts[0]
+        return torch.cat([part.reshape(len(part), -1) for part in parts], dim=1)
+
+    def no_values(self, like: Tensor, shape: Sequence[int] = ()) -> Tensor:
+        """What there is for no samples: zeros [0, *shape], or [0, T, *shape], of the dtype and device of ``like``."""
+        return like.new_zeros((0, *(() if self.columns is None else (self.columns,)), *shape))
+
+    def with_predicted(self, predicted: Tensor) -> Selection:
+        """The selection with the ``predicted`` classes, int64 [N], in place of "the class with the highest score"."""
+        objectives = tuple(objective.with_predicted(predicted) for objective in self.objectives)
+        return Selection(objectives, self.several, self.columns)
+
+    def for_samples(self, samples: Tensor, of: int) -> Selection:
+        """The selection for a batch of the ``samples`` with these numbers, int64 [P], ``of`` a batch of so many.
+
+        Raises:
+            ValueError: a tensor of targets has another length than ``of``.
+        """
+        objectives = tuple(objective.for_samples(samples, of) for objective in self.objectives)
+        return Selection(objectives, self.several, self.columns)
+
+
+def resolve(target: Target, model: nn.Module) -> Selection:
+    """``target``, checked against ``model`` as far as that is possible without running it.
+
+    Args:
+        target: see :data:`Target`.
+        model: where the layers of the target are looked up.
+
+    Returns:
+        The targets of the call, with one value a sample or T.
+
+    >>> from fastviz.targets import class_probability
+    >>> resolve([3, class_probability(3)], nn.Linear(4, 5)).columns
+    2
+
+    Raises:
+        TypeError: not a target, or not of whole numbers.
+        ValueError: a negative class, a tensor that is neither [N] nor [N, T], an empty list, or a layer that the model
+            does not have; the message lists the nearest.
+    """
+    if isinstance(target, Tensor) and target.dim() == 2:
+        if not target.shape[1]:
+            raise ValueError(f"target should have at least one class a sample, got shape {list(target.shape)}")
+        flat = required_index(target.reshape(-1), "target")
+        assert isinstance(flat, Tensor)
+        selection = Selection((class_objective(flat.reshape(target.shape)),), True, target.shape[1])
+    elif isinstance(target, Sequence) and not isinstance(target, str):
+        if not target:
+            raise ValueError("target should have at least one entry, got an empty list")
+        selection = Selection(tuple(_objective(entry) for entry in target), True, len(target))
+    else:
+        selection = Selection((_objective(target),), False, None)
+    for name in selection.layers:
+        capture.layer_module(model, name)
+    return selection
+
+
+def _objective(target: object) -> Objective:
+    if isinstance(target, Objective):
+        return target
+    if target is None or isinstance(target, (numbers.Integral, Tensor)):
+        return class_objective(checked_index(target, "target"))
+    raise TypeError(
+        "target should be None, a class index, a tensor of them, an objective such as class_score(3), "
+        f"or a list of those, got {type(target).__name__}"
+    )
