@@ -18,7 +18,7 @@ from fastviz.execution import capture
 from fastviz.images import tensors
 from fastviz.images.files import restore
 from fastviz.models.loading import preprocessing
-from fastviz.ops.operators import Rule
+from fastviz.ops import Rule
 from fastviz.targets.objectives import Target
 
 __all__ = ["BACKGROUND", "OBJECT", "PROBABLY_BACKGROUND", "PROBABLY_OBJECT", "Segmentation", "segment"]
