@@ -8,8 +8,8 @@ TORCH_CUDA_ARCH_LIST ?= 9.0
 THREADS ?= 0
 OUT ?= build/gpu-check
 # What runs once more as on a lesser processor, in one thread: tests of numbers, from each part.
-NUMERIC = $(addprefix tests/test_,ops.py devices.py winograd.py strided.py batch_norm.py backward.py against_captum.py \
-    gradients.py)
+NUMERIC = $(addprefix tests/,ops repository/test_devices.py execution/fast_conv methods/attribution/test_gradients.py \
+    methods/attribution/test_against_captum.py engine/gradients/test_input_gradients.py)
 
 PY := $(VENV)/bin/python
 NATIVE := $(wildcard csrc/kernels/*.h csrc/kernels/*/*.h csrc/kernels/*/*.c* csrc/ops/*) setup.py fastviz/ops/_build.py
@@ -98,9 +98,10 @@ abi-check: wheel
 	rm -rf build/abi && mkdir -p build/abi/tests
 	$(PYTHON) -m venv build/abi/venv
 	build/abi/venv/bin/python -m pip install -q torch==2.13.0 pytest dist/*.whl
-	cp tests/ops/test_operators.py tests/conftest.py build/abi/tests/
+	cp tests/conftest.py build/abi/tests/ && mkdir build/abi/tests/ops
+	cp tests/ops/common.py $(filter-out %against_libraries.py,$(wildcard tests/ops/test_*.py)) build/abi/tests/ops/
 	cd build/abi && venv/bin/python -c "import torch, fastviz; print(torch.__version__, fastviz.ops.libraries())"
-	cd build/abi && venv/bin/python -m pytest -q -c /dev/null --rootdir . tests -m "not cuda"
+	cd build/abi && venv/bin/python -m pytest -q -c /dev/null --rootdir . --import-mode=importlib tests -m "not cuda"
 	rm -rf build/abi
 
 # For a machine with a GPU and no network: uses that machine's own python and its torch.
