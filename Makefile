@@ -105,9 +105,10 @@ abi-check: wheel
 	rm -rf build/abi && mkdir -p build/abi/tests
 	$(PYTHON) -m venv build/abi/venv
 	build/abi/venv/bin/python -m pip install -q torch==2.13.0 pytest dist/*.whl
-	cp tests/ops/test_operators.py tests/conftest.py build/abi/tests/
+	cp tests/conftest.py build/abi/tests/ && mkdir build/abi/tests/ops
+	cp tests/ops/common.py $(filter-out %against_libraries.py,$(wildcard tests/ops/test_*.py)) build/abi/tests/ops/
 	cd build/abi && venv/bin/python -c "import torch, fastviz; print(torch.__version__, fastviz.ops.libraries())"
-	cd build/abi && venv/bin/python -m pytest -q -c /dev/null --rootdir . tests -m "not cuda"
+	cd build/abi && venv/bin/python -m pytest -q -c /dev/null --rootdir . --import-mode=importlib tests -m "not cuda"
 	rm -rf build/abi
 
 # For a machine with a GPU and no network: uses that machine's own python and its torch.

@@ -1,6 +1,6 @@
 #ifndef FASTVIZ_CUDA
 
-#include "device.h"
+#include "dispatch.h"
 
 namespace fastviz {
 namespace {

@@ -1,4 +1,4 @@
-// The operators of fastviz, all of them. `fastviz/ops.py` explains each; underscored ones are backward passes and
+// The operators of fastviz, all of them. `fastviz/ops` explains each; underscored ones are backward passes and
 // parts.
 
 #include <torch/csrc/stable/library.h>

@@ -6,7 +6,7 @@
 #include <optional>
 #include <vector>
 
-#include "device.h"
+#include "dispatch.h"
 
 namespace fastviz {
 

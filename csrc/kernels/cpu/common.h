@@ -1,46 +1,14 @@
-// What the CPU kernels share: element types, threads, versions of a function for several instruction sets.
+// What the CPU kernels share: element types, threads, boxes.
 
 #pragma once
 
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 
-#include "../kernels.h"
-
-#define FASTVIZ_INLINE inline __attribute__((always_inline))
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#define FASTVIZ_X86
-#define FASTVIZ_AVX2 __attribute__((target("arch=x86-64-v3")))
-#define FASTVIZ_AVX512 __attribute__((target("arch=x86-64-v4")))
-#endif
+#include "../elements.h"
+#include "instructions.h"
 
 namespace fastviz {
-
-#ifdef FASTVIZ_X86
-template <auto function, typename... Arguments>
-FASTVIZ_AVX2 auto with_avx2(Arguments... arguments) {
-  return function(arguments...);
-}
-
-template <auto function, typename... Arguments>
-FASTVIZ_AVX512 auto with_avx512(Arguments... arguments) {
-  return function(arguments...);
-}
-#endif
-
-/// Calls function, which must be FASTVIZ_INLINE: it is compiled once for each instruction set. (Kernels whose source
-/// depends on the width of a vector choose among `Instructions` by hand.) The compiler's own target_clones would leave
-/// the choice to the loader, which knows nothing of FASTVIZ_CPU.
-template <auto function, typename... Arguments>
-auto versioned(Arguments... arguments) {
-#ifdef FASTVIZ_X86
-  if (instructions() == Instructions::avx512) return with_avx512<function>(arguments...);
-  if (instructions() == Instructions::avx2) return with_avx2<function>(arguments...);
-#endif
-  return function(arguments...);
-}
 
 using float16 = _Float16;
 
@@ -48,10 +16,6 @@ using float16 = _Float16;
 struct bfloat16 {
   uint16_t bits;
 };
-
-/// The type that sums run in.
-template <typename T>
-using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 template <typename T>
 FASTVIZ_INLINE Sum<T> widen(T value) {
@@ -116,16 +80,7 @@ void parallel_for(const Parallel& parallel, int64_t count, int64_t work, const F
 /// Calls function with a value of the element type.
 template <typename Function>
 void with_dtype(Dtype dtype, const Function& function) {
-  switch (dtype) {
-    case Dtype::float32:
-      return function(float{});
-    case Dtype::float64:
-      return function(double{});
-    case Dtype::float16:
-      return function(float16{});
-    case Dtype::bfloat16:
-      return function(bfloat16{});
-  }
+  with_element<float16, bfloat16>(dtype, function);
 }
 
 /// [first, last) cut to [low, high); empty ranges come out with first == last.

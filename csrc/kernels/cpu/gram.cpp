@@ -14,15 +14,15 @@ namespace fastviz {
 namespace {
 
 /// The tile of products that is kept in registers, and the vectors it is made of.
-template <typename S, int bytes, int vectors, int tile_rows>
+template <typename S, Instructions set>
 struct Tile {
   using Sum = S;
-  static constexpr int lanes = bytes / static_cast<int>(sizeof(S));
-  static constexpr int width = lanes * vectors;  // channels in a panel, columns in a tile
-  static constexpr int rows = tile_rows;
-  static constexpr int count = vectors;
-  typedef S Vector __attribute__((vector_size(bytes)));
-  typedef S Unaligned __attribute__((vector_size(bytes), aligned(sizeof(S))));
+  static constexpr int lanes = vector_bytes<set> / static_cast<int>(sizeof(S));
+  static constexpr int count = set == Instructions::avx2 ? 3 : 2;  // vectors in a row
+  static constexpr int width = lanes * count;  // channels in a panel, columns in a tile
+  static constexpr int rows = set == Instructions::avx512 ? 8 : 4;
+  typedef S Vector __attribute__((vector_size(vector_bytes<set>)));
+  typedef S Unaligned __attribute__((vector_size(vector_bytes<set>), aligned(sizeof(S))));
   static_assert(width % rows == 0, "tiles should divide a panel");
 };
 
@@ -151,22 +151,6 @@ FASTVIZ_INLINE void accumulate(const Gram& a, const Plan& plan, const E* feature
   }
 }
 
-// The vector code of each instruction set, by hand: the width of the tile is part of the source.
-#define FASTVIZ_GRAM_TASK(NAME, TARGET, BYTES, VECTORS, ROWS)                                                \
-  template <typename E>                                                                                      \
-  struct NAME {                                                                                              \
-    using T = Tile<Sum<E>, BYTES, VECTORS, ROWS>;                                                            \
-    TARGET static void run(const Gram& a, const Plan& plan, const E* features, int64_t chunk, int64_t group, \
-                           Sum<E>* packed, Sum<E>* matrix) {                                                 \
-      accumulate<T>(a, plan, features, chunk, group, packed, matrix);                                        \
-    }                                                                                                        \
-  }
-FASTVIZ_GRAM_TASK(BaselineTask, , 16, 2, 4);
-#ifdef FASTVIZ_X86
-FASTVIZ_GRAM_TASK(Avx2Task, FASTVIZ_AVX2, 32, 3, 4);
-FASTVIZ_GRAM_TASK(Avx512Task, FASTVIZ_AVX512, 64, 2, 8);
-#endif
-
 /// Squares of the matrix that the last step handles at a time, so that both triangles are written in whole lines.
 constexpr int64_t square = 32;
 
@@ -206,14 +190,15 @@ double finish_rows(const Gram& a, const Plan& plan, int64_t image, int64_t top, 
   return loss;
 }
 
-template <template <typename> class Task, typename E>
+template <Instructions set, typename E>
 void gram(const Parallel& parallel, const Gram& a) {
   using S = Sum<E>;
+  using T = Tile<S, set>;
   if (a.channels == 0) {
     if (a.loss) std::fill_n(static_cast<S*>(a.loss), a.images, S(0));
     return;
   }
-  const Plan plan(a, Task<E>::T::width);
+  const Plan plan(a, T::width);
   const int64_t size = plan.padded * plan.padded;
   S* matrices = static_cast<S*>(a.workspace);
   const E* features = static_cast<const E*>(a.features);
@@ -224,8 +209,9 @@ void gram(const Parallel& parallel, const Gram& a) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t image = task / per_image;
       const int64_t chunk = task % per_image / plan.groups;
-      Task<E>::run(a, plan, features + image * a.channels * a.places, chunk, task % plan.groups, packed.data(),
-                   matrices + (image * plan.chunks + chunk) * size);
+      Target<set>::template run<accumulate<T, E>>(a, plan, features + image * a.channels * a.places, chunk,
+                                                  task % plan.groups, packed.data(),
+                                                  matrices + (image * plan.chunks + chunk) * size);
     }
   });
   const int64_t tasks = a.images * squares(a);
@@ -244,21 +230,6 @@ void gram(const Parallel& parallel, const Gram& a) {
   }
 }
 
-/// Calls function with the task of this processor, as a template, for one element type.
-template <typename E, typename Function>
-void with_task(const Function& function) {
-#ifdef FASTVIZ_X86
-  if (instructions() == Instructions::avx512) return function(Avx512Task<E>{});
-  if (instructions() == Instructions::avx2) return function(Avx2Task<E>{});
-#endif
-  function(BaselineTask<E>{});
-}
-
-template <template <typename> class Task, typename E>
-void run(Task<E>, const Parallel& parallel, const Gram& a) {
-  gram<Task, E>(parallel, a);
-}
-
 }  // namespace
 
 size_t gram_cpu_workspace(const Gram& arguments) {
@@ -266,8 +237,8 @@ size_t gram_cpu_workspace(const Gram& arguments) {
   if (arguments.images == 0 || arguments.channels == 0) return bytes;
   with_dtype(arguments.dtype, [&](auto type) {
     using E = decltype(type);
-    with_task<E>([&](auto task) {
-      const Plan plan(arguments, decltype(task)::T::width);
+    with_instructions([&](auto set) {
+      const Plan plan(arguments, Tile<Sum<E>, decltype(set)::value>::width);
       bytes = static_cast<size_t>(arguments.images * plan.chunks * plan.padded * plan.padded) * sizeof(Sum<E>);
     });
   });
@@ -276,8 +247,9 @@ size_t gram_cpu_workspace(const Gram& arguments) {
 
 void gram_cpu(const Parallel& parallel, const Gram& arguments) {
   if (arguments.images == 0) return;
-  with_dtype(arguments.dtype,
-             [&](auto type) { with_task<decltype(type)>([&](auto task) { run(task, parallel, arguments); }); });
+  with_dtype(arguments.dtype, [&](auto type) {
+    with_instructions([&](auto set) { gram<decltype(set)::value, decltype(type)>(parallel, arguments); });
+  });
 }
 
 }  // namespace fastviz

@@ -2,64 +2,44 @@
 #include <limits>
 #include <vector>
 
-#include "common.h"
+#include "window_sums.h"
 
 namespace fastviz {
 namespace {
 
-/// The pixels of a window that are known, those of the largest weight first: sums grow fast, and windows that cannot be
-/// chosen are given up early.
-template <typename S>
-struct Taps {
-  std::vector<int64_t> offsets;  // from a window's first pixel, in a plane of the sample
-  std::vector<S> weights;
-  std::vector<S> values;  // [taps, channels]
-  S total = 0;
-};
-
+/// Taps between two looks at whether the windows are out of the running.
 constexpr size_t taps_between_looks = 8;
 
-/// The sums of `count` vectors of windows side by side, from `start` on, over all taps; false, and nothing written, as
-/// soon as each of them is above `limit`. `sample` is the first pixel of the first window.
-template <typename S, int bytes, int count>
+/// The sums of windows side by side, from `start` on, over all taps; false, and nothing written, as soon as each of
+/// them is above `limit`. `sample` is the first pixel of the first window.
+template <typename S, Instructions set>
 FASTVIZ_INLINE bool sums_of(const S* sample, int64_t plane, int64_t channels, const Taps<S>& taps, const S* start,
                             S limit, S* output) {
-  typedef S Vector __attribute__((vector_size(bytes)));
-  typedef S Unaligned __attribute__((vector_size(bytes), aligned(sizeof(S))));
-  constexpr int lanes = bytes / static_cast<int>(sizeof(S));
-  Vector sums[count];
+  using V = WindowVectors<S, set>;
+  using Unaligned = typename V::Unaligned;
+  typename V::Vector sums[V::count];
 #pragma GCC unroll 8
-  for (int v = 0; v < count; ++v) sums[v] = *reinterpret_cast<const Unaligned*>(start + v * lanes);
+  for (int v = 0; v < V::count; ++v) sums[v] = *reinterpret_cast<const Unaligned*>(start + v * V::lanes);
   const S* value = taps.values.data();
   for (size_t tap = 0; tap < taps.offsets.size();) {
     const size_t end = std::min(tap + taps_between_looks, taps.offsets.size());
     for (; tap < end; ++tap) {
-      const S* pixel = sample + taps.offsets[tap];
-      Vector squares[count] = {};
-      for (int64_t c = 0; c < channels; ++c) {
-#pragma GCC unroll 8
-        for (int v = 0; v < count; ++v) {
-          const Vector difference = *reinterpret_cast<const Unaligned*>(pixel + c * plane + v * lanes) - *value;
-          squares[v] += difference * difference;
-        }
-        ++value;
-      }
-#pragma GCC unroll 8
-      for (int v = 0; v < count; ++v) sums[v] += taps.weights[tap] * squares[v];
+      add_tap<V>(sample + taps.offsets[tap], plane, channels, value, taps.weights[tap], sums);
+      value += channels;
     }
-    Vector least = sums[0];
+    typename V::Vector least = sums[0];
 #pragma GCC unroll 8
-    for (int v = 1; v < count; ++v) least = sums[v] < least ? sums[v] : least;
+    for (int v = 1; v < V::count; ++v) least = sums[v] < least ? sums[v] : least;
     bool alive = false;
-    for (int lane = 0; lane < lanes; ++lane) alive |= least[lane] <= limit;
+    for (int lane = 0; lane < V::lanes; ++lane) alive |= least[lane] <= limit;
     if (!alive) return false;
   }
 #pragma GCC unroll 8
-  for (int v = 0; v < count; ++v) *reinterpret_cast<Unaligned*>(output + v * lanes) = sums[v];
+  for (int v = 0; v < V::count; ++v) *reinterpret_cast<Unaligned*>(output + v * V::lanes) = sums[v];
   return true;
 }
 
-/// `sums_of` for one instruction set: the width of a vector is part of the source.
+/// `sums_of` for one instruction set.
 template <typename S>
 struct Sums {
   int64_t windows;  // that it handles at a time
@@ -67,28 +47,12 @@ struct Sums {
               S* output);
 };
 
-#define FASTVIZ_SUMS(NAME, TARGET, BYTES, COUNT)                                                                   \
-  template <typename S>                                                                                            \
-  TARGET bool NAME(const S* sample, int64_t plane, int64_t channels, const Taps<S>& taps, const S* start, S limit, \
-                   S* output) {                                                                                    \
-    return sums_of<S, BYTES, COUNT>(sample, plane, channels, taps, start, limit, output);                          \
-  }                                                                                                                \
-  template <typename S>                                                                                            \
-  constexpr Sums<S> NAME##_sums = {BYTES / static_cast<int64_t>(sizeof(S)) * COUNT, NAME<S>};
-FASTVIZ_SUMS(baseline, , 16, 4)
-#ifdef FASTVIZ_X86
-FASTVIZ_SUMS(avx2, FASTVIZ_AVX2, 32, 4)
-FASTVIZ_SUMS(avx512, FASTVIZ_AVX512, 64, 2)
-#endif
-
-/// The one of this processor.
 template <typename S>
 Sums<S> sums_here() {
-#ifdef FASTVIZ_X86
-  if (instructions() == Instructions::avx512) return avx512_sums<S>;
-  if (instructions() == Instructions::avx2) return avx2_sums<S>;
-#endif
-  return baseline_sums<S>;
+  return with_instructions([](auto chosen) {
+    constexpr Instructions set = decltype(chosen)::value;
+    return Sums<S>{WindowVectors<S, set>::windows, Target<set>::template run<sums_of<S, set>>};
+  });
 }
 
 /// The sample and its windows, rows of windows filled up to whole blocks with ones that are never chosen.
@@ -151,22 +115,18 @@ class Search {
   }
 
  private:
+  /// Those of the largest weight come first: sums then grow fast, and windows that cannot be chosen are given up early.
   void read(int64_t place) {
     const GrowTexture& a = source_.a;
     const int64_t plane = a.canvas_rows * a.canvas_columns, reach = a.window / 2;
     const S* values = static_cast<const S*>(a.values);
-    taps_.offsets.clear();
-    taps_.weights.clear();
-    taps_.values.clear();
-    taps_.total = 0;
+    taps_.clear();
     for (const int64_t pixel : source_.order) {
       const int64_t y = pixel / a.window, x = pixel % a.window;
       const int64_t there = place + (y - reach) * a.canvas_columns + x - reach;
       if (!a.filled[there]) continue;
-      taps_.offsets.push_back(y * source_.columns + x);
-      taps_.weights.push_back(static_cast<const S*>(a.weights)[pixel]);
-      taps_.total += taps_.weights.back();
-      for (int64_t c = 0; c < a.channels; ++c) taps_.values.push_back(values[c * plane + there]);
+      taps_.add(y * source_.columns + x, static_cast<const S*>(a.weights)[pixel], a.channels,
+                [&](int64_t c) { return values[c * plane + there]; });
     }
   }
 

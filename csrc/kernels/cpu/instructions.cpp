@@ -1,8 +1,8 @@
+#include "instructions.h"
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-
-#include "common.h"
 
 namespace fastviz {
 

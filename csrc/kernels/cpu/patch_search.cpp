@@ -1,94 +1,55 @@
 #include <algorithm>
 #include <vector>
 
-#include "common.h"
+#include "window_sums.h"
 
 namespace fastviz {
 namespace {
 
-/// The pixels of one neighbourhood that count, in row-major order.
-template <typename S>
-struct Taps {
-  std::vector<int64_t> offsets;  // from a window's first pixel, in a plane of the sample
-  std::vector<S> weights;
-  std::vector<S> values;  // [taps, channels]
-  S total = 0;
-
-  /// `columns` are those of the sample as it stands in memory.
-  template <typename T>
-  void read(const PatchSearch& a, const T* neighbourhood, const bool* mask, int64_t columns) {
-    const T* weight_of = static_cast<const T*>(a.weights);
-    const int64_t pixels = a.window_rows * a.window_columns;
-    offsets.clear();
-    weights.clear();
-    values.clear();
-    total = 0;
-    for (int64_t pixel = 0; pixel < pixels; ++pixel) {
-      const S weight = mask[pixel] ? widen(weight_of[pixel]) : S(0);
-      if (weight == 0) continue;
-      offsets.push_back(pixel / a.window_columns * columns + pixel % a.window_columns);
-      weights.push_back(weight);
-      for (int64_t c = 0; c < a.channels; ++c) values.push_back(widen(neighbourhood[c * pixels + pixel]));
-      total += weight;
-    }
+/// The pixels of one neighbourhood that count, in row-major order. `columns` are those of the sample as it stands in
+/// memory.
+template <typename T>
+void read(Taps<Sum<T>>& taps, const PatchSearch& a, const T* neighbourhood, const bool* mask, int64_t columns) {
+  const T* weight_of = static_cast<const T*>(a.weights);
+  const int64_t pixels = a.window_rows * a.window_columns;
+  taps.clear();
+  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+    const Sum<T> weight = mask[pixel] ? widen(weight_of[pixel]) : Sum<T>(0);
+    if (weight == 0) continue;
+    taps.add(pixel / a.window_columns * columns + pixel % a.window_columns, weight, a.channels,
+             [&](int64_t c) { return widen(neighbourhood[c * pixels + pixel]); });
   }
-};
-
-/// The distances of `count` vectors of windows side by side, whose sums stay in registers; `sample` is the first pixel
-/// of the first window.
-template <typename S, int bytes, int count>
-FASTVIZ_INLINE void distances(const S* sample, int64_t plane, int64_t channels, const Taps<S>& taps, S* output) {
-  typedef S Vector __attribute__((vector_size(bytes)));
-  typedef S Unaligned __attribute__((vector_size(bytes), aligned(sizeof(S))));
-  constexpr int lanes = bytes / static_cast<int>(sizeof(S));
-  Vector sums[count] = {};
-  const S* value = taps.values.data();
-  for (size_t tap = 0; tap < taps.offsets.size(); ++tap) {
-    const S* pixel = sample + taps.offsets[tap];
-    Vector squares[count] = {};
-    for (int64_t c = 0; c < channels; ++c) {
-#pragma GCC unroll 8
-      for (int v = 0; v < count; ++v) {
-        const Vector difference = *reinterpret_cast<const Unaligned*>(pixel + c * plane + v * lanes) - *value;
-        squares[v] += difference * difference;
-      }
-      ++value;
-    }
-#pragma GCC unroll 8
-    for (int v = 0; v < count; ++v) sums[v] += taps.weights[tap] * squares[v];
-  }
-#pragma GCC unroll 8
-  for (int v = 0; v < count; ++v) *reinterpret_cast<Unaligned*>(output + v * lanes) = sums[v] / taps.total;
 }
 
-/// `distances` for one instruction set: the width of a vector is part of the source.
+/// The distances of windows side by side; `sample` is the first pixel of the first window.
+template <typename S, Instructions set>
+FASTVIZ_INLINE void distances(const S* sample, int64_t plane, int64_t channels, const Taps<S>& taps, S* output) {
+  using V = WindowVectors<S, set>;
+  typename V::Vector sums[V::count] = {};
+  const S* value = taps.values.data();
+  for (size_t tap = 0; tap < taps.offsets.size(); ++tap) {
+    add_tap<V>(sample + taps.offsets[tap], plane, channels, value, taps.weights[tap], sums);
+    value += channels;
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < V::count; ++v) {
+    *reinterpret_cast<typename V::Unaligned*>(output + v * V::lanes) = sums[v] / taps.total;
+  }
+}
+
+/// `distances` for one instruction set.
 template <typename S>
 struct Search {
   int64_t windows;  // that it handles at a time
   void (*run)(const S* sample, int64_t plane, int64_t channels, const Taps<S>& taps, S* output);
 };
 
-#define FASTVIZ_SEARCH(NAME, TARGET, BYTES, COUNT)                                                     \
-  template <typename S>                                                                                \
-  TARGET void NAME(const S* sample, int64_t plane, int64_t channels, const Taps<S>& taps, S* output) { \
-    distances<S, BYTES, COUNT>(sample, plane, channels, taps, output);                                 \
-  }                                                                                                    \
-  template <typename S>                                                                                \
-  constexpr Search<S> NAME##_search = {BYTES / static_cast<int64_t>(sizeof(S)) * COUNT, NAME<S>};
-FASTVIZ_SEARCH(baseline, , 16, 4)
-#ifdef FASTVIZ_X86
-FASTVIZ_SEARCH(avx2, FASTVIZ_AVX2, 32, 4)
-FASTVIZ_SEARCH(avx512, FASTVIZ_AVX512, 64, 2)
-#endif
-
-/// The one of this processor.
 template <typename S>
 Search<S> search_here() {
-#ifdef FASTVIZ_X86
-  if (instructions() == Instructions::avx512) return avx512_search<S>;
-  if (instructions() == Instructions::avx2) return avx2_search<S>;
-#endif
-  return baseline_search<S>;
+  return with_instructions([](auto chosen) {
+    constexpr Instructions set = decltype(chosen)::value;
+    return Search<S>{WindowVectors<S, set>::windows, Target<set>::template run<distances<S, set>>};
+  });
 }
 
 /// The sample in the type that sums run in, its rows filled up to `columns` with zeros.
@@ -126,8 +87,8 @@ void patch_search(const Parallel& parallel, const PatchSearch& a) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t number = unit / rows, y = unit % rows;
       if (unit == begin || y == 0) {
-        taps.read(a, static_cast<const T*>(a.neighbourhood) + number * a.channels * pixels, a.mask + number * pixels,
-                  columns);
+        read(taps, a, static_cast<const T*>(a.neighbourhood) + number * a.channels * pixels, a.mask + number * pixels,
+             columns);
       }
       S* output = static_cast<S*>(a.output) + unit * windows;
       const S* row = sample + y * columns;

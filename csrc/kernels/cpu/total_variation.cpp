@@ -2,6 +2,7 @@
 #include <utility>
 #include <vector>
 
+#include "../variation_terms.h"
 #include "common.h"
 
 namespace fastviz {
@@ -14,68 +15,31 @@ constexpr int64_t chunk = 1024;
 
 int64_t blocks(const Layout& layout) { return (layout.rows + block_rows - 1) / block_rows; }
 
-/// The exponent, as far as it has a form without pow.
-enum class Beta { one, two, two_and_half, three, any };
-
-Beta kind_of(double beta) {
-  if (beta == 1) return Beta::one;
-  if (beta == 2) return Beta::two;
-  if (beta == 2.5) return Beta::two_and_half;
-  if (beta == 3) return Beta::three;
-  return Beta::any;
-}
-
-/// s^(beta / 2) and its derivative by s, times 2.
-template <typename S, Beta kind>
-FASTVIZ_INLINE void power(S s, S beta, S& value, S& slope) {
-  if constexpr (kind == Beta::one) {
-    value = std::sqrt(s);
-    slope = s > 0 ? 1 / value : 0;
-  } else if constexpr (kind == Beta::two) {
-    value = s;
-    slope = 2;
-  } else if constexpr (kind == Beta::two_and_half) {
-    const S root = std::sqrt(std::sqrt(s));
-    value = s * root;
-    slope = S(2.5) * root;
-  } else if constexpr (kind == Beta::three) {
-    const S root = std::sqrt(s);
-    value = s * root;
-    slope = 3 * root;
-  } else {
-    value = s > 0 ? std::pow(s, beta / 2) : (beta == 0 ? 1 : 0);
-    slope = s > 0 ? beta * value / s : 0;
+struct Roots {
+  template <typename S>
+  static FASTVIZ_INLINE S root(S value) {
+    return std::sqrt(value);
   }
-}
+  template <typename S>
+  static FASTVIZ_INLINE S reciprocal_root(S, S root) {
+    return 1 / root;
+  }
+};
 
 /// Terms of `count` values of a row, and their derivatives by the horizontal and the vertical difference.
-template <typename S, VariationNorm norm, Beta kind, bool with_gradient>
-FASTVIZ_INLINE S terms(const S* x, const S* right, const S* below, S vertical_weight, S horizontal_weight, S beta,
-                       S* by_horizontal, S* by_vertical, int64_t count) {
+template <typename S, Terms kind, bool with_gradient>
+FASTVIZ_INLINE S terms(const S* x, const S* right, const S* below, VariationWeights<S> weights, S* by_horizontal,
+                       S* by_vertical, int64_t count) {
   S sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < count; ++i) {
     const S h = right[i] - x[i];
     const S v = below[i] - x[i];
-    S dh, dv;
-    if constexpr (norm == VariationNorm::isotropic) {
-      S value, slope;
-      power<S, kind>(h * h + v * v, beta, value, slope);
-      sum += vertical_weight * value;
-      dh = vertical_weight * slope * h;
-      dv = vertical_weight * slope * v;
-    } else if constexpr (norm == VariationNorm::l1) {
-      sum += vertical_weight * std::abs(v) + horizontal_weight * std::abs(h);
-      dh = h > 0 ? horizontal_weight : (h < 0 ? -horizontal_weight : 0);
-      dv = v > 0 ? vertical_weight : (v < 0 ? -vertical_weight : 0);
-    } else {
-      sum += vertical_weight * v * v + horizontal_weight * h * h;
-      dh = 2 * horizontal_weight * h;
-      dv = 2 * vertical_weight * v;
-    }
+    const VariationTerm<S> term = term_of<kind, Roots>(weights, v, h, h * h + v * v);
+    sum += term.value;
     if constexpr (with_gradient) {
-      by_horizontal[i] = dh;
-      by_vertical[i] = dv;
+      by_horizontal[i] = term.by_horizontal;
+      by_vertical[i] = term.by_vertical;
     }
   }
   return sum;
@@ -109,7 +73,7 @@ const Sum<T>* working_row(const T* values, std::vector<Sum<T>>& buffer, int64_t 
 }
 
 /// Rows [first, last) of one plane. Returns the sum of their terms; writes their gradient where it is wanted.
-template <typename T, VariationNorm norm, Beta kind, bool with_gradient>
+template <typename T, Terms kind, bool with_gradient>
 double plane_rows(const TotalVariation& a, const T* input, T* gradient, Sum<T> factor, int64_t first, int64_t last) {
   using S = Sum<T>;
   const int64_t row = a.layout.row();
@@ -121,9 +85,8 @@ double plane_rows(const TotalVariation& a, const T* input, T* gradient, Sum<T> f
   // The derivative by the horizontal difference has one pixel of zeros before its first value: no left neighbour.
   std::vector<S> by_horizontal(with_gradient ? size + static_cast<size_t>(pixel) : 0);
   std::vector<S> by_vertical(with_gradient ? size : 0), by_vertical_above(with_gradient ? size : 0);
-  const S vertical_weight = static_cast<S>(a.vertical_weight);
-  const S horizontal_weight = static_cast<S>(a.horizontal_weight);
-  const S beta = static_cast<S>(a.beta);
+  const VariationWeights<S> weights = {static_cast<S>(a.vertical_weight), static_cast<S>(a.horizontal_weight),
+                                       static_cast<S>(a.beta)};
 
   // The row above the first one gives the vertical derivative that reaches down into it; its terms are not counted.
   const int64_t start = with_gradient && first > 0 ? first - 1 : first;
@@ -138,9 +101,9 @@ double plane_rows(const TotalVariation& a, const T* input, T* gradient, Sum<T> f
     const auto add_terms = [&](const S* right, int64_t from, int64_t to) {
       for (int64_t i = from; i < to; i += chunk) {
         const int64_t count = to - i < chunk ? to - i : chunk;
-        row_sum += versioned<terms<S, norm, kind, with_gradient>>(
-            x + i, right + (i - from), below + i, vertical_weight, horizontal_weight, beta,
-            with_gradient ? dh + i : nullptr, with_gradient ? dv + i : nullptr, count);
+        row_sum += versioned<terms<S, kind, with_gradient>>(x + i, right + (i - from), below + i, weights,
+                                                            with_gradient ? dh + i : nullptr,
+                                                            with_gradient ? dv + i : nullptr, count);
       }
     };
     const auto no_terms = [&](int64_t from) {
@@ -220,7 +183,7 @@ void quadratic_gradient_rows(const TotalVariation& a, const T* input, T* gradien
   }
 }
 
-template <typename T, VariationNorm norm, Beta kind, bool with_gradient>
+template <typename T, Terms kind, bool with_gradient>
 void total_variation(const Parallel& parallel, const TotalVariation& a) {
   const int64_t per_picture = a.layout.planes * blocks(a.layout);
   double* partial = static_cast<double*>(a.workspace);
@@ -235,16 +198,15 @@ void total_variation(const Parallel& parallel, const TotalVariation& a) {
       const int64_t offset = unit / blocks(a.layout) * a.layout.plane();
       const int64_t first = unit % blocks(a.layout) * block_rows;
       const int64_t last = first + block_rows < a.layout.rows ? first + block_rows : a.layout.rows;
-      if constexpr (with_gradient && (norm == VariationNorm::l2 || kind == Beta::two)) {
+      if constexpr (with_gradient && (kind == Terms::square || kind == Terms::beta_two)) {
         if (!a.value) {
           const Sum<T> scale = factor ? factor[unit / per_picture] : 1;
           quadratic_gradient_rows(a, input + offset, gradient + offset, scale, first, last);
           continue;
         }
       }
-      partial[unit] =
-          plane_rows<T, norm, kind, with_gradient>(a, input + offset, with_gradient ? gradient + offset : nullptr,
-                                                   factor ? factor[unit / per_picture] : 1, first, last);
+      partial[unit] = plane_rows<T, kind, with_gradient>(a, input + offset, with_gradient ? gradient + offset : nullptr,
+                                                         factor ? factor[unit / per_picture] : 1, first, last);
     }
   });
   if (!a.value) return;
@@ -252,34 +214,6 @@ void total_variation(const Parallel& parallel, const TotalVariation& a) {
     double sum = 0;
     for (int64_t i = 0; i < per_picture; ++i) sum += partial[image * per_picture + i];
     static_cast<Sum<T>*>(a.value)[image] = static_cast<Sum<T>>(sum);
-  }
-}
-
-template <typename T, VariationNorm norm, Beta kind>
-void with_or_without_gradient(const Parallel& parallel, const TotalVariation& a) {
-  if (a.gradient) {
-    total_variation<T, norm, kind, true>(parallel, a);
-  } else {
-    total_variation<T, norm, kind, false>(parallel, a);
-  }
-}
-
-template <typename T>
-void choose_norm(const Parallel& parallel, const TotalVariation& a) {
-  if (a.norm == VariationNorm::l1) return with_or_without_gradient<T, VariationNorm::l1, Beta::any>(parallel, a);
-  if (a.norm == VariationNorm::l2) return with_or_without_gradient<T, VariationNorm::l2, Beta::any>(parallel, a);
-  constexpr VariationNorm isotropic = VariationNorm::isotropic;
-  switch (kind_of(a.beta)) {
-    case Beta::one:
-      return with_or_without_gradient<T, isotropic, Beta::one>(parallel, a);
-    case Beta::two:
-      return with_or_without_gradient<T, isotropic, Beta::two>(parallel, a);
-    case Beta::two_and_half:
-      return with_or_without_gradient<T, isotropic, Beta::two_and_half>(parallel, a);
-    case Beta::three:
-      return with_or_without_gradient<T, isotropic, Beta::three>(parallel, a);
-    case Beta::any:
-      return with_or_without_gradient<T, isotropic, Beta::any>(parallel, a);
   }
 }
 
@@ -291,7 +225,17 @@ size_t total_variation_cpu_workspace(const TotalVariation& arguments) {
 }
 
 void total_variation_cpu(const Parallel& parallel, const TotalVariation& arguments) {
-  with_dtype(arguments.dtype, [&](auto type) { choose_norm<decltype(type)>(parallel, arguments); });
+  with_dtype(arguments.dtype, [&](auto type) {
+    with_terms(terms_of(arguments.norm, arguments.beta), [&](auto terms) {
+      using T = decltype(type);
+      constexpr Terms kind = decltype(terms)::value;
+      if (arguments.gradient) {
+        total_variation<T, kind, true>(parallel, arguments);
+      } else {
+        total_variation<T, kind, false>(parallel, arguments);
+      }
+    });
+  });
 }
 
 }  // namespace fastviz

@@ -1,4 +1,5 @@
-#include "device.cuh"
+#include "common.cuh"
+#include "gram_shape.cuh"
 
 namespace fastviz {
 namespace {

@@ -1,4 +1,4 @@
-#include "device.cuh"
+#include "common.cuh"
 
 namespace fastviz {
 namespace {

@@ -1,119 +1,72 @@
-#include "device.cuh"
-#include "picture.cuh"
+#include "common.cuh"
+#include "windows.cuh"
 
 namespace fastviz {
 namespace {
 
-/// Vectors of 16 bytes that a thread has in flight.
-constexpr int vectors_a_thread = 4;
-
 template <typename T>
-struct OccludeTask {
-  const T* input;
-  const int64_t* boxes;
-  const int64_t* image_index;
-  const T* fill;
-  T* output;
-  T fill_value;
-  int64_t images;
-  int64_t fill_stride;  // values from one fill picture to the next
-  int64_t picture;  // values in a picture
-  int64_t columns, pixel;
-  Grid grid;
-  Position step;  // from a thread's vector to its next one
-  FastDivide spans;  // blocks that share a picture
-  int64_t blocks;
-};
+struct OccludeTask;
 
 /// What a window shows: its picture and fill (null: the value), and where the fill covers the picture.
 template <typename T>
 struct OccludeWindow {
+  static constexpr int N = width<T>;
   const T* picture;
   const T* fill;
   T fill_value;
   Cover cover;
+
+  /// The vector from the fill, if it is wholly covered, or from the picture.
+  __device__ __forceinline__ void read(const OccludeTask<T>& task, int64_t value, const Position& position,
+                                       Vector<T, N>& vector) const {
+    if (value >= task.size) return;
+    const T* source = cover.holds_all(position.row, position.column, N) ? fill : picture;
+    vector = source ? load<T, N>(source + value) : splat<T, N>(fill_value);
+  }
+
+  /// On the border of the box a vector takes the covered values from the fill.
+  __device__ __forceinline__ void complete(const OccludeTask<T>&, int64_t value, const Position& position,
+                                           Vector<T, N>& vector) const {
+    const int64_t row = position.row, column = position.column;
+    if (!cover.touches(row, column, N) || cover.holds_all(row, column, N)) return;
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      if (!cover.holds(row, column + j)) continue;
+      vector.value[j] = fill ? load<T, 1>(fill + value + j).value[0] : fill_value;
+    }
+  }
+
+  __device__ __forceinline__ T value_at(const OccludeTask<T>&, int64_t value, const Position& position) const {
+    const T* source = cover.holds(position.row, position.column) ? fill : picture;
+    return source ? load<T, 1>(source + value).value[0] : fill_value;
+  }
 };
 
-/// A window of a picture that does not exist is covered with NaN.
 template <typename T>
-__device__ __forceinline__ OccludeWindow<T> window_of(const OccludeTask<T>& task, int64_t window) {
-  const int64_t image = task.image_index ? task.image_index[window] : 0;
-  const int64_t rows = task.grid.rows.divisor();
-  if (image < 0 || image >= task.images) {
-    return {nullptr, nullptr, narrow<T>(NAN), {0, 0, rows, task.grid.row_values.divisor()}};
-  }
-  return {task.input + image * task.picture, task.fill ? task.fill + image * task.fill_stride : nullptr,
-          task.fill_value, cover_of(task.boxes + 4 * window, rows, task.columns, task.pixel)};
-}
+struct OccludeTask : WindowTask<T> {
+  const T* input;
+  const int64_t* boxes;
+  const int64_t* image_index;
+  const T* fill;
+  T fill_value;
+  int64_t images;
+  int64_t fill_stride;  // values from one fill picture to the next
+  int64_t columns, pixel;
 
-/// Writes the masked pictures where rows are a multiple of 16 bytes. One block = 4 x 256 vectors of one window's
-/// picture, one thread = 4 vectors of 16 bytes; no shared memory.
-///   1. Where does each vector lie, and is it wholly covered? Read it from the picture or from the fill: 4 reads in
-///   flight.
-///   2. Vectors on the border of the box take the covered values from the fill. Write.
-template <typename T>
-__global__ void __launch_bounds__(256) occlude_vectors_kernel(const OccludeTask<T> task) {
-  constexpr int N = width<T>;
-  for (int64_t block = blockIdx.x; block < task.blocks; block += gridDim.x) {
-    const int64_t number = task.spans.divide(block);
-    const int64_t span = task.spans.remainder(block, number);
-    const OccludeWindow<T> window = window_of(task, number);
-    T* output = task.output + number * task.picture;
-    const int64_t step = static_cast<int64_t>(blockDim.x) * N;
-    const int64_t first = span * vectors_a_thread * step + static_cast<int64_t>(threadIdx.x) * N;
-
-    Vector<T, N> vectors[vectors_a_thread];
-    Position positions[vectors_a_thread];
-    Position position = task.grid.position(first);
-#pragma unroll
-    for (int i = 0; i < vectors_a_thread; ++i) {
-      const int64_t value = first + i * step;
-      positions[i] = position;
-      task.grid.advance(position, task.step);
-      if (value >= task.picture) continue;
-      const bool covered = window.cover.holds_all(positions[i].row, positions[i].column, N);
-      const T* source = covered ? window.fill : window.picture;
-      vectors[i] = source ? load<T, N>(source + value) : splat<T, N>(window.fill_value);
+  /// A window of a picture that does not exist is covered with NaN.
+  __device__ __forceinline__ OccludeWindow<T> window(int64_t number) const {
+    const int64_t image = image_index ? image_index[number] : 0;
+    const int64_t rows = this->grid.rows.divisor();
+    if (image < 0 || image >= images) {
+      return {nullptr, nullptr, narrow<T>(NAN), {0, 0, rows, this->grid.row_values.divisor()}};
     }
-#pragma unroll
-    for (int i = 0; i < vectors_a_thread; ++i) {
-      const int64_t value = first + i * step;
-      if (value >= task.picture) continue;
-      const int64_t row = positions[i].row, column = positions[i].column;
-      if (window.cover.touches(row, column, N) && !window.cover.holds_all(row, column, N)) {
-#pragma unroll
-        for (int j = 0; j < N; ++j) {
-          if (!window.cover.holds(row, column + j)) continue;
-          vectors[i].value[j] = window.fill ? load<T, 1>(window.fill + value + j).value[0] : window.fill_value;
-        }
-      }
-      store(output + value, vectors[i]);
-    }
+    return {input + image * this->size, fill ? fill + image * fill_stride : nullptr, fill_value,
+            cover_of(boxes + 4 * number, rows, columns, pixel)};
   }
-}
-
-/// The same for rows of any length. One block = 256 vectors of one window's picture, aligned in the output; one thread
-/// = one of them: it reads value by value and writes 16 bytes.
-template <typename T>
-__global__ void __launch_bounds__(256) occlude_values_kernel(const OccludeTask<T> task) {
-  constexpr int N = width<T>;
-  for (int64_t block = blockIdx.x; block < task.blocks; block += gridDim.x) {
-    const int64_t number = task.spans.divide(block);
-    const int64_t span = task.spans.remainder(block, number);
-    const OccludeWindow<T> window = window_of(task, number);
-    T* output = task.output + number * task.picture;
-    const int64_t before = misalignment(reinterpret_cast<uintptr_t>(output), sizeof(T));
-    const int64_t first = (span * blockDim.x + threadIdx.x) * N - before;
-    write_values(output, task.picture, first, task.grid, [&](int64_t value, const Position& position) {
-      const T* source = window.cover.holds(position.row, position.column) ? window.fill : window.picture;
-      return source ? load<T, 1>(source + value).value[0] : window.fill_value;
-    });
-  }
-}
+};
 
 template <typename T>
 void occlude(Stream stream, const Occlude& a) {
-  constexpr int N = width<T>;
   const Layout& layout = a.layout;
   OccludeTask<T> task{};
   task.input = static_cast<const T*>(a.input);
@@ -124,22 +77,12 @@ void occlude(Stream stream, const Occlude& a) {
   task.fill_value = narrow<T>(static_cast<Sum<T>>(a.fill_value));
   task.images = a.images;
   task.fill_stride = a.fill_images == 1 ? 0 : layout.picture();
-  task.picture = layout.picture();
+  task.size = layout.picture();
   task.columns = layout.columns;
   task.pixel = layout.pixel;
   task.grid = {FastDivide(layout.row()), FastDivide(layout.rows)};
-
-  const bool vectors = layout.row() % N == 0 && aligned(a.input) && aligned(a.fill) && aligned(a.output);
-  const int64_t units = vectors ? ceil_div(task.picture / N, vectors_a_thread) : vectors_of(task.picture, N);
-  const int threads = threads_for(units);
-  task.step = task.grid.position(int64_t{threads} * N);
-  task.spans = FastDivide(ceil_div(units, threads));
-  task.blocks = a.windows * task.spans.divisor();
-  if (vectors) {
-    launch(occlude_vectors_kernel<T>, task.blocks, threads, 0, stream, task);
-  } else {
-    launch(occlude_values_kernel<T>, task.blocks, threads, 0, stream, task);
-  }
+  const bool vectors = layout.row() % width<T> == 0 && aligned(a.input) && aligned(a.fill) && aligned(a.output);
+  launch_windows(stream, task, a.windows, vectors);
 }
 
 template <typename T>

@@ -1,4 +1,5 @@
-#include "device.cuh"
+#include "../variation_terms.h"
+#include "common.cuh"
 
 namespace fastviz {
 namespace {
@@ -7,50 +8,21 @@ namespace {
 constexpr int strip_rows = 4;
 constexpr int variation_threads = 256;
 
-/// Kinds of terms: l2 (isotropic with beta = 2 too), l1, and isotropic powers, as far as they have a form without pow.
-enum class Terms { square, absolute, beta_one, beta_two_and_half, beta_three, power };
-
-template <typename S>
-struct Weights {
-  S vertical, horizontal;
-  S beta;
-};
-
-/// A pixel's term and its derivatives by the vertical and the horizontal difference.
-template <typename S>
-struct VariationTerm {
-  S value, by_vertical, by_horizontal;
+/// Square roots of the special function unit; docs/kernels.md has their error.
+struct FastRoots {
+  template <typename S>
+  static __device__ __forceinline__ S root(S value) {
+    return fast_root(value);
+  }
+  template <typename S>
+  static __device__ __forceinline__ S reciprocal_root(S value, S) {
+    return fast_reciprocal_root(value);
+  }
 };
 
 template <Terms TERMS, typename S>
-__device__ __forceinline__ VariationTerm<S> term_of(const Weights<S>& weights, S v, S h) {
-  const S vertical = weights.vertical, horizontal = weights.horizontal;
-  if constexpr (TERMS == Terms::square) {
-    return {vertical * v * v + horizontal * h * h, 2 * vertical * v, 2 * horizontal * h};
-  } else if constexpr (TERMS == Terms::absolute) {
-    return {vertical * std::abs(v) + horizontal * std::abs(h), v > 0 ? vertical : (v < 0 ? -vertical : S(0)),
-            h > 0 ? horizontal : (h < 0 ? -horizontal : S(0))};
-  } else {
-    const S s = v * v + h * h;
-    S value, slope;  // s^(beta / 2), and twice its derivative by s
-    if constexpr (TERMS == Terms::beta_one) {
-      value = fast_root(s);
-      slope = value > 0 ? fast_reciprocal_root(s) : S(0);
-    } else if constexpr (TERMS == Terms::beta_two_and_half) {
-      slope = fast_root(fast_root(s));
-      value = s * slope;
-      slope *= S(2.5);
-    } else if constexpr (TERMS == Terms::beta_three) {
-      slope = fast_root(s);
-      value = s * slope;
-      slope *= 3;
-    } else {
-      value = s > 0 ? std::pow(s, weights.beta / 2) : S(0);
-      slope = s > 0 ? weights.beta * value / s : S(0);
-    }
-    slope *= vertical;
-    return {vertical * value, slope * v, slope * h};
-  }
+__device__ __forceinline__ VariationTerm<S> term_of(const VariationWeights<S>& weights, S v, S h) {
+  return term_of<TERMS, FastRoots>(weights, v, h, v * v + h * h);
 }
 
 template <typename T>
@@ -59,7 +31,7 @@ struct VariationTask {
   T* gradient;  // null: not wanted
   const Sum<T>* factor;  // [images], or null: 1
   Sum<T>* partial;  // [blocks]; null: not wanted
-  Weights<Sum<T>> weights;
+  VariationWeights<Sum<T>> weights;
   bool crop;
   int64_t rows, row, pixel;  // rows in a plane, values in a row, values in a pixel
   int64_t picture;
@@ -210,7 +182,7 @@ int64_t blocks_of(const Layout& layout, int vector) {
 }
 
 template <Terms TERMS, typename T>
-void launch_terms(Stream stream, const VariationTask<T>& task, int vector) {
+void launch_variation(Stream stream, const VariationTask<T>& task, int vector) {
   if (vector == 1) {
     launch(total_variation_kernel<T, 1, false, TERMS>, task.blocks, variation_threads, 0, stream, task);
   } else if (task.pixel == 1) {
@@ -218,16 +190,6 @@ void launch_terms(Stream stream, const VariationTask<T>& task, int vector) {
   } else {
     launch(total_variation_kernel<T, wide_pixel<T>, false, TERMS>, task.blocks, variation_threads, 0, stream, task);
   }
-}
-
-template <typename T>
-void launch_variation(Stream stream, const VariationTask<T>& task, int vector, VariationNorm norm, double beta) {
-  if (norm == VariationNorm::l1) return launch_terms<Terms::absolute>(stream, task, vector);
-  if (norm == VariationNorm::l2 || beta == 2) return launch_terms<Terms::square>(stream, task, vector);
-  if (beta == 1) return launch_terms<Terms::beta_one>(stream, task, vector);
-  if (beta == 2.5) return launch_terms<Terms::beta_two_and_half>(stream, task, vector);
-  if (beta == 3) return launch_terms<Terms::beta_three>(stream, task, vector);
-  launch_terms<Terms::power>(stream, task, vector);
 }
 
 template <typename T>
@@ -256,7 +218,11 @@ void total_variation(Stream stream, const TotalVariation& a) {
     task.strips_a_picture = layout.planes * task.strips.divisor() * task.vectors.divisor();
     task.picture_blocks = FastDivide(picture_blocks);
     task.blocks = a.images * picture_blocks;
-    launch_variation(stream, task, vector, a.norm, a.beta);
+    with_terms(terms_of(a.norm, a.beta), [&](auto terms) {
+      // With beta = 2 the isotropic norm is that of squares, its weights being the same.
+      constexpr Terms TERMS = decltype(terms)::value == Terms::beta_two ? Terms::square : decltype(terms)::value;
+      launch_variation<TERMS>(stream, task, vector);
+    });
   }
   if (!a.value) return;
   launch(sum_rows_kernel<S>, a.images, 256, 0, stream, static_cast<const S*>(partial), picture_blocks, a.images,

@@ -17,7 +17,7 @@ from fastviz.execution import capture
 from fastviz.images import notebook, tensors
 from fastviz.images.preprocessing import restore
 from fastviz.models.descriptions import preprocessing
-from fastviz.ops.operators import Rule
+from fastviz.ops import Rule
 from fastviz.targets.selection import Target
 
 __all__ = ["BACKGROUND", "OBJECT", "PROBABLY_BACKGROUND", "PROBABLY_OBJECT", "Segmentation", "segment"]

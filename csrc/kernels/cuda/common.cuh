@@ -9,7 +9,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "../kernels.h"
+#include "../elements.h"
 #include "index.cuh"
 
 #if defined(FASTVIZ_EMULATION)
@@ -22,10 +22,6 @@ namespace fastviz {
 
 using float16 = __half;
 using bfloat16 = __nv_bfloat16;
-
-/// The type that sums run in.
-template <typename T>
-using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 __device__ __forceinline__ float widen(float value) { return value; }
 __device__ __forceinline__ double widen(double value) { return value; }
@@ -89,16 +85,7 @@ inline bool aligned(const void* address) { return reinterpret_cast<uintptr_t>(ad
 /// Calls function with a value of the element type.
 template <typename Function>
 void with_dtype(Dtype dtype, const Function& function) {
-  switch (dtype) {
-    case Dtype::float32:
-      return function(float{});
-    case Dtype::float64:
-      return function(double{});
-    case Dtype::float16:
-      return function(float16{});
-    case Dtype::bfloat16:
-      return function(bfloat16{});
-  }
+  with_element<float16, bfloat16>(dtype, function);
 }
 
 /// Threads of a block for `work` threads' worth of work: whole warps, 256 at most.
