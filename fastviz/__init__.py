@@ -9,8 +9,8 @@
 from fastviz import images, ops
 from fastviz.accelerate import accelerate
 from fastviz.engine.optimize import canvas, priors, transforms
-from fastviz.execution.capture import RectifierWarning
 from fastviz.execution.cuda_graphs import cuda_graphs
+from fastviz.execution.rectifiers import RectifierWarning
 from fastviz.graph.model_graph import layers, receptive_field
 from fastviz.images import animation
 from fastviz.images.files import load_images

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
-from fastviz.execution import capture
+from fastviz.execution.differentiation import differentiate
+from fastviz.execution.hooks import has_hooks
 
 __all__ = ["Recordings", "cuda_graphs", "paused", "proved", "recordings", "way_of"]
 
@@ -87,7 +88,7 @@ def way_of(model: nn.Module, device: torch.device) -> tuple[Hashable, ...] | Non
 
     None for a model whose passes should not be recorded: hooks would not be called again.
     """
-    if any(capture.has_hooks(module) for module in model.modules()):
+    if any(has_hooks(module) for module in model.modules()):
         return None
     weights = tuple(value.data_ptr() for value in chain(model.parameters(), model.buffers()))
     modes = tuple((type(mode), getattr(mode, "rule", None)) for mode in _get_current_function_mode_stack())
@@ -179,7 +180,7 @@ class _Recording:
     def _differentiate(self) -> None:
         if self.weights:
             leaves = [each for each in self.inputs if each.requires_grad]
-            self.gradients = capture.differentiate(self.differentiable, leaves, self.weights, retain_graph=True)
+            self.gradients = differentiate(self.differentiable, leaves, self.weights, retain_graph=True)
 
     def __call__(self, *inputs: Tensor) -> Outputs:
         found = iter(_Replay.apply(self, *inputs))

@@ -22,8 +22,9 @@ from fastviz import images, models
 from fastviz._util import checks
 from fastviz._util.output_folder import clear_way, printable
 from fastviz._util.progress import Advance, bar
-from fastviz.execution import capture
 from fastviz.execution.batches import Batches
+from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.execution.hooks import layer_module
 from fastviz.images import drawing
 from fastviz.images.paths import Identity
 from fastviz.images.streams import ahead
@@ -123,7 +124,7 @@ def explain(
     if model is None:
         model = models.load_model(settings.model, settings.weights).to(place)
     if settings.layer is not None:
-        capture.layer_module(model, settings.layer)
+        layer_module(model, settings.layer)
     explainer = _Explainer(model, methods, options, settings.target)
 
     summary = Summary(seconds={method.name: 0.0 for method in methods})
@@ -294,7 +295,7 @@ class _Explainer:
 
     def _scores(self, x: Tensor) -> Tensor:
         """Scores [N, K] of the batch ``x``, float64 on the CPU."""
-        with capture.frozen_model(self.model), torch.no_grad():
+        with frozen_model(self.model), torch.no_grad():
             batches = Batches(self.model)
             parts = batches(batches.run_model, x.to(self.device))
         if not all(isinstance(scores, Tensor) and scores.dim() == 2 for scores in parts):

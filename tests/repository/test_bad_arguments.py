@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fastviz as fv
 from fastviz.engine.optimize import canvas, transforms
-from fastviz.execution.capture import UnusableInputError
+from fastviz.execution.inputs import UnusableInputError
 
 NAN = float("nan")
 

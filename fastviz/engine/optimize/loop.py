@@ -27,7 +27,8 @@ from fastviz.engine.optimize.priors import Prior
 from fastviz.engine.optimize.redirected_relu import OpenRectifiers
 from fastviz.engine.optimize.state import RunState, begin, longer_history, restored, stop, to_save, with_best
 from fastviz.engine.optimize.transforms import Transform, transformed
-from fastviz.execution import capture
+from fastviz.execution.differentiation import differentiate
+from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.fast_conv.memory_format import image_gradients
 
 __all__ = ["Objective", "Optimized", "Preview", "optimize"]
@@ -178,7 +179,7 @@ def optimize(
         for part in (about, list(parameters.shape), parameters.dtype, canvas, frame, optimizer, run.priors,
                      run.transforms, goal, seeds)
     )  # fmt: skip
-    with capture.frozen_model(model):
+    with frozen_model(model):
         state = begin(parameters.detach().clone(), optimizer)
         saved = None if path is None else files.load(path, settings, parameters.device)
         if saved is not None:
@@ -481,7 +482,7 @@ _NO_GRADIENT = (
 
 def _gradients(values: Tensor, inputs: Tensor) -> Tensor:
     """The gradient of the sum of ``values`` for the ``inputs``."""
-    (found,) = capture.differentiate(values.sum(), [inputs]) if values.requires_grad else (None,)
+    (found,) = differentiate(values.sum(), [inputs]) if values.requires_grad else (None,)
     if found is None:
         raise ValueError(_NO_GRADIENT)
     return found.contiguous()

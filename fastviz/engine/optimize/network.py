@@ -14,8 +14,9 @@ from fastviz._util import checks
 from fastviz._util.memory import is_out_of_memory
 from fastviz.engine.gradients import unit_gradients
 from fastviz.engine.optimize.known import Known
-from fastviz.execution import capture
-from fastviz.execution.capture import Precision
+from fastviz.execution.hooks import Hook, hooked, layer_module
+from fastviz.execution.inputs import require_gradients
+from fastviz.execution.precision import Precision
 from fastviz.models.loading import preprocessing
 from fastviz.targets.objectives import Activations, Objective
 
@@ -46,7 +47,7 @@ class Network:
     """Outputs of ``layers``, and the output of the model if ``output``, for batches of images, in their graph.
 
     Without ``output`` the forward pass ends at the last of the layers; where one runs several times, its last output
-    counts. The caller holds the model in ``capture.frozen_model``, as :func:`fastviz.engine.optimize.optimize` does.
+    counts. The caller holds the model in ``frozen_model``, as :func:`fastviz.engine.optimize.optimize` does.
 
     Args:
         model: any module; one of 16 bits gets the images in its dtype, and gives what comes out in theirs.
@@ -74,7 +75,7 @@ class Network:
         argument: str | None = "images",
     ) -> None:
         checks.one_of(precision, "precision", ("model", "bfloat16"))
-        capture.require_gradients(model)
+        require_gradients(model)
         self.model = model
         self.layers = tuple(dict.fromkeys(layers))
         self.output = output
@@ -84,13 +85,13 @@ class Network:
         self._narrow = own if own in (torch.bfloat16, torch.float16) else None
         self._calls: Mapping[str, int] | None = None
         for name in self.layers:
-            capture.layer_module(model, name)
+            layer_module(model, name)
 
     def __call__(self, images: Tensor) -> tuple[object, Activations]:
         """Output of the model (None if it was not asked for) and layer name → output, for ``images`` [N, C, H, W].
 
         Raises:
-            ValueError: the model cannot take images of this size; see :func:`fastviz.execution.capture.usable`.
+            ValueError: the model cannot take images of this size; see :func:`fastviz.execution.inputs.usable`.
         """
         # The copy is for models that work in place on their input; convolutions are fastest with channels last.
         batch = images.clone(memory_format=torch.channels_last)
@@ -116,13 +117,13 @@ class Network:
         """A whole pass, where nothing else tells how often each layer is called, that learns it."""
         calls = dict.fromkeys(self.layers, 0)
 
-        def counter(name: str) -> capture.Hook:
+        def counter(name: str) -> Hook:
             def count(module: nn.Module, inputs: object, output: object) -> None:
                 calls[name] += 1
 
             return count
 
-        with capture.hooked(self.model, {name: counter(name) for name in self.layers}):
+        with hooked(self.model, {name: counter(name) for name in self.layers}):
             result = targets.run(self.model, batch, self.layers, argument=self.argument)
         if all(calls.values()):
             self._calls = calls

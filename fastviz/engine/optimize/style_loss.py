@@ -14,7 +14,7 @@ from fastviz import ops
 from fastviz._util import checks
 from fastviz.engine.gradients import unit_gradients
 from fastviz.engine.optimize import Network
-from fastviz.execution import capture
+from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.fast_conv.winograd import Winograd
 from fastviz.models.loading import preprocessing
 
@@ -189,7 +189,7 @@ class Losses:
                 ]
 
     def _features(self, images: Tensor) -> Mapping[str, Tensor]:
-        with capture.frozen_model(self.network.model), torch.no_grad(), self._winograd:
+        with frozen_model(self.network.model), torch.no_grad(), self._winograd:
             return self.network(images)[1]
 
     def __call__(self, images: Tensor, rows: Tensor) -> Tensor:

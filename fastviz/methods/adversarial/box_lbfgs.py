@@ -30,7 +30,7 @@ def shortest(victim: Victim, clean: Tensor, classes: Tensor, steps: int) -> tupl
     curvature stays true, because that of the length is known: 2 · weight.
 
     Args:
-        victim: the network, held in ``capture.frozen_model`` by the caller.
+        victim: the network, held in ``frozen_model`` by the caller.
         clean: [N, C, H, W], pictures.
         classes: int64 [N], the class to be seen in each.
         steps: most steps.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastviz._util import checks
 from fastviz._util.progress import bar
 from fastviz.engine.optimize.canvas import frame_of
-from fastviz.execution import capture
+from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.methods.adversarial.cppn import CPPN, Direct, Encoding, Genomes
 from fastviz.methods.adversarial.fooling import Unrecognisable, Victim, class_batch, probability_goal
 
@@ -75,7 +75,7 @@ def evolve(
     checks.whole_number(generations, "generations", minimum=1)
     checks.whole_number(seed, "seed", minimum=0)
     generator = torch.Generator().manual_seed(seed)
-    with capture.frozen_model(model), torch.no_grad():
+    with frozen_model(model), torch.no_grad():
         victim = Victim(model, frame_of(model, size), goal, batch_size, argument="size")
         archive = _Archive(victim, kind, model)
         interrupted = False

@@ -18,7 +18,7 @@ from fastviz._util.memory import is_out_of_memory
 from fastviz.engine.optimize import Optimized, Optimizer, optimize, what_fits
 from fastviz.engine.optimize.canvas import Frame, Pixels, frame_of
 from fastviz.engine.optimize.priors import Prior
-from fastviz.execution import capture
+from fastviz.execution.differentiation import differentiate
 from fastviz.execution.fast_conv.memory_format import image_gradients
 
 __all__ = ["LEVEL", "Ball", "Unrecognisable", "Victim", "class_batch", "logit", "probability_goal"]
@@ -95,7 +95,7 @@ class Ball(Prior):
 
 @dataclass(frozen=True, eq=False)
 class Victim:
-    """A network to be fooled, held in ``capture.frozen_model`` by the caller.
+    """A network to be fooled, held in ``frozen_model`` by the caller.
 
     Attributes:
         model: maps images to scores [N, K].
@@ -177,7 +177,7 @@ class Victim:
             leaf = pictures[part].detach().requires_grad_()
             with image_gradients(self.model):
                 found = _picked(self._logarithms(leaf), classes[part])
-                (gradient,) = capture.differentiate(found.sum(), [leaf]) if found.requires_grad else (None,)
+                (gradient,) = differentiate(found.sum(), [leaf]) if found.requires_grad else (None,)
             return found.detach(), torch.zeros_like(leaf) if gradient is None else gradient.contiguous()
 
         values, gradients = zip(*self._in_parts(pictures, at), strict=True)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from fastviz._util import checks
 from fastviz.engine.optimize import Ascent
 from fastviz.engine.optimize.canvas import Pixels, frame_of
-from fastviz.execution import capture
+from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.execution.inputs import input_batch
 from fastviz.methods.adversarial.box_lbfgs import shortest
 from fastviz.methods.adversarial.fooling import LEVEL, Ball, Unrecognisable, Victim, class_batch, probability_goal
 
@@ -120,7 +121,7 @@ def fool(
     >>> found.original.item(), found.success.item(), round(found.target_after.item(), 2)
     (0, True, 0.9)
     """
-    images = capture.input_batch(model, x).detach()
+    images = input_batch(model, x).detach()
     checks.one_of(method, "method", ("lbfgs", "sign", "gradient"))
     checks.one_of(norm, "norm", ("inf", "2"))
     checks.positive(step, "step")
@@ -132,7 +133,7 @@ def fool(
         if quantize and norm == "inf" and radius < LEVEL:
             raise ValueError(f"radius should be at least 1/255 = {LEVEL:.5f} with quantize, got {radius}")
     probability_goal(goal)
-    with capture.frozen_model(model):
+    with frozen_model(model):
         victim = Victim(model, Victim.frame_for(model, images), goal, batch_size, progress, "x")
         clean = victim.pictures(images)
         before = victim.probabilities(clean)
@@ -234,7 +235,7 @@ def fool_from_noise(
     checks.positive(step, "step")
     checks.whole_number(steps, "steps", minimum=1)
     checks.whole_number(seed, "seed", minimum=0)
-    with capture.frozen_model(model):
+    with frozen_model(model):
         victim = Victim(model, frame_of(model, size), goal, batch_size, progress, "size")
         like = next((value for value in model.parameters() if value.is_floating_point()), torch.empty(0))
         probe = torch.zeros(1, len(victim.frame.mean), *victim.frame.size).to(like)

@@ -13,10 +13,15 @@ from torch.nn import functional
 from fastviz import targets
 from fastviz._util import checks
 from fastviz.engine.gradients import input_gradients
-from fastviz.execution import capture
 from fastviz.execution.batches import Batches
-from fastviz.execution.capture import Precision
+from fastviz.execution.compiled import eager
+from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.execution.fast_conv.memory_format import in_fast_order
+from fastviz.execution.forward import layer_outputs
+from fastviz.execution.hooks import OwnHook, layer_module
+from fastviz.execution.inputs import input_batch, output_of, require_gradients
 from fastviz.execution.map_axes import Axes
+from fastviz.execution.precision import Precision, reduced_precision, widened
 from fastviz.targets.objectives import Target
 
 __all__ = ["cam", "grad_cam", "guided_grad_cam"]
@@ -95,8 +100,8 @@ def grad_cam(
     >>> grad_cam(model, torch.ones(1, 1, 8, 8), target=4).shape
     torch.Size([1, 6, 6])
     """
-    images = capture.input_batch(model, x)
-    model = capture.eager(model)
+    images = input_batch(model, x)
+    model = eager(model)
     selection = targets.resolve(target, model)
     shape = None if size is None else _size(size)
     if layer is None or isinstance(layer, str):
@@ -143,8 +148,8 @@ def cam(
     >>> torch.allclose(cam(model, x, target=4).mean(), model(x)[0, 4])
     True
     """
-    images = capture.input_batch(model, x)
-    model = capture.eager(model)
+    images = input_batch(model, x)
+    model = eager(model)
     selection = targets.resolve(target, model)
     shape = None if size is None else _size(size)
     if selection.layers:
@@ -154,8 +159,8 @@ def cam(
 
     def compute(batch: Tensor, part: targets.Selection | None) -> Tensor:
         axes = Axes()
-        with torch.no_grad(), capture.activations(model, [name]) as recorded:
-            with input_gradients.reduced_precision(batch, precision), axes:
+        with torch.no_grad(), layer_outputs(model, [name]) as recorded:
+            with reduced_precision(batch, precision), axes:
                 output = batches.run_model(axes.images(batch.clone()))
             maps, weight = _head(model, name, _planes(recorded[name], recorded[name], name, axes), output)
         assert isinstance(output, Tensor)
@@ -188,11 +193,11 @@ def guided_grad_cam(
     Returns:
         [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed.
     """
-    images = capture.input_batch(model, x)
-    model = capture.eager(model)
+    images = input_batch(model, x)
+    model = eager(model)
     selection = targets.resolve(target, model)
     if layer is not None:
-        capture.layer_module(model, layer)
+        layer_module(model, layer)
     name = _last_maps(model, images) if layer is None else layer
     (coarse,) = _grad_cam(model, images, selection, [name], batch_size, precision, named=layer is not None)
     guided = input_gradients.input_gradients(
@@ -215,13 +220,13 @@ def _grad_cam(
     named: bool,
 ) -> list[Tensor]:
     """Grad-CAM at the layers with these names, ``named`` by the caller or not: [N, h, w] or [N, T, h, w] for each."""
-    capture.require_gradients(model)
+    require_gradients(model)
     batches = Batches(model)
     needed = tuple(dict.fromkeys((*names, *selection.layers)))
 
     def compute(batch: Tensor, part: targets.Selection | None) -> list[Tensor]:
         axes = Axes()
-        with torch.no_grad(), input_gradients.reduced_precision(batch, precision), axes:
+        with torch.no_grad(), reduced_precision(batch, precision), axes:
             output, recorded = targets.run(
                 model, axes.images(batch.clone()), needed, start_gradients=True, batches=batches
             )
@@ -243,7 +248,7 @@ def _grad_cam(
 
         if part is None:
             return [planes(recorded[name].detach(), name)[:, 0] for name in names]
-        values = part.values(*input_gradients.widened(output, recorded, batch.dtype, precision))
+        values = part.values(*widened(output, recorded, batch.dtype, precision))
         found = []
         for name, gradient in zip(names, targets.gradients(values, layers), strict=True):
             _say_zero(gradient, name)
@@ -269,11 +274,11 @@ def _in_batches(
     from running a black one.
     """
     input_gradients.check_options(batch_size, precision)
-    with capture.frozen_model(batches.model):
+    with frozen_model(batches.model):
         if not len(images):
             black = images.new_zeros((1, *images.shape[1:]))
             return [selection.no_values(maps, maps.shape[1:]) for maps in compute(black, None)]
-        run = input_gradients.in_fast_order(batches.model, precision, compute)
+        run = in_fast_order(batches.model, precision, compute)
         parts = input_gradients.passes(batches, images, selection, batch_size, run)
     return [torch.cat(each) for each in zip(*parts, strict=True)]
 
@@ -334,9 +339,9 @@ def _last_maps(model: nn.Module, images: Tensor) -> str:
     try:
         for name, module in model.named_modules():
             if name and not isinstance(module, torch.jit.ScriptModule):
-                handles.append(module.register_forward_hook(capture.OwnHook(recorder(name))))
-        with capture.frozen_model(model), torch.no_grad(), axes:
-            capture.called(model, axes.images(_batch(images[:1])))
+                handles.append(module.register_forward_hook(OwnHook(recorder(name))))
+        with frozen_model(model), torch.no_grad(), axes:
+            output_of(model, axes.images(_batch(images[:1])))
     finally:
         for handle in handles:
             handle.remove()

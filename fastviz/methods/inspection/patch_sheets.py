@@ -13,7 +13,7 @@ from torch.nn import functional
 from fastviz import images, targets
 from fastviz._util import checks
 from fastviz._util.progress import bar
-from fastviz.execution import capture
+from fastviz.execution.rectifiers import RectifierWarning
 from fastviz.images import captions, tensors
 from fastviz.images.streams import Source, Stream
 from fastviz.methods.attribution.gradients import guided_backprop
@@ -198,7 +198,7 @@ def _guided(model: nn.Module, x: Tensor, found: Patches, channel: Tensor, rank: 
     unit = targets.neuron(found.layer, channel, (places[:, 0], places[:, 1]))
     with warnings.catch_warnings():
         # before the first rectifier guided backprop is the gradient, as it should be
-        warnings.filterwarnings("ignore", "the model has no rectifier", capture.RectifierWarning)
+        warnings.filterwarnings("ignore", "the model has no rectifier", RectifierWarning)
         return guided_backprop(model, x, unit)
 
 

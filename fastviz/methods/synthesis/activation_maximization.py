@@ -18,8 +18,8 @@ from fastviz.engine.optimize.canvas import Canvas, Fourier, Frame, Generator, Pi
 from fastviz.engine.optimize.loop import Preview
 from fastviz.engine.optimize.priors import L2, Prior, TotalVariation
 from fastviz.engine.optimize.transforms import Jitter, Rotate, Scale, Transform
-from fastviz.execution import capture
-from fastviz.execution.capture import Precision
+from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.execution.precision import Precision
 from fastviz.models.loading import model_info
 from fastviz.targets.objectives import Target
 
@@ -156,7 +156,7 @@ def maximize(
         transforms = () if plain else _transforms(min(frame.size), single=single)
     seeds = [seed + number for number in range(starts)] * objective.targets
     generator = surface.module if isinstance(surface, Generator) else None
-    with nullcontext() if generator is None else capture.frozen_model(generator):
+    with nullcontext() if generator is None else frozen_model(generator):
         made = optimize(
             model,
             objective,

@@ -18,8 +18,11 @@ from fastviz._util.progress import bar
 from fastviz.engine.optimize import Ascent, Network, Toward, optimize, toward
 from fastviz.engine.optimize.canvas import Canvas, Fourier, Pixels, frame_of
 from fastviz.engine.optimize.transforms import Jitter
-from fastviz.execution import capture
-from fastviz.execution.capture import Precision
+from fastviz.execution.differentiation import differentiate
+from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.execution.hooks import Hook, hooked
+from fastviz.execution.inputs import input_batch, output_of
+from fastviz.execution.precision import Precision
 from fastviz.models.loading import preprocessing
 from fastviz.targets.objectives import Activations, Objective, Target
 
@@ -123,7 +126,7 @@ def deep_dream(
     >>> made.pictures.shape, made.sizes
     (torch.Size([1, 3, 96, 80]), ((69, 57), (96, 80)))
     """
-    images = capture.input_batch(model, x, narrows=True).detach()
+    images = input_batch(model, x, narrows=True).detach()
     for value, name, least in ((octaves, "octaves", 1), (steps, "steps", 0), (jitter, "jitter", 0), (seed, "seed", 0)):
         checks.whole_number(value, name, minimum=least)
     if tile is not None:
@@ -207,7 +210,7 @@ def dream_zoom(
     >>> [frame.shape for frame in zoomed]
     [torch.Size([1, 3, 64, 64]), torch.Size([1, 3, 64, 64])]
     """
-    images = capture.input_batch(model, x, narrows=True).detach()
+    images = input_batch(model, x, narrows=True).detach()
     checks.whole_number(frames, "frames", minimum=1)
     if not checks.positive(zoom, "zoom") >= 1:
         raise ValueError(f"zoom should be at least 1, got {zoom}")
@@ -267,7 +270,7 @@ def dream_layer(model: nn.Module) -> str:
     """
     seen: list[tuple[int, str]] = []  # pixels of a map and the layer's name, in the order in which layers end
 
-    def noting(name: str) -> capture.Hook:
+    def noting(name: str) -> Hook:
         def note(module: nn.Module, inputs: object, output: object) -> None:
             if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] * output.shape[3] > 1:
                 seen.append((output.shape[2] * output.shape[3], name))
@@ -278,8 +281,8 @@ def dream_layer(model: nn.Module) -> str:
     like = next((value for value in model.parameters() if value.is_floating_point()), torch.empty(0))
     images = like.new_zeros(1, len(known.mean), *(known.size or (224, 224)))
     names: list[str] = [name for name, _ in model.named_modules() if name]
-    with capture.frozen_model(model), torch.no_grad(), capture.hooked(model, {name: noting(name) for name in names}):
-        capture.called(model, images, "images")
+    with frozen_model(model), torch.no_grad(), hooked(model, {name: noting(name) for name in names}):
+        output_of(model, images, "images")
     sizes = sorted({size for size, _ in seen})
     if len(sizes) < 2:
         raise ValueError("target should name a layer for this model, which has no maps [N, C, H, W] of two sizes")
@@ -362,10 +365,10 @@ def _chosen(
 def _guided(model: nn.Module, name: object, guide: Tensor, images: int, precision: Precision) -> Objective:
     if not isinstance(name, str):
         raise ValueError(f"target should be the name of a layer where there is a guide, got {type(name).__name__}")
-    shown = capture.input_batch(model, guide, "guide", narrows=True).detach()
+    shown = input_batch(model, guide, "guide", narrows=True).detach()
     if len(shown) not in (1, images):
         raise ValueError(f"guide should have 1 or {images} images, as x has, got {len(shown)}")
-    with capture.frozen_model(model), torch.no_grad():
+    with frozen_model(model), torch.no_grad():
         features = Network(model, [name], output=False, precision=precision, argument="guide")(shown)[1][name]
     if features.dim() != 4:
         raise ValueError(
@@ -392,7 +395,7 @@ class _Tiles:
                 values, _ = self.inner(tile, rows)
                 total = total + values.detach()
                 if images.requires_grad:
-                    (found,) = capture.differentiate(values.sum(), [tile]) if values.requires_grad else (None,)
+                    (found,) = differentiate(values.sum(), [tile]) if values.requires_grad else (None,)
                     if found is not None:
                         slope[..., down, across] = found
         if not images.requires_grad:
@@ -422,7 +425,7 @@ def _sizes(network: Network, images: Tensor, octaves: int, scale: float, tile: i
     probe = copy.copy(network)
     probe.argument = None  # its errors are an answer here, and need no explanation
     usable = [size for size in sizes[:-1] if min(size) >= _SMALLEST]
-    with capture.frozen_model(network.model), torch.no_grad():
+    with frozen_model(network.model), torch.no_grad():
         while usable:
             seen = (_cuts(side, tile)[0].stop for side in usable[0])
             try:

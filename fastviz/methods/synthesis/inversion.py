@@ -14,8 +14,10 @@ from fastviz.engine.optimize import Network, Optimizer, by_name, optimize
 from fastviz.engine.optimize.canvas import Canvas, Frame, frame_of
 from fastviz.engine.optimize.loop import Preview
 from fastviz.engine.optimize.priors import LP, Prior, TotalVariation
-from fastviz.execution import capture
-from fastviz.execution.capture import Precision
+from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.execution.hooks import layer_module
+from fastviz.execution.inputs import input_batch
+from fastviz.execution.precision import Precision
 from fastviz.images import tensors
 from fastviz.methods.synthesis.activation_maximization import canvas_by_name, start_parameters
 from fastviz.models.loading import model_info
@@ -132,7 +134,7 @@ def invert(
         raise ValueError("either x or features should be given")
     network = Network(model, [layer], output=False, precision=precision, argument="size" if x is None else "x")
     if x is not None:
-        images = capture.input_batch(model, x, narrows=True).detach()
+        images = input_batch(model, x, narrows=True).detach()
         known = frame_of(model, (images.shape[2], images.shape[3]), images.shape[1])
         codes = _features(network, images)
     else:
@@ -214,7 +216,7 @@ def invert_all(
     """
     names = _called(model, x) if layers is None else checks.names(layers, "layers")
     for name in names:  # an unknown layer is told before minutes of work
-        capture.layer_module(model, name)
+        layer_module(model, name)
     found = []
     for name in names:
         found.append(invert(model, x, name, progress=progress, **options))  # type: ignore[arg-type]
@@ -249,8 +251,8 @@ def invertible_layers(model: nn.Module) -> list[str]:
 def _called(model: nn.Module, x: Tensor) -> list[str]:
     """The layers of a strip that the forward pass calls."""
     network = Network(model, invertible_layers(model), output=True, argument="x")
-    with capture.frozen_model(model), torch.no_grad():
-        _, activations = network(capture.input_batch(model, x, narrows=True)[:1])
+    with frozen_model(model), torch.no_grad():
+        _, activations = network(input_batch(model, x, narrows=True)[:1])
         return [name for name in network.layers if name in activations]
 
 
@@ -268,6 +270,6 @@ def inversion_priors(frame: Frame, range_weight: float, variation_weight: float)
 
 def _features(network: Network, images: Tensor) -> Tensor:
     """The features of ``images`` that ``network`` records."""
-    with capture.frozen_model(network.model), torch.no_grad():
+    with frozen_model(network.model), torch.no_grad():
         (found,) = network(images)[1].values()
         return found.detach()

@@ -14,7 +14,8 @@ from fastviz._util import checks
 from fastviz.engine.optimize import Network, by_name, optimize, toward
 from fastviz.engine.optimize.canvas import Canvas, Frame, Pixels, frame_of
 from fastviz.engine.optimize.priors import L2
-from fastviz.execution import capture
+from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.execution.hooks import hooked
 from fastviz.methods.synthesis.activation_maximization import start_parameters
 from fastviz.methods.synthesis.inversion import Inverted, invert
 from fastviz.targets.objectives import Target
@@ -135,7 +136,7 @@ def maximize_code(
     objective = toward(model, target, repeats=starts, argument="size")
     seeds = [seed + number for number in range(starts)] * objective.targets
     noise = start_parameters(model, "noise", Pixels(), frame, seeds)
-    with capture.frozen_model(model), torch.no_grad():
+    with frozen_model(model), torch.no_grad():
         begin = Network(model, [layer], output=False, argument="size")(noise)[1][layer].detach()
     sigma = begin.flatten(1).square().mean(1).sqrt().clamp(min=torch.finfo(begin.dtype).tiny)
     sigma = sigma.view(-1, *(1,) * (begin.dim() - 1))
@@ -150,7 +151,7 @@ def maximize_code(
             return whole.clone()
 
         # What comes before the layer needs no graph.
-        with torch.no_grad(), capture.hooked(model, {layer: replaced}):
+        with torch.no_grad(), hooked(model, {layer: replaced}):
             return objective(noise[rows], rows)
 
     made = optimize(
@@ -175,7 +176,7 @@ def maximize_code(
     if not made.interrupted:
         options = {"batch_size": batch_size, "progress": progress, "seed": seed, **(decoding or {})}
         decoded = invert(model, None, layer, features=codes, size=frame.size, **options)
-        with capture.frozen_model(model), torch.no_grad():
+        with frozen_model(model), torch.no_grad():
             rows = torch.arange(len(codes), device=codes.device)
             values, measures = objective(decoded.images, rows)
         probabilities = torch.where(classes, measures, torch.nan)

@@ -9,8 +9,8 @@ from fastviz.engine.optimize import Network, Optimizer, by_name
 from fastviz.engine.optimize.canvas import Canvas, frame_of
 from fastviz.engine.optimize.loop import Preview
 from fastviz.engine.optimize.style_loss import Layers, Losses, layer_weights, style_layers
-from fastviz.execution import capture
-from fastviz.execution.capture import Precision
+from fastviz.execution.inputs import input_batch
+from fastviz.execution.precision import Precision
 from fastviz.methods.synthesis.style_transfer import Styled, made_in_levels, shrunk
 
 __all__ = ["neural_texture"]
@@ -74,7 +74,7 @@ def neural_texture(
     >>> made.pictures.shape, bool(made.history[-1] < made.history[0])
     (torch.Size([1, 3, 64, 96]), True)
     """
-    samples = capture.input_batch(model, sample, "sample", narrows=True).detach()
+    samples = input_batch(model, sample, "sample", narrows=True).detach()
     frame = frame_of(model, (samples.shape[2], samples.shape[3]) if size is None else size, samples.shape[1])
     shown = frame.picture(samples)
     weights = layer_weights(layers, "layers", () if layers is not None else style_layers(model)[0])

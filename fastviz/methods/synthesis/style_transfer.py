@@ -15,8 +15,8 @@ from fastviz.engine.optimize import Network, Optimizer, by_name, optimize
 from fastviz.engine.optimize.canvas import Canvas, Fourier, Frame, frame_of
 from fastviz.engine.optimize.loop import Preview
 from fastviz.engine.optimize.style_loss import Layers, Losses, layer_weights, not_negative, style_layers
-from fastviz.execution import capture
-from fastviz.execution.capture import Precision
+from fastviz.execution.inputs import input_batch
+from fastviz.execution.precision import Precision
 from fastviz.images import tensors
 from fastviz.methods.synthesis.activation_maximization import canvas_by_name, start_parameters
 from fastviz.methods.synthesis.inversion import inversion_priors
@@ -164,7 +164,7 @@ def style_transfer(
     >>> made.pictures.shape, bool(made.history[-1] < made.history[0])
     (torch.Size([1, 3, 64, 80]), True)
     """
-    photos = capture.input_batch(model, content, "content", narrows=True).detach()
+    photos = input_batch(model, content, "content", narrows=True).detach()
     styles = _styles(model, style, photos)
     shares = _shares(style_weights, len(styles))
     regions = None if masks is None else _regions(masks, len(styles), photos)
