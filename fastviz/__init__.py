@@ -7,6 +7,7 @@
 """
 
 from fastviz import images, ops
+from fastviz._util.by_model import forget
 from fastviz.accelerate import accelerate
 from fastviz.engine.optimize import canvas, priors, transforms
 from fastviz.execution.cuda_graphs import cuda_graphs
@@ -113,6 +114,7 @@ __all__ = [
     "filters",
     "fool",
     "fool_from_noise",
+    "forget",
     "grad_cam",
     "gradient_times_input",
     "guided_backprop",

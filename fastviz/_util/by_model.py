@@ -16,7 +16,8 @@ __all__ = ["ByModel", "forget"]
 Value = TypeVar("Value")
 
 _lock = threading.RLock()
-"""Held for look-ups only. What runs when a model goes does not take it: that may happen anywhere, in any thread."""
+"""Only where two steps belong together: single operations of a dictionary need none. What runs when a model is freed
+must not wait for a lock, as that may happen anywhere, in any thread."""
 
 
 class ByModel(Generic[Value]):
@@ -46,22 +47,26 @@ class ByModel(Generic[Value]):
 
     def get(self, model: nn.Module) -> Value | None:
         """The value of ``model``, or None."""
-        with _lock:
-            entry = self._entries.get(id(model))
-            return None if entry is None else entry[1]
+        entry = self._entries.get(id(model))
+        return None if entry is None else entry[1]
 
     def setdefault(self, model: nn.Module, make: Callable[[], Value]) -> Value:
         """The value of ``model``, which ``make`` makes if there is none; ``make`` must be quick."""
         with _lock:
-            if id(model) not in self._entries:
-                self[model] = make()
-            return self._entries[id(model)][1]
+            entry = self._entries.get(id(model))
+            if entry is not None:
+                return entry[1]
+            value = self[model] = make()
+            return value
 
     def pop(self, model: nn.Module) -> Value | None:
         """Remove the value of ``model`` and return it; None if there is none."""
-        with _lock:
-            entry = self._entries.pop(id(model), None)
-            return None if entry is None else entry[1]
+        entry = self._entries.pop(id(model), None)
+        return None if entry is None else entry[1]
+
+    def values(self) -> list[Value]:
+        """The values of all models."""
+        return [value for _, value in list(self._entries.values())]
 
     def __setitem__(self, model: nn.Module, value: Value) -> None:
         key, entries = id(model), ref(self)
@@ -71,17 +76,13 @@ class ByModel(Generic[Value]):
             if held is not None:
                 held._entries.pop(key, None)
 
-        with _lock:
-            old = self._entries.get(key)
-            self._entries[key] = (ref(model, remove) if old is None else old[0], value)
+        self._entries[key] = ref(model, remove), value
 
     def __contains__(self, model: nn.Module) -> bool:
-        with _lock:
-            return id(model) in self._entries
+        return id(model) in self._entries
 
     def __len__(self) -> int:
-        with _lock:
-            return len(self._entries)
+        return len(self._entries)
 
 
 _forgettable: WeakSet[ByModel[Any]] = WeakSet()

@@ -1,4 +1,4 @@
-"""A model in evaluation mode for as long as it is used, and as it was before afterwards."""
+"""A model in evaluation mode while it is used; afterwards its modules have their training flags back."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from fastviz._util import checks
+from fastviz._util.by_model import ByModel
 
 __all__ = ["frozen_model"]
 
 
-_frozen: dict[nn.Module, int] = {}  # modules held in evaluation mode that were in training mode → number of holders
-_frozen_lock = threading.Lock()
+_holders: ByModel[int] = ByModel(in_use=True)
+"""Modules held in evaluation mode that were in training mode → number of ``with`` blocks that hold them."""
+_lock = threading.Lock()
 
 
 @contextmanager
@@ -35,18 +37,19 @@ def frozen_model(model: nn.Module) -> Iterator[None]:
     held: list[nn.Module] = []
     checks.devices(checks.module(model))
     try:
-        with _frozen_lock:
+        with _lock:
             for module in model.modules():
-                if getattr(module, "training", False) or module in _frozen:
+                if getattr(module, "training", False) or module in _holders:
                     held.append(module)
-                    _frozen[module] = _frozen.get(module, 0) + 1
+                    _holders[module] = (_holders.get(module) or 0) + 1
                     module.training = False
         with torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
-        with _frozen_lock:
+        with _lock:
             for module in held:
-                _frozen[module] -= 1
-                if not _frozen[module]:
-                    del _frozen[module]
+                count = _holders.pop(module) or 0
+                if count > 1:
+                    _holders[module] = count - 1
+                else:
                     module.training = True

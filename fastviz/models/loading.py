@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from fastviz._util import checks
+from fastviz._util.by_model import ByModel
 from fastviz.models import weight_files
 from fastviz.models.demo_network import CLASS_NAMES, INPUT_SIZE, DemoNetwork
 
@@ -123,7 +123,7 @@ _DEMO = _Description(
 )
 
 # Weak, so that describing a model does not keep it alive; beside the model, so that the model stays as it is.
-_descriptions: WeakKeyDictionary[nn.Module, _Description] = WeakKeyDictionary()
+_descriptions: ByModel[_Description] = ByModel()
 
 
 def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> nn.Module:
@@ -302,7 +302,8 @@ def describe(
 ) -> None:
     """Tell fastviz how pictures are prepared for ``model`` and what its classes are called; None leaves it as it was.
 
-    Kept beside the model, which is not changed, as long as the model lives; a copy of the model is not described.
+    Kept beside the model, which is not changed, as long as the model lives, or until
+    :func:`fastviz.forget`; a copy of the model is not described.
 
     Args:
         model: any torch module.

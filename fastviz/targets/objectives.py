@@ -569,8 +569,8 @@ def run(
         )
     model = eager(model) if layers else model
     recordings = None if start_gradients else cuda_graphs.recordings(x)
-    way = None if recordings is None else cuda_graphs.way_of(model, x.device)
-    if recordings is None or way is None:
+    circumstances = None if recordings is None else cuda_graphs.circumstances(model, x.device)
+    if recordings is None or circumstances is None:
         with usable(model, x, argument):
             return _run(model, x, layers, start_gradients, calls)
 
@@ -579,9 +579,9 @@ def run(
         output, recorded = _run(model, images.clone(), layers, False, calls)
         return output, *(recorded[name] for name in layers)
 
-    key = (*way, tuple(layers), None if calls is None else tuple(calls.items()))
+    key = (*circumstances, tuple(layers), None if calls is None else tuple(calls.items()))
     with usable(model, x, argument):
-        output, *maps = recordings.replayed(key, function, x)
+        output, *maps = recordings.replayed(key, function, x, model=model)
     return output, dict(zip(layers, maps, strict=True))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastviz.execution.evaluation_mode import _frozen, frozen_model
+from fastviz.execution.evaluation_mode import _holders, frozen_model
 
 
 class Recorder(nn.Module):
@@ -68,4 +68,4 @@ def test_frozen_model_in_two_threads_ends_with_the_last() -> None:
     leave.set()
     thread.join()
     assert flags(model) == [True, True, True]
-    assert not _frozen
+    assert not _holders

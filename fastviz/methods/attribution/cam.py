@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import overload
 from warnings import warn
 
@@ -18,7 +19,7 @@ from fastviz.execution.compiled import eager
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.fast_conv.memory_format import in_fast_order
 from fastviz.execution.forward import layer_outputs
-from fastviz.execution.hooks import OwnHook, layer_module
+from fastviz.execution.hooks import hookable, hooked, layer_module
 from fastviz.execution.inputs import input_batch, output_of, require_gradients
 from fastviz.execution.map_axes import Axes
 from fastviz.execution.precision import Precision, reduced_precision, widened
@@ -317,34 +318,24 @@ def _last_maps(model: nn.Module, images: Tensor) -> str:
     pooled: object = None
     axes = Axes()
 
-    def recorder(name: str) -> Callable[[nn.Module, object, object], None]:
-        def record(module: nn.Module, inputs: object, output: object) -> None:
-            nonlocal last, pooled
-            if not isinstance(output, Tensor) or output.dim() != 4 or len(output) != 1:
-                return
-            if isinstance(module, _POOLING):
-                pooled = output
-                return
-            order = axes.order(output)
-            size = [output.shape[each] for each in order[2:]] if order else output.shape[2:]
-            # What only hands a pooled map on (the container it ends, a dropout) does not count either.
-            if output is pooled or min(size) <= 1:
-                return
-            if order is not None or not axes.on_tokens:
-                last = name
+    def note(name: str, module: nn.Module, inputs: object, output: object) -> None:
+        nonlocal last, pooled
+        if not isinstance(output, Tensor) or output.dim() != 4 or len(output) != 1:
+            return
+        if isinstance(module, _POOLING):
+            pooled = output
+            return
+        order = axes.order(output)
+        size = [output.shape[each] for each in order[2:]] if order else output.shape[2:]
+        # What only hands a pooled map on (the container it ends, a dropout) does not count either.
+        if output is pooled or min(size) <= 1:
+            return
+        if order is not None or not axes.on_tokens:
+            last = name
 
-        return record
-
-    handles = []
-    try:
-        for name, module in model.named_modules():
-            if name and not isinstance(module, torch.jit.ScriptModule):
-                handles.append(module.register_forward_hook(OwnHook(recorder(name))))
-        with frozen_model(model), torch.no_grad(), axes:
-            output_of(model, axes.images(_batch(images[:1])))
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = {name: partial(note, name) for name in hookable(model) if name}
+    with hooked(model, hooks), frozen_model(model), torch.no_grad(), axes:
+        output_of(model, axes.images(_batch(images[:1])))
     if not last:
         scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
         raise ValueError(

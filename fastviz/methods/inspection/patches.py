@@ -18,7 +18,7 @@ from fastviz._util import checks
 from fastviz.execution import forward
 from fastviz.execution.batches import Batches
 from fastviz.execution.evaluation_mode import frozen_model
-from fastviz.execution.hooks import Hook, floating_output, hooked, layer_module
+from fastviz.execution.hooks import Hook, floating_output, hookable, hooked, layer_module
 from fastviz.execution.inputs import output_of
 from fastviz.graph.model_graph import ReceptiveField
 from fastviz.images import streams
@@ -278,8 +278,7 @@ def _convolutions(model: nn.Module, image: Tensor) -> list[str]:
                 chosen[name] = None
 
     kinds = (nn.Conv2d, nn.modules.batchnorm._BatchNorm)
-    hooks = {name: partial(note, name) for name, module in model.named_modules() if isinstance(module, kinds)}
-    with hooked(model, hooks):
+    with hooked(model, {name: partial(note, name) for name in hookable(model, kinds)}):
         output_of(model, image)
     if not chosen:
         raise ValueError("model should have convolutions (nn.Conv2d) that it calls; give the names of other layers")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from fastviz.execution.evaluation_mode import _frozen
+from fastviz.execution.evaluation_mode import _holders
 from fastviz.execution.rectifiers import RectifierWarning
 from fastviz.methods import METHODS
 from fastviz.methods.attribution.cam import grad_cam
@@ -307,7 +307,7 @@ def test_everything_is_restored_after_an_error(
     assert torch.equal(torch.get_rng_state(), random)
     assert torch.is_grad_enabled()
     assert F.relu(x.requires_grad_()).grad_fn.name() == "ReluBackward0"
-    assert not _frozen
+    assert not _holders
 
 
 def test_a_model_that_works_in_place_on_its_input(x: Tensor) -> None:
