@@ -103,12 +103,12 @@ class Form:
         """The rectifier that this is, if it is one."""
         if not (self.values.requires_grad and self.values.is_floating_point()):
             return None
-        (slopes,) = torch.autograd.grad(self.values.sum(), PROBES, retain_graph=True, allow_unused=True)
-        if slopes is None:
+        (gradient,) = torch.autograd.grad(self.values.sum(), PROBES, retain_graph=True, allow_unused=True)
+        if gradient is None:
             return None
-        values = self.values.detach().double()
+        values, slopes = self.values.tolist(), gradient.tolist()
         for sign in (1, -1):
-            found = _rectifier(values if sign > 0 else values.flip(0), sign * (slopes if sign > 0 else slopes.flip(0)))
+            found = _rectifier(values[::sign], [sign * slope for slope in slopes[::sign]])
             if found is not None:
                 return Rectifier(sign, *found)
         return None
@@ -118,25 +118,27 @@ class Form:
         """Whether it lets positive values through, and less of negative ones, as a rectifier and its smooth kin do."""
         if not (self.values.requires_grad and self.values.is_floating_point()):
             return False
-        values = self.values.detach().double()
-        start = float(values[_ZERO])
-        rise = float(values[_ZERO + _AT_64]) - start
-        return 0.3 * 2**6 <= rise <= 3 * 2**12 and abs(float(values[_ZERO - _AT_64]) - start) < 0.5 * rise
+        values = self.values.tolist()
+        start = values[_ZERO]
+        rise = values[_ZERO + _AT_64] - start
+        return bool(0.3 * 2**6 <= rise <= 3 * 2**12 and abs(values[_ZERO - _AT_64] - start) < 0.5 * rise)
 
 
-def _rectifier(values: Tensor, slopes: Tensor) -> tuple[float, float | None] | None:
+def _rectifier(values: list[float], slopes: list[float]) -> tuple[float, float | None] | None:
     """Slope and upper bound of a rectifier that has these values and slopes at the probes; None if it is none."""
-    slope = float(slopes[_ZERO + 1])
-    if not slope > 0 or bool((values[: _ZERO + 1].abs() > _NEAR * slope).any()) or bool(slopes[:_ZERO].any()):
+    slope = slopes[_ZERO + 1]
+    # comparisons with NaN are false, and must say "no rectifier"
+    if not (slope > 0 and all(abs(value) <= _NEAR * slope for value in values[: _ZERO + 1])) or any(slopes[:_ZERO]):
         return None
-    top = float(values[-1]) if float(slopes[-1]) == 0 else torch.inf
-    expected = (_POWERS * slope).clamp(max=top)
-    if not torch.allclose(values[_ZERO + 1 :], expected, rtol=1e-6, atol=0):
-        return None
-    # At the bound itself the slope may be either.
-    wrong = (slopes[_ZERO + 1 :] - slope * (expected < top)).abs() > 1e-6 * slope
-    if bool(wrong[_POWERS * slope != top].any()):
-        return None
+    top = values[-1] if slopes[-1] == 0 else torch.inf
+    for power, value, found in zip(_POWERS.tolist(), values[_ZERO + 1 :], slopes[_ZERO + 1 :], strict=True):
+        line = power * slope
+        expected = min(line, top)
+        if not abs(value - expected) <= 1e-6 * abs(expected):
+            return None
+        # At the bound itself the slope may be either.
+        if line != top and not abs(found - slope * (expected < top)) <= 1e-6 * slope:
+            return None
     return slope, None if top == torch.inf else top / slope
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
+from collections import Counter
+from contextlib import suppress
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fastviz.execution.forward import layer_outputs
+from fastviz.execution.forward import called, hooked_until, layer_outputs, noting, run
 
 f64 = torch.float64
 
@@ -128,3 +132,124 @@ def test_activations_can_start_the_graph_at_the_layer() -> None:
     (gradient,) = torch.autograd.grad(output[:, 1].sum(), recorded["0"])
     expected = model[2].weight[1] * (model[0](x) > 0)
     torch.testing.assert_close(gradient, expected, rtol=0, atol=0)
+
+
+# ------------------------------------------------------------------------------------------ passes that end early
+
+
+def counting(model: nn.Module) -> list[int]:
+    """Which modules of a sequential model are called, in order; by a hook that stays."""
+    seen: list[int] = []
+    for number, module in enumerate(model):
+        module.register_forward_hook(lambda module, inputs, output, number=number: seen.append(number))
+    return seen
+
+
+def nothing(module: nn.Module, inputs: object, output: object) -> None:
+    pass
+
+
+def test_a_pass_ends_after_the_last_of_the_calls() -> None:
+    relu = nn.ReLU()
+    model = nn.Sequential(relu, nn.Tanh(), relu, nn.Sigmoid())
+    seen = counting(model)
+    output = "not assigned"
+    with hooked_until(model, {"0": nothing, "1": nothing}, {"0": 2, "1": 1}) as counts:
+        output = model(torch.ones(1))
+    assert output == "not assigned"
+    assert counts == {"0": 2, "1": 1}
+    assert 3 not in seen
+    assert len(relu._forward_hooks) == 2
+
+
+@pytest.mark.parametrize("calls", [None, {}])
+def test_a_pass_without_calls_runs_to_its_end(calls: dict[str, int] | None) -> None:
+    model = nn.Sequential(nn.ReLU(), nn.Tanh())
+    with hooked_until(model, {"0": nothing}, calls) as counts:
+        output = model(torch.ones(1))
+    assert output.tolist() == torch.ones(1).tanh().tolist()
+    assert counts == {"0": 1}
+
+
+def test_a_pass_inside_another_ends_only_itself() -> None:
+    inner = nn.Sequential(nn.ReLU(), nn.Tanh())
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.ReLU(), nn.Sigmoid()
+
+        def forward(self, x: Tensor) -> Tensor:
+            with hooked_until(inner, {"0": nothing}, {"0": 1}):
+                inner(x)
+            return self.second(self.first(x))
+
+    model, output = Outer(), None
+    with hooked_until(model, {"second": nothing}, {"second": 2}) as counts:
+        output = model(torch.ones(1))
+    assert output is not None
+    assert counts == {"second": 1}
+
+
+def test_a_model_that_catches_exceptions_does_not_catch_the_end() -> None:
+    class Catches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.relu = nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            with suppress(Exception):
+                self.relu(x)
+            raise AssertionError("behind the end")
+
+    model = Catches()
+    with layer_outputs(model, ["relu"], calls={"relu": 1}) as recorded:
+        model(torch.ones(1))
+    assert recorded["relu"].tolist() == [1]
+
+
+def test_what_was_recorded_where_the_pass_ends_is_the_output_itself() -> None:
+    """No copy is made of what nothing behind can change."""
+    outputs: list[Tensor] = []
+    model = nn.Sequential(nn.Tanh(), nn.Sigmoid())
+    model[0].register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    with layer_outputs(model, ["0"], calls={"0": 1}) as recorded:
+        model(torch.ones(1))
+    assert recorded["0"] is outputs[0]
+
+
+def test_the_end_of_a_pass_keeps_no_tensor() -> None:
+    """The exception would hold the frames of the model, and those their tensors, until the next collection."""
+    model = nn.Sequential(nn.Tanh(), nn.Sigmoid())
+    gc.disable()
+    try:
+        with layer_outputs(model, ["0"], calls={"0": 1}) as recorded:
+            model(torch.ones(1))
+        gone = weakref.ref(recorded["0"])
+        del recorded
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_run_notes_how_often_layers_are_called_and_ends_the_next_pass_there() -> None:
+    relu = nn.ReLU()
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), relu, nn.Conv2d(2, 2, 1), relu, nn.Flatten())
+    seen = counting(model)
+    calls: Counter[str] = Counter()
+    for _ in range(2):
+        run(model, torch.ones(2, 1, 3, 3), {"1": nothing}, calls)
+    assert calls == {"1": 2}
+    assert seen.count(4) == 1
+    model.forward = lambda x: x  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="layer '1' was not called in the forward pass"):
+        run(model, torch.ones(2, 1, 3, 3), {"1": nothing}, Counter())
+
+
+def test_noting_keeps_the_order_of_calls() -> None:
+    relu = nn.ReLU()
+    model = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(4, 3), relu), relu)
+    with noting(model, lambda output: list(output.shape)) as found:
+        model(torch.ones(2, 1, 2, 2))
+    assert found == [("0", [2, 4]), ("1.0", [2, 3]), ("1.1", [2, 3]), ("1", [2, 3]), ("1.1", [2, 3])]
+    assert called(model, torch.ones(2, 1, 2, 2), (nn.Linear, nn.ReLU)) == ["1.0", "1.1"]

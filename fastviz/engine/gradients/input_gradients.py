@@ -64,8 +64,8 @@ def input_gradients(
         return selection.no_values(x, x.shape[1:])
     if rule or selection.layers:
         model = eager(model)
-    # from here to where the warning is given there are four functions on the stack
-    work = _Work(model, rule, precision, stacklevel + 4)
+    # from here to where the warning is given there are five functions on the stack
+    work = _Work(model, rule, precision, stacklevel + 5)
     with frozen_model(model):
         found = work.of_units(x, selection, batch_size)
         return work.of_images(x, selection, batch_size) if found is None else found
