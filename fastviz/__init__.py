@@ -7,10 +7,11 @@
 """
 
 from fastviz import images, ops
+from fastviz._util.by_model import forget
 from fastviz.accelerate import accelerate
 from fastviz.engine.optimize import Optimization, canvas, priors, transforms
-from fastviz.execution.capture import RectifierWarning
 from fastviz.execution.cuda_graphs import cuda_graphs
+from fastviz.execution.rectifiers import RectifierWarning
 from fastviz.graph.model_graph import layers, receptive_field
 from fastviz.images import animation
 from fastviz.images.reading import load_images
@@ -118,6 +119,7 @@ __all__ = [
     "filters",
     "fool",
     "fool_from_noise",
+    "forget",
     "grad_cam",
     "gradient_times_input",
     "guided_backprop",

@@ -32,10 +32,11 @@ FOLDERS = [
     "ops",
     "_util",
 ]
-# Folders inside of folders, in the same order. What is not named stands with the folder itself, above them.
+# Folders and modules inside of folders, in the same order. What is not named stands with the folder itself, above them.
 INSIDE = {
     "engine": ["optimize", "incremental", "gradients"],
-    "execution": ["fast_conv"],
+    # Forward passes, batches and recordings use the fast convolutions. These need to know what a model can be run on.
+    "execution": ["fast_conv", "inputs", "evaluation_mode", "compiled", "exported", "precision"],
 }
 FAMILIES = ["attribution", "inspection", "synthesis", "adversarial"]
 ASIDE = ["reference", "__init__"]
@@ -50,6 +51,7 @@ EDGE = {
     "ops._build",
     "ops._library",
     "_util.files",
+    # folders that runs of jobs and of the command line write into, and their locks
     "_util.output_folder",
     # vectors on disk beside the names of their images
     "methods.inspection.embedding_file",

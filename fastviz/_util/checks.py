@@ -6,6 +6,7 @@ import difflib
 import math
 import os
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 __all__ = [
     "device",
+    "devices",
     "image_batch",
     "instance",
     "instances",
@@ -126,6 +128,18 @@ def device(value: torch.device | str, argument: str = "device") -> torch.device:
     if place.type not in ("cpu", "cuda"):
         raise ValueError(f"{argument} should be on a device of type cpu or cuda, got {str(place)!r}")
     return place
+
+
+def devices(model: nn.Module) -> set[torch.device]:
+    """The devices of the parameters and buffers of ``model``, if fastviz computes on all of them.
+
+    Raises:
+        ValueError: it does not.
+    """
+    found = {value.device for value in chain(model.parameters(), model.buffers())}
+    for each in found:
+        device(each, "model")
+    return found
 
 
 def path(value: object, argument: str) -> Path:

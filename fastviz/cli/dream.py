@@ -117,10 +117,10 @@ def _check(out: Path, single: bool, photographs: int, frames: int | None, overwr
 def _target(network: nn.Module, layer: str | None, channel: int | None, class_: str | None) -> Target:
     """What is dreamt of where it is not the whole of a layer."""
     from fastviz import jobs, models, targets
-    from fastviz.execution import capture
+    from fastviz.execution.hooks import layer_module
 
     if layer is not None:
-        capture.layer_module(network, layer)
+        layer_module(network, layer)
     if class_ is not None:
         index = jobs.target_index(class_, models.class_names(network))
         if index is None:

@@ -173,11 +173,11 @@ def _say_how_it_reads(network: nn.Module, out: Path, names: list[str]) -> None:
     import torch
 
     from fastviz import images, models
-    from fastviz.execution import capture
+    from fastviz.execution.evaluation_mode import frozen_model
 
     place = next(network.parameters()).device
     x = images.preprocess(images.read_image(out), models.preprocessing(network))[None].to(place)
-    with capture.frozen_model(network), torch.no_grad():
+    with frozen_model(network), torch.no_grad():
         probability, index = network(x).softmax(1).max(1)
     print(f"the saved file, read as any photograph: {names[int(index[0])]}, {_percent(probability)}")
 

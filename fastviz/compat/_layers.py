@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastviz.execution.capture import OwnHook
+from fastviz.execution.hooks import OwnHook
 
 __all__ = ["first_calls", "recorded"]
 
@@ -18,7 +18,7 @@ __all__ = ["first_calls", "recorded"]
 def recorded(layer: nn.Module, *, at_input: bool, leaves: bool) -> Iterator[list[Tensor]]:
     """Record what ``layer`` gives out, or takes in, in the forward passes made inside by this thread.
 
-    Yields a list that holds the tensors of the last call. Unlike :func:`fastviz.execution.capture.activations` this
+    Yields a list that holds the tensors of the last call. Unlike :func:`fastviz.execution.forward.layer_outputs` this
     takes a module, which may be any, its inputs, and layers with several tensors.
 
     With ``leaves``, to be used under ``torch.no_grad()``, autograd starts at the layer, as in ``activations``; the

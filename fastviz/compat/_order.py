@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from fastviz.engine.gradients import input_gradients
-from fastviz.execution import capture
+from fastviz.execution.compiled import is_compiled
+from fastviz.execution.fast_conv import memory_format
 
 __all__ = ["in_fast_order", "may_round"]
 
@@ -28,7 +28,7 @@ def may_round(forward_func: object, inputs: tuple[Tensor, ...]) -> bool:
     return (
         images
         and isinstance(forward_func, nn.Module)
-        and not any(module.training or capture.is_compiled(module) for module in forward_func.modules())
+        and not any(module.training or is_compiled(module) for module in forward_func.modules())
     )
 
 
@@ -37,11 +37,11 @@ def in_fast_order(
 ) -> Callable[..., Result]:
     """``compute``, given the images in channels_last memory where that makes the model faster, and may be done.
 
-    See :func:`fastviz.engine.gradients.input_gradients.in_fast_order`. Either way there is one more function on the
+    See :func:`fastviz.execution.fast_conv.memory_format.in_fast_order`. Either way there is one more function on the
     stack.
     """
     if isinstance(forward_func, nn.Module) and may_round(forward_func, inputs):
-        return input_gradients.in_fast_order(forward_func, "model", compute, None)
+        return memory_format.in_fast_order(forward_func, "model", compute, None)
 
     def run(*inputs: Tensor) -> Result:
         return compute(*inputs)

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from fastviz.compat._layers import first_calls
 from fastviz.compat._order import in_fast_order
-from fastviz.execution import capture
+from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.methods.attribution.gradients import guided_backprop
 
 __all__ = ["GradCAM", "GuidedBackpropReLUModel"]
@@ -124,7 +124,7 @@ class GradCAM(_Cam):
             loss: Any = sum(target(output) for target, output in zip(chosen, outputs, strict=True))
             return outputs, calls, torch.autograd.grad(loss, values, allow_unused=True)
 
-        with capture.frozen_model(self.model), torch.no_grad():
+        with frozen_model(self.model), torch.no_grad():
             outputs, calls, gradients = in_fast_order(self.model, (images,), differentiated)(images)
         self.outputs = outputs.detach() if isinstance(outputs, Tensor) else outputs
         found = []
@@ -154,7 +154,7 @@ class GradCAM(_Cam):
         if _Hooks is None:
             raise ImportError("this call needs pytorch-grad-cam itself: pip install 'fastviz[grad-cam]'")
         held = [(parameter, parameter.grad) for parameter in self.model.parameters()]
-        with capture.frozen_model(self.model):
+        with frozen_model(self.model):
             theirs = _Cam(self.model, self.target_layers, self.reshape_transform)
             try:
                 found: Array = theirs(input_tensor, targets, aug_smooth=aug_smooth, eigen_smooth=eigen_smooth)

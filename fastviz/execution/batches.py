@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastviz.execution import capture, cuda_graphs
+from fastviz.execution import cuda_graphs
+from fastviz.execution.inputs import output_of
 
 __all__ = ["Batches", "Mixes"]
 
@@ -130,7 +131,7 @@ class Batches:
 
     def run_model(self, images: Tensor) -> Any:
         """The model's output, watched."""
-        return self.watched(lambda batch: capture.called(self.model, batch), images)
+        return self.watched(lambda batch: output_of(self.model, batch), images)
 
 
 def _unseen(model: nn.Module) -> str:

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
-from fastviz.execution import capture
+from fastviz._util.by_model import ByModel
+from fastviz.execution.differentiation import differentiate
+from fastviz.execution.hooks import has_hooks
 
-__all__ = ["Recordings", "cuda_graphs", "paused", "proved", "recordings", "way_of"]
+__all__ = ["Recordings", "circumstances", "cuda_graphs", "paused", "proved", "recordings"]
 
 Outputs: TypeAlias = tuple[Any, ...]
 
@@ -37,9 +39,10 @@ def cuda_graphs() -> Iterator[None]:
     than the kernels, for few or small images and deep networks. It holds for the gradient methods (not for Grad-CAM and
     its kin, whose gradients begin at a layer), for images that are optimised towards targets or codes
     (:func:`fastviz.maximize`, :func:`fastviz.invert`, :func:`fastviz.fool`) and for occlusion sweeps. Third and later
-    passes are replayed; each recorded shape keeps the memory of a pass until the end of the ``with``, 32 at most;
-    further ones, and models with hooks, run as ever. So does what cannot be recorded, such as a model that reads values
-    from the GPU, with a ``RuntimeWarning`` that says why. On a CPU nothing changes.
+    passes are replayed. Each recorded shape, 32 at most, keeps the memory of a pass until the end of the ``with``, or
+    until the model is freed or forgotten (:func:`fastviz.forget`). Further ones, and models with hooks, run as outside.
+    So does what cannot be recorded, such as a model that reads values from the GPU, with a ``RuntimeWarning`` that says
+    why. On a CPU nothing changes.
 
     The model may get new weights inside, in place or not, but should not be changed otherwise: its Python code does not
     run again.
@@ -64,7 +67,7 @@ def recordings(*inputs: Tensor) -> Recordings | None:
 
 @contextmanager
 def paused() -> Iterator[None]:
-    """Inside, passes run as ever: nothing is recorded or replayed."""
+    """Inside, nothing is recorded or replayed."""
     token = _current.set(None)
     try:
         yield
@@ -75,24 +78,24 @@ def paused() -> Iterator[None]:
 def proved(model: nn.Module) -> set[object]:
     """What is noted of ``model`` for as long as the ``with`` of :func:`cuda_graphs` lasts; outside, a new set."""
     current = _current.get()
-    return set() if current is None else current.proved.setdefault(model, set())
+    return set() if current is None else current.proved.setdefault(model, set)
 
 
 def _on_gpu(x: Tensor) -> bool:
     return x.is_cuda
 
 
-def way_of(model: nn.Module, device: torch.device) -> tuple[Hashable, ...] | None:
-    """What a pass of ``model`` on a ``device`` depends on beside its inputs, of what can change inside of a ``with``.
+def circumstances(model: nn.Module, device: torch.device) -> tuple[Hashable, ...] | None:
+    """What a pass of ``model`` on a ``device`` depends on besides its inputs and that can change inside of a ``with``.
 
     None for a model whose passes should not be recorded: hooks would not be called again.
     """
-    if any(capture.has_hooks(module) for module in model.modules()):
+    if any(has_hooks(module) for module in model.modules()):
         return None
     weights = tuple(value.data_ptr() for value in chain(model.parameters(), model.buffers()))
     modes = tuple((type(mode), getattr(mode, "rule", None)) for mode in _get_current_function_mode_stack())
     lower = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-    return model, weights, modes, lower, torch.is_grad_enabled()
+    return weights, modes, lower, torch.is_grad_enabled()
 
 
 class Recordings:
@@ -102,11 +105,15 @@ class Recordings:
     """
 
     def __init__(self, *, shared_memory: bool = False) -> None:
-        self._known: dict[Hashable, int | _Recording] = {}
-        self.proved: dict[nn.Module, set[object]] = {}
+        # by what is replayed: of a model until it is freed or forgotten, of other functions as long as this object
+        self._of_functions: dict[Hashable, int | _Recording] = {}
+        self._of_models: ByModel[dict[Hashable, int | _Recording]] = ByModel()
+        self.proved: ByModel[set[object]] = ByModel()
         self._pool = torch.cuda.graph_pool_handle() if shared_memory else None
 
-    def replayed(self, key: Hashable, function: Callable[..., Outputs], *inputs: Tensor) -> Outputs:
+    def replayed(
+        self, key: Hashable, function: Callable[..., Outputs], *inputs: Tensor, model: nn.Module | None = None
+    ) -> Outputs:
         """``function(*inputs)``, by a recording if there have been calls with this ``key`` and inputs of these shapes.
 
         What is returned and what gradients come back belong to the caller, but the gradients have to be asked for
@@ -117,23 +124,26 @@ class Recordings:
             function: of tensors, gives tensors and None. Its inputs get gradients if they require them, and nothing
                 else does.
             inputs: on a GPU.
+            model: which the ``function`` runs; what is recorded is freed with it. The ``key`` must not refer to it.
         """
+        kept = self._of_functions if model is None else self._of_models.setdefault(model, dict)
         whole = (key, tuple(_signature(each) for each in inputs))
-        known = self._known.get(whole, 0)
+        known = kept.get(whole, 0)
         if known == _EAGER:
-            known = self._known[whole] = self._recorded(function, inputs)
+            known = kept[whole] = self._recorded(function, inputs)
         if isinstance(known, _Recording):
             return known(*inputs)
-        self._known[whole] = known + 1
+        kept[whole] = known + 1
         return function(*inputs)
 
     def _recorded(self, function: Callable[..., Outputs], inputs: Sequence[Tensor]) -> int | _Recording:
-        if sum(isinstance(each, _Recording) for each in self._known.values()) >= _MOST:
+        kept = [self._of_functions, *self._of_models.values()]
+        if sum(isinstance(each, _Recording) for entries in kept for each in list(entries.values())) >= _MOST:
             return _EAGER + 1
         try:
             return _Recording(function, inputs, self._pool)
         except (RuntimeError, TypeError) as error:
-            warn(f"a pass cannot be recorded as a CUDA graph and runs as ever: {error}", RuntimeWarning, stacklevel=2)
+            warn(f"a pass cannot be recorded as a CUDA graph, and runs without: {error}", RuntimeWarning, stacklevel=2)
             return _EAGER + 1
 
 
@@ -179,7 +189,7 @@ class _Recording:
     def _differentiate(self) -> None:
         if self.weights:
             leaves = [each for each in self.inputs if each.requires_grad]
-            self.gradients = capture.differentiate(self.differentiable, leaves, self.weights, retain_graph=True)
+            self.gradients = differentiate(self.differentiable, leaves, self.weights, retain_graph=True)
 
     def __call__(self, *inputs: Tensor) -> Outputs:
         found = iter(_Replay.apply(self, *inputs))

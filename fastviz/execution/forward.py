@@ -1,28 +1,88 @@
-"""Forward passes that go only as far as the layers asked for, and one vector an image from what a layer gives."""
+"""Forward passes: what layers give, passes that end at the layers asked for, one vector an image from a layer."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from fastviz.engine.gradients import input_gradients
-from fastviz.execution import capture
-from fastviz.execution.capture import Hook
+from fastviz.execution.fast_conv.memory_format import in_fast_order
+from fastviz.execution.hooks import Hook, floating_output, hookable, hooked
+from fastviz.execution.inputs import output_of
 
-__all__ = ["Pool", "called", "noting", "penultimate", "run", "vectors"]
+__all__ = ["Pool", "called", "hooked_until", "layer_outputs", "noting", "penultimate", "run", "vectors"]
 
 Pool = Literal["mean", "flatten"]
 
 Note = TypeVar("Note")
 
 
-class _Enough(BaseException):
-    """Every layer has been called: leaves the forward pass, also one that catches exceptions."""
+# ---------------------------------------------------------------------------------- passes that end before the output
+
+
+class _PassEnded(BaseException):
+    """Leaves a forward pass whose layers have all been called. No model should catch it."""
+
+    def __init__(self, counts: Counter[str]) -> None:
+        super().__init__()
+        self.counts = counts
+
+
+@contextmanager
+def hooked_until(
+    model: nn.Module,
+    hooks: Mapping[str, Hook],
+    calls: Mapping[str, int] | None,
+    *,
+    passed_on: Callable[[Tensor], Tensor] | None = None,
+) -> Iterator[Counter[str]]:
+    """Hooks as of :func:`fastviz.execution.hooks.hooked`; the block ends when the layers have been called often enough.
+
+    Args:
+        model: any module; not changed.
+        hooks: layer name → what is called after each of its calls.
+        calls: layer name → calls in one forward pass. After the last of them the rest of the ``with`` block is skipped,
+            so that an output that is assigned in it stays unassigned. None or empty: the pass runs to its end.
+        passed_on: makes what the model goes on with of what a hook returned; not called where the pass ends.
+
+    Yields:
+        How often each layer has been called.
+
+    Raises:
+        ValueError: a layer does not exist or is scripted.
+
+    >>> model = nn.Sequential(nn.ReLU(), nn.Tanh())
+    >>> output = "skipped"
+    >>> with hooked_until(model, {"0": lambda module, inputs, output: None}, {"0": 1}) as counts:
+    ...     output = model(torch.ones(1))
+    >>> output, dict(counts)
+    ('skipped', {'0': 1})
+    """
+    counts: Counter[str] = Counter()
+    wanted = Counter(calls)
+
+    def counted(name: str, hook: Hook) -> Hook:
+        def call(module: nn.Module, inputs: Any, output: object) -> Tensor | None:
+            changed = hook(module, inputs, output)
+            counts[name] += 1
+            if wanted and counts == wanted:
+                raise _PassEnded(counts)
+            return changed if passed_on is None or changed is None else passed_on(changed)
+
+        return call
+
+    with hooked(model, {name: counted(name, hook) for name, hook in hooks.items()}):
+        try:
+            yield counts
+        except _PassEnded as end:
+            # a pass inside another one ends only itself
+            if end.counts is not counts:
+                raise
 
 
 def run(model: nn.Module, images: Tensor, hooks: Mapping[str, Hook], calls: Counter[str]) -> None:
@@ -30,43 +90,86 @@ def run(model: nn.Module, images: Tensor, hooks: Mapping[str, Hook], calls: Coun
 
     The first pass, with ``calls`` empty, runs to the end and fills it with how often each layer is called; later ones
     end when every layer has been called as often. The images have the order in memory of
-    :func:`fastviz.engine.gradients.input_gradients.in_fast_order`; a model that cannot take it runs again, so hooks
+    :func:`fastviz.execution.fast_conv.memory_format.in_fast_order`; a model that cannot take it runs again, so hooks
     should replace what they noted before.
 
     Raises:
         ValueError: a layer does not exist, is scripted or was not called.
     """
-    done: Counter[str] = Counter()
 
-    def counted(name: str, hook: Hook) -> Hook:
-        def call(module: nn.Module, inputs: Any, output: object) -> Tensor | None:
-            changed = hook(module, inputs, output)
-            done[name] += 1
-            if done == calls:
-                raise _Enough
-            return changed
-
-        return call
-
-    def through(batch: Tensor) -> bool:
-        done.clear()
-        try:
+    def through(batch: Tensor) -> Counter[str]:
+        with hooked_until(model, hooks, calls) as counts:
             model(batch)
-        except _Enough:
-            return False
-        return True
+        return counts
 
-    with capture.hooked(model, {name: counted(name, hook) for name, hook in hooks.items()}):
-        to_the_end = input_gradients.in_fast_order(model, "model", through)(images)
-    if not to_the_end:
-        return
+    counts = in_fast_order(model, "model", through)(images)
     for name in hooks:
-        if not done[name]:
-            raise ValueError(
-                f"layer {name!r} was not called in the forward pass, so it has no output "
-                "(layers inside scripted or compiled modules, and those of replicas in other threads, are not seen)"
-            )
-    calls.update(done - calls)
+        if not counts[name]:
+            raise _not_called(name)
+    calls.update(counts - calls)
+
+
+def _not_called(name: str) -> ValueError:
+    return ValueError(
+        f"layer {name!r} was not called in the forward pass, so it has no output "
+        "(layers inside scripted or compiled modules, and those of replicas in other threads, are not seen)"
+    )
+
+
+# -------------------------------------------------------------------------------------------------- what layers give
+
+
+class _LayerOutputs(dict[str, Tensor]):
+    """Layer name → output; asking for a layer that was not called says so."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise _not_called(name)
+
+
+@contextmanager
+def layer_outputs(
+    model: nn.Module,
+    layers: Sequence[str],
+    *,
+    start_gradients: bool = False,
+    calls: Mapping[str, int] | None = None,
+) -> Iterator[Mapping[str, Tensor]]:
+    """Record the outputs of ``layers`` in the forward passes made inside, by the thread that entered.
+
+    Yields a mapping from layer name to output, in the graph of the forward pass, that fills while the model runs. The
+    network goes on with a copy of the output, so an in-place rectifier behind the layer does not change what was
+    recorded. A layer that is called several times leaves its last output.
+
+    With ``start_gradients``, to be used under ``torch.no_grad()``, autograd starts at the layers: the first one called
+    switches gradients on for the rest of the ``no_grad`` block, and its output is a leaf. What comes before needs no
+    graph then, which saves its memory and time.
+
+    ``calls`` as in :func:`hooked_until`: with it the block ends when the layers are recorded.
+
+    Raises:
+        ValueError: a layer does not exist or is scripted (on entering), was not called (when it is read from the
+            mapping).
+        TypeError: a layer returns something else than a floating-point tensor (while the model runs).
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    >>> with layer_outputs(model, ["0"]) as recorded:
+    ...     scores = model(torch.zeros(3, 1, 2, 2))
+    >>> recorded["0"].shape
+    torch.Size([3, 4])
+    """
+    recorded = _LayerOutputs()
+
+    def record(name: str, module: nn.Module, inputs: object, output: object) -> Tensor:
+        tensor = floating_output(name, output)
+        if start_gradients:
+            if not tensor.requires_grad:
+                tensor = tensor.detach().requires_grad_()
+            torch.set_grad_enabled(True)
+        recorded[name] = tensor
+        return tensor
+
+    with hooked_until(model, {name: partial(record, name) for name in layers}, calls, passed_on=torch.clone):
+        yield recorded
 
 
 @contextmanager
@@ -95,29 +198,18 @@ def noting(
     """
     found: list[tuple[str, Note]] = []
 
-    def hook(name: str) -> Hook:
-        def keep(module: nn.Module, inputs: Any, output: object) -> None:
-            found.append((name, note(output)))
+    def keep(name: str, module: nn.Module, inputs: Any, output: object) -> None:
+        found.append((name, note(output)))
 
-        return keep
-
-    if layers is None:
-        layers = [
-            name for name, module in model.named_modules() if name and not isinstance(module, torch.jit.ScriptModule)
-        ]
-    with capture.hooked(model, {name: hook(name) for name in layers}):
+    names = [name for name in hookable(model) if name] if layers is None else layers
+    with hooked(model, {name: partial(keep, name) for name in names}):
         yield found
 
 
 def called(model: nn.Module, images: Tensor, kinds: tuple[type[nn.Module], ...]) -> list[str]:
     """The names of the modules of these ``kinds`` that ``model`` calls, in the order of their last calls."""
-    names = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, kinds) and not isinstance(module, torch.jit.ScriptModule)
-    ]
-    with noting(model, lambda output: None, names) as calls:
-        capture.called(model, images)
+    with noting(model, lambda output: None, hookable(model, kinds)) as calls:
+        output_of(model, images)
     last_first = dict.fromkeys(name for name, _ in reversed(calls))
     return list(reversed(last_first))
 
@@ -144,7 +236,7 @@ def vectors(value: object, layer: str, pool: Pool) -> Tensor:
         TypeError: it is no floating-point tensor.
         ValueError: it has another number of dimensions.
     """
-    tensor = capture.floating_output(layer, value).detach()
+    tensor = floating_output(layer, value).detach()
     exact = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
     if exact.dim() not in (2, 3, 4):
         raise ValueError(

@@ -8,10 +8,11 @@ from collections.abc import Callable, Hashable
 from enum import Enum
 from numbers import Number
 from typing import Generic, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+
+from fastviz._util.by_model import ByModel
 
 __all__ = ["Kept", "structure"]
 
@@ -79,26 +80,25 @@ class Kept(Generic[Made]):
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._entries: WeakKeyDictionary[nn.Module, list[_Entry]] = WeakKeyDictionary()
-        self._making: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+        self._entries: ByModel[list[_Entry]] = ByModel()
+        self._making: ByModel[threading.RLock] = ByModel()
         self._lock = threading.Lock()
 
     def has(self, model: nn.Module, key: Hashable) -> bool:
         """Whether something is kept under this ``key``, in whatever state: to be asked before a state is worked out."""
         with self._lock:
-            return any(entry.key == key for entry in self._entries.get(model, []))
+            return any(entry.key == key for entry in self._entries.get(model) or [])
 
     def find(self, model: nn.Module, key: Hashable, state: object) -> Made | None:
         """What :meth:`get` would give without making it; None if it would have to."""
         with self._lock:
-            entries = self._entries.get(model, [])
+            entries = self._entries.get(model) or []
             return next((entry.made for entry in entries if entry.key == key and entry.state == state), None)  # type: ignore[return-value]
 
     def drop(self, model: nn.Module, key: Hashable) -> None:
         """Forget what is kept under this ``key``."""
         with self._lock:
-            if model in self._entries:
-                self._entries[model] = [entry for entry in self._entries[model] if entry.key != key]
+            self._entries[model] = [entry for entry in self._entries.get(model) or [] if entry.key != key]
 
     def get(self, model: nn.Module, key: Hashable, state: object, make: Callable[[], Made]) -> Made:
         """What ``make`` gave for this ``key``, now or in an earlier call in the same ``state``.
@@ -106,11 +106,10 @@ class Kept(Generic[Made]):
         One thread at a time for each model, so that threads that ask for the same share it; other models do not wait.
         What was made in another state is dropped. Neither may refer to the model.
         """
-        with self._lock:
-            making = self._making.setdefault(model, threading.RLock())
+        making = self._making.setdefault(model, threading.RLock)
         with making:
             with self._lock:
-                valid = [entry for entry in self._entries.get(model, []) if entry.state == state]
+                valid = [entry for entry in self._entries.get(model) or [] if entry.state == state]
             entry = next((entry for entry in valid if entry.key == key), None)
             if entry is None:
                 entry = _Entry(key, state, make())

@@ -28,7 +28,7 @@ from torch._subclasses.fake_tensor import (
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastviz.execution import capture
+from fastviz.execution.hooks import is_of_another_thread
 from fastviz.graph.batch_rules import has_rule
 
 __all__ = ["NotTraceable", "Output", "Recording", "foreign_hooks", "record", "twin_of", "watchable"]
@@ -356,7 +356,7 @@ def foreign_hooks(module: nn.Module) -> bool:
     """Whether ``module`` has forward hooks that are neither torch's own nor fastviz's own for another thread."""
     # Lists, because another thread may add and remove hooks meanwhile.
     hooks = [hook for name in _HOOKS[:2] for hook in list(getattr(module, name).values())]
-    return any(not _is_torchs(hook) and not capture.is_of_another_thread(hook) for hook in hooks)
+    return any(not _is_torchs(hook) and not is_of_another_thread(hook) for hook in hooks)
 
 
 def _is_torchs(hook: object) -> bool:

@@ -18,8 +18,8 @@ from fastviz import images, models
 from fastviz._util.files import whole_file
 from fastviz._util.output_folder import clear_way, printable
 from fastviz._util.progress import Advance
-from fastviz.execution import capture
 from fastviz.execution.batches import Batches
+from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.images import drawing
 from fastviz.images.paths import Identity
 from fastviz.jobs.arguments import target_index
@@ -82,7 +82,7 @@ class Explainer:
 
     def _scores(self, x: Tensor) -> Tensor:
         """Scores [N, K] of the batch ``x``, float64 on the CPU."""
-        with capture.frozen_model(self.model), torch.no_grad():
+        with frozen_model(self.model), torch.no_grad():
             batches = Batches(self.model)
             parts = batches(batches.run_model, x.to(self.device))
         if not all(isinstance(scores, Tensor) and scores.dim() == 2 for scores in parts):

@@ -19,7 +19,7 @@ from fastviz._util import checks
 from fastviz._util.device import choose_device
 from fastviz._util.output_folder import printable
 from fastviz._util.progress import bar
-from fastviz.execution import capture
+from fastviz.execution.hooks import layer_module
 from fastviz.images.streams import ahead
 from fastviz.jobs.arguments import choose_methods, find_photos, method_options
 from fastviz.jobs.explainer import Explainer, Loaded
@@ -116,7 +116,7 @@ def explain(
     if model is None:
         model = models.load_model(settings.model, settings.weights).to(place)
     if settings.layer is not None:
-        capture.layer_module(model, settings.layer)
+        layer_module(model, settings.layer)
     explainer = Explainer(model, methods, options, settings.target)
 
     summary = Summary(seconds={method.name: 0.0 for method in methods})

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
-from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from fastviz._util import checks
+from fastviz._util.by_model import ByModel
 from fastviz.models.demo_network import CLASS_NAMES, INPUT_SIZE, DemoNetwork
 
 __all__ = [
@@ -114,7 +114,7 @@ DEMO = Description(
 )
 
 # Weak, so that describing a model does not keep it alive; beside the model, so that the model stays as it is.
-_descriptions: WeakKeyDictionary[nn.Module, Description] = WeakKeyDictionary()
+_descriptions: ByModel[Description] = ByModel()
 
 
 def class_names(model: nn.Module) -> list[str]:

@@ -7,8 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from fastviz.execution import capture, cuda_graphs
+from fastviz.execution import cuda_graphs
 from fastviz.execution.batches import Batches
+from fastviz.execution.compiled import eager
+from fastviz.execution.differentiation import differentiate
+from fastviz.execution.forward import layer_outputs
+from fastviz.execution.inputs import usable
 from fastviz.targets.indices import Activations
 
 __all__ = ["gradients", "run"]
@@ -27,8 +31,8 @@ def run(
     """Output of the model for ``x`` and the activations of ``layers``, from one forward pass.
 
     A model that works in place on its input changes ``x``. ``start_gradients`` and ``calls`` as in
-    :func:`fastviz.execution.capture.activations`; with ``calls`` the output is None. Errors of the model call ``x`` the
-    ``argument``, and come as they are for None. With ``batches`` the pass is watched, see
+    :func:`fastviz.execution.forward.layer_outputs`; with ``calls`` the output is None. Errors of the model call ``x``
+    the ``argument``, and come as they are for None. With ``batches`` the pass is watched, see
     :meth:`fastviz.execution.batches.Batches.watched`.
     """
     if batches is not None:
@@ -36,11 +40,11 @@ def run(
             lambda images: run(model, images, layers, start_gradients=start_gradients, calls=calls, argument=argument),
             x,
         )
-    model = capture.eager(model) if layers else model
+    model = eager(model) if layers else model
     recordings = None if start_gradients else cuda_graphs.recordings(x)
-    way = None if recordings is None else cuda_graphs.way_of(model, x.device)
-    if recordings is None or way is None:
-        with capture.usable(model, x, argument):
+    circumstances = None if recordings is None else cuda_graphs.circumstances(model, x.device)
+    if recordings is None or circumstances is None:
+        with usable(model, x, argument):
             return _run(model, x, layers, start_gradients, calls)
 
     def function(images: Tensor) -> cuda_graphs.Outputs:
@@ -48,9 +52,9 @@ def run(
         output, recorded = _run(model, images.clone(), layers, False, calls)
         return output, *(recorded[name] for name in layers)
 
-    key = (*way, tuple(layers), None if calls is None else tuple(calls.items()))
-    with capture.usable(model, x, argument):
-        output, *maps = recordings.replayed(key, function, x)
+    key = (*circumstances, tuple(layers), None if calls is None else tuple(calls.items()))
+    with usable(model, x, argument):
+        output, *maps = recordings.replayed(key, function, x, model=model)
     return output, dict(zip(layers, maps, strict=True))
 
 
@@ -59,11 +63,10 @@ def _run(
 ) -> tuple[object, Activations]:
     if not layers:
         return model(x), {}
-    with capture.activations(model, layers, start_gradients=start_gradients, calls=calls) as recorded:
-        try:
-            return model(x), recorded
-        except capture.Reached:
-            return None, recorded
+    output = None
+    with layer_outputs(model, layers, start_gradients=start_gradients, calls=calls) as recorded:
+        output = model(x)
+    return output, recorded
 
 
 def gradients(values: Tensor, inputs: Mapping[str, Tensor]) -> list[Tensor]:
@@ -89,7 +92,7 @@ def gradients(values: Tensor, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         got: Sequence[Tensor | None] = [None] * len(tensors)
         if column.requires_grad:
             more = number < len(columns)
-            got = capture.differentiate(column, tensors, retain_graph=more)
+            got = differentiate(column, tensors, retain_graph=more)
         for name, gradient in zip(inputs, got, strict=True):
             if gradient is None:
                 raise ValueError(

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fastviz.execution import capture
+from fastviz.execution.hooks import layer_module
 from fastviz.targets.indices import Activations, checked_index, required_index
 from fastviz.targets.objectives import Objective, all_scores_read, class_objective
 
@@ -122,7 +122,7 @@ def resolve(target: Target, model: nn.Module) -> Selection:
     else:
         selection = Selection((_objective(target),), False, None)
     for name in selection.layers:
-        capture.layer_module(model, name)
+        layer_module(model, name)
     return selection
 
 

@@ -440,9 +440,9 @@ def test_scripts_and_exported_modules() -> None:
 
 
 def tracing_of_one_image(model: nn.Module, images: Tensor) -> None:
-    from fastviz.execution import capture
+    from fastviz.execution.inputs import input_batch
 
-    capture.input_batch(model, images[:1])
+    input_batch(model, images[:1])
 
 
 def test_channels_of_the_first_convolution() -> None:

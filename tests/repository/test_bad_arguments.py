@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import fastviz as fv
 from fastviz import canvas, priors, transforms
-from fastviz.execution.capture import UnusableInputError
+from fastviz.execution.inputs import UnusableInputError
 
 NAN = float("nan")
 

@@ -14,8 +14,9 @@ from fastviz import ops
 from fastviz.compat.captum import _bases
 from fastviz.compat.captum._forward import select, target_of
 from fastviz.engine import incremental
-from fastviz.execution import capture
 from fastviz.execution.batches import Batches
+from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.execution.hooks import has_hooks
 
 __all__ = ["Call", "ForCaptum", "Job", "accepted"]
 
@@ -104,7 +105,7 @@ class Call:
         """Raise for a model in training mode that gives other outputs in evaluation mode, in which sweeps run."""
         if not any(module.training for module in self.model.modules()):
             return
-        with capture.frozen_model(self.model), self._aside():
+        with frozen_model(self.model), self._aside():
             other = self.model(self.images.clone())
         if not isinstance(other, Tensor) or not torch.equal(other, output):
             raise ForCaptum("the model is in training mode")
@@ -177,7 +178,7 @@ def _module(model: object) -> nn.Module:
     if isinstance(model, (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise ForCaptum(f"forward_func is a {type(model).__name__}")
     for name, module in model.named_modules():
-        if capture.has_hooks(module, backward=False):
+        if has_hooks(module, backward=False):
             raise ForCaptum(f"{name or 'the model'} has forward hooks")
         if module._compiled_call_impl is not None or hasattr(module, "_orig_mod"):
             raise ForCaptum(f"{name or 'the model'} is compiled")

@@ -17,8 +17,9 @@ from fastviz.compat._order import in_fast_order, may_round
 from fastviz.compat.captum import _bases
 from fastviz.compat.captum._forward import formatted, run, tensors
 from fastviz.compat.captum._layers import in_parallel, neurons
-from fastviz.execution import capture
+from fastviz.execution.differentiation import differentiate
 from fastviz.execution.fast_conv.memory_format import fast_convolutions
+from fastviz.execution.rectifiers import rectifier_rule
 
 __all__ = [
     "Deconvolution",
@@ -264,7 +265,7 @@ def _gradients(
     forward_func = attribution.forward_func
 
     def differentiated(*images: Tensor) -> tuple[Tensor | None, ...]:
-        rectifiers = nullcontext() if rule is None else capture.rectifiers(rule, model=attribution.model)
+        rectifiers = nullcontext() if rule is None else rectifier_rule(rule, model=attribution.model)
         with torch.inference_mode(False), torch.enable_grad(), rectifiers as found:
             leaves = tuple(_leaf(x) for x in images)
             if attribution.gradient_func is not _bases.compute_gradients:
@@ -274,7 +275,7 @@ def _gradients(
                 output = value(forward_func, tuple(leaf.clone() for leaf in leaves), target, extra)
                 if found is not None and output.requires_grad:
                     found.check(output, stacklevel=6)
-                return tuple(capture.differentiate(output, leaves))
+                return tuple(differentiate(output, leaves))
 
     each = tensors(inputs)
     faster = may_round(forward_func, each)

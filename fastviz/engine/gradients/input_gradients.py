@@ -10,9 +10,8 @@ what it lets through, as another batch size can.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Concatenate, ParamSpec, TypeVar
-from weakref import WeakSet
+from contextlib import nullcontext
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,20 +19,21 @@ from torch import Tensor, nn
 from fastviz import ops, targets
 from fastviz._util import checks
 from fastviz.engine.gradients import unit_gradients
-from fastviz.execution import capture
 from fastviz.execution.batches import Batches
-from fastviz.execution.capture import Precision
-from fastviz.execution.fast_conv.memory_format import fast_convolutions
-from fastviz.targets.indices import Activations
+from fastviz.execution.compiled import eager, has_compiled_parts
+from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.execution.fast_conv.memory_format import fast_convolutions, in_fast_order
+from fastviz.execution.inputs import require_gradients
+from fastviz.execution.precision import Precision, reduced_precision, widened
+from fastviz.execution.rectifiers import rectifier_rule
 from fastviz.targets.selection import Selection
 
-__all__ = ["check_options", "in_fast_order", "input_gradients", "passes", "predicted", "reduced_precision", "widened"]
+__all__ = ["check_options", "input_gradients", "passes", "predicted"]
 
 _IMAGES_OF_CROPS = 8
 """Crops run at once as many as fill this many images, or those that were given."""
 
 Result = TypeVar("Result")
-More = ParamSpec("More")
 
 
 def input_gradients(
@@ -51,22 +51,22 @@ def input_gradients(
     In evaluation mode; no gradient of a parameter is computed.
 
     Args:
-        model, x: as :func:`fastviz.execution.capture.input_batch` checks them.
+        model, x: as :func:`fastviz.execution.inputs.input_batch` checks them.
         selection: of :func:`fastviz.targets.resolve`.
-        rule: a backward rule of :func:`fastviz.execution.capture.rectifiers`.
+        rule: a backward rule of :func:`fastviz.execution.rectifiers.rectifier_rule`.
         batch_size: images in a pass, which bounds the memory; None is all of them.
-        precision: see :data:`fastviz.execution.capture.Precision`.
+        precision: see :data:`fastviz.execution.precision.Precision`.
         stacklevel: for the warning about rectifiers, counted from the caller of this function.
     """
     check_options(batch_size, precision)
-    capture.require_gradients(model)
+    require_gradients(model)
     if not len(x):
         return selection.no_values(x, x.shape[1:])
     if rule or selection.layers:
-        model = capture.eager(model)
+        model = eager(model)
     # from here to where the warning is given there are five functions on the stack
     work = _Work(model, rule, precision, stacklevel + 5)
-    with capture.frozen_model(model):
+    with frozen_model(model):
         found = work.of_units(x, selection, batch_size)
         return work.of_images(x, selection, batch_size) if found is None else found
 
@@ -88,7 +88,7 @@ def predicted(model: nn.Module, x: Tensor, batch_size: int | None = None, precis
             return targets.predicted(batches.run_model(batch.clone()))
 
     run = in_fast_order(model, precision, compute)
-    with capture.frozen_model(model):
+    with frozen_model(model):
         return torch.cat([each for part in x.split(batch_size or len(x)) for each in batches(run, part)])
 
 
@@ -114,76 +114,13 @@ def passes(
     return found
 
 
-def reduced_precision(x: Tensor, precision: Precision) -> AbstractContextManager[object]:
-    """What runs a model on ``x`` in this precision; what the caller has set, for ``"model"``."""
-    return torch.autocast(x.device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
-
-
-def widened(
-    output: object, layers: Activations, dtype: torch.dtype, precision: Precision
-) -> tuple[object, Activations]:
-    """The output of a model and the activations of layers in this dtype, if ``precision`` made another of them."""
-    if precision == "model":
-        return output, layers
-    converted = output.to(dtype) if isinstance(output, Tensor) and output.is_floating_point() else output
-    return converted, {name: value.to(dtype) for name, value in layers.items()}
-
-
-# What torch says of a view that its memory does not allow, and what the compiler says.
-_VIEW_FAILED = ("view size is not compatible", "Cannot view a tensor with shape")
-
-_MANY_WEIGHTS = 10_000_000
-_FEW_IMAGES = 4
-# Every convolution copies its weights into the order of its maps, forward and back. With so many weights that costs
-# more than it gains for so few images: one image through a ResNet-18 (11 million) takes a sixth longer, through a
-# GoogLeNet (6 million) a quarter less; with four images the ResNet is faster too.
-
-# Models that were seen to need their maps in contiguous memory.
-_contiguous_only: WeakSet[nn.Module] = WeakSet()
-
-
-def in_fast_order(
-    model: nn.Module,
-    precision: Precision,
-    compute: Callable[Concatenate[Tensor, More], Result],
-    argument: str | None = "x",
-) -> Callable[Concatenate[Tensor, More], Result]:
-    """``compute``, called with its images in channels_last memory where convolutions are faster with that.
-
-    That is on a CPU in less than double precision, and wherever ``precision`` is reduced, but for a few images and a
-    model of many weights, which would have to be copied. A model that calls ``view``
-    on its maps cannot take it: it is run again with the images as they came, and is remembered. What the model cannot
-    be run on is said of the ``argument``, see :func:`fastviz.execution.capture.usable`.
-    """
-    convolutions = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
-    weights = sum(weight.numel() for weight in convolutions if not nn.parameter.is_lazy(weight))
-
-    def run(x: Tensor, /, *more: More.args, **options: More.kwargs) -> Result:
-        with capture.usable(model, x, argument):
-            return in_order(x, *more, **options)
-
-    def in_order(x: Tensor, /, *more: More.args, **options: More.kwargs) -> Result:
-        faster = precision != "model" or (x.device.type == "cpu" and x.dtype != torch.float64)
-        pays = 0 < weights < _MANY_WEIGHTS or (weights > 0 and len(x) >= _FEW_IMAGES)
-        if faster and pays and model not in _contiguous_only:
-            try:
-                return compute(x.contiguous(memory_format=torch.channels_last), *more, **options)
-            except RuntimeError as error:
-                if not any(words in str(error) for words in _VIEW_FAILED):
-                    raise
-            _contiguous_only.add(model)
-        return compute(x, *more, **options)
-
-    return run
-
-
 class _Work:
     """How gradients of one call are computed: passes over batches of images, or of crops."""
 
     def __init__(self, model: nn.Module, rule: ops.Rule | None, precision: Precision, stacklevel: int) -> None:
         self.model, self.rule, self.precision = model, rule, precision
         self.stacklevel: int | None = stacklevel
-        self._is_compiled = any(capture.is_compiled(module) for module in model.modules())
+        self._is_compiled = has_compiled_parts(model)
         self._batches = Batches(model)
         self._run = in_fast_order(model, precision, self._pass)
 
@@ -230,7 +167,7 @@ class _Work:
         rule = self.rule
         with (
             fast_convolutions(self.model, len(x)),
-            capture.rectifiers(rule, model=self.model) if rule else nullcontext() as intercepted,
+            rectifier_rule(rule, model=self.model) if rule else nullcontext() as intercepted,
         ):
             leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
             with reduced_precision(x, self.precision):

@@ -22,7 +22,8 @@ from torch import fx, nn
 
 from fastviz import graph
 from fastviz._util import checks
-from fastviz.execution import capture
+from fastviz.execution.compiled import is_compiled
+from fastviz.execution.hooks import has_hooks, layer_module
 from fastviz.graph import model_graph, tracing
 from fastviz.graph.calls import BATCH, call_name, shape_of
 from fastviz.graph.fingerprint import Kept, structure
@@ -93,7 +94,7 @@ def unit_crops(
     ([(0, 0, 8, 8), (8, 20, 20, 32)], [(0, 0), (1, 1)])
     """
     study = _study(model, size, channels)
-    capture.layer_module(model, layer)
+    layer_module(model, layer)
     field = study.field(layer)
     rows, columns = study.shapes[layer][1:]
     boxes, places = [], []
@@ -152,7 +153,7 @@ def _study(model: nn.Module, size: Size, channels: int | None) -> _Study:
 
 
 def _sees_whole_images(module: nn.Module) -> bool:
-    return capture.has_hooks(module) or isinstance(module, torch.jit.ScriptModule) or capture.is_compiled(module)
+    return has_hooks(module) or isinstance(module, torch.jit.ScriptModule) or is_compiled(module)
 
 
 class _Study:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from fastviz import ops
 from fastviz._util import checks
 from fastviz._util.memory import is_out_of_memory
-from fastviz.execution import capture, exported
+from fastviz.execution import exported
 from fastviz.execution.batches import Batches
 from fastviz.execution.full_precision import full_float32
+from fastviz.execution.inputs import input_batch, output_of
 
 __all__ = ["Evaluate", "Job", "in_batches", "new_job", "sampled_error"]
 
@@ -69,7 +70,7 @@ class Job:
     def all_values(self) -> Tensor:
         """Everything that came in; for no windows at all, what ``evaluate`` makes of none."""
         if self.values is None:
-            return self.evaluate(capture.called(self.model, self.images[:1].clone())[:0], self.windows)
+            return self.evaluate(output_of(self.model, self.images[:1].clone())[:0], self.windows)
         return self.values
 
     def run_model(self, windows: Tensor, batch_size: int) -> None:
@@ -144,7 +145,7 @@ def new_job(
 ) -> Job:  # fmt: skip
     """The arguments of :func:`fastviz.engine.incremental.sweep`, checked."""
     network = exported.of_any_batch(checks.module(model))
-    batch = capture.input_batch(network, images, "images").detach()
+    batch = input_batch(network, images, "images").detach()
     windows = checks.tensor(boxes, "boxes", dims=(2,), layout="[P, 4]", floating=False)
     _integers(windows, "boxes")
     if windows.shape[1] != 4:

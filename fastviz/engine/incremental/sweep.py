@@ -18,8 +18,9 @@ from fastviz.engine.incremental.execute import Clean, Covered, Runner, clean_byt
 from fastviz.engine.incremental.job import Evaluate, Job, in_batches, new_job
 from fastviz.engine.incremental.network import Network, kept, network
 from fastviz.engine.incremental.plan import Group, group_windows, predicted
-from fastviz.execution import capture, cuda_graphs
+from fastviz.execution import cuda_graphs
 from fastviz.execution.batches import Batches
+from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.full_precision import full_float32
 from fastviz.graph.model_graph import NotTraceable
 
@@ -152,7 +153,7 @@ def sweep(
     started = time.perf_counter()
     approximate = precision != "model" or growth_cap is not None
     dtype = torch.bfloat16 if precision == "bfloat16" else None
-    with capture.frozen_model(job.model), torch.no_grad(), full_float32(device):
+    with frozen_model(job.model), torch.no_grad(), full_float32(device):
         job.clean = clean
         try:
             made = _prepared(job, dtype, trace if not approximate or trace != "auto" else "always")

@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastviz._util.by_model import ByModel
 
 __all__ = ["Work", "counted", "known", "refusal", "slower", "spend"]
 
@@ -78,14 +79,13 @@ class Work:
         return self.operations / work if work else 1.0
 
 
-_known: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], Work]] = WeakKeyDictionary()
+_known: ByModel[dict[tuple[int, ...], Work]] = ByModel()
 _lock = threading.Lock()
 
 
 def known(model: nn.Module, images: Tensor) -> Work | None:
     """What :func:`counted` found for images of this shape."""
-    with _lock:
-        return _known.get(model, {}).get(tuple(images.shape[1:]))
+    return (_known.get(model) or {}).get(tuple(images.shape[1:]))
 
 
 @contextmanager
@@ -97,8 +97,7 @@ def counted(model: nn.Module, images: Tensor) -> Iterator[None]:
     with _Counter(images) as counter:
         yield
     work = Work([layer for layer in counter.layers if layer.flops], counter.calls)
-    with _lock:
-        _known.setdefault(model, {})[tuple(images.shape[1:])] = work
+    _known.setdefault(model, dict)[tuple(images.shape[1:])] = work
 
 
 def refusal(work: Work | None, boxes: Tensor, images: Tensor) -> str:

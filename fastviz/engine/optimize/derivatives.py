@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastviz.execution import capture
+from fastviz.execution.differentiation import differentiate
 
 __all__ = ["gradients_of", "pulled_back"]
 
@@ -30,7 +30,7 @@ def pulled_back(images: Tensor, gradients: Tensor, penalty: Tensor | None, leaf:
 
 def gradients_of(values: Tensor, inputs: Tensor) -> Tensor:
     """The gradient of the sum of ``values`` for the ``inputs``."""
-    (found,) = capture.differentiate(values.sum(), [inputs]) if values.requires_grad else (None,)
+    (found,) = differentiate(values.sum(), [inputs]) if values.requires_grad else (None,)
     if found is None:
         raise ValueError(_NO_GRADIENT)
     return found.contiguous()

@@ -35,7 +35,7 @@ from fastviz.engine.optimize.state import (
     with_best,
 )
 from fastviz.engine.optimize.transforms import Transform, transformed
-from fastviz.execution import capture
+from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.fast_conv.memory_format import image_gradients
 
 __all__ = ["ImageObjective", "Preview", "optimize"]
@@ -139,7 +139,7 @@ def optimize(
     run = _Run(model, objective, canvas, frame, optimizer, tuple(priors), tuple(transforms), goal, seeds, batch_size)
     path = None if checkpoint is None else checks.path(checkpoint, "checkpoint")
     settings = run.settings(about, parameters)
-    with capture.frozen_model(model):
+    with frozen_model(model):
         state = begin(parameters.detach().clone(), optimizer)
         saved = None if path is None else files.load(path, settings, parameters.device)
         if saved is not None:

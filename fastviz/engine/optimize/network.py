@@ -14,8 +14,10 @@ from fastviz import targets
 from fastviz._util import checks
 from fastviz.engine.gradients import unit_gradients
 from fastviz.engine.optimize.known import Known
-from fastviz.execution import capture, forward
-from fastviz.execution.capture import Precision
+from fastviz.execution import forward
+from fastviz.execution.hooks import layer_module
+from fastviz.execution.inputs import require_gradients
+from fastviz.execution.precision import Precision
 from fastviz.models.descriptions import preprocessing
 from fastviz.targets.indices import Activations
 from fastviz.targets.objectives import Objective
@@ -27,7 +29,7 @@ class FeatureNetwork:
     """Outputs of ``layers``, and the output of the model if ``output``, for batches of images, in their graph.
 
     Without ``output`` the forward pass ends after the last of the layers. Of a layer that runs several times, the last
-    output is returned. The caller holds the model in ``capture.frozen_model``, as
+    output is returned. The caller holds the model in ``frozen_model``, as
     :func:`fastviz.engine.optimize.optimize` does.
 
     Args:
@@ -56,7 +58,7 @@ class FeatureNetwork:
         argument: str | None = "images",
     ) -> None:
         checks.one_of(precision, "precision", ("model", "bfloat16"))
-        capture.require_gradients(model)
+        require_gradients(model)
         self.model = model
         self.layers = tuple(dict.fromkeys(layers))
         self.output = output
@@ -66,13 +68,13 @@ class FeatureNetwork:
         self._narrow = own if own in (torch.bfloat16, torch.float16) else None
         self._calls: Mapping[str, int] | None = None
         for name in self.layers:
-            capture.layer_module(model, name)
+            layer_module(model, name)
 
     def __call__(self, images: Tensor) -> tuple[object, Activations]:
         """Output of the model (None if it was not asked for) and layer name → output, for ``images`` [N, C, H, W].
 
         Raises:
-            ValueError: the model cannot take images of this size; see :func:`fastviz.execution.capture.usable`.
+            ValueError: the model cannot take images of this size; see :func:`fastviz.execution.inputs.usable`.
         """
         # The copy is for models that work in place on their input; convolutions are fastest with channels last.
         batch = images.clone(memory_format=torch.channels_last)

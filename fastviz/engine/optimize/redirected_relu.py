@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastviz.execution.capture import Rectifiers
+from fastviz.execution.rectifiers import Rectifiers
 
 __all__ = ["RedirectedReLU"]
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fastviz import ops
 from fastviz._util import checks
 from fastviz.engine.optimize.network import FeatureNetwork
-from fastviz.execution import capture
+from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.fast_conv.winograd import Winograd
 
 __all__ = ["Layers", "StyleLoss", "layer_weights"]
@@ -128,7 +128,7 @@ class StyleLoss:
                 ]
 
     def _features(self, images: Tensor) -> Mapping[str, Tensor]:
-        with capture.frozen_model(self.network.model), torch.no_grad(), self._winograd:
+        with frozen_model(self.network.model), torch.no_grad(), self._winograd:
             return self.network(images)[1]
 
     def __call__(self, images: Tensor, rows: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from fastviz._util import checks
 from fastviz.engine.optimize.canvas import parameter_of
-from fastviz.execution import capture, forward
+from fastviz.execution import forward
+from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.execution.inputs import output_of
 from fastviz.models.descriptions import preprocessing
 
 __all__ = ["dream_layer", "style_layers"]
@@ -99,6 +101,6 @@ def _map_sizes(model: nn.Module) -> list[tuple[str, int]]:
 
     known = preprocessing(model)
     images = parameter_of(model).new_zeros(1, len(known.mean), *(known.size or (224, 224)))
-    with capture.frozen_model(model), torch.no_grad(), forward.noting(model, places) as found:
-        capture.called(model, images, "images")
+    with frozen_model(model), torch.no_grad(), forward.noting(model, places) as found:
+        output_of(model, images, "images")
     return found

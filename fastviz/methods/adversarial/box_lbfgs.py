@@ -31,7 +31,7 @@ def shortest(attacked: AttackedModel, aim: Aim, clean: Tensor, steps: int) -> tu
     curvature stays true, because that of the length is known: 2 · weight.
 
     Args:
-        attacked: the network, held in ``capture.frozen_model`` by the caller.
+        attacked: the network, held in ``frozen_model`` by the caller.
         aim: what is to be seen in each picture; it has a goal.
         clean: [N, C, H, W], pictures.
         steps: most steps.

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from fastviz._util import checks
 from fastviz._util.progress import bar
 from fastviz.engine.optimize.canvas import frame_of, parameter_of
-from fastviz.execution import capture
-from fastviz.execution.capture import Precision
+from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.execution.precision import Precision
 from fastviz.methods.adversarial.cppn import CPPN, Direct, Encoding, Genomes
 from fastviz.methods.adversarial.fooling import AttackedModel, FoolingImages, class_batch, probability_goal
 
@@ -83,7 +83,7 @@ def evolve(
     checks.whole_number(generations, "generations", minimum=1)
     checks.whole_number(seed, "seed", minimum=0)
     generator = torch.Generator().manual_seed(seed)
-    with capture.frozen_model(model), torch.no_grad():
+    with frozen_model(model), torch.no_grad():
         attacked = AttackedModel(model, frame_of(model, size), batch_size, precision, argument="size")
         archive = _Archive(attacked, kind, goal)
         interrupted = False

@@ -19,9 +19,9 @@ from fastviz.engine.gradients import input_gradients
 from fastviz.engine.optimize import Optimized, Optimizer, optimize
 from fastviz.engine.optimize.canvas import Frame, Pixels, frame_of
 from fastviz.engine.optimize.priors import Prior
-from fastviz.execution import capture
-from fastviz.execution.capture import Precision
+from fastviz.execution.differentiation import differentiate
 from fastviz.execution.fast_conv.memory_format import image_gradients
+from fastviz.execution.precision import Precision, reduced_precision
 from fastviz.images import notebook
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class NormBall(Prior):
 
 @dataclass(frozen=True, eq=False)
 class AttackedModel:
-    """A network that is shown pictures; the caller holds it in ``capture.frozen_model``.
+    """A network that is shown pictures; the caller holds it in ``frozen_model``.
 
     Attributes:
         model: maps images to scores [N, K], or has the layers that an objective reads.
@@ -162,7 +162,7 @@ class AttackedModel:
         """
         # Convolutions are fastest with channels last.
         images = self.frame.image(pictures).contiguous(memory_format=torch.channels_last)
-        with input_gradients.reduced_precision(images, self.precision):
+        with reduced_precision(images, self.precision):
             output, _ = targets.run(self.model, images, argument=self.argument)
         targets.predicted(output)  # says what is wrong with it
         assert isinstance(output, Tensor)
@@ -187,7 +187,7 @@ class AttackedModel:
             leaf = pictures[part].detach().requires_grad_()
             with image_gradients(self.model):
                 found = aim.values(self, leaf, rows[part])
-                (gradient,) = capture.differentiate(found.sum(), [leaf]) if found.requires_grad else (None,)
+                (gradient,) = differentiate(found.sum(), [leaf]) if found.requires_grad else (None,)
             return found.detach(), torch.zeros_like(leaf) if gradient is None else gradient.contiguous()
 
         values, gradients = zip(*self._in_parts(pictures, at), strict=True)

@@ -13,8 +13,9 @@ from fastviz import targets
 from fastviz._util import checks
 from fastviz.engine.optimize import Ascent, FeatureNetwork, TargetObjective
 from fastviz.engine.optimize.canvas import Pixels, frame_of, parameter_of
-from fastviz.execution import capture
-from fastviz.execution.capture import Precision
+from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.execution.inputs import input_batch
+from fastviz.execution.precision import Precision
 from fastviz.images import notebook, tensors
 from fastviz.methods.adversarial.aims import Aim, ClassAim, ValueAim
 from fastviz.methods.adversarial.box_lbfgs import shortest
@@ -163,14 +164,14 @@ def fool(
     >>> found.original.item(), found.success.item(), round(found.probability.item(), 2)
     (0, True, 0.9)
     """
-    images = capture.input_batch(model, x).detach()
+    images = input_batch(model, x).detach()
     _check(method, norm, radius, step, steps, quantize)
     if target is None:
         raise ValueError(
             "target should say what is to be seen: a class, one for each image, or an objective; None would be the "
             "class that the model sees already, and -fastviz.class_score() is less of that one"
         )
-    with capture.frozen_model(model):
+    with frozen_model(model):
         attacked = AttackedModel(model, AttackedModel.frame_for(model, images), batch_size, precision, progress, "x")
         clean = attacked.pictures(images)
         before = _class_probabilities(attacked, clean, target)
@@ -428,7 +429,7 @@ def fool_from_noise(
     checks.positive(step, "step")
     checks.whole_number(steps, "steps", minimum=1)
     checks.whole_number(seed, "seed", minimum=0)
-    with capture.frozen_model(model):
+    with frozen_model(model):
         attacked = AttackedModel(model, frame_of(model, size), batch_size, precision, progress, "size")
         like = parameter_of(model)
         probe = torch.zeros(1, len(attacked.frame.mean), *attacked.frame.size).to(like)

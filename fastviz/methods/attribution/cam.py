@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import overload
 from warnings import warn
 
@@ -13,10 +14,15 @@ from torch.nn import functional
 from fastviz import targets
 from fastviz._util import checks
 from fastviz.engine.gradients import input_gradients
-from fastviz.execution import capture
 from fastviz.execution.batches import Batches
-from fastviz.execution.capture import Precision
+from fastviz.execution.compiled import eager
+from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.execution.fast_conv.memory_format import in_fast_order
+from fastviz.execution.forward import layer_outputs
+from fastviz.execution.hooks import hookable, hooked, layer_module
+from fastviz.execution.inputs import input_batch, output_of, require_gradients
 from fastviz.execution.map_axes import Axes
+from fastviz.execution.precision import Precision, reduced_precision, widened
 from fastviz.images import tensors
 from fastviz.targets.selection import Target
 
@@ -96,8 +102,8 @@ def grad_cam(
     >>> grad_cam(model, torch.ones(1, 1, 8, 8), target=4).shape
     torch.Size([1, 6, 6])
     """
-    images = capture.input_batch(model, x)
-    model = capture.eager(model)
+    images = input_batch(model, x)
+    model = eager(model)
     selection = targets.resolve(target, model)
     shape = None if size is None else _size(size)
     if layer is None or isinstance(layer, str):
@@ -144,8 +150,8 @@ def cam(
     >>> torch.allclose(cam(model, x, target=4).mean(), model(x)[0, 4])
     True
     """
-    images = capture.input_batch(model, x)
-    model = capture.eager(model)
+    images = input_batch(model, x)
+    model = eager(model)
     selection = targets.resolve(target, model)
     shape = None if size is None else _size(size)
     if selection.layers:
@@ -155,8 +161,8 @@ def cam(
 
     def compute(batch: Tensor, part: targets.Selection | None) -> Tensor:
         axes = Axes()
-        with torch.no_grad(), capture.activations(model, [name]) as recorded:
-            with input_gradients.reduced_precision(batch, precision), axes:
+        with torch.no_grad(), layer_outputs(model, [name]) as recorded:
+            with reduced_precision(batch, precision), axes:
                 output = batches.run_model(axes.images(batch.clone()))
             maps, weight = _head(model, name, _planes(recorded[name], recorded[name], name, axes), output)
         assert isinstance(output, Tensor)
@@ -189,11 +195,11 @@ def guided_grad_cam(
     Returns:
         [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed.
     """
-    images = capture.input_batch(model, x)
-    model = capture.eager(model)
+    images = input_batch(model, x)
+    model = eager(model)
     selection = targets.resolve(target, model)
     if layer is not None:
-        capture.layer_module(model, layer)
+        layer_module(model, layer)
     name = _last_maps(model, images) if layer is None else layer
     (coarse,) = _grad_cam(model, images, selection, [name], batch_size, precision, named=layer is not None)
     guided = input_gradients.input_gradients(
@@ -216,13 +222,13 @@ def _grad_cam(
     named: bool,
 ) -> list[Tensor]:
     """Grad-CAM at the layers with these names, ``named`` by the caller or not: [N, h, w] or [N, T, h, w] for each."""
-    capture.require_gradients(model)
+    require_gradients(model)
     batches = Batches(model)
     needed = tuple(dict.fromkeys((*names, *selection.layers)))
 
     def compute(batch: Tensor, part: targets.Selection | None) -> list[Tensor]:
         axes = Axes()
-        with torch.no_grad(), input_gradients.reduced_precision(batch, precision), axes:
+        with torch.no_grad(), reduced_precision(batch, precision), axes:
             output, recorded = targets.run(
                 model, axes.images(batch.clone()), needed, start_gradients=True, batches=batches
             )
@@ -244,7 +250,7 @@ def _grad_cam(
 
         if part is None:
             return [planes(recorded[name].detach(), name)[:, 0] for name in names]
-        values = part.values(*input_gradients.widened(output, recorded, batch.dtype, precision))
+        values = part.values(*widened(output, recorded, batch.dtype, precision))
         found = []
         for name, gradient in zip(names, targets.gradients(values, layers), strict=True):
             _say_zero(gradient, name)
@@ -270,11 +276,11 @@ def _in_batches(
     from running a black one.
     """
     input_gradients.check_options(batch_size, precision)
-    with capture.frozen_model(batches.model):
+    with frozen_model(batches.model):
         if not len(images):
             black = images.new_zeros((1, *images.shape[1:]))
             return [selection.no_values(maps, maps.shape[1:]) for maps in compute(black, None)]
-        run = input_gradients.in_fast_order(batches.model, precision, compute)
+        run = in_fast_order(batches.model, precision, compute)
         parts = input_gradients.passes(batches, images, selection, batch_size, run)
     return [torch.cat(each) for each in zip(*parts, strict=True)]
 
@@ -313,34 +319,24 @@ def _last_maps(model: nn.Module, images: Tensor) -> str:
     pooled: object = None
     axes = Axes()
 
-    def recorder(name: str) -> Callable[[nn.Module, object, object], None]:
-        def record(module: nn.Module, inputs: object, output: object) -> None:
-            nonlocal last, pooled
-            if not isinstance(output, Tensor) or output.dim() != 4 or len(output) != 1:
-                return
-            if isinstance(module, _POOLING):
-                pooled = output
-                return
-            order = axes.order(output)
-            size = [output.shape[each] for each in order[2:]] if order else output.shape[2:]
-            # What only hands a pooled map on (the container it ends, a dropout) does not count either.
-            if output is pooled or min(size) <= 1:
-                return
-            if order is not None or not axes.on_tokens:
-                last = name
+    def note(name: str, module: nn.Module, inputs: object, output: object) -> None:
+        nonlocal last, pooled
+        if not isinstance(output, Tensor) or output.dim() != 4 or len(output) != 1:
+            return
+        if isinstance(module, _POOLING):
+            pooled = output
+            return
+        order = axes.order(output)
+        size = [output.shape[each] for each in order[2:]] if order else output.shape[2:]
+        # What only hands a pooled map on (the container it ends, a dropout) does not count either.
+        if output is pooled or min(size) <= 1:
+            return
+        if order is not None or not axes.on_tokens:
+            last = name
 
-        return record
-
-    handles = []
-    try:
-        for name, module in model.named_modules():
-            if name and not isinstance(module, torch.jit.ScriptModule):
-                handles.append(module.register_forward_hook(capture.OwnHook(recorder(name))))
-        with capture.frozen_model(model), torch.no_grad(), axes:
-            capture.called(model, axes.images(_batch(images[:1])))
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = {name: partial(note, name) for name in hookable(model) if name}
+    with hooked(model, hooks), frozen_model(model), torch.no_grad(), axes:
+        output_of(model, axes.images(_batch(images[:1])))
     if not last:
         scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
         raise ValueError(

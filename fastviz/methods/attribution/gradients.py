@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from fastviz import ops, targets
 from fastviz._util import checks
 from fastviz.engine.gradients import input_gradients
-from fastviz.execution import capture
-from fastviz.execution.capture import Precision
+from fastviz.execution.inputs import input_batch
+from fastviz.execution.precision import Precision
 from fastviz.targets.selection import Target
 
 __all__ = ["deconvnet", "gradient_times_input", "guided_backprop", "input_gradient", "saliency", "smooth_grad"]
@@ -132,7 +132,7 @@ def smooth_grad(
     checks.whole_number(samples, "samples", minimum=1)
     if noise != 0:
         checks.positive(noise, "noise")
-    images = capture.input_batch(model, x)
+    images = input_batch(model, x)
     selection = targets.resolve(target, model)
     generator = torch.Generator().manual_seed(checks.whole_number(seed, "seed", minimum=0))
     if selection.predicts and len(images):
@@ -162,7 +162,7 @@ def guided_backprop(
 
     Backward rule of each rectifier ``f⁺``: ``R · (R > 0) · (f > 0)``, strict at zero. Springenberg et al. 2015,
     "Striving for Simplicity", https://arxiv.org/abs/1412.6806. What counts as a rectifier:
-    :func:`fastviz.execution.capture.rectifiers`. Arguments and errors as in :func:`input_gradient`.
+    :func:`fastviz.execution.rectifiers.rectifier_rule`. Arguments and errors as in :func:`input_gradient`.
 
     Returns:
         [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed.
@@ -197,7 +197,7 @@ def deconvnet(
 def _gradient(
     model: nn.Module, x: Tensor, target: Target, rule: ops.Rule | None, batch_size: int | None, precision: Precision
 ) -> Tensor:
-    images = capture.input_batch(model, x)
+    images = input_batch(model, x)
     selection = targets.resolve(target, model)
     # The warning about rectifiers points at the line that called the public function.
     return input_gradients.input_gradients(

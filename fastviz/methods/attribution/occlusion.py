@@ -15,9 +15,10 @@ from fastviz._util import checks
 from fastviz._util.progress import bar
 from fastviz.engine import incremental
 from fastviz.engine.incremental.window_grid import Fill, filling, grid
-from fastviz.execution import capture
 from fastviz.execution.batches import Batches
+from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.full_precision import full_float32
+from fastviz.execution.inputs import input_batch
 from fastviz.images import notebook
 from fastviz.targets.selection import Target
 
@@ -126,7 +127,7 @@ def occlusion(
     torch.Size([1, 2, 2])
     """
     started = time.perf_counter()
-    images = capture.input_batch(model, x)
+    images = input_batch(model, x)
     selection = targets.resolve(target, model)
     windows = grid((images.shape[2], images.shape[3]), window, stride, centred=centred)
     for number, argument in ((batch_size, "batch_size"), (memory, "memory")):
@@ -144,7 +145,7 @@ def occlusion(
     batches = Batches(model)
     rows, columns = windows.shape
     with (
-        capture.frozen_model(model),
+        frozen_model(model),
         torch.no_grad(),
         full_float32(images.device),
         bar(progress, len(images) * rows * columns, text="occlusion") as advance,

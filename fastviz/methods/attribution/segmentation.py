@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastviz import targets
 from fastviz._util import checks
 from fastviz.engine.gradients import input_gradients
-from fastviz.execution import capture
+from fastviz.execution.inputs import input_batch
 from fastviz.images import notebook, tensors
 from fastviz.images.preprocessing import restore
 from fastviz.models.descriptions import preprocessing
@@ -182,7 +182,7 @@ def _saliency(model: nn.Module, x: Tensor, target: Target, kind: str | Tensor, b
         found = kind
     else:
         rule = _RULES[checks.one_of(kind, "saliency", _RULES)]
-        batch, selection = capture.input_batch(model, x), targets.resolve(target, model)
+        batch, selection = input_batch(model, x), targets.resolve(target, model)
         found = input_gradients.input_gradients(model, batch, selection, rule=rule, batch_size=batch_size, stacklevel=3)
         found = found.abs().amax(-3)
     if not found.isfinite().all():

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastviz._util import checks
-from fastviz.execution import capture, forward
+from fastviz.execution import forward
 from fastviz.execution.batches import Batches
-from fastviz.execution.capture import Hook
+from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.execution.hooks import Hook, floating_output
+from fastviz.execution.inputs import input_batch
 from fastviz.images import tensors
 from fastviz.images.tensors import ColourMap
 
@@ -58,7 +60,7 @@ def activations(
     >>> {name: list(maps.shape) for name, maps in activations(model, torch.ones(2, 3, 8, 8), ["0", "2"]).items()}
     {'0': [2, 4, 6, 6], '2': [2, 5, 4, 4]}
     """
-    images = capture.input_batch(model, x)
+    images = input_batch(model, x)
     checks.whole_number(batch_size, "batch_size", minimum=1)
     names = _names(model, images, layers)
     place = images.device if device is None else checks.device(device)
@@ -67,14 +69,14 @@ def activations(
     def noting(name: str) -> Hook:
         def note(module: nn.Module, inputs: Any, output: object) -> None:
             # A copy: what comes behind may change the output in place.
-            noted[name] = capture.floating_output(name, output).detach().to(place, copy=True)
+            noted[name] = floating_output(name, output).detach().to(place, copy=True)
 
         return note
 
     found: dict[str, Tensor] = {}
     calls: Counter[str] = Counter()
     hooks = {name: noting(name) for name in names}
-    with capture.frozen_model(model), torch.no_grad():
+    with frozen_model(model), torch.no_grad():
         if not len(images):  # shapes come from the network
             forward.run(model, images.new_zeros((1, *images.shape[1:])), hooks, calls)
             return {name: noted[name][:0] for name in names}
@@ -98,7 +100,7 @@ def _names(model: nn.Module, images: Tensor, layers: str | Sequence[str] | None)
     """The layers that are asked for, each once."""
     if layers is None:
         one = images[:1].clone() if len(images) else images.new_zeros((1, *images.shape[1:]))
-        with capture.frozen_model(model), torch.no_grad():
+        with frozen_model(model), torch.no_grad():
             names = forward.called(model, one, (nn.Conv2d,))
         if not names:
             raise ValueError("layers should be given for this model: it calls no 2-d convolution")

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from fastviz._util import checks
-from fastviz.execution import capture, forward
+from fastviz.execution import forward
 from fastviz.execution.batches import Batches
+from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.forward import Pool
+from fastviz.execution.hooks import layer_module
 from fastviz.images import streams, tensors
 from fastviz.images.notebook import NotebookResult
 from fastviz.images.paths import Identity
@@ -104,7 +106,7 @@ def embedding(
     checks.whole_number(thumbnails, "thumbnails", minimum=1)
     stream = streams.batches(source, model=model, batch_size=batch_size, size=size, limit=limit, progress=progress)
     if layer is not None:
-        capture.layer_module(model, layer)
+        layer_module(model, layer)
     store = (
         None if file is None else _Store(checks.path(file, "file"), stream, model, (layer, pool, thumbnails), overwrite)
     )
@@ -116,7 +118,7 @@ def embedding(
     todo = stream if not reused else stream.only([at for at in range(len(stream.names or ())) if at not in missing])
     extractor = _Extractor(model, layer, pool)
     try:
-        with capture.frozen_model(model), torch.no_grad():
+        with frozen_model(model), torch.no_grad():
             for batch in todo:
                 shown = tensors.resize(stream.pictures(batch), thumbnails, thumbnails, "bilinear")
                 rows.add(batch.indices, extractor(batch.images), (shown * 255).round().byte().cpu())

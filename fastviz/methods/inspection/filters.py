@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.nn.parameter import UninitializedParameter
 
 from fastviz._util import checks
-from fastviz.execution import capture
+from fastviz.execution.hooks import layer_module
 from fastviz.images import tensors
 
 __all__ = ["filter_grid", "filters"]
@@ -57,7 +57,7 @@ def filters(
     """
     if scale is not None:
         checks.one_of(scale, "scale", ("each", "together"))
-    name, module = _first(model) if layer is None else (layer, capture.layer_module(model, layer))
+    name, module = _first(model) if layer is None else (layer, layer_module(model, layer))
     weight = _weight(name, module)
     checks.device(weight.device, "model")
     if not weight.isfinite().all():

@@ -13,11 +13,12 @@ from torch.nn import functional
 from fastviz import images, targets
 from fastviz._util import checks
 from fastviz._util.progress import bar
-from fastviz.execution import capture
+from fastviz.engine.gradients.input_gradients import input_gradients
+from fastviz.execution.inputs import input_batch
+from fastviz.execution.rectifiers import RectifierWarning
 from fastviz.images import captions, tensors
 from fastviz.images.notebook import NotebookResult
 from fastviz.images.streams import Source, Stream
-from fastviz.methods.attribution.gradients import guided_backprop
 from fastviz.methods.inspection.patches import Patches, open_stream
 
 __all__ = ["PatchPictures", "patch_pictures", "patch_sheet"]
@@ -208,8 +209,8 @@ def _guided(model: nn.Module, x: Tensor, found: Patches, channel: Tensor, rank: 
     unit = targets.neuron(found.layer, channel, (places[:, 0], places[:, 1]))
     with warnings.catch_warnings():
         # before the first rectifier guided backprop is the gradient, as it should be
-        warnings.filterwarnings("ignore", "the model has no rectifier", capture.RectifierWarning)
-        return guided_backprop(model, x, unit)
+        warnings.filterwarnings("ignore", "the model has no rectifier", RectifierWarning)
+        return input_gradients(model, input_batch(model, x), targets.resolve(unit, model), rule="guided")
 
 
 def _grey(gradient: Tensor) -> Tensor:

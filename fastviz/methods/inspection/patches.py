@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from fastviz import graph
 from fastviz._util import checks
-from fastviz.execution import capture, forward
+from fastviz.execution import forward
 from fastviz.execution.batches import Batches
-from fastviz.execution.capture import Hook
+from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.execution.hooks import Hook, floating_output, hookable, hooked, layer_module
+from fastviz.execution.inputs import output_of
 from fastviz.graph.model_graph import ReceptiveField
 from fastviz.images import streams
 from fastviz.images.notebook import NotebookResult
@@ -126,7 +128,7 @@ def patches(
     stream = open_stream(model, source, batch_size, progress)
     watch: _Watch | None = None
     batches = Batches(model)
-    with capture.frozen_model(model), torch.no_grad():
+    with frozen_model(model), torch.no_grad():
         for batch in stream:
             if watch is None:
                 chosen = _convolutions(model, batch.images[:1].clone()) if names is None else names
@@ -217,7 +219,7 @@ class _Watch:
 
 def _maps(name: str, output: object) -> Tensor:
     """The ``output`` of layer ``name``, if it is feature maps."""
-    maps = capture.floating_output(name, output)
+    maps = floating_output(name, output)
     if maps.dim() != 4 or not maps.numel():
         raise ValueError(
             f"layer {name!r} should give feature maps [N, C, H, W], got {list(maps.shape)}: name a convolution or "
@@ -244,7 +246,7 @@ def _names(model: nn.Module, layers: str | Sequence[str]) -> list[str]:
     if not names:
         raise ValueError("layers should name at least one layer, got none")
     for name in names:
-        capture.layer_module(model, name)
+        layer_module(model, name)
     return names
 
 
@@ -277,9 +279,8 @@ def _convolutions(model: nn.Module, image: Tensor) -> list[str]:
                 chosen[name] = None
 
     kinds = (nn.Conv2d, nn.modules.batchnorm._BatchNorm)
-    hooks = {name: partial(note, name) for name, module in model.named_modules() if isinstance(module, kinds)}
-    with capture.hooked(model, hooks):
-        capture.called(model, image)
+    with hooked(model, {name: partial(note, name) for name in hookable(model, kinds)}):
+        output_of(model, image)
     if not chosen:
         raise ValueError("model should have convolutions (nn.Conv2d) that it calls; give the names of other layers")
     return list(chosen)

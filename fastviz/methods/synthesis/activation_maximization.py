@@ -23,8 +23,8 @@ from fastviz.engine.optimize import (
 from fastviz.engine.optimize.canvas import Frame, Generator, frame_of, start_parameters
 from fastviz.engine.optimize.priors import L2, Prior, TotalVariation
 from fastviz.engine.optimize.transforms import Jitter, Rotate, Scale, Transform
-from fastviz.execution import capture
-from fastviz.execution.capture import Precision
+from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.execution.precision import Precision
 from fastviz.images import notebook
 from fastviz.models.descriptions import model_info
 from fastviz.targets.selection import Target
@@ -155,7 +155,7 @@ def maximize(
         transforms = () if plain else _transforms(min(frame.size), single=single)
     seeds = [seed + number for number in range(starts)] * objective.targets
     generator = surface.module if isinstance(surface, Generator) else None
-    with nullcontext() if generator is None else capture.frozen_model(generator):
+    with nullcontext() if generator is None else frozen_model(generator):
         made = optimize(
             model,
             objective,

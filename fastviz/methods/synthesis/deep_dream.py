@@ -18,8 +18,9 @@ from fastviz.engine.optimize import Ascent, FeatureNetwork, ImageObjective, Targ
 from fastviz.engine.optimize.canvas import Canvas, Fourier, Pixels, frame_of
 from fastviz.engine.optimize.transforms import Jitter
 from fastviz.engine.optimize.usual_layers import dream_layer
-from fastviz.execution import capture
-from fastviz.execution.capture import Precision
+from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.execution.inputs import input_batch
+from fastviz.execution.precision import Precision
 from fastviz.images import notebook, tensors
 from fastviz.methods.synthesis.dream_objectives import GuidedObjective, TiledObjective, cuts
 from fastviz.targets.objectives import Objective
@@ -129,7 +130,7 @@ def deep_dream(
     >>> made.pictures.shape, made.sizes
     (torch.Size([1, 3, 96, 80]), ((69, 57), (96, 80)))
     """
-    images = capture.input_batch(model, x, narrows=True).detach()
+    images = input_batch(model, x, narrows=True).detach()
     for value, name, least in ((octaves, "octaves", 1), (steps, "steps", 0), (jitter, "jitter", 0), (seed, "seed", 0)):
         checks.whole_number(value, name, minimum=least)
     if tile is not None:
@@ -248,7 +249,7 @@ def dream_zoom(
     >>> [frame.shape for frame in zoomed]
     [torch.Size([1, 3, 64, 64]), torch.Size([1, 3, 64, 64])]
     """
-    images = capture.input_batch(model, x, narrows=True).detach()
+    images = input_batch(model, x, narrows=True).detach()
     checks.whole_number(frames, "frames", minimum=1)
     if not checks.positive(zoom, "zoom") >= 1:
         raise ValueError(f"zoom should be at least 1, got {zoom}")
@@ -299,10 +300,10 @@ def _chosen(
 
 
 def _guided(model: nn.Module, name: str, guide: Tensor, images: int, precision: Precision) -> Objective:
-    shown = capture.input_batch(model, guide, "guide", narrows=True).detach()
+    shown = input_batch(model, guide, "guide", narrows=True).detach()
     if len(shown) not in (1, images):
         raise ValueError(f"guide should have 1 or {images} images, as x has, got {len(shown)}")
-    with capture.frozen_model(model), torch.no_grad():
+    with frozen_model(model), torch.no_grad():
         features = FeatureNetwork(model, [name], output=False, precision=precision, argument="guide")(shown)[1][name]
     if features.dim() != 4:
         raise ValueError(
@@ -325,7 +326,7 @@ def _sizes(network: FeatureNetwork, images: Tensor, octaves: int, scale: float, 
     probe = copy.copy(network)
     probe.argument = None  # its errors are an answer here, and need no explanation
     usable = [size for size in sizes[:-1] if min(size) >= _SMALLEST]
-    with capture.frozen_model(network.model), torch.no_grad():
+    with frozen_model(network.model), torch.no_grad():
         while usable:
             seen = (cuts(side, tile)[0].stop for side in usable[0])
             try:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastviz.engine.optimize import TargetObjective
-from fastviz.execution import capture
+from fastviz.execution.differentiation import differentiate
 from fastviz.targets.indices import Activations
 from fastviz.targets.objectives import Objective
 
@@ -114,7 +114,7 @@ class TiledObjective:
                 values, _ = self.inner(tile, rows)
                 total = total + values.detach()
                 if images.requires_grad:
-                    (found,) = capture.differentiate(values.sum(), [tile]) if values.requires_grad else (None,)
+                    (found,) = differentiate(values.sum(), [tile]) if values.requires_grad else (None,)
                     if found is not None:
                         slope[..., down, across] = found
         if not images.requires_grad:

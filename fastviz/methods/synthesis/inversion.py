@@ -13,8 +13,11 @@ from fastviz._util import checks
 from fastviz.engine.optimize import FeatureNetwork, ImageObjective, Optimization, Optimized, optimize, with_defaults
 from fastviz.engine.optimize.canvas import frame_of, start_parameters
 from fastviz.engine.optimize.priors import Prior, natural_image
-from fastviz.execution import capture, forward
-from fastviz.execution.capture import Precision
+from fastviz.execution import forward
+from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.execution.hooks import layer_module
+from fastviz.execution.inputs import input_batch, output_of
+from fastviz.execution.precision import Precision
 from fastviz.images import notebook, tensors
 from fastviz.models.descriptions import model_info
 
@@ -121,7 +124,7 @@ def invert(
     options = with_defaults(optimization, optimizer="lbfgs", start="noise")
     network = FeatureNetwork(model, [layer], output=False, precision=precision, argument="size" if x is None else "x")
     if x is not None:
-        images = capture.input_batch(model, x, narrows=True).detach()
+        images = input_batch(model, x, narrows=True).detach()
         known = frame_of(model, (images.shape[2], images.shape[3]), images.shape[1])
         codes = _features(network, images)
     else:
@@ -219,7 +222,7 @@ def invert_all(
         raise TypeError(f"layers should be a list of names, got the name {layers!r}; invert takes one layer")
     names = _called(model, x) if layers is None else checks.names(layers, "layers")
     for name in names:  # before minutes of work
-        capture.layer_module(model, name)
+        layer_module(model, name)
     found: dict[str, Inverted] = {}
     for name in names:
         found[name] = invert(model, x, name, progress=progress, **options)
@@ -261,14 +264,14 @@ def invertible_layers(model: nn.Module) -> list[str]:
 def _called(model: nn.Module, x: Tensor) -> list[str]:
     """Those of the :func:`invertible_layers` that the forward pass calls."""
     names = invertible_layers(model)
-    with capture.frozen_model(model), torch.no_grad(), forward.noting(model, lambda output: None, names) as calls:
-        capture.called(model, capture.input_batch(model, x, narrows=True)[:1].clone())
+    with frozen_model(model), torch.no_grad(), forward.noting(model, lambda output: None, names) as calls:
+        output_of(model, input_batch(model, x, narrows=True)[:1].clone())
     seen = {name for name, _ in calls}
     return [name for name in names if name in seen]
 
 
 def _features(network: FeatureNetwork, images: Tensor) -> Tensor:
     """The features of ``images`` that ``network`` records."""
-    with capture.frozen_model(network.model), torch.no_grad():
+    with frozen_model(network.model), torch.no_grad():
         (found,) = network(images)[1].values()
         return found.detach()

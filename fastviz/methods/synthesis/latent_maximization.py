@@ -22,8 +22,9 @@ from fastviz.engine.optimize import (
 )
 from fastviz.engine.optimize.canvas import Canvas, Frame, Pixels, frame_of, start_parameters
 from fastviz.engine.optimize.priors import L2
-from fastviz.execution import capture
-from fastviz.execution.capture import Precision
+from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.execution.hooks import hooked
+from fastviz.execution.precision import Precision
 from fastviz.images import notebook
 from fastviz.methods.synthesis.inversion import Inverted, invert
 from fastviz.targets.selection import Target
@@ -157,7 +158,7 @@ def maximize_code(
     objective = target_objective(model, target, repeats=starts, precision=precision, argument="size")
     seeds = [seed + number for number in range(starts)] * objective.targets
     noise = start_parameters(model, "noise", Pixels(), frame, seeds)
-    with capture.frozen_model(model), torch.no_grad():
+    with frozen_model(model), torch.no_grad():
         begin = FeatureNetwork(model, [layer], output=False, precision=precision, argument="size")(noise)[1][
             layer
         ].detach()
@@ -197,7 +198,7 @@ def _behind(model: nn.Module, objective: TargetObjective, layer: str, images: Te
             return whole.clone()
 
         # What comes before the layer needs no graph.
-        with torch.no_grad(), capture.hooked(model, {layer: replaced}):
+        with torch.no_grad(), hooked(model, {layer: replaced}):
             return objective(images[rows], rows)
 
     return behind
@@ -210,7 +211,7 @@ def _judged(
     is_class = torch.tensor(objective.is_class(), device=codes.device)
     values = probability = torch.full_like(made.values, torch.nan)
     if decoded is not None:
-        with capture.frozen_model(model), torch.no_grad():
+        with frozen_model(model), torch.no_grad():
             values, measures = objective(decoded.images, torch.arange(len(codes), device=codes.device))
         probability = torch.where(is_class, measures, torch.nan)
     return CodeImages(

@@ -10,8 +10,8 @@ from fastviz.engine.optimize.canvas import frame_of
 from fastviz.engine.optimize.multiscale import Size, optimize_in_levels, shrunk
 from fastviz.engine.optimize.style_loss import Layers, StyleLoss, layer_weights
 from fastviz.engine.optimize.usual_layers import style_layers
-from fastviz.execution import capture
-from fastviz.execution.capture import Precision
+from fastviz.execution.inputs import input_batch
+from fastviz.execution.precision import Precision
 from fastviz.methods.synthesis.style_transfer import Styled
 
 __all__ = ["neural_texture"]
@@ -71,7 +71,7 @@ def neural_texture(
     >>> made.pictures.shape, bool(made.history[-1] < made.history[0])
     (torch.Size([1, 3, 64, 96]), True)
     """
-    samples = capture.input_batch(model, sample, "sample", narrows=True).detach()
+    samples = input_batch(model, sample, "sample", narrows=True).detach()
     frame = frame_of(model, (samples.shape[2], samples.shape[3]) if size is None else size, samples.shape[1])
     shown = frame.picture(samples)
     weights = layer_weights(layers, "layers", () if layers is not None else style_layers(model)[0])

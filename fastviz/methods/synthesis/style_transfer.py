@@ -15,8 +15,8 @@ from fastviz.engine.optimize.canvas import Frame, frame_of
 from fastviz.engine.optimize.multiscale import Size, StyledPictures, optimize_in_levels, shrunk
 from fastviz.engine.optimize.style_loss import Layers, StyleLoss, layer_weights
 from fastviz.engine.optimize.usual_layers import style_layers
-from fastviz.execution import capture
-from fastviz.execution.capture import Precision
+from fastviz.execution.inputs import input_batch
+from fastviz.execution.precision import Precision
 from fastviz.images import notebook, tensors
 
 __all__ = ["Styled", "style_transfer"]
@@ -173,7 +173,7 @@ def style_transfer(
     >>> made.pictures.shape, bool(made.history[-1] < made.history[0])
     (torch.Size([1, 3, 64, 80]), True)
     """
-    photos = capture.input_batch(model, content, "content", narrows=True).detach()
+    photos = input_batch(model, content, "content", narrows=True).detach()
     styles = _styles(model, style, photos)
     shares = _shares(style_weights, len(styles))
     regions = None if masks is None else _regions(masks, len(styles), photos)

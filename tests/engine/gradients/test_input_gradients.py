@@ -298,52 +298,6 @@ def test_channels_last_memory_changes_no_number(method: Callable[..., Tensor], m
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
 
 
-def test_convolutions_get_channels_last_memory(model: Net, x: Tensor) -> None:
-    orders: list[bool] = []
-    handle = model.conv1.register_forward_hook(
-        lambda module, inputs, output: orders.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
-    )
-    saliency(model.float(), x.float())
-    saliency(model.double(), x)
-    handle.remove()
-    assert orders == [True, False]
-
-
-def test_a_few_images_do_not_pay_for_copies_of_many_weights(model: Net, x: Tensor, monkeypatch) -> None:
-    orders: list[bool] = []
-    handle = model.conv1.register_forward_hook(
-        lambda module, inputs, output: orders.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
-    )
-    monkeypatch.setattr(input_gradients, "_MANY_WEIGHTS", 100)
-    for images in (3, 4):
-        saliency(model.float(), x.float()[:1].repeat(images, 1, 1, 1))
-    handle.remove()
-    assert orders == [False, True]
-
-
-def test_a_model_that_views_its_maps_gets_contiguous_memory(x: Tensor) -> None:
-    class Views(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.fc = nn.Conv2d(3, 4, 3, stride=8), nn.Linear(4 * 6 * 5, 2)
-            self.calls = 0
-
-        def forward(self, value: Tensor) -> Tensor:
-            self.calls += 1
-            return self.fc(F.relu(self.conv(value)).view(len(value), -1))
-
-    model, x = Views(), x.float()
-    leaf = x.clone().requires_grad_()
-    (expected,) = torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)
-    for calls in (3, 4):  # the first time it is tried in vain
-        torch.testing.assert_close(input_gradient(model, x, 1), expected)
-        assert model.calls == calls
-    # a view that fails in any order is the model's own fault
-    model.fc = nn.Linear(7, 2)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        input_gradient(model, x, 1)
-
-
 @pytest.mark.parametrize("views", [False, True])
 def test_a_compiled_model_gives_the_numbers_of_the_plain_one(views: bool, x: Tensor) -> None:
     """The compiler says otherwise than torch that a view fails in channels_last memory."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fastviz as fv
 from fastviz import models
-from fastviz.execution import capture
+from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.methods.adversarial.aims import ClassAim, ValueAim, logit
 from fastviz.methods.adversarial.fooling import AttackedModel, NormBall
 from fastviz.models.descriptions import Preprocessing
@@ -92,7 +92,7 @@ def test_what_is_at_the_goal_but_for_rounding_is_repaired():
     reached = 40 * 30 / 255 - 1  # log(p / (1 - p))
     for missing, repaired in ((1e-4, True), (1.0, False)):
         goal = 1 / (1 + math.exp(-reached - missing))
-        with capture.frozen_model(model):
+        with frozen_model(model):
             attacked = AttackedModel(model, AttackedModel.frame_for(model, x))
             assert attacked.probabilities(x)[0, 1] < goal
             found = attacked.in_8_bits(ClassAim(torch.tensor([1]), goal), x)

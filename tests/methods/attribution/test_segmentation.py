@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastviz.execution.capture import RectifierWarning
+from fastviz.execution.rectifiers import RectifierWarning
 from fastviz.methods.attribution.gradients import guided_backprop, saliency
 from fastviz.methods.attribution.segmentation import _boxes, _seeds, _smoothed, segment
 

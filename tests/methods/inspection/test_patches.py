@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import fastviz as fv
 from fastviz import cli, graph
-from fastviz.execution import capture
+from fastviz.execution.forward import layer_outputs
 from fastviz.images import streams
 from fastviz.methods import Patches, patch_pictures, patch_sheet, patches
 from fastviz.vectors.top_k import TopK, best_per_image, best_places
@@ -144,7 +144,7 @@ LAYERS = ["first", "left", "right", "twice"]
 
 
 def activations(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    with torch.no_grad(), capture.activations(net, LAYERS) as recorded:
+    with torch.no_grad(), layer_outputs(net, LAYERS) as recorded:
         net(x)
     return dict(recorded)
 

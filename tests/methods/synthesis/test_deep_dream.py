@@ -12,7 +12,7 @@ from fastviz import images, models
 from fastviz.engine.optimize import target_objective
 from fastviz.engine.optimize.canvas import frame_of
 from fastviz.engine.optimize.usual_layers import dream_layer
-from fastviz.execution import capture
+from fastviz.execution.forward import layer_outputs
 from fastviz.images.animation import save_gif
 from fastviz.methods.synthesis import deep_dream as dream
 from fastviz.methods.synthesis import dream_objectives
@@ -525,7 +525,7 @@ def test_the_real_network_sees_more_in_a_photograph(shared):
     model = fv.load_model("squeezenet1_0", weights=shared / "models" / "squeezenet1_0_imagenet.safetensors")
     assert dream_layer(model) == "features.10"
     x, _ = fv.load_images([shared / "images" / "espresso.jpg"], model=model, size=128)
-    with capture.activations(model, ["features.10"]) as seen, torch.no_grad():
+    with layer_outputs(model, ["features.10"]) as seen, torch.no_grad():
         model(x)
     made = deep_dream(model, x, octaves=2, steps=5)
     assert float(made.values) > 2 * float(seen["features.10"].square().sum() / 2)

@@ -1,0 +1,144 @@
+"""Whether a model can be run on an input, said before the run where that can be seen, else after it has failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastviz import models
+from fastviz._util import checks
+from fastviz._util.memory import is_out_of_memory
+from fastviz.execution import exported
+from fastviz.execution.evaluation_mode import frozen_model
+
+__all__ = ["UnusableInputError", "input_batch", "output_of", "require_gradients", "usable"]
+
+
+def input_batch(model: nn.Module, x: object, argument: str = "x", *, narrows: bool = False) -> Tensor:
+    """``x``, if it is a floating-point batch [N, C, H, W] that ``model`` can be given; N may be 0.
+
+    Another dtype than that of the first parameter is tried on one image: some models cast their input themselves.
+    ``narrows`` says that the caller gives a model of 16 bits the images in its dtype.
+
+    Raises:
+        TypeError: ``model`` is not a module, ``x`` not a floating-point tensor, or of a dtype that ``model`` refuses.
+        ValueError: ``x`` has another number of dimensions, no channels or pixels, or is on a device on which the model
+            has nothing, or that is neither a CPU nor a GPU that torch calls cuda.
+    """
+    checks.module(model)
+    batch = checks.image_batch(x, argument)
+    if 0 in batch.shape[1:]:
+        raise ValueError(f"{argument} should have at least one channel and one pixel, got {list(batch.shape)}")
+    fixed = exported.fixed_batch(model)
+    if fixed is not None and len(batch) != fixed:
+        raise ValueError(
+            f"{argument} should have {fixed} images, the number that the model was exported for, got {len(batch)}"
+        )
+    devices = checks.devices(model)
+    if devices and batch.device not in devices:
+        raise ValueError(
+            f"{argument} should be on the device of the model, {', '.join(map(str, devices))}, got {batch.device}"
+        )
+    checks.device(batch.device, argument)
+    own = next((value.dtype for value in model.parameters() if value.is_floating_point()), batch.dtype)
+    if own != batch.dtype and not (narrows and own in (torch.float16, torch.bfloat16)):
+        wrong = _wrong_dtype(model, batch, argument)
+        if wrong is not None:
+            raise TypeError(wrong)
+    return batch
+
+
+class UnusableInputError(ValueError, RuntimeError):
+    """A model cannot be run on what it was given; the message says what it can be run on, where that was found."""
+
+
+def output_of(model: nn.Module, x: Tensor, argument: str = "x") -> Any:
+    """The output of ``model`` for ``x``; see :func:`usable`. A model that works in place on its input changes ``x``."""
+    with usable(model, x, argument):
+        return model(x)
+
+
+@contextmanager
+def usable(model: nn.Module, x: Tensor, argument: str | None = "x") -> Iterator[None]:
+    """Says of what ``model`` refuses while inside, where it is run on ``x``, which argument it was, and a cure.
+
+    ``"size"`` is for images that were made in a size that the caller chose. For no ``argument`` what it says comes as
+    it is.
+
+    Raises:
+        UnusableInputError: what torch says of the model and ``x``, unless memory ran out, with their shape and dtype.
+    """
+    shape = list(x.shape)
+    try:
+        yield
+    except (RuntimeError, AssertionError, IndexError) as error:
+        known = isinstance(error, UnusableInputError) or is_out_of_memory(error)
+        if argument is None or known or _runs(model, x):
+            raise
+        raise UnusableInputError(_unusable(model, x, shape, argument, error)) from error
+
+
+def _unusable(model: nn.Module, x: Tensor, shape: list[int], argument: str, error: Exception) -> str:
+    """Which argument, what is needed, what came."""
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    wrong = _wrong_dtype(model, x, argument)
+    if wrong is not None:
+        return wrong
+    if len(shape) != 4:
+        return f"the model cannot be run on {argument} of shape {shape} and {x.dtype} ({said})"
+    sized = argument == "size"
+    came = (
+        f"the model cannot be run on {'images' if sized else argument} of {shape[2]}x{shape[3]} pixels with "
+        f"{shape[1]} channels in {x.dtype} ({said})"
+    )
+    convolutions = {getattr(module, "in_channels", None) for module in model.modules()}
+    others = sorted({1, 3, *(number for number in convolutions if isinstance(number, int) and number > 0)} - {shape[1]})
+    usual = models.preprocessing(model).size or (224, 224)
+    for size in ([*shape[2:]], [*usual]):
+        for channels in (shape[1], *others):
+            if [channels, *size] != shape[1:] and _runs(model, x.new_zeros(1, channels, *size)):
+                cure = f"{came}; it can be run on [N, {channels}, {size[0]}, {size[1]}]"
+                if channels != shape[1]:
+                    return f"{cure}; fastviz.describe(model, preprocessing=...) tells its channels"
+                return f"size should be one that the model can take: {cure}" if sized else cure
+    return came
+
+
+def _wrong_dtype(model: nn.Module, x: Tensor, argument: str) -> str | None:
+    """What to say if ``model`` can be run on ``x`` in the dtype of its parameters only; None if that is not it."""
+    own = next((value.dtype for value in model.parameters() if value.is_floating_point()), x.dtype)
+    if own == x.dtype or not x.numel() or _runs(model, x[:1]) or not _runs(model, x[:1].to(own)):
+        return None
+    return (
+        f"{argument} should have the dtype of the model, {own}, got {x.dtype}: give {argument}.to({own}), or "
+        f"model.to({x.dtype})"
+    )
+
+
+def _runs(model: nn.Module, batch: Tensor) -> bool:
+    """Whether ``model`` can be run on a ``batch``."""
+    devices = [batch.device] if batch.is_cuda else []
+    try:
+        with frozen_model(model), torch.no_grad(), torch.random.fork_rng(devices):
+            model(batch.detach().clone())
+    except (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError):
+        return False
+    return True
+
+
+def require_gradients(model: nn.Module) -> None:
+    """Refuse a ``model`` with parameters or buffers that cannot take part in a graph.
+
+    Raises:
+        ValueError: some were made under ``torch.inference_mode()``.
+    """
+    if any(value.is_inference() for value in chain(model.parameters(), model.buffers())):
+        raise ValueError(
+            "model should not have parameters made under torch.inference_mode(), which take no part in gradients; "
+            "make or load it outside"
+        )

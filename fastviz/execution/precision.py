@@ -1,0 +1,30 @@
+"""The precision that a forward pass is asked to have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+__all__ = ["Precision", "reduced_precision", "widened"]
+
+Precision: TypeAlias = Literal["model", "bfloat16"]
+"""``"model"``: in the dtype of the model and its input, exact; ``"bfloat16"``: under autocast, approximate."""
+
+
+def reduced_precision(x: Tensor, precision: Precision) -> AbstractContextManager[object]:
+    """What runs a model on ``x`` in this precision; what the caller has set, for ``"model"``."""
+    return torch.autocast(x.device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+def widened(
+    output: object, layers: Mapping[str, Tensor], dtype: torch.dtype, precision: Precision
+) -> tuple[object, Mapping[str, Tensor]]:
+    """The output of a model and of its layers in this dtype, if ``precision`` gave them another one."""
+    if precision == "model":
+        return output, layers
+    converted = output.to(dtype) if isinstance(output, Tensor) and output.is_floating_point() else output
+    return converted, {name: value.to(dtype) for name, value in layers.items()}
