@@ -113,16 +113,20 @@ class Batches:
         self._proved.add(shape)
         return result
 
-    def together(self, images: Tensor) -> int:
+    def together(self, images: Tensor, forward: Callable[[Tensor], object] | None = None) -> int:
         """How many of the ``images`` the model may get at once: all of them, or one.
 
         For streams, whose results do not come back in one piece: it takes a pass over two images, once for a size.
+
+        Args:
+            images: [N, ...].
+            forward: the pass over two images, which gives all tensors that are used of it; None is the whole model.
         """
         shape = (tuple(images.shape[1:]), images.dtype, images.device)
         if len(images) > 1 and not self.reason and shape not in self._proved:
             try:
                 with torch.no_grad():
-                    self.watched(self.model, images[:2].clone())
+                    self.watched(forward or self.model, images[:2].clone())
             except Mixes as reason:
                 self.reason = str(reason)
             self._proved.add(shape)
@@ -194,6 +198,7 @@ class _Operation(NamedTuple):
     random: bool
     composite: bool
     single: bool
+    windowed: bool
     given: dict[str, Any]
 
 
@@ -211,7 +216,9 @@ def _operation(func: Any) -> _Operation:
     seeded = torch.Tag.nondeterministic_seeded in func.tags
     composite = func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
     single = pointwise and not seeded and not composite and base not in ("copy", "where") and "out" not in written
-    return _Operation(base if pointwise else name, parameters, written, pointwise, seeded, composite, single, given)
+    shown = base if pointwise else name
+    windowed = shown in _RULES and _RULES[shown] in (_first, _batch_norm) and not composite and not written
+    return _Operation(shown, parameters, written, pointwise, seeded, composite, single, windowed, given)
 
 
 class _Watch(TorchDispatchMode):
@@ -279,6 +286,11 @@ class _Watch(TorchDispatchMode):
                 result = func(*args, **kwargs)
                 self._note(result, known)
                 return result
+        if operation.windowed and self._is_plain(operation, args, kwargs):
+            place = self._known[id(args[0])][1]
+            result = func(*args, **kwargs)
+            self._note_results(operation, result, place)
+            return result
         given = dict(operation.given)
         given.update(zip(operation.parameters, args, strict=False))
         given.update(kwargs)
@@ -312,6 +324,23 @@ class _Watch(TorchDispatchMode):
             if not any(given[name] is each for each, _ in moving):
                 self._note_written(given[name])
         return result
+
+    def _is_plain(self, operation: _Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a convolution, pooling or batch norm gets images in dimension 0, and else what was there before.
+
+        What the rules below say of most calls, without looking each argument up by its name.
+        """
+        if self._storages or kwargs or type(args[0]) not in _PLAIN:
+            return False
+        known = self._known.get(id(args[0]))
+        if known is None or known[0]() is not args[0] or not isinstance(known[1], _Images) or known[1].dim:
+            return False
+        if any(id(each) in self._known for each in args[1:] if isinstance(each, Tensor)):
+            return False
+        if operation.name in _LEAST_DIMS:
+            return args[0].dim() >= 3
+        at = _TRAINING.get(operation.name)
+        return at is not None and len(args) > at and args[at] is False
 
     def _own(self, operation: _Operation, states: list[tuple[Tensor, _Known]], result: Any) -> Any:
         """This package's own operators, which keep images apart."""
@@ -484,6 +513,10 @@ _OWN = {
 }
 
 _PLAIN = (Tensor, nn.Parameter)
+
+_LEAST_DIMS = {"convolution", "max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d"}
+_TRAINING = {"native_batch_norm": 5, "cudnn_batch_norm": 5}
+"""Where the frequent calls of a network say whether they are in training mode."""
 
 _SHAPE_ONLY = {
     *("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"),

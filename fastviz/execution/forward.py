@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -13,7 +13,7 @@ from fastviz.engine.gradients import input_gradients
 from fastviz.execution import capture
 from fastviz.execution.capture import Hook
 
-__all__ = ["Pool", "called", "penultimate", "run", "vectors"]
+__all__ = ["Pool", "called", "outputs", "penultimate", "run", "vectors"]
 
 Pool = Literal["mean", "flatten"]
 
@@ -64,6 +64,20 @@ def run(model: nn.Module, images: Tensor, hooks: Mapping[str, Hook], calls: Coun
                 "(layers inside scripted or compiled modules, and those of replicas in other threads, are not seen)"
             )
     calls.update(done - calls)
+
+
+def outputs(model: nn.Module, images: Tensor, layers: Iterable[str], calls: Counter[str]) -> list[object]:
+    """What ``layers`` give, each as its last call left it; ``calls`` as in :func:`run`."""
+    found: dict[str, object] = {}
+
+    def noting(name: str) -> Hook:
+        def note(module: nn.Module, inputs: Any, output: object) -> None:
+            found[name] = output
+
+        return note
+
+    run(model, images, {name: noting(name) for name in layers}, calls)
+    return list(found.values())
 
 
 def called(model: nn.Module, images: Tensor, kinds: tuple[type[nn.Module], ...]) -> list[str]:

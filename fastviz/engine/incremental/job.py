@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,16 +13,33 @@ from torch import Tensor, nn
 from fastviz import ops
 from fastviz._util import checks
 from fastviz._util.memory import is_out_of_memory
+from fastviz.engine.gradients.input_gradients import in_fast_order
 from fastviz.execution import capture, exported
 from fastviz.execution.batches import Batches
 from fastviz.execution.full_precision import full_float32
 
-__all__ = ["Evaluate", "Job", "in_batches", "new_job", "sampled_error"]
+__all__ = ["Evaluate", "Job", "in_batches", "new_job", "sampled_error", "whole_passes"]
 
 Evaluate = Callable[[Any, Tensor], Tensor]
 
 _CHECKED = 16
 """Windows that approximate modes recompute exactly."""
+
+
+_BATCH = {"cpu": 8, "cuda": 256}
+"""Images that a model that runs as it is sees at once, if nothing else is said."""
+
+_PIXELS, _MOST = 8 * 160 * 160, 32
+"""On a CPU small images come more at once: so many pixels, and at most so many images. Each call then has enough to do
+against what it costs to make it, and the maps still stay near."""
+
+
+def whole_passes(images: Tensor) -> int:
+    """How many of ``images`` [N, C, H, W] a model that runs as it is sees at once, if nothing else is said."""
+    least = _BATCH[images.device.type]
+    if images.device.type != "cpu":
+        return least
+    return max(least, min(_MOST, _PIXELS // max(1, images.shape[2:].numel())))
 
 
 @dataclass
@@ -75,14 +93,18 @@ class Job:
     def run_model(self, windows: Tensor, batch_size: int) -> None:
         """The model itself on images covered by ``windows``."""
         boxes = self.boxes.to(self.images.device)
+        passed = in_fast_order(self.model, "model", self.batches.run_model, None)
 
         def run(part: Tensor) -> None:
             covered = ops.occlude(self.images, boxes[part], self.image[part], self.fill)
-            for output, numbers in self.batches(lambda images, at: (self.batches.run_model(images), at), covered, part):
+            for output, numbers in self.batches(lambda images, at: (passed(images), at), covered, part):
                 self.put(output, numbers)
             self.advance(len(part))
 
-        in_batches(windows, 1 if self.batches.reason else batch_size, self.stats, run)
+        # as many batches as it takes, all as large as one another
+        count = math.ceil(len(windows) / batch_size)
+        even = math.ceil(len(windows) / max(1, count))
+        in_batches(windows, 1 if self.batches.reason else even, self.stats, run)
         if self.batches.reason:
             self.stats.update(alone=self.batches.reason, batch_size=1)
 

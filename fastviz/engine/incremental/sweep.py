@@ -15,7 +15,7 @@ from fastviz import ops
 from fastviz._util import checks
 from fastviz.engine.incremental import worth
 from fastviz.engine.incremental.execute import Clean, Covered, Runner, clean_bytes, clean_pass, run_whole
-from fastviz.engine.incremental.job import Evaluate, Job, in_batches, new_job
+from fastviz.engine.incremental.job import Evaluate, Job, in_batches, new_job, whole_passes
 from fastviz.engine.incremental.network import Network, kept, network
 from fastviz.engine.incremental.plan import Group, group_windows, predicted
 from fastviz.execution import capture, cuda_graphs
@@ -34,9 +34,6 @@ _MEMORY = 1 << 30
 _CACHE = 48 << 20
 """Bytes that a batch may hold on the CPU if nothing else is said: maps that stay in the last cache are read faster, but
 each batch reads all the weights again."""
-
-_BATCH = {"cpu": 8, "cuda": 256}
-"""Images that a model that runs as it is sees at once, if nothing else is said."""
 
 _TAIL = 256
 """Windows that linear layers at the end of a network work on at once."""
@@ -159,7 +156,7 @@ def sweep(
             made = made if outputs is None else made.only(outputs)
         except NotTraceable as error:
             job.stats.update(path="dense", reason=str(error), prepare_seconds=time.perf_counter() - started)
-            job.run_model(job.windows, batch_size or _BATCH[device.type])
+            job.run_model(job.windows, batch_size or whole_passes(job.images))
             worth.spend(worth.known(job.model, job.images), len(job.boxes))
         else:
             job.stats["prepare_seconds"] = time.perf_counter() - started
@@ -190,7 +187,7 @@ def sweep(
 def _clean_outputs(job: Job) -> Any:
     """What the model gives for the images as they are; None where they are several and it gives no tensor."""
     found = []
-    for part in job.images.split(_BATCH[job.images.device.type]):
+    for part in job.images.split(whole_passes(job.images)):
         with worth.counted(job.model, part):
             found += job.batches(lambda images: job.batches.run_model(images.clone()), part)
     if len(found) == 1:
@@ -270,7 +267,7 @@ class _Engine:
                 clean = self._clean(first, chunk)
             except _UnusableError as error:
                 self.job.stats.update(path="dense", reason=str(error))
-                self.job.run_model(inside.nonzero().flatten(), self.batch_size or _BATCH[inside.device.type])
+                self.job.run_model(inside.nonzero().flatten(), self.batch_size or whole_passes(self.job.images))
                 continue
             covered = self._covered(first, chunk)
             if not self.growth_cap and self.job.stats["dense_seconds"] is None:
@@ -278,7 +275,7 @@ class _Engine:
                     self._compare_window(clean, covered, inside)
                 except _UnusableError as error:
                     self.job.stats.update(path="dense", reason=str(error))
-                    self.job.run_model(inside.nonzero().flatten(), self.batch_size or _BATCH[inside.device.type])
+                    self.job.run_model(inside.nonzero().flatten(), self.batch_size or whole_passes(self.job.images))
                     continue
             replays = None
             if cuda_graphs.recordings(self.images) is not None:
