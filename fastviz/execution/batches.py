@@ -217,7 +217,7 @@ def _operation(func: Any) -> _Operation:
     composite = func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
     single = pointwise and not seeded and not composite and base not in ("copy", "where") and "out" not in written
     shown = base if pointwise else name
-    windowed = shown in _RULES and _RULES[shown] in (_first, _batch_norm) and not composite and not written
+    windowed = shown in _RULES and _RULES[shown] in (_first, _batch_norm) and not written
     return _Operation(shown, parameters, written, pointwise, seeded, composite, single, windowed, given)
 
 

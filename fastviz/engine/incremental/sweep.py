@@ -180,7 +180,10 @@ def sweep(
     each = (seconds - job.stats["prepare_seconds"]) / max(1, len(job.boxes))
     dense = job.stats["dense_seconds"]
     job.stats.update(seconds=seconds, measured_gain=None if dense is None else dense / each)
-    _note_gain(job)
+    if not approximate:
+        on_rectangles = job.stats["path"] == "incremental"
+        if not on_rectangles or dense is not None:
+            worth.timed(worth.known(job.model, job.images), job.boxes, each, dense if on_rectangles else None)
     return Sweep(values, job.stats)
 
 
@@ -209,19 +212,12 @@ def _prepared(job: Job, dtype: torch.dtype | None, trace: Tracing) -> Network:
         job.clean = _clean_outputs(job)
     work = worth.known(job.model, job.images)
     found = kept(job.model, job.images, dtype)
-    reason = worth.refusal(work, job.boxes, job.images) if found is None else worth.slower(work)
+    reason = worth.refusal(work, job.boxes, job.images) if found is None else worth.slower(work, job.boxes)
     if reason:
         raise NotTraceable(reason)
     if found is None and work is not None:
         work.spent = 0.0
     return found or network(job.model, job.images, dtype)
-
-
-def _note_gain(job: Job) -> None:
-    """Remember how a sweep on rectangles went, if it was long enough to tell."""
-    work, gain = worth.known(job.model, job.images), job.stats["measured_gain"]
-    if work is not None and gain is not None and job.stats["path"] == "incremental" and len(job.boxes) >= 16:
-        work.gains = [*work.gains[-2:], gain]
 
 
 class _UnusableError(ValueError):

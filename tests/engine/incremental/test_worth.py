@@ -37,10 +37,10 @@ def test_operations_are_counted_for_one_image(model: nn.Module) -> None:
 
 
 def test_gain_of_one_convolution() -> None:
-    """3x3 over 32x32, a window of 6: 9 of 32 rows and columns, at 0.6 of the speed of whole maps."""
+    """3x3 over 32x32, a window of 6: 9 of 32 rows and columns, at half of the speed of whole maps."""
     images = torch.zeros(1, 3, 32, 32)
     work = work_of(nn.Conv2d(3, 4, 3, padding=1), images)
-    assert work.gain((6, 6), (32, 32)) == pytest.approx(0.6 * (32 / 9) ** 2)
+    assert work.gain((6, 6), (32, 32)) == pytest.approx(0.5 * (32 / 9) ** 2)
 
 
 def test_what_is_behind_a_mean_of_the_map_is_not_saved() -> None:
@@ -83,9 +83,23 @@ def test_small_sweeps_add_up(model: nn.Module, monkeypatch: pytest.MonkeyPatch) 
 def test_rectangles_that_were_slower_are_given_up(model: nn.Module) -> None:
     images, boxes = torch.randn(1, 3, 32, 32), grid((32, 32), 8, 8).boxes
     sweep(model, images, boxes, trace="always")
-    work_of(model, images).gains[:] = [0.7, 0.8]
+    work = work_of(model, images)
+    work.rectangles.clear()
+    work.whole = 0.8
+    for seconds in (1.5, 1.0):
+        assert worth.slower(work, boxes) == ""
+        worth.timed(work, boxes, seconds, 9.0)
     result = sweep(model, images, boxes)
     assert (result.stats["path"], result.stats["reason"]) == (
         "dense",
         "earlier sweeps on rectangles ran at 0.80 times the speed of whole passes",
     )
+    assert sweep(model, images, boxes[:5], trace="auto").stats["path"] == "incremental"  # another kind of sweep
+    assert sweep(model, images, boxes, trace="always").stats["path"] == "incremental"
+
+
+def test_few_windows_say_nothing_of_speed(model: nn.Module) -> None:
+    images, boxes = torch.randn(1, 3, 32, 32), grid((32, 32), 8, 8).boxes
+    work = work_of(model, images)
+    worth.timed(work, boxes[:4], 1e-9, None)
+    assert work.whole == float("inf")
