@@ -286,8 +286,8 @@ class _Watch(TorchDispatchMode):
                 result = func(*args, **kwargs)
                 self._note(result, known)
                 return result
-        if operation.windowed and self._is_plain(operation, args, kwargs):
-            place = self._known[id(args[0])][1]
+        place = self._plain(operation, args, kwargs) if operation.windowed else None
+        if place is not None:
             result = func(*args, **kwargs)
             self._note_results(operation, result, place)
             return result
@@ -325,22 +325,22 @@ class _Watch(TorchDispatchMode):
                 self._note_written(given[name])
         return result
 
-    def _is_plain(self, operation: _Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether a convolution, pooling or batch norm gets images in dimension 0, and else what was there before.
+    def _plain(self, operation: _Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Images | None:
+        """The place of a convolution, pooling or batch norm of images in dimension 0 and of what was there before.
 
-        What the rules below say of most calls, without looking each argument up by its name.
+        What the rules below say of most calls, without looking each argument up by its name; None if they have to.
         """
         if self._storages or kwargs or type(args[0]) not in _PLAIN:
-            return False
-        known = self._known.get(id(args[0]))
-        if known is None or known[0]() is not args[0] or not isinstance(known[1], _Images) or known[1].dim:
-            return False
+            return None
+        tensor, known = self._known.get(id(args[0]), (None, _SAME))
+        if tensor is None or tensor() is not args[0] or not isinstance(known, _Images) or known.dim:
+            return None
         if any(id(each) in self._known for each in args[1:] if isinstance(each, Tensor)):
-            return False
+            return None
         if operation.name in _LEAST_DIMS:
-            return args[0].dim() >= 3
+            return known if args[0].dim() >= 3 else None
         at = _TRAINING.get(operation.name)
-        return at is not None and len(args) > at and args[at] is False
+        return known if at is not None and len(args) > at and args[at] is False else None
 
     def _own(self, operation: _Operation, states: list[tuple[Tensor, _Known]], result: Any) -> Any:
         """This package's own operators, which keep images apart."""

@@ -34,12 +34,23 @@ _PIXELS, _MOST = 8 * 160 * 160, 32
 against what it costs to make it, and the maps still stay near."""
 
 
+_MANY_WEIGHTS, _MANY_PIXELS = 12_000_000, 400_000
+"""A SelecSLS-42 (many weights on small maps) gains nothing by channels_last below so many pixels; a ResNet-18 does."""
+
+
 def whole_passes(images: Tensor) -> int:
     """How many of ``images`` [N, C, H, W] a model that runs as it is sees at once, if nothing else is said."""
     least = _BATCH[images.device.type]
     if images.device.type != "cpu":
         return least
     return max(least, min(_MOST, _PIXELS // max(1, images.shape[2:].numel())))
+
+
+def _order_pays(model: nn.Module, pixels: int) -> bool:
+    """Whether batches of so many pixels are worth the copies of a model's weights that another memory order takes."""
+    weights = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
+    many = sum(weight.numel() for weight in weights if not nn.parameter.is_lazy(weight)) >= _MANY_WEIGHTS
+    return not many or pixels >= _MANY_PIXELS
 
 
 @dataclass
@@ -93,7 +104,6 @@ class Job:
     def run_model(self, windows: Tensor, batch_size: int) -> None:
         """The model itself on images covered by ``windows``."""
         boxes = self.boxes.to(self.images.device)
-        passed = in_fast_order(self.model, "model", self.batches.run_model, None)
 
         def run(part: Tensor) -> None:
             covered = ops.occlude(self.images, boxes[part], self.image[part], self.fill)
@@ -104,6 +114,9 @@ class Job:
         # as many batches as it takes, all as large as one another
         count = math.ceil(len(windows) / batch_size)
         even = math.ceil(len(windows) / max(1, count))
+        passed: Callable[[Tensor], Any] = self.batches.run_model
+        if _order_pays(self.model, even * self.images.shape[2:].numel()):
+            passed = in_fast_order(self.model, "model", passed, None)
         in_batches(windows, 1 if self.batches.reason else even, self.stats, run)
         if self.batches.reason:
             self.stats.update(alone=self.batches.reason, batch_size=1)
