@@ -29,7 +29,7 @@ _CHECKED = 16
 _BATCH = {"cpu": 8, "cuda": 256}
 """Images that a model that runs as it is sees at once, if nothing else is said."""
 
-_PIXELS, _MOST = 8 * 160 * 160, 32
+_PIXELS, _MOST = 8 * 128 * 128, 32
 """On a CPU small images come more at once: so many pixels, and at most so many images. Each call then has enough to do
 against what it costs to make it, and the maps still stay near."""
 
