@@ -114,16 +114,20 @@ class Batches:
         self._proved.add(shape)
         return result
 
-    def together(self, images: Tensor) -> int:
+    def together(self, images: Tensor, forward: Callable[[Tensor], object] | None = None) -> int:
         """How many of the ``images`` the model may get at once: all of them, or one.
 
         For streams, whose results do not come back in one piece: it takes a pass over two images, once for a size.
+
+        Args:
+            images: [N, ...].
+            forward: the pass over two images, which gives all tensors that are used of it; None is the whole model.
         """
         shape = (tuple(images.shape[1:]), images.dtype, images.device)
         if len(images) > 1 and not self.reason and shape not in self._proved:
             try:
                 with torch.no_grad():
-                    self.watched(self.model, images[:2].clone())
+                    self.watched(forward or self.model, images[:2].clone())
             except Mixes as reason:
                 self.reason = str(reason)
             self._proved.add(shape)
@@ -195,6 +199,7 @@ class _Operation(NamedTuple):
     random: bool
     composite: bool
     single: bool
+    windowed: bool
     given: dict[str, Any]
 
 
@@ -212,7 +217,9 @@ def _operation(func: Any) -> _Operation:
     seeded = torch.Tag.nondeterministic_seeded in func.tags
     composite = func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
     single = pointwise and not seeded and not composite and base not in ("copy", "where") and "out" not in written
-    return _Operation(base if pointwise else name, parameters, written, pointwise, seeded, composite, single, given)
+    shown = base if pointwise else name
+    windowed = shown in _RULES and _RULES[shown] in (_first, _batch_norm) and not written
+    return _Operation(shown, parameters, written, pointwise, seeded, composite, single, windowed, given)
 
 
 class _Watch(TorchDispatchMode):
@@ -280,6 +287,11 @@ class _Watch(TorchDispatchMode):
                 result = func(*args, **kwargs)
                 self._note(result, known)
                 return result
+        place = self._plain(operation, args, kwargs) if operation.windowed else None
+        if place is not None:
+            result = func(*args, **kwargs)
+            self._note_results(operation, result, place)
+            return result
         given = dict(operation.given)
         given.update(zip(operation.parameters, args, strict=False))
         given.update(kwargs)
@@ -313,6 +325,23 @@ class _Watch(TorchDispatchMode):
             if not any(given[name] is each for each, _ in moving):
                 self._note_written(given[name])
         return result
+
+    def _plain(self, operation: _Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Images | None:
+        """The place of a convolution, pooling or batch norm of images in dimension 0 and of what was there before.
+
+        What the rules below say of most calls, without looking each argument up by its name; None if they have to.
+        """
+        if self._storages or kwargs or type(args[0]) not in _PLAIN:
+            return None
+        tensor, known = self._known.get(id(args[0]), (None, _SAME))
+        if tensor is None or tensor() is not args[0] or not isinstance(known, _Images) or known.dim:
+            return None
+        if any(id(each) in self._known for each in args[1:] if isinstance(each, Tensor)):
+            return None
+        if operation.name in _LEAST_DIMS:
+            return known if args[0].dim() >= 3 else None
+        at = _TRAINING.get(operation.name)
+        return known if at is not None and len(args) > at and args[at] is False else None
 
     def _own(self, operation: _Operation, states: list[tuple[Tensor, _Known]], result: Any) -> Any:
         """This package's own operators, which keep images apart."""
@@ -485,6 +514,10 @@ _OWN = {
 }
 
 _PLAIN = (Tensor, nn.Parameter)
+
+_LEAST_DIMS = {"convolution", "max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d"}
+_TRAINING = {"native_batch_norm": 5, "cudnn_batch_norm": 5}
+"""Where the frequent calls of a network say whether they are in training mode."""
 
 _SHAPE_ONLY = {
     *("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"),

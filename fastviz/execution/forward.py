@@ -15,7 +15,7 @@ from fastviz.execution.fast_conv.memory_format import in_fast_order
 from fastviz.execution.hooks import Hook, floating_output, hookable, hooked
 from fastviz.execution.inputs import output_of
 
-__all__ = ["Pool", "called", "hooked_until", "layer_outputs", "noting", "penultimate", "run", "vectors"]
+__all__ = ["Pool", "called", "hooked_until", "layer_outputs", "noting", "outputs", "penultimate", "run", "vectors"]
 
 Pool = Literal["mean", "flatten"]
 
@@ -204,6 +204,17 @@ def noting(
     names = [name for name in hookable(model) if name] if layers is None else layers
     with hooked(model, {name: partial(keep, name) for name in names}):
         yield found
+
+
+def outputs(model: nn.Module, images: Tensor, layers: Iterable[str], calls: Counter[str]) -> list[object]:
+    """What ``layers`` give, each as its last call left it; ``calls`` as in :func:`run`."""
+    found: dict[str, object] = {}
+
+    def keep(name: str, module: nn.Module, inputs: Any, output: object) -> None:
+        found[name] = output
+
+    run(model, images, {name: partial(keep, name) for name in layers}, calls)
+    return list(found.values())
 
 
 def called(model: nn.Module, images: Tensor, kinds: tuple[type[nn.Module], ...]) -> list[str]:

@@ -90,7 +90,7 @@ class Call:
 
     def _watched(self, batches: Batches, images: Tensor) -> Any:
         """The model's output for all ``images`` at once, if it is proved that they do not meet."""
-        outputs = batches(lambda part: batches.run_model(part.clone()), images)
+        outputs = batches(lambda part: batches.watched(self.model, part.clone()), images)
         if batches.reason or len(outputs) != 1:
             raise ForCaptum(f"the output for an image may depend on the others of its batch: {batches.reason}")
         return outputs[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,15 +15,43 @@ from fastviz._util import checks
 from fastviz._util.memory import is_out_of_memory
 from fastviz.execution import exported
 from fastviz.execution.batches import Batches
+from fastviz.execution.fast_conv.memory_format import in_fast_order
 from fastviz.execution.full_precision import full_float32
 from fastviz.execution.inputs import input_batch, output_of
 
-__all__ = ["Evaluate", "Job", "in_batches", "new_job", "sampled_error"]
+__all__ = ["Evaluate", "Job", "in_batches", "new_job", "sampled_error", "whole_passes"]
 
 Evaluate = Callable[[Any, Tensor], Tensor]
 
 _CHECKED = 16
 """Windows that approximate modes recompute exactly."""
+
+
+_BATCH = {"cpu": 8, "cuda": 256}
+"""Images that a model that runs as it is sees at once, if nothing else is said."""
+
+_PIXELS, _MOST = 8 * 128 * 128, 32
+"""On a CPU small images come more at once: so many pixels, and at most so many images. Each call then has enough to do
+against what it costs to make it, and the maps still stay near."""
+
+
+_MANY_WEIGHTS, _MANY_PIXELS = 12_000_000, 400_000
+"""A SelecSLS-42 (many weights on small maps) gains nothing by channels_last below so many pixels; a ResNet-18 does."""
+
+
+def whole_passes(images: Tensor) -> int:
+    """How many of ``images`` [N, C, H, W] a model that runs as it is sees at once, if nothing else is said."""
+    least = _BATCH[images.device.type]
+    if images.device.type != "cpu":
+        return least
+    return max(least, min(_MOST, _PIXELS // max(1, images.shape[2:].numel())))
+
+
+def _order_pays(model: nn.Module, pixels: int) -> bool:
+    """Whether batches of so many pixels are worth the copies of a model's weights that another memory order takes."""
+    weights = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
+    many = sum(weight.numel() for weight in weights if not nn.parameter.is_lazy(weight)) >= _MANY_WEIGHTS
+    return not many or pixels >= _MANY_PIXELS
 
 
 @dataclass
@@ -79,11 +108,17 @@ class Job:
 
         def run(part: Tensor) -> None:
             covered = ops.occlude(self.images, boxes[part], self.image[part], self.fill)
-            for output, numbers in self.batches(lambda images, at: (self.batches.run_model(images), at), covered, part):
+            for output, numbers in self.batches(lambda images, at: (passed(images), at), covered, part):
                 self.put(output, numbers)
             self.advance(len(part))
 
-        in_batches(windows, 1 if self.batches.reason else batch_size, self.stats, run)
+        # as many batches as it takes, all as large as one another
+        count = math.ceil(len(windows) / batch_size)
+        even = math.ceil(len(windows) / max(1, count))
+        passed: Callable[[Tensor], Any] = self.batches.run_model
+        if _order_pays(self.model, even * self.images.shape[2:].numel()):
+            passed = in_fast_order(self.model, "model", passed, None)
+        in_batches(windows, 1 if self.batches.reason else even, self.stats, run)
         if self.batches.reason:
             self.stats.update(alone=self.batches.reason, batch_size=1)
 

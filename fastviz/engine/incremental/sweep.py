@@ -15,7 +15,7 @@ from fastviz import ops
 from fastviz._util import checks
 from fastviz.engine.incremental import worth
 from fastviz.engine.incremental.execute import Clean, Covered, Runner, clean_bytes, clean_pass, run_whole
-from fastviz.engine.incremental.job import Evaluate, Job, in_batches, new_job
+from fastviz.engine.incremental.job import Evaluate, Job, in_batches, new_job, whole_passes
 from fastviz.engine.incremental.network import Network, kept, network
 from fastviz.engine.incremental.plan import Group, group_windows, predicted
 from fastviz.execution import cuda_graphs
@@ -35,9 +35,6 @@ _MEMORY = 1 << 30
 _CACHE = 48 << 20
 """Bytes that a batch may hold on the CPU if nothing else is said: maps that stay in the last cache are read faster, but
 each batch reads all the weights again."""
-
-_BATCH = {"cpu": 8, "cuda": 256}
-"""Images that a model that runs as it is sees at once, if nothing else is said."""
 
 _TAIL = 256
 """Windows that linear layers at the end of a network work on at once."""
@@ -160,7 +157,7 @@ def sweep(
             made = made if outputs is None else made.only(outputs)
         except NotTraceable as error:
             job.stats.update(path="dense", reason=str(error), prepare_seconds=time.perf_counter() - started)
-            job.run_model(job.windows, batch_size or _BATCH[device.type])
+            job.run_model(job.windows, batch_size or whole_passes(job.images))
             worth.spend(worth.known(job.model, job.images), len(job.boxes))
         else:
             job.stats["prepare_seconds"] = time.perf_counter() - started
@@ -184,14 +181,17 @@ def sweep(
     each = (seconds - job.stats["prepare_seconds"]) / max(1, len(job.boxes))
     dense = job.stats["dense_seconds"]
     job.stats.update(seconds=seconds, measured_gain=None if dense is None else dense / each)
-    _note_gain(job)
+    if not approximate:
+        on_rectangles = job.stats["path"] == "incremental"
+        if not on_rectangles or dense is not None:
+            worth.timed(worth.known(job.model, job.images), job.boxes, each, dense if on_rectangles else None)
     return Sweep(values, job.stats)
 
 
 def _clean_outputs(job: Job) -> Any:
     """What the model gives for the images as they are; None where they are several and it gives no tensor."""
     found = []
-    for part in job.images.split(_BATCH[job.images.device.type]):
+    for part in job.images.split(whole_passes(job.images)):
         with worth.counted(job.model, part):
             found += job.batches(lambda images: job.batches.run_model(images.clone()), part)
     if len(found) == 1:
@@ -213,19 +213,12 @@ def _prepared(job: Job, dtype: torch.dtype | None, trace: Tracing) -> Network:
         job.clean = _clean_outputs(job)
     work = worth.known(job.model, job.images)
     found = kept(job.model, job.images, dtype)
-    reason = worth.refusal(work, job.boxes, job.images) if found is None else worth.slower(work)
+    reason = worth.refusal(work, job.boxes, job.images) if found is None else worth.slower(work, job.boxes)
     if reason:
         raise NotTraceable(reason)
     if found is None and work is not None:
         work.spent = 0.0
     return found or network(job.model, job.images, dtype)
-
-
-def _note_gain(job: Job) -> None:
-    """Remember how a sweep on rectangles went, if it was long enough to tell."""
-    work, gain = worth.known(job.model, job.images), job.stats["measured_gain"]
-    if work is not None and gain is not None and job.stats["path"] == "incremental" and len(job.boxes) >= 16:
-        work.gains = [*work.gains[-2:], gain]
 
 
 class _UnusableError(ValueError):
@@ -271,7 +264,7 @@ class _Engine:
                 clean = self._clean(first, chunk)
             except _UnusableError as error:
                 self.job.stats.update(path="dense", reason=str(error))
-                self.job.run_model(inside.nonzero().flatten(), self.batch_size or _BATCH[inside.device.type])
+                self.job.run_model(inside.nonzero().flatten(), self.batch_size or whole_passes(self.job.images))
                 continue
             covered = self._covered(first, chunk)
             if not self.growth_cap and self.job.stats["dense_seconds"] is None:
@@ -279,7 +272,7 @@ class _Engine:
                     self._compare_window(clean, covered, inside)
                 except _UnusableError as error:
                     self.job.stats.update(path="dense", reason=str(error))
-                    self.job.run_model(inside.nonzero().flatten(), self.batch_size or _BATCH[inside.device.type])
+                    self.job.run_model(inside.nonzero().flatten(), self.batch_size or whole_passes(self.job.images))
                     continue
             replays = None
             if cuda_graphs.recordings(self.images) is not None:

@@ -20,15 +20,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastviz._util.by_model import ByModel
 
-__all__ = ["Work", "counted", "known", "refusal", "slower", "spend"]
+__all__ = ["Work", "counted", "known", "refusal", "slower", "spend", "timed"]
 
-_RATE = {"cpu": 2e10, "cuda": 1e13}
-"""Floating-point operations a second, of a thread of a CPU or of a GPU."""
+_RATE = {"cpu": 5e10, "cuda": 1e13}
+"""Floating-point operations of whole passes a second, of a thread of a CPU or of a GPU."""
 
-_TRACE = (0.2, 0.012)
+_TRACE = (0.25, 0.0025)
 """Seconds to trace a model and plan for it: at all, and for each ATen call."""
 
-_EFFICIENCY = 0.6
+_EFFICIENCY = 0.5
 """How fast small rectangles are worked on, against whole maps."""
 
 _LOST = 0.03
@@ -36,6 +36,12 @@ _LOST = 0.03
 
 _SLOWER = 0.95
 """A measured gain below which a sweep on rectangles was not worth it."""
+
+_TRIES = 2
+"""Sweeps on rectangles of one kind before their speed counts."""
+
+_LEAST_WINDOWS = 16
+"""Windows that a sweep needs to tell how fast it was."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +61,15 @@ class Work:
         layers: where its operations are.
         calls: ATen calls of a pass.
         spent: operations of whole passes that sweeps have run since a trace was last made.
-        gains: measured gains of the last sweeps on rectangles.
+        whole: the least seconds a window that sweeps of whole passes took; infinite before the first.
+        rectangles: the same for sweeps on rectangles of a kind (:func:`_kind`), and how many there were.
     """
 
     layers: list[_Layer]
     calls: int
     spent: float = 0.0
-    gains: list[float] = field(default_factory=list)
+    whole: float = math.inf
+    rectangles: dict[tuple[int, ...], tuple[int, float]] = field(default_factory=dict)
 
     @property
     def operations(self) -> float:
@@ -124,11 +132,44 @@ def refusal(work: Work | None, boxes: Tensor, images: Tensor) -> str:
     )
 
 
-def slower(work: Work | None) -> str:
-    """Why a model that is traced runs on whole passes all the same; empty if it need not."""
-    if work is None or len(work.gains) < 2 or max(work.gains) >= _SLOWER:
+def slower(work: Work | None, boxes: Tensor) -> str:
+    """Why a model that is traced runs on whole passes all the same; empty if it need not.
+
+    The least time of each way is compared, as a busy machine makes either slower at times.
+    """
+    if work is None:
         return ""
-    return f"earlier sweeps on rectangles ran at {max(work.gains):.2f} times the speed of whole passes"
+    count, seconds = work.rectangles.get(_kind(boxes), (0, math.inf))
+    gain = work.whole / seconds
+    if count < _TRIES or gain >= _SLOWER:
+        return ""
+    return f"earlier sweeps on rectangles ran at {gain:.2f} times the speed of whole passes"
+
+
+def timed(work: Work | None, boxes: Tensor, seconds: float, dense_seconds: float | None) -> None:
+    """Note how long a sweep over ``boxes`` took, if it was long enough to tell.
+
+    Args:
+        work: what is known of the model for these images.
+        boxes: int64 [P, 4].
+        seconds: a window, without preparation.
+        dense_seconds: for a sweep on rectangles the model's on one image; None for one of whole passes.
+    """
+    if work is None or len(boxes) < _LEAST_WINDOWS:
+        return
+    with _lock:
+        if dense_seconds is None:
+            work.whole = min(work.whole, seconds)
+            return
+        work.whole = min(work.whole, dense_seconds)
+        count, least = work.rectangles.get(_kind(boxes), (0, math.inf))
+        work.rectangles[_kind(boxes)] = count + 1, min(least, seconds)
+
+
+def _kind(boxes: Tensor) -> tuple[int, ...]:
+    """Sweeps with about as many windows of one size are of a kind."""
+    sides = (boxes[:, 2:] - boxes[:, :2]).double().mean(0).round().int().tolist()
+    return *sides, len(boxes).bit_length()
 
 
 def spend(work: Work | None, windows: int) -> None:

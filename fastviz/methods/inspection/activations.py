@@ -80,7 +80,8 @@ def activations(
         if not len(images):  # shapes come from the network
             forward.run(model, images.new_zeros((1, *images.shape[1:])), hooks, calls)
             return {name: noted[name][:0] for name in names}
-        batch_size = min(batch_size, Batches(model).together(images))
+        at_once = Batches(model).together(images, lambda batch: forward.outputs(model, batch, names, calls))
+        batch_size = min(batch_size, at_once)
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
             forward.run(model, batch.clone(), hooks, calls)

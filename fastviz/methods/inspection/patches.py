@@ -133,7 +133,7 @@ def patches(
             if watch is None:
                 chosen = _convolutions(model, batch.images[:1].clone()) if names is None else names
                 watch = _Watch(_entries(model, chosen, batch.images), k, one_per_image, spot, batch.images)
-            at_once = batches.together(batch.images)
+            at_once = batches.together(batch.images, partial(watch.outputs, model))
             for start in range(0, len(batch), at_once):
                 watch.see(model, batch.part(start, start + at_once))
     if watch is None:
@@ -187,6 +187,10 @@ class _Watch:
             places = torch.cat([numbers[places[..., :1]], places[..., 1:]], dim=2)
             self._best[name].add(values, places + places.new_tensor([0, *(self._spot or (0, 0))]))
         self._noted = {}
+
+    def outputs(self, model: nn.Module, images: Tensor) -> list[object]:
+        """What the layers give for ``images``, of which nothing is noted."""
+        return forward.outputs(model, images, self._hooks, self._calls)
 
     def found(self, stream: Stream) -> dict[str, Patches]:
         """What was seen of ``stream``."""

@@ -609,7 +609,7 @@ def test_images_of_a_batch_do_not_meet() -> None:
 def test_batches_of_what_is_not_traced_stay() -> None:
     result = sweep(small(), torch.randn(1, 3, 32, 32), grid(32, 8, 8), trace="never")
     assert (result.stats["path"], result.stats["reason"]) == ("dense", "no trace was wanted")
-    assert (result.stats["batch_size"], result.stats["alone"]) == (8, "")
+    assert (result.stats["batch_size"], result.stats["alone"]) == (16, "")
 
 
 @pytest.mark.parametrize("fill", [torch.nan, torch.inf, torch.tensor([0.0, torch.nan, 0.0])])

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastviz.engine.incremental import sweep, worth
+from fastviz import ops
+from fastviz.engine.incremental import job, sweep, worth
 from fastviz.engine.incremental.window_grid import grid
 
 
@@ -37,10 +38,10 @@ def test_operations_are_counted_for_one_image(model: nn.Module) -> None:
 
 
 def test_gain_of_one_convolution() -> None:
-    """3x3 over 32x32, a window of 6: 9 of 32 rows and columns, at 0.6 of the speed of whole maps."""
+    """3x3 over 32x32, a window of 6: 9 of 32 rows and columns, at half of the speed of whole maps."""
     images = torch.zeros(1, 3, 32, 32)
     work = work_of(nn.Conv2d(3, 4, 3, padding=1), images)
-    assert work.gain((6, 6), (32, 32)) == pytest.approx(0.6 * (32 / 9) ** 2)
+    assert work.gain((6, 6), (32, 32)) == pytest.approx(0.5 * (32 / 9) ** 2)
 
 
 def test_what_is_behind_a_mean_of_the_map_is_not_saved() -> None:
@@ -83,9 +84,65 @@ def test_small_sweeps_add_up(model: nn.Module, monkeypatch: pytest.MonkeyPatch) 
 def test_rectangles_that_were_slower_are_given_up(model: nn.Module) -> None:
     images, boxes = torch.randn(1, 3, 32, 32), grid((32, 32), 8, 8).boxes
     sweep(model, images, boxes, trace="always")
-    work_of(model, images).gains[:] = [0.7, 0.8]
+    work = work_of(model, images)
+    work.rectangles.clear()
+    work.whole = 0.8
+    for seconds in (1.5, 1.0):
+        assert worth.slower(work, boxes) == ""
+        worth.timed(work, boxes, seconds, 9.0)
     result = sweep(model, images, boxes)
     assert (result.stats["path"], result.stats["reason"]) == (
         "dense",
         "earlier sweeps on rectangles ran at 0.80 times the speed of whole passes",
     )
+    assert sweep(model, images, boxes[:5], trace="auto").stats["path"] == "incremental"  # another kind of sweep
+    assert sweep(model, images, boxes, trace="always").stats["path"] == "incremental"
+
+
+def test_few_windows_say_nothing_of_speed(model: nn.Module) -> None:
+    images, boxes = torch.randn(1, 3, 32, 32), grid((32, 32), 8, 8).boxes
+    work = work_of(model, images)
+    worth.timed(work, boxes[:4], 1e-9, None)
+    assert work.whole == float("inf")
+
+
+@pytest.mark.parametrize(("side", "expected"), [(32, 32), (96, 14), (160, 8), (224, 8), (1000, 8)])
+def test_small_images_come_more_at_once(side: int, expected: int) -> None:
+    assert job.whole_passes(torch.zeros(1, 3, side, side)) == expected
+
+
+def test_whole_passes_run_in_the_fast_order_where_it_pays() -> None:
+    seen = []
+
+    class Noting(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(3, 4, 3)
+            self.unused = nn.Conv2d(width, width, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(x.is_contiguous(memory_format=torch.channels_last))
+            return self.convolution(x).mean((2, 3))
+
+    boxes = grid((32, 32), 8, 8).boxes
+    for width, expected in ((4, True), (3500, False)):
+        seen.clear()
+        sweep(Noting(width), torch.randn(1, 3, 32, 32), boxes, trace="never")
+        assert seen == [expected]
+
+
+def test_a_model_that_views_its_maps_runs_as_the_images_came() -> None:
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.convolution(x).view(len(x), -1).sum(1, keepdim=True)
+
+    model, images, boxes = Viewing(), torch.randn(1, 3, 32, 32), grid((32, 32), 8, 8).boxes
+    found = sweep(model, images, boxes, trace="never")
+    with torch.no_grad():
+        expected = model(ops.occlude(images, boxes, torch.zeros(len(boxes), dtype=torch.int64), 0.0))
+    torch.testing.assert_close(found.values, expected)
+    assert found.stats["alone"] == ""
