@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastviz.execution import cuda_graphs
+from fastviz.execution.compiled import eager, has_compiled_parts
 from fastviz.execution.inputs import output_of
 
 __all__ = ["Batches", "Mixes"]
@@ -107,11 +108,21 @@ class Batches:
         shape = (tuple(images.shape[1:]), images.dtype, images.device)
         if len(images) < 2 or shape in self._proved:
             return forward(images)
+        if has_compiled_parts(self.model):
+            # Compiled code makes calls of its own: the same layers are watched as Python code, in a pass beside it.
+            with torch.no_grad():
+                self._watched(eager(self.model), images.detach().clone())
+            result = forward(images)
+        else:
+            result = self._watched(forward, images)
+        self._proved.add(shape)
+        return result
+
+    def _watched(self, forward: Callable[[Tensor], Result], images: Tensor) -> Result:
         watch = _Watch(self.model, images)
         with cuda_graphs.paused(), _unchanged_generators(), watch, _Reads(watch):
             result = forward(images)
             watch.finish(result)
-        self._proved.add(shape)
         return result
 
     def together(self, images: Tensor, forward: Callable[[Tensor], object] | None = None) -> int:

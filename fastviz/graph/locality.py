@@ -8,51 +8,16 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, fx
 
 from fastviz.graph.batch_rules import SPLITS, Place, einsum_terms, filled_images, images_apart, is_pointwise
 from fastviz.graph.calls import BATCH, axes, axis, call_arguments, call_name, image_dims, is_random, shape_of
+from fastviz.graph.reach import Layout, Reach
 from fastviz.graph.sliding_window import Slide
 
-__all__ = ["Layout", "Reach", "classify", "convolution_slides"]
-
-Layout = tuple[int, int]
-"""The dimensions of a tensor that are rows and columns of a map."""
-
-Kind = Literal["constant", "filled", "pointwise", "windowed", "joining", "global", "opaque"]
-
-
-@dataclass(frozen=True)
-class Reach:
-    """What the output of one call depends on.
-
-    Attributes:
-        kind: ``"constant"``: not on the input; ``"filled"``: on the number of images alone, the same for each;
-            ``"pointwise"``: each position on the same one of one map; ``"joining"``: on the same one of several maps;
-            ``"windowed"``: on a window; ``"global"``: on everything of its own image; ``"opaque"``: perhaps on other
-            images of the batch, or on chance.
-        layout: which dimensions are rows and columns; None for constant, filled, global and opaque ones.
-        slides: the window along rows and columns; None unless ``"windowed"``.
-        positional: whether a constant takes part whose values differ from position to position.
-        images: the dimension that holds the images; 0 for maps.
-        ahead: how many times all images follow each other in it; 1 for maps.
-    """
-
-    kind: Kind
-    layout: Layout | None = None
-    slides: tuple[Slide, Slide] | None = None
-    positional: bool = False
-    images: int = 0
-    ahead: int = 1
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the output is a map whose positions depend on parts of the input map only."""
-        return self.layout is not None
-
+__all__ = ["classify", "convolution_slides"]
 
 Known = Mapping[fx.Node, Reach]
 Rule = Callable[[fx.Node, dict[str, Any], Known], "Reach | None"]

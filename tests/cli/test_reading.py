@@ -33,7 +33,7 @@ def weights(tmp_path_factory) -> Path:
 def _built_in(weights, monkeypatch):
     monkeypatch.setattr(models.loading, "_DEMO_WEIGHTS", weights)
     for name in ("filters", "activations"):  # smaller pictures
-        monkeypatch.setattr(sys.modules[f"fastviz.methods.{name}"], "_SIDE", 200)
+        monkeypatch.setattr(sys.modules[f"fastviz.methods.inspection.{name}"], "_SIDE", 200)
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_embed_of_vectors_with_one_number(photos, tmp_path, monkeypatch):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 1, 9), torch.nn.Flatten(), torch.nn.LazyLinear(2))
     model(torch.zeros(1, 3, 64, 64))
     models.describe(model, preprocessing=models.preprocessing(DemoNetwork()))
-    monkeypatch.setattr(models.loading, "load_model", lambda name, weights: model)
+    monkeypatch.setattr(models, "load_model", lambda name, weights: model)
     run("embed", photos, "--out", tmp_path / "out", "--layer", "0", "--projection", "pca")
     assert {row["pca_y"] for row in rows(tmp_path / "out/coordinates.csv")} == {"0.0"}
 
@@ -286,7 +286,7 @@ def test_ctrl_c_keeps_what_is_done(photos, tmp_path, monkeypatch, seen):
         return forward(x)
 
     model.forward = interrupted
-    monkeypatch.setattr(models.loading, "load_model", lambda name, weights: model)
+    monkeypatch.setattr(models, "load_model", lambda name, weights: model)
     arguments = ["embed", photos, "--out", tmp_path / "out", "--batch-size", 1, "--projection", "pca"]
     error = run(*arguments, status=130).stderr
     file = tmp_path / "out" / "embedding.safetensors"

@@ -232,3 +232,23 @@ def test_patches_of_a_model_that_mixes_are_those_of_each_image() -> None:
     )
     together, alone = (fv.patches(model, x, "conv", k=3, batch_size=size)["conv"] for size in (3, 1))
     torch.testing.assert_close(together.values, alone.values)
+
+
+def test_compiled_models_are_watched_as_python_code(recwarn: pytest.WarningsRecorder) -> None:
+    """Compiled code makes calls of its own, which no watch sees, and compiling inside of a watch printed warnings."""
+
+    class Scaled(nn.Module):
+        def __init__(self, mixes: bool) -> None:
+            super().__init__()
+            self.conv, self.mixes = nn.Conv2d(3, 4, 3), mixes
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x / x.abs().max() if self.mixes else x).mean((2, 3))
+
+    images = torch.rand(3, 3, 8, 8)
+    for mixes in (False, True):
+        batches = Batches(torch.compile(Scaled(mixes).eval(), backend="eager"))
+        parts = batches(batches.run_model, images)
+        assert len(parts) == (3 if mixes else 1)
+        assert bool(batches.reason) == mixes
+    assert not recwarn.list

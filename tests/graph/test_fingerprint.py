@@ -132,7 +132,7 @@ def test_models_are_not_kept_alive() -> None:
 def traced(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """The sizes for which models were traced since."""
     calls: list[object] = []
-    original = graph.traced
+    original = graph.model_graph.traced
 
     def watched(model: nn.Module, *arguments: Any) -> tuple[graph.Trace, tracing.Recording]:
         calls.append(arguments)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastviz import graph
-from fastviz.graph.model_graph import NotTraceable, ReceptiveField, layers, receptive_field, trace
+from fastviz.graph.model_graph import NotTraceable, layers, receptive_field, trace
+from fastviz.graph.receptive_field import ReceptiveField
 
 torchvision = pytest.importorskip("torchvision")
 

@@ -22,6 +22,8 @@ from fastviz.graph import tracing
 from fastviz.graph.model_graph import layers, receptive_field, trace
 from fastviz.graph.tracing import NotTraceable
 
+pytestmark = pytest.mark.usefixtures("traced")
+
 f64 = torch.float64
 BOXES = torch.tensor([[r, c, r + 8, c + 8] for r in (0, 8, 24) for c in (0, 16, 24)])
 IMAGES = torch.randn(1, 3, 32, 32, dtype=f64, generator=torch.Generator().manual_seed(0))

@@ -62,7 +62,7 @@ def test_images_elsewhere_are_refused() -> None:
         (lambda: fv.batches(x.to(torch.uint8)), "source"),
         (lambda: fv.batches(torch.rand(2, 3, 8, 8), device="meta"), "device"),
         (lambda: fv.activations(model, torch.rand(1, 3, 8, 8), ["0"], device="meta"), "device"),
-        (lambda: fv.maximize(model, 0, start=x[:1], size=16), "start"),
+        (lambda: fv.maximize(model, 0, size=16, optimization=fv.Optimization(start=x[:1])), "start"),
         (lambda: fv.synthesize_texture(x[0], 16), "sample"),
         (lambda: fv.fill_hole(x[0], torch.ones(16, 16, dtype=torch.bool)), "image"),
     ):
@@ -95,6 +95,7 @@ def test_the_operators_use_what_the_processor_has_unless_fastviz_cpu_says_less()
         assert f"FASTVIZ_CPU should be at most {best}, which this processor has, got avx512" in more.stderr
 
 
+@pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
 def test_sweeps_in_16_bits_on_any_processor(kind: torch.dtype) -> None:
     """oneDNN packs bfloat16 weights on processors with AVX-512 only: sweeps ended in its error on all others."""

@@ -27,8 +27,8 @@ from fastviz.execution.hooks import has_hooks, layer_module
 from fastviz.graph import model_graph, tracing
 from fastviz.graph.calls import BATCH, call_name, shape_of
 from fastviz.graph.fingerprint import Kept, structure
-from fastviz.graph.locality import Reach
-from fastviz.graph.model_graph import ReceptiveField
+from fastviz.graph.reach import Reach
+from fastviz.graph.receptive_field import ReceptiveField
 from fastviz.graph.sliding_window import Field
 from fastviz.graph.tracing import NotTraceable
 

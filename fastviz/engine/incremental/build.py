@@ -27,8 +27,9 @@ from fastviz.engine.incremental.steps import (
 )
 from fastviz.graph.batch_rules import SPLITS, is_pointwise
 from fastviz.graph.calls import BATCH, call_arguments, call_name, shape_of
-from fastviz.graph.locality import Layout, convolution_slides
+from fastviz.graph.locality import convolution_slides
 from fastviz.graph.model_graph import NotTraceable, Trace, label
+from fastviz.graph.reach import Layout
 from fastviz.graph.sliding_window import Slide
 
 __all__ = ["Alone", "build", "reachable"]

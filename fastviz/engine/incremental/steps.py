@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastviz._util.processor import packed_convolutions
 from fastviz.execution.fast_conv import winograd
-from fastviz.graph.locality import Layout
+from fastviz.graph.reach import Layout
 from fastviz.graph.sliding_window import Slide
 
 __all__ = [

@@ -20,7 +20,7 @@ from fastviz.execution.batches import Batches
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.hooks import Hook, floating_output, hookable, hooked, layer_module
 from fastviz.execution.inputs import output_of
-from fastviz.graph.model_graph import ReceptiveField
+from fastviz.graph.receptive_field import ReceptiveField
 from fastviz.images import streams
 from fastviz.images.notebook import NotebookResult
 from fastviz.images.streams import Source, Stream

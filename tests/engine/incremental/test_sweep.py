@@ -881,7 +881,7 @@ def test_drilling_nothing_is_interpolation_and_bad_numbers_are_named() -> None:
 
 def test_memory_that_torch_holds_without_using_it_is_free(monkeypatch) -> None:
     """After a first sweep torch keeps most of a GPU's memory for itself; a second one found next to nothing free."""
-    from fastviz.incremental.sweep import _free_memory
+    from fastviz.engine.incremental.sweep import _free_memory
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10, 100))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 80)
@@ -890,8 +890,9 @@ def test_memory_that_torch_holds_without_using_it_is_free(monkeypatch) -> None:
 
 
 def test_maps_are_in_the_order_that_convolutions_want() -> None:
-    from fastviz.incremental.steps import memory_order
     from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from fastviz.engine.incremental.steps import memory_order
 
     with FakeTensorMode():
         for device, dtype, order in (

@@ -1,0 +1,44 @@
+"""What the output of one call depends on, in words: the answer of :func:`fastviz.graph.locality.classify`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fastviz.graph.sliding_window import Slide
+
+__all__ = ["Kind", "Layout", "Reach"]
+
+Layout = tuple[int, int]
+"""The dimensions of a tensor that are rows and columns of a map."""
+
+Kind = Literal["constant", "filled", "pointwise", "windowed", "joining", "global", "opaque"]
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What the output of one call depends on.
+
+    Attributes:
+        kind: ``"constant"``: not on the input; ``"filled"``: on the number of images alone, the same for each;
+            ``"pointwise"``: each position on the same one of one map; ``"joining"``: on the same one of several maps;
+            ``"windowed"``: on a window; ``"global"``: on everything of its own image; ``"opaque"``: perhaps on other
+            images of the batch, or on chance.
+        layout: which dimensions are rows and columns; None for constant, filled, global and opaque ones.
+        slides: the window along rows and columns; None unless ``"windowed"``.
+        positional: whether a constant takes part whose values differ from position to position.
+        images: the dimension that holds the images; 0 for maps.
+        ahead: how many times all images follow each other in it; 1 for maps.
+    """
+
+    kind: Kind
+    layout: Layout | None = None
+    slides: tuple[Slide, Slide] | None = None
+    positional: bool = False
+    images: int = 0
+    ahead: int = 1
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the output is a map whose positions depend on parts of the input map only."""
+        return self.layout is not None
