@@ -1,0 +1,76 @@
+"""Where a tensor counts the images of a batch, and the tensors of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+__all__ = [
+    "LOST",
+    "SAME",
+    "TILES",
+    "UNWRITTEN",
+    "Images",
+    "Known",
+    "Lost",
+    "Same",
+    "Tiles",
+    "Unwritten",
+    "leaves",
+    "operands",
+]
+
+
+class Images(NamedTuple):
+    """Where a tensor counts images: in dimension ``dim``, of outer · N · inner places with the images in the middle."""
+
+    dim: int
+    outer: int = 1
+    inner: int = 1
+
+
+class Same:
+    """No part of a tensor depends on the images."""
+
+
+class Unwritten:
+    """Memory that nobody has written to yet."""
+
+
+class Lost:
+    """Images take part in a tensor; where, is not known."""
+
+
+class Tiles:
+    """Images cut into tiles by this package's own convolutions, which put each back into the map it came from."""
+
+
+SAME, UNWRITTEN, LOST, TILES = Same(), Unwritten(), Lost(), Tiles()
+Known = Images | Same | Unwritten | Lost | Tiles
+
+
+def operands(values: Any) -> Iterator[Tensor]:
+    """The tensors among the arguments of a call, and in lists among them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from operands(value)
+        elif isinstance(value, dict):
+            yield from operands(value.values())
+
+
+def leaves(value: object) -> Iterator[Tensor]:
+    """The tensors of an output: one, or several in lists, dictionaries and the attributes of objects."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from leaves(each)
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from leaves(each)
+    elif hasattr(value, "__dict__") and not isinstance(value, (type, nn.Module)):
+        yield from leaves(vars(value))

@@ -1,0 +1,379 @@
+"""Follows the images of a batch through every ATen call of a pass."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastviz.execution.batch_calls import (
+    LEAST_DIMS,
+    NOT_POINTWISE,
+    OWN,
+    PLAIN,
+    POINTWISE,
+    RULES,
+    TRAINING,
+    of_batch_norm,
+    of_first,
+)
+from fastviz.execution.batch_places import (
+    LOST,
+    SAME,
+    TILES,
+    UNWRITTEN,
+    Images,
+    Known,
+    Same,
+    leaves,
+    operands,
+)
+
+__all__ = ["Mixes", "Reads", "Watch", "unchanged_generators"]
+
+
+_SHAPE_ONLY = {
+    *("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"),
+    *("new_empty_strided", "sym_size", "sym_stride", "sym_numel", "sym_storage_offset", "is_same_size", "size"),
+    *("_has_compatible_shallow_copy_type", "is_contiguous", "stride", "dim", "numel"),
+}
+"""Calls that look at a tensor's shape, not at its values."""
+
+_KEEP_STATE = {"as_strided_", "resize_", "set_"}
+"""Calls that change a tensor's shape and write nothing."""
+
+_UNWRITTEN_RESULTS = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "empty_permuted"}
+
+
+class Mixes(BaseException):
+    """A call may mix the images of a batch; the message says which."""
+
+
+class unchanged_generators:  # noqa: N801 - used like a function
+    """Raises for passes that draw numbers from the generators of Python or NumPy: torch's are seen anyway."""
+
+    def __enter__(self) -> None:
+        self._before = self._states()
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is None and self._states() != self._before:
+            raise Mixes("the model draws random numbers")
+
+    @staticmethod
+    def _states() -> tuple[object, ...]:
+        library = sys.modules.get("numpy")
+        if library is None:
+            return (random.getstate(),)
+        name, keys, *place = library.random.get_state()
+        return random.getstate(), name, keys.tobytes(), *place
+
+
+class Reads(TorchFunctionMode):
+    """Ends a pass that takes values of images out of torch, where no call can be seen."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _READERS and args and isinstance(args[0], Tensor):
+            self._watch.read(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+_READERS = {
+    *(Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, Tensor.storage, Tensor.untyped_storage),
+    *(Tensor.data_ptr, Tensor.apply_, Tensor.map_),
+}
+
+
+class _Operation(NamedTuple):
+    """What is known of an ATen overload, whatever its arguments."""
+
+    name: str
+    parameters: tuple[str, ...]
+    written: tuple[str, ...]
+    pointwise: bool
+    random: bool
+    composite: bool
+    single: bool
+    windowed: bool
+    given: dict[str, Any]
+
+
+@lru_cache(None)
+def _operation(func: Any) -> _Operation:
+    schema = func._schema
+    name = schema.name.removeprefix("aten::")
+    parameters = tuple(argument.name for argument in schema.arguments)
+    given = {argument.name: argument.default_value for argument in schema.arguments}
+    written = tuple(
+        argument.name for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write
+    )
+    base = name.removesuffix("_")
+    pointwise = (torch.Tag.pointwise in func.tags and base not in NOT_POINTWISE) or base in POINTWISE
+    seeded = torch.Tag.nondeterministic_seeded in func.tags
+    composite = func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+    single = pointwise and not seeded and not composite and base not in ("copy", "where") and "out" not in written
+    shown = base if pointwise else name
+    windowed = shown in RULES and RULES[shown] in (of_first, of_batch_norm) and not written
+    return _Operation(shown, parameters, written, pointwise, seeded, composite, single, windowed, given)
+
+
+class Watch(TorchDispatchMode):
+    """Follows the images of a batch through every call; raises :class:`Mixes` where they may meet."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled under a mode, and asking so at each call takes longer than following it
+
+    def __init__(self, model: nn.Module, images: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = len(images)
+        # by identity, as tensors compare by value; the reference tells another tensor that got the same identity
+        self._known: dict[int, tuple[Any, Known]] = {}
+        # storages that were written to: how far apart their images lie
+        self._storages: dict[int, tuple[Any, int]] = {}
+        self._note(images, Images(0))
+
+    def finish(self, result: object) -> None:
+        """Raise if some tensor of ``result`` does not count the images in dimension 0."""
+        for tensor in leaves(result):
+            known = self.of(tensor)
+            if isinstance(known, Images):
+                apart = known.dim == 0 and known.outer == 1
+            else:
+                apart = isinstance(known, Same) and (
+                    not tensor.dim() or len(tensor) != self.count or self.is_uniform(tensor, Images(0))
+                )
+            if not apart:
+                raise Mixes("the model's output does not count the images in dimension 0")
+
+    def read(self, tensor: Tensor) -> None:
+        """Raise if values of ``tensor``, which leave torch, depend on the images."""
+        if not isinstance(self.of(tensor), Same):
+            raise Mixes("the model reads values of its batch into Python")
+
+    def of(self, tensor: Tensor) -> Known:
+        """What is known of a tensor. One that no call seen here made was there before, and depends on no image."""
+        entry = self._known.get(id(tensor))
+        known = entry[1] if entry is not None and entry[0]() is tensor else SAME
+        if self._storages and not isinstance(known, Images):
+            return self._through_storage(tensor, known)
+        return known
+
+    def _note(self, tensor: Tensor, known: Known) -> None:
+        self._known[id(tensor)] = (ref(tensor), known)
+
+    # ------------------------------------------------------------------------------------------ one call
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        operation = _operation(func)
+        if operation.composite and operation.name not in RULES:
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        if operation.single and type(args[0]) in PLAIN:
+            # what most calls are: value by value of one tensor
+            known = self.of(args[0])
+            others = (*args[1:], *kwargs.values())
+            if isinstance(known, Images) and not any(isinstance(each, Tensor) for each in others):
+                result = func(*args, **kwargs)
+                self._note(result, known)
+                return result
+        place = self._plain(operation, args, kwargs) if operation.windowed else None
+        if place is not None:
+            result = func(*args, **kwargs)
+            self._note_results(operation, result, place)
+            return result
+        given = dict(operation.given)
+        given.update(zip(operation.parameters, args, strict=False))
+        given.update(kwargs)
+        if operation.random and not _draws_nothing(given):
+            raise Mixes(f"{operation.name} draws random numbers")
+        tensors = list(operands(given.values()))
+        states = [(each, self.of(each)) for each in tensors]
+        moving = [(each, known) for each, known in states if isinstance(known, Images)]
+        if operation.name in OWN or any(known is TILES for _, known in states):
+            return self._own(operation, states, func(*args, **kwargs))
+        if not moving or operation.name in _SHAPE_ONLY:
+            result = func(*args, **kwargs)
+            self._note_fixed(operation, states, result)
+            return result
+        self._check_known(operation, states, given)
+        rule = RULES.get(operation.name)
+        if not operation.pointwise and rule is None:
+            raise Mixes(f"{operation.name} may mix the images of a batch")
+        if operation.written and not operation.pointwise and operation.name != "as_strided_":
+            raise Mixes(f"{operation.name} may mix the images of a batch")
+        if operation.pointwise:
+            expected = self.aligned(states, max(each.dim() for each in tensors))
+        else:
+            assert rule is not None
+            expected = rule(self, given)
+        if expected is None:
+            raise Mixes(f"{operation.name} may mix the images of a batch")
+        result = func(*args, **kwargs)
+        self._note_results(operation, result, expected)
+        for name in operation.written:
+            if not any(given[name] is each for each, _ in moving):
+                self._note_written(given[name])
+        return result
+
+    def _plain(self, operation: _Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Images | None:
+        """The place of a convolution, pooling or batch norm of images in dimension 0 and of what was there before.
+
+        What the rules below say of most calls, without looking each argument up by its name; None if they have to.
+        """
+        if self._storages or kwargs or type(args[0]) not in PLAIN:
+            return None
+        tensor, known = self._known.get(id(args[0]), (None, SAME))
+        if tensor is None or tensor() is not args[0] or not isinstance(known, Images) or known.dim:
+            return None
+        if any(id(each) in self._known for each in args[1:] if isinstance(each, Tensor)):
+            return None
+        if operation.name in LEAST_DIMS:
+            return known if args[0].dim() >= 3 else None
+        at = TRAINING.get(operation.name)
+        return known if at is not None and len(args) > at and args[at] is False else None
+
+    def _own(self, operation: _Operation, states: list[tuple[Tensor, Known]], result: Any) -> Any:
+        """This package's own operators, which keep images apart."""
+        kinds = [known for _, known in states]
+        written: Known | None
+        mask: Known
+        (first, known), name = states[0], operation.name
+        if all(isinstance(each, Same) for each in kinds):
+            written = mask = SAME
+        elif name == "fastviz::_winograd_tiles":
+            written, mask = None, TILES if known == Images(0) else LOST
+        elif name == "bmm" and kinds[0] is TILES and isinstance(kinds[1], Same):
+            written, mask = None, TILES
+        elif name == "fastviz::_winograd_maps" and kinds[1] is TILES:
+            written, mask = Images(0), LOST
+        elif name in ("fastviz::guided_relu", "fastviz::_guided_relu_in_place") and isinstance(known, Images):
+            written, mask = known, LOST
+        else:
+            raise Mixes(f"{name} may mix the images of a batch")
+        results = list(leaves(result))
+        if name == "fastviz::guided_relu":
+            self._note(results.pop(0), known)
+        elif written is not None:
+            self._note(first, written)
+        for tensor in results:
+            self._note(tensor, mask)
+        return result
+
+    def _check_known(self, operation: _Operation, states: list[tuple[Tensor, Known]], given: dict[str, Any]) -> None:
+        """Raise for operands that cannot be told from where they come."""
+        overwritten = [given[name] for name in operation.written] if operation.name == "copy" else []
+        for tensor, known in states:
+            if isinstance(known, (Images, Same)) or any(tensor is each for each in overwritten):
+                continue
+            if tensor.numel() == 0:
+                continue  # a batch norm's results that nobody asked for
+            raise Mixes(f"{operation.name} gets a tensor of which it is not known what it depends on")
+
+    def _note_fixed(self, operation: _Operation, states: list[tuple[Tensor, Known]], result: Any) -> None:
+        """Note results that depend on no image."""
+        if operation.name in _KEEP_STATE:
+            return
+        if operation.name in _UNWRITTEN_RESULTS:
+            known: Known = UNWRITTEN
+        elif operation.name in _SHAPE_ONLY or operation.written:
+            known = SAME
+        else:
+            # what is made of memory that is not written yet, as a view of it, is not either
+            known = next((each for _, each in states if not isinstance(each, Same)), SAME)
+        for tensor in leaves(result):
+            self._note(tensor, known)
+
+    def _note_results(self, operation: _Operation, result: Any, expected: Images) -> None:
+        first: Tensor | None = None
+        for tensor in leaves(result):
+            place = expected
+            first = tensor if first is None else first
+            fits = place.dim < tensor.dim() and tensor.shape[place.dim] == place.outer * self.count * place.inner
+            if tensor is first and not fits:
+                raise Mixes(f"{operation.name} may mix the images of a batch")
+            self._note(tensor, place if fits and tensor.dim() == first.dim() else LOST)
+
+    # --------------------------------------------------------------------------- places and constants
+
+    def aligned(self, states: Sequence[tuple[Tensor, Known]], dims: int) -> Images | None:
+        """Where the result of a pointwise call with ``dims`` dimensions counts images; None if operands differ."""
+        found: Images | None = None
+        for tensor, known in states:
+            if isinstance(known, Images):
+                place = known._replace(dim=known.dim + dims - tensor.dim())
+                if found is not None and place != found:
+                    return None
+                found = place
+        assert found is not None
+        for tensor, known in states:
+            at = found.dim - (dims - tensor.dim())
+            if isinstance(known, Same) and at >= 0 and not self.is_uniform(tensor, found._replace(dim=at)):
+                return None
+        return found
+
+    def is_uniform(self, tensor: Tensor, place: Images) -> bool:
+        """Whether a tensor that no image takes part in gives each the same; all of a size of 1 does."""
+        size = tensor.shape[place.dim]
+        if size == 1 or tensor.stride(place.dim) == 0:
+            return True
+        if size != place.outer * self.count * place.inner:
+            return False
+        apart = tensor.detach().unflatten(place.dim, (place.outer, self.count, place.inner))
+        return bool((apart == apart.narrow(place.dim + 1, 0, 1)).all())
+
+    # --------------------------------------------------------------------------------------- memory
+
+    def _note_written(self, tensor: Tensor) -> None:
+        """Note what else shares the memory of a tensor that images were written to."""
+        known = self.of(tensor)
+        assert isinstance(known, Images)
+        step = tensor.stride(known.dim) * known.inner
+        storage = _storage(tensor)
+        before = self._storages.get(storage._cdata)
+        if known.outer != 1 or (before is not None and before[1] != step):
+            raise Mixes("memory is written to in a way that cannot be followed")
+        # the storage is held, so that its number is not given to another
+        self._storages[storage._cdata] = (storage, step)
+
+    def _through_storage(self, tensor: Tensor, known: Known) -> Known:
+        """The same for a tensor whose memory images were written to through another one."""
+        written = self._storages.get(_storage(tensor)._cdata)
+        if written is None:
+            return known
+        step = written[1]
+        for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+            if stride and step % stride == 0 and size == self.count * (step // stride):
+                return Images(dim, 1, step // stride)
+        return LOST
+
+
+def _storage(tensor: Tensor) -> Any:
+    with torch._C.DisableTorchFunction():
+        return tensor.untyped_storage()
+
+
+def _draws_nothing(given: dict[str, Any]) -> bool:
+    """Whether a call that could draw random numbers does not, with these arguments."""
+    for name in ("train", "training", "dropout_p", "p"):
+        if name in given:
+            return given[name] in (False, 0)
+    return False
