@@ -15,6 +15,8 @@ import torch
 def pytest_configure() -> None:
     # Tests are small, and often run several at a time; OMP_NUM_THREADS asks for even fewer.
     torch.set_num_threads(min(2, torch.get_num_threads()))
+    # pytest-xdist sets it; tables on the command line would be as narrow.
+    os.environ.pop("COLUMNS", None)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 # A pipe has no width; rich would take 80 and cut the tables.
-_WIDTH_OF_A_PIPE = 160
+_WIDTH_OF_A_PIPE = 180
 
 
 class Stopped(Exception):  # noqa: N818 - it is no error

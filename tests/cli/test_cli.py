@@ -253,7 +253,7 @@ def test_an_error_of_ours_says_how_to_see_more(photos, tmp_path, monkeypatch):
     def broken(*args, **options):
         raise KeyError("x")
 
-    monkeypatch.setattr(jobs.runner, "explain", broken)
+    monkeypatch.setattr(jobs, "explain", broken)
     result = run("explain", photos, "--out", tmp_path / "out", status=1)
     assert result.stderr == "fastviz: error: unexpected KeyError: 'x' (set FASTVIZ_TRACEBACK=1 to see where)\n"
     monkeypatch.setenv("FASTVIZ_TRACEBACK", "1")

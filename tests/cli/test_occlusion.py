@@ -22,6 +22,7 @@ def run(*args: object, status: int = 0) -> str:
     return result.stderr if status else result.stdout
 
 
+@pytest.mark.usefixtures("traced")
 def test_one_photograph_under_windows(tmp_path):
     printed = run("occlusion", PHOTO, "--window", 16, "--stride", 8, "--out", tmp_path / "map.png", "--plan")
     assert "49 windows in" in printed

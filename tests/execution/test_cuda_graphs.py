@@ -266,6 +266,7 @@ def test_images_fool_the_same(on_a_gpu):
     assert on_a_gpu
 
 
+@pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("fill", [0.0, "blur"])
 def test_sweeps_are_the_same(fill, on_a_gpu):
     x = photographs(1, batch=3)[0]

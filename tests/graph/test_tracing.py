@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from fastviz import ops
 from fastviz.engine.incremental import sweep
+from fastviz.execution.fast_conv.winograd import Winograd
 from fastviz.graph import tracing
+from fastviz.graph.calls import call_name
 from fastviz.graph.model_graph import layers, receptive_field, trace
 from fastviz.graph.tracing import NotTraceable
 
@@ -463,3 +465,11 @@ def test_the_outputs_of_modules_are_noted_for_every_call() -> None:
     found = tracing.record(model, torch.zeros(2, 3, 8, 8))
     assert [len(found.outputs[name]) for name in ("0", "1", "3")] == [1, 2, 2]
     assert found.outputs[""][0].node is found.result
+
+
+def test_modes_of_the_caller_are_not_recorded():
+    """Inside faster convolutions a model could not be traced, and was remembered as one that cannot be."""
+    model = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1)).eval()
+    with Winograd(keep=True), torch.no_grad():
+        found = trace(model, (16, 16), 3)
+    assert [call_name(node) for node in found.graph.nodes if node.op == "call_function"] == ["conv2d", "relu", "conv2d"]

@@ -61,7 +61,7 @@ for name, options in {"maximize": {"steps": 1}, "invert": {"steps": 1}, "fool": 
 def test_python_snippets(page: Path, tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
     pytest.importorskip("sklearn")
-    photos = shutil.copytree(ROOT / "fastviz" / "data" / "photos", tmp_path / "photos")
+    photos = shutil.copytree(ROOT / "fastviz" / "models" / "data" / "photos", tmp_path / "photos")
     for photo in list(photos.glob("*.jpg")):  # t-SNE and the neighbours want more than the three
         for number in range(2):
             shutil.copy(photo, photos / f"{number}-{photo.name}")

@@ -19,6 +19,7 @@ class Known(Generic[_Found]):
     Reading a tensor waits for all the work before it on its device; the row numbers of an optimisation are the same
     tensor from step to step, until an image stops. For tensors that nobody writes to.
 
+    >>> import torch
     >>> known = Known(lambda rows: rows.tolist())
     >>> known(torch.arange(3))
     [0, 1, 2]

@@ -150,14 +150,15 @@ ARCHITECTURES = {
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_architectures(name):
-    """The default layers of torchvision's networks; without data, so only names and shapes."""
+    """The default layers of torchvision's networks, of whatever weights the memory holds: names and shapes only."""
     vision = pytest.importorskip("torchvision.models")
     layer, numbers, first = ARCHITECTURES[name]
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     side = 299 if name == "inception_v3" else 224
     with torch.device("meta"):
         model = vision.get_model(name, weights=None, **options).eval()
-        x = torch.zeros(2, 3, side, side)
+    model.to_empty(device="cpu")
+    x = torch.zeros(2, 3, side, side)
     last = forward.penultimate(model, x)
     assert f"input of {last}" == layer
     taken: list[torch.Tensor] = []

@@ -522,7 +522,7 @@ def run(*args: object, status: int = 0):
 def test_command(demo, photos, tmp_path) -> None:
     (photos / "2b.png").unlink()
     out = tmp_path / "deep" / "out"
-    result = run(photos, "--layer", "conv2_1, conv3_1", "--k", 3, "--channels", "0,4-5", "--out", out)
+    result = run(photos, "--layers", "conv2_1, conv3_1", "--k", 3, "--channels", "0,4-5", "--out", out)
     sheets = {path.name for path in (out / "sheets").iterdir()}
     assert sheets == {
         f"{layer}{end}.png" for layer in ("conv2_1", "conv3_1") for end in ("", ".channel0", ".channel4", ".channel5")
@@ -545,14 +545,14 @@ def test_command(demo, photos, tmp_path) -> None:
         "box": each.boxes[7, 1].tolist(),
         "field": each.fields[7, 1].tolist(),
     }
-    run(photos, "--layer", "conv1", "--out", out, "--no-guided", "--limit", 2, status=2)
-    run(photos, "--layer", "conv1", "--out", out, "--no-guided", "--limit", 2, "--overwrite")
+    run(photos, "--layers", "conv1", "--out", out, "--no-guided", "--limit", 2, status=2)
+    run(photos, "--layers", "conv1", "--out", out, "--no-guided", "--limit", 2, "--overwrite")
     assert {path.name for path in (out / "sheets").iterdir()} == {"conv1.png"}
     assert len((out / "hits.jsonl").read_text().splitlines()) == 2 * 32
 
 
 def test_command_leaves_out_what_it_cannot_read(photos, tmp_path) -> None:
-    result = run(photos, "--layer", "conv1", "--no-guided", "--out", tmp_path / "out", status=1)
+    result = run(photos, "--layers", "conv1", "--no-guided", "--out", tmp_path / "out", status=1)
     assert re.search(r"^fastviz: failed: .*2b.png.*not an image", result.stderr, re.MULTILINE)
     assert (tmp_path / "out" / "sheets" / "conv1.png").is_file()
 
@@ -560,13 +560,13 @@ def test_command_leaves_out_what_it_cannot_read(photos, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--layer", "conv9"], "layer 'conv9' is not known; nearest: conv"),
-        (["--layer", "fc6"], "layer 'fc6' should give feature maps"),
-        (["--layer", ","], "layers should name at least one layer"),
+        (["--layers", "conv9"], "layer 'conv9' is not known; nearest: conv"),
+        (["--layers", "fc6"], "layer 'fc6' should give feature maps"),
+        (["--layers", ","], "layers should name at least one layer"),
         (["--channels", "3-x"], "--channels should be numbers and ranges such as 3,7,16-31, got '3-x'"),
         (["--channels", "5-3"], "--channels should be numbers and ranges"),
         (["--channels", ","], "--channels should be numbers and ranges"),
-        (["--layer", "conv1", "--channels", "40"], "--channels should be below 32, the number in layer conv1, got 40"),
+        (["--layers", "conv1", "--channels", "40"], "--channels should be below 32, the number in layer conv1, got 40"),
         (["--position", "3"], "--position should be a row and a column such as 3,7, got '3'"),
         (["--position", "90,1"], "position should be inside the map of layer 'conv1', 64x64"),
         (["--k", "0"], "k should be at least 1"),
@@ -595,11 +595,11 @@ def test_command_stopped_by_ctrl_c(photos, tmp_path, monkeypatch) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patched:
         patched.setattr(methods, "patches", stopped)
-        result = run(photos, "--layer", "conv1", "--out", out, status=130)
+        result = run(photos, "--layers", "conv1", "--out", out, status=130)
     assert "nothing was written" in result.stderr
     assert not out.exists()
     monkeypatch.setattr(methods, "patch_pictures", stopped)
-    result = run(photos, "--layer", "conv1", "--out", out, status=130)
+    result = run(photos, "--layers", "conv1", "--out", out, status=130)
     assert "hits.jsonl is complete, the sheets of 0 of 1 layers are drawn" in result.stderr
     assert (out / "hits.jsonl").is_file()
 
