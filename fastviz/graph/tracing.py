@@ -13,13 +13,12 @@ import functools
 import operator
 import types
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn, overrides
+from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -30,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastviz.execution.hooks import is_of_another_thread
+from fastviz.execution.modes import no_function_modes
 from fastviz.graph.batch_rules import has_rule
 
 __all__ = ["NotTraceable", "Output", "Recording", "foreign_hooks", "record", "twin_of", "watchable"]
@@ -110,7 +110,7 @@ def record(
             raise NotTraceable(f"{name or 'the model'} is a script, whose calls cannot be followed")
     mode = mode or FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with _no_function_modes():
+        with no_function_modes():
             return _recorded_either_way(model, batch, until, mode)
     except NotTraceable:
         raise
@@ -119,20 +119,6 @@ def record(
     except FAILURES as error:
         words = (str(error).strip().splitlines() or [""])[0][:200]
         raise NotTraceable(f"the model cannot be traced without data: {type(error).__name__}: {words}") from error
-
-
-@contextmanager
-def _no_function_modes() -> Iterator[None]:
-    """Leave out the modes that the caller is in, such as faster convolutions: they would be recorded, not the model.
-
-    torch has no public way to do that; these are the functions that its own modes are entered and left by.
-    """
-    held = [overrides._pop_mode() for _ in range(torch._C._len_torch_function_stack())]
-    try:
-        yield
-    finally:
-        for each in reversed(held):
-            overrides._push_mode(each)
 
 
 def _recorded_either_way(
