@@ -1,4 +1,4 @@
-"""Modules that ``torch.export`` made for a fixed number of images."""
+"""Modules that ``torch.export`` made, some of them for a fixed number of images."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-__all__ = ["fixed_batch", "of_any_batch"]
+__all__ = ["fixed_batch", "is_exported", "of_any_batch"]
+
+
+def is_exported(model: nn.Module) -> bool:
+    """Whether ``torch.export`` made ``model``: a graph of calls, with parameters but without layers."""
+    return isinstance(model, fx.GraphModule) and hasattr(model, "_guards_fn")
 
 
 def fixed_batch(model: nn.Module) -> int | None:
     """How many images a module of ``torch.export`` takes, neither more nor fewer; None if that is open."""
-    if not isinstance(model, fx.GraphModule) or not hasattr(model, "_guards_fn"):
+    if not is_exported(model):
         return None
+    assert isinstance(model, fx.GraphModule)
     for node in model.graph.nodes:
         value = node.meta.get("val") if node.op == "placeholder" else None
         if isinstance(value, Tensor) and value.dim() == 4:

@@ -17,6 +17,7 @@ from fastviz.engine.gradients import input_gradients
 from fastviz.execution.batches import Batches
 from fastviz.execution.compiled import eager
 from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.execution.exported import is_exported
 from fastviz.execution.fast_conv.memory_format import in_fast_order
 from fastviz.execution.forward import layer_outputs
 from fastviz.execution.hooks import hookable, hooked, layer_module
@@ -334,6 +335,8 @@ def _last_maps(model: nn.Module, images: Tensor) -> str:
         if order is not None or not axes.on_tokens:
             last = name
 
+    if is_exported(model):
+        raise ValueError("model should not be exported, whose layers cannot be seen: give the module it was made from")
     hooks = {name: partial(note, name) for name in hookable(model) if name}
     with hooked(model, hooks), frozen_model(model), torch.no_grad(), axes:
         output_of(model, axes.images(_batch(images[:1])))

@@ -17,6 +17,7 @@ from fastviz.engine import incremental
 from fastviz.engine.incremental.window_grid import Fill, filling, grid
 from fastviz.execution.batches import Batches
 from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.execution.exported import of_any_batch
 from fastviz.execution.full_precision import full_float32
 from fastviz.execution.inputs import input_batch
 from fastviz.images import notebook
@@ -129,6 +130,7 @@ def occlusion(
     started = time.perf_counter()
     images = input_batch(model, x)
     selection = targets.resolve(target, model)
+    model = of_any_batch(model)
     windows = grid((images.shape[2], images.shape[3]), window, stride, centred=centred)
     for number, argument in ((batch_size, "batch_size"), (memory, "memory")):
         if number is not None:
