@@ -6,10 +6,11 @@
 >>> heat = fv.saliency(model, x)  # doctest: +SKIP
 """
 
-from fastviz import images, ops
+from fastviz import evaluation, images, ops
 from fastviz._util.by_model import forget
 from fastviz.accelerate import accelerate
 from fastviz.engine.optimize import Optimization, canvas, priors, transforms
+from fastviz.evaluation.evaluate import evaluate
 from fastviz.execution.cuda_graphs import cuda_graphs
 from fastviz.execution.rectifiers import RectifierWarning
 from fastviz.graph.model_graph import layers, receptive_field
@@ -113,6 +114,8 @@ __all__ = [
     "describe",
     "dream_zoom",
     "embedding",
+    "evaluate",
+    "evaluation",
     "evolve",
     "fill_hole",
     "filter_grid",

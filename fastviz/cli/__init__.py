@@ -1,6 +1,7 @@
 """The command line, a file a family of commands; ``fastviz --help`` lists them."""
 
 from fastviz.cli import (
+    compare,
     demo,
     dream,
     embedding,
@@ -20,6 +21,7 @@ from fastviz.cli.common import app, main
 
 __all__ = [
     "app",
+    "compare",
     "demo",
     "dream",
     "embedding",

@@ -1,0 +1,53 @@
+"""Methods as measures call them: a function of a model, images and a target, and its map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastviz import targets
+from fastviz.engine.gradients.input_gradients import predicted
+from fastviz.targets.objectives import Objective
+from fastviz.targets.selection import Target
+
+__all__ = ["Explain", "explained", "settled"]
+
+Explain = Callable[[nn.Module, Tensor, Any], Any]
+"""A method: gets a model, images [N, C, H, W] and a target; gives maps [N, h, w] or [N, C, h, w], or an object with
+such an ``attribution``."""
+
+
+def explained(explain: Explain, model: nn.Module, images: Tensor, target: Target) -> Tensor:
+    """The maps that a method makes.
+
+    Raises:
+        TypeError: it makes no tensor.
+        ValueError: another number of maps, or of dimensions.
+    """
+    found = explain(model, images, target)
+    found = found if isinstance(found, Tensor) else getattr(found, "attribution", found)
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        raise TypeError(f"explain should return a floating-point tensor, got {type(found).__name__}")
+    if found.dim() not in (3, 4) or len(found) != len(images):
+        raise ValueError(
+            f"explain should return [N, h, w] or [N, C, h, w] for {len(images)} images, got {list(found.shape)}"
+        )
+    return found.detach()
+
+
+def settled(model: nn.Module, images: Tensor, target: Target, batch_size: int | None) -> Objective:
+    """``target`` as one objective, with the predicted classes of the ``images`` put in.
+
+    Raises:
+        TypeError, ValueError: as :func:`fastviz.saliency`; several targets a sample.
+    """
+    selection = targets.resolve(target, model)
+    if selection.several:
+        raise ValueError(f"target should be one a sample for a measure, got {selection.columns}")
+    if selection.predicts:
+        classes = predicted(model, images, batch_size) if len(images) else torch.zeros(0, dtype=torch.int64)
+        selection = selection.with_predicted(classes)
+    return selection.objectives[0]

@@ -1,0 +1,270 @@
+"""What the target does while pixels are taken away or shown, in the order of a map: deletion, insertion, MoRF, LeRF."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastviz._util import checks
+from fastviz.evaluation._changes import Changes, outputs_of_changes
+from fastviz.evaluation._maps import Channels, Regions, Ties, labels_of, pixel_maps, rank, region_means
+from fastviz.evaluation._seeds import Seed
+from fastviz.evaluation._substrate import Substrate, substitute
+from fastviz.evaluation._values import Reading, Value, reading
+from fastviz.targets.selection import Target
+
+__all__ = ["Curve", "Spacing", "deletion", "insertion", "region_perturbation"]
+
+Spacing = Literal["fraction", "steps"]
+"""How far apart the points of a curve are for its area: by the share of pixels that changed, or all alike."""
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """The value of each image before the first change and after each.
+
+    Attributes:
+        values: [N, S + 1], float32 at least; a probability from 0 to 1 unless another value was asked for.
+        fractions: [N, S + 1], the share of the image's pixels that have changed, 0 to 1.
+        area: [N], the area under the curve by the trapezoid rule, over a width of 1.
+        clean: [N], the value of the image as it is.
+    """
+
+    values: Tensor
+    fractions: Tensor
+    area: Tensor
+    clean: Tensor
+
+    @property
+    def aopc(self) -> Tensor:
+        """[N], the "area over the perturbation curve": mean over all S + 1 points of ``clean − value``.
+
+        Samek et al. 2016, https://arxiv.org/abs/1509.06321, for one image.
+        """
+        return (self.clean[:, None] - self.values).mean(1)
+
+
+def deletion(
+    model: nn.Module,
+    x: Tensor,
+    maps: Tensor,
+    target: Target = None,
+    *,
+    step: int | float | None = None,
+    regions: Regions = None,
+    substrate: Substrate = 0.0,
+    value: Value = "probability",
+    spacing: Spacing = "fraction",
+    ties: Ties = "first",
+    channels: Channels = "max_abs",
+    seed: Seed = 0,
+    batch_size: int | None = None,
+    advance: Callable[[int], object] = lambda states: None,
+) -> Curve:
+    """How fast the target falls when the pixels that a map ranks highest are taken away first: low is good.
+
+    Petsiuk, Das, Saenko 2018, "RISE", https://arxiv.org/abs/1806.07421, section 4.2. Pixels, of all channels at once,
+    are replaced ``step`` at a time until none is left.
+
+    Numbers of other tools: torch-cam 0.5's ``DeletionInsertionMetric(steps=n)`` is ``step=⌈H·W/n⌉``, ``substrate=0.0``
+    for both measures, with a softmax as its ``logits_fn``. The authors' code is ``step=224``, ``substrate=0.0`` for
+    deletion and ``"blur"`` for insertion, ``spacing="steps"``, ``ties="last"``. Quantus' ``PixelFlipping`` is
+    ``value="target"`` of an already normalised model, ``step=features_in_step``.
+
+    Args:
+        model: maps ``x`` to scores [N, K].
+        x: [N, C, H, W], as the model takes it.
+        maps: [N, h, w], or [N, C, h, w] (see ``channels``); resized to H×W if coarser, bilinear.
+        target: one a sample; None is the class with the highest score of each image as it is. See
+            :data:`fastviz.Target`.
+        step: pixels, or regions, that change at a time; below 1, which share of them, rounded up; None is W (224 of
+            224x224 pixels, in 224 steps), for regions 1.
+        regions: change windows or segments as wholes, in the order of their mean map: see
+            :data:`fastviz.evaluation.Regions`.
+        substrate: what takes their place: see :data:`fastviz.evaluation.Substrate`.
+        value: see :data:`fastviz.evaluation.Value`.
+        spacing: see :data:`fastviz.evaluation.Spacing`; the two differ where the last step is shorter.
+        ties: which of equal pixels comes first.
+        channels: see :data:`fastviz.evaluation.Channels`.
+        seed: of a ``"uniform"`` substrate: see :data:`fastviz.evaluation.Seed`.
+        batch_size: changed images that the network sees at once; None is 8 on a CPU and 128 on a GPU.
+        advance: is called with the number of changed images that are done.
+
+    Returns:
+        A :class:`Curve` on the device of ``x``.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: another shape, number of maps, device or word; values of a map that are not finite; a class that
+            does not exist; several targets a sample, or one inside of the network.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
+    >>> x, heat = torch.ones(1, 1, 2, 2), torch.rand(1, 2, 2)
+    >>> deletion(model, x, heat, target=1).values.shape
+    torch.Size([1, 3])
+    """
+    read = reading(model, x, target, value, batch_size)
+    order = _order(read.images, maps, regions, step, ties, channels)
+    return _curve(read, order, substitute(substrate, read.images, seed), False, spacing, batch_size, advance)
+
+
+def insertion(
+    model: nn.Module,
+    x: Tensor,
+    maps: Tensor,
+    target: Target = None,
+    *,
+    step: int | float | None = None,
+    regions: Regions = None,
+    substrate: Substrate = "blur",
+    value: Value = "probability",
+    spacing: Spacing = "fraction",
+    ties: Ties = "first",
+    channels: Channels = "max_abs",
+    seed: Seed = 0,
+    batch_size: int | None = None,
+    advance: Callable[[int], object] = lambda states: None,
+) -> Curve:
+    """How fast the target rises when the pixels that a map ranks highest are shown first: high is good.
+
+    Begins with the ``substrate``, the paper's blurred image, and ends with the image. All else, with the numbers of
+    other tools, as in :func:`deletion`.
+    """
+    read = reading(model, x, target, value, batch_size)
+    order = _order(read.images, maps, regions, step, ties, channels)
+    return _curve(read, order, substitute(substrate, read.images, seed), True, spacing, batch_size, advance)
+
+
+def region_perturbation(
+    model: nn.Module,
+    x: Tensor,
+    maps: Tensor,
+    target: Target = None,
+    *,
+    order: Literal["morf", "lerf"] = "morf",
+    regions: Regions = 9,
+    steps: int | None = 100,
+    substrate: Substrate = "uniform",
+    repeats: int = 1,
+    value: Value = "target",
+    spacing: Spacing = "steps",
+    ties: Ties = "first",
+    channels: Channels = "max_abs",
+    seed: Seed = 0,
+    batch_size: int | None = None,
+    advance: Callable[[int], object] = lambda states: None,
+) -> Curve:
+    """What the target does when regions are perturbed, the most relevant first (MoRF) or the least (LeRF).
+
+    Samek et al. 2016, "Evaluating the visualization of what a Deep Neural Network has learned",
+    https://arxiv.org/abs/1509.06321: windows of 9x9 pixels in the order of their mean relevance are replaced by even
+    noise, 100 of them; ``aopc`` of the curve is their measure, large for a good map with ``"morf"``, small with
+    ``"lerf"``. Their noise covers the colours of all pictures, ours those of each image and channel, so that it suits
+    any preprocessing.
+
+    Quantus' ``RegionPerturbation`` is ``regions=patch_size``, ``steps=regions_evaluation``.
+
+    Args:
+        model, x, maps, target, spacing, ties, channels, batch_size, advance: as in :func:`deletion`.
+        order: ``"morf"`` or ``"lerf"``.
+        regions: see :data:`fastviz.evaluation.Regions`; None perturbs single pixels.
+        steps: regions to perturb, one after another; all where there are fewer, and for None.
+        substrate: see :data:`fastviz.evaluation.Substrate`.
+        repeats: curves with noise of their own to take the mean of (the paper: 10).
+        value: the paper measures the score before softmax.
+        seed: of the noise.
+
+    Returns:
+        A :class:`Curve`.
+
+    Raises:
+        TypeError, ValueError: as :func:`deletion`.
+    """
+    checks.one_of(order, "order", ("morf", "lerf"))
+    checks.whole_number(repeats, "repeats", minimum=1)
+    if steps is not None:
+        checks.whole_number(steps, "steps", minimum=1)
+    read = reading(model, x, target, value, batch_size)
+    ranked = _order(read.images, maps, regions, 1, ties, channels, falling=order == "morf")
+    if steps is not None:
+        ranked = _Order(ranked.step, min(steps, ranked.steps))
+    found = [
+        _curve(
+            *(read, ranked, substitute(substrate, read.images, seed, repeat), False, spacing),
+            *(batch_size, advance),
+        )
+        for repeat in range(repeats)
+    ]
+    values = torch.stack([curve.values for curve in found]).mean(0)
+    fractions = found[0].fractions
+    return Curve(values, fractions, _area(values, fractions, spacing), read.clean)
+
+
+@dataclass(frozen=True, eq=False)
+class _Order:
+    """The change in which each pixel is replaced, int64 [N, H, W] from 1 on, and the number of changes."""
+
+    step: Tensor
+    steps: int
+
+
+def _order(
+    images: Tensor,
+    maps: object,
+    regions: Regions,
+    step: int | float | None,
+    ties: Ties,
+    channels: Channels,
+    *,
+    falling: bool = True,
+) -> _Order:
+    heat = pixel_maps(maps, images, channels)
+    heat = heat if falling else -heat
+    labels = labels_of(regions, images)
+    if labels is None:
+        places = rank(heat.flatten(1), ties).reshape(heat.shape)
+        count = heat[0].numel() if len(heat) else images.shape[2] * images.shape[3]
+    else:
+        means, _ = region_means(heat, labels)
+        index = labels.expand(heat.shape).flatten(1)
+        places = rank(means, ties).gather(1, index).reshape(heat.shape)
+        count = means.shape[1]
+    if step is None:
+        step = images.shape[3] if labels is None else 1
+    share = isinstance(step, float) and 0 < step < 1
+    at_a_time = checks.whole_number(math.ceil(step * count) if share else step, "step", minimum=1)
+    return _Order(places // at_a_time + 1, -(-count // at_a_time))
+
+
+def _curve(
+    read: Reading,
+    order: _Order,
+    other: Tensor,
+    reveal: bool,
+    spacing: Spacing,
+    batch_size: int | None,
+    advance: Callable[[int], object],
+) -> Curve:
+    checks.one_of(spacing, "spacing", ("fraction", "steps"))
+    changes = Changes(order.step, order.steps, other, reveal=reveal)
+    values = outputs_of_changes(read.model, read.images, changes, read.of, batch_size=batch_size, advance=advance)
+    changed = torch.zeros(len(values), order.steps + 2, dtype=torch.float64, device=values.device)
+    step = order.step.clamp(max=order.steps + 1).flatten(1)
+    changed.scatter_add_(1, step, torch.ones_like(step, dtype=torch.float64))
+    fractions = (changed.cumsum(1)[:, :-1] / max(1, step.shape[1])).to(values.dtype)
+    return Curve(values, fractions, _area(values, fractions, spacing), read.clean)
+
+
+def _area(values: Tensor, fractions: Tensor, spacing: Spacing) -> Tensor:
+    """Under each curve over a width of 1, by trapezoids, in float64."""
+    exact = values.double()
+    if spacing == "steps":
+        return torch.trapezoid(exact, dim=1).div(max(1, values.shape[1] - 1)).to(values.dtype)
+    width = (fractions[:, -1:] - fractions[:, :1]).double()
+    places = fractions.double() / torch.where(width > 0, width, 1)
+    return torch.trapezoid(exact, places, dim=1).to(values.dtype)

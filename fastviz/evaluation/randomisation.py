@@ -1,0 +1,237 @@
+"""Sanity check: do maps change when the network's parameters are drawn anew?"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastviz._util import checks
+from fastviz.evaluation._explain import Explain, explained, settled
+from fastviz.evaluation._maps import own_maps, resized
+from fastviz.evaluation.similarity import SIMILARITIES
+from fastviz.execution import forward
+from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.execution.hooks import layer_module
+from fastviz.execution.inputs import input_batch
+from fastviz.targets.selection import Target
+
+__all__ = ["Initial", "Randomisation", "parameter_randomisation", "randomisable_layers"]
+
+Initial = Literal["reset", "normal", "permutation"]
+"""How parameters are drawn anew: as the layer itself does when it is made (its ``reset_parameters``); from a normal
+distribution with the mean and the standard deviation of the trained ones; or the trained ones in a random order."""
+
+_AT_ONCE = 8
+"""Images that a method sees at once where nothing else is said."""
+
+
+@dataclass(frozen=True, eq=False)
+class Randomisation:
+    """What :func:`parameter_randomisation` found.
+
+    Attributes:
+        layers: the layers that each of the S steps draws anew; with ``"cascading"`` those of the steps before are too.
+        maps: [S + 1, N, h, w] or [S + 1, N, C, h, w]: those of the network as it is, then after each step.
+        similarity: name → [S, N], of the map after each step with that of the network as it is: low is good. NaN where
+            it is not defined, as the rank correlation of a constant map is not.
+    """
+
+    layers: tuple[tuple[str, ...], ...]
+    maps: Tensor
+    similarity: Mapping[str, Tensor]
+
+
+def parameter_randomisation(
+    model: nn.Module,
+    x: Tensor,
+    explain: Explain,
+    target: Target = None,
+    *,
+    order: Literal["cascading", "independent"] = "cascading",
+    layers: Sequence[str | Sequence[str]] | None = None,
+    steps: int | None = None,
+    initial: Initial = "reset",
+    similarities: Sequence[str] = ("rank", "ssim"),
+    size: tuple[int, int] | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    advance: Callable[[int], object] = lambda steps: None,
+) -> Randomisation:
+    """Maps of a network whose parameters are drawn anew layer by layer, and how alike they stay: low is good.
+
+    Adebayo et al. 2018, "Sanity Checks for Saliency Maps", https://arxiv.org/abs/1810.03292: cascading from the top
+    (the last layer, then the last two, …), or each layer alone. A map that stays the same does not show what the
+    network learned. The target is the class of the network as it is. The user's model is copied once, and not changed.
+
+    Numbers of other tools: Quantus' ``ModelParameterRandomisation`` is ``layers`` all modules with a
+    ``reset_parameters``, from the last to the first, and a correlation of its own; its ``seed`` draws otherwise.
+
+    Args:
+        model: maps ``x`` to scores [N, K], or to anything, for targets inside the network.
+        x: [N, C, H, W], as the model takes it.
+        explain: a method such as :func:`fastviz.grad_cam`, or any function of a model, images and a target.
+        target: one a sample; see :data:`fastviz.Target`.
+        order: ``"cascading"`` or ``"independent"``.
+        layers: dotted names in the order in which they are drawn anew; several in a sequence of their own are one step.
+            None: every convolution, linear layer and the like (a parameter of at least two dimensions) that the model
+            calls, the last called first; normalisation stays.
+        steps: put the layers into this many steps of about the same number of layers; None is one a layer.
+        initial: see :data:`fastviz.evaluation.Initial`.
+        similarities: names among ``rank``, ``rank_absolute``, ``ssim``, ``hog`` and ``top_k``; see
+            :func:`fastviz.evaluation.agreement`.
+        size: height and width that maps are brought to before they are compared; None leaves them.
+        seed: of the new parameters. torch's global state is put back.
+        batch_size: images that the method sees at once; None is 8.
+        advance: is called with 1 after each step, the first of which is the network as it is.
+
+    Raises:
+        TypeError: a model that cannot be copied.
+        ValueError: a layer that does not exist, has no parameters, or no ``reset_parameters`` where it is needed;
+            several targets a sample.
+    """
+    images = input_batch(model, x).detach()
+    checks.one_of(order, "order", ("cascading", "independent"))
+    checks.one_of(initial, "initial", ("reset", "normal", "permutation"))
+    functions = {name: SIMILARITIES[checks.nearest(name, "similarity", SIMILARITIES)] for name in similarities}
+    checks.whole_number(seed, "seed", minimum=0)
+    at_once = _AT_ONCE if batch_size is None else checks.whole_number(batch_size, "batch_size", minimum=1)
+    groups = _groups(model, images, layers, steps)
+    objective = settled(model, images, target, at_once)
+    changed = _copied(model)
+
+    def maps_of(network: nn.Module) -> Tensor:
+        numbers = torch.arange(len(images), device=images.device)
+        found = [
+            explained(explain, network, images[part], objective.for_samples(part, len(images)))
+            for part in numbers.split(at_once)
+        ]
+        advance(1)
+        return torch.cat(found)
+
+    maps = [maps_of(model)]
+    for number, group in enumerate(groups):
+        kept = _parameters(changed, group)
+        with _seeded(seed + number, images.device):
+            for name in group:
+                _draw(layer_module(changed, name), name, initial)
+        maps.append(maps_of(changed))
+        if order == "independent":
+            _put_back(changed, kept)
+    clean = _compared(maps[0], size)
+    similarity = {
+        name: torch.stack([function(clean, _compared(each, size)) for each in maps[1:]])
+        for name, function in functions.items()
+    }
+    return Randomisation(groups, torch.stack(maps), similarity)
+
+
+def randomisable_layers(model: nn.Module, x: Tensor) -> list[str]:
+    """The layers with a parameter of at least two dimensions that ``model`` calls for ``x``, the last called first."""
+    with frozen_model(model), torch.no_grad():
+        called = forward.called(model, x[:1].clone(), (nn.Module,))
+    modules = dict(model.named_modules())
+    wide = [name for name in called if name and any(p.dim() > 1 for p in modules[name].parameters(recurse=False))]
+    return wide[::-1]
+
+
+def _groups(
+    model: nn.Module, images: Tensor, layers: Sequence[str | Sequence[str]] | None, steps: int | None
+) -> tuple[tuple[str, ...], ...]:
+    if layers is None:
+        if not len(images):
+            raise ValueError("layers should be given where x has no image: they are found by running one")
+        found: list[tuple[str, ...]] = [(name,) for name in randomisable_layers(model, images)]
+        if not found:
+            raise ValueError("layers should be given for this model: it calls none with weights")
+    else:
+        found = [(each,) if isinstance(each, str) else tuple(each) for each in layers]
+        if not found or not all(found):
+            raise ValueError("layers should have at least one name in each step, got none")
+    for name in (name for group in found for name in group):
+        if not any(True for _ in layer_module(model, name).parameters()):
+            raise ValueError(f"layers should have parameters, got {name!r}, which has none")
+    if steps is None or steps >= len(found):
+        return tuple(found)
+    checks.whole_number(steps, "steps", minimum=1)
+    ends = [round(len(found) * step / steps) for step in range(steps + 1)]
+    return tuple(tuple(name for group in found[start:end] for name in group) for start, end in pairwise(ends))
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(f"model should be one that copy.deepcopy can copy, and is not: {error}") from error
+
+
+def _parameters(model: nn.Module, group: Sequence[str]) -> dict[str, Tensor]:
+    """Copies of what drawing the layers of ``group`` anew may change: parameters and buffers, by their full names."""
+    return {
+        f"{name}.{key}": value.detach().clone()
+        for name in group
+        for key, value in layer_module(model, name).state_dict().items()
+    }
+
+
+def _put_back(model: nn.Module, kept: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in kept.items():
+            layer, _, key = name.rpartition(".")
+            getattr(model.get_submodule(layer), key).copy_(value)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's generators from ``seed``, and as they were afterwards: ``reset_parameters`` takes no other."""
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[index])
+    states = [each.get_state() for each in generators]
+    try:
+        for each in generators:
+            each.manual_seed(seed)
+        yield
+    finally:
+        for each, state in zip(generators, states, strict=True):
+            each.set_state(state)
+
+
+def _draw(layer: nn.Module, name: str, initial: Initial) -> None:
+    """New parameters for a layer and the layers inside of it, in place."""
+    with torch.no_grad():
+        for inner, module in layer.named_modules():
+            own = list(module.parameters(recurse=False))
+            if not own:
+                continue
+            if initial == "reset":
+                reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+                if reset is None:
+                    full = f"{name}.{inner}".rstrip(".")
+                    raise ValueError(
+                        f"layer {full!r} ({type(module).__name__}) has no reset_parameters; "
+                        'choose initial="normal" or "permutation", or other layers'
+                    )
+                reset()
+                continue
+            for parameter in own:
+                if initial == "permutation":
+                    flat = parameter.flatten()
+                    shuffled = flat[torch.randperm(len(flat), device=flat.device)]
+                    parameter.copy_(shuffled.reshape(parameter.shape))
+                elif parameter.numel() > 1:
+                    deviation, mean = torch.std_mean(parameter.float(), correction=0)
+                    parameter.copy_(torch.randn_like(parameter) * deviation + mean)
+
+
+def _compared(maps: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """Maps [N, h, w] as they are compared."""
+    found = own_maps(maps.nan_to_num(0.0, 0.0, 0.0), len(maps))
+    return found if size is None else resized(found, found.new_empty(0, 1, *size))

@@ -1,0 +1,233 @@
+"""Whether maps tell what a change of the input does (infidelity), and whether they change with it (max-sensitivity)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastviz import ops
+from fastviz._util import checks
+from fastviz.evaluation._changes import outputs_of_images
+from fastviz.evaluation._explain import Explain, explained, settled
+from fastviz.evaluation._maps import resized
+from fastviz.evaluation._seeds import Seed, generator, seeds_of
+from fastviz.evaluation._values import Value, reading
+from fastviz.execution.inputs import input_batch
+from fastviz.targets.selection import Target
+
+__all__ = ["Perturb", "infidelity", "max_sensitivity"]
+
+Perturb = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Gets images [B, C, H, W]; gives the perturbations I and the perturbed images, both [B, C, H, W], as captum's
+``perturb_func`` does."""
+
+_AT_ONCE = 8
+"""Images that a method sees at once where nothing else is said."""
+
+
+def infidelity(
+    model: nn.Module,
+    x: Tensor,
+    maps: Tensor,
+    target: Target = None,
+    *,
+    perturbation: Literal["square", "noise"] | Perturb = "square",
+    samples: int = 10,
+    window: int | None = None,
+    noise: float = 0.2,
+    indicator: bool = False,
+    scaled: bool = False,
+    value: Value = "target",
+    seed: Seed = 0,
+    batch_size: int | None = None,
+) -> Tensor:
+    """How far a map is from telling what perturbations do: mean of ``(Iᵀ Φ − (f(x) − f(x − I)))²``, low is good.
+
+    Yeh et al. 2019, "On the (In)fidelity and Sensitivity of Explanations", https://arxiv.org/abs/1901.09392,
+    equation 1.
+
+    Numbers of other tools: captum's ``infidelity`` with the same function as ``perturbation``, and ``scaled`` for its
+    ``normalize``; give ``batch_size`` a multiple of ``samples`` if the function draws random numbers, since it is
+    called batch by batch, with each image ``samples`` times in a row. The authors' code is ``scaled=True``.
+
+    Args:
+        model, x, target: as in :func:`fastviz.evaluation.deletion`.
+        maps: Φ, [N, C, h, w], or [N, h, w] with the same number for all channels of a pixel; resized (bilinear).
+        perturbation: ``"square"``: a window somewhere is set to 0, I is what was there; ``"noise"``: I is normal noise;
+            or a function, see :data:`fastviz.evaluation.Perturb`.
+        samples: perturbations an image.
+        window: side of the squares, in pixels; None is a seventh of the shorter side, at least 1.
+        noise: standard deviation of the noise, in units of ``x``.
+        indicator: I is 1 where a square is, instead of what was there, and counts once for [N, h, w]: for maps that
+            already hold the share of each pixel, as occlusion's, Grad-CAM's and gradient times input do (captum's
+            ``multiply_by_inputs``).
+        scaled: scale each map by the factor that fits best, ``β = Σ (IᵀΦ) Δf / Σ (IᵀΦ)²``: the scale-free form.
+        value: see :data:`fastviz.evaluation.Value`.
+        seed: of squares and noise: see :data:`fastviz.evaluation.Seed`.
+        batch_size: perturbed images that the network sees at once.
+
+    Returns:
+        [N], 0 or more.
+
+    Raises:
+        TypeError, ValueError: as :func:`fastviz.evaluation.deletion`; an ``indicator`` without squares.
+    """
+    checks.whole_number(samples, "samples", minimum=1)
+    if isinstance(perturbation, str):
+        checks.one_of(perturbation, "perturbation", ("square", "noise"))
+    elif not callable(perturbation):
+        raise TypeError(f"perturbation should be a word or a function, got {type(perturbation).__name__}")
+    if indicator and perturbation != "square":
+        raise ValueError('indicator needs perturbation="square"')
+    checks.positive(noise, "noise")
+    read = reading(model, x, target, value, batch_size)
+    images = read.images
+    weights = _weights(maps, images)
+    N = len(images)
+    seeds = seeds_of(seed, N)
+    boxes = _squares(images, samples, window, seeds) if perturbation == "square" else None
+    products = torch.zeros(N * samples, dtype=torch.float64, device=images.device)
+
+    def perturbed(number: Tensor) -> Tensor:
+        image = number // samples
+        if boxes is not None:
+            changed = ops.occlude(images, boxes[number], image, 0.0)
+            # outside of its square an image is as it was, whatever its values
+            difference = _inside(boxes[number], images) if indicator else images[image] - changed
+        elif callable(perturbation):
+            difference, changed = _called(perturbation, images[image])
+        else:
+            drawn = [
+                torch.randn(images.shape[1:], generator=generator(seeds[at // samples], at % samples))
+                for at in number.tolist()
+            ]
+            difference = noise * torch.stack(drawn).to(images)
+            changed = images[image] - difference
+        factor = difference.sum(1, keepdim=True) if weights.shape[1] == 1 else difference
+        products[number] = (weights[image].double() * factor.double()).flatten(1).sum(1)
+        return changed
+
+    after = outputs_of_images(
+        *(model, perturbed, N * samples, lambda output, number: read.of(output, number // samples)),
+        like=images,
+        batch_size=batch_size,
+    )
+    found = products.reshape(N, samples)
+    falls = read.clean.double()[:, None] - after.double().reshape(N, samples)
+    if scaled:
+        squares = found.square().sum(1, keepdim=True)
+        found = found * (found * falls).sum(1, keepdim=True) / torch.where(squares > 0, squares, 1)
+    return (found - falls).square().mean(1).to(read.clean.dtype)
+
+
+def max_sensitivity(
+    model: nn.Module,
+    x: Tensor,
+    explain: Explain,
+    target: Target = None,
+    *,
+    radius: float = 0.02,
+    samples: int = 10,
+    relative: bool = True,
+    seed: Seed = 0,
+    batch_size: int | None = None,
+) -> Tensor:
+    """How much a map can change when the input hardly does: largest ``‖Φ(x + δ) − Φ(x)‖ / ‖Φ(x)‖``, low is good.
+
+    Yeh et al. 2019, https://arxiv.org/abs/1901.09392, definition 3: δ is drawn evenly from −radius to radius for every
+    value, ``samples`` times, and the largest change counts; the norms are Frobenius'. The target is the class of the
+    image as it is. captum's ``sensitivity_max`` is the same, and gives the same number for one image after
+    ``torch.manual_seed(seed)``. Quantus' ``MaxSensitivity`` draws the same, with 200 samples and a radius of 0.2.
+
+    Args:
+        model: maps ``x`` to scores [N, K], or to anything, for targets inside the network.
+        x: [N, C, H, W], as the model takes it.
+        explain: a method such as :func:`fastviz.saliency`, or any function of a model, images and a target.
+        target: one a sample; see :data:`fastviz.Target`.
+        radius: in units of ``x``.
+        samples: perturbed copies of each image.
+        relative: divide by the norm of the map, as captum and the authors' code do; a map of zeros divides by 1.
+        seed: see :data:`fastviz.evaluation.Seed`.
+        batch_size: images that the method sees at once; None is 8.
+
+    Returns:
+        [N], 0 or more.
+
+    Raises:
+        TypeError, ValueError: as :func:`fastviz.saliency`; what ``explain`` returns is no map.
+    """
+    images = input_batch(model, x).detach()
+    checks.positive(radius, "radius")
+    checks.whole_number(samples, "samples", minimum=1)
+    at_once = _AT_ONCE if batch_size is None else checks.whole_number(batch_size, "batch_size", minimum=1)
+    N = len(images)
+    objective = settled(model, images, target, at_once)
+    if not N:
+        return images.new_zeros(0)
+    drawn = [generator(each) for each in seeds_of(seed, N)]
+    numbers = torch.arange(N, device=images.device)
+    maps = [explained(explain, model, images[part], objective.for_samples(part, N)) for part in numbers.split(at_once)]
+    clean = torch.cat(maps).double().flatten(1)
+    largest = torch.zeros(N, dtype=torch.float64, device=images.device)
+    for part in torch.arange(N * samples, device=images.device).split(at_once):
+        image = part // samples
+        shape = images.shape[1:]
+        moves = [torch.empty(shape).uniform_(-radius, radius, generator=drawn[at]) for at in image.tolist()]
+        found = explained(
+            explain, model, images[image] + torch.stack(moves).to(images), objective.for_samples(image, N)
+        )
+        change = (found.double().flatten(1) - clean[image]).norm(dim=1)
+        largest.scatter_reduce_(0, image, change, "amax")
+    if relative:
+        norms = clean.norm(dim=1)
+        largest = largest / torch.where(norms > 0, norms, 1)
+    return largest.to(torch.promote_types(images.dtype, torch.float32))
+
+
+def _weights(maps: object, images: Tensor) -> Tensor:
+    """Φ, [N, 1 or C, H, W]."""
+    found = checks.tensor(maps, "maps", dims=(3, 4), layout="[N, h, w] or [N, C, h, w]").detach().to(images.device)
+    if len(found) != len(images) or (found.dim() == 4 and found.shape[1] != images.shape[1]):
+        N, C = images.shape[:2]
+        raise ValueError(f"maps should have shape [{N}, h, w] or [{N}, {C}, h, w], got {list(found.shape)}")
+    if not bool(found.isfinite().all()):
+        raise ValueError("maps should be finite, got NaN or infinity")
+    planes = (found[:, None] if found.dim() == 3 else found).to(torch.promote_types(found.dtype, torch.float32))
+    if not len(images):
+        return planes.new_zeros(0, planes.shape[1], *images.shape[2:])
+    flat = resized(planes.flatten(0, 1), images)
+    return flat.reshape(len(images), -1, *images.shape[2:])
+
+
+def _squares(images: Tensor, samples: int, window: int | None, seeds: list[int]) -> Tensor:
+    """Boxes of the squares, int64 [N · samples, 4]: any place where they lie inside of the image."""
+    H, W = images.shape[2:]
+    side = max(1, min(H, W) // 7) if window is None else checks.whole_number(window, "window", minimum=1)
+    if side > min(H, W):
+        raise ValueError(f"window should be at most the image, {min(H, W)} pixels, got {side}")
+    corners = []
+    for seed in seeds:
+        own = generator(seed)
+        places = [torch.randint(0, size - side + 1, (samples,), generator=own) for size in (H, W)]
+        corners.append(torch.stack(places, 1))
+    first = torch.cat(corners) if corners else torch.zeros(0, 2, dtype=torch.int64)
+    return torch.cat([first, first + side], 1).to(images.device)
+
+
+def _inside(boxes: Tensor, images: Tensor) -> Tensor:
+    """[B, 1, H, W], 1 inside of each box."""
+    blank = images.new_ones(1, 1, *images.shape[2:])
+    return 1 - ops.occlude(blank, boxes, torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device), 0.0)
+
+
+def _called(perturb: Perturb, images: Tensor) -> tuple[Tensor, Tensor]:
+    found: Any = perturb(images)
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise TypeError(f"perturbation should return I and the perturbed images, got {type(found).__name__}")
+    for each in found:
+        if not isinstance(each, Tensor) or each.shape != images.shape:
+            raise ValueError(f"perturbation should return two tensors of shape {list(images.shape)}")
+    return found[0].detach(), found[1].detach()

@@ -1,0 +1,205 @@
+"""Methods against measures over a folder of photographs: a table, curves with bands, and a page that ranks them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastviz import models
+from fastviz._util.device import choose_device
+from fastviz.evaluation import Row, statistics
+from fastviz.evaluation.evaluate import Options, rows
+from fastviz.evaluation.measures import RANDOM
+from fastviz.evaluation.statistics import Standings
+from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.images.streams import Stream, batches
+from fastviz.jobs import charts
+from fastviz.jobs.annotations import read_labels, read_objects
+from fastviz.jobs.comparison_output import Output, number
+
+__all__ = ["MEASURED", "METHODS", "QUICK", "Compared", "compare", "number"]
+
+METHODS = ("saliency", "smooth_grad", "guided_backprop", "grad_cam", "guided_grad_cam", "occlusion")
+"""What is compared unless told otherwise."""
+
+MEASURED = ("deletion", "insertion", "road", "average_drop", "max_sensitivity", "parameter_randomisation")
+"""By what, unless told otherwise: no objects have to be known."""
+
+QUICK: Options = {
+    "deletion": {"step": 1 / 28},
+    "insertion": {"step": 1 / 28},
+    "morf": {"steps": 40},
+    "lerf": {"steps": 40},
+    "road": {"removed": (10, 30, 50, 70, 90)},
+    "max_sensitivity": {"samples": 3},
+    "parameter_randomisation": {"steps": 5},
+    "smooth_grad": {"samples": 12},
+}
+"""Options that take minutes for some dozens of photographs where the papers' own take an hour."""
+
+_FILES = ("table.csv", "table.parquet", "ranking.csv", "comparison.html", "charts", "pictures")
+
+
+@dataclass
+class Compared:
+    """What :func:`compare` made.
+
+    Attributes:
+        rows: every value, see :data:`fastviz.evaluation.Row`.
+        standings: which method stands first.
+        page: the page.
+        files: all that was written.
+        failures: photographs that could not be read, with the reason.
+        seconds: of all.
+        notes: what was left out, in words.
+    """
+
+    rows: list[Row]
+    standings: Standings
+    page: Path
+    files: list[Path]
+    failures: list[tuple[str, str]]
+    seconds: float
+    notes: list[str] = field(default_factory=list)
+
+
+def compare(
+    photos: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    model: nn.Module | str = "demo",
+    weights: str | None = None,
+    methods: Sequence[str] = METHODS,
+    measures: Sequence[str] = MEASURED,
+    labels: str = "predicted",
+    objects: str | os.PathLike[str] | None = None,
+    thorough: bool = False,
+    options: Options | None = None,
+    control: bool = True,
+    device: str = "auto",
+    batch_size: int = 8,
+    limit: int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Compared:
+    """Measure methods on photographs and write what came of it into the folder ``out``.
+
+    ``table.csv`` (a line for each photograph, method and measure), ``table.parquet`` (the same with the curves; where
+    pyarrow is installed), ``ranking.csv`` (means with bands and places), ``charts/`` (curves and places, SVG and PNG),
+    ``pictures/``, and ``comparison.html``, which shows it all.
+
+    Args:
+        photos: files, folders and patterns, see :func:`fastviz.images.find_images`.
+        out: the folder to write, made if need be.
+        model: a network, or the name of one to load with ``weights``, see :func:`fastviz.load_model`.
+        methods: names among those of ``fastviz explain``.
+        measures: names of ``fastviz.evaluation.MEASURES``.
+        labels: what each photograph is explained for: see :func:`fastviz.jobs.annotations.read_labels`.
+        objects: where the objects are: see :func:`fastviz.jobs.annotations.read_objects`.
+        thorough: the papers' own numbers of steps and samples instead of :data:`QUICK`.
+        options: name of a method or measure → further arguments, over those.
+        control: measure a random map too, for what chance scores.
+        device: where a loaded network runs.
+        batch_size: photographs in a batch, and changed images the network sees at once.
+        limit: only the first so many photographs.
+        seed: of all that is drawn.
+        overwrite: replace a comparison that the folder holds.
+        progress: show a bar on a terminal.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        TypeError, ValueError: an unknown method, measure or option, a method that does not suit the network, labels or
+            objects that are missing; a folder that holds a comparison. Nothing has been written then.
+        OSError: ``out`` cannot be written, or a file cannot be read.
+    """
+    began = time.perf_counter()
+    charts.check_installed()
+    folder = Path(out).expanduser()
+    _check_folder(folder, overwrite)
+    network = models.load_model(model, weights).to(choose_device(device)) if isinstance(model, str) else model
+    stream = batches(list(photos), model=network, batch_size=batch_size, limit=limit)
+    assert stream.files is not None
+    assert stream.names is not None
+    classes = _class_names(network, stream)
+    targets = read_labels(labels, stream.names, stream.files, classes)
+    where = None if objects is None else read_objects(objects, stream.names, stream.files, stream.preprocessing)
+    names = [*dict.fromkeys(methods), *([RANDOM] if control and RANDOM not in methods else [])]
+    asked = list(dict.fromkeys([*measures, "agreement"]))
+    chosen = _options({} if thorough else QUICK, options or {}, [*names, *asked])
+    found = list(
+        rows(
+            *(network, stream, names, asked),
+            target=targets,
+            objects=where,
+            options=chosen,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress,
+        )
+    )
+    found.sort(key=lambda row: row["index"])  # else the order would be that of the batches
+    if not found:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in stream.failures[:3])
+        raise ValueError(f"photos should hold at least one photograph that can be read, got none ({reasons})")
+    standing = statistics.standings(found, seed=seed)
+    work = Output(folder, network, stream, names, asked, chosen, found, classes, standing)
+    facts = _facts(model, weights, labels, objects, len({row["index"] for row in found}), thorough, seed)
+    work.write(facts, time.perf_counter() - began)
+    return Compared(
+        *(found, work.standings, folder / "comparison.html", work.files, list(stream.failures)),
+        seconds=time.perf_counter() - began,
+        notes=work.notes,
+    )
+
+
+def _check_folder(folder: Path, overwrite: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"out: {folder} is not a folder")
+    occupied = [name for name in _FILES if (folder / name).exists()]
+    if occupied and not overwrite:
+        raise ValueError(f"out: {folder} holds {' and '.join(occupied)}; give another folder, or --overwrite")
+
+
+def _class_names(network: nn.Module, stream: Stream) -> list[str]:
+    try:
+        return models.class_names(network)
+    except ValueError:
+        first = next(iter(stream))
+        with frozen_model(network), torch.no_grad():
+            return [f"class {index}" for index in range(network(first.images[:1].clone()).shape[1])]
+
+
+def _options(defaults: Options, given: Options, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The options of what takes part: ``given`` over ``defaults``."""
+    found = {name: dict(values) for name, values in defaults.items() if name in names}
+    for name, values in given.items():
+        found[name] = found.get(name, {}) | dict(values)
+    return found
+
+
+def _facts(
+    model: nn.Module | str,
+    weights: str | None,
+    labels: str,
+    objects: str | os.PathLike[str] | None,
+    count: int,
+    thorough: bool,
+    seed: int,
+) -> dict[str, str]:
+    return {
+        "Network": model if isinstance(model, str) else type(model).__name__,
+        "Weights": Path(weights).name if weights else "built-in",
+        "Photographs": str(count),
+        "Classes": labels if labels in ("predicted", "folders") else Path(labels).name,
+        **({} if objects is None else {"Objects": Path(objects).name}),
+        "Steps and samples": "the papers' own" if thorough else "few (the papers' own with --thorough)",
+        "Seed": str(seed),
+    }
