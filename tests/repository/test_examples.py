@@ -52,8 +52,13 @@ load_model = fastviz.load_model
 fastviz.load_model = lambda name, weights=None: load_model(name, weights=None)
 load_images = fastviz.load_images
 fastviz.load_images = lambda paths, model: [part[:1] for part in load_images(paths, model=model)]
-for name, options in {"maximize": {"steps": 1}, "invert": {"steps": 1}, "fool": {"steps": 1}}.items():
+few = {"deletion": {"step": 0.5}, "insertion": {"step": 0.5}, "road": {"removed": (50,)}}
+quick = {"maximize": {"steps": 1}, "invert": {"steps": 1}, "fool": {"steps": 1}}
+quick["evaluate"] = {"options": few, "limit": 1}
+for name, options in quick.items():
     setattr(fastviz, name, functools.partial(getattr(fastviz, name), **options))
+for name, options in {**few, "parameter_randomisation": {"steps": 1}}.items():
+    setattr(fastviz.evaluation, name, functools.partial(getattr(fastviz.evaluation, name), **options))
 """
 
 
