@@ -52,7 +52,7 @@ def demo(
 
 def _methods_for(network: nn.Module, x: Any) -> tuple[tuple[str, ...], dict[str, str]]:
     """The names of the methods that suit ``network``, and of the others with the reason, tried on one picture ``x``."""
-    from fastviz.methods import EXPLAINERS
+    from fastviz.methods.registry import EXPLAINERS
 
     fit, unfit = [], {}
     for name, method in EXPLAINERS.items():

@@ -15,7 +15,7 @@ __all__ = ["info", "layers", "methods", "models"]
 @app.command()
 def methods() -> None:
     """List the methods, with their papers."""
-    from fastviz.methods import METHODS
+    from fastviz.methods.registry import METHODS
 
     table = new_table("method", "command", "shows", "paper")
     for method in METHODS.values():

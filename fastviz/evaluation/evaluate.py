@@ -21,7 +21,7 @@ from fastviz.evaluation._values import reading
 from fastviz.evaluation.localisation import object_masks
 from fastviz.evaluation.measures import MEASURES, RANDOM, Case, Measure
 from fastviz.images.streams import Batch, Source, Stream, batches
-from fastviz.methods import EXPLAINERS
+from fastviz.methods.registry import EXPLAINERS
 from fastviz.targets.objectives import Objective
 from fastviz.targets.selection import Target
 

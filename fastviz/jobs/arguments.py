@@ -11,7 +11,7 @@ from typing import Any
 from fastviz import images
 from fastviz._util import checks
 from fastviz.jobs.results import PARTS, Photo, Settings
-from fastviz.methods import EXPLAINERS, Method
+from fastviz.methods.registry import EXPLAINERS, Method
 
 __all__ = ["choose_methods", "find_photos", "method_options", "target_index"]
 

@@ -26,7 +26,7 @@ from fastviz.images import captions, drawing
 from fastviz.images.streams import Stream
 from fastviz.jobs import charts
 from fastviz.jobs.report import render
-from fastviz.methods import EXPLAINERS
+from fastviz.methods.registry import EXPLAINERS
 
 __all__ = ["Output", "number"]
 

@@ -24,7 +24,7 @@ from fastviz.images import drawing
 from fastviz.images.paths import Identity
 from fastviz.jobs.arguments import target_index
 from fastviz.jobs.results import Photo, Result
-from fastviz.methods import Method
+from fastviz.methods.registry import Method
 from fastviz.models.descriptions import Preprocessing
 
 __all__ = ["SHOWN_SIZE", "Explained", "Explainer", "Loaded"]

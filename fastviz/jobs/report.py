@@ -21,7 +21,7 @@ from fastviz.images import drawing, tensors
 from fastviz.images.pillow import picture_of
 from fastviz.jobs.contact_sheets import percent
 from fastviz.jobs.results import Result, paged, read_results
-from fastviz.methods import EXPLAINERS
+from fastviz.methods.registry import EXPLAINERS
 
 __all__ = ["PER_PAGE", "Scene", "Section", "demo_page", "pages", "render"]
 

@@ -25,7 +25,7 @@ import fastviz
 from fastviz import cli, images, jobs, models
 from fastviz._util import output_folder
 from fastviz.jobs import report
-from fastviz.methods import EXPLAINERS, METHODS
+from fastviz.methods.registry import EXPLAINERS, METHODS
 from fastviz.models.demo_network import DemoNetwork
 
 ROOT = Path(__file__).parents[2]

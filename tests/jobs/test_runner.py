@@ -18,7 +18,7 @@ from torch import nn
 
 from fastviz import images, jobs, models
 from fastviz.jobs.results import Settings
-from fastviz.methods import METHODS
+from fastviz.methods.registry import METHODS
 
 SETTINGS = Settings("tiny", methods=("saliency", "guided_backprop", "grad_cam", "occlusion"), window=8, stride=8)
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from benchmarks.readme import README, replaced
-from fastviz.methods import METHODS
+from fastviz.methods.registry import METHODS
 
 ROOT = Path(__file__).parents[2]
 

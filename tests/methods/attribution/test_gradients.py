@@ -15,7 +15,6 @@ from torch.utils.checkpoint import checkpoint
 
 from fastviz.execution.evaluation_mode import _holders
 from fastviz.execution.rectifiers import RectifierWarning
-from fastviz.methods import METHODS
 from fastviz.methods.attribution.cam import grad_cam
 from fastviz.methods.attribution.gradients import (
     deconvnet,
@@ -26,6 +25,7 @@ from fastviz.methods.attribution.gradients import (
     smooth_grad,
 )
 from fastviz.methods.attribution.occlusion import occlusion
+from fastviz.methods.registry import METHODS
 from fastviz.targets.objectives import channel, class_probability, class_score, neuron
 from fastviz.targets.selection import Target
 

@@ -1,0 +1,270 @@
+"""The registry of methods: name → function, paper, what it draws. Command line, jobs, report and README read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fastviz.methods.adversarial.evolution import evolve
+from fastviz.methods.adversarial.targeted import fool, fool_from_noise
+from fastviz.methods.attribution.cam import cam, grad_cam, guided_grad_cam
+from fastviz.methods.attribution.gradients import (
+    deconvnet,
+    gradient_times_input,
+    guided_backprop,
+    input_gradient,
+    saliency,
+    smooth_grad,
+)
+from fastviz.methods.attribution.occlusion import occlusion
+from fastviz.methods.attribution.segmentation import segment
+from fastviz.methods.inspection.activations import activations
+from fastviz.methods.inspection.embedding import embedding
+from fastviz.methods.inspection.filters import filters
+from fastviz.methods.inspection.neighbours import neighbours
+from fastviz.methods.inspection.patches import patches
+from fastviz.methods.synthesis.activation_maximization import maximize
+from fastviz.methods.synthesis.deep_dream import deep_dream
+from fastviz.methods.synthesis.inversion import invert
+from fastviz.methods.synthesis.latent_maximization import maximize_code
+from fastviz.methods.synthesis.neural_texture import neural_texture
+from fastviz.methods.synthesis.style_transfer import style_transfer
+from fastviz.methods.synthesis.texture_synthesis import fill_hole, synthesize_texture
+
+__all__ = ["EXPLAINERS", "METHODS", "Method"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of seeing inside a network.
+
+    Attributes:
+        name: its name on the command line and in files.
+        function: what computes it; of the family ``"explain"`` it takes ``(model, x, target, **options)``.
+        paper: short citation and link.
+        summary: one line for lists.
+        draws: ``"heat"`` a map [N, h, w] of 0 or more; ``"signed"`` a map [N, h, w] of both signs; ``"gradient"`` a
+            picture [N, C, H, W] of both signs; ``"mask"`` an object [N, H, W], 1 inside and 0
+            outside; ``"picture"`` anything else that a person looks at.
+        family: ``"explain"``: what in an image makes a target; ``"read"``: what a network holds and responds to;
+            ``"make"``: pictures that it imagines.
+        command: its command, where that is not called like the method.
+        defaults: options that the command line and jobs pass unless told otherwise.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    paper: str
+    summary: str
+    draws: Literal["heat", "signed", "gradient", "mask", "picture"]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    family: Literal["explain", "read", "make"] = "explain"
+    command: str = ""
+
+    @property
+    def verb(self) -> str:
+        """The command that runs it: ``"explain"`` for its family, else :attr:`command` or the name itself."""
+        return self.command or ("explain" if self.family == "explain" else self.name)
+
+
+_SIMONYAN = "Simonyan, Vedaldi, Zisserman 2014, https://arxiv.org/abs/1312.6034"
+_ZEILER = "Zeiler, Fergus 2014, https://arxiv.org/abs/1311.2901"
+_EFROS = "Efros, Leung 1999, https://doi.org/10.1109/ICCV.1999.790383"
+_SELVARAJU = "Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391"
+_NGUYEN = "Nguyen, Yosinski, Clune 2015, https://arxiv.org/abs/1412.1897"
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("saliency", saliency, _SIMONYAN, "largest absolute gradient over the channels of each pixel", "heat"),
+        Method("input_gradient", input_gradient, _SIMONYAN, "signed gradient for every input value", "gradient"),
+        Method(
+            "gradient_times_input",
+            gradient_times_input,
+            "Shrikumar et al. 2016, https://arxiv.org/abs/1605.01713",
+            "gradient times the input value",
+            "gradient",
+        ),
+        Method(
+            "smooth_grad",
+            smooth_grad,
+            "Smilkov et al. 2017, https://arxiv.org/abs/1706.03825",
+            "mean gradient over noisy copies of the image",
+            "gradient",
+        ),
+        Method(
+            "deconvnet",
+            deconvnet,
+            _ZEILER,
+            "gradient whose rectifiers pass on what is positive, active or not",
+            "gradient",
+        ),
+        Method(
+            "guided_backprop",
+            guided_backprop,
+            "Springenberg et al. 2015, https://arxiv.org/abs/1412.6806",
+            "gradient whose rectifiers pass on what is positive, where they are active",
+            "gradient",
+        ),
+        Method(
+            "cam",
+            cam,
+            "Zhou et al. 2016, https://arxiv.org/abs/1512.04150",
+            "last maps weighted by the class's weights, for networks that end in average pooling and a linear layer",
+            "signed",
+        ),
+        Method("grad_cam", grad_cam, _SELVARAJU, "a layer's maps weighted by their mean gradient", "heat"),
+        Method(
+            "guided_grad_cam",
+            guided_grad_cam,
+            _SELVARAJU,
+            "guided backprop times resized Grad-CAM",
+            "gradient",
+        ),
+        Method("segment", segment, _SIMONYAN, "the object cut out by GrabCut, told by saliency where it is", "mask"),
+        Method("occlusion", occlusion, _ZEILER, "fall of the score when a window of the image is covered", "signed"),
+        Method(
+            "filters",
+            filters,
+            "Krizhevsky, Sutskever, Hinton 2012, https://papers.nips.cc/paper/4824",
+            "the weights of a convolution: colour pictures in a first layer, grey ones in deeper layers",
+            "picture",
+            family="read",
+        ),
+        Method(
+            "activations",
+            activations,
+            "Yosinski et al. 2015, https://arxiv.org/abs/1506.06579",
+            "the maps of any layers for an image, from one forward pass",
+            "picture",
+            family="read",
+        ),
+        Method(
+            "embedding",
+            embedding,
+            "van der Maaten, Hinton 2008, https://jmlr.org/papers/v9/vandermaaten08a.html",
+            "many images where the network puts them: a vector each, brought to a plane by t-SNE or PCA",
+            "picture",
+            family="read",
+            command="embed",
+        ),
+        Method(
+            "neighbours",
+            neighbours,
+            "Krizhevsky, Sutskever, Hinton 2012, https://papers.nips.cc/paper/4824",
+            "the images nearest to each by features, beside those nearest by pixels",
+            "picture",
+            family="read",
+        ),
+        Method(
+            "patches",
+            patches,
+            "Girshick et al. 2014, https://arxiv.org/abs/1311.2524",
+            "parts of many images that excite each channel most, with guided backprop beside them",
+            "picture",
+            family="read",
+        ),
+        Method(
+            "maximize",
+            maximize,
+            _SIMONYAN,
+            "image that a class, a unit, a channel or a layer likes most, by gradient ascent",
+            "picture",
+            family="make",
+        ),
+        Method(
+            "maximize_code",
+            maximize_code,
+            "Nguyen et al. 2016, https://arxiv.org/abs/1605.09304",
+            "the same by way of a layer's code, decoded into an image",
+            "picture",
+            family="make",
+            command="maximize",
+        ),
+        Method(
+            "invert",
+            invert,
+            "Mahendran, Vedaldi 2015, https://arxiv.org/abs/1412.0035",
+            "image with the features that a layer has of a photograph: what the layer keeps of it",
+            "picture",
+            family="make",
+        ),
+        Method(
+            "deep_dream",
+            deep_dream,
+            "Mordvintsev, Olah, Tyka 2015, "
+            "https://research.google/blog/inceptionism-going-deeper-into-neural-networks/",
+            "photograph changed until the network sees more of what it sees in it, or of another image",
+            "picture",
+            family="make",
+            command="dream",
+        ),
+        Method(
+            "fool",
+            fool,
+            "Szegedy et al. 2013, https://arxiv.org/abs/1312.6199",
+            "the least change of an image that makes the network see another class, by L-BFGS, sign or gradient steps",
+            "picture",
+            family="make",
+        ),
+        Method(
+            "synthesize_texture",
+            synthesize_texture,
+            _EFROS,
+            "a texture grown pixel by pixel from a sample",
+            "picture",
+            family="make",
+            command="texture",
+        ),
+        Method(
+            "fool_from_noise",
+            fool_from_noise,
+            _NGUYEN,
+            "noise that the network is sure of, by gradient",
+            "picture",
+            family="make",
+            command="fool",
+        ),
+        Method(
+            "evolve",
+            evolve,
+            _NGUYEN,
+            "patterns that the network is sure of, evolved without gradients",
+            "picture",
+            family="make",
+            command="fool",
+        ),
+        Method(
+            "fill_hole",
+            fill_hole,
+            _EFROS,
+            "a hole in a picture filled from the rest of it",
+            "picture",
+            family="make",
+            command="texture",
+        ),
+        Method(
+            "neural_texture",
+            neural_texture,
+            "Gatys, Ecker, Bethge 2015, https://arxiv.org/abs/1505.07376",
+            "a texture with the Gram matrices of a sample's features, from noise",
+            "picture",
+            family="make",
+            command="texture",
+        ),
+        Method(
+            "style_transfer",
+            style_transfer,
+            "Gatys, Ecker, Bethge 2015, https://arxiv.org/abs/1508.06576",
+            "a picture with the content of one and the style of others",
+            "picture",
+            family="make",
+            command="style",
+        ),
+    )
+}
+"""Name → method, in the order in which they are shown."""
+
+EXPLAINERS = {name: method for name, method in METHODS.items() if method.family == "explain"}
+"""Those that explain a target in an image: what ``fastviz explain`` offers."""
