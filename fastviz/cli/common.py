@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Device",
     "ModelName",
+    "NetworkArgument",
     "Stopped",
     "Weights",
     "app",
@@ -46,10 +47,12 @@ class Stopped(Exception):  # noqa: N818 - it is no error
     """Ctrl-C, and what is left of the work in words."""
 
 
-ModelName = Annotated[str, typer.Option("--model", help="The network: see `fastviz models`.")]
+_NETWORK = "The network: a name of `fastviz models`, timm/NAME, package.module:function, or a .pt2 file."
+ModelName = Annotated[str, typer.Option("--model", help=_NETWORK)]
+NetworkArgument = Annotated[str, typer.Argument(help=_NETWORK)]
 Weights = Annotated[
     str | None,
-    typer.Option("--weights", help="A file of weights or a checkpoint, or DEFAULT for torchvision's own."),
+    typer.Option("--weights", help="A file of weights or a checkpoint, or DEFAULT for torchvision's or timm's own."),
 ]
 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:INDEX.")]
@@ -177,9 +180,11 @@ def _options(
 
 def check_weights(model: str, weights: str | None) -> None:
     """Refuse a network with random weights: what it shows would mean nothing."""
-    if model != "demo" and weights is None:
+    from fastviz.models.loading import has_own_weights
+
+    if weights is None and not has_own_weights(model):
         raise ValueError(
-            f"--weights is needed for {model}: a .safetensors or .pth file, or DEFAULT for torchvision's own "
+            f"--weights is needed for {model}: a .safetensors or .pth file, or DEFAULT for its published ones "
             "(downloaded once)"
         )
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fastviz.cli.common import app, new_console, new_table
+from fastviz.cli.common import NetworkArgument, app, new_console, new_table
 
 __all__ = ["info", "layers", "methods", "models"]
 
@@ -24,17 +24,21 @@ def methods() -> None:
 
 
 @app.command()
-def models() -> None:
+def models(
+    pattern: Annotated[
+        str | None, typer.Argument(help='Only names such as "*resnet*"; those of timm too: "timm/*".')
+    ] = None,
+) -> None:
     """List the networks that can be loaded by name."""
     from fastviz.models.loading import model_names
 
-    for name in model_names():
+    for name in model_names(pattern):
         print(name)
 
 
 @app.command()
 def layers(
-    model: Annotated[str, typer.Argument(help="The network: see `fastviz models`.")],
+    model: NetworkArgument,
     weights: Annotated[str | None, typer.Option(help="Only needed where they change the shapes.")] = None,
     size: Annotated[int | None, typer.Option(help="Height and width of the input, in pixels.")] = None,
 ) -> None:

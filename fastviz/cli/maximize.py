@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastviz.cli.common import Device, Stopped, Weights, app, load_network, new_console, new_table, numbers
+from fastviz.cli.common import (
+    Device,
+    NetworkArgument,
+    Stopped,
+    Weights,
+    app,
+    load_network,
+    new_console,
+    new_table,
+    numbers,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,7 +43,7 @@ _CHANNELS = 10
 
 @app.command()
 def maximize(
-    model: Annotated[str, typer.Argument(help="The network: see `fastviz models`.")],
+    model: NetworkArgument,
     out: Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp.")],
     weights: Weights = None,
     classes: Annotated[

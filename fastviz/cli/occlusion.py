@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastviz.cli.common import Device, ModelName, Weights, app, load_network
+from fastviz.cli.common import Device, ModelName, NetworkArgument, Weights, app, load_network
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,7 +28,7 @@ Stride = Annotated[int | None, typer.Option(help="Step between windows, in pixel
 
 @app.command()
 def plan(
-    model: Annotated[str, typer.Argument(help="The network: see `fastviz models`.")],
+    model: NetworkArgument,
     size: Annotated[int | None, typer.Option(help="Height and width of the input, in pixels.")] = None,
     window: Window = None,
     stride: Stride = None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fastviz.cli.common import Device, ModelName, Weights, app, load_network
+from fastviz.cli.common import Device, ModelName, NetworkArgument, Weights, app, load_network
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,7 +21,7 @@ Scale = Annotated[Literal["each", "together"], typer.Option(help="Scale each pic
 
 @app.command()
 def filters(
-    model: Annotated[str, typer.Argument(help="The network: see `fastviz models`.")],
+    model: NetworkArgument,
     out: Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp.")],
     weights: Weights = None,
     layer: Annotated[

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from torch import nn
 
 from fastviz._util import checks
 from fastviz._util.by_model import ByModel
+from fastviz.models import timm_settings
 from fastviz.models.demo_network import CLASS_NAMES, INPUT_SIZE, DemoNetwork
+from fastviz.models.preparation import IMAGENET, Preprocessing, for_channels
 
 __all__ = [
     "DEMO",
@@ -25,58 +25,8 @@ __all__ = [
     "preprocessing",
     "preprocessing_of",
     "remember",
+    "rename",
 ]
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a picture becomes a network's input: resize, crop the centre, subtract ``mean``, divide by ``std``.
-
-    Attributes:
-        size: height and width of the input in pixels; None keeps what the resizing gives.
-        resize: length in pixels of the picture's shorter side before the crop, its shape kept; None resizes the whole
-            picture to ``size`` without a crop, changing its shape.
-        mean: one number a channel, in units of a picture with values 0 to 1. One number alone makes the input grey.
-        std: as ``mean``.
-        interpolation: ``"bilinear"`` or ``"bicubic"``, both with antialiasing.
-
-    Raises:
-        ValueError: a size below 1, a crop larger than what ``resize`` leaves, ``mean`` and ``std`` of different
-            lengths, a ``std`` of 0 or less.
-
-    >>> Preprocessing(size=(224, 224), resize=256, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)).size
-    (224, 224)
-    """
-
-    size: tuple[int, int] | None
-    resize: int | None
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-
-    def __post_init__(self) -> None:
-        if self.size is not None:
-            if not isinstance(self.size, (tuple, list)) or len(self.size) != 2:
-                raise ValueError(f"size should be (height, width) or None, got {self.size!r}")
-            height, width = (checks.whole_number(length, "size", minimum=1) for length in self.size)
-            object.__setattr__(self, "size", (height, width))
-        if self.resize is not None:
-            checks.whole_number(self.resize, "resize", minimum=1)
-            if self.size is not None and self.resize < max(self.size):
-                raise ValueError(
-                    f"resize should be at least the larger side of size, {max(self.size)}, got {self.resize}"
-                )
-        for argument in ("mean", "std"):
-            object.__setattr__(self, argument, tuple(float(number) for number in getattr(self, argument)))
-            if not all(math.isfinite(number) for number in getattr(self, argument)):
-                raise ValueError(f"{argument} should be finite, got {getattr(self, argument)}")
-        if not self.mean or len(self.mean) != len(self.std):
-            raise ValueError(
-                f"mean and std should have one number a channel each, got {len(self.mean)} and {len(self.std)}"
-            )
-        if min(self.std) <= 0:
-            raise ValueError(f"std should be above 0, got {self.std}")
-        checks.one_of(self.interpolation, "interpolation", ("bilinear", "bicubic"))
 
 
 @dataclass(frozen=True)
@@ -102,14 +52,9 @@ class Description:
     class_names: tuple[str, ...] | None
 
 
-_IMAGENET = Preprocessing((224, 224), 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-# The means over ImageNet's three colours, for images with another number of channels.
-_GREY_MEAN, _GREY_STD = 0.449, 0.226
-
 DEMO = Description(
     ModelInfo("demo", None),
-    Preprocessing((INPUT_SIZE, INPUT_SIZE), INPUT_SIZE, _IMAGENET.mean, _IMAGENET.std),
+    Preprocessing((INPUT_SIZE, INPUT_SIZE), INPUT_SIZE, IMAGENET.mean, IMAGENET.std),
     CLASS_NAMES,
 )
 
@@ -197,7 +142,7 @@ def preprocessing_of(model: nn.Module, channels: int, argument: str = "x") -> Pr
             f"{argument} should have the {len(known.mean)} channels of the model's preprocessing, got {channels} "
             "(fastviz.models.describe(model, preprocessing=...) tells another one)"
         )
-    return _usual(channels)
+    return for_channels(IMAGENET, channels)
 
 
 def guess_channels(model: nn.Module) -> int | None:
@@ -277,10 +222,16 @@ def remember(model: nn.Module, description: Description) -> None:
     _descriptions[_unwrapped(model)] = description
 
 
+def rename(model: nn.Module, info: ModelInfo) -> None:
+    """Keep ``info`` beside ``model``, and what else is known of it."""
+    remember(model, replace(_describe(model), info=info))
+
+
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside what ``torch.compile`` returned; any other module itself."""
-    inner = getattr(model, "_orig_mod", model)
-    return inner if isinstance(inner, nn.Module) else model
+    """The module inside what ``torch.compile`` or data parallelism wrapped; any other module itself."""
+    parallel = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+    inner = getattr(model, "module" if parallel else "_orig_mod", None)
+    return _unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 
 def _describe(model: nn.Module) -> Description:
@@ -290,16 +241,13 @@ def _describe(model: nn.Module) -> Description:
         return known
     if isinstance(module, DemoNetwork):
         return DEMO
-    return Description(ModelInfo(type(module).__name__, None), _usual(guess_channels(module) or 3), None)
+    info, channels = ModelInfo(type(module).__name__, None), guess_channels(module) or 3
+    own = timm_settings.preprocessing(module, channels)
+    if own is not None:
+        return Description(info, own, timm_settings.class_names(module))
+    return Description(info, for_channels(IMAGENET, channels), None)
 
 
 def _is_described(model: nn.Module) -> bool:
     module = _unwrapped(model)
-    return module in _descriptions or isinstance(module, DemoNetwork)
-
-
-def _usual(channels: int) -> Preprocessing:
-    """The preprocessing of a model without a description."""
-    if channels == len(_IMAGENET.mean):
-        return _IMAGENET
-    return replace(_IMAGENET, mean=(_GREY_MEAN,) * channels, std=(_GREY_STD,) * channels)
+    return module in _descriptions or isinstance(module, DemoNetwork) or timm_settings.of(module) is not None

@@ -1,39 +1,52 @@
-"""A network by name: the demo network inside the package, or one of torchvision's."""
+"""A network by name: the demo network inside the package, torchvision's, timm's, anyone's own, or one in a file."""
 
 from __future__ import annotations
 
+import fnmatch
 import os
 from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
-from fastviz.models import torchvision_networks, weight_files
+from fastviz.models import callables, programs, timm_networks, torchvision_networks, weight_files
 from fastviz.models.demo_network import DemoNetwork
 from fastviz.models.descriptions import DEMO, ModelInfo, remember
 
-__all__ = ["load_model", "model_names"]
+__all__ = ["has_own_weights", "load_model", "model_names"]
 
 _DEMO_WEIGHTS = Path(__file__).parent / "data" / "demo.safetensors"
 
 
 def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> nn.Module:
-    """The network called ``name``, in evaluation mode, in float32 on the CPU.
+    """The network called ``name``, in evaluation mode, on the CPU.
 
     Args:
-        name: ``"demo"``, the small trained network inside the package (20 classes, 64x64 pixels, no network access and
-            no torchvision needed), or one of torchvision's classification networks, see :func:`model_names`.
-        weights: the name of torchvision weights (``"DEFAULT"``, ``"IMAGENET1K_V1"``), which torchvision downloads once;
-            or the path of a file of weights (.safetensors, .pth, .pt, .ckpt, .bin, .tar: the content decides, not the
-            name); or None: random weights, drawn from torch's generator (for ``"demo"``: its own trained weights).
+        name: one of
 
-    A file may hold float16, bfloat16 or float64; the parameters are float32. It may be the checkpoint of a training
-    script, with the state dict under one of the usual keys and what wrappers leave before every name, see
-    :func:`fastviz.models.weight_files.unpack`, and hold another number of classes than 1000 (then give their names with
-    :func:`describe`). Where it holds two sets of weights, plain and averaged, a warning says which is taken: the plain
-    one. Files are read with ``torch.load(weights_only=True)`` and a few harmless classes beside tensors (NumPy's
-    numbers, ``argparse.Namespace``), so no code in them runs. A file named as torchvision's download is known as those
-    weights. NaN and infinite values are warned of.
+            - ``"demo"``, the small trained network inside the package (20 classes, 64x64 pixels, no network access and
+              no torchvision needed);
+            - one of torchvision's classification networks, see :func:`model_names`;
+            - ``"timm/NAME"``, a network of timm (``pip install 'fastviz[timm]'``), also with the tag of its weights:
+              ``"timm/resnet18.a1_in1k"``;
+            - ``"package.module:function"``, a function or a class that gives a module when it is called without
+              arguments; modules of the current folder are found, too;
+            - the path of a file that holds a whole network: ``.pt2`` of ``torch.export.save``, or TorchScript of
+              ``torch.jit.save``. Exported networks keep the names of their layers; of scripts they cannot be seen.
+        weights: the name of torchvision weights (``"DEFAULT"``, ``"IMAGENET1K_V1"``), which torchvision downloads once,
+            or ``"DEFAULT"`` for those of timm, which timm downloads once; or the path of a file of weights
+            (.safetensors, .pth, .pt, .ckpt, .bin, .tar: the content decides, not the name); or None: random weights,
+            drawn from torch's generator (for ``"demo"``: its own trained weights; for a function: those that it gives).
+
+    A file may hold float16, bfloat16 or float64; the parameters keep the dtype that the network is made in, float32. It
+    may be the checkpoint of a training script, with the state dict under one of the usual keys and what wrappers leave
+    before every name, see :func:`fastviz.models.weight_files.unpack`, and for networks of torchvision and timm hold
+    another number of classes than 1000 (then give their names with :func:`describe`); for those of timm another number
+    of channels of the images, too. Where it holds two sets of weights, plain and averaged, a warning says which is
+    taken: the plain one. Files are read with ``torch.load(weights_only=True)`` and a few harmless classes beside
+    tensors (NumPy's numbers, ``argparse.Namespace``), so no code in them runs. A file named as torchvision's download
+    is known as those weights. NaN and infinite values are warned of. Where an architecture's authors published their
+    weights in another layout than timm's, timm's own conversion is taken, and a warning says so.
 
     The side heads of GoogLeNet and Inception v3, which only training uses, are left out. Both networks rescale their
     input themselves when they get weights (``transform_input=True``, as all weights that descend from torchvision's
@@ -45,11 +58,12 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> nn.M
         A torch module that maps images [N, 3, H, W] to scores [N, K].
 
     Raises:
-        TypeError: ``name`` or ``weights`` of another type.
+        TypeError: ``name`` or ``weights`` of another type, or a function that gives no module.
         ValueError: an unknown name (with the nearest ones), a file that is missing, broken or wants to run code, or
             weights of another architecture (with all names that differ, and the network they fit, where that is one
-            of torchvision's with 1000 classes).
-        ModuleNotFoundError: torchvision is needed and not installed.
+            of torchvision's with 1000 classes); weights for a file that holds its own.
+        ModuleNotFoundError: torchvision or timm is needed and not installed.
+        ImportError: there is no such function; says what was looked for, and where.
         OSError: weights could not be downloaded.
 
     >>> from fastviz.models import class_names
@@ -65,21 +79,42 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> nn.M
         )
     if name == "demo":
         return _load_demo(weights)
+    if name.startswith(timm_networks.PREFIX):
+        return timm_networks.load(name, weights)
+    if callables.is_callable_name(name):
+        return callables.load(name, weights)
+    if programs.is_file_name(name):
+        return programs.load(name, weights)
     return torchvision_networks.load(name, weights)
 
 
-def model_names() -> list[str]:
-    """The names :func:`load_model` knows: ``"demo"``, then torchvision's classification networks in alphabetical order.
+def model_names(pattern: str | None = None) -> list[str]:
+    """Names that :func:`load_model` knows: ``"demo"``, then torchvision's classification networks, in their order.
 
-    Without torchvision only ``"demo"``.
+    Args:
+        pattern: only names of this form, in which ``*`` stands for anything; those of timm, more than a thousand, are
+            among them then: ``"timm/*"``, ``"*resnet18*"``.
 
     Returns:
-        Names for :func:`load_model`.
+        Names for :func:`load_model`. Without torchvision and timm only ``"demo"``.
 
-    >>> model_names()[0]
-    'demo'
+    Raises:
+        TypeError: ``pattern`` is not a string.
+
+    >>> model_names()[0], model_names("d*mo")
+    ('demo', ['demo'])
     """
-    return ["demo", *torchvision_networks.names()]
+    names = ["demo", *torchvision_networks.names()]
+    if pattern is None:
+        return names
+    if not isinstance(pattern, str):
+        raise TypeError(f"pattern should be a string, got {type(pattern).__name__}")
+    return fnmatch.filter([*names, *timm_networks.names()], pattern)
+
+
+def has_own_weights(name: str) -> bool:
+    """Whether the network ``name`` comes with weights: the demo, what a function makes, and what is in a file."""
+    return name == "demo" or callables.is_callable_name(name) or programs.is_file_name(name)
 
 
 def _load_demo(weights: str | os.PathLike[str] | None) -> nn.Module:

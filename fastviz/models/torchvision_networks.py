@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastviz._util import checks
-from fastviz.models import weight_files
+from fastviz.models import timm_networks, weight_files
 from fastviz.models.descriptions import Description, ModelInfo, Preprocessing, remember
 
 __all__ = ["load", "names"]
@@ -37,6 +37,9 @@ def load(name: str, weights: str | os.PathLike[str] | None) -> nn.Module:
         raise ModuleNotFoundError(
             f"model {name!r} needs torchvision: pip install torchvision (without it there is only 'demo')"
         )
+    timm = timm_networks.PREFIX + name
+    if name not in names() and timm in timm_networks.names():
+        raise ValueError(f"model {name!r} is not one of torchvision's: timm has it, as {timm!r}")
     checks.nearest(name, "model", ["demo", *names()])
     published = vision.get_model_weights(name)
     if weights is None:

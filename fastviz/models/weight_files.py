@@ -28,6 +28,7 @@ __all__ = [
     "first_names",
     "new_row_count",
     "parameter_count",
+    "program_kind",
     "read",
     "unpack",
 ]
@@ -116,24 +117,39 @@ def _kind_of_file(path: Path) -> str:
         return "it is a web page, not weights: download the file itself"
     if not start.startswith(b"PK"):
         return ""
-    try:
-        with zipfile.ZipFile(path) as file:
-            inside = {name.partition("/")[2] or name for name in file.namelist()}
-    except (OSError, zipfile.BadZipFile):
-        return ""  # torch says what is wrong with it
-    if "constants.pkl" in inside:
+    kind = program_kind(path)
+    if kind == "TorchScript":
         return (
-            "it is a TorchScript program (torch.jit.save), not weights: "
+            "it is a TorchScript program (torch.jit.save), not weights: give it as the model, or "
             "torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth') takes them out of it"
         )
-    if any(name.startswith(("serialized_exported_program", "models/", "data/weights/")) for name in inside):
+    if kind:
         return (
-            "it is an exported program (torch.export.save), not weights: "
+            "it is an exported program (torch.export.save), not weights: give it as the model, or "
             "torch.save(torch.export.load(FILE).state_dict, 'weights.pth') takes them out of it"
         )
-    if "data.pkl" not in inside:
+    inside = _names_in(path)
+    if inside and "data.pkl" not in inside:
         return "it is a ZIP archive without weights of torch: unpack it, and give the file inside"
     return ""
+
+
+def program_kind(path: Path) -> str:
+    """``"exported"`` or ``"TorchScript"`` for a file that holds a whole network as a program; else empty."""
+    inside = _names_in(path)
+    if "constants.pkl" in inside:
+        return "TorchScript"
+    starts = ("serialized_exported_program", "models/", "data/weights/")
+    return "exported" if any(name.startswith(starts) for name in inside) else ""
+
+
+def _names_in(path: Path) -> set[str]:
+    """The names in a ZIP archive, without their first folder; none in what is no such archive, or a broken one."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return {name.partition("/")[2] or name for name in file.namelist()}
+    except (OSError, zipfile.BadZipFile):
+        return set()  # torch says what is wrong with it
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
