@@ -20,6 +20,7 @@ __all__ = [
     "image_batch",
     "instance",
     "instances",
+    "layer_names",
     "module",
     "names",
     "nearest",
@@ -114,6 +115,31 @@ def names(value: object, argument: str) -> list[str]:
     if not isinstance(value, Sequence) or not all(isinstance(name, str) for name in value):
         raise TypeError(f"{argument} should be a name or a list of them, got {value!r}")
     return list(value)
+
+
+def layer_names(layer: object, layers: object) -> list[str] | None:
+    """The names in ``layer`` (one) or ``layers`` (several, each counted once); None where neither is given.
+
+    Raises:
+        TypeError: several in ``layer``, or one that is no list in ``layers``.
+        ValueError: both are given, or no name.
+    """
+    if layer is not None and layers is not None:
+        raise ValueError(f"layer or layers should be given, not both, got {layer!r} and {layers!r}")
+    if layer is not None:
+        if not isinstance(layer, str):
+            raise TypeError(f"layer should be one name, got {layer!r}; give several as layers=[...]")
+        return [layer]
+    if layers is None:
+        return None
+    if isinstance(layers, str):
+        raise TypeError(f"layers should be a list of names, got {layers!r}; give one as layer={layers!r}")
+    if not isinstance(layers, Sequence) or not all(isinstance(name, str) for name in layers):
+        raise TypeError(f"layers should be a list of names, got {layers!r}")
+    found = list(dict.fromkeys(layers))
+    if not found:
+        raise ValueError("layers should hold at least one name, got none")
+    return found
 
 
 def device(value: torch.device | str, argument: str = "device") -> torch.device:

@@ -76,7 +76,7 @@ def patches(
         stream = streams.batches(photos, model=network, batch_size=batch_size, limit=limit, progress=True)
         names = None if layers is None else [name.strip() for name in layers.split(",") if name.strip()]
         try:
-            found = methods.patches(network, stream, names, k=k, one_per_image=one_per_image, position=spot)
+            found = methods.patches(network, stream, layers=names, k=k, one_per_image=one_per_image, position=spot)
         except KeyboardInterrupt:
             raise Stopped("nothing was written: patches are known when all photographs have been seen") from None
         shown = {name: _shown(name, len(each.values), channels, wanted) for name, each in found.items()}
@@ -187,7 +187,7 @@ def demo_section(network: nn.Module, photos: Sequence[Path]) -> Section:
     from fastviz.jobs import report
 
     # With three photographs, one place in each would leave nothing to compare.
-    found = methods.patches(network, photos, _DEMO_LAYER, one_per_image=False)[_DEMO_LAYER]
+    found = methods.patches(network, photos, _DEMO_LAYER, one_per_image=False)
     shown = methods.patch_pictures(network, found, photos, _DEMO_CHANNELS)
     return report.Section(
         "Patches that excite a unit",

@@ -72,7 +72,7 @@ def activations(
     seen = models.preprocessing(network)
     x = images.preprocess(picture, seen)[None].to(place)
     names = None if layers is None else [name.strip() for name in layers.split(",") if name.strip()]
-    found = methods.activations(network, x, names, device="cpu")
+    found = methods.activations(network, x, layers=names, device="cpu")
     for name, maps in found.items():
         if maps.dim() != 4:
             raise ValueError(f"layer {name!r} should have maps [C, h, w] to be drawn, got {list(maps.shape[1:])}")
@@ -93,7 +93,7 @@ def demo_sections(network: nn.Module, photos: Path) -> list[Section]:
     seen = models.preprocessing(network)
     photo = min(images.find_images(photos), key=lambda path: path.name)
     x = images.read_prepared(photo, seen)[None]
-    found = methods.activations(network, x, ["relu1", "relu4_2"])
+    found = methods.activations(network, x, layers=["relu1", "relu4_2"])
     shown = images.restore(x[0], seen)
     grids = [
         (f"{name}: {words}", methods.activation_grid(found[name][0, :64], image=shown, columns=16))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastviz.execution.fast_conv.memory_format import in_fast_order
 from fastviz.execution.hooks import Hook, floating_output, hookable, hooked
 from fastviz.execution.inputs import output_of
+from fastviz.execution.precision import Precision, reduced_precision
 
 __all__ = ["Pool", "called", "hooked_until", "layer_outputs", "noting", "outputs", "penultimate", "run", "vectors"]
 
@@ -85,7 +86,13 @@ def hooked_until(
                 raise
 
 
-def run(model: nn.Module, images: Tensor, hooks: Mapping[str, Hook], calls: Counter[str]) -> None:
+def run(
+    model: nn.Module,
+    images: Tensor,
+    hooks: Mapping[str, Hook],
+    calls: Counter[str],
+    precision: Precision = "model",
+) -> None:
     """Run ``model`` on ``images`` as far as its layers in ``hooks`` need, and call their hooks.
 
     The first pass, with ``calls`` empty, runs to the end and fills it with how often each layer is called; later ones
@@ -98,11 +105,11 @@ def run(model: nn.Module, images: Tensor, hooks: Mapping[str, Hook], calls: Coun
     """
 
     def through(batch: Tensor) -> Counter[str]:
-        with hooked_until(model, hooks, calls) as counts:
+        with hooked_until(model, hooks, calls) as counts, reduced_precision(batch, precision):
             model(batch)
         return counts
 
-    counts = in_fast_order(model, "model", through)(images)
+    counts = in_fast_order(model, precision, through)(images)
     for name in hooks:
         if not counts[name]:
             raise _not_called(name)
@@ -206,14 +213,16 @@ def noting(
         yield found
 
 
-def outputs(model: nn.Module, images: Tensor, layers: Iterable[str], calls: Counter[str]) -> list[object]:
+def outputs(
+    model: nn.Module, images: Tensor, layers: Iterable[str], calls: Counter[str], precision: Precision = "model"
+) -> list[object]:
     """What ``layers`` give, each as its last call left it; ``calls`` as in :func:`run`."""
     found: dict[str, object] = {}
 
     def keep(name: str, module: nn.Module, inputs: Any, output: object) -> None:
         found[name] = output
 
-    run(model, images, {name: partial(keep, name) for name in layers}, calls)
+    run(model, images, {name: partial(keep, name) for name in layers}, calls, precision)
     return list(found.values())
 
 

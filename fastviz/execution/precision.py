@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-__all__ = ["Precision", "reduced_precision", "widened"]
+from fastviz._util import checks
+
+__all__ = ["Precision", "checked_precision", "reduced_precision", "widened"]
 
 Precision: TypeAlias = Literal["model", "bfloat16"]
 """``"model"``: in the dtype of the model and its input, exact; ``"bfloat16"``: under autocast, approximate."""
+
+
+def checked_precision(precision: object) -> str:
+    """``precision``, if it is one of the words."""
+    return checks.one_of(precision, "precision", get_args(Precision))
 
 
 def reduced_precision(x: Tensor, precision: Precision) -> AbstractContextManager[object]:

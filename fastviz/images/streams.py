@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from fastviz import images
 from fastviz._util import checks
+from fastviz._util.batch_size import images_at_once
 from fastviz._util.progress import bar
 from fastviz.images.paths import Paths
 from fastviz.models.descriptions import Preprocessing
@@ -61,7 +62,7 @@ def batches(
     source: Source,
     *,
     model: nn.Module | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     size: int | tuple[int, int] | None = None,
     limit: int | None = None,
     device: torch.device | str | None = None,
@@ -82,8 +83,8 @@ def batches(
             floating-point, tensors and arrays [C, H, W], is taken as it is, as the network's input.
         model: prepares the pictures as :func:`fastviz.models.preprocessing` says; the images come in the dtype of its
             parameters and on their device. None: resized to 256 and cropped to 224x224, values 0 to 1.
-        batch_size: images in a batch; the last may have fewer, and so has one before an image of another size (only
-            floating-point items, and models without a fixed size, can have several).
+        batch_size: images in a batch, None is 32; the last may have fewer, and so has one before an image of another
+            size (only floating-point items, and models without a fixed size, can have several).
         size: as in :func:`fastviz.load_images`; not for floating-point images.
         limit: only the first so many images of the source, readable or not; None for all.
         device: where the images go; None is the model's, without a model the CPU.
@@ -122,7 +123,7 @@ class Stream:
         self,
         source: Source,
         model: nn.Module | None,
-        batch_size: int,
+        batch_size: int | None,
         size: int | tuple[int, int] | None,
         limit: int | None,
         device: torch.device | str | None,
@@ -136,7 +137,7 @@ class Stream:
         self.dtype = None if parameter is None else parameter.dtype
         place = device or ("cpu" if parameter is None else parameter.device)
         self.device = checks.device(place, "model" if device is None else "device")
-        self._batch_size = checks.whole_number(batch_size, "batch_size", minimum=1)
+        self._batch_size = images_at_once(batch_size)
         self._limit = None if limit is None else checks.whole_number(limit, "limit", minimum=1)
         self._progress = progress
         self._items: Any = None

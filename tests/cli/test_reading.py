@@ -99,7 +99,7 @@ def test_activations(photos, tmp_path):
     model = fv.load_model("demo")
     x, _ = fv.load_images(photos / "0.png", model=model)
     shown = fv.images.restore(x[0], models.preprocessing(model))
-    for name, maps in fv.activations(model, x, ["relu1", "conv5_1"]).items():
+    for name, maps in fv.activations(model, x, layers=["relu1", "conv5_1"]).items():
         expected = fv.activation_grid(maps[0], image=shown)
         found = picture(tmp_path / "new" / "maps" / f"{name}.png")
         torch.testing.assert_close(found, expected, rtol=0, atol=0.51 / 255)

@@ -207,7 +207,7 @@ METHODS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "occlusion": lambda m, x: fv.occlusion(m, x, 1, window=4).scores,
     "occlusion in batches": lambda m, x: fv.occlusion(m, x, 1, window=4, batch_size=5).attribution,
     "occlusion of a unit": lambda m, x: fv.occlusion(m, x, fv.channel("conv", 1), window=4).scores,
-    "activations": lambda m, x: fv.activations(m, x, "conv")["conv"],
+    "activations": lambda m, x: fv.activations(m, x, "conv"),
     "embedding": lambda m, x: fv.embedding(m, x).vectors,
 }
 
@@ -230,7 +230,7 @@ def test_patches_of_a_model_that_mixes_are_those_of_each_image() -> None:
         Mixing().double().eval(),
         torch.rand(3, 3, 12, 12, dtype=torch.float64) * torch.tensor([1.0, 2.0, 5.0]).view(3, 1, 1, 1),
     )
-    together, alone = (fv.patches(model, x, "conv", k=3, batch_size=size)["conv"] for size in (3, 1))
+    together, alone = (fv.patches(model, x, "conv", k=3, batch_size=size) for size in (3, 1))
     torch.testing.assert_close(together.values, alone.values)
 
 

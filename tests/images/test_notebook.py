@@ -115,7 +115,7 @@ def test_results_of_every_kind_show_themselves():
     near = fv.neighbours(many, 2)
     assert images_in(near._repr_html_()) == []
     assert "features=int64 [4, 2]" in repr(near)
-    (places,) = fv.patches(model, x, ["relu1"], k=2).values()
+    places = fv.patches(model, x, "relu1", k=2)
     assert "values=float32 [32, 2]" in repr(places)
     pictures = fv.patch_pictures(model, places, x, [0, 3], guided=False)
     assert len(images_in(pictures._repr_html_())) == 4

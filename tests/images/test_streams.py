@@ -164,7 +164,7 @@ def test_a_data_loader_goes_through_every_method_that_streams(model):
     loader = DataLoader(TensorDataset(x, torch.arange(5)), batch_size=2)
     network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2))
     torch.testing.assert_close(fv.embedding(network, loader).vectors, fv.embedding(network, x).vectors)
-    found, expected = (fv.patches(network, source, "0", k=2)["0"] for source in (loader, x))
+    found, expected = (fv.patches(network, source, "0", k=2) for source in (loader, x))
     torch.testing.assert_close(found.values, expected.values)
     assert torch.equal(found.images, expected.images)
     with pytest.raises(

@@ -226,11 +226,11 @@ OPTIONS: list[tuple[str, Callable[..., object], list[tuple[str, list[object]]]]]
         ("batch_size", [0, 1.5]),
     ]),
     ("grad_cam", lambda m, **k: fv.grad_cam(m, photos(), 1, **{"layer": "2"} | k), [
-        ("layer", ["nope", 3, [], [3]]), ("size", [(0, 4), (1, 2, 3), "a", -3]), ("batch_size", [0, 1.5]),
+        ("layer", ["nope", 3, [], ["2"]]), ("size", [(0, 4), (1, 2, 3), "a", -3]), ("batch_size", [0, 1.5]),
     ]),
     ("guided_grad_cam", lambda m, **k: fv.guided_grad_cam(m, photos(), 1, **k), [("layer", ["nope", 3, ["2"]])]),
     ("activations", lambda m, **k: fv.activations(m, photos(), **k), [
-        ("layers", [3, [3], []]), ("batch_size", [0, "a"]), ("device", ["nope", 3]),
+        ("layer", [3, ["2"]]), ("layers", [3, [3], [], "2"]), ("batch_size", [0, "a"]), ("device", ["nope", 3]),
     ]),
     ("activation_grid", lambda m, **k: fv.activation_grid(torch.rand(4, 5, 5), **k), [
         ("image", [torch.rand(2, 3, 4), 3]), ("scale", ["a", 3]), ("columns", [0, -1, 1.5, "a"]),
@@ -287,7 +287,9 @@ OPTIONS: list[tuple[str, Callable[..., object], list[tuple[str, list[object]]]]]
     ("neighbours", lambda m, **k: fv.neighbours(**k), [("found", [3])]),
     ("neighbour_sheet", lambda m, **k: fv.neighbour_sheet(near=None, **k), [("found", [3])]),
     ("patch_sheet", lambda m, **k: fv.patch_sheet(**k), [("shown", [3])]),
-    ("patches", lambda m, **k: fv.patches(m, photos(), **{"layers": "2"} | k), [("layers", [3, []]), ("k", [0, 1.5])]),
+    ("patches", lambda m, **k: fv.patches(m, photos(), **k), [
+        ("layer", [3, ["2"]]), ("layers", [3, [], "2"]), ("k", [0, 1.5]), ("precision", ["half", 3]),
+    ]),
     ("load_embedding", lambda m, **k: fv.load_embedding(**k), [("file", [3])]),
     ("load_images", lambda m, **k: fv.load_images(**k), [("paths", [3, []])]),
     ("neuron", lambda m, **k: fv.neuron("0", **{"channel": 1} | k), [("position", [3]), ("channel", [-1, "a", None])]),

@@ -19,7 +19,7 @@ from fastviz.engine.incremental import sweep
 ROOT = Path(__file__).parents[2]
 
 CALLS: dict[str, Callable[[nn.Module, Tensor], object]] = {
-    "activations": lambda model, x: fv.activations(model, x, ["0"]),
+    "activations": lambda model, x: fv.activations(model, x, layers=["0"]),
     "cam": lambda model, x: fv.cam(model, x),
     "deep_dream": lambda model, x: fv.deep_dream(model, x, "0"),
     "embedding": lambda model, x: fv.embedding(model, x, layer="0"),
@@ -61,7 +61,7 @@ def test_images_elsewhere_are_refused() -> None:
         (lambda: fv.batches(x), "source"),
         (lambda: fv.batches(x.to(torch.uint8)), "source"),
         (lambda: fv.batches(torch.rand(2, 3, 8, 8), device="meta"), "device"),
-        (lambda: fv.activations(model, torch.rand(1, 3, 8, 8), ["0"], device="meta"), "device"),
+        (lambda: fv.activations(model, torch.rand(1, 3, 8, 8), "0", device="meta"), "device"),
         (lambda: fv.maximize(model, 0, size=16, optimization=fv.Optimization(start=x[:1])), "start"),
         (lambda: fv.synthesize_texture(x[0], 16), "sample"),
         (lambda: fv.fill_hole(x[0], torch.ones(16, 16, dtype=torch.bool)), "image"),

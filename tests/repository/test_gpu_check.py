@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-TOOL = Path(__file__).parents[1] / "tools" / "gpu_check.py"
+TOOL = Path(__file__).parents[2] / "tools" / "gpu_check.py"
 
 
 @pytest.fixture(scope="module")

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from fastviz import ops, targets
-from fastviz._util import checks
+from fastviz._util.batch_size import BATCH, images_at_once
 from fastviz.engine.gradients import unit_gradients
 from fastviz.execution.batches import Batches
 from fastviz.execution.compiled import eager, has_compiled_parts
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.fast_conv.memory_format import fast_convolutions, in_fast_order
 from fastviz.execution.inputs import require_gradients
-from fastviz.execution.precision import Precision, reduced_precision, widened
+from fastviz.execution.precision import Precision, checked_precision, reduced_precision, widened
 from fastviz.execution.rectifiers import rectifier_rule
 from fastviz.targets.selection import Selection
 
@@ -54,7 +54,7 @@ def input_gradients(
         model, x: as :func:`fastviz.execution.inputs.input_batch` checks them.
         selection: of :func:`fastviz.targets.resolve`.
         rule: a backward rule of :func:`fastviz.execution.rectifiers.rectifier_rule`.
-        batch_size: images in a pass, which bounds the memory; None is all of them.
+        batch_size: images in a pass, which bounds the memory; None is :data:`fastviz._util.batch_size.BATCH`.
         precision: see :data:`fastviz.execution.precision.Precision`.
         stacklevel: for the warning about rectifiers, counted from the caller of this function.
     """
@@ -73,9 +73,8 @@ def input_gradients(
 
 def check_options(batch_size: int | None, precision: str) -> None:
     """Refuse what is no number of images, or no precision, in words."""
-    if batch_size is not None:
-        checks.whole_number(batch_size, "batch_size", minimum=1)
-    checks.one_of(precision, "precision", ("model", "bfloat16"))
+    images_at_once(batch_size)
+    checked_precision(precision)
 
 
 def predicted(model: nn.Module, x: Tensor, batch_size: int | None = None, precision: Precision = "model") -> Tensor:
@@ -89,7 +88,7 @@ def predicted(model: nn.Module, x: Tensor, batch_size: int | None = None, precis
 
     run = in_fast_order(model, precision, compute)
     with frozen_model(model):
-        return torch.cat([each for part in x.split(batch_size or len(x)) for each in batches(run, part)])
+        return torch.cat([each for part in x.split(images_at_once(batch_size)) for each in batches(run, part)])
 
 
 def passes(
@@ -99,13 +98,13 @@ def passes(
     batch_size: int | None,
     run: Callable[[Tensor, Selection], Result],
 ) -> list[Result]:
-    """``run`` over ``x`` and its targets in parts of ``batch_size`` images (None: all of them), in order.
+    """``run`` over ``x`` and its targets in parts of ``batch_size`` images, in order.
 
     One image at a time where the model may mix them: passes of the model inside of ``run`` have to be watched by
     ``batches``.
     """
     found: list[Result] = []
-    for numbers in torch.arange(len(x)).split(batch_size or len(x)):
+    for numbers in torch.arange(len(x)).split(images_at_once(batch_size)):
         part = x[int(numbers[0]) : int(numbers[-1]) + 1]
         found += batches(
             lambda images, at: run(images, selection if len(at) == len(x) else selection.for_samples(at, len(x))),
@@ -148,7 +147,7 @@ class _Work:
         # A pass back costs what a pass forward does: without crops, one forward and one back for each target.
         if 2 * sum(job.pixels for job in jobs) >= len(x) * (1 + len(units)) * size[0] * size[1]:
             return None
-        images = batch_size or max(len(x), _IMAGES_OF_CROPS)
+        images = batch_size or max(min(len(x), BATCH), _IMAGES_OF_CROPS)
         for job in jobs:
             calls = unit_gradients.calls_of_layers(self.model, [job.layer], size, channels=channels)
             for (height, width), numbers in job.crops.groups().items():

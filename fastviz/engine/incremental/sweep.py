@@ -22,11 +22,11 @@ from fastviz.execution import cuda_graphs
 from fastviz.execution.batches import Batches
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.full_precision import full_float32
+from fastviz.execution.precision import Precision, checked_precision
 from fastviz.graph.model_graph import NotTraceable
 
 __all__ = ["Sweep", "sweep"]
 
-Precision = Literal["model", "bfloat16"]
 Tracing = Literal["auto", "always", "never"]
 
 _MEMORY = 1 << 30
@@ -139,7 +139,7 @@ def sweep(
     torch.Size([2, 3])
     """
     job = new_job(model, images, boxes, image_index, fill, evaluate, advance, batches)
-    checks.one_of(precision, "precision", ("model", "bfloat16"))
+    checked_precision(precision)
     checks.one_of(trace, "trace", ("auto", "always", "never"))
     if growth_cap is not None and checks.positive(growth_cap, "growth_cap") > 1:
         raise ValueError(f"growth_cap should be above 0 and at most 1, got {growth_cap}")

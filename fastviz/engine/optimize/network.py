@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from fastviz import targets
-from fastviz._util import checks
 from fastviz.engine.gradients import unit_gradients
 from fastviz.engine.optimize.known import Known
 from fastviz.execution import forward
 from fastviz.execution.hooks import layer_module
 from fastviz.execution.inputs import require_gradients
-from fastviz.execution.precision import Precision
+from fastviz.execution.precision import Precision, checked_precision
 from fastviz.models.descriptions import preprocessing
 from fastviz.targets.indices import Activations
 from fastviz.targets.objectives import Objective
@@ -57,7 +56,7 @@ class FeatureNetwork:
         precision: Precision = "model",
         argument: str | None = "images",
     ) -> None:
-        checks.one_of(precision, "precision", ("model", "bfloat16"))
+        checked_precision(precision)
         require_gradients(model)
         self.model = model
         self.layers = tuple(dict.fromkeys(layers))

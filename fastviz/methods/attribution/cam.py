@@ -56,7 +56,7 @@ def grad_cam(
     x: Tensor,
     target: Target = None,
     *,
-    layer: list[str] | tuple[str, ...],
+    layers: Sequence[str],
     size: tuple[int, int] | None = None,
     batch_size: int | None = None,
     precision: Precision = "model",
@@ -66,7 +66,8 @@ def grad_cam(
     x: Tensor,
     target: Target = None,
     *,
-    layer: str | list[str] | tuple[str, ...] | None = None,
+    layer: str | None = None,
+    layers: Sequence[str] | None = None,
     size: tuple[int, int] | None = None,
     batch_size: int | None = None,
     precision: Precision = "model",
@@ -83,12 +84,14 @@ def grad_cam(
         layer: dotted name of a layer with output [N, K, h, w], or [N, h, w, K] in networks where the dimensions can be
             followed from the image on, at its last call. None is the last one, pooling apart, with maps larger than
             1x1, found by running the first image once more (the paper's last convolutional layer: ``layer4`` of a
-            ResNet, ``features.29`` of VGG-16). A list of names gives a dictionary of maps from one forward pass.
+            ResNet, ``features.29`` of VGG-16).
+        layers: several such names, in place of ``layer``, for one forward pass.
         size: height and width to which the maps are resized (bilinear, ``align_corners=False``); None leaves them.
         batch_size, precision: as in :func:`fastviz.input_gradient`.
 
     Returns:
-        [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, of the dtype of ``x``, not scaled.
+        [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, of the dtype of ``x``, not scaled. With ``layers``:
+        layer name → such maps.
 
     Raises:
         TypeError: ``model``, ``x``, ``target`` or ``layer`` is of the wrong type; the model or layer returns no tensor.
@@ -107,16 +110,12 @@ def grad_cam(
     model = eager(model)
     selection = targets.resolve(target, model)
     shape = None if size is None else _size(size)
-    if layer is None or isinstance(layer, str):
-        names = [_last_maps(model, images) if layer is None else layer]
-    else:
-        names = list(dict.fromkeys(checks.names(layer, "layer")))
-        if not names:
-            raise ValueError("layer should be a name or a list of them, got an empty list")
-    maps = _grad_cam(model, images, selection, names, batch_size, precision, named=layer is not None)
+    given = checks.layer_names(layer, layers)
+    names = [_last_maps(model, images)] if given is None else given
+    maps = _grad_cam(model, images, selection, names, batch_size, precision, named=given is not None)
     if shape is not None:
         maps = [tensors.resize_maps(each, *shape) for each in maps]
-    return maps[0] if layer is None or isinstance(layer, str) else dict(zip(names, maps, strict=True))
+    return maps[0] if layers is None else dict(zip(names, maps, strict=True))
 
 
 def cam(

@@ -14,6 +14,7 @@ from fastviz import targets
 from fastviz._util import checks
 from fastviz.engine.gradients import input_gradients
 from fastviz.execution.inputs import input_batch
+from fastviz.execution.precision import Precision
 from fastviz.images import notebook, tensors
 from fastviz.images.preprocessing import restore
 from fastviz.models.descriptions import preprocessing
@@ -77,6 +78,7 @@ def segment(
     iterations: int = 5,
     largest: bool = True,
     batch_size: int | None = None,
+    precision: Precision = "model",
 ) -> Segmentation:
     """Which pixels belong to the object that speaks for the target: a mask and a box for each image.
 
@@ -107,7 +109,7 @@ def segment(
         iterations: of GrabCut, after each of which the colours are learned again. With 0 they are learned from the
             seeds alone, and there is one cut, as in the paper.
         largest: whether only the largest connected part (of 8 neighbours) is kept, as in the paper.
-        batch_size: images in a pass of the network; None is all of ``x``.
+        batch_size, precision: as in :func:`fastviz.input_gradient`.
 
     Returns:
         A :class:`Segmentation`, on the device of ``x``. Where the saliency is the same everywhere nothing is found. In
@@ -132,7 +134,7 @@ def segment(
     checks.whole_number(iterations, "iterations", minimum=0)
     if smoothing != 0:
         checks.positive(smoothing, "smoothing")
-    maps = _saliency(model, x, target, saliency, batch_size)
+    maps = _saliency(model, x, target, saliency, batch_size, precision)
     shown = _shown(model, x, images)
     smooth = _smoothed(tensors.resize_maps(maps.float(), *shown.shape[-2:]), smoothing)
     seeds = _seeds(smooth, background, probable, foreground)
@@ -171,7 +173,14 @@ def _check_quantiles(background: object, probable: object, foreground: object) -
         )
 
 
-def _saliency(model: nn.Module, x: Tensor, target: Target, kind: str | Tensor, batch_size: int | None) -> Tensor:
+def _saliency(
+    model: nn.Module,
+    x: Tensor,
+    target: Target,
+    kind: str | Tensor,
+    batch_size: int | None,
+    precision: Precision,
+) -> Tensor:
     """Saliency [N, H, W] or [N, T, H, W], on the CPU."""
     checks.device(checks.image_batch(x).device, "x")
     if isinstance(kind, Tensor):
@@ -183,7 +192,9 @@ def _saliency(model: nn.Module, x: Tensor, target: Target, kind: str | Tensor, b
     else:
         rule = _RULES[checks.one_of(kind, "saliency", _RULES)]
         batch, selection = input_batch(model, x), targets.resolve(target, model)
-        found = input_gradients.input_gradients(model, batch, selection, rule=rule, batch_size=batch_size, stacklevel=3)
+        found = input_gradients.input_gradients(
+            model, batch, selection, rule=rule, batch_size=batch_size, precision=precision, stacklevel=3
+        )
         found = found.abs().amax(-3)
     if not found.isfinite().all():
         raise ValueError("saliency should be finite, got NaN or infinity")

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fastviz._util import checks
+from fastviz._util.batch_size import images_at_once
 from fastviz.execution import forward
 from fastviz.execution.batches import Batches
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.hooks import Hook, floating_output
 from fastviz.execution.inputs import input_batch
+from fastviz.execution.precision import Precision, checked_precision
 from fastviz.images import tensors
 from fastviz.images.tensors import ColourMap
 
 __all__ = ["activation_grid", "activations"]
 
-_BATCH = 32
 _SIDE = 1200
 """About how many pixels a grid of maps is wide."""
 
@@ -29,17 +30,41 @@ _IMAGE = 448
 """Height of the image beside it, in pixels, if the grid is as high."""
 
 
+@overload
 def activations(
     model: nn.Module,
     x: Tensor,
-    layers: str | Sequence[str] | None = None,
+    layer: str,
     *,
-    batch_size: int = _BATCH,
+    layers: None = None,
+    batch_size: int | None = None,
+    precision: Precision = "model",
     device: torch.device | str | None = None,
-) -> dict[str, Tensor]:
-    """The outputs of ``layers`` for the images ``x``, from one forward pass: layer name → [N, C, H, W].
+) -> Tensor: ...
+@overload
+def activations(
+    model: nn.Module,
+    x: Tensor,
+    layer: None = None,
+    *,
+    layers: Sequence[str] | None = None,
+    batch_size: int | None = None,
+    precision: Precision = "model",
+    device: torch.device | str | None = None,
+) -> dict[str, Tensor]: ...
+def activations(
+    model: nn.Module,
+    x: Tensor,
+    layer: str | None = None,
+    *,
+    layers: Sequence[str] | None = None,
+    batch_size: int | None = None,
+    precision: Precision = "model",
+    device: torch.device | str | None = None,
+) -> Tensor | dict[str, Tensor]:
+    """The output of a layer, or of several from one forward pass, for the images ``x``.
 
-    Layers that are no convolution may give other shapes, [N, D] or [N, L, D]. A layer is recorded as it leaves its
+    A layer is recorded as it leaves its
     module, before an in-place rectifier behind it, and at its last call where it is called several times. From the
     second batch on the pass ends at the last layer that is asked for. As grids of maps: Yosinski et al. 2015,
     https://arxiv.org/abs/1506.06579.
@@ -47,29 +72,40 @@ def activations(
     Args:
         model: any module that takes ``x``.
         x: [N, C, H, W], floating-point, as the model takes it; N may be 0.
-        layers: one dotted name or several; None is every 2-d convolution that the model calls, in the order of calls,
-            found by running the first image once more.
-        batch_size: images the network sees at once; beside the result, only the activations of so many are in memory.
+        layer: dotted name of one layer.
+        layers: several names, in place of ``layer``. None, where ``layer`` is None too: every 2-d convolution that the
+            model calls, in the order of calls, found by running the first image once more.
+        batch_size: images the network sees at once; None is 32. Beside the result, only the activations of so many are
+            in memory.
+        precision: see :func:`fastviz.input_gradient`.
         device: where the results are kept; None is the device of ``x``. ``"cpu"`` spares the memory of a GPU.
+
+    Returns:
+        [N, C, H, W] for ``layer``, or whatever shape it gives ([N, D], [N, L, D]); else a dictionary, layer name → such
+        a tensor. In the dtype that the layer gives.
 
     Raises:
         TypeError: ``x`` is no floating-point tensor; a layer returns something else than one floating-point tensor.
         ValueError: wrong shape or device of ``x``; no layers, or one that does not exist or is not called.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3))
-    >>> {name: list(maps.shape) for name, maps in activations(model, torch.ones(2, 3, 8, 8), ["0", "2"]).items()}
+    >>> activations(model, torch.ones(2, 3, 8, 8), "0").shape
+    torch.Size([2, 4, 6, 6])
+    >>> found = activations(model, torch.ones(2, 3, 8, 8), layers=["0", "2"])
+    >>> {name: list(maps.shape) for name, maps in found.items()}
     {'0': [2, 4, 6, 6], '2': [2, 5, 4, 4]}
     """
     images = input_batch(model, x)
-    checks.whole_number(batch_size, "batch_size", minimum=1)
-    names = _names(model, images, layers)
+    most = images_at_once(batch_size)
+    checked_precision(precision)
+    names = checks.layer_names(layer, layers) or _convolutions(model, images)
     place = images.device if device is None else checks.device(device)
     noted: dict[str, Tensor] = {}
 
     def noting(name: str) -> Hook:
         def note(module: nn.Module, inputs: Any, output: object) -> None:
             # A copy: what comes behind may change the output in place.
-            noted[name] = floating_output(name, output).detach().to(place, copy=True)
+            noted[name] = _in_dtype(floating_output(name, output).detach(), images, precision).to(place, copy=True)
 
         return note
 
@@ -78,13 +114,13 @@ def activations(
     hooks = {name: noting(name) for name in names}
     with frozen_model(model), torch.no_grad():
         if not len(images):  # shapes come from the network
-            forward.run(model, images.new_zeros((1, *images.shape[1:])), hooks, calls)
-            return {name: noted[name][:0] for name in names}
-        at_once = Batches(model).together(images, lambda batch: forward.outputs(model, batch, names, calls))
-        batch_size = min(batch_size, at_once)
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            forward.run(model, batch.clone(), hooks, calls)
+            forward.run(model, images.new_zeros((1, *images.shape[1:])), hooks, calls, precision)
+            found = {name: noted[name][:0] for name in names}
+        at_once = Batches(model).together(images, lambda batch: forward.outputs(model, batch, names, calls, precision))
+        most = min(most, at_once)
+        for start in range(0, len(images), most):
+            batch = images[start : start + most]
+            forward.run(model, batch.clone(), hooks, calls, precision)
             for name, maps in noted.items():
                 if name not in found:
                     found[name] = maps.new_empty((len(images), *maps.shape[1:]))
@@ -93,22 +129,22 @@ def activations(
                         f"layer {name!r} should have outputs of one shape, one an image, got {list(maps.shape)} for "
                         f"{len(batch)} images"
                     )
-                found[name][start : start + batch_size] = maps
-    return {name: found[name] for name in names}
+                found[name][start : start + most] = maps
+    return found[layer] if layer is not None else {name: found[name] for name in names}
 
 
-def _names(model: nn.Module, images: Tensor, layers: str | Sequence[str] | None) -> list[str]:
-    """The layers that are asked for, each once."""
-    if layers is None:
-        one = images[:1].clone() if len(images) else images.new_zeros((1, *images.shape[1:]))
-        with frozen_model(model), torch.no_grad():
-            names = forward.called(model, one, (nn.Conv2d,))
-        if not names:
-            raise ValueError("layers should be given for this model: it calls no 2-d convolution")
-        return names
-    names = list(dict.fromkeys(checks.names(layers, "layers")))
+def _in_dtype(maps: Tensor, images: Tensor, precision: Precision) -> Tensor:
+    """What a layer gave; in the dtype of the images where autocast gave it another one."""
+    return maps if precision == "model" else maps.to(images.dtype)
+
+
+def _convolutions(model: nn.Module, images: Tensor) -> list[str]:
+    """The 2-d convolutions that ``model`` calls."""
+    one = images[:1].clone() if len(images) else images.new_zeros((1, *images.shape[1:]))
+    with frozen_model(model), torch.no_grad():
+        names = forward.called(model, one, (nn.Conv2d,))
     if not names:
-        raise ValueError("layers should be a name or several, got none")
+        raise ValueError("layer or layers should be given for this model: it calls no 2-d convolution")
     return names
 
 

@@ -18,6 +18,7 @@ from fastviz.execution.batches import Batches
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.forward import Pool
 from fastviz.execution.hooks import layer_module
+from fastviz.execution.precision import Precision, checked_precision
 from fastviz.images import streams, tensors
 from fastviz.images.notebook import NotebookResult
 from fastviz.images.paths import Identity
@@ -59,7 +60,8 @@ def embedding(
     layer: str | None = None,
     *,
     pool: Pool = "mean",
-    batch_size: int = 32,
+    batch_size: int | None = None,
+    precision: Precision = "model",
     size: int | tuple[int, int] | None = None,
     limit: int | None = None,
     thumbnails: int = 96,
@@ -81,7 +83,8 @@ def embedding(
         layer: dotted name of the layer whose output is taken; None is the default said above.
         pool: what becomes of maps [N, C, H, W] and tokens [N, L, D]: ``"mean"`` over the places or tokens;
             ``"flatten"``: all values.
-        batch_size: images the network sees at once.
+        batch_size: images the network sees at once; None is 32.
+        precision: see :func:`fastviz.input_gradient`.
         size: as in :func:`fastviz.load_images`.
         limit: only the first so many images; None for all.
         thumbnails: side of the small pictures, in pixels.
@@ -103,12 +106,15 @@ def embedding(
     (torch.Size([5, 4]), 'input of 3')
     """
     checks.one_of(pool, "pool", ("mean", "flatten"))
+    checked_precision(precision)
     checks.whole_number(thumbnails, "thumbnails", minimum=1)
     stream = streams.batches(source, model=model, batch_size=batch_size, size=size, limit=limit, progress=progress)
     if layer is not None:
         layer_module(model, layer)
     store = (
-        None if file is None else _Store(checks.path(file, "file"), stream, model, (layer, pool, thumbnails), overwrite)
+        None
+        if file is None
+        else _Store(checks.path(file, "file"), stream, model, (layer, pool, thumbnails, precision), overwrite)
     )
     rows = _Rows(0 if stream.names is None else len(stream.names))
     if store is not None:
@@ -116,7 +122,7 @@ def embedding(
     reused = len(rows.indices)
     missing = set(rows.indices)
     todo = stream if not reused else stream.only([at for at in range(len(stream.names or ())) if at not in missing])
-    extractor = _Extractor(model, layer, pool)
+    extractor = _Extractor(model, layer, pool, precision)
     try:
         with frozen_model(model), torch.no_grad():
             for batch in todo:
@@ -153,8 +159,8 @@ def load_embedding(file: str | os.PathLike[str]) -> Embedding:
 class _Extractor:
     """Images to vectors; ``name`` says of what layer, and is empty before the first batch."""
 
-    def __init__(self, model: nn.Module, layer: str | None, pool: Pool) -> None:
-        self._model, self._layer, self._pool = model, layer, pool
+    def __init__(self, model: nn.Module, layer: str | None, pool: Pool, precision: Precision) -> None:
+        self._model, self._layer, self._pool, self._precision = model, layer, pool, precision
         self._calls: Counter[str] = Counter()
         self._batches = Batches(model)
         self.name = ""
@@ -171,7 +177,7 @@ class _Extractor:
             found[:] = [forward.vectors(value, self.name, self._pool)]
 
         def rows(part: Tensor) -> Tensor:
-            forward.run(self._model, part, {self._module: record}, self._calls)
+            forward.run(self._model, part, {self._module: record}, self._calls, self._precision)
             return found[0]
 
         parts = self._batches(lambda part: self._batches.watched(rows, part), images)
@@ -234,7 +240,7 @@ class _Store:
     """
 
     def __init__(
-        self, file: Path, stream: Stream, model: nn.Module, arguments: tuple[str | None, str, int], overwrite: bool
+        self, file: Path, stream: Stream, model: nn.Module, arguments: tuple[str | None, str, int, str], overwrite: bool
     ) -> None:
         if stream.files is None:
             raise ValueError("file can only keep the vectors of a source of files: others may change unseen")
@@ -245,7 +251,7 @@ class _Store:
         self._known: dict[int, Identity] = {}
         self._settings: dict[str, object] = {
             "model": embedding_file.fingerprint(model),
-            **dict(zip(("layer", "pool", "thumbnails"), arguments, strict=True)),
+            **dict(zip(("layer", "pool", "thumbnails", "precision"), arguments, strict=True)),
             "preprocessing": repr(stream.preprocessing),
         }
         self.layer = ""

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from fastviz import images, targets
 from fastviz._util import checks
+from fastviz._util.batch_size import images_at_once
 from fastviz._util.progress import bar
 from fastviz.engine.gradients.input_gradients import input_gradients
 from fastviz.execution.inputs import input_batch
@@ -69,7 +70,7 @@ def patch_pictures(
     channels: int | Sequence[int] | None = None,
     *,
     guided: bool = True,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     progress: bool = False,
 ) -> PatchPictures:
     """What the units that :func:`fastviz.patches` found see of their images, and what in it excites them.
@@ -83,7 +84,7 @@ def patch_pictures(
         source: the images of that call, the same in the same order; no dataset that only iterates.
         channels: one channel or several; None for all (guided backprop runs C·k times then).
         guided: whether to compute the pictures of guided backprop.
-        batch_size: images in a forward and backward pass.
+        batch_size: images in a forward and backward pass; None is 32.
         progress: show a bar, on a terminal.
 
     Raises:
@@ -92,12 +93,13 @@ def patch_pictures(
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 5), nn.ReLU())
     >>> from fastviz.methods.inspection.patches import patches
     >>> x = torch.rand(2, 3, 16, 16)
-    >>> patch_pictures(model, patches(model, x, "1", k=2)["1"], x, channels=[3, 0]).photos.shape
+    >>> patch_pictures(model, patches(model, x, "1", k=2), x, channels=[3, 0]).photos.shape
     torch.Size([2, 2, 3, 5, 5])
     """
     checks.instance(found, "found", Patches)
     chosen = _channels(channels, len(found.values))
-    stream = open_stream(model, source, batch_size)
+    at_once = images_at_once(batch_size)
+    stream = open_stream(model, source, at_once)
     corners, size = _windows(found)
     k = found.values.shape[1]
     photos = torch.full((len(chosen), k, 3, *size), _EMPTY)
@@ -110,7 +112,7 @@ def patch_pictures(
         if found.images[channel, rank] >= 0
     )
     with bar(progress, len(hits), unit="patches") as advance:
-        for part, x in _read(hits, stream, batch_size):
+        for part, x in _read(hits, stream, at_once):
             at, rank = (torch.tensor([hit[column] for hit in part]) for column in (1, 2))
             channel = torch.tensor(chosen)[at]
             where = corners[channel, rank]

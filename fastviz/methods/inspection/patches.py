@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from fastviz.execution.batches import Batches
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.hooks import Hook, floating_output, hookable, hooked, layer_module
 from fastviz.execution.inputs import output_of
+from fastviz.execution.precision import Precision, checked_precision
 from fastviz.graph.receptive_field import ReceptiveField
 from fastviz.images import streams
 from fastviz.images.notebook import NotebookResult
@@ -70,18 +71,48 @@ class Patches(NotebookResult):
         return torch.cat([corner, corner + size], dim=-1).masked_fill(self.images[..., None] < 0, 0)
 
 
+@overload
 def patches(
     model: nn.Module,
     source: Source | Stream,
-    layers: str | Sequence[str] | None = None,
+    layer: str,
     *,
+    layers: None = None,
     k: int = 9,
     one_per_image: bool = True,
     position: tuple[int, int] | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
+    precision: Precision = "model",
     progress: bool = False,
-) -> dict[str, Patches]:
-    """The k places in all images where each channel of each layer is strongest: layer name → :class:`Patches`.
+) -> Patches: ...
+@overload
+def patches(
+    model: nn.Module,
+    source: Source | Stream,
+    layer: None = None,
+    *,
+    layers: Sequence[str] | None = None,
+    k: int = 9,
+    one_per_image: bool = True,
+    position: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    precision: Precision = "model",
+    progress: bool = False,
+) -> dict[str, Patches]: ...
+def patches(
+    model: nn.Module,
+    source: Source | Stream,
+    layer: str | None = None,
+    *,
+    layers: Sequence[str] | None = None,
+    k: int = 9,
+    one_per_image: bool = True,
+    position: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    precision: Precision = "model",
+    progress: bool = False,
+) -> Patches | dict[str, Patches]:
+    """The k places in all images where each channel of a layer, or of several, is strongest.
 
     One pass over the images, for all channels of all layers at once; memory does not grow with their number. Girshick
     et al. 2014, "Rich feature hierarchies", https://arxiv.org/abs/1311.2524 (section 3.1), Springenberg et al. 2015,
@@ -98,18 +129,22 @@ def patches(
             :func:`fastviz.images.streams.batches`; or what that returned, whose batch size and bar are used then.
             Pictures of different sizes are brought to one by the model's preprocessing. What cannot be read is left
             out, with a warning for files given here.
-        layers: torch's dotted names of layers whose output is feature maps [N, C, H, W]; where one is called several
-            times, its last output counts. None: every convolution, after the batch norm that follows it directly where
-            one does (under the name of that), before the rectifier, which changes no order among positive values.
-            Convolutions whose maps are single pixels (gates) are left out.
+        layer: torch's dotted name of a layer whose output is feature maps [N, C, H, W]; where it is called several
+            times, its last output counts.
+        layers: several such names, in place of ``layer``. None, where ``layer`` is None too: every convolution, after
+            the batch norm that follows it directly where one does (under the name of that), before the rectifier, which
+            changes no order among positive values. Convolutions whose maps are single pixels (gates) are left out.
         k: places a channel.
         one_per_image: at most one place an image and channel; False takes neighbours in one image, too.
         position: row and column: only the unit there, of each channel.
-        batch_size: images the network sees at once.
+        batch_size: images the network sees at once; None is 32.
+        precision: see :func:`fastviz.input_gradient`.
         progress: show a bar, on a terminal.
 
-    Where units depend on the whole image (behind squeeze-and-excitation gates), or the model cannot be traced to a
-    graph, the box of each place is the whole image, and ``reason`` says why.
+    Returns:
+        :class:`Patches` for ``layer``; else a dictionary, layer name → :class:`Patches`. Where units depend on the
+        whole image (behind squeeze-and-excitation gates), or the model cannot be traced to a graph, the box of each
+        place is the whole image, and ``reason`` says why.
 
     Raises:
         TypeError: ``model`` or ``source`` is of the wrong type; a layer gives something else than one tensor.
@@ -118,12 +153,15 @@ def patches(
 
     >>> image = torch.zeros(1, 1, 4, 4)
     >>> image[0, 0, 2, 3] = 7
-    >>> found = patches(nn.Sequential(nn.AvgPool2d(1)), image, "0", k=1)["0"]
+    >>> found = patches(nn.Sequential(nn.AvgPool2d(1)), image, "0", k=1)
     >>> found.values.tolist(), found.boxes.tolist()
     ([[7.0]], [[[2, 3, 3, 4]]])
     """
     checks.whole_number(k, "k", minimum=1)
-    names = None if layers is None else _names(model, layers)
+    checked_precision(precision)
+    names = checks.layer_names(layer, layers)
+    for name in names or ():
+        layer_module(model, name)
     spot = None if position is None else _spot(position)
     stream = open_stream(model, source, batch_size, progress)
     watch: _Watch | None = None
@@ -132,7 +170,7 @@ def patches(
         for batch in stream:
             if watch is None:
                 chosen = _convolutions(model, batch.images[:1].clone()) if names is None else names
-                watch = _Watch(_entries(model, chosen, batch.images), k, one_per_image, spot, batch.images)
+                watch = _Watch(_entries(model, chosen, batch.images), k, one_per_image, spot, batch.images, precision)
             at_once = batches.together(batch.images, partial(watch.outputs, model))
             for start in range(0, len(batch), at_once):
                 watch.see(model, batch.part(start, start + at_once))
@@ -142,10 +180,11 @@ def patches(
     if stream is not source and stream.failures:
         name, reason = stream.failures[0]
         warnings.warn(f"{len(stream.failures)} images could not be read; {name}: {reason}", stacklevel=2)
-    return watch.found(stream)
+    found = watch.found(stream)
+    return found if layer is None else found[layer]
 
 
-def open_stream(model: nn.Module, source: Source | Stream, batch_size: int, progress: bool = False) -> Stream:
+def open_stream(model: nn.Module, source: Source | Stream, batch_size: int | None, progress: bool = False) -> Stream:
     """``source`` as a stream of batches for ``model``."""
     if isinstance(source, Stream):
         return source
@@ -165,7 +204,9 @@ class _Watch:
         one_per_image: bool,
         spot: tuple[int, int] | None,
         images: Tensor,
+        precision: Precision,
     ) -> None:
+        self._precision, self._dtype = precision, images.dtype
         self._layers, self._k, self._one_per_image, self._spot = layers, k, one_per_image, spot
         self._size = (images.shape[2], images.shape[3])
         self._hooks: dict[str, Hook] = {name: partial(self._note, name) for name in layers}
@@ -179,7 +220,7 @@ class _Watch:
             raise ValueError(
                 f"source should give images of one size, got {list(self._size)} and {list(batch.images.shape[2:])}"
             )
-        forward.run(model, batch.images, self._hooks, self._calls)
+        forward.run(model, batch.images, self._hooks, self._calls, self._precision)
         numbers = torch.tensor(batch.indices, device=batch.images.device)
         for name, (values, places) in self._noted.items():
             if name not in self._best:
@@ -190,7 +231,7 @@ class _Watch:
 
     def outputs(self, model: nn.Module, images: Tensor) -> list[object]:
         """What the layers give for ``images``, of which nothing is noted."""
-        return forward.outputs(model, images, self._hooks, self._calls)
+        return forward.outputs(model, images, self._hooks, self._calls, self._precision)
 
     def found(self, stream: Stream) -> dict[str, Patches]:
         """What was seen of ``stream``."""
@@ -215,6 +256,7 @@ class _Watch:
     def _note(self, name: str, module: nn.Module, inputs: Any, output: object) -> None:
         # What a layer gave before is replaced: its last call counts.
         maps = _maps(name, output)
+        maps = maps if self._precision == "model" else maps.to(self._dtype)
         if self._spot is not None:
             maps = _unit(name, maps, self._spot)
         alone = self._one_per_image or self._spot is not None
@@ -242,16 +284,6 @@ def _unit(name: str, maps: Tensor, spot: tuple[int, int]) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------- which layers
-
-
-def _names(model: nn.Module, layers: str | Sequence[str]) -> list[str]:
-    """The ``layers``, each once, if ``model`` has them."""
-    names = list(dict.fromkeys(checks.names(layers, "layers")))
-    if not names:
-        raise ValueError("layers should name at least one layer, got none")
-    for name in names:
-        layer_module(model, name)
-    return names
 
 
 def _spot(position: Sequence[int]) -> tuple[int, int]:

@@ -218,9 +218,7 @@ def invert_all(
     >>> list(strip), strip["fc8"].pictures.shape
     (['conv1', 'fc8'], torch.Size([1, 3, 64, 64]))
     """
-    if isinstance(layers, str):
-        raise TypeError(f"layers should be a list of names, got the name {layers!r}; invert takes one layer")
-    names = _called(model, x) if layers is None else checks.names(layers, "layers")
+    names = checks.layer_names(None, layers) or _called(model, x)
     for name in names:  # before minutes of work
         layer_module(model, name)
     found: dict[str, Inverted] = {}

@@ -89,7 +89,7 @@ def test_grad_cam_is_its_definition(model: Net, x: Tensor, name: str) -> None:
 def test_several_layers_from_one_forward_pass(model: Net, x: Tensor) -> None:
     calls: list[int] = []
     handle = model.fc.register_forward_hook(lambda *_: calls.append(1))
-    found = grad_cam(model, x, 2, layer=["conv1", "relu", "block"])
+    found = grad_cam(model, x, 2, layers=["conv1", "relu", "block"])
     handle.remove()
     assert len(calls) == 1
     assert list(found) == ["conv1", "relu", "block"]
@@ -254,9 +254,9 @@ def test_empty_batch_has_the_shape_of_the_maps(model: Net, x: Tensor) -> None:
     ("options", "error", "message"),
     [
         ({"layer": "blok"}, ValueError, "layer 'blok' is not known; nearest: block"),
-        ({"layer": ["block", "conv9"]}, ValueError, "layer 'conv9' is not known; nearest: conv1"),
-        ({"layer": []}, ValueError, "layer should be a name or a list of them, got an empty list"),
-        ({"layer": [3]}, TypeError, "layer should be a name or a list of them, got "),
+        ({"layers": ["block", "conv9"]}, ValueError, "layer 'conv9' is not known; nearest: conv1"),
+        ({"layers": []}, ValueError, "layers should hold at least one name, got none"),
+        ({"layer": [3]}, TypeError, "layer should be one name, got "),
         ({"layer": "fc"}, ValueError, r"layer 'fc' should have maps \[N, K, h, w\] as its output, got \[3, 5\]"),
         ({"size": 7}, TypeError, r"size should be \(height, width\) in pixels, got 7"),
         ({"size": (7, 0)}, ValueError, "size should be at least 1, got 0"),

@@ -37,7 +37,7 @@ def images(N: int = 7) -> torch.Tensor:
 def test_values(batch_size):
     """Before the in-place rectifier, in evaluation mode, whatever the batches."""
     model, x = network(), images()
-    found = fv.activations(model, x, ["0", "3"], batch_size=batch_size)
+    found = fv.activations(model, x, layers=["0", "3"], batch_size=batch_size)
     model.eval()
     with torch.no_grad():
         first = model[0](x)
@@ -70,18 +70,43 @@ def test_a_layer_called_twice_gives_its_last_output():
     model, x = Twice(), images(5).float()
     with torch.no_grad():
         expected = model.conv(model.conv(x))
-    torch.testing.assert_close(fv.activations(model, x, "conv", batch_size=2)["conv"], expected)
+    torch.testing.assert_close(fv.activations(model, x, "conv", batch_size=2), expected)
 
 
 def test_other_shapes_and_no_images():
-    found = fv.activations(network(), images(0), ["2", "5"])
+    found = fv.activations(network(), images(0), layers=["2", "5"])
     assert found["2"].shape == (0, 5, 5, 5)
     assert found["5"].shape == (0, 125)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dtype(dtype):
-    assert fv.activations(network().to(dtype), images(2).to(dtype), "0")["0"].dtype == dtype
+    assert fv.activations(network().to(dtype), images(2).to(dtype), "0").dtype == dtype
+
+
+def test_one_layer_gives_a_tensor_and_several_a_dictionary():
+    model, x = network(), images(3)
+    found = fv.activations(model, x, layers=["2", "0", "2"])
+    assert list(found) == ["2", "0"]
+    torch.testing.assert_close(fv.activations(model, x, "2"), found["2"])
+    with pytest.raises(ValueError, match="layer or layers should be given, not both, got '2' and"):
+        fv.activations(model, x, "2", layers=["0"])
+    with pytest.raises(TypeError, match=r"layer should be one name, got \['2'\]; give several as layers"):
+        fv.activations(model, x, ["2"])
+
+
+def test_reduced_precision_is_near_and_has_the_dtype_of_the_images():
+    """Of every method that reads: another number than the exact one, by less than bfloat16 rounds."""
+    model, x = network().float(), images(3).float()
+    exact, near = (fv.activations(model, x, "2", precision=word) for word in ("model", "bfloat16"))
+    assert near.dtype == torch.float32
+    assert 0 < (near - exact).abs().max() < 0.02 * exact.abs().max()
+    exact, near = (fv.patches(model, x, "2", k=1, precision=word).values for word in ("model", "bfloat16"))
+    assert near.dtype == torch.float32
+    assert 0 < (near - exact).abs().max() < 0.02 * exact.abs().max()
+    exact, near = (fv.embedding(model, x, "2", precision=word).vectors for word in ("model", "bfloat16"))
+    assert near.dtype == torch.float32
+    assert 0 < (near - exact).abs().max() < 0.02
 
 
 def state(model: nn.Module) -> list[object]:
@@ -114,16 +139,16 @@ def test_the_model_is_left_as_it_was(error):
 
 
 @pytest.mark.parametrize(
-    ("layers", "options", "words"),
+    ("options", "words"),
     [
-        ([], {}, "layers should be a name or several, got none"),
-        ("7", {}, "layer '7' is not known"),
-        ("0", {"batch_size": 0}, "batch_size should be at least 1, got 0"),
+        ({"layers": []}, "layers should hold at least one name, got none"),
+        ({"layer": "7"}, "layer '7' is not known"),
+        ({"layer": "0", "batch_size": 0}, "batch_size should be at least 1, got 0"),
     ],
 )
-def test_refuses(layers, options, words):
+def test_refuses(options, words):
     with pytest.raises(ValueError, match=words):
-        fv.activations(network(), images(), layers, **options)
+        fv.activations(network(), images(), **options)
 
 
 def test_a_layer_that_is_not_called():
@@ -131,7 +156,7 @@ def test_a_layer_that_is_not_called():
     spare = nn.ModuleDict({"model": model, "spare": nn.Conv2d(3, 3, 3)})
     spare.forward = lambda x: model(x)
     with pytest.raises(ValueError, match="layer 'spare' was not called in the forward pass"):
-        fv.activations(spare, images(), ["spare"])
+        fv.activations(spare, images(), layers=["spare"])
     assert list(fv.activations(spare, images())) == ["model.0", "model.2"]
 
 
@@ -150,7 +175,7 @@ def test_a_layer_that_gives_no_tensor():
 
     with pytest.raises(TypeError, match="layer 'pair' should return one floating-point tensor, got tuple"):
         fv.activations(Whole(), images(), "pair")
-    with pytest.raises(ValueError, match="layers should be given for this model: it calls no 2-d convolution"):
+    with pytest.raises(ValueError, match="layer or layers should be given for this model: it calls no 2-d convolution"):
         fv.activations(Whole(), images())
 
 

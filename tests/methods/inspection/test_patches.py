@@ -156,7 +156,7 @@ def test_equals_sorting_all_activations(net, x, one_per_image, batch_size) -> No
     assert list(found) == LAYERS
     for name, maps in activations(net, x).items():
         assert found_places(found[name]) == by_sorting(maps, 4, one_per_image=one_per_image), name
-    alone = patches(net, x, "right", k=4, one_per_image=one_per_image)
+    alone = patches(net, x, layers=["right"], k=4, one_per_image=one_per_image)
     assert list(alone) == ["right"]
     assert torch.equal(alone["right"].values, found["right"].values)
 
@@ -164,7 +164,7 @@ def test_equals_sorting_all_activations(net, x, one_per_image, batch_size) -> No
 def test_values_are_those_before_a_rectifier_in_place() -> None:
     net = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU(inplace=True))
     net[0].weight.data.fill_(-1.0)
-    found = patches(net, torch.tensor([1.0, 3.0, 2.0]).view(3, 1, 1, 1).expand(-1, -1, 2, 2), ["0", "1"], k=2)
+    found = patches(net, torch.tensor([1.0, 3.0, 2.0]).view(3, 1, 1, 1).expand(-1, -1, 2, 2), layers=["0", "1"], k=2)
     assert found["0"].values.tolist() == [[-1.0, -2.0]]
     assert found["1"].values.tolist() == [[0.0, 0.0]]
     assert found["1"].images.tolist() == [[0, 1]]  # of equal ones the first
@@ -172,7 +172,7 @@ def test_values_are_those_before_a_rectifier_in_place() -> None:
 
 def test_a_single_unit(net, x) -> None:
     for batch_size in (2, 7):
-        found = patches(net, x, ["first", "twice"], k=3, position=(2, 4), batch_size=batch_size)
+        found = patches(net, x, layers=["first", "twice"], k=3, position=(2, 4), batch_size=batch_size)
         for name, each in found.items():
             maps = activations(net, x)[name][:, :, 2:3, 4:5]
             expected = [[(v, n, 2, 4) for v, n, _, _ in one] for one in by_sorting(maps, 3, one_per_image=True)]
@@ -180,7 +180,7 @@ def test_a_single_unit(net, x) -> None:
 
 
 def test_fewer_images_than_k(net, x) -> None:
-    found = patches(net, x[:2], "twice", k=5)["twice"]
+    found = patches(net, x[:2], "twice", k=5)
     assert found.values.shape == (6, 5)
     assert (found.fields[:, 2:] == 0).all()
     assert (found.values[:, 2:] == -torch.inf).all()
@@ -272,16 +272,16 @@ class ChannelsBehind(nn.Module):
     ("options", "error", "message"),
     [
         (
-            {"layers": "behind"},
+            {"layer": "behind"},
             ValueError,
             r"layer 'behind' should give feature maps \[N, C, H, W\]; its output \[N, 4",
         ),
-        ({"layers": "mixed"}, ValueError, "'mixed' should give feature maps .* not known to have, its channels second"),
-        ({"layers": "words"}, ValueError, r"layer 'words' should give feature maps .*, got \[2, 16, 6\]"),
-        ({"layers": "two"}, TypeError, "layer 'two' should return one floating-point tensor, got tuple"),
-        ({"layers": "imbed"}, ValueError, "layer 'imbed' is not known; nearest: embed"),
-        ({"layers": []}, ValueError, "layers should name at least one layer, got none"),
-        ({"layers": [3]}, TypeError, r"layers should be a name or a list of them, got \[3\]"),
+        ({"layer": "mixed"}, ValueError, "'mixed' should give feature maps .* not known to have, its channels second"),
+        ({"layer": "words"}, ValueError, r"layer 'words' should give feature maps .*, got \[2, 16, 6\]"),
+        ({"layer": "two"}, TypeError, "layer 'two' should return one floating-point tensor, got tuple"),
+        ({"layer": "imbed"}, ValueError, "layer 'imbed' is not known; nearest: embed"),
+        ({"layers": []}, ValueError, "layers should hold at least one name, got none"),
+        ({"layers": [3]}, TypeError, r"layers should be a list of names, got \[3\]"),
         ({"k": 0}, ValueError, "k should be at least 1, got 0"),
         ({"k": 2.0}, TypeError, "k should be a whole number"),
         ({"batch_size": 0}, ValueError, "batch_size should be at least 1, got 0"),
@@ -318,7 +318,7 @@ def test_models_without_convolutions_and_layers_that_are_not_called() -> None:
     with pytest.raises(TypeError, match=r"model should be a torch.nn.Module, got int"):
         patches(3, torch.zeros(1, 3, 2, 2))
     with pytest.raises(ValueError, match="layer 'unused' was not called"):
-        patches(Normed(), torch.zeros(1, 1, 8, 8), ["a", "unused"])
+        patches(Normed(), torch.zeros(1, 1, 8, 8), layers=["a", "unused"])
 
 
 @pytest.mark.cuda
@@ -367,7 +367,7 @@ def test_the_model_is_as_before_also_when_the_call_stops(net, x, error) -> None:
 def test_the_pass_ends_behind_the_last_layer(net, x) -> None:
     ran = []
     net.head.register_forward_hook(lambda *_: ran.append("head"))
-    found = patches(net, x, "left", batch_size=2)["left"]
+    found = patches(net, x, "left", batch_size=2)
     assert len(ran) == 1  # once in full, to learn how often each layer is called
     assert found_places(found) == by_sorting(activations(net, x)["left"], 9, one_per_image=True)
 
@@ -394,13 +394,13 @@ def demo() -> nn.Module:
 
 def test_folders_with_pictures_that_cannot_be_read(demo, photos) -> None:
     with pytest.warns(UserWarning, match="1 images could not be read; 2b.png: .*not an image"):
-        found = patches(demo, photos, ["conv1", "conv3_1"], k=5, batch_size=2)["conv3_1"]
+        found = patches(demo, photos, layers=["conv1", "conv3_1"], k=5, batch_size=2)["conv3_1"]
     assert sorted(set(found.names.values())) == ["0.png", "1.png", "2.png", "3.png", "4.png"]
     assert 3 not in found.images  # the broken one keeps its place in the source
     stream = streams.batches(photos, model=demo, batch_size=4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        again = patches(demo, stream, "conv3_1", k=5)["conv3_1"]
+        again = patches(demo, stream, "conv3_1", k=5)
     assert [name for name, _ in stream.failures] == ["2b.png"]
     assert torch.equal(again.images, found.images)
     assert torch.equal(again.positions, found.positions)
@@ -413,7 +413,7 @@ def test_a_dataset_that_only_iterates_has_places_but_no_pictures(net, x) -> None
         def __iter__(self):
             return iter(x)
 
-    found = patches(net, Once(), "left", k=2)["left"]
+    found = patches(net, Once(), "left", k=2)
     assert found_places(found) == by_sorting(activations(net, x)["left"], 2, one_per_image=True)
     with pytest.raises(ValueError, match="others are read only once"):
         patch_pictures(net, found, Once(), 0)
@@ -425,7 +425,7 @@ def test_a_dataset_that_only_iterates_has_places_but_no_pictures(net, x) -> None
 @pytest.fixture(scope="module")
 def seen(demo) -> tuple[Tensor, dict[str, Patches]]:
     x, _ = fv.load_images(Path(fv.__file__).parent / "models" / "data" / "photos", model=demo)
-    return x, patches(demo, x, ["conv1", "conv3_1", "conv5_1"], k=4)
+    return x, patches(demo, x, layers=["conv1", "conv3_1", "conv5_1"], k=4)
 
 
 def cut(picture: Tensor, field: list[int], outside: float) -> Tensor:
@@ -530,7 +530,7 @@ def test_command(demo, photos, tmp_path) -> None:
     assert str(out / "sheets") in result.stdout
     assert re.search(r"^conv3_1 +128 +26x26 pixels +\d", result.stdout, re.MULTILINE)
     hits = [json.loads(line) for line in (out / "hits.jsonl").read_text().splitlines()]
-    found = patches(demo, photos, ["conv2_1", "conv3_1"], k=3)
+    found = patches(demo, photos, layers=["conv2_1", "conv3_1"], k=3)
     assert len(hits) == 3 * (64 + 128)
     hit = hits[3 * 64 + 3 * 7 + 1]
     each = found["conv3_1"]
@@ -562,7 +562,7 @@ def test_command_leaves_out_what_it_cannot_read(photos, tmp_path) -> None:
     [
         (["--layers", "conv9"], "layer 'conv9' is not known; nearest: conv"),
         (["--layers", "fc6"], "layer 'fc6' should give feature maps"),
-        (["--layers", ","], "layers should name at least one layer"),
+        (["--layers", ","], "layers should hold at least one name"),
         (["--channels", "3-x"], "--channels should be numbers and ranges such as 3,7,16-31, got '3-x'"),
         (["--channels", "5-3"], "--channels should be numbers and ranges"),
         (["--channels", ","], "--channels should be numbers and ranges"),
@@ -615,7 +615,7 @@ def test_late_channels_of_the_built_in_network_like_one_kind_of_thing(demo, shar
         members = [name for name in archive.namelist() if name.startswith("val/") and name.endswith(".JPEG")]
         chosen = [name for name in members if int(re.findall(r"(\d+)\.JPEG", name)[0]) % 4 == 0]
         archive.extractall(tmp_path, chosen)
-    found = patches(demo, tmp_path / "val", "conv5_1", batch_size=64)["conv5_1"]
+    found = patches(demo, tmp_path / "val", "conv5_1", batch_size=64)
     largest = []
     for channel in range(len(found.values)):
         classes = [found.names[image].split("/")[0] for image in found.images[channel].tolist()]
@@ -625,7 +625,7 @@ def test_late_channels_of_the_built_in_network_like_one_kind_of_thing(demo, shar
 
 @pytest.mark.parametrize("layers", [0, nn.ReLU()])
 def test_layers_that_are_no_names(layers):
-    with pytest.raises(TypeError, match="layers should be a name or a list of them"):
+    with pytest.raises(TypeError, match="layer should be one name, got"):
         fv.patches(nn.Sequential(nn.Conv2d(3, 2, 3)), None, layers)
 
 

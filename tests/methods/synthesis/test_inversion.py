@@ -177,7 +177,7 @@ def test_out_of_memory_says_what_would_fit():
 
 
 def test_the_layers_of_a_strip_are_a_list():
-    with pytest.raises(TypeError, match=r"layers should be a list of names, got the name '0'; invert takes one layer"):
+    with pytest.raises(TypeError, match=r"layers should be a list of names, got '0'; give one as layer='0'"):
         fv.invert_all(network(), photo(), "0")
 
 

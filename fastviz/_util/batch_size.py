@@ -1,0 +1,19 @@
+"""How many images a network sees at once: one rule for all methods."""
+
+from __future__ import annotations
+
+from fastviz._util import checks
+
+__all__ = ["BATCH", "images_at_once"]
+
+BATCH = 32
+"""Images in a pass where ``batch_size`` is None: more are hardly faster, and memory would grow with their number."""
+
+
+def images_at_once(batch_size: int | None) -> int:
+    """``batch_size``, or :data:`BATCH` for None.
+
+    Raises:
+        TypeError, ValueError: it is no number of images.
+    """
+    return BATCH if batch_size is None else checks.whole_number(batch_size, "batch_size", minimum=1)
