@@ -32,16 +32,6 @@ ROOT = Path(__file__).parents[2]
 QUICK = ["--methods", "saliency,grad_cam"]
 
 
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory) -> Path:
-    """Random weights of the built-in network: what it sees does not matter here."""
-    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
-    generator = torch.Generator().manual_seed(0)
-    state = DemoNetwork().state_dict()
-    save_file({name: torch.randn(value.shape, generator=generator) / 20 for name, value in state.items()}, path)
-    return path
-
-
 @pytest.fixture(autouse=True)
 def _built_in(weights, monkeypatch):
     monkeypatch.setattr(models.loading, "_DEMO_WEIGHTS", weights)

@@ -11,22 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import fastviz as fv
 from fastviz import cli, models
 from fastviz.models.demo_network import DemoNetwork
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    """Random weights of the built-in network: what it sees does not matter here."""
-    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
-    generator = torch.Generator().manual_seed(0)
-    state = DemoNetwork().state_dict()
-    save_file({name: torch.randn(value.shape, generator=generator) / 20 for name, value in state.items()}, path)
-    return path
 
 
 @pytest.fixture(autouse=True)

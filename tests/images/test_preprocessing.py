@@ -2,60 +2,16 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 
 from fastviz import images, models
 from fastviz.models.descriptions import Preprocessing
-
-
-def picture(*rows: tuple[tuple[int, int, int], ...]) -> Image.Image:
-    return Image.fromarray(np.array(rows, dtype=np.uint8))
-
-
-def photograph(height: int = 60, width: int = 90) -> Image.Image:
-    """Smooth colours with some noise: what a photograph is to a decoder."""
-    generator = np.random.default_rng(5)
-    ramps = np.stack(np.meshgrid(np.linspace(0, 200, width), np.linspace(0, 200, height)), axis=-1)
-    colours = np.concatenate([ramps, ramps[..., :1] / 2], axis=-1) + generator.integers(0, 56, (height, width, 3))
-    return Image.fromarray(colours.astype(np.uint8))
-
-
-def as_tensor(image: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
-
-
-def png(colour_type: int, depth: int, width: int, height: int, rows: bytes) -> bytes:
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder of empty files; finding reads none."""
-    for name in (
-        "10.png", "9.PNG", "b.jpg", "A.jpeg", "notes.txt", ".hidden.png", "deep/er/2.gif", "deep/1.webp",
-        ".thumbnails/t.png", "other/b.jpg", "with space/ü.tif",
-    ):  # fmt: skip
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    return tmp_path
-
-
-def found(paths: images.Paths, folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in images.find_images(paths)]
+from tests.images.common import as_tensor, photograph
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])

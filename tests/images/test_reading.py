@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,9 @@ from torch.testing import assert_close
 from fastviz import images, models
 from fastviz.images.paths import ImageError
 from fastviz.models.descriptions import Preprocessing
+from tests.images.common import as_tensor, photograph, picture, png
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
-
-
-def picture(*rows: tuple[tuple[int, int, int], ...]) -> Image.Image:
-    return Image.fromarray(np.array(rows, dtype=np.uint8))
-
-
-def photograph(height: int = 60, width: int = 90) -> Image.Image:
-    """Smooth colours with some noise: what a photograph is to a decoder."""
-    generator = np.random.default_rng(5)
-    ramps = np.stack(np.meshgrid(np.linspace(0, 200, width), np.linspace(0, 200, height)), axis=-1)
-    colours = np.concatenate([ramps, ramps[..., :1] / 2], axis=-1) + generator.integers(0, 56, (height, width, 3))
-    return Image.fromarray(colours.astype(np.uint8))
-
-
-def as_tensor(image: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
 
 
 def bytes_of(tensor: torch.Tensor) -> list[Any]:
@@ -214,14 +198,6 @@ def test_16_bit_grey(tmp_path: Path) -> None:
         assert images.read_image(tmp_path / name)[1, 0].tolist() == pytest.approx([0, 1 / 65535, 1 / 255, 1])
 
 
-def png(colour_type: int, depth: int, width: int, height: int, rows: bytes) -> bytes:
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
 def test_16_bit_colour_has_the_high_byte(tmp_path: Path) -> None:
     """Pillow reads no 16-bit colour; what it drops is less than 1/255."""
     values = [0x0000, 0x80FF, 0xFFFF]
@@ -343,22 +319,6 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path) -> None:
         images.read_image(tmp_path / "bomb.png")
     with pytest.raises(ValueError, match="limit_pixels should be at least 1, got 0"):
         images.read_image(tmp_path / "bomb.png", limit_pixels=0)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder of empty files; finding reads none."""
-    for name in (
-        "10.png", "9.PNG", "b.jpg", "A.jpeg", "notes.txt", ".hidden.png", "deep/er/2.gif", "deep/1.webp",
-        ".thumbnails/t.png", "other/b.jpg", "with space/ü.tif",
-    ):  # fmt: skip
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    return tmp_path
-
-
-def found(paths: images.Paths, folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in images.find_images(paths)]
 
 
 @pytest.fixture

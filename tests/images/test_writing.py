@@ -5,40 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import struct
-import zlib
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from fastviz import images
-
-
-def picture(*rows: tuple[tuple[int, int, int], ...]) -> Image.Image:
-    return Image.fromarray(np.array(rows, dtype=np.uint8))
-
-
-def png(colour_type: int, depth: int, width: int, height: int, rows: bytes) -> bytes:
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder of empty files; finding reads none."""
-    for name in (
-        "10.png", "9.PNG", "b.jpg", "A.jpeg", "notes.txt", ".hidden.png", "deep/er/2.gif", "deep/1.webp",
-        ".thumbnails/t.png", "other/b.jpg", "with space/ü.tif",
-    ):  # fmt: skip
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    return tmp_path
 
 
 @pytest.mark.parametrize("ending", [".png", ".webp", ".PNG"])

@@ -7,28 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fastviz import targets
-from fastviz.engine.optimize import Ascent, FeatureNetwork, optimize, target_objective
-from fastviz.engine.optimize.canvas import Frame, Pixels
-
-f64 = torch.float64
-FRAME = Frame((6, 6), (0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
-
-
-def noise(n: int, seed: int = 0) -> Tensor:
-    return 0.3 * torch.randn(n, 3, 6, 6, dtype=f64, generator=torch.Generator().manual_seed(seed))
-
-
-def network() -> nn.Sequential:
-    torch.manual_seed(1)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(8, 6, 3), nn.Tanh(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4),
-    ).double()  # fmt: skip
-
-
-def run(objective, start, **options):
-    settings = {"canvas": Pixels(clip=False), "frame": FRAME, "optimizer": Ascent(0.05), "steps": 5, **options}
-    return optimize(settings.pop("model", nn.Identity()), objective, start, **settings)
+from fastviz.engine.optimize import FeatureNetwork, target_objective
+from tests.engine.optimize.common import network, noise, run
 
 
 class Alarm(nn.Module):

@@ -4,37 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastviz.engine.optimize import LBFGS, Adam, Ascent, by_name, optimize
+from fastviz.engine.optimize import LBFGS, Adam, Ascent, by_name
 from fastviz.engine.optimize.canvas import Frame, Pixels
 from fastviz.engine.optimize.transforms import Jitter
-
-f64 = torch.float64
-FRAME = Frame((6, 6), (0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
-
-
-def noise(n: int, seed: int = 0) -> Tensor:
-    return 0.3 * torch.randn(n, 3, 6, 6, dtype=f64, generator=torch.Generator().manual_seed(seed))
-
-
-class Bowl:
-    """−Σ w (x − c)², another w and c for each image: the best is c."""
-
-    def __init__(self, n: int) -> None:
-        generator = torch.Generator().manual_seed(2)
-        self.centre = torch.randn(n, 3, 6, 6, dtype=f64, generator=generator)
-        self.weight = 0.1 + 5 * torch.rand(n, 3, 6, 6, dtype=f64, generator=generator)
-        self.batches: list[list[int]] = []
-
-    def __call__(self, images: Tensor, rows: Tensor) -> Tensor:
-        self.batches.append(rows.tolist())
-        return -(self.weight[rows] * (images - self.centre[rows]).square()).sum((1, 2, 3))
-
-
-def run(objective, start, **options):
-    settings = {"canvas": Pixels(clip=False), "frame": FRAME, "optimizer": Ascent(0.05), "steps": 5, **options}
-    return optimize(settings.pop("model", nn.Identity()), objective, start, **settings)
+from tests.engine.optimize.common import FRAME, Bowl, f64, noise, run
 
 
 def test_ascent_is_its_formula():

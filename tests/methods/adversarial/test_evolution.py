@@ -4,30 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 import fastviz as fv
 from fastviz import models
-from fastviz.models.descriptions import Preprocessing
-
-PLAIN = Preprocessing((12, 12), None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-
-
-def described(model: nn.Module, seen: Preprocessing = PLAIN) -> nn.Module:
-    models.describe(model, preprocessing=seen)
-    return model
-
-
-def small(seen: Preprocessing = PLAIN, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """Five classes that small changes of 12x12 pixels can tell apart."""
-    torch.manual_seed(3)
-    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU()]
-    model = nn.Sequential(*layers, nn.Dropout(), nn.Flatten(), nn.Linear(128, 5)).to(dtype)
-    with torch.no_grad():
-        for layer in (model[0], model[2]):
-            layer.weight *= 3
-        model[6].weight *= 8
-    return described(model, seen)
+from tests.methods.adversarial.common import small
 
 
 def test_evolution_needs_no_gradient_and_repeats_itself():

@@ -11,52 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastviz as fv
-from fastviz import models
 from fastviz.engine.optimize.canvas import Pixels, frame_of
 from fastviz.engine.optimize.usual_layers import style_layers
+from tests.methods.synthesis.style_common import described, f64, noise, small, style_transfer
 
-f64 = torch.float64
 FREE = Pixels(clip=False)
-
-
-LOOP = {"start", "canvas", "optimizer", "learning_rate", "preview", "preview_every", "checkpoint"}
-
-
-def split(options: dict[str, object]) -> dict[str, object]:
-    """Those of :class:`fastviz.Optimization` as one."""
-    loop = {name: options[name] for name in LOOP & options.keys()}
-    rest = {name: value for name, value in options.items() if name not in LOOP}
-    return {**rest, "optimization": fv.Optimization(**loop)} if loop else rest
-
-
-def style_transfer(*args: object, **options: object) -> fv.Styled:
-    return fv.style_transfer(*args, **split(options))
-
-
-def neural_texture(*args: object, **options: object) -> fv.Styled:
-    return fv.neural_texture(*args, **split(options))
-
-
-def described(model: nn.Module, channels: int = 3) -> nn.Module:
-    """``model`` for pictures as they are."""
-    settings = models.Preprocessing((16, 16), 16, (0.0,) * channels, (1.0,) * channels)
-    models.describe(model, preprocessing=settings)
-    return model
-
-
-def small() -> nn.Module:
-    """Two stages of convolutions in float64."""
-    torch.manual_seed(3)
-    return described(
-        nn.Sequential(
-            nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(inplace=True),
-            nn.MaxPool2d(2), nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(8 * 64, 2),
-        ).double().eval()
-    )  # fmt: skip
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(shape, dtype=f64, generator=torch.Generator().manual_seed(seed))
 
 
 PLAIN = {"levels": 1, "variation_weight": 0.0, "rescale": False, "canvas": FREE}
