@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -100,11 +100,7 @@ def infidelity(
         elif callable(perturbation):
             difference, changed = _called(perturbation, images[image])
         else:
-            drawn = [
-                torch.randn(images.shape[1:], generator=generator(seeds[at // samples], at % samples))
-                for at in number.tolist()
-            ]
-            difference = noise * torch.stack(drawn).to(images)
+            difference = noise * _drawn(images, number, samples, seeds)
             changed = images[image] - difference
         factor = difference.sum(1, keepdim=True) if weights.shape[1] == 1 else difference
         products[number] = (weights[image].double() * factor.double()).flatten(1).sum(1)
@@ -121,6 +117,14 @@ def infidelity(
         squares = found.square().sum(1, keepdim=True)
         found = found * (found * falls).sum(1, keepdim=True) / torch.where(squares > 0, squares, 1)
     return (found - falls).square().mean(1).to(read.clean.dtype)
+
+
+def _drawn(images: Tensor, number: Tensor, samples: int, seeds: Sequence[int]) -> Tensor:
+    """Normal noise for the perturbed images of these numbers, ``samples`` an image, each with a seed of its own."""
+    drawn = [
+        torch.randn(images.shape[1:], generator=generator(seeds[at // samples], at % samples)) for at in number.tolist()
+    ]
+    return torch.stack(drawn).to(images)
 
 
 def max_sensitivity(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -84,6 +85,11 @@ class Job:
     values: Tensor | None = None
     clean: Any = None
 
+    @cached_property
+    def boxes_by_images(self) -> Tensor:
+        """The boxes on the images' device, copied there once."""
+        return self.boxes.to(self.images.device)
+
     @property
     def windows(self) -> Tensor:
         """The numbers of all windows, int64 [P]."""
@@ -104,7 +110,7 @@ class Job:
 
     def run_model(self, windows: Tensor, batch_size: int) -> None:
         """The model itself on images covered by ``windows``."""
-        boxes = self.boxes.to(self.images.device)
+        boxes = self.boxes_by_images
 
         def run(part: Tensor) -> None:
             covered = ops.occlude(self.images, boxes[part], self.image[part], self.fill)

@@ -74,6 +74,9 @@ def _is_vector(step: Step) -> bool:
     return step.images_first and step.layout is None and (not step.shape or math.prod(step.shape) == step.shape[0])
 
 
+_SAMPLED = 128
+"""How many groups of eight bytes of a large tensor are added up: each is a miss of the caches."""
+
 # Two of each model, with their packed weights: input sizes or precisions that are used in turn.
 _networks: Kept[Network | str] = Kept(2)
 
@@ -138,28 +141,34 @@ def _refuse(model: nn.Module) -> None:
 
 
 def _state(model: nn.Module) -> tuple[Any, ...]:
-    """What must be the same for steps to be used again: the structure of the model, and all values.
+    """What must be the same for steps to be used again: the structure of the model, and the values of its tensors.
 
-    Versions do not count changes through ``.data``, so the bits of the values are summed up, too. Each sweep compares
-    the steps with the model besides, which shows what cannot be seen here; but a change of weights that moves the
-    outputs by less than that comparison allows would pass there.
+    Values are known by where they lie and by torch's count of changes in place, which optimisers and
+    ``load_state_dict`` raise. Changes through ``.data``, or by other code that writes into the memory, raise no count:
+    for these a sample of the bits is added up, all of a small tensor and :data:`_SAMPLED` places of a large one. The
+    limit: such a change of single values of a large tensor can miss the sample. Each sweep compares the steps with the
+    model besides, so it shows all the same if it moves the outputs by more than rounding does.
     """
     plain = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     tensors = [*model.parameters(), *model.buffers(), *plain]
     places = tuple((value.data_ptr(), tuple(value.shape), value.dtype, value.device) for value in tensors)
+    versions = tuple(None if value.is_inference() else value._version for value in tensors)
     with torch.no_grad():
         sums = [_bits(value.detach()) for value in tensors]
     by_device: dict[torch.device, list[Tensor]] = {}
     for total in sums:
         by_device.setdefault(total.device, []).append(total)
     totals = tuple(tuple(torch.stack(group).tolist()) for group in by_device.values())
-    return structure(model), places, totals
+    return structure(model), places, versions, totals
 
 
 def _bits(value: Tensor) -> Tensor:
-    """The sum of the bits of ``value``, eight bytes at a time where that is possible."""
+    """The sum of bits of ``value``, of all or of a sample, eight bytes at a time where that is possible."""
     if value.is_complex():
         value = torch.view_as_real(value)
     flat = value.contiguous().flatten().view(torch.uint8)
     eights = 0 if flat.storage_offset() % 8 else len(flat) // 8 * 8
-    return flat[:eights].view(torch.int64).sum() + flat[eights:].sum(dtype=torch.int64)
+    words = flat[:eights].view(torch.int64)
+    # an odd distance, so that the sample does not stay in one column of a matrix
+    distance = 1 if value.is_inference() else len(words) // _SAMPLED | 1
+    return words[::distance].sum() + flat[eights:].sum(dtype=torch.int64)

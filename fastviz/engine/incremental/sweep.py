@@ -98,9 +98,8 @@ def sweep(
     as it is, on batches of covered images; so do images and fills with values that are not finite, or that make such
     values in the network. One that may mix the images of a batch, or draws random numbers, gets one image at a time
     (:mod:`fastviz.execution.batches`). ``stats`` says so. The graph is kept until the model changes or is gone; what
-    cannot be seen
-    of a change from outside shows in a comparison that each sweep makes: the images as they are and one window, by the
-    steps and by the model itself. Where they differ the graph is made anew.
+    cannot be seen of a change from outside shows in a comparison that each sweep makes: the images as they are and one
+    window, by the steps and by the model itself. Where they differ the graph is made anew.
 
     A model is traced only where that pays (:mod:`fastviz.engine.incremental.worth`): in this sweep, or because sweeps
     of the same model have taken so long by now that the time for tracing is lost in it. Else whole passes run, and
@@ -141,11 +140,7 @@ def sweep(
     job = new_job(model, images, boxes, image_index, fill, evaluate, advance, batches)
     checked_precision(precision)
     checks.one_of(trace, "trace", ("auto", "always", "never"))
-    if growth_cap is not None and checks.positive(growth_cap, "growth_cap") > 1:
-        raise ValueError(f"growth_cap should be above 0 and at most 1, got {growth_cap}")
-    for value, argument in ((memory, "memory"), (batch_size, "batch_size")):
-        if value is not None:
-            checks.whole_number(value, argument, minimum=1)
+    _check_limits(growth_cap, memory, batch_size)
     device = job.images.device
     started = time.perf_counter()
     approximate = precision != "model" or growth_cap is not None
@@ -177,7 +172,12 @@ def sweep(
             job.stats["error"] = job.error(values)
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # else the seconds would be those of queueing the work
-    seconds = time.perf_counter() - started
+    _note_seconds(job, time.perf_counter() - started, approximate)
+    return Sweep(values, job.stats)
+
+
+def _note_seconds(job: Job, seconds: float, approximate: bool) -> None:
+    """What the sweep took, in its ``stats`` and, for exact ones, for those to come."""
     each = (seconds - job.stats["prepare_seconds"]) / max(1, len(job.boxes))
     dense = job.stats["dense_seconds"]
     job.stats.update(seconds=seconds, measured_gain=None if dense is None else dense / each)
@@ -185,7 +185,14 @@ def sweep(
         on_rectangles = job.stats["path"] == "incremental"
         if not on_rectangles or dense is not None:
             worth.timed(worth.known(job.model, job.images), job.boxes, each, dense if on_rectangles else None)
-    return Sweep(values, job.stats)
+
+
+def _check_limits(growth_cap: float | None, memory: int | None, batch_size: int | None) -> None:
+    if growth_cap is not None and checks.positive(growth_cap, "growth_cap") > 1:
+        raise ValueError(f"growth_cap should be above 0 and at most 1, got {growth_cap}")
+    for value, argument in ((memory, "memory"), (batch_size, "batch_size")):
+        if value is not None:
+            checks.whole_number(value, argument, minimum=1)
 
 
 def _clean_outputs(job: Job) -> Any:
@@ -327,8 +334,7 @@ class _Engine:
         if self.tail:
             output, _ = run_whole(self.tail, {self.head[-1]: output})
         job = self.job
-        boxes = job.boxes.to(job.images.device)
-        images = ops.occlude(job.images, boxes[windows], job.image[windows], job.fill)
+        images = ops.occlude(job.images, job.boxes_by_images[windows], job.image[windows], job.fill)
         begun = time.perf_counter()
         expected = job.model(images)
         if images.is_cuda:
@@ -347,7 +353,7 @@ class _Engine:
             if fill.dim() == 4 and len(fill) > 1:
                 fill = fill[first : first + chunk]
         images = self.images[first : first + chunk]
-        return Covered(images, self.job.boxes.to(images.device), self.job.image - first, fill)
+        return Covered(images, self.job.boxes_by_images, self.job.image - first, fill)
 
     def _run_group(
         self,

@@ -20,6 +20,7 @@ from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.exported import of_any_batch
 from fastviz.execution.full_precision import full_float32
 from fastviz.execution.inputs import input_batch
+from fastviz.execution.precision import Precision, checked_precision
 from fastviz.images import notebook
 from fastviz.targets.selection import Target
 
@@ -70,7 +71,7 @@ def occlusion(
     centred: bool = False,
     fill: Fill = 0.0,
     classes: bool = False,
-    precision: Literal["model", "bfloat16"] = "model",
+    precision: Precision = "model",
     growth_cap: float | None = None,
     drill_down: float | None = None,
     memory: int | None = None,
@@ -85,8 +86,7 @@ def occlusion(
     and the mean are those of captum's ``Occlusion``. Windows begin at 0, stride, 2·stride, … until one reaches the
     border, which cuts it off if it sticks out; all channels are covered. Only what a window changes is recomputed,
     exactly, where the model allows it and there is enough work: see :func:`fastviz.engine.incremental.sweep`. Each
-        window has
-    the score of a pass of its own: nothing is shared between the images of a batch.
+    window has the score of a pass of its own: nothing is shared between the images of a batch.
 
     Args:
         model: any module that maps ``x`` to scores [N, K] (or to anything, for targets inside the network).
@@ -132,18 +132,11 @@ def occlusion(
     selection = targets.resolve(target, model)
     model = of_any_batch(model)
     windows = grid((images.shape[2], images.shape[3]), window, stride, centred=centred)
-    for number, argument in ((batch_size, "batch_size"), (memory, "memory")):
-        if number is not None:
-            checks.whole_number(number, argument, minimum=1)
     if drill_down is not None:
         checks.number(drill_down, "drill_down", low=0, high=1)
     if classes and drill_down is not None:
         raise ValueError("classes needs every window, drill_down leaves windows out; choose one of them")
-    checks.one_of(trace, "trace", ("auto", "always", "never"))
-    options = {
-        **{"precision": precision, "growth_cap": growth_cap, "memory": memory},
-        **{"batch_size": batch_size, "trace": trace},
-    }
+    options = _options(precision, growth_cap, memory, batch_size, trace)
     batches = Batches(model)
     rows, columns = windows.shape
     with (
@@ -154,18 +147,9 @@ def occlusion(
     ):
         at_once = batch_size or _BATCH[images.device.type]
         selection, baseline, outputs = _clean(batches, images, selection, at_once)
-        covered = _Covered(batches, images, outputs, windows.boxes.to(images.device),
+        covered = _Covered(batches, images, outputs, windows.boxes,
                            filling(fill, images, windows.window), selection, advance, classes)  # fmt: skip
-        if not covered.count:
-            values, stats = baseline.new_zeros(0, *baseline.shape[1:]), _dense_stats("there is no image")
-        elif selection.layers:
-            if precision != "model" or growth_cap is not None or drill_down is not None:
-                raise ValueError("precision, growth_cap and drill_down need a target that is a score of the model")
-            values, stats = covered.dense(at_once)
-        elif drill_down is None:
-            values, stats = covered.swept(covered.numbers, options)
-        else:
-            values, stats = covered.drilled(windows.shape, baseline, drill_down, options)
+        values, stats = covered.values(windows.shape, baseline, drill_down, options, at_once)
         # [N * P] or [N * P, T] → [N, rows, columns] or [N, T, rows, columns]
         scores = values.reshape(len(images), rows, columns, *baseline.shape[1:])
         if selection.several:
@@ -182,6 +166,20 @@ def occlusion(
     return OcclusionMap(attribution, scores, baseline, stats, winners)
 
 
+def _options(
+    precision: Precision, growth_cap: float | None, memory: int | None, batch_size: int | None, trace: str
+) -> dict[str, Any]:
+    """The options of a sweep, those checked that count where none is made, too."""
+    for number, argument in ((batch_size, "batch_size"), (memory, "memory")):
+        if number is not None:
+            checks.whole_number(number, argument, minimum=1)
+    checks.one_of(trace, "trace", ("auto", "always", "never"))
+    return {
+        **{"precision": checked_precision(precision), "growth_cap": growth_cap, "memory": memory},
+        **{"batch_size": batch_size, "trace": trace},
+    }
+
+
 @dataclass(eq=False)
 class _Covered:
     """Images under windows, each image under each; windows are counted image after image.
@@ -190,7 +188,7 @@ class _Covered:
         batches: of the model, in evaluation mode by the caller.
         images: [N, C, H, W].
         outputs: what the model gives for the images as they are; None where that is no tensor.
-        boxes: int64 [P, 4], on the images' device.
+        boxes: int64 [P, 4], on the CPU, where sweeps are planned.
         fill: as ``ops.occlude`` takes it.
         selection: what is measured, for the N images.
         advance: is told how many windows are done.
@@ -218,8 +216,27 @@ class _Covered:
 
     @property
     def numbers(self) -> Tensor:
-        """Of all windows, int64 [N * P]."""
-        return torch.arange(self.count, device=self.images.device)
+        """Of all windows, int64 [N * P], on the CPU."""
+        return torch.arange(self.count)
+
+    def values(
+        self,
+        shape: tuple[int, int],
+        baseline: Tensor,
+        drill_down: float | None,
+        options: dict[str, Any],
+        batch_size: int,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The values under all windows, [N * P] or [N * P, T], and how they were computed."""
+        if not self.count:
+            return baseline.new_zeros(0, *baseline.shape[1:]), _dense_stats("there is no image")
+        if self.selection.layers:
+            if options["precision"] != "model" or options["growth_cap"] is not None or drill_down is not None:
+                raise ValueError("precision, growth_cap and drill_down need a target that is a score of the model")
+            return self.dense(batch_size)
+        if drill_down is None:
+            return self.swept(self.numbers, options)
+        return self.drilled(shape, baseline, drill_down, options)
 
     def measured(self, output: Any, number: Tensor, recorded: targets.Activations | None = None) -> Tensor:
         """The selection's values for the model's ``output`` under the windows of these numbers, int64 [B]."""
@@ -229,15 +246,16 @@ class _Covered:
         return self.selection.for_samples(sample, len(self.images)).values(output, recorded or {})
 
     def swept(self, number: Tensor, options: dict[str, Any], *, check: bool = True) -> tuple[Tensor, dict[str, Any]]:
-        """The values under some windows, recomputing only what a window changes."""
+        """The values under some windows, numbered on the CPU, recomputing only what a window changes."""
+        there = number.to(self.images.device)
         read = None if self.classes else self.selection.scores_read
         swept = incremental.sweep(
             self.batches.model,
             self.images,
             self.boxes[number % len(self.boxes)],
-            number // len(self.boxes),
+            there // len(self.boxes),
             self.fill,
-            lambda output, at: self.measured(output, number[at]),
+            lambda output, at: self.measured(output, there[at]),
             outputs=None if read is None else sorted(read),
             advance=self.advance,
             check=check,
@@ -254,13 +272,13 @@ class _Covered:
         stats: dict[str, Any] = {}
 
         def evaluate(number: Tensor) -> Tensor:
-            values, stats["last"] = self.swept(number.to(self.images.device), options, check=False)
+            values, stats["last"] = self.swept(number, options, check=False)
             return values
 
         values, computed = incremental.drill_down(evaluate, *shape, baseline, fraction=fraction)
         left_out = computed.numel() - int(computed.sum())
         self.advance(left_out)
-        sample = self.numbers // len(self.boxes)
+        sample = (self.numbers // len(self.boxes)).to(self.images.device)
         error = incremental.sampled_error(
             *(
                 self.batches.model,
@@ -277,10 +295,9 @@ class _Covered:
     def dense(self, batch_size: int) -> tuple[Tensor, dict[str, Any]]:
         """The values of a target inside of the network, whose activations a whole forward pass records."""
         parts = []
-        for number in self.numbers.split(batch_size):
-            covered = ops.occlude(
-                self.images, self.boxes[number % len(self.boxes)], number // len(self.boxes), self.fill
-            )
+        boxes = self.boxes.to(self.images.device)
+        for number in self.numbers.to(self.images.device).split(batch_size):
+            covered = ops.occlude(self.images, boxes[number % len(boxes)], number // len(boxes), self.fill)
             parts += self.batches(self._recorded, covered, number)
             self.advance(len(number))
         alone = self.batches.reason

@@ -131,12 +131,7 @@ def invert(
         known = frame_of(model, size)
         codes = checks.tensor(features, "features").detach()
         checks.device(codes.device, "features")
-    length = codes.flatten(1).square().sum(1)
-    if not bool(length.isfinite().all()):
-        given = "features" if x is None else "x"
-        raise ValueError(f"{given} should have finite features in layer {layer!r}, got NaN or infinity")
-    if not bool((length > 0).all()):
-        raise ValueError(f"features should not be zero everywhere, as those of layer {layer!r} are")
+    length = _squared_length(codes, layer, "features" if x is None else "x")
     surface = options.surface()
     seeds = [seed + number for number in range(starts)] * len(codes)
     made = optimize(
@@ -159,6 +154,16 @@ def invert(
     )
     photographs = None if x is None else known.picture(images).clamp(0, 1).repeat_interleave(starts, 0)
     return _result(layer, made, known.picture(made.images).clamp(0, 1), photographs)
+
+
+def _squared_length(codes: Tensor, layer: str, argument: str) -> Tensor:
+    """‖Φ₀‖² of each code, [N], by which errors are divided."""
+    length = codes.flatten(1).square().sum(1)
+    if not bool(length.isfinite().all()):
+        raise ValueError(f"{argument} should have finite features in layer {layer!r}, got NaN or infinity")
+    if not bool((length > 0).all()):
+        raise ValueError(f"features should not be zero everywhere, as those of layer {layer!r} are")
+    return length
 
 
 def _result(layer: str, made: Optimized, shown: Tensor, photographs: Tensor | None) -> Inverted:
