@@ -45,6 +45,9 @@ def complexity(maps: Tensor) -> Tensor:
     Explanations", https://arxiv.org/abs/2005.00631. Quantus' ``Complexity`` is the same. Arguments, NaN and errors as
     in :func:`sparseness`.
 
+    Returns:
+        [N], 0 or more, of the dtype of the maps.
+
     >>> complexity(torch.tensor([[1.0, 1.0], [0.0, 5.0]]))
     tensor([0.6931, 0.0000])
     """

@@ -24,6 +24,10 @@ class ConfidenceChange:
     Attributes:
         before: [N], the value of each image.
         after: [N], that of the image times its map.
+
+    >>> found = ConfidenceChange(torch.tensor([0.8, 0.5]), torch.tensor([0.4, 0.6]))
+    >>> found.increase
+    0.5
     """
 
     before: Tensor
@@ -78,8 +82,15 @@ def confidence_change(
         scale: ``"map"``: before the map is resized; ``"image"``: after; ``"none"``: the map is used as it is.
         value: see :data:`fastviz.evaluation.Value`.
 
+    Returns:
+        A :class:`ConfidenceChange`, [N] each, with ``average_drop`` and ``increase`` of them.
+
     Raises:
         TypeError, ValueError: as :func:`fastviz.evaluation.deletion`.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    >>> confidence_change(model, torch.rand(3, 1, 2, 2), torch.rand(3, 2, 2), target=1).after.shape
+    torch.Size([3])
     """
     checks.one_of(scale, "scale", ("map", "image", "none"))
     read = reading(model, x, target, value, batch_size)

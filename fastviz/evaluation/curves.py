@@ -33,6 +33,11 @@ class Curve:
         fractions: [N, S + 1], the share of the image's pixels that have changed, 0 to 1.
         area: [N], the area under the curve by the trapezoid rule, over a width of 1.
         clean: [N], the value of the image as it is.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
+    >>> curve = deletion(model, torch.ones(1, 1, 2, 2), torch.rand(1, 2, 2), target=1, step=1)
+    >>> curve.fractions
+    tensor([[0.0000, 0.2500, 0.5000, 0.7500, 1.0000]])
     """
 
     values: Tensor
@@ -134,6 +139,16 @@ def insertion(
 
     Begins with the ``substrate``, the paper's blurred image, and ends with the image. All else, with the numbers of
     other tools, as in :func:`deletion`.
+
+    Returns:
+        A :class:`Curve` on the device of ``x``.
+
+    Raises:
+        TypeError, ValueError: as :func:`deletion`.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
+    >>> insertion(model, torch.ones(1, 1, 2, 2), torch.rand(1, 2, 2), target=1, substrate=0.0).values.shape
+    torch.Size([1, 3])
     """
     read = reading(model, x, target, value, batch_size)
     order = _order(read.images, maps, regions, step, ties, channels)
@@ -184,6 +199,10 @@ def region_perturbation(
 
     Raises:
         TypeError, ValueError: as :func:`deletion`.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    >>> region_perturbation(model, torch.rand(1, 1, 4, 4), torch.rand(1, 4, 4), target=1, regions=2).values.shape
+    torch.Size([1, 5])
     """
     checks.one_of(order, "order", ("morf", "lerf"))
     checks.whole_number(repeats, "repeats", minimum=1)

@@ -85,6 +85,9 @@ def evaluate(
             method that draws has a seed of its own, and may draw by the place in the batch, as ``smooth_grad`` does.
         progress: show a bar on a terminal.
 
+    Returns:
+        A ``pyarrow.Table``, or a list of dictionaries where pyarrow is not installed: N · methods · measures rows.
+
     Raises:
         TypeError, ValueError: an unknown method, measure or option; a measure whose objects are missing; what the
             methods and measures refuse.
@@ -125,6 +128,17 @@ def rows(
     """The rows of :func:`evaluate` one by one, with its arguments; ``images`` may be a stream that was made before.
 
     All arguments are checked before the first row.
+
+    Returns:
+        An iterator of dictionaries, one for each image, method and measure, in this order.
+
+    Raises:
+        TypeError, ValueError: as :func:`evaluate`.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    >>> row = next(rows(model, torch.rand(3, 3, 4, 4), ["saliency"], ["deletion"]))
+    >>> row["method"], row["measure"]
+    ('saliency', 'deletion')
     """
     chosen = chosen_methods(methods, options or {})
     wanted = [MEASURES[checks.nearest(name, "measure", MEASURES)] for name in dict.fromkeys(measures)]
@@ -144,7 +158,22 @@ def rows(
 
 
 def table(found: Iterator[Row] | Sequence[Row]) -> Any:
-    """Rows as a ``pyarrow.Table``, where pyarrow is installed; else as a list."""
+    """Rows as a ``pyarrow.Table``, where pyarrow is installed; else as a list.
+
+    Args:
+        found: of :func:`rows`.
+
+    Returns:
+        A ``pyarrow.Table``, or a list of dictionaries.
+
+    Raises:
+        Nothing of its own.
+
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    >>> len(table(rows(model, torch.rand(3, 3, 4, 4), ["saliency"], ["deletion"])))
+    3
+    """
     listed = list(found)
     if find_spec("pyarrow") is None:
         return listed

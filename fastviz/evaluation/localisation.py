@@ -35,6 +35,11 @@ class Pointing:
         hits: bool [N].
         counted: bool [N], whether the image has an object at all; others have no hit and count nowhere.
         points: int64 [N, 2], row and column of the map's maximum, in pixels of the image.
+
+    >>> heat = torch.zeros(1, 8, 8)
+    >>> heat[0, 2, 5] = 1
+    >>> pointing_game(heat, torch.tensor([[4, 4, 8, 8]]), tolerance=0).points
+    tensor([[2, 5]])
     """
 
     hits: Tensor
@@ -68,6 +73,9 @@ def pointing_game(
         size: height and width of the image, in pixels; needed for boxes and coarse maps, None is the masks' or maps'.
         tolerance: in pixels of the image, 0 or more.
         channels: see :data:`fastviz.evaluation.Channels`.
+
+    Returns:
+        A :class:`Pointing`, an entry an image.
 
     Raises:
         TypeError, ValueError: another type, shape or number; maps that are not finite; a box outside of the image.
@@ -112,6 +120,9 @@ def energy_inside(
 
     Raises:
         TypeError, ValueError: as :func:`pointing_game`.
+
+    >>> energy_inside(torch.ones(1, 4, 4), torch.tensor([[0, 0, 2, 4]]))
+    tensor([0.5000])
     """
     heat, masks = _both(maps, objects, size, channels)
     checks.one_of(negative, "negative", ("drop", "absolute"))
@@ -148,6 +159,11 @@ def intersection_over_union(
 
     Raises:
         TypeError, ValueError: as :func:`pointing_game`; a threshold out of range.
+
+    >>> heat = torch.zeros(1, 4, 4)
+    >>> heat[0, :2] = 1
+    >>> intersection_over_union(heat, torch.tensor([[0, 0, 4, 4]]))
+    tensor([0.5000])
     """
     heat, masks = _both(maps, objects, size, channels)
     checks.one_of(of, "of", ("maximum", "quantile", "object"))
@@ -170,6 +186,16 @@ def intersection_over_union(
 def by_class(values: Tensor, classes: Tensor) -> dict[int, float]:
     """The mean of the ``values`` [N] of each class in ``classes``, int64 [N]; NaN ones left out, and with them classes
     that have no other.
+
+    Args:
+        values: [N], floating-point or bool.
+        classes: int64 [N], the class of each image.
+
+    Returns:
+        Class → mean, in the order of the classes' numbers.
+
+    Raises:
+        RuntimeError: torch's, for tensors of different lengths.
 
     >>> by_class(torch.tensor([1.0, 0.0, 1.0]), torch.tensor([7, 7, 2]))
     {2: 1.0, 7: 0.5}

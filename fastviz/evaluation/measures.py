@@ -87,6 +87,9 @@ class Measure:
         paper: short citation and link.
         needs_objects: whether it needs to know where the objects are.
         axes: what the curve's places and values are; empty where it has none.
+
+    >>> MEASURES["deletion"].better, MEASURES["pointing_game"].needs_objects
+    ('lower', True)
     """
 
     name: str

@@ -41,6 +41,11 @@ class Randomisation:
         maps: [S + 1, N, h, w] or [S + 1, N, C, h, w]: those of the network as it is, then after each step.
         similarity: name → [S, N], of the map after each step with that of the network as it is: low is good. NaN where
             it is not defined, as the rank correlation of a constant map is not.
+
+    >>> from fastviz.methods.attribution.gradients import saliency
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    >>> parameter_randomisation(model, torch.rand(1, 1, 4, 4), saliency, 1, similarities=["rank"]).maps.shape
+    torch.Size([2, 1, 4, 4])
     """
 
     layers: tuple[tuple[str, ...], ...]
@@ -91,10 +96,19 @@ def parameter_randomisation(
         batch_size: images that the method sees at once; None is 8.
         advance: is called with 1 after each step, the first of which is the network as it is.
 
+    Returns:
+        A :class:`Randomisation`: maps of S + 1 networks, and similarities [S, N] by name.
+
     Raises:
         TypeError: a model that cannot be copied.
         ValueError: a layer that does not exist, has no parameters, or no ``reset_parameters`` where it is needed;
             several targets a sample.
+
+    >>> from fastviz.methods.attribution.gradients import saliency
+    >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2))
+    >>> found = parameter_randomisation(model, torch.rand(1, 1, 4, 4), saliency, target=1, similarities=["rank"])
+    >>> found.layers, found.similarity["rank"].shape
+    ((('2',), ('0',)), torch.Size([2, 1]))
     """
     images = input_batch(model, x).detach()
     checks.one_of(order, "order", ("cascading", "independent"))
@@ -133,7 +147,21 @@ def parameter_randomisation(
 
 
 def randomisable_layers(model: nn.Module, x: Tensor) -> list[str]:
-    """The layers with a parameter of at least two dimensions that ``model`` calls for ``x``, the last called first."""
+    """The layers with a parameter of at least two dimensions that ``model`` calls for ``x``, the last called first.
+
+    Args:
+        model: any module that takes ``x``; not changed.
+        x: [N, C, H, W]; the first image is run.
+
+    Returns:
+        Dotted names.
+
+    Raises:
+        TypeError, ValueError: the model does not take ``x``.
+
+    >>> randomisable_layers(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)), torch.rand(1, 1, 4, 4))
+    ['2', '0']
+    """
     with frozen_model(model), torch.no_grad():
         called = forward.called(model, x[:1].clone(), (nn.Module,))
     modules = dict(model.named_modules())

@@ -32,6 +32,11 @@ class Road:
         morf: [N, P], the value with the most relevant pixels removed.
         lerf: [N, P], with the least relevant removed.
         clean: [N], the value of the image as it is.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    >>> found = road(model, torch.rand(1, 1, 8, 8), torch.rand(1, 8, 8), target=1, removed=(20, 50))
+    >>> found.removed, found.clean.shape
+    (tensor([20., 50.]), torch.Size([1]))
     """
 
     removed: Tensor
@@ -88,6 +93,10 @@ def road(
     Raises:
         TypeError, ValueError: as :func:`fastviz.evaluation.deletion`; a percentage out of range; images that are not
             finite.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    >>> road(model, torch.rand(1, 1, 8, 8), torch.rand(1, 8, 8), target=1, removed=(20, 50)).morf.shape
+    torch.Size([1, 2])
     """
     shares = [_share(share) for share in removed]
     if not shares:
@@ -130,6 +139,9 @@ def impute(images: Tensor, removed: Tensor) -> Tensor:
     Args:
         images: [N, C, H, W], floating-point and finite.
         removed: bool [N, H, W]; where it is all of an image, that becomes its mean colour.
+
+    Returns:
+        [N, C, H, W], a new tensor, of the dtype of ``images`` and on their device.
 
     Raises:
         TypeError, ValueError: another type or shape; values that are not finite.

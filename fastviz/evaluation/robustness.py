@@ -74,6 +74,11 @@ def infidelity(
 
     Raises:
         TypeError, ValueError: as :func:`fastviz.evaluation.deletion`; an ``indicator`` without squares.
+
+    >>> model, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), torch.rand(1, 1, 4, 4)
+    >>> gradient = model[1].weight[1].detach().view(1, 1, 4, 4)
+    >>> infidelity(model, x, gradient, target=1).round(decimals=4).abs()
+    tensor([0.])
     """
     checks.whole_number(samples, "samples", minimum=1)
     if isinstance(perturbation, str):
@@ -162,6 +167,11 @@ def max_sensitivity(
 
     Raises:
         TypeError, ValueError: as :func:`fastviz.saliency`; what ``explain`` returns is no map.
+
+    >>> from fastviz.methods.attribution.gradients import saliency
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    >>> max_sensitivity(model, torch.rand(1, 1, 2, 2), saliency, target=1, samples=2)  # of a linear model: none
+    tensor([0.])
     """
     images = input_batch(model, x).detach()
     checks.positive(radius, "radius")

@@ -63,8 +63,15 @@ def ssim(first: Tensor, second: Tensor, *, window: int = 11, deviation: float = 
         scale: scale each map from 0 (its smallest value) to 1 (its largest) before; else they are taken to have a range
             of 1.
 
+    Returns:
+        [N], −1 to 1.
+
     Raises:
         TypeError, ValueError: as :func:`rank_correlation`; a window that is even.
+
+    >>> maps = torch.rand(2, 16, 16)
+    >>> ssim(maps, maps)
+    tensor([1., 1.])
     """
     a, b = _planes(first, second, scale)
     checks.whole_number(window, "window", minimum=1)
@@ -106,6 +113,10 @@ def hog_correlation(
 
     Raises:
         TypeError, ValueError: as :func:`rank_correlation`; maps too small for a block.
+
+    >>> maps = torch.rand(2, 48, 48)
+    >>> hog_correlation(maps, maps)
+    tensor([1., 1.])
     """
     a, b = _planes(first, second, scale)
     for number, argument in ((cell, "cell"), (block, "block"), (orientations, "orientations")):
@@ -130,8 +141,14 @@ def top_k_intersection(first: Tensor, second: Tensor, *, k: int | float = 0.05, 
         k: how many pixels, or (below 1) which share of them, rounded up.
         absolute: rank absolute values.
 
+    Returns:
+        [N], 0 to 1.
+
     Raises:
         TypeError, ValueError: as :func:`rank_correlation`; k out of range.
+
+    >>> top_k_intersection(torch.tensor([[[3.0, 2.0, 1.0, 0.0]]]), torch.tensor([[[3.0, 0.0, 1.0, 2.0]]]), k=2)
+    tensor([0.5000])
     """
     a, b = _planes(first, second, scale=False)
     if absolute:
@@ -164,6 +181,10 @@ class Agreement:
     Attributes:
         methods: the names of the M methods.
         values: name of a similarity → [M, M, N], of each pair of methods on each image; NaN where it is not defined.
+
+    >>> found = agreement({"a": torch.rand(2, 16, 16), "b": torch.rand(2, 16, 16)}, similarities=["rank"])
+    >>> found.values["rank"][0, 0].tolist()
+    [1.0, 1.0]
     """
 
     methods: tuple[str, ...]
@@ -193,8 +214,15 @@ def agreement(
         size: height and width that all maps are brought to (bilinear); None is the largest height and width among them.
         similarities: names among ``rank``, ``rank_absolute``, ``ssim``, ``hog`` and ``top_k`` (5 % of the pixels).
 
+    Returns:
+        An :class:`Agreement`: for each similarity [M, M, N], symmetric, in the order of the ``maps``.
+
     Raises:
         TypeError, ValueError: no maps, other numbers of them, values that are not finite, an unknown similarity.
+
+    >>> found = agreement({"a": torch.rand(2, 16, 16), "b": torch.rand(2, 16, 16)}, similarities=["rank"])
+    >>> found.methods, found.values["rank"].shape
+    (('a', 'b'), torch.Size([2, 2, 2]))
     """
     if not maps:
         raise ValueError("maps should have at least one method, got none")

@@ -20,7 +20,17 @@ _LEVEL = 0.95
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """Means with a band: ``mean``, ``low`` and ``high``, each [...], for images in dimension 0 of what they are of."""
+    """Means with a band: ``mean``, ``low`` and ``high``, each [...], for images in dimension 0 of what they are of.
+
+    Attributes:
+        mean: [...], over the images.
+        low: [...], lower end of the band.
+        high: [...], upper end.
+
+    >>> band = bootstrap(torch.tensor([[0.0, 1.0], [2.0, 1.0]]))
+    >>> band.mean, bool((band.low <= band.high).all())
+    (tensor([1., 1.], dtype=torch.float64), True)
+    """
 
     mean: Tensor
     low: Tensor
@@ -32,6 +42,15 @@ def bootstrap(values: Tensor, *, level: float = _LEVEL, resamples: int = _RESAMP
 
     The band holds the share ``level`` of the means of ``resamples`` draws of N images with replacement (Efron 1979, the
     percentile method). It tells how much the figure depends on which images were taken, and nothing else.
+
+    Args:
+        values: [N, ...], floating-point, an entry an image.
+        level: share of the resampled means inside the band, above 0 and below 1.
+        resamples: how many draws.
+        seed: of the draws.
+
+    Returns:
+        A :class:`Band` of three tensors [...]; NaN where there is no value.
 
     Raises:
         TypeError, ValueError: no floating-point tensor, no image, a level that is not above 0 and below 1.
@@ -73,6 +92,9 @@ class Standing:
         images: how many have a value.
         place: 1 for the best by its mean; 0 for a measure of which neither way is better, and for ``"random"``.
         tied: whether its difference from the best, image by image, has a band with 0 in it (true for the best).
+
+    >>> Standing("saliency", "deletion", mean=0.2, low=0.1, high=0.3, images=50, place=1, tied=True).place
+    1
     """
 
     method: str
@@ -93,6 +115,9 @@ class Standings:
         each: every method by every measure.
         overall: method → mean place over the measures with its band ``(mean, low, high)``, the best first; ``"random"``
             left out.
+
+    >>> Standings(each=(), overall={"saliency": (1.0, 1.0, 1.5)}).overall["saliency"][0]
+    1.0
     """
 
     each: tuple[Standing, ...]
@@ -108,6 +133,19 @@ def standings(found: Any, *, level: float = _LEVEL, resamples: int = _RESAMPLES,
     Args:
         found: a table of :func:`fastviz.evaluate`, or its rows.
         level, resamples, seed: as in :func:`bootstrap`.
+
+    Returns:
+        A :class:`Standings`.
+
+    Raises:
+        TypeError, ValueError: ``found`` is no such table; as :func:`bootstrap`.
+
+    >>> from torch import nn
+    >>> from fastviz.evaluation import evaluate
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    >>> found = evaluate(model, torch.rand(3, 3, 4, 4), ["saliency", "random"], ["deletion"])
+    >>> sorted(each.method for each in standings(found, resamples=10).each)
+    ['random', 'saliency']
     """
     values, methods, measures = _arranged(found)
     ranked = [method for method in methods if method != RANDOM]

@@ -47,6 +47,12 @@ def cuda_graphs() -> Iterator[None]:
     The model may get new weights inside, in place or not, but should not be changed otherwise: its Python code does not
     run again.
 
+    Returns:
+        A context manager, for ``with``.
+
+    Raises:
+        Nothing of its own: what cannot be recorded runs as outside.
+
     >>> from fastviz.models import load_model
     >>> from fastviz.methods.attribution.gradients import saliency
     >>> model = load_model("demo")

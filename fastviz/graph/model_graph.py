@@ -224,6 +224,9 @@ def layers(model: nn.Module, input_size: tuple[int, int] | None = None, channels
         channels: of the image; None asks there, too, and takes those of the first convolution where the model cannot
             take so many.
 
+    Returns:
+        A :class:`Layer` for each: its name, its kind, the shape of its output for one image, its receptive field.
+
     Raises:
         ValueError: the model is a script, or does not take such an image.
 
@@ -275,6 +278,9 @@ def receptive_field(
         layer: torch's dotted name of a module; where it runs several times, its last output counts.
         input_size: height and width of the image in pixels; None asks :func:`fastviz.models.preprocessing`.
         channels: as for :func:`layers`.
+
+    Returns:
+        Size and stride in pixels, and where the field of the first unit starts (below 0 in the padding).
 
     Raises:
         ValueError: no such layer (with the nearest names), or its units depend on the whole image, or the model cannot

@@ -36,6 +36,9 @@ def is_picture(value: object) -> bool:
     Returns:
         True for every class of Pillow's images.
 
+    Raises:
+        Nothing, whatever ``value`` is.
+
     >>> is_picture(Image.new("RGB", (4, 4))), is_picture("photo.jpg")
     (True, False)
     """
@@ -50,6 +53,9 @@ def picture_of(pixels: Tensor) -> Image.Image:
 
     Returns:
         Mode RGB or L.
+
+    Raises:
+        ValueError: another number of channels.
 
     >>> picture_of(torch.zeros(1, 2, 3, dtype=torch.uint8)).size
     (3, 2)

@@ -222,7 +222,7 @@ def test_neighbours_of_some(photos, tmp_path):
             ["activations", "{photo}", "--out", "{tmp}/out", "--layers", "conv9"],
             "layer 'conv9' is not known; nearest: ",
         ),
-        (["activations", "{photo}", "--out", "{tmp}/out", "--layers", ","], "layers should be a name or several"),
+        (["activations", "{photo}", "--out", "{tmp}/out", "--layers", ","], "layers should hold at least one name"),
         (["activations", "{photo}", "--out", "{tmp}/out", "--colours", "blue"], "--colours should be one of"),
         (["embed", "{tmp}/none", "--out", "{tmp}/out"], "paths should exist, got"),
         (["embed", "{photo}", "--out", "{tmp}/out", "--tile", "0"], "tile should be at least 1, got 0"),

@@ -51,6 +51,10 @@ class FoolingImages(notebook.NotebookResult):
         probability: [T], of the target.
         steps: int64 [T], steps taken, or generations until the image was found.
         interrupted: whether Ctrl-C ended it early.
+
+    >>> import fastviz as fv
+    >>> fv.fool_from_noise(fv.load_model("demo"), [3, 4], steps=1).pictures.shape
+    torch.Size([2, 3, 64, 64])
     """
 
     images: Tensor

@@ -59,6 +59,12 @@ class Fooled(notebook.NotebookResult):
         psnr: [N], peak signal-to-noise ratio in dB, 10 · log10(1 / mean square of the change); infinite without one.
         steps: int64 [N], steps taken.
         interrupted: whether Ctrl-C ended it early.
+
+    >>> import fastviz as fv
+    >>> model, x = fv.load_model("demo"), torch.rand(1, 3, 64, 64)
+    >>> fooled = fv.fool(model, x, 3, method="sign", radius=0.05, steps=2)
+    >>> fooled.images.shape, bool(fooled.linf <= 0.0501)
+    (torch.Size([1, 3, 64, 64]), True)
     """
 
     images: Tensor

@@ -194,6 +194,10 @@ def guided_grad_cam(
 
     Returns:
         [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
+    >>> guided_grad_cam(model, torch.rand(1, 3, 8, 8), target=4, layer="1").shape
+    torch.Size([1, 3, 8, 8])
     """
     images = input_batch(model, x)
     model = eager(model)

@@ -98,6 +98,11 @@ def gradient_times_input(
 
     Returns:
         [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed.
+
+    >>> model, x = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False)), torch.rand(1, 1, 2, 2)
+    >>> shares = gradient_times_input(model, x, target=1)
+    >>> torch.allclose(shares.sum(), model(x)[0, 1])
+    True
     """
     gradient = _gradient(model, x, target, None, batch_size, precision)
     return gradient * (x.detach() if gradient.dim() == x.dim() else x.detach()[:, None])
@@ -128,6 +133,10 @@ def smooth_grad(
 
     Returns:
         [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed. The paper draws its absolute values.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    >>> smooth_grad(model, torch.rand(1, 1, 2, 2), target=1, samples=5).shape
+    torch.Size([1, 1, 2, 2])
     """
     checks.whole_number(samples, "samples", minimum=1)
     if noise != 0:
@@ -170,6 +179,11 @@ def guided_backprop(
     Warns:
         RectifierWarning: the model has other activations (GELU, SiLU, …), parts into which one cannot see (scripted
             code, autograd functions of its own), or no rectifier. It names them, and their place in the source.
+
+    >>> model = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(3, 1, bias=False))
+    >>> _ = nn.init.constant_(model[2].weight, 2.0)
+    >>> guided_backprop(model, torch.tensor([-1.0, 0.0, 1.0]).view(1, 1, 1, 3), target=0).flatten()
+    tensor([0., 0., 2.])
     """
     return _gradient(model, x, target, "guided", batch_size, precision)
 
@@ -190,6 +204,10 @@ def deconvnet(
 
     Returns:
         [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed.
+
+    >>> model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
+    >>> deconvnet(model, torch.ones(1, 1, 2, 2), target=1).shape
+    torch.Size([1, 1, 2, 2])
     """
     return _gradient(model, x, target, "deconvnet", batch_size, precision)
 

@@ -46,6 +46,11 @@ class OcclusionMap(notebook.NotebookResult):
             :func:`fastviz.engine.incremental.sweep` tells.
 
     With T targets a sample there is a dimension T behind N in the first three.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    >>> found = occlusion(model, torch.ones(1, 1, 4, 4), target=1, window=2, stride=2)
+    >>> found.attribution.shape, found.scores.shape, found.stats["windows"]
+    (torch.Size([1, 4, 4]), torch.Size([1, 2, 2]), 4)
     """
 
     attribution: Tensor
@@ -116,6 +121,10 @@ def occlusion(
 
     In approximate modes ``stats["error"]`` tells ``largest`` and ``mean`` absolute difference of the scores of
     ``windows`` windows, chosen at random (always the same ones), from those of the model itself.
+
+    Returns:
+        An :class:`OcclusionMap` with ``attribution`` [N, H, W] ([N, T, H, W] for T targets a sample), signed, in the
+        units of the target, and the scores and figures behind it, on the device of ``x``.
 
     Raises:
         TypeError: ``model``, ``x``, ``target`` or another argument is of the wrong type; the model returns no tensor.

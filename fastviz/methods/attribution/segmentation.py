@@ -44,6 +44,11 @@ class Segmentation(notebook.NotebookResult):
         seeds: uint8 [N, H, W], what saliency said of each pixel before colours were looked at: 0 background, 1 object,
             2 probably background, 3 probably object.
         saliency: [N, H, W], after smoothing.
+
+    >>> picture = torch.zeros(1, 3, 32, 32)
+    >>> picture[:, 0, 8:24, 10:20] = 1.0
+    >>> segment(nn.Identity(), picture, images=picture, saliency=picture[:, 0], smoothing=0.05).mask.sum()
+    tensor(160)
     """
 
     mask: Tensor

@@ -40,6 +40,10 @@ class Embedding(NotebookResult):
         layer: where the vectors come from; ``"input of NAME"`` for what goes into a layer.
         failures: name and reason of the images that could not be read.
         reused: how many of the vectors were taken from ``file``.
+
+    >>> found = embedding(nn.Flatten(), torch.rand(5, 3, 8, 8), "")
+    >>> found.vectors.shape, found.names
+    (torch.Size([5, 192]), ['0', '1', '2', '3', '4'])
     """
 
     vectors: Tensor
@@ -93,6 +97,10 @@ def embedding(
             and time of change are the same. An interrupted call leaves the vectors it has; the next goes on from there.
         overwrite: replace a ``file`` that holds vectors of another model, or made with other arguments.
         progress: show a bar on a terminal.
+
+    Returns:
+        An :class:`Embedding` with vectors [N, D], float32 (float64 where the model is), on the device of the stream, a
+        row for each image that could be read.
 
     Raises:
         TypeError, ValueError: bad arguments; a layer that does not exist, is not called or has no vectors, tokens or
@@ -149,8 +157,23 @@ def embedding(
 def load_embedding(file: str | os.PathLike[str]) -> Embedding:
     """The vectors, small pictures and names that :func:`embedding` kept in ``file``, on the CPU.
 
+    Args:
+        file: a .safetensors file that :func:`embedding` wrote.
+
+    Returns:
+        An :class:`Embedding` with all of its vectors, counted as ``reused``.
+
     Raises:
         ValueError: there is no such file, or it is none of these.
+
+    >>> import tempfile
+    >>> from fastviz import images
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     images.save_image(torch.rand(3, 16, 16), f"{folder}/a.png")
+    ...     model = nn.Sequential(nn.Flatten(), nn.Linear(768, 2))
+    ...     kept = embedding(model, folder, "1", size=16, file=f"{folder}/vectors.safetensors")
+    ...     load_embedding(f"{folder}/vectors.safetensors").names
+    ['a.png']
     """
     stored = embedding_file.read(checks.path(file, "file"))
     return Embedding(stored.vectors, stored.pictures, stored.names, stored.layer, reused=len(stored.names))

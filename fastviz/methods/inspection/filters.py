@@ -103,6 +103,9 @@ def filter_grid(filters: Tensor, *, magnify: int | None = None) -> Tensor:
             to look at.
         magnify: pixels a weight; None makes the picture about 1,600 pixels wide, with 1 to 24 a weight.
 
+    Returns:
+        float32 [3, H, W] in 0 to 1, on the device of ``filters``.
+
     Raises:
         TypeError, ValueError: another shape, values outside 0 to 1.
 

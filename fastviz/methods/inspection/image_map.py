@@ -26,6 +26,10 @@ class ImageMap(NotebookResult):
     Attributes:
         picture: uint8 [3, H, W] on the CPU, see :func:`fastviz.images.save_image`.
         boxes: int64 [N, 4], where each picture is: top, left, bottom, right in pixels, half open.
+
+    >>> found = image_map(torch.rand(4, 3, 8, 8), torch.rand(4, 2), tile=8)
+    >>> found.boxes.shape
+    torch.Size([4, 4])
     """
 
     picture: Tensor

@@ -28,6 +28,11 @@ class Neighbours(NotebookResult):
         queries: int64 [Q].
         features, feature_distances: int64 and float64 [Q, k], nearest by feature vectors.
         pixels, pixel_distances: the same, nearest by pixels: values 0 to 1 of the pictures at 32x32.
+
+    >>> from fastviz.methods.inspection.embedding import embedding
+    >>> found = neighbours(embedding(torch.nn.Flatten(), torch.rand(5, 3, 8, 8), ""), 2)
+    >>> found.features.shape, found.part(slice(0, 1)).queries.tolist()
+    (torch.Size([5, 2]), [0])
     """
 
     queries: Tensor
@@ -54,8 +59,16 @@ def neighbours(found: Embedding, k: int = 8, *, queries: Sequence[int | str] | N
         k: neighbours of each.
         queries: rows or names of the images whose neighbours are wanted; None is all.
 
+    Returns:
+        A :class:`Neighbours` with indices [Q, k] and distances [Q, k], on the device of the vectors.
+
     Raises:
         TypeError, ValueError: too large a ``k``, a row or name that does not exist.
+
+    >>> from fastviz.methods.inspection.embedding import embedding
+    >>> found = embedding(torch.nn.Flatten(), torch.rand(5, 3, 8, 8), "")
+    >>> neighbours(found, 3, queries=["0", "2"]).features.shape
+    torch.Size([2, 3])
     """
     checks.instance(found, "found", Embedding)
     if queries is not None and (isinstance(queries, str) or not isinstance(queries, Sequence)):
@@ -99,8 +112,16 @@ def neighbour_sheet(found: Embedding, near: Neighbours, *, tile: int = 96) -> Te
         near: from :func:`neighbours`; with many queries the sheet is long, some 20 are easy to look at.
         tile: side of a neighbour in pixels; the query is twice as large.
 
+    Returns:
+        float32 [3, H, W] in 0 to 1, on the CPU.
+
     Raises:
         ValueError: no queries.
+
+    >>> from fastviz.methods.inspection.embedding import embedding
+    >>> found = embedding(torch.nn.Flatten(), torch.rand(5, 3, 8, 8), "")
+    >>> neighbour_sheet(found, neighbours(found, 3, queries=[0]), tile=32).shape[0]
+    3
     """
     checks.whole_number(tile, "tile", minimum=1)
     checks.instance(found, "found", Embedding)

@@ -46,6 +46,11 @@ class PatchPictures(NotebookResult):
             no place.
         guided: the same of guided backprop from each unit, scaled for each patch so that the 99th percentile of the
             magnitudes is black or white, and zero middle grey; None if not wanted.
+
+    >>> from fastviz.methods.inspection.patches import patches
+    >>> model, x = nn.Sequential(nn.Conv2d(3, 4, 5), nn.ReLU()), torch.rand(2, 3, 16, 16)
+    >>> patch_pictures(model, patches(model, x, "1", k=2), x, guided=False).photos.shape
+    torch.Size([4, 2, 3, 5, 5])
     """
 
     found: Patches
@@ -86,6 +91,9 @@ def patch_pictures(
         guided: whether to compute the pictures of guided backprop.
         batch_size: images in a forward and backward pass; None is 32.
         progress: show a bar, on a terminal.
+
+    Returns:
+        A :class:`PatchPictures` with ``photos`` and, if wanted, ``guided``, each [channels, k, 3, h, w] in 0 to 1.
 
     Raises:
         TypeError, ValueError: a channel that does not exist; images that cannot be read again.
@@ -133,8 +141,22 @@ def patch_sheet(shown: PatchPictures, channel: int | None = None, *, columns: in
     backprop to the right, above them the number of the channel and its highest and lowest activation; ``columns`` of
     them side by side, or as many as fit into 1700 pixels.
 
+    Args:
+        shown: from :func:`patch_pictures`.
+        channel: one of ``shown.channels``; None is all.
+        columns: blocks side by side, where all channels are shown; None is as many as fit.
+
+    Returns:
+        float32 [3, H, W] in 0 to 1, on the CPU.
+
     Raises:
         ValueError: ``shown`` does not hold the channel; ``columns`` is below 1.
+
+    >>> from fastviz.methods.inspection.patches import patches
+    >>> model, x = nn.Sequential(nn.Conv2d(3, 4, 5), nn.ReLU()), torch.rand(2, 3, 16, 16)
+    >>> sheet = patch_sheet(patch_pictures(model, patches(model, x, "1", k=2), x))
+    >>> sheet.shape[0], bool(sheet.min() >= 0)
+    (3, True)
     """
     checks.instance(shown, "shown", PatchPictures)
     layer = shown.found.layer

@@ -45,6 +45,10 @@ class Patches(NotebookResult):
         input_size: height and width of the images as the network takes them, in pixels.
         receptive_field: the pixels that a unit depends on; None if that is the whole image, or not known.
         reason: why there is no receptive field; empty if there is one.
+
+    >>> found = patches(nn.Sequential(nn.Conv2d(3, 4, 3)), torch.rand(2, 3, 8, 8), "0", k=2)
+    >>> found.values.shape, found.boxes.shape, found.receptive_field.size
+    (torch.Size([4, 2]), torch.Size([4, 2, 4]), (3, 3))
     """
 
     layer: str

@@ -55,6 +55,10 @@ class Maximized(notebook.NotebookResult):
         box: top, left, bottom and right, half open, of the part of the usual image that single units see and that the
             images show; None for whole images, and where the units see different parts.
         interrupted: whether Ctrl-C ended it early.
+
+    >>> import fastviz as fv
+    >>> fv.maximize(fv.load_model("demo"), [3, 4], steps=1).pictures.shape
+    torch.Size([2, 3, 64, 64])
     """
 
     images: Tensor

@@ -49,6 +49,11 @@ class Dream(notebook.NotebookResult):
         sizes: height and width of each octave, in pixels, the smallest first.
         interrupted: whether Ctrl-C ended it early; the images are then as far as they came, and ``values`` are those of
             the last octave that was begun.
+
+    >>> import fastviz as fv
+    >>> model, x = fv.load_model("demo"), torch.rand(1, 3, 64, 64)
+    >>> fv.deep_dream(model, x, octaves=1, steps=1).pictures.shape
+    torch.Size([1, 3, 64, 64])
     """
 
     images: Tensor

@@ -38,6 +38,11 @@ class Inverted(notebook.NotebookResult):
         history: [S, N], the error before each step; NaN after an image has stopped.
         reasons: why each image stopped: see :class:`fastviz.engine.optimize.Optimized`.
         interrupted: whether Ctrl-C ended it early.
+
+    >>> import fastviz as fv
+    >>> model, x = fv.load_model("demo"), torch.rand(1, 3, 64, 64)
+    >>> invert(model, x, "pool1", steps=1).error.shape
+    torch.Size([1])
     """
 
     layer: str

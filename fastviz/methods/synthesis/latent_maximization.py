@@ -55,6 +55,11 @@ class CodeImages(notebook.NotebookResult):
         history: [S, N], the target before each step of the codes; NaN after a code has stopped.
         reasons: why each code stopped: see :class:`fastviz.engine.optimize.Optimized`.
         interrupted: whether Ctrl-C ended it early.
+
+    >>> import fastviz as fv
+    >>> made = fv.maximize_code(fv.load_model("demo"), 3, "pool5", steps=1, decoding={"steps": 1})
+    >>> made.codes.shape[0], made.decoded is None
+    (1, False)
     """
 
     codes: Tensor

@@ -41,6 +41,11 @@ class Styled(notebook.NotebookResult):
         steps: int64 [N], steps that each image took in all levels.
         reasons: why each image stopped in the last level: see :class:`fastviz.engine.optimize.Optimized`.
         interrupted: whether Ctrl-C ended it early; a coarse level's picture is enlarged then.
+
+    >>> import fastviz as fv
+    >>> model, x = fv.load_model("demo"), torch.rand(1, 3, 64, 64)
+    >>> style_transfer(model, x, torch.rand(1, 3, 64, 64), steps=1).content_loss.shape
+    torch.Size([1])
     """
 
     images: Tensor
