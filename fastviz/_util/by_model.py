@@ -24,7 +24,7 @@ class ByModel(Generic[Value]):
     """Model → value, for as long as the model lives or until :func:`forget`; for several threads.
 
     Models are told apart by identity, whatever their ``__eq__`` says. A value must not refer to its model, which would
-    then live for ever.
+    otherwise never be freed.
 
     Args:
         in_use: whether values belong to a ``with`` block that is still open, which :func:`forget` must not undo.

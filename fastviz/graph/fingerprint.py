@@ -24,8 +24,8 @@ def structure(model: nn.Module) -> list[object]:
 
     Names, classes and plain attributes of all modules (numbers, words, lists, dicts and dataclasses of them, and
     functions by their identity), and the shapes and dtypes of parameters, buffers and other tensors; no values of
-    tensors, and not whether a module is in training mode. Nothing in it refers to the model, which would live for ever
-    then.
+    tensors, and not whether a module is in training mode. Nothing in it refers to the model, which would
+    otherwise never be freed.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 3))
     >>> before = structure(model)

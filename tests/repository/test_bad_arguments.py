@@ -257,7 +257,7 @@ OPTIONS: list[tuple[str, Callable[..., object], list[tuple[str, list[object]]]]]
     ("style_transfer", lambda m, **k: fv.style_transfer(
         m, photos(), **{"style": photos(count=1), "layers": "0", "content_layers": "2", "steps": 1} | k
     ), [
-        ("style", [3, [], photos(5)]), ("style_weights", [[NAN], [-1], [1, 2], 3]), ("content_weight", [NAN, -1, "a"]),
+        ("style", [3, [], photos(5)]), ("style_weights", [[NAN], [-1], [1, 2], 3]),
         ("masks", [torch.rand(3), 3]), ("layers", [3, []]), ("content_layers", [3]), ("levels", [0, 1.5]),
     ]),
     ("fool", lambda m, **k: fv.fool(m, photos(), **{"target": (m(photos()).argmax(1) + 1) % 4, "steps": 1} | k), [

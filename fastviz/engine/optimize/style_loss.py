@@ -70,19 +70,19 @@ class _Region:
 class StyleLoss:
     """Minus the loss of images against a content and styles, to be increased: see :func:`fastviz.style_transfer`.
 
-    After a call, :attr:`content` and :attr:`style`, [N], hold the two losses, without α and β, of the images that it
-    was called with; those of other images stay as they were.
+    After a call, :attr:`content` and :attr:`style`, [N], hold the two losses, without β, of the images that it was
+    called with; those of other images stay as they were.
 
     Args:
         network: what gives the features.
-        content_weight, style_weight: α and β.
+        style_weight: β.
         zeros: [N], in the dtype and on the device of the images.
     """
 
-    def __init__(self, network: FeatureNetwork, content_weight: float, style_weight: float, zeros: Tensor) -> None:
+    def __init__(self, network: FeatureNetwork, style_weight: float, zeros: Tensor) -> None:
         self.network = network
         self._winograd = Winograd(keep=True)
-        self.content_weight, self.style_weight = content_weight, style_weight
+        self.style_weight = style_weight
         self.content = self.style = zeros
         self._contents: dict[str, tuple[Tensor, Tensor]] = {}
         self._styles: dict[str, list[_Region]] = {}
@@ -148,7 +148,7 @@ class StyleLoss:
                 style = style + weight * ops.gram_loss(features, _of(region.gram, rows), "hw")
         self.content = self.content.index_copy(0, rows, content.detach())
         self.style = self.style.index_copy(0, rows, style.detach())
-        return -(self.content_weight * content + self.style_weight * style)
+        return -(content + self.style_weight * style)
 
     def _guide(self, name: str, number: int, mask: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """What the features are multiplied by, [1, 1, h, w] with a mean square of 1, and the mask's mean square."""

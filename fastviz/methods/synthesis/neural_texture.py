@@ -78,7 +78,7 @@ def neural_texture(
     network = FeatureNetwork(model, list(weights), output=False, precision=precision, argument="sample")
 
     def losses(_: Size, part: float) -> StyleLoss:
-        found = StyleLoss(network, 0.0, 1.0, samples.new_zeros(len(samples)))
+        found = StyleLoss(network, 1.0, samples.new_zeros(len(samples)))
         found.take_styles([frame.image(shrunk(shown, part))], weights, [1.0], rescale=True)
         return found
 

@@ -34,7 +34,7 @@ class Styled(notebook.NotebookResult):
     Attributes:
         images: [N, C, H, W] as the network takes them.
         pictures: [N, C, H, W] in 0 to 1.
-        content_loss: [N], at the end, without its weight; 0 for textures.
+        content_loss: [N], at the end, with the weights of its layers; 0 for textures.
         style_loss: [N], at the end, without its weight.
         history: [S, N], the whole loss before each step, without total variation, the coarsest level first; NaN after
             an image has stopped.
@@ -87,7 +87,6 @@ def style_transfer(
     masks: Tensor | None = None,
     layers: Layers = None,
     content_layers: Layers = None,
-    content_weight: float = 1.0,
     style_weight: float = 300.0,
     variation_weight: float = 0.01,
     rescale: bool = True,
@@ -147,8 +146,8 @@ def style_transfer(
         masks: [S, H, W] of 0 to 1, one for each of the S styles: where it goes.
         layers: of the style: a name, several, or names with their w_l; None is
             :func:`fastviz.engine.optimize.usual_layers.style_layers`.
-        content_layers: likewise; the losses of several add up.
-        content_weight, style_weight: α and β, 0 or more.
+        content_layers: likewise; the losses of several add up. α is 1, or what is given here: ``{"relu4_2": 0.1}``.
+        style_weight: β, 0 or more.
         variation_weight: see above, 0 or more.
         rescale: see above.
         preserve_colours: see above; for images of three channels.
@@ -182,9 +181,8 @@ def style_transfer(
     styles = _styles(model, style, photos)
     shares = _shares(style_weights, len(styles))
     regions = None if masks is None else _regions(masks, len(styles), photos)
-    alpha = checks.number(content_weight, "content_weight", low=0)
     beta = checks.number(style_weight, "style_weight", low=0)
-    of_style, of_content = _layers(model, layers, content_layers, alpha, beta)
+    of_style, of_content = _layers(model, layers, content_layers, beta)
     frame = frame_of(model, (photos.shape[2], photos.shape[3]), photos.shape[1])
     original = shown = frame.picture(photos)
     samples = [frame.picture(each) for each in styles]
@@ -195,7 +193,7 @@ def style_transfer(
     )
 
     def losses(size: Size, part: float) -> StyleLoss:
-        found = StyleLoss(network, alpha, beta, photos.new_zeros(len(photos)))
+        found = StyleLoss(network, beta, photos.new_zeros(len(photos)))
         smaller = [frame.image(shrunk(each, part)) for each in samples]
         found.take_styles(smaller, of_style, shares, masks=regions, rescale=rescale)
         found.take_content(frame.image(tensors.resize(shown, *size, "bicubic")), of_content, rescale=rescale)
@@ -279,14 +277,12 @@ def _styles(model: nn.Module, style: Any, photos: Tensor) -> list[Tensor]:
 
 
 def _layers(
-    model: nn.Module, layers: Layers, content_layers: Layers, alpha: float, beta: float
+    model: nn.Module, layers: Layers, content_layers: Layers, beta: float
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Layers and weights of style and content; none of what weighs 0."""
-    if alpha == beta == 0:
-        raise ValueError("content_weight and style_weight should not both be 0")
+    """Layers and weights of style and content; none of the style where it weighs 0."""
     usual = ([], []) if layers is not None and content_layers is not None else style_layers(model)
     of_style = layer_weights(layers, "layers", usual[0]) if beta else {}
-    return of_style, layer_weights(content_layers, "content_layers", usual[1]) if alpha else {}
+    return of_style, layer_weights(content_layers, "content_layers", usual[1])
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
