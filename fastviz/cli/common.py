@@ -32,6 +32,7 @@ __all__ = [
     "app",
     "check_weights",
     "failure_line",
+    "layer_names",
     "load_network",
     "main",
     "new_console",
@@ -205,6 +206,11 @@ def load_network(model: str, weights: str | None, device: str = "auto") -> tuple
     check_weights(model, weights)
     place = jobs.choose_device(device)
     return models.load_model(model, weights).to(place), place
+
+
+def layer_names(words: str | None) -> list[str] | None:
+    """``"conv1, conv2"`` as names; None stays None."""
+    return None if words is None else [name.strip() for name in words.split(",") if name.strip()]
 
 
 def numbers(words: str, argument: str) -> list[int]:

@@ -7,9 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastviz.cli.common import Device, ModelName, Stopped, Weights, app, load_network, new_console, new_table
+from fastviz.cli.common import (
+    Device,
+    ModelName,
+    Stopped,
+    Weights,
+    app,
+    layer_names,
+    load_network,
+    new_console,
+    new_table,
+)
 from fastviz.cli.maximize import sheet
-from fastviz.cli.texture import layer_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,6 +17,7 @@ from fastviz.cli.common import (
     Weights,
     app,
     failure_line,
+    layer_names,
     load_network,
     new_console,
     new_table,
@@ -74,7 +75,7 @@ def patches(
         spot = None if position is None else _position(position)
         network, _ = load_network(model, weights, device)
         stream = streams.batches(photos, model=network, batch_size=batch_size, limit=limit, progress=True)
-        names = None if layers is None else [name.strip() for name in layers.split(",") if name.strip()]
+        names = layer_names(layers)
         try:
             found = methods.patches(network, stream, layers=names, k=k, one_per_image=one_per_image, position=spot)
         except KeyboardInterrupt:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fastviz.cli.common import Device, ModelName, NetworkArgument, Weights, app, load_network
+from fastviz.cli.common import Device, ModelName, NetworkArgument, Weights, app, layer_names, load_network
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,7 +71,7 @@ def activations(
     network, place = load_network(model, weights, device)
     seen = models.preprocessing(network)
     x = images.preprocess(picture, seen)[None].to(place)
-    names = None if layers is None else [name.strip() for name in layers.split(",") if name.strip()]
+    names = layer_names(layers)
     found = methods.activations(network, x, layers=names, device="cpu")
     for name, maps in found.items():
         if maps.dim() != 4:

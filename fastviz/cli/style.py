@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastviz.cli.common import Device, ModelName, Stopped, Weights, app, load_network
-from fastviz.cli.texture import layer_names, losses, previewing, sample_path, shrunk
+from fastviz.cli.common import Device, ModelName, Stopped, Weights, app, layer_names, load_network
+from fastviz.cli.texture import losses, previewing, sample_path, shrunk
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

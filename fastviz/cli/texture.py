@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastviz.cli.common import Device, Stopped, Weights, app, load_network
+from fastviz.cli.common import Device, Stopped, Weights, app, layer_names, load_network
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fastviz.jobs.report import Section
     from fastviz.methods.synthesis.style_transfer import Styled
 
-__all__ = ["demo_section", "layer_names", "losses", "neural_section", "previewing", "sample_path", "shrunk", "texture"]
+__all__ = ["demo_section", "losses", "neural_section", "previewing", "sample_path", "shrunk", "texture"]
 
 _BUILT_IN = Path(__file__).parents[1] / "models" / "data" / "textures"
 
@@ -142,11 +142,6 @@ def _match(
     print(f"picture: {out}")
     if made.interrupted:
         raise Stopped(f"{out} has what there was so far")
-
-
-def layer_names(words: str | None) -> list[str] | None:
-    """``"conv1, conv2"`` as its parts; None stays."""
-    return None if words is None else [name.strip() for name in words.split(",") if name.strip()]
 
 
 def previewing(frame: Frame, out: Path, every: int | None) -> dict[str, Any]:
