@@ -1,6 +1,6 @@
-"""Whether a model keeps the images of a batch apart; what runs it on batches, and one image at a time where it may not.
+"""Whether a model keeps the images of a batch apart. If so it runs on batches, else on one image at a time.
 
-Nothing is taken on trust and nothing is sampled: while a batch goes through the model, every ATen call that it makes is
+Nothing is assumed and nothing is sampled: while a batch goes through the model, every ATen call that it makes is
 seen, and for each tensor it is known which dimension counts images. A call that could let one image into the result of
 another (a maximum over all of a batch, statistics of a batch, a value read into Python, a call that is not known) ends
 the pass, and each image goes alone. What is left is a proof: no call mixed images, and no value of them decided which

@@ -37,7 +37,7 @@ def cuda_graphs() -> Iterator[None]:
 
     The same kernels run on the same numbers, without Python and launches between them: it pays where these take longer
     than the kernels, for few or small images and deep networks. It holds for the gradient methods (not for Grad-CAM and
-    its kin, whose gradients begin at a layer), for images that are optimised towards targets or codes
+    the like, whose gradients begin at a layer), for images that are optimised towards targets or codes
     (:func:`fastviz.maximize`, :func:`fastviz.invert`, :func:`fastviz.fool`) and for occlusion sweeps. Third and later
     passes are replayed. Each recorded shape, 32 at most, keeps the memory of a pass until the end of the ``with``, or
     until the model is freed or forgotten (:func:`fastviz.forget`). Further ones, and models with hooks, run as outside.

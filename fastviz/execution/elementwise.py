@@ -1,4 +1,4 @@
-"""What elementwise calls make of one tensor, told by running each of them on a few numbers beside it.
+"""What elementwise calls make of one tensor, found by running each of them on a few probe numbers as well.
 
 A rectifier need not be written with ``relu``: ``torch.where(x > 0, x, 0)``, ``x * (x > 0)`` and ``(x + x.abs()) / 2``
 are some. Each call of such a chain is run once more with the :data:`PROBES` in the place of ``x``; their values and
@@ -125,7 +125,7 @@ class Form:
 
     @property
     def is_one_sided(self) -> bool:
-        """Whether it lets positive values through, and less of negative ones, as a rectifier and its smooth kin do."""
+        """Whether it lets positive values through, and less of negative ones, as smooth rectifiers do too."""
         if not (self.values.requires_grad and self.values.is_floating_point()):
             return False
         values = self.values.detach().double().tolist()
@@ -207,7 +207,7 @@ class Forms:
             self._masks[y] = True
 
     def is_choice(self, kind: Kind, forms: list[Form], args: Any, kwargs: Any) -> bool:
-        """Whether a call with these forms chooses among values as a rectifier or its kin would, and got no rule."""
+        """Whether a call with these forms chooses among values as a rectifier would, and got no rule."""
         if forms:
             return any(form.is_one_sided and not form.has_rule for form in forms)
         tensors = tensors_in(args, kwargs)

@@ -39,7 +39,7 @@ def _place_of_call() -> str:
     return ""
 
 
-# What rectifiers and their kin are made of, in scripted code.
+# What rectifiers and similar activations are made of, in scripted code.
 _SCRIPTED_CHOICES = (
     *("relu", "relu_", "relu6", "relu6_", "hardtanh", "hardtanh_", "threshold", "threshold_", "clamp", "clamp_"),
     *("clamp_min", "clamp_min_", "leaky_relu", "leaky_relu_", "prelu", "elu", "elu_", "selu", "selu_", "celu", "silu"),

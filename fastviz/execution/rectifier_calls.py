@@ -1,4 +1,4 @@
-"""How ``F.relu`` and its kin are recognised: the calls that are rectifiers by their name and arguments."""
+"""How ``F.relu`` and its variants are recognised: the calls that are rectifiers by their name and arguments."""
 
 from __future__ import annotations
 

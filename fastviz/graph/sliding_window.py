@@ -37,7 +37,7 @@ def clip(interval: Interval, size: int) -> Interval:
 
 
 def union(intervals: Iterable[Interval]) -> Interval:
-    """The smallest interval that contains all ``intervals``; empty ones count for nothing.
+    """The smallest interval that contains all ``intervals``; empty ones are ignored.
 
     >>> union([(2, 4), (8, 9), (5, 5)])
     (2, 9)

@@ -189,7 +189,7 @@ class Conv(Step):
         self._transformed: Tensor | None = None
 
     def fold(self, scale: Tensor, shift: Tensor) -> None:
-        """Multiply the output by ``scale`` and add ``shift``, [channels] both, for nothing."""
+        """Multiply the output by ``scale`` and add ``shift``, [channels] both, at no extra cost."""
         kind = self.weight.dtype
         self.weight = (self.weight.double() * scale.view(-1, 1, 1, 1)).to(kind)
         self.bias = (shift if self.bias is None else self.bias.double() * scale + shift).to(kind)

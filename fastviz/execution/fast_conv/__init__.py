@@ -1,1 +1,1 @@
-"""The same convolutions and normalizations, sooner: memory order, strides, Winograd's transforms."""
+"""Faster ways to the same convolutions and normalisations: memory order, strides, Winograd's transforms."""

@@ -21,10 +21,10 @@ class StridedGradient(TorchFunctionMode):
 
     Of a convolution with stride s, the gradient for every s-th pixel is a dense convolution of the gradient of its
     output with every s-th weight. All s² such phases are computed as the channels of one convolution, whose output is
-    then put in place: sums of the same products as ever, in another order.
+    then put in place: sums of the same products, in another order.
 
     Their weights are given no gradient: this is for passes that ask for that of the picture alone. Other convolutions
-    are computed as ever.
+    are computed by torch.
 
     >>> conv, x = torch.nn.Conv2d(3, 8, 7, stride=2), torch.randn(1, 3, 32, 32, requires_grad=True)
     >>> (exact,) = torch.autograd.grad(conv(x).sum(), x)

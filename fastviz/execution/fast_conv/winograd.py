@@ -29,7 +29,7 @@ _KERNEL = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6),
 
 
 class Winograd(TorchFunctionMode):
-    """Inside, convolutions for which it pays are computed by F(4×4, 3×3): all others as ever.
+    """Inside, convolutions for which it pays are computed by F(4×4, 3×3), all others by torch.
 
     Lavin, Gray 2016, "Fast Algorithms for Convolutional Neural Networks", https://arxiv.org/abs/1509.09308: 4×4 values
     of the output come from 6×6 of the input with 36 products a pair of channels instead of 144. They round more: an
