@@ -258,7 +258,8 @@ def test_the_predicted_class_is_that_of_the_clean_image(model: Net, x: Tensor) -
     found = occlusion(model, x, window=4, stride=1, batch_size=2, fill=3.0)
     expected = occlusion(model, x, best, window=4, stride=1, fill=3.0)
     torch.testing.assert_close(found.scores, expected.scores, rtol=1e-12, atol=1e-13)
-    assert torch.equal(found.baseline, model(x).amax(1).detach())
+    # close, not equal: batches of two round otherwise than one of three
+    torch.testing.assert_close(found.baseline, model(x).amax(1).detach(), rtol=1e-12, atol=1e-13)
 
 
 def test_several_targets_a_sample(model: Net, x: Tensor) -> None:
