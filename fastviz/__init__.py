@@ -6,7 +6,7 @@
 >>> heat = fv.saliency(model, x)  # doctest: +SKIP
 """
 
-from fastviz import evaluation, images, ops
+from fastviz import evaluation, images, jobs, ops
 from fastviz._util.by_model import forget
 from fastviz.accelerate import accelerate
 from fastviz.engine.optimize import Optimization, canvas, priors, transforms
@@ -132,6 +132,7 @@ __all__ = [
     "input_gradient",
     "invert",
     "invert_all",
+    "jobs",
     "layer",
     "layers",
     "load_embedding",

@@ -22,9 +22,9 @@ _DEMO_PHOTOS = Path(__file__).parents[1] / "models" / "data" / "photos"
 
 @app.command()
 def demo(
-    out: Annotated[
-        Path, typer.Option(help="Folder for the page and its pictures; replaced when it is a demo's.")
-    ] = Path("fastviz-demo"),
+    out: Annotated[Path, typer.Option(help="Folder for the page and its tables; replaced when it is a demo's.")] = Path(
+        "fastviz-demo"
+    ),
 ) -> None:
     """Run every method on three photographs with the network inside the package, and write a page of pictures."""
     import time
@@ -38,8 +38,8 @@ def demo(
     batch, _ = images.load_images(photos, model=network)
     names, unfit = _methods_for(network, batch[:1])
     # A quarter of these small pictures covers a part of an object; the default of a seventh covers a detail.
-    settings = jobs.Settings("demo", methods=names, window=16, stride=4)
-    jobs.explain(photos, out, settings, model=network, overwrite=True, progress=True)
+    chosen = [{name: {"window": 16, "stride": 4}} if name == "occlusion" else name for name in names]
+    jobs.run(photos, out, model=network, methods=chosen, maps="none", overlays=True, overwrite=True, progress=True)
     page = report.demo_page(
         out,
         _scenes(network, out),
@@ -72,15 +72,18 @@ def _scenes(network: nn.Module, out: Path) -> list[Scene]:
 
     from fastviz import images, jobs, models
     from fastviz.jobs import report
+    from fastviz.jobs.explainer import enlarged
 
     classes = models.class_names(network)
     scenes = []
-    for results in jobs.read_results(out):
-        x = images.read_prepared(results[0].source, models.preprocessing(network))
+    seen = models.preprocessing(network)
+    for rows in jobs.open(out).images(["method", "overlay", "error"]):
+        name = rows[0]["id"]
+        x, photo = images.read_views(_DEMO_PHOTOS / name, [seen, enlarged(seen)])
         with torch.no_grad():
             probabilities, indices = network(x[None])[0].softmax(0).topk(min(3, len(classes)))
         guesses = [(classes[i], p) for i, p in zip(indices.tolist(), probabilities.tolist(), strict=True)]
-        scenes.append(report.Scene(results, guesses))
+        scenes.append(report.Scene(name, photo, {row["method"]: row["overlay"] for row in rows}, guesses))
     return scenes
 
 

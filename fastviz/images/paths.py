@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Identity", "ImageError", "Paths", "digest", "find_images", "find_named"]
+__all__ = ["Identity", "ImageError", "Paths", "digest", "find_images", "find_named", "find_relative"]
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -105,11 +105,14 @@ def find_images(paths: Paths) -> list[Path]:
     >>> [path.name for path in find_images(folder)]
     ['2.png', '10.png']
     """
-    return [path for path, _ in _find(paths)]
+    return [path for path, _ in find_relative(paths)]
 
 
-def _find(paths: Paths) -> list[tuple[Path, str]]:
-    """The image files that ``paths`` name, with their names: relative to the folder given, else the file's own."""
+def find_relative(paths: Paths) -> list[tuple[Path, str]]:
+    """The image files that ``paths`` name, with their names: relative to the folder given, else the file's own.
+
+    Two may have one name. Arguments and errors as in :func:`find_images`.
+    """
     if not isinstance(paths, (str, os.PathLike, Iterable)):
         raise TypeError(f"paths should be a path or several, got {type(paths).__name__}")
     given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
@@ -155,7 +158,7 @@ def find_named(paths: Paths) -> tuple[list[Path], list[str]]:
     >>> find_named(folder)[1]
     ['a.png']
     """
-    files, names = zip(*_find(paths), strict=True)
+    files, names = zip(*find_relative(paths), strict=True)
     if len(set(names)) < len(names):
         together = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
         names = tuple(Path(os.path.relpath(file, together)).as_posix() for file in files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 from collections.abc import Callable, Sequence
@@ -93,13 +94,18 @@ def read_prepared(
 
 
 def read_views(
-    path: str | os.PathLike[str], views: Sequence[Preprocessing], *, limit_pixels: int = LIMIT_PIXELS
+    path: str | os.PathLike[str] | bytes,
+    views: Sequence[Preprocessing],
+    *,
+    limit_pixels: int = LIMIT_PIXELS,
+    name: str = "",
 ) -> list[Tensor]:
     """:func:`read_prepared` for each of the ``views``, from a file that is read and decoded once.
 
     Args:
-        path, limit_pixels: as in :func:`read_image`.
+        path, limit_pixels: as in :func:`read_image`; also the content of a file, as bytes.
         views: several ways of preparing the picture.
+        name: what errors call it, where ``path`` is bytes.
 
     Returns:
         One tensor [C, h, w] a view, float32 on the CPU.
@@ -121,17 +127,20 @@ def read_views(
         except ValueError as error:
             raise ImageError(str(error)) from error
 
-    return _read(path, limit_pixels, prepared)
+    return _read(path, limit_pixels, prepared, name)
 
 
-def _read(path: str | os.PathLike[str], limit_pixels: int, use: Callable[[Image.Image], Read]) -> Read:
+def _read(
+    path: str | os.PathLike[str] | bytes, limit_pixels: int, use: Callable[[Image.Image], Read], name: str = ""
+) -> Read:
     """What ``use`` makes of the picture in a file, decoded and upright; an ImageError if there is none."""
     checks.whole_number(limit_pixels, "limit_pixels", minimum=1)
-    file = Path(os.path.expanduser(path))
+    content = path if isinstance(path, bytes) else None
+    file = Path(name if isinstance(path, bytes) else os.path.expanduser(path))
     try:
-        if not file.is_file():
+        if content is None and not file.is_file():
             raise ImageError("is a folder" if file.is_dir() else "there is no such file")
-        with Image.open(file, formats=_formats()) as image:
+        with Image.open(file if content is None else io.BytesIO(content), formats=_formats()) as image:
             if image.width * image.height > limit_pixels:
                 raise ImageError(f"{image.width}x{image.height} pixels are more than the {limit_pixels} allowed")
             image.load()
@@ -142,7 +151,8 @@ def _read(path: str | os.PathLike[str], limit_pixels: int, use: Callable[[Image.
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"image {str(file)!r}: {error}") from error
     except UnidentifiedImageError as error:
-        reason = "is not an image that can be read" if file.stat().st_size else "is empty"
+        size = file.stat().st_size if content is None else len(content)
+        reason = "is not an image that can be read" if size else "is empty"
         raise ImageError(f"image {str(file)!r}: {reason}") from error
     except MemoryError as error:
         raise ImageError(f"image {str(file)!r}: does not fit in memory") from error

@@ -23,7 +23,7 @@ from fastviz._util.progress import bar
 from fastviz.images.paths import Paths
 from fastviz.models.descriptions import Preprocessing
 
-__all__ = ["Batch", "Source", "Stream", "ahead", "batches"]
+__all__ = ["Batch", "Source", "Stream", "ahead", "batches", "image_of", "items_of"]
 
 Source = Paths | Tensor | Dataset[Any] | DataLoader[Any] | Sequence[Any]
 """Where images come from: files, folders and patterns; a dataset or DataLoader; a batch [N, C, H, W]. See
@@ -253,7 +253,7 @@ class Stream:
     def _load(self, index: int) -> Any:
         """The image at ``index`` as the network takes it, or why it cannot be read."""
         if self.files is None:
-            return self._try(lambda: _image(self._items[index], f"item {index}", self.preprocessing))
+            return self._try(lambda: image_of(self._items[index], f"item {index}", self.preprocessing))
         file = self.files[index]
         return self._try(lambda: images.read_prepared(file, self.preprocessing))
 
@@ -262,7 +262,7 @@ class Stream:
 
         def get() -> Any:
             item = next(iterator, _END)
-            return item if item is _END else _image(item, f"item {index}", self.preprocessing)
+            return item if item is _END else image_of(item, f"item {index}", self.preprocessing)
 
         return self._try(get)
 
@@ -297,6 +297,11 @@ class _Unbatched:
                 yield from _images_of(batch, f"batch {at}")
 
 
+def items_of(source: DataLoader[Any] | IterableDataset[Any]) -> Iterable[Any]:
+    """The items of a dataset that only iterates, or the images of a DataLoader's batches, one by one."""
+    return _Unbatched(source) if isinstance(source, DataLoader) else source
+
+
 def ahead(
     pool: ThreadPoolExecutor, load: Callable[[Item], Result], items: Iterable[Item], depth: int
 ) -> Iterator[Result]:
@@ -323,7 +328,7 @@ _IMAGE_KEYS = ("image", "pixel_values", "img", "images", "x", "input", "inputs")
 """Under which an item that is a dictionary has its image, the first that is there."""
 
 
-def _image(item: Any, where: str, preprocessing: Preprocessing) -> Tensor:
+def image_of(item: Any, where: str, preprocessing: Preprocessing) -> Tensor:
     """The image in an item of a dataset, as the network takes it; ``where`` says which item, in words."""
     image = _found(item, where)
     if images.is_picture(image):

@@ -1,18 +1,20 @@
-"""Many images times many methods: settings, the runner, its folder on disk, and the pages that show it."""
+"""Many images times many methods: a job, the engines that run it, its tables on disk, and the pages that show them."""
 
 from fastviz._util.device import choose_device
 from fastviz.jobs.arguments import choose_methods, target_index
-from fastviz.jobs.results import Result, Settings, read_results
-from fastviz.jobs.runner import Interrupted, Summary, explain
+from fastviz.jobs.job import Job
+from fastviz.jobs.run import Interrupted, Summary, TooManyFailures, run
+from fastviz.jobs.tables.results import Results, open
 
 __all__ = [
     "Interrupted",
-    "Result",
-    "Settings",
+    "Job",
+    "Results",
     "Summary",
+    "TooManyFailures",
     "choose_device",
     "choose_methods",
-    "explain",
-    "read_results",
+    "open",
+    "run",
     "target_index",
 ]

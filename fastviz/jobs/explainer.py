@@ -1,188 +1,352 @@
-"""The network and the methods of a job, applied to one batch after another."""
+"""The network and the methods of a job, applied to batches of decoded inputs: finished rows come out."""
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import io
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from fastviz import images, models
-from fastviz._util.files import whole_file
-from fastviz._util.output_folder import clear_way, printable
-from fastviz._util.progress import Advance
-from fastviz.execution.batches import Batches
+from fastviz._util.device import choose_device
+from fastviz._util.memory import images_at_once, is_out_of_memory
 from fastviz.execution.evaluation_mode import frozen_model
-from fastviz.images import drawing
-from fastviz.images.paths import Identity
+from fastviz.images import drawing, tensors
 from fastviz.jobs.arguments import target_index
-from fastviz.jobs.results import Photo, Result
-from fastviz.methods.registry import Method
+from fastviz.jobs.engines.decoding import Decoded
+from fastviz.jobs.job import Job
+from fastviz.jobs.scores import Scores
+from fastviz.jobs.tables.schema import batch_of, encode_map, schema_of
+from fastviz.methods.registry import EXPLAINERS
 from fastviz.models.descriptions import Preprocessing
+from fastviz.targets.objectives import Objective
 
-__all__ = ["SHOWN_SIZE", "Explained", "Explainer", "Loaded"]
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["SHOWN_SIZE", "THUMBNAIL", "Explainer", "enlarged"]
 
 SHOWN_SIZE = 384
-"""Shorter side of the pictures that are written, in pixels: a person sees more than the network's 224 or 64."""
+"""Shorter side of overlays, in pixels: a person sees more than the network's 224 or 64."""
+
+THUMBNAIL = 224
+"""Longer side of thumbnails, in pixels."""
+
+_ON_A_GPU = 64
+"""Images at once on a GPU, unless the memory does not suffice."""
+
+_ALONE = ("stride", "seed")
+"""Methods with such an argument run one image at a time: those that slide a window take long, and each image is kept as
+soon as it is done; those that draw noise give the image of a place in a batch the noise of that place."""
 
 
 @dataclass
-class Loaded:
-    """A photograph that was read: the network's input [C, h, w], and the same crop to look at [3, H, W]."""
+class _Image:
+    """An input on its way through the methods."""
 
-    photo: Photo
-    identity: Identity
-    x: Tensor
-    shown: Tensor
-
-
-@dataclass
-class Explained:
-    """What the methods made of a photograph, on the CPU, before it is written."""
-
-    photo: Photo
-    identity: Identity
-    shown: Tensor
-    size: tuple[int, ...]
-    target: int
-    predicted: int
-    probabilities: Tensor
+    decoded: Decoded
+    targets: list[int] = field(default_factory=list)
+    probabilities: Tensor | None = None
+    predicted: int | None = None
     maps: dict[str, Tensor] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
 
 
 class Explainer:
-    """The model and the methods of a job, applied to one batch after another."""
+    """The network and the methods of a job. What it is given and gives can go to and come from another process.
 
-    def __init__(
-        self, model: nn.Module, methods: Sequence[Method], options: Mapping[str, dict[str, Any]], target: str
-    ) -> None:
-        self.model, self.methods, self.options = model, methods, options
-        self.device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        self.seen = models.preprocessing(model)
-        self.shown = _enlarged(self.seen)
-        self.advance: Advance = lambda steps, text=None: None
-        self.names = self._class_names()
-        self.target = target_index(target, self.names)
+    Attributes:
+        seen: how inputs are prepared for the network.
+        shown: how they are prepared to look at; None where no picture is kept.
+        batch_size: images at once.
+        schema: of the rows.
+        weights: a hash of all weights.
+        waited: seconds that the device had nothing to do, as the engine counts them.
 
-    def _class_names(self) -> list[str]:
-        """The names of the classes; for a network whose names are not known, "class 0", "class 1" and so on."""
+    Raises:
+        TypeError, ValueError: the model, a layer, a target or an option of a method does not exist or does not fit.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.waited = 0.0
+        if isinstance(job.model, nn.Module):
+            self.model = job.model
+            self.device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
+        else:
+            self.device = choose_device(job.device)
+            self.model = models.load_model(job.model, job.weights).to(self.device)
+        self.seen = models.preprocessing(self.model)
+        self.shown = enlarged(self.seen) if job.thumbnails or job.overlays else None
+        size = self.seen.size or (224, 224)
+        at_once = images_at_once(_ON_A_GPU, size, self.device)
+        self.batch_size = job.batch_size or at_once
+        self._limit = self.batch_size  # after the memory did not suffice
+        self.scores = Scores(self.model, self.device)
+        self.names = self._class_names(size)
+        self.target = self._target()
+        self.weights = _hash_of(self.model)
+        self._parameters = {name: job.parameters(name) for name in job.options}
+        shapes = self._shapes(size)
+        self.coarse = {name for name, shape in shapes.items() if shape is not None and tuple(shape[-2:]) != size}
+        if job.map_size is not None:
+            shapes = {n: None if s is None else (*s[:-2], *job.map_size) for n, s in shapes.items()}  # type: ignore[misc]
+        known = list(shapes.values()) if self.seen.size is not None or job.map_size is not None else [None]
+        self.schema = schema_of(job.maps, known, {"fastviz": "job"})
+
+    def _class_names(self, size: tuple[int, int]) -> list[str] | None:
+        """The names of the classes; "class 0" and so on where they are not known; None for what is no classifier."""
         try:
             return models.class_names(self.model)
         except ValueError:
-            scores = self._scores(torch.zeros(1, len(self.seen.mean), *(self.seen.size or (224, 224))))
-            return [f"class {index}" for index in range(scores.shape[1])]
+            black = torch.zeros(1, len(self.seen.mean), *size)
+            scores = self.scores.of(black, needed=not isinstance(self.job.target, Objective))
+            return None if scores is None else [f"class {index}" for index in range(scores.shape[1])]
 
-    def _scores(self, x: Tensor) -> Tensor:
-        """Scores [N, K] of the batch ``x``, float64 on the CPU."""
-        with frozen_model(self.model), torch.no_grad():
-            batches = Batches(self.model)
-            parts = batches(batches.run_model, x.to(self.device))
-        if not all(isinstance(scores, Tensor) and scores.dim() == 2 for scores in parts):
-            raise ValueError("model should return one tensor of scores [N, K]")
-        return torch.cat(parts).double().cpu()
+    def _target(self) -> int | Objective | str:
+        """The class that all are explained for, an objective, ``"predicted"`` or ``"label"``."""
+        target = self.job.target
+        if isinstance(target, Objective) or target in ("predicted", "label"):
+            return target  # type: ignore[no-any-return]
+        index = target_index(str(target), self.names or [])
+        assert index is not None
+        return index
 
-    def load(self, photo: Photo) -> Loaded | tuple[Photo, str]:
-        """The photograph read and prepared, or why it cannot be."""
-        try:
-            identity = Identity(0, 0, 0)
-            with suppress(OSError):  # reading has better words for it
-                identity = Identity.of(photo.path)
-            return Loaded(photo, identity, *images.read_views(photo.path, (self.seen, self.shown)))
-        except (ValueError, OSError) as error:  # not a picture, or one that cannot be prepared
-            return photo, str(error)
+    def _shapes(self, size: tuple[int, int]) -> dict[str, tuple[int, ...] | None]:
+        """The shape of each method's map of one image, from a batch of no images, which also checks all options."""
+        none = torch.zeros(0, len(self.seen.mean), *size, device=self.device)
+        target = self.target if isinstance(self.target, Objective) else torch.zeros(0, dtype=torch.int64)
+        found: dict[str, tuple[int, ...] | None] = {}
+        for name, options in self.job.options.items():
+            maps = self._call(name, none, target, options)
+            found[name] = tuple(maps.shape[1:])
+        return found
 
-    def explain(self, batch: Sequence[Loaded]) -> Iterator[Explained | tuple[Photo, str]]:
-        """What the methods make of each photograph of ``batch``, or why they cannot, each as soon as it is finished."""
-        x = torch.stack([loaded.x for loaded in batch])
-        probabilities = self._scores(x).softmax(1)
-        finite = probabilities.isfinite().all(1)
-        for at in (~finite).nonzero().flatten().tolist():
-            yield batch[at].photo, "the scores of the network are not finite"
-        explained = []
-        for at in finite.nonzero().flatten().tolist():
-            predicted = int(probabilities[at].argmax())
-            target = predicted if self.target is None else self.target
-            each, size = batch[at], tuple(x.shape[-2:])
-            explained.append(
-                Explained(each.photo, each.identity, each.shown, size, target, predicted, probabilities[at])
-            )
-        if not explained:
+    # ------------------------------------------------------------------------------------------------------- rows
+
+    def rows(self, decoded: Sequence[Decoded]) -> Iterator[pa.RecordBatch]:
+        """Finished rows of all inputs of a batch: in one piece, or one by one where methods take long."""
+        bad = [each for each in decoded if each.x is None]
+        if bad:
+            yield batch_of([self._failed(each, each.error) for each in bad], self.schema)
+        good = [each for each in decoded if each.x is not None]
+        for _, same in groupby(good, key=lambda each: each.x.shape):  # type: ignore[union-attr]
+            yield from self._of_one_shape(list(same))
+
+    def _of_one_shape(self, decoded: list[Decoded]) -> Iterator[pa.RecordBatch]:
+        """As :meth:`rows`; where memory does not suffice, in smaller batches from then on."""
+        while decoded:
+            part = decoded[: self._limit]
+            try:
+                found = self._prepared(part)
+            except (ValueError, RuntimeError, MemoryError) as error:
+                if len(part) > 1 and is_out_of_memory(error):
+                    self._limit = len(part) // 2
+                    continue
+                decoded = decoded[len(part) :]
+                if len(part) == 1:
+                    yield batch_of([self._failed(part[0], _words(error))], self.schema)
+                for each in part if len(part) > 1 else ():
+                    yield from self._of_one_shape([each])
+                continue
+            decoded = decoded[len(part) :]
+            slow = [name for name in self.job.options if _goes_alone(name)]
+            if not slow:
+                yield self._batch(found)
+                continue
+            for one in found:
+                for name in slow:
+                    if not one.errors:
+                        self._apply(name, [one])
+                yield self._batch([one])
+
+    def _prepared(self, decoded: Sequence[Decoded]) -> list[_Image]:
+        """The images with their targets, and the maps of all methods that take a batch."""
+        found = [_Image(each) for each in decoded]
+        fast = [name for name in self.job.options if not _goes_alone(name)]
+        self._find_targets(found, fast)
+        for name in fast:
+            self._apply(name, [one for one in found if not one.errors and name not in one.maps])
+        return found
+
+    def _find_targets(self, found: list[_Image], fast: Sequence[str]) -> None:
+        """The scores of each image and what is explained of it.
+
+        The pass that gives them gives the gradient too where a method is about the gradient alone.
+        """
+        x = self._stacked(found)
+        first = next((name for name in fast if self.scores.come_with(name)), None)
+        started = time.perf_counter()
+        scores = maps = None
+        if first is not None and self.job.top_k == 1 and (self.target == "predicted" or isinstance(self.target, int)):
+            wanted = self.target if isinstance(self.target, int) else None
+            scores, maps = self.scores.beside(first, x, wanted, self.job.options[first])
+        if scores is None:
+            scores = self.scores.of(x, needed=not isinstance(self.target, Objective))
+        seconds = (time.perf_counter() - started) / len(found)
+        for at, one in enumerate(found):
+            if scores is not None:
+                self._choose(one, scores[at])
+            if maps is not None and first is not None and not one.errors:
+                self._keep(one, first, maps[at : at + 1], seconds)
+
+    def _choose(self, one: _Image, scores: Tensor) -> None:
+        one.probabilities = scores.double().softmax(0)
+        if not one.probabilities.isfinite().all():
+            one.errors[""] = "the scores of the network are not finite"
             return
-        x = x[finite].to(self.device)
-        targets = torch.tensor([each.target for each in explained], device=self.device)
-        slow = [method for method in self.methods if _runs_many_passes(method)]
-        for method in self.methods:
-            if method not in slow:
-                self._apply(method, x, targets, explained)
-        # A sweep takes long: one photograph after another, so that each is kept when the job is interrupted.
-        for at, each in enumerate(explained):
-            for method in slow:
-                self._apply(method, x[at : at + 1], targets[at : at + 1], [each])
-            yield each
+        one.predicted = int(scores.argmax())
+        if self.target == "predicted":
+            one.targets = [one.predicted]
+            if self.job.top_k > 1:
+                one.targets = one.probabilities.topk(min(self.job.top_k, len(scores))).indices.tolist()
+        elif self.target == "label":
+            try:
+                if one.decoded.label is None:
+                    raise ValueError("target is the label, and the input has none")
+                index = target_index(one.decoded.label.strip(), self.names or [])
+                one.targets = [] if index is None else [index]
+            except ValueError as error:
+                one.errors[""] = str(error).replace("target", "label")
+        elif isinstance(self.target, int):
+            one.targets = [self.target]
 
-    def _apply(self, method: Method, x: Tensor, targets: Tensor, explained: Sequence[Explained]) -> None:
-        """Add the maps of ``method`` for the batch ``x`` to ``explained``, with the time they took."""
-        start = time.perf_counter()
-        found = method.function(self.model, x, targets, **self.options[method.name])
-        found = found if isinstance(found, Tensor) else found.attribution
-        maps = found.detach().float().cpu()  # the copy waits for the GPU, so the time is that of the work
-        seconds = (time.perf_counter() - start) / len(explained)
-        for each, one in zip(explained, maps, strict=True):
-            each.maps[method.name], each.seconds[method.name] = one, seconds
-        self.advance(len(explained), printable(explained[-1].photo.name))
+    def _apply(self, name: str, found: Sequence[_Image]) -> None:
+        """Add the maps of a method; where a batch is refused, each image alone, and the error to those that fail."""
+        if not found:
+            return
+        started = time.perf_counter()
+        try:
+            maps = self._call(name, self._stacked(found), self._targets_of(found), self.job.options[name])
+            maps = maps.detach().float().cpu()  # the copy waits for the GPU, so the time is that of the work
+        except (ValueError, RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error) and len(found) > 1:
+                raise
+            if len(found) == 1:
+                found[0].errors[name] = _words(error)
+                return
+            for one in found:
+                self._apply(name, [one])
+            return
+        seconds = (time.perf_counter() - started) / len(found)
+        for at, one in enumerate(found):
+            self._keep(one, name, maps[at : at + 1], seconds)
 
-    def write(self, out: Path, explained: Explained) -> list[Result]:
-        """Write the files of one photograph into ``out``; the lines that say so."""
-        photo, target, predicted = explained.photo, explained.target, explained.predicted
-        seen, arrays = f"inputs/{photo.stem}.png", f"arrays/{photo.stem}.npz"
-        overlays = {method.name: f"overlays/{photo.stem}.{method.name}.png" for method in self.methods}
-        for path in (seen, arrays, *overlays.values()):
-            clear_way(out, path)
-        images.save_image(explained.shown, out / seen)
-        results = []
-        for method in self.methods:
-            found = explained.maps[method.name]
-            coarse = tuple(found.shape[-2:]) != explained.size
-            picture = drawing.draw(method.draws, found, explained.shown, coarse=coarse)
-            images.save_image(picture, out / overlays[method.name])
-            results.append(
-                Result(
-                    file=photo.name,
-                    method=method.name,
-                    target=target,
-                    class_name=self.names[target],
-                    probability=float(explained.probabilities[target]),
-                    predicted=predicted,
-                    predicted_class_name=self.names[predicted],
-                    predicted_probability=float(explained.probabilities[predicted]),
-                    seconds=round(explained.seconds[method.name], 6),
-                    overlay=overlays[method.name],
-                    arrays=arrays,
-                    photo=seen,
-                    source=photo.source,
-                    **asdict(explained.identity),
-                )
-            )
-        with whole_file(out / arrays) as file:
-            arrays_of: dict[str, Any] = {name: found.numpy() for name, found in explained.maps.items()}
-            np.savez(file, photograph=photo.name, target=target, class_name=self.names[target], **arrays_of)
-        return results
+    def _keep(self, one: _Image, name: str, maps: Tensor, seconds: float) -> None:
+        """Note the maps [1, ...] or [1, T, ...] of an image as [T, ...]."""
+        maps = maps.detach().float().cpu()
+        if not maps.isfinite().all():
+            one.errors[name] = "the map is not finite"
+            return
+        one.maps[name] = maps[0] if len(one.targets) > 1 else maps
+        one.seconds[name] = seconds
+
+    def _call(self, name: str, x: Tensor, target: Any, options: dict[str, Any]) -> Tensor:
+        found = EXPLAINERS[name].function(self.model, x, target, **options)
+        return found if isinstance(found, Tensor) else found.attribution
+
+    def _stacked(self, found: Sequence[_Image]) -> Tensor:
+        return torch.stack([one.decoded.x for one in found if one.decoded.x is not None]).to(self.device)
+
+    def _targets_of(self, found: Sequence[_Image]) -> Any:
+        if isinstance(self.target, Objective):
+            return self.target
+        chosen = torch.tensor([one.targets for one in found], device=self.device)
+        return chosen if chosen.shape[1] > 1 else chosen[:, 0]
+
+    # ---------------------------------------------------------------------------------------------------- as a table
+
+    def _batch(self, found: Sequence[_Image]) -> pa.RecordBatch:
+        return batch_of([row for one in found for row in self._rows_of(one)], self.schema)
+
+    def _failed(self, decoded: Decoded, error: str) -> dict[str, Any]:
+        """The row of an input that failed as a whole."""
+        item = decoded.item
+        row: dict[str, Any] = {"id": item.id, "uri": item.uri, "source": item.place.source, "hash": decoded.digest}
+        row |= dict(zip(("bytes", "modified", "changed"), item.stamp, strict=True))
+        return row | {"label": decoded.label, "status": "failed", "error": error}
+
+    def _rows_of(self, one: _Image) -> list[dict[str, Any]]:
+        if "" in one.errors:
+            return [self._failed(one.decoded, one.errors[""])]
+        same = self._failed(one.decoded, "") | {"status": "ok", "error": None}
+        if one.predicted is not None and one.probabilities is not None and self.names is not None:
+            same["predicted"], same["predicted_name"] = one.predicted, self.names[one.predicted]
+            same["predicted_probability"] = float(one.probabilities[one.predicted])
+        found = []
+        for rank, target in enumerate(one.targets or [None]):
+            for name in self.job.options:
+                row = same | {"method": name, "parameters": self._parameters[name]}
+                row |= self._target_columns(one, target)
+                if name in one.maps:
+                    row |= self._map_columns(one, name, one.maps[name][rank])
+                else:
+                    row |= {"status": "failed", "error": one.errors.get(name, "another method failed")}
+                found.append(row)
+        if self.job.thumbnails and one.decoded.shown is not None:
+            found[0]["thumbnail"] = _jpeg(one.decoded.shown, THUMBNAIL)
+        return found
+
+    def _target_columns(self, one: _Image, target: int | None) -> dict[str, Any]:
+        if target is None:
+            return {"target_name": repr(self.job.target)}
+        name = None if self.names is None else self.names[target]
+        probability = None if one.probabilities is None else float(one.probabilities[target])
+        return {"target": target, "target_name": name, "probability": probability}
+
+    def _map_columns(self, one: _Image, name: str, found: Tensor) -> dict[str, Any]:
+        row: dict[str, Any] = {"seconds": one.seconds[name]}
+        if self.job.overlays and one.decoded.shown is not None:
+            photo = one.decoded.shown.float() / 255
+            picture = drawing.draw(EXPLAINERS[name].draws, found, photo, coarse=name in self.coarse)
+            row["overlay"] = _jpeg(tensors.eight_bits(picture), max(picture.shape[-2:]))
+        if self.job.map_size is not None:
+            found = tensors.resize_maps(found[None], *self.job.map_size)[0]  # type: ignore[misc]
+        if self.job.maps != "none":
+            stored, scale, zero = encode_map(found.numpy(), self.job.maps)
+            row |= {"map": stored, "map_shape": list(found.shape), "map_scale": scale, "map_zero": zero}
+        return row
 
 
-def _runs_many_passes(method: Method) -> bool:
-    """Whether a method runs many forward passes a photograph, which those that slide a window do."""
-    return "stride" in inspect.signature(method.function).parameters
+def _words(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
-def _enlarged(seen: Preprocessing) -> Preprocessing:
+def _goes_alone(name: str) -> bool:
+    return any(each in inspect.signature(EXPLAINERS[name].function).parameters for each in _ALONE)
+
+
+def _hash_of(model: nn.Module) -> str:
+    """SHA-256 of all weights with their names, dtypes and shapes."""
+    found = hashlib.sha256()
+    with frozen_model(model):
+        for name, value in model.state_dict().items():
+            if isinstance(value, Tensor):
+                found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+                plain = value.detach().cpu().contiguous().reshape(-1)
+                found.update(plain.view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+    return f"sha256:{found.hexdigest()}"
+
+
+def _jpeg(picture: Tensor, size: int) -> bytes:
+    """A uint8 picture [3, H, W] as JPEG, its longer side at most ``size`` pixels."""
+    shown = images.picture_of(picture)
+    shown.thumbnail((size, size), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    shown.save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()
+
+
+def enlarged(seen: Preprocessing) -> Preprocessing:
     """The crop that ``seen`` makes, at a resolution to look at and in colours of 0 to 1."""
     plain = replace(seen, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     if seen.size is None:

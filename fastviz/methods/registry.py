@@ -64,8 +64,8 @@ class Method:
 
     @property
     def verb(self) -> str:
-        """The command that runs it: ``"explain"`` for its family, else :attr:`command` or the name itself."""
-        return self.command or ("explain" if self.family == "explain" else self.name)
+        """The command that runs it: ``"run"`` for the family ``"explain"``, else :attr:`command` or the name itself."""
+        return self.command or ("run" if self.family == "explain" else self.name)
 
 
 _SIMONYAN = "Simonyan, Vedaldi, Zisserman 2014, https://arxiv.org/abs/1312.6034"
@@ -267,4 +267,4 @@ METHODS: dict[str, Method] = {
 """Name → method, in the order in which they are shown."""
 
 EXPLAINERS = {name: method for name, method in METHODS.items() if method.family == "explain"}
-"""Those that explain a target in an image: what ``fastviz explain`` offers."""
+"""Those that explain a target in an image: what ``fastviz run`` offers."""

@@ -119,22 +119,24 @@ def test_a_killed_command_leaves_no_half_files_to_the_next(tmp_path):
     """kill -9 in the middle of a job; the next run goes on, and nothing half-written is left."""
     from PIL import Image
 
+    from fastviz import jobs
+
     (tmp_path / "in").mkdir()
     for number in range(12):
         Image.effect_noise((70, 70), 60 + number).convert("RGB").save(tmp_path / "in" / f"{number}.png")
-    command = [sys.executable, "-m", "fastviz", "explain", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "fastviz", "run", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
     command += ["--methods", "saliency", "--batch-size", "1"]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     for _ in range(600):
-        if (tmp_path / "out" / "results.jsonl").exists():
+        if (tmp_path / "out" / "job.json").exists():
             break
         time.sleep(0.05)
     running.kill()
     running.wait()
-    (tmp_path / "out" / "overlays" / f".fastviz-{running.pid}-0.part").touch()
+    (tmp_path / "out" / f".fastviz-{running.pid}-99.part").touch()
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == 12
+    assert len(jobs.open(tmp_path / "out")) == 12
     left = [path.name for path in Path(tmp_path / "out").rglob(".*")]
     assert left == []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import resource
@@ -22,7 +21,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import fastviz
-from fastviz import cli, images, jobs, models
+from fastviz import cli, jobs, models
 from fastviz._util import output_folder
 from fastviz.jobs import report
 from fastviz.methods.registry import EXPLAINERS, METHODS
@@ -59,116 +58,115 @@ def run(*args: object, status: int = 0):
 
 
 def lines(out: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    return list(jobs.open(out).rows())
 
 
-# -------------------------------------------------------------------------------------------------------- explain
+# ------------------------------------------------------------------------------------------------------------ run
 
 
-def test_explain(photos, tmp_path):
-    result = run("explain", photos, "--out", tmp_path / "out", *QUICK)
-    assert "3 photographs explained" in result.stdout
-    assert re.search(r"^saliency +\d+\.\d +\d+ ms", result.stdout, re.MULTILINE)
-    assert str(tmp_path / "out/report.html") in result.stdout
+def test_run(photos, tmp_path):
+    result = run("run", photos, "--out", tmp_path / "out", *QUICK)
+    assert "3 images explained" in result.stdout
+    assert re.search(r"busy \d+ % of the time", result.stdout)
+    assert re.search(r"^saliency +\d+\.\d +\d+\.\d ms", result.stdout, re.MULTILINE)
+    assert f"fastviz report {tmp_path / 'out'}" in result.stdout
     assert [line["method"] for line in lines(tmp_path / "out")] == ["saliency", "grad_cam"] * 3
-    for name in ("contact_sheet.png", "report.html", "arrays/0.npz", "overlays/2.grad_cam.png", "inputs/1.png"):
-        assert (tmp_path / "out" / name).is_file()
 
 
-def test_explain_passes_its_options_on(photos, tmp_path):
-    options = {
-        "--target": "lion",
-        "--layer": "conv2_1",
-        "--window": 32,
-        "--stride": 32,
-        "--batch-size": 1,
-        "--limit": 2,
-    }
+def test_run_passes_its_options_on(photos, tmp_path):
+    options = {"--target": "lion", "--batch-size": 1, "--limit": 2, "--maps": "uint8", "--device": "cpu"}
     flat = [word for pair in options.items() for word in pair]
-    run("explain", photos, "--out", tmp_path / "out", "--methods", "grad_cam, occlusion", "--device", "cpu", *flat)
+    flat += ["--option", "grad_cam.layer=conv2_1", "--option", "occlusion.window=32", "--option", "occlusion.stride=32"]
+    run("run", photos, "--out", tmp_path / "out", "--methods", "grad_cam, occlusion", "--thumbnails", *flat)
     found = lines(tmp_path / "out")
-    assert [(line["file"], line["class_name"]) for line in found] == [("0.png", "lion")] * 2 + [("1.png", "lion")] * 2
-    with np.load(tmp_path / "out/arrays/0.npz") as arrays:
-        assert arrays["grad_cam"].shape == (32, 32)
-        blocks = arrays["occlusion"].reshape(2, 32, 2, 32)
-        assert (blocks == blocks[:, :1, :, :1]).all()
+    assert [(line["id"], line["target_name"]) for line in found] == [("0.png", "lion")] * 2 + [("1.png", "lion")] * 2
+    maps = jobs.open(tmp_path / "out").maps("0.png")
+    assert maps["grad_cam"].shape == (32, 32)
+    blocks = maps["occlusion"].reshape(2, 32, 2, 32)
+    assert (blocks == blocks[:, :1, :, :1]).all()
+    assert jobs.open(tmp_path / "out").table(["thumbnail"])["thumbnail"].null_count == 2
 
 
-def test_explain_goes_on_and_refuses_other_settings(photos, tmp_path):
+def test_run_goes_on_and_refuses_other_settings(photos, tmp_path):
     out = tmp_path / "out"
-    run("explain", photos / "0.png", "--out", out, *QUICK)
-    assert "2 photographs explained" in run("explain", photos, "--out", out, *QUICK).stdout
-    assert "3 done before" in run("explain", photos, "--out", out, *QUICK).stdout
-    refused = run("explain", photos, "--out", out, *QUICK, "--target", "3", status=2)
-    assert "other settings (target); give another folder, or --overwrite" in refused.stderr
-    run("explain", photos / "1.png", "--out", out, *QUICK, "--target", "3", "--overwrite")
-    assert {line["file"] for line in lines(out)} == {"1.png"}
+    run("run", photos / "0.png", "--out", out, *QUICK)
+    assert "2 images explained" in run("run", photos, "--out", out, *QUICK).stdout
+    assert "3 done before" in run("run", photos, "--out", out, *QUICK).stdout
+    refused = run("run", photos, "--out", out, *QUICK, "--target", "3", status=2)
+    assert "target: 'predicted' there, '3' now; give another folder, or --overwrite" in refused.stderr
+    run("run", photos / "1.png", "--out", out, *QUICK, "--target", "3", "--overwrite")
+    assert {line["id"] for line in lines(out)} == {"1.png"}
 
 
-def test_explain_names_the_photographs_that_failed(photos, tmp_path):
+def test_run_takes_a_job_file_and_words_count_more(photos, tmp_path):
+    (tmp_path / "job.yaml").write_text(
+        f"inputs: {photos}\nout: {tmp_path / 'out'}\nmethods: [saliency]\ntarget: lion\n"
+    )
+    run("run", tmp_path / "job.yaml", "--target", "koala")
+    assert {(line["method"], line["target_name"]) for line in lines(tmp_path / "out")} == {("saliency", "koala")}
+
+
+def test_run_names_the_images_that_failed(photos, tmp_path):
     (photos / "1.png").write_bytes(b"")
     (photos / "broken.jpg").write_bytes(b"no picture")
     (photos / "cut.png").write_bytes((photos / "0.png").read_bytes()[:300])
-    result = run("explain", photos, "--out", tmp_path / "out", *QUICK, status=1)
-    assert "2 photographs explained" in result.stdout
+    result = run("run", photos, "--out", tmp_path / "out", *QUICK, status=1)
+    assert "2 images explained" in result.stdout
     assert "3 failed" in result.stdout
     for name in ("1.png", "broken.jpg", "cut.png"):
         assert len(re.findall(rf"^fastviz: failed: .*{name}.*$", result.stderr, re.MULTILINE)) == 1
-        assert name in (tmp_path / "out/report.html").read_text()
-    assert {line["file"] for line in lines(tmp_path / "out")} == {"0.png", "2.png"}
+    assert {line["id"] for line in lines(tmp_path / "out") if line["status"] == "ok"} == {"0.png", "2.png"}
+    again = run("run", photos, "--out", tmp_path / "out", *QUICK, "--no-retry-failed", status=1)
+    assert "0 images explained" in again.stdout
+    stopped = run("run", photos, "--out", tmp_path / "out", *QUICK, "--max-failures", 2, status=1)
+    assert "stopped: more than 2 images failed" in stopped.stderr
 
 
-def test_explain_draws_sheets_only_where_results_changed_and_not_at_all_on_request(photos, tmp_path):
-    out, sheet = tmp_path / "out", tmp_path / "out" / "contact_sheet.png"
-    run("explain", photos, "--out", out, *QUICK, "--no-sheets")
-    assert not sheet.exists()
-    assert (out / "report.html").is_file()
-    run("explain", photos, "--out", out, *QUICK)
-    first = sheet.stat().st_mtime_ns
-    run("explain", photos, "--out", out, *QUICK)
-    assert sheet.stat().st_mtime_ns == first
-    (photos / "1.png").unlink()
-    run("explain", photos, "--out", out, *QUICK)
-    assert sheet.stat().st_mtime_ns > first
-    assert "1.png" not in (out / "report.html").read_text()
-    sheet.write_bytes(sheet.read_bytes()[:-10])
-    run("explain", photos, "--out", out, *QUICK)
-    assert images.read_image(sheet).shape[0] == 3
+def test_run_says_what_it_would_do(photos, tmp_path):
+    run("run", photos / "0.png", "--out", tmp_path / "out", *QUICK)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    said = run("run", photos, "--out", tmp_path / "out", *QUICK, "--dry-run").stdout
+    assert re.search(r"to do +2 images, 2 rows each", said)
+    assert re.search(r"done before +1", said)
+    assert re.search(r"time +\d+ s \(\d+\.\d ms an image\)", said)
+    assert re.search(r"size +\d+\.\d [kM]B", said)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    run("run", photos, "--out", tmp_path / "new", *QUICK, "--dry-run")
+    assert not (tmp_path / "new").exists()
 
 
-def test_explain_leaves_a_report_after_ctrl_c(photos, tmp_path, monkeypatch):
-    apply, calls = jobs.explainer.Explainer._apply, []
+def test_report(photos, tmp_path):
+    (photos / "1.png").write_bytes(b"")
+    run("run", photos, "--out", tmp_path / "out", *QUICK, "--thumbnails", "--overlays", status=1)
+    said = run("report", tmp_path / "out").stdout
+    page = tmp_path / "out/report.html"
+    assert said == f"open {page.resolve()}\n"
+    assert page.read_text().count("data:image/jpeg") == 2 * 3
+    assert "is empty" in page.read_text()
+    assert "holds no job" in run("report", tmp_path / "photos", status=2).stderr
 
-    def interrupted(self, *args):
+
+def test_run_keeps_what_is_done_at_ctrl_c(photos, tmp_path, monkeypatch):
+    rows, calls = jobs.explainer.Explainer.rows, []
+
+    def interrupted(self, decoded):
         calls.append(1)
-        if len(calls) == 5:
+        if len(calls) == 3:
             raise KeyboardInterrupt
-        apply(self, *args)
+        yield from rows(self, decoded)
 
-    monkeypatch.setattr(jobs.explainer.Explainer, "_apply", interrupted)
+    monkeypatch.setattr(jobs.explainer.Explainer, "rows", interrupted)
     out = tmp_path / "out"
-    result = run("explain", photos, "--out", out, *QUICK, "--batch-size", "1", status=130)
-    assert result.stderr.startswith(
-        f"fastviz: stopped; 2 photographs done in {out}, the same command goes on from there"
-    )
-    page = (out / "report.html").read_text()
-    assert "0.png" in page
-    assert "1.png" in page
-    assert "2.png" not in page
+    result = run("run", photos, "--out", out, *QUICK, "--batch-size", "1", status=130)
+    assert result.stderr == f"fastviz: stopped; 2 images done in {out}, the same command goes on from there\n"
+    assert {line["id"] for line in lines(out)} == {"0.png", "1.png"}
 
 
-@pytest.mark.parametrize("command", ["explain", "segment", "patches", "embed", "neighbours"])
+@pytest.mark.parametrize("command", ["run", "segment", "patches", "embed", "neighbours"])
 def test_a_folder_that_another_run_writes_into_is_refused(photos, tmp_path, command):
     with output_folder.locked(tmp_path / "out"):
         refused = run(command, photos, "--out", tmp_path / "out", status=2)
         assert "another run of fastviz" in refused.stderr
-    assert not (tmp_path / "out").exists()
-
-
-def test_explain_where_all_photographs_fail_writes_nothing(photos, tmp_path):
-    (photos / "1.png").write_bytes(b"")
-    result = run("explain", photos / "1.png", "--out", tmp_path / "out", *QUICK, status=1)
-    assert "1 failed" in result.stdout
     assert not (tmp_path / "out").exists()
 
 
@@ -189,13 +187,17 @@ class RunsCode:
         (["--weights", "{tmp}/other.safetensors"], "do not fit demo: missing conv1.weight"),
         (["--methods", "salency"], "method 'salency' is not known; nearest: saliency"),
         (["--methods", ","], "methods should be one or more of saliency"),
-        (["--layer", "conv5"], "layer 'conv5' is not known; nearest: conv5_1"),
-        (["--layer", "fc7"], "layer 'fc7' should have maps"),
+        (["--option", "grad_cam.layer=conv5"], "layer 'conv5' is not known; nearest: conv5_1"),
+        (["--option", "grad_cam.layer=fc7"], "layer 'fc7' should have maps"),
+        (["--option", "grad_cam.layr=fc7"], "option of grad_cam 'layr' is not known; nearest: layer"),
+        (["--option", "gradcam.layer=fc7"], "method 'gradcam' is not known; nearest: grad_cam"),
+        (["--option", "window=8"], "--option should be METHOD.NAME=VALUE"),
         (["--methods", "cam"], "model should end in a global average"),
-        (["--methods", "saliency", "--window", "8"], "window is not an argument of the chosen methods"),
-        (["--window", "65"], "window should be at most the image"),
-        (["--window", "8", "--stride", "9"], "stride should be at most the window"),
-        (["--window", "wide"], "Invalid value for '--window'"),
+        (["--option", "occlusion.window=65"], "window should be at most the image"),
+        (["--option", "occlusion.window=8", "--option", "occlusion.stride=9"], "stride should be at most the window"),
+        (["--option", "occlusion.window=wide"], "window should be"),
+        (["--limit", "many"], "Invalid value for '--limit'"),
+        (["--maps", "int3"], "maps should be"),
         (["--target", "kaola"], "target 'kaola' is not known; nearest: koala"),
         (["--target", "20"], "target should be a class from 0 to 19 for this model, got 20"),
         (["--device", "tpu"], "device should be auto, cpu, cuda or cuda:INDEX, got 'tpu'"),
@@ -213,41 +215,31 @@ def test_bad_input_is_one_line_and_writes_nothing(photos, tmp_path, arguments, w
     torch.save({"a": RunsCode()}, tmp_path / "code.pth")
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     given = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
-    result = run("explain", photos / "0.png", "--out", tmp_path / "out", *given, status=2)
+    result = run("run", photos / "0.png", "--out", tmp_path / "out", *given, status=2)
     assert words in result.stderr
     assert not (tmp_path / "out").exists()
 
 
 def test_missing_arguments_and_commands(tmp_path):
-    assert "Missing argument 'PHOTOS...'" in run("explain", "--out", tmp_path, status=2).stderr
-    assert "Missing option '--out'" in run("explain", "a.jpg", status=2).stderr
-    assert "Did you mean 'explain'" in run("explian", status=2).stderr
+    assert "Missing argument 'INPUTS...'" in run("run", "--out", tmp_path, status=2).stderr
+    assert "--out is needed: a folder for the tables" in run("run", "a.jpg", status=2).stderr
+    assert "Did you mean 'report'" in run("reprot", status=2).stderr
 
 
 def test_an_out_that_is_a_file(photos, tmp_path):
     (tmp_path / "file").write_text("")
-    assert "file is not a folder" in run("explain", photos, "--out", tmp_path / "file", *QUICK, status=2).stderr
-
-
-def test_a_full_disk_is_one_line(photos, tmp_path, monkeypatch):
-    def full(*args, **options):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(np, "savez", full)
-    result = run("explain", photos, "--out", tmp_path / "out", *QUICK, status=2)
-    assert re.search(r"out/arrays/\d\.npz: No space left on device", result.stderr)
-    assert not list((tmp_path / "out").rglob("*.part"))
+    assert "file is not a folder" in run("run", photos, "--out", tmp_path / "file", *QUICK, status=2).stderr
 
 
 def test_an_error_of_ours_says_how_to_see_more(photos, tmp_path, monkeypatch):
     def broken(*args, **options):
         raise KeyError("x")
 
-    monkeypatch.setattr(jobs, "explain", broken)
-    result = run("explain", photos, "--out", tmp_path / "out", status=1)
+    monkeypatch.setattr(jobs, "run", broken)
+    result = run("run", photos, "--out", tmp_path / "out", status=1)
     assert result.stderr == "fastviz: error: unexpected KeyError: 'x' (set FASTVIZ_TRACEBACK=1 to see where)\n"
     monkeypatch.setenv("FASTVIZ_TRACEBACK", "1")
-    assert isinstance(CliRunner().invoke(cli.app, ["explain", "a", "--out", "b"]).exception, KeyError)
+    assert isinstance(CliRunner().invoke(cli.app, ["run", "a", "--out", "b"]).exception, KeyError)
 
 
 def test_a_warning_is_one_line(photos, tmp_path):
@@ -257,7 +249,7 @@ def test_a_warning_is_one_line(photos, tmp_path):
     original = models.load_model
     try:
         models.load_model = lambda name, weights=None: model
-        result = run("explain", photos, "--out", tmp_path / "out", "--methods", "guided_backprop")
+        result = run("run", photos, "--out", tmp_path / "out", "--methods", "guided_backprop")
     finally:
         models.load_model = original
     assert re.match(r"fastviz: warning: .*\n", result.stderr)
@@ -279,30 +271,27 @@ def start(*args: object, **options) -> subprocess.Popen[str]:
     )
 
 
-def test_ctrl_c_keeps_what_is_finished(photos, weights, tmp_path):
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_what_is_finished(photos, weights, tmp_path, signal_):
     out = tmp_path / "out"
     for number in range(3, 30):  # so many that it is not done before the signal comes, however busy the machine is
         shutil.copy(photos / "0.png", photos / f"{number}.png")
-    arguments = ["explain", photos, "--out", out, "--weights", weights, "--methods", "saliency,occlusion"]
-    process = start(*arguments, "--stride", 2)
-    while not (out / "results.jsonl").exists() and process.poll() is None:
+    arguments = ["run", photos, "--out", out, "--weights", weights, "--methods", "saliency,occlusion"]
+    process = start(*arguments, "--option", "occlusion.stride=2")
+    while not list(out.glob(".fastviz-*.part")) and process.poll() is None:  # the first image is done
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal_)
     _, error = process.communicate()
     assert process.returncode == 130, error
-    assert re.fullmatch(
-        r"fastviz: stopped; \d+ photographs? done in .*, the same command goes on from there; "
-        r"pictures: .*report.html\n",
-        error,
-    ), error
-    for line in lines(out):
-        assert all((out / str(line[key])).is_file() for key in ("photo", "overlay", "arrays"))
-    assert not list(out.rglob("*.part"))
+    found = re.fullmatch(r"fastviz: stopped; (\d+) images? done in .*, the same command goes on from there\n", error)
+    assert found, error
+    assert len({line["id"] for line in lines(out)}) == int(found[1]) > 0
+    assert {path.name for path in out.iterdir()} == {"job.json", "stats.json", "part-00000.parquet"}
 
 
 def test_a_file_that_may_not_grow_is_one_line(photos, weights, tmp_path):
     """The system's own limit on the size of files, in place of a full disk."""
-    arguments = ["explain", photos, "--out", tmp_path / "out", "--weights", weights, *QUICK]
+    arguments = ["run", photos, "--out", tmp_path / "out", "--weights", weights, *QUICK]
     process = start(*arguments, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000)))
     _, error = process.communicate()
     assert process.returncode == 2
@@ -328,7 +317,7 @@ def test_version():
 
 def test_no_arguments_shows_the_commands():
     result = CliRunner().invoke(cli.app, [])
-    for command in ("explain", "demo", "methods", "models", "layers", "info"):
+    for command in ("run", "report", "export", "demo", "methods", "models", "layers", "info"):
         assert command in result.output
 
 
@@ -402,7 +391,7 @@ def test_demo_shows_every_method_on_every_photograph(tmp_path, monkeypatch):
     for name in EXPLAINERS:
         assert f"<h2>{name.replace('_', ' ')}</h2>" in text
     found = lines(tmp_path / "out")
-    assert {line["file"] for line in found} == {"tabby_cat.jpg", "espresso.jpg", "rocket.jpg"}
+    assert {line["id"] for line in found} == {"tabby_cat.jpg", "espresso.jpg", "rocket.jpg"}
     assert {line["method"] for line in found} == set(EXPLAINERS) - {"cam"}  # the network does not end in an average
     assert "Not for this network: model should end in a global average" in text
     assert text.count("data:image/jpeg") == 3 * (1 + len(EXPLAINERS) - 1)
@@ -415,29 +404,29 @@ def test_demo_shows_every_method_on_every_photograph(tmp_path, monkeypatch):
 
 
 def test_demo_refuses_a_folder_with_somebody_elses_files(tmp_path):
-    (tmp_path / "arrays").mkdir()
-    (tmp_path / "arrays/mine.npz").write_text("mine")
+    (tmp_path / "job.json").write_text("mine")
     assert "that fastviz did not make" in run("demo", "--out", tmp_path, status=2).stderr
-    assert (tmp_path / "arrays/mine.npz").read_text() == "mine"
+    assert (tmp_path / "job.json").read_text() == "mine"
 
 
 # ------------------------------------------------------------------------------------------------ the real thing
 
 
-def test_explain_a_real_photograph_with_a_real_network(shared, tmp_path):
+def test_run_a_real_photograph_with_a_real_network(shared, tmp_path):
     """The maps lie on the animal: a fox in the middle of the dark."""
     run(
-        *("explain", shared / "images/red_fox.jpg", "--out", tmp_path / "out", "--model", "squeezenet1_0"),
+        *("run", shared / "images/red_fox.jpg", "--out", tmp_path / "out", "--model", "squeezenet1_0"),
         *("--weights", shared / "models/squeezenet1_0_imagenet.safetensors", "--target", "red fox"),
-        *("--methods", "saliency,guided_backprop,grad_cam,occlusion", "--window", 48, "--stride", 24),
+        *("--methods", "saliency,guided_backprop,grad_cam,occlusion"),
+        *("--option", "occlusion.window=48", "--option", "occlusion.stride=24"),
     )
-    with np.load(tmp_path / "out/arrays/red_fox.npz") as arrays:
-        maps = {
-            "saliency": arrays["saliency"],
-            "guided_backprop": np.abs(arrays["guided_backprop"]).sum(0),
-            "grad_cam": arrays["grad_cam"],
-            "occlusion": arrays["occlusion"].clip(0),
-        }
+    arrays = jobs.open(tmp_path / "out").maps("red_fox.jpg")
+    maps = {
+        "saliency": arrays["saliency"],
+        "guided_backprop": np.abs(arrays["guided_backprop"]).sum(0),
+        "grad_cam": arrays["grad_cam"],
+        "occlusion": arrays["occlusion"].clip(0),
+    }
     for name, found in maps.items():
         height, width = found.shape
         box = found[height // 3 : -height // 8, width // 6 : -width // 4]
@@ -448,4 +437,4 @@ def test_every_method_has_a_command():
     commands = typer.main.get_command(cli.app).commands
     assert {method.verb for method in METHODS.values()} <= set(commands)
     assert METHODS["embedding"].verb == "embed"
-    assert METHODS["saliency"].verb == "explain"
+    assert METHODS["saliency"].verb == "run"

@@ -4,40 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 from torch import nn
 
-from fastviz import jobs, models
-
-
-class Tiny(nn.Sequential):
-    """A network of 16x16 pictures and 3 classes."""
-
-    def __init__(self) -> None:
-        torch.manual_seed(0)
-        super().__init__(
-            nn.Conv2d(3, 4, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(4, 4, 3, padding=1),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(4 * 8 * 8, 3),
-        )
+from fastviz import jobs
+from tests.jobs.common import photograph, tiny
 
 
 @pytest.fixture
 def network() -> nn.Module:
-    model = Tiny().eval()
-    models.describe(
-        model,
-        preprocessing=models.Preprocessing((16, 16), 20, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
-        class_names=["cat", "dog", "bird"],
-    )
-    return model
+    return tiny()
 
 
 @pytest.fixture(autouse=True)
@@ -45,13 +21,6 @@ def _small_pictures(monkeypatch, request):
     """Pictures for people take time to write; where a test does not look at them they are small."""
     if "size_for_people" not in request.node.name:
         monkeypatch.setattr(jobs.explainer, "SHOWN_SIZE", 16)
-
-
-def photograph(path: Path, seed: int = 0, size: tuple[int, int] = (30, 24)) -> Path:
-    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-    return path
 
 
 @pytest.fixture

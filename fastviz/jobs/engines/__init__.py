@@ -1,0 +1,30 @@
+"""Who runs a job. An engine is a function of a job, its explainer and its inputs that gives finished rows.
+
+``(job, explainer, shards) -> batches``: ``shards`` is an iterator of lists of
+:class:`~fastviz.jobs.inputs.Item`, all that are still to do; each of the batches is a ``pyarrow.RecordBatch`` of the
+explainer's schema that holds all rows of one or more inputs, also of those that failed. Where the batches go, and which
+inputs are done, is no matter of the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fastviz._util import checks
+
+__all__ = ["Engine", "engine"]
+
+Engine = Callable[..., Iterator[Any]]
+
+
+def engine(name: str) -> Engine:
+    """The engine that a job names.
+
+    Raises:
+        ValueError: there is no such engine; lists them.
+    """
+    from fastviz.jobs.engines import local
+
+    engines: dict[str, Engine] = {"local": local.run}
+    return engines[checks.nearest(name, "engine", engines)]

@@ -1,0 +1,76 @@
+"""The local engine: one process for the device, and workers that decode ahead of it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import torch
+
+from fastviz.jobs.engines.decoding import Decoder
+from fastviz.jobs.explainer import Explainer
+from fastviz.jobs.inputs import Item
+from fastviz.jobs.job import Job
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["batches_of", "run"]
+
+_PAYS = 256
+"""Inputs below which no worker is started: that alone takes a second."""
+
+
+def run(job: Job, explainer: Explainer, shards: Iterator[list[Item]], expected: int | None) -> Iterator[pa.RecordBatch]:
+    """Finished rows of all inputs in ``shards``; ``expected`` is about how many there are."""
+    workers = _workers(job, explainer.device, expected)
+    with _threads(workers):
+        decoder = Decoder(explainer.seen, explainer.shown, workers)
+        ahead = decoder(batches_of(shards, explainer.batch_size))
+        while True:
+            began = time.perf_counter()
+            decoded = next(ahead, None)
+            explainer.waited += time.perf_counter() - began
+            if decoded is None:
+                return
+            yield from explainer.rows(decoded)
+
+
+def batches_of(shards: Iterator[list[Item]], batch_size: int) -> Iterator[list[Item]]:
+    """The inputs in batches that begin at multiples of ``batch_size``, whatever is done before.
+
+    So a run that goes on computes the same batches as one that was not interrupted, and the same bits.
+    """
+    for shard in shards:
+        for _, batch in groupby(shard, key=lambda item: item.position // batch_size):
+            yield list(batch)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _workers(job: Job, device: torch.device, expected: int | None) -> int:
+    """Processes that decode. On a CPU they take cores from the network, which needs most of them."""
+    if job.source.is_python and job.workers is None:
+        return 0  # a dataset may not bear to be copied; a DataLoader has workers of its own
+    if job.workers is not None:
+        return job.workers
+    if expected is not None and expected < _PAYS:
+        return 0
+    return _cores() // 4 if device.type == "cpu" else max(1, min(16, _cores() - 1))
+
+
+@contextmanager
+def _threads(workers: int) -> Iterator[None]:
+    """torch with as many threads as cores are left."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(before, _cores() - workers)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

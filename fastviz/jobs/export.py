@@ -1,0 +1,193 @@
+"""The maps of a job as files for other tools, under the relative paths of the inputs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastviz._util import checks, output_folder
+from fastviz._util.files import whole_file
+from fastviz.jobs.report import drawn
+from fastviz.jobs.tables.folder import write_json
+from fastviz.jobs.tables.results import Results
+from fastviz.jobs.tables.results import open as open_results
+from fastviz.jobs.tables.schema import decode_map
+
+__all__ = ["KINDS", "export"]
+
+KINDS = ("npy", "png", "fiftyone", "coco-masks")
+"""What can be written."""
+
+
+def export(out: str | os.PathLike[str], to_folder: str | os.PathLike[str], kind: str, *, threshold: float = 0.5) -> str:
+    """Write the maps of a finished or unfinished job as files.
+
+    ``"npy"``: ``METHOD/ID.npy``, float32, as the method gave it. ``"png"``: ``METHOD/ID.png``, the map over the
+    thumbnail where the job kept one. ``"fiftyone"``: ``labels.json`` for :func:`fiftyone.Dataset.from_dict`, with the
+    heat maps as PNG files beside it. ``"coco-masks"``: ``annotations.json``, the pixels of each map from ``threshold``
+    times its largest value on, as run lengths; in pixels of the network's input (photographs are resized and cropped
+    for it), and so are the sizes of the images in it. An id keeps its folders; several targets of an image get their
+    class behind the name.
+
+    Args:
+        out: the folder of a job.
+        to_folder: where the files go, made if need be.
+        kind: one of :data:`KINDS`.
+        threshold: of ``"coco-masks"``, above 0, at most 1.
+
+    Returns:
+        What was written, in words.
+
+    Raises:
+        ValueError: no job, another kind, a job that kept no maps.
+        OSError: a file cannot be written.
+    """
+    checks.one_of(kind, "to", KINDS)
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold should be above 0 and at most 1, got {threshold}")
+    results = open_results(out)
+    if results.job["settings"]["maps"] == "none":
+        raise ValueError(f"out: {results.out} holds no maps: they were not kept (maps: none)")
+    home = Path(os.path.expanduser(to_folder))
+    home.mkdir(parents=True, exist_ok=True)
+    write = {"npy": _npy, "png": _png, "fiftyone": _fiftyone, "coco-masks": _coco}[kind]
+    return write(results, home, threshold)
+
+
+def _maps(results: Results) -> Iterator[tuple[str, dict[str, Any], Any]]:
+    """The name of a file without its ending, the row and the map, for each map of a job."""
+    columns = ["id", "uri", "source", "label", "target", "target_name", "probability", "method", "status"]
+    columns += ["map", "map_shape", "map_scale", "map_zero", "thumbnail", "overlay"]
+    taken: dict[str, str] = {}  # ids whose names had to be changed
+    used: set[str] = set()
+    for rows in results.images(columns):
+        (name,) = output_folder.unique_names([rows[0]["id"]])
+        if name != rows[0]["id"]:
+            (name,) = output_folder.unique_names([rows[0]["id"]], used)
+            used.add(name)
+            taken[rows[0]["id"]] = name
+        several = len({row["target"] for row in rows}) > 1
+        for row in rows:
+            if row["status"] == "ok" and row["map"] is not None:
+                row["thumbnail"] = rows[0]["thumbnail"]
+                end = f".{row['target']}" if several else ""
+                found = decode_map(row["map"], row["map_shape"], row["map_scale"], row["map_zero"])
+                yield f"{row['method']}/{name}{end}", row, found
+
+
+def _npy(results: Results, home: Path, threshold: float) -> str:
+    count = 0
+    for name, _, found in _maps(results):
+        count += 1
+        output_folder.clear_way(home, f"{name}.npy")
+        with whole_file(home / f"{name}.npy") as file:
+            np.save(file, found)
+    return f"{count} maps"
+
+
+def _png(results: Results, home: Path, threshold: float) -> str:
+    count = 0
+    for name, row, _ in _maps(results):
+        count += 1
+        output_folder.clear_way(home, f"{name}.png")
+        with whole_file(home / f"{name}.png") as file:
+            file.write(drawn(row, row["thumbnail"], "PNG") or b"")
+    return f"{count} pictures"
+
+
+def _fiftyone(results: Results, home: Path, threshold: float) -> str:
+    """A dataset as ``fiftyone.Dataset.from_dict`` reads it: heat maps of 8 bits, a classification a target."""
+    from PIL import Image
+
+    samples: dict[str, dict[str, Any]] = {}
+    for name, row, found in _maps(results):
+        flat = np.abs(found).max(0) if found.ndim == 3 else found.clip(0)
+        eight = np.rint(255 * flat / max(float(flat.max()), 1e-30)).astype(np.uint8)
+        output_folder.clear_way(home, f"{name}.png")
+        with whole_file(home / f"{name}.png") as file:
+            Image.fromarray(eight).save(file, "PNG")
+        sample = samples.setdefault(
+            row["id"],
+            {
+                "filepath": _path_of(row["source"]) or row["uri"],
+                "tags": [],
+                "id_in_job": row["id"],
+                "prediction": {"_cls": "Classification", "label": row["target_name"], "confidence": row["probability"]},
+            },
+        )
+        sample[Path(name).parts[0]] = {"_cls": "Heatmap", "map_path": str((home / f"{name}.png").resolve())}
+    write_json(
+        home / "labels.json", {"name": results.out.name, "media_type": "image", "samples": list(samples.values())}
+    )
+    return f"{len(samples)} samples (labels.json)"
+
+
+def _path_of(source: str) -> str | None:
+    from urllib.parse import unquote
+
+    return unquote(source.removeprefix("file://")) if source.startswith("file://") and "#" not in source else None
+
+
+def _coco(results: Results, home: Path, threshold: float) -> str:
+    images: dict[str, dict[str, Any]] = {}
+    categories: dict[int, str] = {}
+    annotations: list[dict[str, Any]] = []
+    for _, row, found in _maps(results):
+        flat = np.abs(found).max(0) if found.ndim == 3 else found
+        height, width = flat.shape
+        image = images.setdefault(
+            row["id"], {"id": len(images) + 1, "file_name": row["id"], "height": height, "width": width}
+        )
+        if (image["height"], image["width"]) != (height, width):
+            raise ValueError(
+                f"coco-masks need maps of one size for each image, got {image['height']}x{image['width']} and "
+                f"{height}x{width} for {row['id']!r}: run the job with --map-size"
+            )
+        mask = (flat >= threshold * flat.max()) & (flat > 0)
+        if not mask.any():
+            continue
+        category = -1 if row["target"] is None else row["target"]
+        categories[category] = row["target_name"]
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        left, top = int(columns[0]), int(rows[0])
+        annotations.append(
+            {
+                "id": len(annotations) + 1,
+                "image_id": image["id"],
+                "category_id": category,
+                "segmentation": {"size": [height, width], "counts": _runs(mask)},
+                "area": int(mask.sum()),
+                "bbox": [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top],
+                "iscrowd": 0,
+                "score": row["probability"],
+                "method": row["method"],
+            }
+        )
+    write_json(
+        home / "annotations.json",
+        {
+            "info": {
+                "description": f"maps from {threshold} of their largest value on, in pixels of the network's input"
+            },
+            "images": list(images.values()),
+            "categories": [{"id": index, "name": name} for index, name in sorted(categories.items())],
+            "annotations": annotations,
+        },
+    )
+    return f"{len(annotations)} masks (annotations.json)"
+
+
+def _runs(mask: Any) -> list[int]:
+    """Lengths of what is outside and inside in turns, column by column, as COCO has them.
+
+    >>> _runs(np.array([[False, True], [True, True]]))
+    [1, 3]
+    """
+    flat = np.concatenate([[False], mask.T.reshape(-1), [False]])
+    changes = np.flatnonzero(flat[1:] != flat[:-1])
+    edges = np.concatenate([[0], changes, [mask.size]])
+    return np.diff(np.unique(edges) if changes[0] else edges).tolist()  # type: ignore[no-any-return]

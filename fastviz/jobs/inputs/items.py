@@ -1,0 +1,216 @@
+"""One input of a job: what it is called, where it lies, and how its bytes are read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import numpy as np
+
+from fastviz.images.paths import ImageError
+
+__all__ = [
+    "UNKNOWN",
+    "DatasetPlace",
+    "FilePlace",
+    "Item",
+    "Place",
+    "RowPlace",
+    "Shard",
+    "TarPlace",
+    "digest",
+    "file_url",
+    "stamp_of",
+    "text",
+]
+
+Stamp = tuple[int, int, int]
+
+UNKNOWN: Stamp = (0, 0, 0)
+"""The stamp of what has no file: whether it changed cannot be seen from outside."""
+
+LIMIT_BYTES = 1 << 30
+"""The most bytes of an image file: what is longer is no photograph, and would fill the memory."""
+
+
+class Place(Protocol):
+    """Where an input lies. Small, and can be sent to another process."""
+
+    @property
+    def source(self) -> str:
+        """The place in words: a ``file:`` URL, with what is inside of a file behind ``#``."""
+
+    def read(self) -> Any:
+        """The bytes of the image file; of a dataset the item itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One input.
+
+    Attributes:
+        id: its name, no two the same in a job.
+        uri: its path relative to what was given.
+        position: in the order of the inputs.
+        place: where it lies.
+        label: of a table or a shard; None where there is none.
+        stamp: size in bytes, time of modification and of change (ns since 1970) of its file.
+    """
+
+    id: str
+    uri: str
+    position: int
+    place: Place
+    label: str | None = None
+    stamp: Stamp = UNKNOWN
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some inputs that follow one another; what costs time is only made for those that are asked for.
+
+    Attributes:
+        ids: one an input.
+        stamps: int64 [n, 3], see :attr:`Item.stamp`.
+        make: the input with a number, 0 to n - 1.
+    """
+
+    ids: Sequence[str]
+    stamps: np.ndarray[Any, np.dtype[np.int64]]
+    make: Callable[[int], Item]
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlace:
+    """An image file."""
+
+    path: str
+
+    @property
+    def source(self) -> str:
+        """As :class:`Place` says."""
+        return file_url(self.path)
+
+    def read(self) -> bytes:
+        """As :class:`Place` says."""
+        try:
+            status = os.stat(self.path)
+        except FileNotFoundError:
+            raise ImageError(f"image {self.path!r}: there is no such file") from None
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            raise ImageError(f"image {self.path!r}: is no regular file")
+        if status.st_size > LIMIT_BYTES:
+            raise ImageError(f"image {self.path!r}: {status.st_size} bytes are more than the {LIMIT_BYTES} allowed")
+        with open(self.path, "rb") as file:
+            return file.read()
+
+
+@dataclass(frozen=True, slots=True)
+class TarPlace:
+    """A file in a tar archive that is not compressed."""
+
+    path: str
+    member: str
+    offset: int
+    size: int
+
+    @property
+    def source(self) -> str:
+        """As :class:`Place` says."""
+        return f"{file_url(self.path)}#{quote(os.fsencode(self.member))}"
+
+    def read(self) -> bytes:
+        """As :class:`Place` says."""
+        if self.size > LIMIT_BYTES:
+            raise ImageError(f"image {self.member!r}: {self.size} bytes are more than the {LIMIT_BYTES} allowed")
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            found = file.read(self.size)
+        if len(found) < self.size:
+            raise ImageError(f"image {self.member!r}: cut off, {self.path} ends before it does")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class RowPlace:
+    """The bytes in a row of a Parquet file."""
+
+    path: str
+    column: str
+    group: int
+    row: int
+
+    @property
+    def source(self) -> str:
+        """As :class:`Place` says."""
+        return f"{file_url(self.path)}#{self.group}.{self.row}"
+
+    def read(self) -> bytes:
+        """As :class:`Place` says."""
+        value = _column(self.path, os.stat(self.path).st_mtime_ns, self.column, self.group)[self.row].as_py()
+        if isinstance(value, dict):  # how Hugging Face keeps images
+            value = value.get("bytes") or (FilePlace(value["path"]).read() if value.get("path") else None)
+        if not isinstance(value, bytes):
+            raise ImageError(f"image {self.group}.{self.row} of {self.path!r}: no bytes in column {self.column!r}")
+        return value
+
+
+@lru_cache(maxsize=2)
+def _column(path: str, modified: int, column: str, group: int) -> Any:
+    """One column of a row group: its neighbours are asked for next."""
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        return file.read_row_group(group, columns=[column]).column(column)
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetPlace:
+    """An item of a dataset in Python: by its index, or the item itself where the dataset only iterates."""
+
+    dataset: Any
+    index: int
+    item: Any = None
+
+    @property
+    def source(self) -> str:
+        """As :class:`Place` says."""
+        return f"{type(self.dataset).__name__}#{self.index}"
+
+    def read(self) -> Any:
+        """As :class:`Place` says."""
+        return self.dataset[self.index] if self.item is None else self.item
+
+
+def stamp_of(path: str) -> Stamp:
+    """The stamp of a file now; :data:`UNKNOWN` where there is none, which reading it will say."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return UNKNOWN
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def text(name: str) -> str:
+    """A file's name as text that any table can hold: a byte that is no UTF-8 as an escape, the rest as it is.
+
+    >>> print(text("caf\\udce9"))
+    caf\\xe9
+    """
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def file_url(path: str) -> str:
+    """A path as a URL, by its bytes; what has a scheme of its own stays."""
+    return text(path) if "://" in path else "file://" + quote(os.fsencode(os.path.abspath(path)))
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 in hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,434 @@
+"""The inputs of a job from what was given: each kind of source as shards of inputs."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from fastviz.images import paths
+from fastviz.jobs.inputs.items import (
+    UNKNOWN,
+    DatasetPlace,
+    FilePlace,
+    Item,
+    RowPlace,
+    Shard,
+    TarPlace,
+    stamp_of,
+    text,
+)
+from fastviz.jobs.tables.folder import is_own_picture
+
+__all__ = ["SHARD", "Inputs", "label_of"]
+
+SHARD = 256
+"""Inputs in a shard, about: a multiple of the batch."""
+
+_TABLES = (".csv", ".tsv", ".parquet", ".txt", ".tar")
+
+_PATHS = ("image", "path", "file", "filename", "file_name", "image_path", "filepath", "uri", "url", "key")
+_BYTES = ("image", "bytes", "image_bytes", "content", "jpg", "png", "data")
+_LABELS = ("label", "class", "class_name", "target", "class_index", "cls", "category")
+_IDS = ("id", "image_id", "__key__", "uid")
+
+# What WebDataset's readers take as pictures and as labels, by the ending behind a key.
+_PICTURES = ("jpg", "jpeg", "png", "webp", "ppm", "bmp", "gif", "tif", "tiff", "avif", "jp2", "img", "image")
+_TAR_LABELS = ("cls", "cls2", "index", "label", "txt.cls")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All inputs of a job, in order, as often as asked for.
+
+    Attributes:
+        given: paths, folders, patterns, tables (.csv, .tsv, .parquet, .txt) and shards (.tar), or one dataset, list of
+            images, tensor or DataLoader.
+        out: the job's folder; what fastviz wrote there is no input.
+        image_column, label_column, id_column: of tables; None finds the usual names.
+        limit: only the first so many.
+    """
+
+    given: Any
+    out: Path
+    image_column: str | None = None
+    label_column: str | None = None
+    id_column: str | None = None
+    limit: int | None = None
+
+    @property
+    def is_python(self) -> bool:
+        """Whether the inputs are objects in this process and not files."""
+        return not self.paths()
+
+    def shards(self, batch_size: int) -> Iterator[Shard]:
+        """The inputs, about :data:`SHARD` at a time, always the same ones together.
+
+        Raises:
+            TypeError, ValueError: what was given does not exist or holds no images (said by name).
+        """
+        size = batch_size * max(1, SHARD // batch_size)
+        left = self.limit
+        for shard in self._all(size):
+            if left is not None:
+                if left <= 0:
+                    return
+                shard = Shard(shard.ids[:left], shard.stamps[:left], shard.make)
+                left -= len(shard.ids)
+            yield shard
+
+    def count(self) -> int | None:
+        """How many there are, where that is known without reading them all."""
+        total = 0
+        for kind, source in self._sources():
+            if kind == "files":
+                total += len(source)
+            elif kind == ".parquet":
+                from pyarrow import parquet
+
+                total += parquet.read_metadata(source).num_rows
+            elif kind == "python" and hasattr(source, "__len__") and not isinstance(source, DataLoader):
+                total += len(source)
+            else:
+                return self.limit
+        return total if self.limit is None else min(total, self.limit)
+
+    # ------------------------------------------------------------------------------------------------- by kind
+
+    def paths(self) -> list[str]:
+        """What was given, if it is paths; else nothing."""
+        if isinstance(self.given, (str, os.PathLike)):
+            return [os.path.expanduser(os.fspath(self.given))]
+        if isinstance(self.given, (list, tuple)) and all(isinstance(one, (str, os.PathLike)) for one in self.given):
+            return [os.path.expanduser(os.fspath(one)) for one in self.given]
+        return []
+
+    def _sources(self) -> list[tuple[str, Any]]:
+        """What was given in order: ``("files", [(path, name)])``, (a table's ending, its path), ("python", object)."""
+        given = self.paths()
+        if not given:
+            if isinstance(self.given, (list, tuple)) and not self.given:
+                raise ValueError("inputs should name at least one image, got none")
+            _check_object(self.given)
+            return [("python", self.given)]
+        found: list[tuple[str, Any]] = []
+        names: dict[str, str] = {}
+        for one in given:
+            for place in _expanded(one):
+                ending = os.path.splitext(place)[1].lower()
+                if ending in _TABLES and not os.path.isdir(place):
+                    if not os.path.exists(place):
+                        raise ValueError(f"inputs: paths should exist, got {place!r}")
+                    found.append((ending, place))
+                else:
+                    found.append(("files", self._named(place, names)))
+        if names or any(kind != "files" for kind, _ in found):
+            return found
+        raise ValueError(
+            f"inputs should name at least one photograph, got only pictures that fastviz wrote to {self.out}"
+        )
+
+    def _named(self, place: str, names: dict[str, str]) -> list[tuple[str, str, str]]:
+        """Path, id and relative path of the image files that ``place`` means, each once; ``names``: id → path so far.
+
+        A name belongs to what was given first: results stay when inputs are added behind.
+        """
+        prefix = text(PurePosixPath(place).name or os.path.basename(os.path.abspath(place)))
+        taken = set(names.values())
+        found = []
+        for path, relative in paths.find_relative(place):
+            whole = os.path.abspath(path)
+            if whole in taken or is_own_picture(whole, self.out):
+                continue
+            uri = id_ = text(relative)
+            number = 1
+            while id_ in names:
+                id_ = f"{prefix}/{uri}" if number == 1 else f"{prefix}/{uri}~{number}"
+                number += 1
+            names[id_] = whole
+            found.append((os.fspath(path), id_, uri))
+        return found
+
+    def _all(self, size: int) -> Iterator[Shard]:
+        start = 0
+        for kind, source in self._sources():
+            if kind == "files":
+                shards = _of_files(source, size, start)
+            elif kind == ".tar":
+                shards = _of_tar(source, size, start)
+            elif kind == ".parquet":
+                shards = self._of_parquet(source, size, start)
+            elif kind == "python":
+                shards = _of_python(source, size)
+            else:
+                shards = self._of_text(source, kind, size, start)
+            for shard in shards:
+                start += len(shard.ids)
+                yield shard
+
+    def _of_text(self, table: str, kind: str, size: int, start: int) -> Iterator[Shard]:
+        """The files that a list (.txt), .csv or .tsv names, relative to its own folder."""
+        folder = os.path.dirname(table)
+        with open(table, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            if kind == ".txt":
+                rows: Iterator[tuple[str, str | None, str | None]] = (
+                    (line.rstrip("\r\n"), None, None) for line in file if line.strip()
+                )
+            else:
+                rows = self._csv_rows(csv.reader(file, delimiter="\t" if kind == ".tsv" else ","), table)
+            while chunk := list(islice(rows, size)):
+                yield _shard_of_paths(chunk, folder, start)
+                start += len(chunk)
+
+    def _csv_rows(self, lines: Iterator[list[str]], table: str) -> Iterator[tuple[str, str | None, str | None]]:
+        header = next(lines, None)
+        if not header:
+            raise ValueError(f"inputs: {table} is empty")
+        image = self._pick(header, self.image_column, _PATHS, "image_column", table)
+        label = self._pick(header, self.label_column, _LABELS, "label_column", table, needed=False)
+        ident = self._pick(header, self.id_column, _IDS, "id_column", table, needed=False)
+        at = [None if name is None else header.index(name) for name in (image, label, ident)]
+        for number, line in enumerate(lines, start=2):
+            if not any(cell.strip() for cell in line):
+                continue
+            if len(line) < len(header):
+                raise ValueError(f"inputs: line {number} of {table} has fewer cells than the header")
+            path, one, two = (None if place is None else line[place] for place in at)
+            yield str(path), one, two
+
+    def _of_parquet(self, table: str, size: int, start: int) -> Iterator[Shard]:
+        """The rows of a Parquet file: a column of paths, or of the bytes themselves."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        try:
+            with parquet.ParquetFile(table) as file:
+                schema, groups = file.schema_arrow, file.num_row_groups
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(f"inputs: {table} cannot be read as Parquet: {error}") from None
+        columns = schema.names
+        image = self._pick(columns, self.image_column, (*_BYTES, *_PATHS), "image_column", table)
+        label = self._pick(columns, self.label_column, _LABELS, "label_column", table, needed=False)
+        ident = self._pick(columns, self.id_column, _IDS, "id_column", table, needed=False)
+        kind = schema.field(image).type
+        named = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        if not (named or pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+            raise ValueError(f"inputs: column {image!r} of {table} should hold paths or bytes, got {kind}")
+        wanted = [name for name in dict.fromkeys((image if named else None, label, ident)) if name is not None]
+        stamp = stamp_of(table)
+        name = text(os.path.basename(table))
+        for group in range(groups):
+            with parquet.ParquetFile(table) as file:
+                count = file.metadata.row_group(group).num_rows
+                rows: Any = file.read_row_group(group, columns=wanted) if wanted else None
+            for first in range(0, count, size):
+                last = min(first + size, count)
+                parts = [
+                    [None] * (last - first)
+                    if column is None
+                    else ["" if each is None else str(each) for each in rows[column][first:last].to_pylist()]
+                    for column in (image if named else None, label, ident)
+                ]
+                if named:
+                    yield _shard_of_paths(list(zip(*parts, strict=True)), os.path.dirname(table), start)
+                else:
+                    ids = [f"{name}/{group}.{row}" for row in range(first, last)] if ident is None else parts[2]
+                    yield _shard_of_rows(table, str(image), group, first, ids, parts[1], stamp, start)
+                start += last - first
+
+    def _pick(
+        self,
+        columns: Sequence[str],
+        asked: str | None,
+        usual: Sequence[str],
+        argument: str,
+        table: str,
+        *,
+        needed: bool = True,
+    ) -> Any:
+        """The column that was asked for, else the first with a usual name, else None."""
+        if asked is not None:
+            if asked not in columns:
+                raise ValueError(
+                    f"{argument} should be a column of {table}, got {asked!r}; it has {', '.join(columns)}"
+                )
+            return asked
+        small = {name.strip().lower(): name for name in reversed(columns)}
+        found = next((small[name] for name in usual if name in small), None)
+        if found is None and needed:
+            raise ValueError(f"{argument} should name the column of images in {table}, which has {', '.join(columns)}")
+        return found
+
+
+# ---------------------------------------------------------------------------------------------------- shards of inputs
+
+
+def _expanded(given: str) -> list[str]:
+    """The tables and shards that a pattern means, in order; what is no pattern of them stays."""
+    if os.path.exists(given) or not glob.has_magic(given) or os.path.splitext(given)[1].lower() not in _TABLES:
+        return [given]
+    found = sorted(glob.glob(given, recursive=True))
+    if not found:
+        raise ValueError(f"inputs: paths should exist, got {given!r}")
+    return found
+
+
+def _of_files(files: Sequence[tuple[str, str, str]], size: int, start: int) -> Iterator[Shard]:
+    for first in range(0, len(files), size):
+        chunk = files[first : first + size]
+        yield _file_shard(
+            [path for path, _, _ in chunk],
+            [id_ for _, id_, _ in chunk],
+            [uri for _, _, uri in chunk],
+            None,
+            start + first,
+        )
+
+
+def _shard_of_paths(rows: Sequence[tuple[Any, Any, Any]], folder: str, start: int) -> Shard:
+    """Rows (path, label, id) of a table; paths are relative to its ``folder``."""
+    files = [os.path.join(folder, os.path.expanduser(path)) for path, _, _ in rows]
+    uris = [text(path) for path, _, _ in rows]
+    ids = [uri if ident is None else text(ident) for uri, (_, _, ident) in zip(uris, rows, strict=True)]
+    return _file_shard(files, ids, uris, [label for _, label, _ in rows], start)
+
+
+def _file_shard(
+    files: Sequence[str], ids: Sequence[str], uris: Sequence[str], labels: Sequence[str | None] | None, start: int
+) -> Shard:
+    stamps = [stamp_of(path) for path in files]
+
+    def make(at: int) -> Item:
+        label = None if labels is None else labels[at]
+        return Item(ids[at], uris[at], start + at, FilePlace(files[at]), label, stamps[at])
+
+    return Shard(ids, np.array(stamps, dtype=np.int64).reshape(-1, 3), make)
+
+
+def _shard_of_rows(
+    table: str,
+    column: str,
+    group: int,
+    first: int,
+    ids: Sequence[Any],
+    labels: Sequence[str | None],
+    stamp: tuple[int, int, int],
+    start: int,
+) -> Shard:
+    def make(at: int) -> Item:
+        return Item(ids[at], ids[at], start + at, RowPlace(table, column, group, first + at), labels[at], stamp)
+
+    return Shard(ids, np.tile(np.array(stamp, dtype=np.int64), (len(ids), 1)), make)
+
+
+def _of_tar(archive: str, size: int, start: int) -> Iterator[Shard]:
+    """The pictures in a tar archive, with the labels that WebDataset keeps beside them."""
+    stamp = stamp_of(archive)
+    name = text(os.path.basename(archive))
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            samples = _samples(tar)
+            while chunk := list(islice(samples, size)):
+                ids = [f"{name}/{text(place.member)}" for place, _ in chunk]
+                yield _tar_shard(TarFiles(archive, stamp, ids, chunk), start)
+                start += len(chunk)
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(f"inputs: {archive} cannot be read as a tar archive (uncompressed): {error}") from None
+
+
+@dataclass(frozen=True)
+class TarFiles:
+    """Some pictures of one archive, with their labels."""
+
+    archive: str
+    stamp: tuple[int, int, int]
+    ids: Sequence[str]
+    found: Sequence[tuple[Any, str | None]]
+
+
+def _tar_shard(files: TarFiles, start: int) -> Shard:
+    def make(at: int) -> Item:
+        member, label = files.found[at]
+        place = TarPlace(files.archive, member.member, member.offset, member.size)
+        return Item(files.ids[at], files.ids[at], start + at, place, label, files.stamp)
+
+    return Shard(files.ids, np.tile(np.array(files.stamp, dtype=np.int64), (len(files.ids), 1)), make)
+
+
+def _samples(tar: tarfile.TarFile) -> Iterator[tuple[TarPlace, str | None]]:
+    """Each picture of an archive with its label; files with one key stand together, as WebDataset writes them."""
+    key, places, label = None, list[TarPlace](), None
+    for member in tar:
+        tar.members = []  # type: ignore[attr-defined]  # else all of them are kept
+        if not member.isfile():
+            continue
+        folder, _, file = member.name.rpartition("/")
+        stem, _, ending = file.partition(".")
+        if (folder, stem) != key:
+            yield from ((place, label) for place in places)
+            key, places, label = (folder, stem), [], None
+        if ending.lower().rpartition(".")[2] in _PICTURES:
+            places.append(TarPlace("", member.name, member.offset_data, member.size))
+        elif ending.lower() in _TAR_LABELS and member.size < 1000:
+            content = tar.extractfile(member)
+            label = None if content is None else content.read().decode("utf-8", "replace").strip()
+    yield from ((place, label) for place in places)
+
+
+def _of_python(source: Any, size: int) -> Iterator[Shard]:
+    """The items of a dataset, a list, a tensor or a DataLoader, called by their numbers."""
+    from fastviz.images.streams import items_of
+
+    if isinstance(source, (DataLoader, IterableDataset)):
+        items = enumerate(items_of(source))
+        while chunk := list(islice(items, size)):
+            yield _python_shard(source, [index for index, _ in chunk], [item for _, item in chunk])
+        return
+    for first in range(0, len(source), size):
+        yield _python_shard(source, list(range(first, min(first + size, len(source)))), None)
+
+
+def _check_object(source: Any) -> None:
+    """Refuse what holds no images."""
+    if isinstance(source, (DataLoader, IterableDataset)):
+        return
+    if not (hasattr(source, "__getitem__") and hasattr(source, "__len__")) or isinstance(source, dict):
+        raise TypeError(
+            "inputs should be paths, tables, tar shards, a tensor [N, C, H, W], a list of images, a torch Dataset or "
+            f"DataLoader, got {type(source).__name__}"
+        )
+    if not len(source):
+        raise ValueError("inputs should hold at least one image, got none")
+
+
+def _python_shard(source: Any, indices: Sequence[int], items: Sequence[Any] | None) -> Shard:
+    ids = [str(index) for index in indices]
+
+    def make(at: int) -> Item:
+        item = None if items is None else items[at]
+        return Item(ids[at], ids[at], indices[at], DatasetPlace(source, indices[at], item), label_of(item), UNKNOWN)
+
+    return Shard(ids, np.zeros((len(ids), 3), dtype=np.int64), make)
+
+
+def label_of(item: Any) -> str | None:
+    """The label beside the image in an item of a DataLoader or of a dataset that iterates."""
+    if isinstance(item, (tuple, list)) and len(item) > 1:
+        value = item[1]
+    elif isinstance(item, dict):
+        value = next((item[name] for name in _LABELS if name in item), None)
+    else:
+        return None
+    if isinstance(value, torch.Tensor):
+        value = value.item() if value.numel() == 1 else None
+    return str(value) if isinstance(value, (int, str)) else None

@@ -1,0 +1,200 @@
+"""The description of a job: what is explained, by what, for which target, and what is kept; from Python or YAML."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fastviz._util import checks
+from fastviz.jobs.arguments import choose_methods
+from fastviz.jobs.inputs import Inputs
+from fastviz.jobs.tables.schema import MAPS, MapKind
+from fastviz.methods.registry import EXPLAINERS
+from fastviz.targets.objectives import Objective
+
+__all__ = ["DEFAULT_METHODS", "Job", "read_yaml"]
+
+DEFAULT_METHODS = ("saliency", "guided_backprop", "grad_cam", "occlusion")
+"""What a job runs unless told otherwise."""
+
+_OWN = ("model", "x", "target", "batch_size", "progress")
+"""Arguments of methods that a job gives by itself."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What a job does. The first group of fields decides the numbers: a run that goes on in a folder has the same.
+
+    Attributes:
+        inputs: files, folders, patterns, lists (.txt), tables (.csv, .tsv, .parquet), tar shards, or a dataset, a
+            DataLoader, a list of images or a tensor: see :class:`fastviz.jobs.inputs.Inputs`.
+        out: the folder of the results.
+        model: a name for :func:`fastviz.load_model`, or a module.
+        weights: as :func:`fastviz.load_model` takes them.
+        methods: names of the registry (see ``fastviz.METHODS``), or a dictionary of name → options; a list may mix
+            names and such dictionaries.
+        target: ``"predicted"``; ``"label"``, the label of each input; a class index or name; or an objective such as
+            ``fastviz.neuron(...)``.
+        top_k: so many of the most probable classes instead of one; only with ``target="predicted"``.
+        maps: ``"float32"`` as the methods give them, ``"float16"``, ``"uint8"`` (256 steps from the smallest to the
+            largest value of each map), or ``"none"``.
+        map_size: height and width to which all maps are resized (bilinear), or one number for both; None leaves them.
+        thumbnails: keep a small JPEG of what the network saw.
+        overlays: keep each map as a JPEG for people, drawn over the photograph.
+
+        image_column, label_column, id_column: of tables; None finds the usual names.
+        limit: only the first so many inputs.
+        device: ``"auto"`` (a GPU if torch can use one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        batch_size: images at once; None is as many as suit the device. Halved where the memory does not suffice.
+        workers: processes that decode ahead of the network; None is a share of the cores where that pays.
+        engine: who runs it: ``"local"``.
+
+    Raises:
+        TypeError, ValueError: an argument of another type or value; names the argument.
+    """
+
+    inputs: Any
+    out: str | os.PathLike[str]
+    model: str | nn.Module = "demo"
+    weights: str | os.PathLike[str] | None = None
+    methods: Any = DEFAULT_METHODS
+    target: Any = "predicted"
+    top_k: int = 1
+    maps: MapKind = "float32"
+    map_size: int | tuple[int, int] | None = None
+    thumbnails: bool = False
+    overlays: bool = False
+
+    image_column: str | None = None
+    label_column: str | None = None
+    id_column: str | None = None
+    limit: int | None = None
+    device: str = "auto"
+    batch_size: int | None = None
+    workers: int | None = None
+    engine: str = "local"
+
+    options: dict[str, dict[str, Any]] = field(init=False, repr=False)
+    """Method → its options, defaults of the registry included."""
+
+    def __post_init__(self) -> None:
+        def set_(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)
+
+        set_("out", Path(os.path.expanduser(self.out)))
+        set_("options", _options(self.methods))
+        if not isinstance(self.model, (str, nn.Module)):
+            raise TypeError(f"model should be a name or a torch module, got {type(self.model).__name__}")
+        if self.weights is not None:
+            set_("weights", os.fspath(self.weights))
+        if isinstance(self.target, bool) or not isinstance(self.target, (str, int, Objective)):
+            raise TypeError(
+                "target should be 'predicted', 'label', a class index or name, or an objective, got "
+                f"{type(self.target).__name__}"
+            )
+        checks.whole_number(self.top_k, "top_k", minimum=1)
+        if self.top_k > 1 and self.target != "predicted":
+            raise ValueError(f"top_k should be 1 unless target is 'predicted', got {self.top_k}")
+        checks.one_of(self.maps, "maps", MAPS)
+        if isinstance(self.map_size, int):
+            set_("map_size", (self.map_size, self.map_size))
+        if self.map_size is not None:
+            if not isinstance(self.map_size, (tuple, list)) or len(self.map_size) != 2:
+                raise ValueError(f"map_size should be (height, width) or one number, got {self.map_size!r}")
+            set_("map_size", tuple(checks.whole_number(side, "map_size", minimum=1) for side in self.map_size))
+        for name in ("thumbnails", "overlays"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} should be True or False, got {getattr(self, name)!r}")
+        for name, minimum in (("limit", 1), ("batch_size", 1), ("workers", 0)):
+            if getattr(self, name) is not None:
+                checks.whole_number(getattr(self, name), name, minimum=minimum)
+
+    @property
+    def source(self) -> Inputs:
+        """The inputs as a stream."""
+        return Inputs(self.inputs, Path(self.out), self.image_column, self.label_column, self.id_column, self.limit)
+
+    def parameters(self, method: str) -> str:
+        """A hash of all that decides the numbers of a method: its name and every option, those not given too."""
+        taken = inspect.signature(EXPLAINERS[method].function).parameters
+        values = {name: each.default for name, each in taken.items() if name not in _OWN}
+        words = json.dumps([method, values | self.options[method]], sort_keys=True, default=repr)
+        return hashlib.sha256(words.encode()).hexdigest()[:16]
+
+    def settings(self, weights: str) -> dict[str, Any]:
+        """What decides the results, as JSON values; ``weights`` is a hash of them all."""
+        model = self.model if isinstance(self.model, str) else type(self.model).__name__
+        target = self.target if isinstance(self.target, (str, int)) else repr(self.target)
+        values = {
+            "model": model,
+            "weights": weights,
+            "methods": self.options,
+            "target": str(target),
+            "top_k": self.top_k,
+            "maps": self.maps,
+            "map_size": None if self.map_size is None else list(self.map_size),  # type: ignore[arg-type]
+            "thumbnails": self.thumbnails,
+            "overlays": self.overlays,
+        }
+        return dict(json.loads(json.dumps(values, default=repr)))
+
+
+def _options(methods: Any) -> dict[str, dict[str, Any]]:
+    """Method → its options, the registry's defaults below those given; each option is one that the method takes."""
+    if isinstance(methods, (str, Mapping)):
+        methods = [methods]
+    if not isinstance(methods, Iterable):
+        raise TypeError(f"methods should be names, or name → options, got {type(methods).__name__}")
+    found: dict[str, dict[str, Any]] = {}
+    for one in methods:
+        given = {one: None} if isinstance(one, str) else one
+        if not isinstance(given, Mapping):
+            raise TypeError(f"methods should be names, or name → options, got {one!r}")
+        for name, options in given.items():
+            (method,) = choose_methods([name])
+            if options is not None and not isinstance(options, Mapping):
+                raise TypeError(f"methods: the options of {name} should be name → value, got {options!r}")
+            if options and name in found:
+                raise ValueError(f"methods should name each method once, got {name} twice")
+            takes = [each for each in inspect.signature(method.function).parameters if each not in _OWN]
+            for option in options or {}:
+                checks.nearest(option, f"methods: option of {name}", takes)
+            found.setdefault(method.name, dict(method.defaults) | dict(options or {}))
+    choose_methods(found)
+    return found
+
+
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The arguments of a job in a YAML file: the fields of :class:`Job` by name, ``inputs`` and ``out`` among them.
+
+    Paths are relative to where the command is run, as on the command line.
+
+    Raises:
+        ImportError: PyYAML is not installed.
+        ValueError: no YAML, or unknown names (the nearest are listed).
+        OSError: the file cannot be read.
+    """
+    try:
+        import yaml
+    except ImportError:
+        raise ImportError('job files need PyYAML: pip install "fastviz[jobs]"') from None
+    try:
+        found = yaml.safe_load(Path(os.path.expanduser(path)).read_bytes())
+    except yaml.YAMLError as error:
+        raise ValueError(f"job {os.fspath(path)!r} should be YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"job {os.fspath(path)!r} should be name: value, got {type(found).__name__}")
+    known = [each.name for each in fields(Job) if each.init]
+    for name in found:
+        if not isinstance(name, str):
+            raise ValueError(f"job {os.fspath(path)!r} should have names of arguments, got {name!r}")
+        checks.nearest(name, f"argument in {os.fspath(path)}", known)
+    return found

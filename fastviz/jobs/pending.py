@@ -1,0 +1,90 @@
+"""Which inputs of a job are still to do: new ones, changed ones, and those that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastviz.jobs.inputs import Inputs, Item, Shard
+from fastviz.jobs.inputs.items import digest
+from fastviz.jobs.tables.done import Done, Names, hashes_of
+
+__all__ = ["Pending"]
+
+
+@dataclass
+class Pending:
+    """The inputs of a job that are still to do, as an engine takes them.
+
+    Attributes:
+        source: all inputs.
+        done: what the folder holds.
+        retry: whether those that failed are tried again.
+        replaces: id → part with older rows of an input that is done again.
+        skipped: inputs that are done.
+        failed: inputs among these that failed, and are not tried again.
+        doubled: inputs that were given more than once; the first of them is done.
+    """
+
+    source: Inputs
+    done: Done
+    retry: bool
+    replaces: dict[str, Path] = field(default_factory=dict)
+    skipped: int = 0
+    failed: int = 0
+    doubled: list[str] = field(default_factory=list)
+
+    def shards(self, batch_size: int) -> Iterator[list[Item]]:
+        """What is left of each shard, in order."""
+        given = Names(self.source.out if self.source.out.is_dir() else None)
+        for shard in self.source.shards(batch_size):
+            hashes = hashes_of(shard.ids)
+            new = self._first_time(given, shard.ids, hashes)
+            left = self._left(shard, hashes, new)
+            if left:
+                yield left
+
+    def _first_time(self, given: Names, ids: Sequence[str], hashes: Any) -> Any:
+        """bool [n]: whether an input was not given before."""
+        new = given.find(hashes) < 0
+        _, first = np.unique(hashes, axis=0, return_index=True)
+        if len(first) < len(ids):
+            once = np.zeros(len(ids), dtype=bool)
+            once[first] = True
+            new &= once
+        if not new.all():
+            self.doubled += [ids[at] for at in (~new).nonzero()[0][: max(0, 1000 - len(self.doubled))]]
+        given.add(hashes[new])
+        return new
+
+    def _left(self, shard: Shard, hashes: Any, new: Any) -> list[Item]:
+        numbers, records = self.done.look_up(shard.ids, hashes, shard.stamps)
+        there = numbers >= 0
+        asks = new & (~there | records["failed"] | (records["stamp"] != 0))
+        self.skipped += int((new & ~asks).sum())
+        left = []
+        for at in asks.nonzero()[0].tolist():
+            item = shard.make(at)
+            record = records[at]
+            if there[at] and not self._again(item, record):
+                self.skipped += 1
+                self.failed += bool(record["failed"])
+                continue
+            if there[at]:
+                self.replaces[item.id] = self.done.files[int(record["part"])]
+            left.append(item)
+        return left
+
+    def _again(self, item: Item, record: Any) -> bool:
+        """Whether an input that has rows is done again: it failed, or its content is another one."""
+        if record["failed"]:
+            return self.retry
+        try:
+            content = item.place.read()
+        except (OSError, ValueError):
+            return False  # what is done is not given up because its file cannot be read today
+        return isinstance(content, bytes) and int(digest(content)[:16], 16) != int(record["digest"])

@@ -1,0 +1,256 @@
+"""A job from its description to its tables: an engine runs what is left, and a thread writes behind it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fastviz._util import checks, output_folder
+from fastviz.jobs import engines
+from fastviz.jobs.explainer import Explainer
+from fastviz.jobs.job import Job, read_yaml
+from fastviz.jobs.pending import Pending
+from fastviz.jobs.progress import progress as shown_progress
+from fastviz.jobs.tables import folder
+from fastviz.jobs.tables.done import Done
+from fastviz.jobs.tables.schema import need_pyarrow
+from fastviz.jobs.tables.vanished import drop_vanished
+from fastviz.jobs.tables.writer import Writer
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Interrupted", "Summary", "TooManyFailures", "as_job", "run"]
+
+_NAMED = 1000
+"""Failures that a summary names; the tables have all."""
+
+
+@dataclass
+class Summary:
+    """What a run of a job did.
+
+    Attributes:
+        done: images explained.
+        skipped: images that were done before.
+        failed: images that failed now, or before and were not tried again.
+        failures: (id, reason) of the first thousand of those that failed now.
+        removed: images whose rows went because their files are gone.
+        doubled: ids that were given more than once, the first thousand; each was done once.
+        seconds: spent by method, summed over the images.
+        total_seconds: from the call to its end.
+        waited: seconds that the device waited for inputs.
+    """
+
+    done: int = 0
+    skipped: int = 0
+    failed: int = 0
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    removed: int = 0
+    doubled: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    total_seconds: float = 0.0
+    waited: float = 0.0
+
+    @property
+    def utilisation(self) -> float:
+        """The part of the time in which the device had something to do, 0 to 1."""
+        return 1 - self.waited / self.total_seconds if self.total_seconds else 0.0
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a job; ``summary`` says what was done until then."""
+
+    def __init__(self, summary: Summary) -> None:
+        super().__init__()
+        self.summary = summary
+
+
+class TooManyFailures(RuntimeError):  # noqa: N818 - it says so
+    """More images failed than were allowed; ``summary`` says what was done until then."""
+
+    def __init__(self, summary: Summary, allowed: int) -> None:
+        name, reason = summary.failures[-1]
+        super().__init__(f"stopped: more than {allowed} images failed, the last one {name}: {reason}")
+        self.summary = summary
+
+
+def as_job(inputs: Any, out: str | os.PathLike[str] | None = None, **options: Any) -> Job:
+    """The job that the arguments of :func:`run` describe."""
+    if isinstance(inputs, Job):
+        if out is not None or options:
+            raise TypeError("inputs is a Job, which says all: give no other arguments")
+        return inputs
+    if isinstance(inputs, (str, os.PathLike)) and os.path.splitext(inputs)[1].lower() in (".yaml", ".yml"):
+        options = read_yaml(inputs) | options
+        inputs = options.pop("inputs", None)
+        out = options.pop("out", None) if out is None else out
+        if inputs is None:
+            raise ValueError("inputs should be in the job file, got none")
+    if out is None:
+        raise ValueError("out should be a folder for the results, got None")
+    return Job(inputs, out, **options)
+
+
+def run(
+    inputs: Any,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    retry_failed: bool = True,
+    max_failures: int | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+    **options: Any,
+) -> Summary:
+    """Maps of every input by every method, as Parquet tables in the folder ``out``.
+
+    A few batches are in memory at a time, however many inputs there are. Called again with the same arguments it goes
+    on where it stopped, however it stopped: a part of the tables appears whole or not at all, and no more than the last
+    minute is done again. An input is done when its rows are there and its content is the same; those whose file is gone
+    lose their rows. Inputs that failed are rows with their reason, and are tried again.
+
+    Args:
+        inputs: see :class:`fastviz.jobs.Job`, or a Job, or the path of a YAML file with the arguments of one.
+        out: the folder to write, made if need be: ``job.json``, ``part-00000.parquet`` …, ``stats.json``.
+        retry_failed: try again what failed in an earlier run.
+        max_failures: stop when more images than this failed; None goes on.
+        overwrite: replace what ``out`` holds instead of going on.
+        progress: show a bar on a terminal, elsewhere a line a minute on standard error.
+        options: the other fields of :class:`fastviz.jobs.Job`, by name.
+
+    Returns:
+        How many images were done, skipped and failed, and the seconds spent.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        TypeError, ValueError: bad arguments, unknown names, no inputs, an ``out`` with other results (with what
+            differs), or into which another run is writing. Nothing has been written then.
+        TooManyFailures: see ``max_failures``.
+        Interrupted: Ctrl-C, a KeyboardInterrupt with the summary; what was done is kept.
+        OSError: ``out`` cannot be written. An input that cannot be read is a row with its reason instead.
+
+    >>> import tempfile
+    >>> summary = run(torch.zeros(2, 3, 64, 64), tempfile.mkdtemp(), methods="saliency")
+    >>> summary.done, summary.failed
+    (2, 0)
+    """
+    began = time.perf_counter()
+    need_pyarrow()
+    job = as_job(inputs, out, **options)
+    if max_failures is not None:
+        checks.whole_number(max_failures, "max_failures", minimum=0)
+    home = Path(job.out)
+    folder.check(home, {}, overwrite=True)  # refused before the model is loaded
+    expected = job.source.count()
+    explainer = Explainer(job)
+    engine = engines.engine(job.engine)
+    settings = job.settings(explainer.weights)
+    folder.check(home, settings, overwrite=overwrite)
+
+    summary = Summary(seconds=dict.fromkeys(job.options, 0.0))
+    try:
+        with output_folder.locked(home):
+            fresh = folder.check(home, settings, overwrite=overwrite)  # another run may have ended since
+            if fresh:
+                folder.clear(home)
+            pending = Pending(job.source, Done.read(home), retry_failed)
+            with shown_progress(progress, expected, lambda: pending.skipped) as advance:
+                shards = _stated(pending.shards(explainer.batch_size), home, job, settings)
+                left = None if expected is None else expected - pending.done.names.total
+                with _writer(home, explainer, pending) as writer:
+                    for batch in engine(job, explainer, shards, left):
+                        writer.write(batch)
+                        advance(_count(batch, summary))
+                        if max_failures is not None and summary.failed > max_failures:
+                            raise TooManyFailures(summary, max_failures)
+            summary.removed = drop_vanished(home, pending.done) if job.limit is None else 0
+            _close(summary, pending)
+    except KeyboardInterrupt:
+        raise Interrupted(summary) from None
+    finally:
+        summary.total_seconds = time.perf_counter() - began
+        summary.waited = explainer.waited
+        if (home / folder.JOB).exists():
+            folder.write_json(home / folder.STATS, _stats(summary, explainer))
+    return summary
+
+
+def _writer(home: Path, explainer: Explainer, pending: Pending) -> Writer:
+    return Writer(home, explainer.schema, replaces=pending.replaces)
+
+
+def _stated(shards: Iterator[Any], home: Path, job: Job, settings: dict[str, Any]) -> Iterator[Any]:
+    """``shards``; when the first comes the job is described in its folder: a start that fails leaves nothing."""
+    for shard in shards:
+        if not (home / folder.JOB).exists():
+            folder.write_json(home / folder.JOB, _description(job, settings))
+        yield shard
+
+
+def _description(job: Job, settings: dict[str, Any]) -> dict[str, Any]:
+    import numpy
+    import PIL
+    import pyarrow
+
+    import fastviz
+
+    inputs = job.source
+    given = [os.fspath(one) for one in inputs.paths()] or type(job.inputs).__name__
+    return {
+        "fastviz_job": folder.SCHEMA_VERSION,
+        "settings": settings,
+        "parameters": {name: job.parameters(name) for name in job.options},
+        "inputs": given,
+        "weights": job.weights,
+        "versions": {
+            "fastviz": fastviz.__version__,
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+            "pillow": PIL.__version__,
+            "pyarrow": pyarrow.__version__,
+        },
+    }
+
+
+def _count(batch: pa.RecordBatch, summary: Summary) -> int:
+    """Add finished rows to the summary; the number of images in them."""
+    ids = batch.column("id").to_pylist()
+    reasons: dict[str, str] = {}
+    columns = (batch.column(name).to_pylist() for name in ("method", "status", "error", "seconds"))
+    for name, method, status, error, seconds in zip(ids, *columns, strict=True):
+        if status != "ok":
+            reasons.setdefault(name, error if method is None else f"{method}: {error}")
+        if seconds is not None:
+            summary.seconds[method] += seconds
+    images = len(set(ids))
+    summary.done += images - len(reasons)
+    summary.failed += len(reasons)
+    summary.failures += list(reasons.items())[: max(0, _NAMED - len(summary.failures))]
+    return images
+
+
+def _close(summary: Summary, pending: Pending) -> None:
+    summary.skipped = pending.skipped - pending.failed
+    summary.failed += pending.failed
+    summary.doubled = pending.doubled
+
+
+def _stats(summary: Summary, explainer: Explainer) -> dict[str, Any]:
+    """What ``stats.json`` holds: of the last run."""
+    values = asdict(summary)
+    values.pop("failures")
+    rate = (summary.done + summary.failed) / summary.total_seconds if summary.total_seconds else 0.0
+    return values | {
+        "doubled": len(summary.doubled),
+        "images_per_second": round(rate, 3),
+        "utilisation": round(summary.utilisation, 4),
+        "device": str(explainer.device),
+        "threads": torch.get_num_threads(),
+        "batch_size": explainer.batch_size,
+    }

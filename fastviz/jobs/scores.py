@@ -1,0 +1,73 @@
+"""The scores of a batch: from a pass of their own, or from the pass that a method of gradients makes anyway."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastviz._util.memory import is_out_of_memory
+from fastviz.execution.batches import Batches
+from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.methods.registry import EXPLAINERS
+from fastviz.targets.indices import Activations, class_scores
+from fastviz.targets.objectives import Objective, class_score
+
+__all__ = ["Scores"]
+
+_BESIDE = ("saliency", "input_gradient", "gradient_times_input", "guided_backprop", "deconvnet")
+"""Methods that run the whole network once over the images as they are."""
+
+
+class Scores:
+    """Gives the scores [N, K] of images, on the CPU."""
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self._model, self._device = model, device
+
+    def of(self, x: Tensor, *, needed: bool = True) -> Tensor | None:
+        """The scores of ``x`` [N, C, H, W]; None if they are not ``needed`` and the model gives something else.
+
+        Raises:
+            TypeError, ValueError: the model gives no scores.
+        """
+        with frozen_model(self._model), torch.no_grad():
+            batches = Batches(self._model)
+            parts = batches(batches.run_model, x.to(self._device))
+        if not needed and not all(isinstance(part, Tensor) and part.dim() == 2 for part in parts):
+            return None
+        return torch.cat([class_scores(part) for part in parts]).cpu()
+
+    def come_with(self, method: str) -> bool:
+        """Whether :meth:`beside` can get them."""
+        return method in _BESIDE
+
+    def beside(
+        self, method: str, x: Tensor, target: int | None, options: dict[str, Any]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The scores of ``x`` and the maps of ``method`` for ``target`` (None: predicted), from one pass.
+
+        None for what could not be had that way.
+        """
+        seen = _Seen(target)
+        try:
+            maps = EXPLAINERS[method].function(self._model, x.to(self._device), seen, **options)
+        except (ValueError, RuntimeError) as error:  # said of the images that it is about, when they go alone
+            if is_out_of_memory(error):
+                raise
+            return None, None
+        found = torch.cat(seen.scores) if seen.scores else torch.zeros(0, 1)
+        return (found.cpu() if len(found) == len(x) else None), maps
+
+
+class _Seen(Objective):
+    """The score of a class, which keeps the scores that it is read from."""
+
+    def __init__(self, target: int | None) -> None:
+        self.scores: list[Tensor] = []
+        self._score = class_score(target)
+
+    def values(self, output: object, activations: Activations) -> Tensor:
+        self.scores.append(class_scores(output).detach())
+        return self._score.values(output, activations)

@@ -1,0 +1,198 @@
+"""Which inputs are done: sorted hashes of their names in an unnamed file on disk, however many there are.
+
+Memory holds what is being looked up; the operating system keeps as much of the file as it has room for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastviz._util import output_folder
+from fastviz.jobs.tables.folder import parts
+
+__all__ = ["Done", "Names", "hashes_of"]
+
+Array = np.ndarray[Any, Any]
+
+_ROWS = 1 << 18
+"""Names in a sorted run before it is written, and rows of a part that are looked at together."""
+
+_FIELDS = np.dtype([("stamp", "<u8"), ("digest", "<u8"), ("part", "<i4"), ("failed", "?")])
+
+
+def hashes_of(ids: Sequence[str]) -> Array:
+    """128 bits of BLAKE2 of each name, as uint64 [n, 2]: no two of a billion names are the same."""
+    joined = b"".join([hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest() for name in ids])
+    return np.frombuffer(joined, dtype="<u8").reshape(-1, 2)
+
+
+class Names:
+    """Names that were added, with a record each, in sorted runs on disk.
+
+    ``folder`` is where the unnamed file lies.
+    """
+
+    def __init__(self, folder: Path | None = None, fields: Any = None) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - gone with the object
+        self._fields = np.dtype(fields or [("none", "V0")])
+        # first and second half of the hashes, records: [n] each; number of the first
+        self._runs: list[tuple[Array, Array, Array, int]] = []
+        self._waiting: list[tuple[Array, Array]] = []
+        self._count = 0
+        self.total = 0
+
+    def add(self, hashes: Array, records: Array | None = None) -> None:
+        """Add names that are not there yet."""
+        if records is None:
+            records = np.zeros(len(hashes), self._fields)
+        self._waiting.append((hashes, records))
+        self._count += len(hashes)
+        self.total += len(hashes)
+        if self._count >= _ROWS:
+            self.sort()
+
+    def sort(self) -> None:
+        """Write what was added last as a sorted run; runs of one size become one."""
+        if not self._count:
+            return
+        hashes = np.concatenate([each for each, _ in self._waiting])
+        records = np.concatenate([each for _, each in self._waiting])
+        self._waiting, self._count = [], 0
+        while self._runs and len(self._runs[-1][0]) <= len(hashes):
+            high, low, more, _ = self._runs.pop()
+            hashes = np.concatenate([np.stack([high, low], axis=1), hashes])
+            records = np.concatenate([more, records])
+        order = np.argsort(hashes[:, 0], kind="stable")
+        first = sum(len(run[0]) for run in self._runs)
+        kept = [self._kept(each) for each in (hashes[order, 0], hashes[order, 1], records[order])]
+        self._runs.append((kept[0], kept[1], kept[2], first))
+
+    def _kept(self, values: Array) -> Array:
+        """``values`` in the file instead of in memory."""
+        if not values.nbytes:
+            return values
+        at = self._file.seek(0, 2)
+        at = self._file.seek(-(-at // 4096) * 4096)
+        values.tofile(self._file)
+        self._file.flush()
+        return np.memmap(self._file, dtype=values.dtype, mode="r+", offset=at, shape=values.shape)
+
+    def find(self, hashes: Array) -> Array:
+        """The number of each name, below :attr:`total`; -1 for what is not there."""
+        self.sort()
+        found = np.full(len(hashes), -1, dtype=np.int64)
+        for high, low, _, first in self._runs:
+            places = _search(high, low, hashes)
+            found = np.where(places >= 0, places + first, found)
+        return found
+
+    def records(self, numbers: Array) -> Array:
+        """The records of the names with these numbers."""
+        found = np.zeros(len(numbers), self._fields)
+        for _, _, records, first in self._runs:
+            inside = (numbers >= first) & (numbers < first + len(records))
+            found[inside] = records[numbers[inside] - first]
+        return found
+
+
+def _search(high: Array, low: Array, hashes: Array) -> Array:
+    """Where each of the ``hashes`` [n, 2] stands in a sorted run; -1 for those that are not there."""
+    at = np.searchsorted(high, hashes[:, 0])
+    found = np.full(len(hashes), -1, dtype=np.int64)
+    for step in range(2):  # two names of one first half: one case in 10^5 among ten million names; three: none
+        place = np.minimum(at + step, len(high) - 1)
+        found = np.where((high[place] == hashes[:, 0]) & (low[place] == hashes[:, 1]), place, found)
+    return found
+
+
+@dataclass
+class Done:
+    """The finished inputs of a job.
+
+    Attributes:
+        names: their hashes, with stamp, content, part and whether they failed.
+        files: the parts, by number in the records.
+        seen: which of them the present run was given.
+        damaged: parts that could not be read, and were removed.
+    """
+
+    names: Names
+    files: list[Path]
+    seen: Array
+    damaged: list[str]
+
+    @staticmethod
+    def read(out: Path, *, mend: bool = True) -> Done:
+        """What the parts in ``out`` hold. One that cannot be read is removed (``mend``): its inputs are done again."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        names = Names(out if out.is_dir() else None, _FIELDS)
+        files: list[Path] = []
+        damaged: list[str] = []
+        for path in parts(out):
+            try:
+                with parquet.ParquetFile(path) as file:
+                    found = [_of_group(file, group) for group in range(file.num_row_groups)]
+            except (OSError, pa.ArrowInvalid, KeyError) as error:
+                warnings.warn(f"{path} is damaged and is done again: {' '.join(str(error).split())}", stacklevel=2)
+                if mend:
+                    output_folder.remove(path)
+                damaged.append(path.name)
+                continue
+            for ids, records in found:
+                records["part"] = len(files)
+                names.add(hashes_of(ids), records)
+            files.append(path)
+        names.sort()
+        return Done(names, files, np.zeros(names.total, dtype=bool), damaged)
+
+    def look_up(self, ids: Sequence[str], hashes: Array, stamps: Array) -> tuple[Array, Array]:
+        """Of each input: its number (-1: not done), and its record (see :data:`_FIELDS`).
+
+        The ``stamp`` of a record is 0 where it is that of ``stamps``: nothing can have changed.
+        """
+        numbers = self.names.find(hashes)
+        there = numbers >= 0
+        self.seen[numbers[there]] = True
+        records = self.names.records(numbers)
+        records["stamp"][records["stamp"] == mixed(stamps)] = 0
+        return numbers, records
+
+
+def _of_group(file: Any, group: int) -> tuple[list[str], Array]:
+    """The inputs in a row group, each once, with their records."""
+    columns = ["id", "hash", "bytes", "modified", "changed", "status"]
+    table = file.read_row_group(group, columns=columns)
+    ids = table["id"].to_pylist()
+    # The rows of one input follow one another.
+    first = [at for at, name in enumerate(ids) if not at or name != ids[at - 1]]
+    failed = np.array([status != "ok" for status in table["status"].to_pylist()], dtype=bool)
+    records = np.zeros(len(first), _FIELDS)
+    if first:
+        records["failed"] = np.logical_or.reduceat(failed, first)
+    stamps = np.stack([table[name].to_numpy() for name in ("bytes", "modified", "changed")], axis=1)
+    records["stamp"] = mixed(stamps[first])
+    digests = table["hash"].take(first).to_pylist() if first else []
+    records["digest"] = [0 if each is None else int(each[:16], 16) for each in digests]
+    return [ids[at] for at in first], records
+
+
+def mixed(stamps: Array) -> Array:
+    """64 bits of each stamp [n, 3]; 0 for none."""
+    parts_ = stamps.astype(np.uint64)
+    with np.errstate(over="ignore"):
+        found = np.zeros(len(stamps), dtype=np.uint64)
+        for column in range(3):
+            found = (found ^ parts_[:, column]) * np.uint64(0x9E3779B97F4A7C15)
+            found ^= found >> np.uint64(29)
+    found[(stamps == 0).all(1)] = 0
+    return found

@@ -1,0 +1,224 @@
+"""The results of a job, read lazily: as tables, as maps of an image, by SQL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastviz._util import checks
+from fastviz.jobs.tables import folder
+from fastviz.jobs.tables.schema import decode_map, need_pyarrow
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+    from pyarrow import dataset
+
+__all__ = ["Results", "open"]
+
+_SMALL = ("map", "thumbnail", "overlay")
+"""Columns that fill the memory; rows leave them out unless they are asked for."""
+
+
+def open(out: str | os.PathLike[str]) -> Results:
+    """The results in a job's folder, also while the job runs. Nothing but the job's description is read yet.
+
+    Args:
+        out: the folder of a job.
+
+    Returns:
+        What reads them when it is asked.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        ValueError: the folder holds no job.
+
+    >>> open("no such folder")
+    Traceback (most recent call last):
+    ...
+    ValueError: out: no such folder holds no job (there is no job.json)
+    """
+    need_pyarrow()
+    return Results(Path(os.path.expanduser(out)))
+
+
+class Results:
+    """The rows of a job: one an image, target and method.
+
+    Attributes:
+        out: the folder.
+        job: what is in its ``job.json``.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.job = folder.read_job(out)
+
+    def __repr__(self) -> str:
+        return f"Results({str(self.out)!r}, {len(self)} rows in {len(self.parts)} parts)"
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        from pyarrow import parquet
+
+        return sum(parquet.read_metadata(path).num_rows for path in self.parts)
+
+    def count(self, *, ok: bool) -> int:
+        """How many images there are: those that are done, or with ``ok=False`` those that failed."""
+        from pyarrow import parquet
+
+        images = 0
+        for path in self.parts:
+            table = parquet.read_table(path, columns=["id", "status"])
+            ids = set(table["id"].to_pylist())
+            bad = {
+                name
+                for name, status in zip(*(table[c].to_pylist() for c in ("id", "status")), strict=True)
+                if status != "ok"
+            }
+            images += len(ids - bad) if ok else len(bad)
+        return images
+
+    @property
+    def parts(self) -> list[Path]:
+        """The files of the tables now."""
+        return folder.parts(self.out)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns, see :mod:`fastviz.jobs.tables.schema`."""
+        from pyarrow import parquet
+
+        if not self.parts:
+            raise ValueError(f"out: {self.out} holds no rows yet")
+        return parquet.read_schema(self.parts[0])
+
+    def dataset(self) -> dataset.Dataset:
+        """The parts as a pyarrow dataset, which reads only the columns and rows that are asked for."""
+        from pyarrow import dataset
+
+        return dataset.dataset([str(path) for path in self.parts], schema=self.schema, format="parquet")
+
+    def table(self, columns: Sequence[str] | None = None, filter: Any = None) -> pa.Table:
+        """Rows as a pyarrow table.
+
+        Args:
+            columns: which; None is all of them.
+            filter: which rows, an expression such as ``pyarrow.compute.field("status") == "ok"``.
+
+        Returns:
+            The table, in the order in which the job went on.
+        """
+        if not self.parts:
+            import pyarrow as pa
+
+            return pa.table({})
+        return self.dataset().to_table(self._known(columns), filter=filter)
+
+    def to_pandas(self, columns: Sequence[str] | None = None, filter: Any = None) -> pd.DataFrame:
+        """:meth:`table` as a pandas data frame."""
+        return self.table(columns, filter).to_pandas()
+
+    def query(self, sql: str, **tables: Any) -> pa.Table:
+        """What DuckDB answers to ``sql``, in which ``results`` are the rows of the job.
+
+        Args:
+            sql: such as ``"SELECT method, avg(seconds) FROM results GROUP BY method"``.
+            tables: further tables (pyarrow, pandas, polars) by the names that ``sql`` calls them.
+
+        Returns:
+            A pyarrow table.
+
+        Raises:
+            ImportError: DuckDB is not installed.
+            ValueError: DuckDB refuses the query; says why.
+        """
+        try:
+            import duckdb
+        except ImportError:
+            raise ImportError('queries need DuckDB: pip install "fastviz[jobs]"') from None
+        if not self.parts:
+            raise ValueError(f"out: {self.out} holds no rows yet")
+        with duckdb.connect() as connection:
+            rows = connection.read_parquet([str(path) for path in self.parts])
+            rows.create_view("results")
+            for name, value in tables.items():
+                connection.register(name, value)
+            try:
+                return connection.sql(sql).to_arrow_table()
+            except (duckdb.Error, AttributeError) as error:
+                raise ValueError(f"sql: {' '.join(str(error).split())}") from None
+
+    def rows(self, columns: Sequence[str] | None = None, filter: Any = None) -> Iterator[dict[str, Any]]:
+        """One dictionary a row, a few in memory at a time; None leaves out maps and pictures."""
+        if not self.parts:
+            return
+        wanted = columns or [name for name in self.schema.names if name not in _SMALL]
+        for batch in self.dataset().to_batches(self._known(wanted), filter=filter, batch_size=1024):
+            yield from batch.to_pylist()
+
+    def images(self, columns: Sequence[str] | None = None) -> Iterator[list[dict[str, Any]]]:
+        """The rows of each image, an image at a time, in the order in which the job went on."""
+        group: list[dict[str, Any]] = []
+        wanted = None if columns is None else list(dict.fromkeys(["id", *columns]))
+        for row in self.rows(wanted):
+            if group and row["id"] != group[0]["id"]:
+                yield group
+                group = []
+            group.append(row)
+        if group:
+            yield group
+
+    def failures(self) -> Iterator[tuple[str, str]]:
+        """Name and reason of each image that failed, with the method where only that did."""
+        import pyarrow.compute as pc
+
+        for row in self.rows(["id", "method", "error"], pc.field("status") != "ok"):
+            words = row["error"] or "unknown"
+            yield row["id"], words if row["method"] is None else f"{row['method']}: {words}"
+
+    def maps(self, id: str) -> dict[str, Any]:
+        """The maps of one image: method → float32 array, of the shape that the method gave.
+
+        Several targets of an image make one array with a first dimension more, in the order of their ranks.
+
+        Args:
+            id: of the image.
+
+        Raises:
+            ValueError: no such image (the nearest are listed), or a job without maps.
+        """
+        import pyarrow.compute as pc
+
+        if not self.parts or "map" not in self.schema.names:
+            raise ValueError(f"out: {self.out} holds no maps")
+        columns = ["method", "map", "map_shape", "map_scale", "map_zero"]
+        table = self.table(["id", *columns], pc.field("id") == id)
+        if not table.num_rows:
+            checks.nearest(id, "id", self.table(["id"])["id"].unique().to_pylist())
+        found: dict[str, list[Any]] = {}
+        for at, method in enumerate(table["method"].to_pylist()):
+            one = map_at(table, at)
+            if one is not None:
+                found.setdefault(method, []).append(one)
+        return {method: each[0] if len(each) == 1 else np.stack(each) for method, each in found.items()}
+
+    def _known(self, columns: Sequence[str] | None) -> list[str] | None:
+        if columns is None:
+            return None
+        return [checks.nearest(name, "columns", self.schema.names) for name in columns]
+
+
+def map_at(table: Any, at: int) -> Any:
+    """The map in a row of a table or batch that has the columns of maps, float32; None where there is none."""
+    shape = table["map_shape"][at].as_py()
+    if shape is None:
+        return None
+    stored = table["map"].slice(at, 1)
+    stored = stored.combine_chunks() if hasattr(stored, "combine_chunks") else stored
+    stored = getattr(stored, "storage", stored)
+    return decode_map(stored.flatten().to_numpy(), shape, table["map_scale"][at].as_py(), table["map_zero"][at].as_py())

@@ -1,0 +1,253 @@
+"""Finished rows to parts: written behind in a thread, a part every so many images or seconds, whole or not at all."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastviz._util.files import whole_file
+from fastviz.jobs.tables import folder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["IMAGES", "SECONDS", "Writer", "drop"]
+
+IMAGES, SECONDS = 10_000, 60.0
+"""A part ends when it holds so many images, or when its first row is so many seconds old."""
+
+_GROUP_BYTES = 16 << 20
+"""A row group ends when its rows fill so much memory."""
+
+_QUEUE = 8
+
+
+class Writer:
+    """Writes batches of rows into the parts of a job's folder; a thread does the work.
+
+    The rows of one image come in one batch and get into one part. Images that failed get parts of their own: the next
+    run replaces them without touching the others. To be used in a ``with``: its end writes what is left, also when the
+    body raises.
+
+    Args:
+        out: the folder.
+        schema: of the rows.
+        replaces: id → part that holds older rows of it; these are dropped just before the new ones appear.
+        published: called in the thread with the ids of each part that has appeared.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        schema: pa.Schema,
+        *,
+        replaces: dict[str, Path] | None = None,
+        published: Callable[[int], None] = lambda images: None,
+    ) -> None:
+        self._out, self._schema, self._published = out, schema, published
+        self._replaces = {} if replaces is None else replaces
+        self._queue: queue.Queue[Any] = queue.Queue(_QUEUE)
+        self._error: BaseException | None = None
+        self._good = _Part(schema)
+        self._bad = _Part(schema)
+        self._thread = threading.Thread(target=self._run, name="fastviz-write", daemon=True)
+
+    def __enter__(self) -> Writer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        while self._thread.is_alive():
+            try:
+                self._queue.put(None, timeout=0.1)
+                break
+            except queue.Full:
+                continue
+        self._thread.join()
+        if self._error is not None and kind is None:
+            raise self._error
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Add rows of whole images.
+
+        Raises:
+            OSError: what was given before could not be written.
+        """
+        while True:
+            if self._error is not None:
+                raise self._error
+            try:
+                self._queue.put(batch, timeout=0.5)
+                return
+            except queue.Full:
+                continue
+
+    # -------------------------------------------------------------------------------------------------- in the thread
+
+    def _run(self) -> None:
+        try:
+            while (batch := self._next()) is not None:
+                if batch is not _NOTHING:
+                    self._add(batch)
+                if self._oldest() <= time.monotonic() - SECONDS or self._held() >= IMAGES:
+                    self._publish()
+            self._publish()
+        except BaseException as error:
+            self._error = error
+            self._good.abandon(error)
+            self._bad.abandon(error)
+
+    def _next(self) -> Any:
+        """The next batch; None at the end; :data:`_NOTHING` when a part is due before one comes."""
+        wait = self._oldest() + SECONDS - time.monotonic()
+        try:
+            return self._queue.get(timeout=None if wait == float("inf") else max(0.0, wait))
+        except queue.Empty:
+            return _NOTHING
+
+    def _oldest(self) -> float:
+        return min(self._good.began, self._bad.began)
+
+    def _held(self) -> int:
+        return len(self._good.ids) + len(self._bad.ids)
+
+    def _add(self, batch: pa.RecordBatch) -> None:
+        import pyarrow as pa
+
+        ids = batch.column("id").to_pylist()
+        failed = {name for name, status in zip(ids, batch.column("status").to_pylist(), strict=True) if status != "ok"}
+        if failed:
+            apart = pa.array([name in failed for name in ids])
+            self._bad.add(batch.filter(apart), failed, self._path)
+            batch = batch.filter(pa.array([name not in failed for name in ids]))
+        if batch.num_rows:
+            self._good.add(batch, set(ids) - failed, self._path)
+
+    def _path(self) -> Path:
+        used = {part.path for part in (self._good, self._bad)}
+        number = folder.next_number(self._out)
+        while folder.part_path(self._out, number) in used:
+            number += 1
+        return folder.part_path(self._out, number)
+
+    def _publish(self) -> None:
+        """Let what is written appear under its name, after the older rows of the same images are gone.
+
+        In this order no moment has a row twice; a run that is killed in between does these images again.
+        """
+        for part in (self._good, self._bad):
+            older: dict[Path, set[str]] = defaultdict(set)
+            for name in part.ids & self._replaces.keys():
+                older[self._replaces.pop(name)].add(name)
+            for path, names in older.items():
+                drop(path, names)
+            count = len(part.ids)
+            part.finish()
+            if count:
+                self._published(count)
+
+
+_NOTHING = object()
+
+
+class _Part:
+    """A part while it is written."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._stack = ExitStack()
+        self._writer: Any = None
+        self._waiting: list[pa.RecordBatch] = []
+        self._bytes = 0
+        self.ids: set[str] = set()
+        self.path: Path | None = None
+        self.began = float("inf")
+
+    def add(self, batch: pa.RecordBatch, ids: Collection[str], path: Callable[[], Path]) -> None:
+        if self._writer is None:
+            self.path = path()
+            self.began = time.monotonic()
+            file = self._stack.enter_context(whole_file(self.path))
+            self._writer = new_file(file, self._schema)
+        self._waiting.append(batch)
+        self._bytes += batch.nbytes
+        self.ids.update(ids)
+        if self._bytes >= _GROUP_BYTES:
+            self._write_group()
+
+    def _write_group(self) -> None:
+        import pyarrow as pa
+
+        if self._waiting:
+            table = pa.Table.from_batches(self._waiting, self._schema)
+            self._writer.write_table(table, row_group_size=max(1, table.num_rows))
+        self._waiting, self._bytes = [], 0
+
+    def finish(self) -> None:
+        if self._writer is not None:
+            try:
+                self._write_group()
+                self._writer.close()
+            except BaseException as error:
+                self.abandon(error)
+                raise
+            self._stack.close()
+        self._forget()
+
+    def abandon(self, error: BaseException) -> None:
+        """Remove what was written."""
+        with suppress(BaseException):  # the same error again
+            self._stack.__exit__(type(error), error, error.__traceback__)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._writer, self._stack, self._waiting, self._bytes = None, ExitStack(), [], 0
+        self.ids, self.path, self.began = set(), None, float("inf")
+
+
+def new_file(file: Any, schema: pa.Schema) -> Any:
+    """A writer of Parquet files as jobs have them: zstd, and maps packed as they get smallest."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    packed: dict[str, Any] = {}
+    if "map" in schema.names:
+        kind = schema.field("map").type
+        leaf = "map.list.element"
+        if pa.types.is_float32(kind.value_type):
+            packed = {
+                "use_dictionary": [name for name in schema.names if name not in ("map", "thumbnail", "overlay")],
+                "column_encoding": {leaf: "BYTE_STREAM_SPLIT"},
+            }
+    return parquet.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True, **packed)
+
+
+def drop(path: Path, ids: Collection[str]) -> None:
+    """Remove the rows of these images from a part; the part itself where nothing is left of it."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    if not path.exists():
+        return
+    kept = 0
+    with parquet.ParquetFile(path) as old:
+        schema = old.schema_arrow
+        groups = range(old.num_row_groups)
+        for group in groups:
+            kept += sum(name not in ids for name in old.read_row_group(group, columns=["id"])["id"].to_pylist())
+        if kept:
+            with whole_file(path) as file, new_file(file, schema) as writer:
+                for group in groups:
+                    table = old.read_row_group(group)
+                    keep = pa.array([name not in ids for name in table["id"].to_pylist()])
+                    table = table.filter(keep)
+                    if table.num_rows:
+                        writer.write_table(table, row_group_size=table.num_rows)
+    if not kept:
+        path.unlink()
