@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -189,5 +190,7 @@ def _runs(mask: Any) -> list[int]:
     """
     flat = np.concatenate([[False], mask.T.reshape(-1), [False]])
     changes = np.flatnonzero(flat[1:] != flat[:-1])
-    edges = np.concatenate([[0], changes, [mask.size]])
-    return np.diff(np.unique(edges) if changes[0] else edges).tolist()  # type: ignore[no-any-return]
+    edges = [0, *changes.tolist(), mask.size]
+    if edges[-2] == mask.size:  # the last pixel is inside
+        edges.pop()
+    return [end - start for start, end in pairwise(edges)]

@@ -278,7 +278,8 @@ def test_a_signal_keeps_what_is_finished(photos, weights, tmp_path, signal_):
         shutil.copy(photos / "0.png", photos / f"{number}.png")
     arguments = ["run", photos, "--out", out, "--weights", weights, "--methods", "saliency,occlusion"]
     process = start(*arguments, "--option", "occlusion.stride=2")
-    while not list(out.glob(".fastviz-*.part")) and process.poll() is None:  # the first image is done
+    begun = lambda: (out / "job.json").exists() and list(out.glob(".fastviz-*.part"))  # noqa: E731
+    while not begun() and process.poll() is None:  # then the first image is done
         time.sleep(0.05)
     process.send_signal(signal_)
     _, error = process.communicate()

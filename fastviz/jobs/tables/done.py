@@ -23,7 +23,10 @@ __all__ = ["Done", "Names", "hashes_of"]
 Array = np.ndarray[Any, Any]
 
 _ROWS = 1 << 18
-"""Names in a sorted run before it is written, and rows of a part that are looked at together."""
+"""Names that are in memory before they are written as a sorted run."""
+
+_MERGED = 4
+"""So many runs of that length become one; more would be too many names in memory at once."""
 
 _FIELDS = np.dtype([("stamp", "<u8"), ("digest", "<u8"), ("part", "<i4"), ("failed", "?")])
 
@@ -60,13 +63,13 @@ class Names:
             self.sort()
 
     def sort(self) -> None:
-        """Write what was added last as a sorted run; runs of one size become one."""
+        """Write what was added last as a sorted run; small runs of one size become one."""
         if not self._count:
             return
         hashes = np.concatenate([each for each, _ in self._waiting])
         records = np.concatenate([each for _, each in self._waiting])
         self._waiting, self._count = [], 0
-        while self._runs and len(self._runs[-1][0]) <= len(hashes):
+        while self._runs and len(self._runs[-1][0]) <= len(hashes) <= _MERGED * _ROWS // 2:
             high, low, more, _ = self._runs.pop()
             hashes = np.concatenate([np.stack([high, low], axis=1), hashes])
             records = np.concatenate([more, records])

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,8 +100,8 @@ class Writer:
             self._publish()
         except BaseException as error:
             self._error = error
-            self._good.abandon(error)
-            self._bad.abandon(error)
+            for part in (self._good, self._bad):
+                self._error = part.abandon(self._error)
 
     def _next(self) -> Any:
         """The next batch; None at the end; :data:`_NOTHING` when a part is due before one comes."""
@@ -195,16 +195,18 @@ class _Part:
                 self._write_group()
                 self._writer.close()
             except BaseException as error:
-                self.abandon(error)
-                raise
+                raise self.abandon(error) from error
             self._stack.close()
         self._forget()
 
-    def abandon(self, error: BaseException) -> None:
-        """Remove what was written."""
-        with suppress(BaseException):  # the same error again
+    def abandon(self, error: BaseException) -> BaseException:
+        """Remove what was written; the error with the name of the file, if it is about that."""
+        try:
             self._stack.__exit__(type(error), error, error.__traceback__)
+        except BaseException as named:
+            error = named
         self._forget()
+        return error
 
     def _forget(self) -> None:
         self._writer, self._stack, self._waiting, self._bytes = None, ExitStack(), [], 0
