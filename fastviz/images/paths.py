@@ -8,11 +8,22 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
-__all__ = ["Identity", "ImageError", "Paths", "digest", "find_images", "find_named", "find_relative"]
+__all__ = [
+    "Identity",
+    "ImageError",
+    "Paths",
+    "digest",
+    "find_images",
+    "find_named",
+    "find_relative",
+    "looks_like_image",
+    "walk",
+]
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -165,6 +176,44 @@ def find_named(paths: Paths) -> tuple[list[Path], list[str]]:
     return list(files), list(names)
 
 
+def walk(folder: str) -> Iterator[tuple[str, str]]:
+    """The image files in a folder, its subfolders and, entered last, linked folders: paths, and paths relative to it.
+
+    In the order of :func:`find_images`, with the names of one folder in memory at a time. No folder is entered twice.
+
+    Raises:
+        ImageError: a folder cannot be read.
+    """
+    entered: set[str] = set()
+    links: list[tuple[str, str]] = []
+
+    def inside(place: str, relative: str) -> Iterator[tuple[str, str]]:
+        real = os.path.realpath(place)
+        if real in entered:
+            return
+        entered.add(real)
+        try:
+            with os.scandir(place) as found:
+                entries = sorted((each for each in found if not each.name.startswith(".")), key=_natural_name)
+        except OSError as error:
+            _raise(error)
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from inside(entry.path, f"{relative}{entry.name}/")
+            elif entry.is_symlink() and entry.is_dir():
+                links.append((entry.path, f"{relative}{entry.name}/"))
+            elif looks_like_image(entry.name):
+                yield entry.path, relative + entry.name
+
+    yield from inside(folder, "")
+    for place, relative in links:  # grows by the links that are met
+        yield from inside(place, relative)
+
+
+def _natural_name(entry: os.DirEntry[str]) -> tuple[list[str | int], str]:
+    return _runs(entry.name), entry.name
+
+
 def _walk(folder: Path) -> list[Path]:
     """The image files in a folder, its subfolders and, entered last, linked folders; no folder is entered twice."""
     found: list[Path] = []
@@ -179,7 +228,7 @@ def _walk(folder: Path) -> list[Path]:
             entered.add(place)
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             starts += [Path(parent, name) for name in folders if os.path.islink(os.path.join(parent, name))]
-            found += [Path(parent, name) for name in files if _looks_like_image(name)]
+            found += [Path(parent, name) for name in files if looks_like_image(name)]
     return sorted(found, key=_natural)
 
 
@@ -189,22 +238,24 @@ def _match(pattern: str) -> list[tuple[Path, str]]:
     for path in sorted(map(Path, glob.glob(pattern, recursive=True)), key=_natural):
         if path.is_dir() and "**" not in pattern:
             found += [(file, file.relative_to(path.parent).as_posix()) for file in _walk(path)]
-        elif path.is_file() and _looks_like_image(path.name):
+        elif path.is_file() and looks_like_image(path.name):
             found.append((path, path.name))
     return found
 
 
-def _raise(error: OSError) -> None:
+def _raise(error: OSError) -> NoReturn:
     raise ImageError(f"folder {error.filename!r} cannot be read: {error.strerror}") from error
 
 
-def _looks_like_image(name: str) -> bool:
+def looks_like_image(name: str) -> bool:
+    """Whether a file in a folder counts as an image by its name."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in _IMAGE_FILES
 
 
 def _natural(path: Path) -> list[tuple[list[str | int], str]]:
     """A sort key: folder by folder, runs of digits by value, capital letters as small ones, else as they are."""
-    return [
-        ([int(run) if run.isdecimal() else run for run in re.split(r"(\d+)", part.lower())], part)
-        for part in path.parts
-    ]
+    return [(_runs(part), part) for part in path.parts]
+
+
+def _runs(part: str) -> list[str | int]:
+    return [int(run) if run.isdecimal() else run for run in re.split(r"(\d+)", part.lower())]

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ class Job:
             if getattr(self, name) is not None:
                 checks.whole_number(getattr(self, name), name, minimum=minimum)
 
-    @property
+    @cached_property
     def source(self) -> Inputs:
         """The inputs as a stream."""
         return Inputs(self.inputs, Path(self.out), self.image_column, self.label_column, self.id_column, self.limit)

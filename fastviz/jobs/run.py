@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,45 +148,57 @@ def run(
         checks.whole_number(max_failures, "max_failures", minimum=0)
     home = Path(job.out)
     folder.check(home, {}, overwrite=True)  # refused before the model is loaded
-    expected = job.source.count()
+    job.source.count()  # refused before the model is loaded, too
+    engines.engine(job.engine)
     explainer = Explainer(job)
-    engine = engines.engine(job.engine)
     settings = job.settings(explainer.weights)
     folder.check(home, settings, overwrite=overwrite)
 
     summary = Summary(seconds=dict.fromkeys(job.options, 0.0))
     try:
         with output_folder.locked(home):
-            fresh = folder.check(home, settings, overwrite=overwrite)  # another run may have ended since
-            if fresh:
+            if folder.check(home, settings, overwrite=overwrite):  # another run may have ended since
                 folder.clear(home)
             pending = Pending(job.source, Done.read(home), retry_failed)
-            with shown_progress(progress, expected, lambda: pending.skipped) as advance:
-                shards = _stated(pending.shards(explainer.batch_size), home, job, settings)
-                left = None if expected is None else expected - pending.done.names.total
-                with _writer(home, explainer, pending) as writer:
-                    for batch in engine(job, explainer, shards, left):
-                        writer.write(batch)
-                        advance(_count(batch, summary))
+            try:
+                # closed, and so all written, before the lock is given back, however this ends
+                with closing(_work(job, explainer, pending, settings, progress)) as batches:
+                    for batch in batches:
+                        _count(batch, summary)
                         if max_failures is not None and summary.failed > max_failures:
                             raise TooManyFailures(summary, max_failures)
-            summary.removed = drop_vanished(home, pending.done) if job.limit is None else 0
-            _close(summary, pending)
+                summary.removed = drop_vanished(home, pending.done) if job.limit is None else 0
+            finally:
+                summary.skipped, summary.doubled = pending.skipped - pending.failed, pending.doubled
+                summary.failed += pending.failed
+                summary.waited, summary.total_seconds = explainer.waited, time.perf_counter() - began
+                if (home / folder.JOB).exists():
+                    folder.write_json(home / folder.STATS, _stats(summary, explainer))
     except KeyboardInterrupt:
         raise Interrupted(summary) from None
-    finally:
-        summary.total_seconds = time.perf_counter() - began
-        summary.waited = explainer.waited
-        if (home / folder.JOB).exists():
-            folder.write_json(home / folder.STATS, _stats(summary, explainer))
     return summary
 
 
-def _writer(home: Path, explainer: Explainer, pending: Pending) -> Writer:
-    return Writer(home, explainer.schema, replaces=pending.replaces)
+def _work(
+    job: Job, explainer: Explainer, pending: Pending, settings: dict[str, Any], progress: bool
+) -> Generator[pa.RecordBatch, None, None]:
+    """Everything that is pending: finished rows, which are given to the writer before they come."""
+    home = Path(job.out)
+    expected = job.source.count()
+    left = None if expected is None else expected - pending.done.names.total
+    engine = engines.engine(job.engine)
+    shards = _described(pending.shards(explainer.batch_size), home, job, settings)
+    with (
+        shown_progress(progress, expected, lambda: pending.skipped) as advance,
+        Writer(home, explainer.schema, replaces=pending.replaces) as writer,
+    ):
+        for batch in engine(job, explainer, shards, left):
+            writer.write(batch)
+            advance(len(set(batch.column("id").to_pylist())))
+            yield batch
 
 
-def _stated(shards: Iterator[Any], home: Path, job: Job, settings: dict[str, Any]) -> Iterator[Any]:
+def _described(shards: Iterator[Any], home: Path, job: Job, settings: dict[str, Any]) -> Iterator[Any]:
     """``shards``; when the first comes the job is described in its folder: a start that fails leaves nothing."""
     for shard in shards:
         if not (home / folder.JOB).exists():
@@ -218,8 +231,8 @@ def _description(job: Job, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _count(batch: pa.RecordBatch, summary: Summary) -> int:
-    """Add finished rows to the summary; the number of images in them."""
+def _count(batch: pa.RecordBatch, summary: Summary) -> None:
+    """Add finished rows to the summary."""
     ids = batch.column("id").to_pylist()
     reasons: dict[str, str] = {}
     columns = (batch.column(name).to_pylist() for name in ("method", "status", "error", "seconds"))
@@ -232,13 +245,6 @@ def _count(batch: pa.RecordBatch, summary: Summary) -> int:
     summary.done += images - len(reasons)
     summary.failed += len(reasons)
     summary.failures += list(reasons.items())[: max(0, _NAMED - len(summary.failures))]
-    return images
-
-
-def _close(summary: Summary, pending: Pending) -> None:
-    summary.skipped = pending.skipped - pending.failed
-    summary.failed += pending.failed
-    summary.doubled = pending.doubled
 
 
 def _stats(summary: Summary, explainer: Explainer) -> dict[str, Any]:

@@ -115,17 +115,18 @@ class Decoder(Dataset[Any]):
                 return cast(Decoded, decoded[0])
         return Decoded(item, label=item.label, error="the process that decoded it was killed")
 
-    def _loader(self, batches: Iterator[list[Item]], workers: int) -> DataLoader[Any]:
+    def _loader(self, batches: Iterator[list[Item]], workers: int) -> Iterator[Any]:
         with warnings.catch_warnings():
             # that there are more workers than cores: whoever asks for them knows
             warnings.filterwarnings("ignore", message="This DataLoader will create")
-            return DataLoader(
+            loader: DataLoader[Any] = DataLoader(
                 self,
                 batch_sampler=_Once(batches),
                 num_workers=workers,
                 collate_fn=_as_it_is,
                 worker_init_fn=_one_thread,
             )
+            return iter(loader)
 
 
 class _Once:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import glob
 import os
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from fastviz.images import paths
+from fastviz.jobs.inputs.files import Naming, count_files
 from fastviz.jobs.inputs.items import (
     UNKNOWN,
     DatasetPlace,
@@ -28,7 +31,6 @@ from fastviz.jobs.inputs.items import (
     stamp_of,
     text,
 )
-from fastviz.jobs.tables.folder import is_own_picture
 
 __all__ = ["SHARD", "Inputs", "label_of"]
 
@@ -41,6 +43,8 @@ _PATHS = ("image", "path", "file", "filename", "file_name", "image_path", "filep
 _BYTES = ("image", "bytes", "image_bytes", "content", "jpg", "png", "data")
 _LABELS = ("label", "class", "class_name", "target", "class_index", "cls", "category")
 _IDS = ("id", "image_id", "__key__", "uid")
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 # What WebDataset's readers take as pictures and as labels, by the ending behind a key.
 _PICTURES = ("jpg", "jpeg", "png", "webp", "ppm", "bmp", "gif", "tif", "tiff", "avif", "jp2", "img", "image")
@@ -90,9 +94,9 @@ class Inputs:
     def count(self) -> int | None:
         """How many there are, where that is known without reading them all."""
         total = 0
-        for kind, source in self._sources():
+        for kind, source in self._sources:
             if kind == "files":
-                total += len(source)
+                total += count_files(source)
             elif kind == ".parquet":
                 from pyarrow import parquet
 
@@ -113,8 +117,9 @@ class Inputs:
             return [os.path.expanduser(os.fspath(one)) for one in self.given]
         return []
 
+    @cached_property
     def _sources(self) -> list[tuple[str, Any]]:
-        """What was given in order: ``("files", [(path, name)])``, (a table's ending, its path), ("python", object)."""
+        """What was given in order: ("files", path, folder or pattern), (a table's ending, path), ("python", object)."""
         given = self.paths()
         if not given:
             if isinstance(self.given, (list, tuple)) and not self.given:
@@ -122,48 +127,31 @@ class Inputs:
             _check_object(self.given)
             return [("python", self.given)]
         found: list[tuple[str, Any]] = []
-        names: dict[str, str] = {}
-        for one in given:
-            for place in _expanded(one):
-                ending = os.path.splitext(place)[1].lower()
-                if ending in _TABLES and not os.path.isdir(place):
-                    if not os.path.exists(place):
-                        raise ValueError(f"inputs: paths should exist, got {place!r}")
-                    found.append((ending, place))
-                else:
-                    found.append(("files", self._named(place, names)))
-        if names or any(kind != "files" for kind, _ in found):
-            return found
-        raise ValueError(
-            f"inputs should name at least one photograph, got only pictures that fastviz wrote to {self.out}"
-        )
-
-    def _named(self, place: str, names: dict[str, str]) -> list[tuple[str, str, str]]:
-        """Path, id and relative path of the image files that ``place`` means, each once; ``names``: id → path so far.
-
-        A name belongs to what was given first: results stay when inputs are added behind.
-        """
-        prefix = text(PurePosixPath(place).name or os.path.basename(os.path.abspath(place)))
-        taken = set(names.values())
-        found = []
-        for path, relative in paths.find_relative(place):
-            whole = os.path.abspath(path)
-            if whole in taken or is_own_picture(whole, self.out):
-                continue
-            uri = id_ = text(relative)
-            number = 1
-            while id_ in names:
-                id_ = f"{prefix}/{uri}" if number == 1 else f"{prefix}/{uri}~{number}"
-                number += 1
-            names[id_] = whole
-            found.append((os.fspath(path), id_, uri))
+        for place in (place for one in given for place in _expanded(one)):
+            ending = os.path.splitext(place)[1].lower()
+            if ending not in _TABLES or os.path.isdir(place):
+                if os.path.isdir(place) and next(paths.walk(place), None) is None:
+                    raise ValueError(f"inputs: paths should hold at least one image, got none in {place!r}")
+                if not os.path.isdir(place):
+                    paths.find_relative(place)  # says what does not exist
+                found.append(("files", place))
+            elif os.path.exists(place):
+                found.append((ending, place))
+            else:
+                raise ValueError(f"inputs: paths should exist, got {place!r}")
+        naming = Naming(self.out)
+        if all(kind == "files" and next(naming.of(place), None) is None for kind, place in found):
+            raise ValueError(
+                f"inputs should name at least one image, got only pictures that fastviz wrote to {self.out}"
+            )
         return found
 
     def _all(self, size: int) -> Iterator[Shard]:
         start = 0
-        for kind, source in self._sources():
+        naming = Naming(self.out)
+        for kind, source in self._sources:
             if kind == "files":
-                shards = _of_files(source, size, start)
+                shards = _of_files(naming.of(source), size, start)
             elif kind == ".tar":
                 shards = _of_tar(source, size, start)
             elif kind == ".parquet":
@@ -275,7 +263,13 @@ class Inputs:
 
 def _expanded(given: str) -> list[str]:
     """The tables and shards that a pattern means, in order; what is no pattern of them stays."""
-    if os.path.exists(given) or not glob.has_magic(given) or os.path.splitext(given)[1].lower() not in _TABLES:
+    if os.path.exists(given) or os.path.splitext(given)[1].lower() not in _TABLES:
+        return [given]
+    if braces := _RANGE.search(given):  # how WebDataset writes shards: {0000..0099}
+        first, last = braces[1], braces[2]
+        numbers = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
+        return [place for number in numbers for place in _expanded(given.replace(braces[0], number, 1))]
+    if not glob.has_magic(given):
         return [given]
     found = sorted(glob.glob(given, recursive=True))
     if not found:
@@ -283,16 +277,11 @@ def _expanded(given: str) -> list[str]:
     return found
 
 
-def _of_files(files: Sequence[tuple[str, str, str]], size: int, start: int) -> Iterator[Shard]:
-    for first in range(0, len(files), size):
-        chunk = files[first : first + size]
-        yield _file_shard(
-            [path for path, _, _ in chunk],
-            [id_ for _, id_, _ in chunk],
-            [uri for _, _, uri in chunk],
-            None,
-            start + first,
-        )
+def _of_files(files: Iterator[tuple[str, str, str]], size: int, start: int) -> Iterator[Shard]:
+    while chunk := list(islice(files, size)):
+        places, ids, uris = (list(each) for each in zip(*chunk, strict=True))
+        yield _file_shard(places, ids, uris, None, start)
+        start += len(chunk)
 
 
 def _shard_of_paths(rows: Sequence[tuple[Any, Any, Any]], folder: str, start: int) -> Shard:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import warnings
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,8 @@ class Names:
     """
 
     def __init__(self, folder: Path | None = None, fields: Any = None) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - gone with the object
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed with the object
+        weakref.finalize(self, self._file.close)
         self._fields = np.dtype(fields or [("none", "V0")])
         # first and second half of the hashes, records: [n] each; number of the first
         self._runs: list[tuple[Array, Array, Array, int]] = []

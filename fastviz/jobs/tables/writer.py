@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["IMAGES", "SECONDS", "Writer", "drop"]
 
 IMAGES, SECONDS = 10_000, 60.0
-"""A part ends when it holds so many images, or when its first row is so many seconds old."""
+"""A part ends when it holds so many images (or gets very large), or when its first row is so many seconds old."""
 
 _GROUP_BYTES = 16 << 20
 """A row group ends when its rows fill so much memory."""
+
+_PART_BYTES = 1 << 30
+"""A part ends when its rows would fill so much memory."""
 
 _QUEUE = 8
 
@@ -95,7 +98,7 @@ class Writer:
             while (batch := self._next()) is not None:
                 if batch is not _NOTHING:
                     self._add(batch)
-                if self._oldest() <= time.monotonic() - SECONDS or self._held() >= IMAGES:
+                if self._oldest() <= time.monotonic() - SECONDS or self._is_full():
                     self._publish()
             self._publish()
         except BaseException as error:
@@ -114,8 +117,8 @@ class Writer:
     def _oldest(self) -> float:
         return min(self._good.began, self._bad.began)
 
-    def _held(self) -> int:
-        return len(self._good.ids) + len(self._bad.ids)
+    def _is_full(self) -> bool:
+        return len(self._good.ids) + len(self._bad.ids) >= IMAGES or self._good.bytes >= _PART_BYTES
 
     def _add(self, batch: pa.RecordBatch) -> None:
         import pyarrow as pa
@@ -165,6 +168,7 @@ class _Part:
         self._writer: Any = None
         self._waiting: list[pa.RecordBatch] = []
         self._bytes = 0
+        self.bytes = 0
         self.ids: set[str] = set()
         self.path: Path | None = None
         self.began = float("inf")
@@ -177,6 +181,7 @@ class _Part:
             self._writer = new_file(file, self._schema)
         self._waiting.append(batch)
         self._bytes += batch.nbytes
+        self.bytes += batch.nbytes
         self.ids.update(ids)
         if self._bytes >= _GROUP_BYTES:
             self._write_group()
@@ -210,7 +215,7 @@ class _Part:
 
     def _forget(self) -> None:
         self._writer, self._stack, self._waiting, self._bytes = None, ExitStack(), [], 0
-        self.ids, self.path, self.began = set(), None, float("inf")
+        self.ids, self.path, self.began, self.bytes = set(), None, float("inf"), 0
 
 
 def new_file(file: Any, schema: pa.Schema) -> Any:

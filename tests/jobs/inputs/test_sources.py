@@ -59,6 +59,17 @@ def test_names_stay_when_folders_are_added(tmp_path):
     assert len(listed([tmp_path / "a", tmp_path / "a" / "1.png"])) == 2  # a file given twice is one input
 
 
+def test_folders_are_walked_in_the_order_of_find_images(tmp_path):
+    for name in ("10.png", "2.png", "a/3.png", "a.png", "B/1.jpg", "a/b/c.gif", "a10/x.png", "a9/x.png", ".h/x.png"):
+        photograph(tmp_path / "photos" / name)
+    (tmp_path / "photos/a/loop").symlink_to(tmp_path / "photos")
+    photograph(tmp_path / "elsewhere/y.png")
+    (tmp_path / "photos/b").symlink_to(tmp_path / "elsewhere")
+    found = [item.place.path for item in listed([tmp_path / "photos"])]
+    expected = [str(path) for path in images.find_images(tmp_path / "photos")]
+    assert found == [path for path in expected if "/b/y" not in path] + [str(tmp_path / "photos/b/y.png")]
+
+
 def test_pictures_of_the_job_itself_are_no_inputs(tmp_path):
     photograph(tmp_path / "photos/1.png")
     out = tmp_path / "photos/out"
@@ -162,6 +173,8 @@ def test_tar_shards(network, photos, tmp_path, expected):
     check(found, expected)
     assert list(found) == [f"s-{number // 3}.tar/d/{number}.png" for number in range(5)]
     assert set(labels.values()) == {"1"}
+    braces = str(tmp_path / "s-{0..1}.tar")
+    assert jobs.run(braces, tmp_path / "out", model=network, methods="saliency").skipped == 5
     (tmp_path / "s-1.tar").write_bytes((tmp_path / "s-1.tar").read_bytes()[:1500])
     assert jobs.run(tmp_path / "s-0.tar", tmp_path / "out", model=network, methods="saliency").skipped == 3
     with pytest.raises(ValueError, match=r"s-1.tar cannot be read as a tar archive"):
