@@ -28,11 +28,11 @@ def export(out: str | os.PathLike[str], to_folder: str | os.PathLike[str], kind:
     """Write the maps of a finished or unfinished job as files.
 
     ``"npy"``: ``METHOD/ID.npy``, float32, as the method gave it. ``"png"``: ``METHOD/ID.png``, the map over the
-    thumbnail where the job kept one. ``"fiftyone"``: ``labels.json`` for :func:`fiftyone.Dataset.from_dict`, with the
-    heat maps as PNG files beside it. ``"coco-masks"``: ``annotations.json``, the pixels of each map from ``threshold``
-    times its largest value on, as run lengths; in pixels of the network's input (photographs are resized and cropped
-    for it), and so are the sizes of the images in it. An id keeps its folders; several targets of an image get their
-    class behind the name.
+    thumbnail where the job kept one. ``"fiftyone"``: ``labels.json``, which ``fiftyone.Dataset.from_json`` reads, with
+    the heat maps as PNG files beside it. ``"coco-masks"``: ``annotations.json``, the pixels of each map from
+    ``threshold`` times its largest value on, as run lengths; in pixels of the network's input (photographs are resized
+    and cropped for it), and so are the sizes of the images in it. An id keeps its folders; several targets of an image
+    get their class behind the name.
 
     Args:
         out: the folder of a job.
@@ -101,10 +101,11 @@ def _png(results: Results, home: Path, threshold: float) -> str:
 
 
 def _fiftyone(results: Results, home: Path, threshold: float) -> str:
-    """A dataset as ``fiftyone.Dataset.from_dict`` reads it: heat maps of 8 bits, a classification a target."""
+    """A dataset as ``fiftyone.Dataset.from_json`` reads it: heat maps of 8 bits, a classification a target."""
     from PIL import Image
 
     samples: dict[str, dict[str, Any]] = {}
+    methods = results.job["settings"]["methods"]
     for name, row, found in _maps(results):
         flat = np.abs(found).max(0) if found.ndim == 3 else found.clip(0)
         eight = np.rint(255 * flat / max(float(flat.max()), 1e-30)).astype(np.uint8)
@@ -121,9 +122,12 @@ def _fiftyone(results: Results, home: Path, threshold: float) -> str:
             },
         )
         sample[Path(name).parts[0]] = {"_cls": "Heatmap", "map_path": str((home / f"{name}.png").resolve())}
-    write_json(
-        home / "labels.json", {"name": results.out.name, "media_type": "image", "samples": list(samples.values())}
-    )
+    label = "fiftyone.core.fields.EmbeddedDocumentField(fiftyone.core.labels.{})"
+    heat = sorted({name for sample in samples.values() for name in sample if name in methods})
+    fields = {"filepath": "fiftyone.core.fields.StringField", "id_in_job": "fiftyone.core.fields.StringField"}
+    fields |= {"prediction": label.format("Classification")} | {name: label.format("Heatmap") for name in heat}
+    content = {"name": results.out.resolve().name, "media_type": "image", "sample_fields": fields}
+    write_json(home / "labels.json", content | {"samples": list(samples.values())})
     return f"{len(samples)} samples (labels.json)"
 
 

@@ -86,7 +86,10 @@ def test_run_lengths_by_hand(mask, runs):
 def test_heat_maps_of_fiftyone(out, tmp_path):
     assert export(out, tmp_path / "to", "fiftyone") == "8 samples (labels.json)"
     content = json.loads((tmp_path / "to/labels.json").read_text())
+    # FiftyOne makes no field by itself
+    assert set(content["sample_fields"]) == {"filepath", "id_in_job", "prediction", "saliency", "guided_backprop"}
     for sample in content["samples"]:
+        assert set(sample) - {"tags"} == set(content["sample_fields"])
         assert os.path.exists(os.fsencode(sample["filepath"])) or "caf" in sample["filepath"]
         assert sample["prediction"]["_cls"] == "Classification"
         assert images.read_image(sample["saliency"]["map_path"]).shape == (3, 16, 16)
