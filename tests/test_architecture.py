@@ -174,6 +174,7 @@ LONG = {
     # commands: half of each declares its options, which typer reads from the signature
     ("cli.dream", "dream"),
     ("cli.maximize", "maximize"),
+    ("cli.run", "run"),
     ("cli.style", "style"),
 }
 
