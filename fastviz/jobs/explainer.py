@@ -43,7 +43,7 @@ THUMBNAIL = 224
 _ON_A_GPU = 64
 """Images at once on a GPU, unless the memory does not suffice."""
 
-_ALONE = ("stride", "segments", "masks", "steps", "progress", "seed")
+_ALONE = ("stride", "segments", "masks", "steps", "seed")
 """Methods with such an argument run one image at a time. Those of many passes (windows, parts left out, steps) take
 long, and each image is kept as soon as it is done. Those that draw give an image what is drawn for its place in the
 batch.

@@ -1,9 +1,10 @@
 """Who runs a job. An engine is a function of a job, its explainer and its inputs that gives finished rows.
 
-``(job, explainer, shards) -> batches``: ``shards`` is an iterator of lists of
-:class:`~fastviz.jobs.inputs.Item`, all that are still to do; each of the batches is a ``pyarrow.RecordBatch`` of the
-explainer's schema that holds all rows of one or more inputs, also of those that failed. Where the batches go, and which
-inputs are done, is no matter of the engine.
+``(job, explainer, shards, expected) -> batches``: ``shards`` is an iterator of lists of
+:class:`~fastviz.jobs.inputs.Item`, all that are still to do, and ``expected`` about how many these are (None: not
+known). Each of the batches is a ``pyarrow.RecordBatch`` of the explainer's schema that holds all rows of one or more
+inputs, also of those that failed. An engine forms batches by :func:`fastviz.jobs.engines.local.batches_of`, so that all
+give the same numbers. Where the rows go, and which inputs are done, is no matter of the engine.
 """
 
 from __future__ import annotations
