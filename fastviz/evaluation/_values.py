@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastviz import targets
 from fastviz._util import checks
-from fastviz.evaluation._changes import outputs_of_images
+from fastviz.engine.incremental.passes import outputs_of_images
 from fastviz.execution.inputs import input_batch
 from fastviz.targets.selection import Selection, Target
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastviz._util import checks
-from fastviz.evaluation._changes import outputs_of_images
+from fastviz.engine.incremental.passes import outputs_of_images
 from fastviz.evaluation._maps import Channels, own_maps, resized, scaled
 from fastviz.evaluation._values import Value, reading
 from fastviz.targets.selection import Target

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastviz._util import checks
-from fastviz.evaluation._changes import Changes, outputs_of_changes
+from fastviz.engine.incremental import Changes, outputs_of_changes
 from fastviz.evaluation._maps import Channels, Regions, Ties, labels_of, pixel_maps, rank, region_means
 from fastviz.evaluation._seeds import Seed
 from fastviz.evaluation._substrate import Substrate, substitute
@@ -271,7 +271,8 @@ def _curve(
 ) -> Curve:
     checks.one_of(spacing, "spacing", ("fraction", "steps"))
     changes = Changes(order.step, order.steps, other, reveal=reveal)
-    values = outputs_of_changes(read.model, read.images, changes, read.of, batch_size=batch_size, advance=advance)
+    chain = outputs_of_changes(read.model, read.images, changes, read.of, batch_size=batch_size, advance=advance)
+    values = chain.values
     changed = torch.zeros(len(values), order.steps + 2, dtype=torch.float64, device=values.device)
     step = order.step.clamp(max=order.steps + 1).flatten(1)
     changed.scatter_add_(1, step, torch.ones_like(step, dtype=torch.float64))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastviz._util import checks
-from fastviz.evaluation._changes import outputs_of_images
+from fastviz.engine.incremental.passes import outputs_of_images
 from fastviz.evaluation._imputation import imputed
 from fastviz.evaluation._maps import Channels, Ties, pixel_maps, rank
 from fastviz.evaluation._seeds import Seed, generator, seeds_of

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastviz import ops
 from fastviz._util import checks
-from fastviz.evaluation._changes import outputs_of_images
+from fastviz.engine.incremental.passes import outputs_of_images
 from fastviz.evaluation._explain import Explain, explained, settled
 from fastviz.evaluation._maps import resized
 from fastviz.evaluation._seeds import Seed, generator, seeds_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +14,19 @@ from fastviz import ops
 from fastviz.engine.incremental.plan import Group, Schedule, window_size
 from fastviz.engine.incremental.steps import Constant, Cut, Input, Mean, Size, Step, memory_order
 
-__all__ = ["Clean", "Covered", "Runner", "clean_bytes", "clean_pass", "run_whole"]
+__all__ = [
+    "Batch",
+    "Clean",
+    "Covered",
+    "Runner",
+    "Windows",
+    "clean_bytes",
+    "clean_pass",
+    "cut_out",
+    "kept_maps",
+    "planes",
+    "run_whole",
+]
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,7 @@ def run_whole(
 
 def clean_pass(steps: Sequence[Step], images: Tensor, groups: Iterable[Group]) -> Clean:
     """Run the clean images and keep every map that the groups cut windows from."""
-    keep = {source for group in groups for source in _sources_cut(steps, group.schedule)}
+    keep = kept_maps(steps, groups)
     values = {steps[0]: images.contiguous(memory_format=memory_order(images))}
     output, kept = run_whole(steps, values, keep, clean=True)
     maps = {step: _in_order(value, step) for step, value in kept.items()}
@@ -95,9 +108,14 @@ def _integral(maps: Tensor) -> Tensor:
 
 def clean_bytes(steps: Sequence[Step], groups: Iterable[Group], value_bytes: int) -> float:
     """Bytes that the clean maps of one image hold."""
-    keep = {source for group in groups for source in _sources_cut(steps, group.schedule)}
+    keep = kept_maps(steps, groups)
     averaged = {step.sources[0] for step in steps if isinstance(step, Mean)} & keep
     return sum(math.prod(step.shape) * (value_bytes + (8 if step in averaged else 0)) for step in keep)
+
+
+def kept_maps(steps: Sequence[Step], groups: Iterable[Group]) -> set[Step]:
+    """The steps whose clean maps the groups cut windows from."""
+    return {source for group in groups for source in _sources_cut(steps, group.schedule)}
 
 
 def _sources_cut(steps: Sequence[Step], schedule: Schedule) -> set[Step]:
@@ -115,22 +133,36 @@ def _sources_cut(steps: Sequence[Step], schedule: Schedule) -> set[Step]:
 
 def _in_order(value: Tensor, step: Step) -> Tensor:
     """A map with rows and columns last, its channels (whatever they are) in one dimension, in the best order."""
-    return _planes(value, step).contiguous(memory_format=memory_order(value))
+    return planes(value, step).contiguous(memory_format=memory_order(value))
 
 
-def _planes(value: Tensor, step: Step) -> Tensor:
+def planes(value: Tensor, step: Step) -> Tensor:
     """[B, ..., rows, ..., columns, ...] as [B, channels, rows, columns]."""
     assert step.layout is not None
     moved = value.movedim(step.layout, (-2, -1))
     return moved if moved.dim() == 4 else moved.reshape(len(moved), -1, *moved.shape[-2:])
 
 
-def _unplanes(value: Tensor, step: Step) -> Tensor:
+def unplanes(value: Tensor, step: Step) -> Tensor:
     """The opposite of :func:`_planes`."""
     assert step.layout is not None
     others = [size for dim, size in enumerate(step.shape, start=1) if dim not in step.layout]
     moved = value if len(others) == 1 else value.reshape(len(value), *others, *value.shape[-2:])
     return moved.movedim((-2, -1), step.layout)
+
+
+class Windows(Protocol):
+    """Images of which a window is not as it was when the clean maps were made."""
+
+    @property
+    def image(self) -> Tensor:
+        """Int64 [P], the image of each window: where its clean maps are."""
+
+    def images(self, windows: Tensor) -> Tensor:
+        """Whole images [B, C, H, W] for the ``windows`` of this number."""
+
+    def rectangles(self, windows: Tensor, origin: Tensor, size: Size) -> Tensor:
+        """The rectangles [B, C, *size] of them that begin at ``origin`` [B, 2]."""
 
 
 @dataclass(frozen=True)
@@ -157,10 +189,10 @@ class Covered:
     def rectangles(self, windows: Tensor, origin: Tensor, size: Size) -> Tensor:
         """The rectangles [B, C, *size] of them that begin at ``origin`` [B, 2]."""
         image = self.image[windows]
-        part = _cut_out(self.clean, origin, size, image)
+        part = cut_out(self.clean, origin, size, image)
         fill = self.fill
         if isinstance(fill, Tensor) and fill.dim() == 4:
-            fill = _cut_out(fill, origin, size, image if len(fill) > 1 else torch.zeros_like(image))
+            fill = cut_out(fill, origin, size, image if len(fill) > 1 else torch.zeros_like(image))
         boxes = self.boxes[windows] - origin.repeat(1, 2)
         number = torch.arange(len(windows), device=part.device)
         return ops.occlude(part, boxes, number, fill)
@@ -200,7 +232,7 @@ class Runner:
         rows.append(down)
         columns.append(across)
 
-    def run(self, clean: Clean, covered: Covered, windows: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    def run(self, clean: Clean, covered: Windows, windows: Tensor, row: Tensor, column: Tensor) -> Tensor:
         """The network's output for a batch of windows, [B, ...].
 
         Args:
@@ -212,7 +244,7 @@ class Runner:
         """
         steps, schedule = self.steps, self.schedule
         origins = torch.stack((self.rows[:, row], self.columns[:, column]), dim=-1)  # [places, windows, 2]
-        batch = _Batch(clean, origins, covered.image[windows], {}, {})
+        batch = Batch(clean, origins, covered.image[windows], {}, {})
         for at, step in enumerate(steps):
             if isinstance(step, Input):
                 batch.values[step] = (
@@ -229,13 +261,17 @@ class Runner:
                 batch.values[step] = self._mean(batch, step)
             else:
                 batch.values[step] = step.full([self._whole(batch, source) for source in step.sources])
+            self._keep(batch, step)
             for source in step.sources:
                 if self.last_reader[source] == at:
                     batch.values.pop(source, None)
                     batch.pasted.pop(source, None)
         return self._whole(batch, steps[-1])
 
-    def _window(self, batch: _Batch, step: Step, at: int) -> Tensor:
+    def _keep(self, batch: Batch, step: Step) -> None:
+        """Called with each step's value: windows of a sweep leave the clean maps as they are."""
+
+    def _window(self, batch: Batch, step: Step, at: int) -> Tensor:
         """The window of a source that the step's rectangle reads."""
         source = step.sources[at]
         if self.schedule.ways[step][at] == "as is":
@@ -244,7 +280,7 @@ class Runner:
         size = window_size(step, at, self.schedule.size[step])
         return self._splice(batch, source, origin, size, step.pad_value if at == 0 else 0.0)
 
-    def _whole(self, batch: _Batch, source: Step) -> Tensor:
+    def _whole(self, batch: Batch, source: Step) -> Tensor:
         """All of a source: as it is, or its rectangle pasted into the clean map."""
         if source not in self.schedule.ways or isinstance(source, Constant):
             return batch.values[source]
@@ -253,15 +289,15 @@ class Runner:
             batch.pasted[source] = self._splice(batch, source, origin, source.size, 0.0)
         return batch.pasted[source]
 
-    def _splice(self, batch: _Batch, source: Step, origin: Tensor, size: Size, pad_value: float) -> Tensor:
+    def _splice(self, batch: Batch, source: Step, origin: Tensor, size: Size, pad_value: float) -> Tensor:
         if isinstance(source, Constant):
-            return _cut_out(source.value, origin, size, torch.zeros_like(batch.image), pad_value)
-        dirty = _planes(batch.values[source], source)
+            return cut_out(source.value, origin, size, torch.zeros_like(batch.image), pad_value)
+        dirty = planes(batch.values[source], source)
         at = batch.origins[self.slots[source, -1]]
-        window = _spliced(batch.clean.maps[source], dirty, at, origin, size, batch.image, pad_value)
-        return _unplanes(window, source)
+        window = spliced(batch.clean.maps[source], dirty, at, origin, size, batch.image, pad_value)
+        return unplanes(window, source)
 
-    def _mean(self, batch: _Batch, step: Step) -> Tensor:
+    def _mean(self, batch: Batch, step: Step) -> Tensor:
         """The clean mean, plus what the rectangle adds to it and less what was there before."""
         source = step.sources[0]
         top, left = batch.origins[self.slots[source, -1]].unbind(1)
@@ -281,7 +317,7 @@ class Runner:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
     """One batch on its way through the network."""
 
     clean: Clean
@@ -291,13 +327,13 @@ class _Batch:
     pasted: dict[Step, Tensor]
 
 
-def _cut_out(maps: Tensor, origin: Tensor, size: Size, image: Tensor, pad_value: float = 0.0) -> Tensor:
+def cut_out(maps: Tensor, origin: Tensor, size: Size, image: Tensor, pad_value: float = 0.0) -> Tensor:
     """Windows [B, C, *size] of ``maps`` [N, C, H, W] as they are."""
     nothing = maps.new_empty(len(origin), maps.shape[1], 0, 0)
-    return _spliced(maps, nothing, origin, origin, size, image, pad_value)
+    return spliced(maps, nothing, origin, origin, size, image, pad_value)
 
 
-def _spliced(
+def spliced(
     maps: Tensor, dirty: Tensor, at: Tensor, origin: Tensor, size: Size, image: Tensor, pad_value: float
 ) -> Tensor:
     """:func:`fastviz.ops.splice`, also of whole numbers and of true and false."""

@@ -17,6 +17,7 @@ from fastviz.engine.incremental.regions import Band, Reached, bands, distinct, r
 from fastviz.engine.incremental.steps import Constant, Input, Mean, Size, Step
 
 __all__ = [
+    "CALL_FLOPS",
     "FLOPS_PER_BYTE",
     "Cost",
     "Group",
@@ -33,9 +34,9 @@ FLOPS_PER_BYTE = 12.0
 """Operations that take as long as moving one byte to or from memory, on a core of a CPU as on a GPU."""
 
 _BANDS = 8
-"""How many batches one more band brings, with as many bands across."""
+"""How many batches one more band brings to a sweep, with as many bands across."""
 
-_CALL_FLOPS = {"cpu": 1e7, "cuda": 3e8}
+CALL_FLOPS = {"cpu": 1e7, "cuda": 3e8}
 """Operations in the time that a step takes whatever its size."""
 
 Way = Literal["as is", "splice"]
@@ -95,8 +96,9 @@ class Group:
 
 
 def group_windows(
-    steps: Sequence[Step], boxes: Tensor, value_bytes: int, *, cap: float | None = None, device: str = "cpu"
-) -> list[Group]:
+    steps: Sequence[Step], boxes: Tensor, value_bytes: int, *, cap: float | None = None, device: str = "cpu",
+    batches: float = _BANDS,
+) -> list[Group]:  # fmt: skip
     """The windows ``boxes`` [P, 4] in groups, each with its schedule.
 
     Args:
@@ -105,6 +107,7 @@ def group_windows(
         value_bytes: bytes of one value.
         cap: see :func:`fastviz.engine.incremental.regions.reached`.
         device: "cpu" or "cuda": how much a call costs whatever its size.
+        batches: how many batches one more band brings.
     """
     if not len(boxes):
         return []
@@ -117,7 +120,7 @@ def group_windows(
     for axis in range(2):
         counts = torch.bincount(numbers[axis]).tolist()
         weights = _weights(steps, axis, found[1 - axis], value_bytes)
-        axes.append(bands(steps, axis, found[axis], counts, weights, _CALL_FLOPS[device] * len(steps) * _BANDS))
+        axes.append(bands(steps, axis, found[axis], counts, weights, CALL_FLOPS[device] * len(steps) * batches))
     groups = []
     for row_band in axes[0]:
         in_rows = torch.isin(numbers[0], torch.tensor(row_band.members))

@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from fastviz import ops
 from fastviz._util import checks
 from fastviz.engine.incremental import worth
-from fastviz.engine.incremental.execute import Clean, Covered, Runner, clean_bytes, clean_pass, run_whole
+from fastviz.engine.incremental.agreement import StaleError, UnusableError, compare
+from fastviz.engine.incremental.execute import Clean, Covered, Runner, clean_bytes, clean_pass
 from fastviz.engine.incremental.job import Evaluate, Job, in_batches, new_job, whole_passes
+from fastviz.engine.incremental.limits import free_memory, windows_at_once
 from fastviz.engine.incremental.network import Network, kept, network
 from fastviz.engine.incremental.plan import Group, group_windows, predicted
+from fastviz.engine.incremental.tail import Tail
 from fastviz.execution import cuda_graphs
 from fastviz.execution.batches import Batches
 from fastviz.execution.evaluation_mode import frozen_model
@@ -28,25 +31,6 @@ from fastviz.graph.model_graph import NotTraceable
 __all__ = ["Sweep", "sweep"]
 
 Tracing = Literal["auto", "always", "never"]
-
-_MEMORY = 1 << 30
-"""Bytes that a sweep may hold on the CPU if nothing else is said."""
-
-_CACHE = 48 << 20
-"""Bytes that a batch may hold on the CPU if nothing else is said: maps that stay in the last cache are read faster, but
-each batch reads all the weights again."""
-
-_TAIL = 256
-"""Windows that linear layers at the end of a network work on at once."""
-
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""How far, as a fraction of the largest output, the steps may be from the model before they are not used."""
-
-_ROUNDING = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
-"""The same before steps that were made in an earlier call are made anew, if they were not further from the model then;
-else :data:`_DRIFT` times as far as then."""
-
-_DRIFT = 8.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,10 +143,10 @@ def sweep(
             if job.clean is None and len(job.boxes):
                 job.clean = _clean_outputs(job)
             images_run = job.images if dtype is None else job.images.to(dtype)
-            settings = growth_cap, memory or _free_memory(device), batch_size
+            settings = growth_cap, memory or free_memory(device), batch_size
             try:
                 _Engine(job, made, images_run, *settings).run()
-            except _StaleError:
+            except StaleError:
                 made = network(job.model, job.images, dtype, anew=True)
                 made = made if outputs is None else made.only(outputs)
                 job.stats["prepare_seconds"] = time.perf_counter() - started
@@ -228,14 +212,6 @@ def _prepared(job: Job, dtype: torch.dtype | None, trace: Tracing) -> Network:
     return found or network(job.model, job.images, dtype)
 
 
-class _UnusableError(ValueError):
-    """The steps cannot be used for some images; the message says why."""
-
-
-class _StaleError(ValueError):
-    """The steps of an earlier call give other numbers than the model now."""
-
-
 class _Engine:
     """Runs a job through the steps, the images in chunks whose clean maps fit into half of the memory."""
 
@@ -251,10 +227,8 @@ class _Engine:
         self.batch_size = batch_size
         device, value_bytes = images.device, images.element_size()
         self.groups = group_windows(made.steps, job.boxes, value_bytes, cap=growth_cap, device=device.type)
-        split = len(made.steps) - made.tail
-        self.head, self.tail = made.steps[:split], made.steps[split:]
-        self.runners = [Runner(self.head, group.schedule, device) for group in self.groups]
-        self.waiting: list[tuple[Tensor, Tensor]] = []  # what the head gave, and the numbers of its windows
+        self.tail = Tail(made, job.put, job.images.dtype)
+        self.runners = [Runner(self.tail.head, group.schedule, device) for group in self.groups]
         self.clean_bytes = clean_bytes(made.steps, self.groups, value_bytes)
         job.stats.update(predicted(made.steps, self.groups, value_bytes))
         if self.groups and not any(group.schedule.ways for group in self.groups):
@@ -269,7 +243,7 @@ class _Engine:
                 continue
             try:
                 clean = self._clean(first, chunk)
-            except _UnusableError as error:
+            except UnusableError as error:
                 self.job.stats.update(path="dense", reason=str(error))
                 self.job.run_model(inside.nonzero().flatten(), self.batch_size or whole_passes(self.job.images))
                 continue
@@ -277,7 +251,7 @@ class _Engine:
             if not self.growth_cap and self.job.stats["dense_seconds"] is None:
                 try:
                     self._compare_window(clean, covered, inside)
-                except _UnusableError as error:
+                except UnusableError as error:
                     self.job.stats.update(path="dense", reason=str(error))
                     self.job.run_model(inside.nonzero().flatten(), self.batch_size or whole_passes(self.job.images))
                     continue
@@ -287,7 +261,7 @@ class _Engine:
                 replays = cuda_graphs.Recordings(shared_memory=True)
             for group, runner in zip(self.groups, self.runners, strict=True):
                 self._run_group(clean, covered, group, runner, inside, replays)
-        self._run_tail(least=1)
+        self.tail.flush()
 
     def _clean(self, first: int, chunk: int) -> Clean:
         """The clean pass, if it is finite and gives what the model gives."""
@@ -295,32 +269,14 @@ class _Engine:
         fill = self.job.fill
         finite = math.isfinite(fill) if isinstance(fill, float) else bool(torch.isfinite(fill).all())
         if not clean.is_finite or not finite:
-            raise _UnusableError("the images, the fill or the network's values are not finite")
+            raise UnusableError("the images, the fill or the network's values are not finite")
         expected = self.job.clean
         if not isinstance(expected, Tensor):
-            raise _UnusableError("the model gives something else than one tensor")
-        self._compare("clean", self._all_entries(clean.output), expected[first : first + chunk])
+            raise UnusableError("the model gives something else than one tensor")
+        compare(
+            self.made, "clean", self.tail.all_entries(clean.output), expected[first : first + chunk], self.images.dtype
+        )
         return clean
-
-    def _compare(self, what: str, output: Tensor, expected: Tensor) -> None:
-        """The steps against the model, in each sweep: what both are made of may have changed unseen.
-
-        Raises:
-            _StaleError: steps from an earlier call are further from the model than they were.
-            _UnusableError: new ones are too far from it.
-        """
-        if self.made.outputs is not None:
-            output, expected = (each[:, list(self.made.outputs)] for each in (output, expected))
-        difference = _difference(output, expected)
-        dtype, before = self.images.dtype, self.made.facts.get(what)
-        most = _TOLERANCE.get(dtype, 1e-2)
-        if before is not None and not difference <= min(most, max(_ROUNDING.get(dtype, 1e-2), _DRIFT * before)):
-            raise _StaleError
-        if not difference <= most:
-            raise _UnusableError(
-                f"the exported graph gives other numbers than the model, {difference:.2g} of the largest apart"
-            )
-        self.made.facts.setdefault(what, difference)
 
     def _compare_window(self, clean: Clean, covered: Covered, inside: Tensor) -> None:
         """One window by the steps and by the model, which may differ only where something is covered."""
@@ -331,8 +287,6 @@ class _Engine:
         middle = at[len(at) // 2 : len(at) // 2 + 1].to(group.windows.device)
         windows, row, column = (each[middle].to(inside.device) for each in (group.windows, group.row, group.column))
         output = runner.run(clean, covered, windows, row, column)
-        if self.tail:
-            output, _ = run_whole(self.tail, {self.head[-1]: output})
         job = self.job
         images = ops.occlude(job.images, job.boxes_by_images[windows], job.image[windows], job.fill)
         begun = time.perf_counter()
@@ -342,7 +296,7 @@ class _Engine:
         taken = time.perf_counter() - begun
         if not bool(torch.isfinite(expected).all()):
             return  # what is not finite under the windows only differs in how
-        self._compare("covered", self._all_entries(output), expected)
+        compare(self.made, "covered", self.tail.output(output), expected, self.images.dtype)
         self.made.facts["dense_seconds"] = min(taken, self.made.facts.get("dense_seconds", math.inf))
         job.stats["dense_seconds"] = self.made.facts["dense_seconds"]
 
@@ -371,58 +325,10 @@ class _Engine:
             return (runner.run(clean, covered, *of),)
 
         def run(at: Tensor) -> None:
-            self._run_tail(least=_TAIL)
             of = windows[at], row[at], column[at]
             (output,) = outputs(*of) if replays is None else replays.replayed(runner, outputs, *of)
-            self.waiting.append((output, windows[at]))
+            self.tail.add(output, windows[at])
             self.job.advance(len(at))
 
-        in_batches(inside[windows].nonzero().flatten(), self._batch_size(group), self.job.stats, run)
-
-    def _batch_size(self, group: Group) -> int:
-        peak = max(1.0, group.schedule.peak)
-        # half is for the clean maps, and a third of the rest for what single operations need for themselves
-        fits = int(self.memory / 3 / peak)
-        if self.batch_size is not None:
-            wanted = self.batch_size
-        elif self.images.is_cuda:
-            wanted = 512
-        else:
-            wanted = max(4, torch.get_num_threads(), min(32, int(_CACHE / peak)))
-        return max(1, min(wanted, fits))
-
-    def _run_tail(self, least: int) -> None:
-        """The last steps for all windows that wait for them, if there are at least that many."""
-        if sum(len(windows) for _, windows in self.waiting) < (least if self.tail else 1):
-            return
-        output = torch.cat([value for value, _ in self.waiting])
-        windows = torch.cat([windows for _, windows in self.waiting])
-        if self.tail:
-            output, _ = run_whole(self.tail, {self.head[-1]: output})
-        self.waiting = []
-        self.job.put(self._all_entries(output.to(self.job.images.dtype)), windows)
-
-    def _all_entries(self, output: Tensor) -> Tensor:
-        if self.made.outputs is None:
-            return output
-        whole = output.new_full((len(output), *self.made.shape), torch.nan)
-        whole[:, list(self.made.outputs)] = output
-        return whole
-
-
-def _difference(output: Tensor, expected: Tensor) -> float:
-    """The largest difference, as a fraction of the largest expected value."""
-    if output.shape != expected.shape:
-        return math.inf
-    if not expected.numel():
-        return 0.0
-    largest = float(expected.double().abs().max())
-    return float((output.double() - expected.double()).abs().max()) / (largest or 1.0)
-
-
-def _free_memory(device: torch.device) -> int:
-    """Bytes for a sweep: on a GPU half of what is free, to which belongs what torch holds without using it."""
-    if device.type != "cuda":
-        return _MEMORY
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return (torch.cuda.mem_get_info(device)[0] + unused) // 2
+        size = windows_at_once(group.schedule.peak, self.memory, self.batch_size, self.images.device)
+        in_batches(inside[windows].nonzero().flatten(), size, self.job.stats, run)

@@ -108,13 +108,14 @@ def counted(model: nn.Module, images: Tensor) -> Iterator[None]:
     _known.setdefault(model, dict)[tuple(images.shape[1:])] = work
 
 
-def refusal(work: Work | None, boxes: Tensor, images: Tensor) -> str:
+def refusal(work: Work | None, boxes: Tensor, images: Tensor, least: float = 1.0) -> str:
     """Why a model should not be traced for a sweep over ``boxes``; empty if it pays.
 
     Args:
         work: what is known of the model for these images.
         boxes: int64 [P, 4].
         images: [N, C, H, W].
+        least: what the steps save at least, where they run on whole images too.
     """
     if work is None or not work.calls:
         return "nothing is known of the cost of a pass"
@@ -122,7 +123,7 @@ def refusal(work: Work | None, boxes: Tensor, images: Tensor) -> str:
     rate = _RATE[device] * (torch.get_num_threads() if device == "cpu" else 1)
     trace = (_TRACE[0] + _TRACE[1] * work.calls) * rate
     sides = (boxes[:, 2:] - boxes[:, :2]).double().mean(0).tolist() if len(boxes) else [0.0, 0.0]
-    gain = work.gain((sides[0], sides[1]), (images.shape[2], images.shape[3]))
+    gain = max(least, work.gain((sides[0], sides[1]), (images.shape[2], images.shape[3])))
     dense = work.operations * len(boxes)
     if gain > 1.05 and (dense * (1 - 1 / gain) >= trace or (work.spent + dense) * _LOST >= trace):
         return ""

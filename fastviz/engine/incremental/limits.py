@@ -1,0 +1,43 @@
+"""How much memory a call may hold, and how many windows go through the steps at once."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["free_memory", "windows_at_once"]
+
+_MEMORY = 1 << 30
+"""Bytes that a call may hold on the CPU if nothing else is said."""
+
+_CACHE = 48 << 20
+"""Bytes that a batch may hold on the CPU if nothing else is said: maps that stay in the last cache are read faster, but
+each batch reads all the weights again."""
+
+_ON_GPU = 512
+"""Windows at once on a GPU if nothing else is said."""
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes for a call: on a GPU half of what is free, to which belongs what torch holds without using it."""
+    if device.type != "cuda":
+        return _MEMORY
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (torch.cuda.mem_get_info(device)[0] + unused) // 2
+
+
+def windows_at_once(peak: float, memory: int, wanted: int | None, device: torch.device) -> int:
+    """How many windows, each of which holds ``peak`` bytes at once, make a batch.
+
+    Args:
+        peak: see :class:`fastviz.engine.incremental.plan.Schedule`.
+        memory: bytes for all, clean maps included.
+        wanted: how many at most; None is as many as stay in the caches of a CPU, and 512 on a GPU.
+        device: where they run.
+    """
+    peak = max(1.0, peak)
+    # half is for the clean maps, and a third of the rest for what single operations need for themselves
+    fits = int(memory / 3 / peak)
+    if wanted is None:
+        in_cache = max(4, torch.get_num_threads(), min(32, int(_CACHE / peak)))
+        wanted = _ON_GPU if device.type == "cuda" else in_cache
+    return max(1, min(wanted, fits))

@@ -1,0 +1,64 @@
+"""The last steps of a network where they work on vectors: many windows wait for one another, as each batch would read
+all the weights again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastviz.engine.incremental.execute import run_whole
+from fastviz.engine.incremental.network import Network
+
+__all__ = ["Tail"]
+
+_AT_ONCE = 256
+"""Windows that linear layers work on at once."""
+
+
+class Tail:
+    """Takes what the head of a network gave for windows, and hands on the outputs.
+
+    Args:
+        made: the network.
+        put: gets the outputs [B, ...], in the type of the model, with NaN for entries that the network leaves out, and
+            the numbers of the windows.
+        dtype: the type of the model.
+    """
+
+    def __init__(self, made: Network, put: Callable[[Tensor, Tensor], object], dtype: torch.dtype) -> None:
+        split = len(made.steps) - made.tail
+        self.head, self.steps = made.steps[:split], made.steps[split:]
+        self._outputs, self._shape = made.outputs, made.shape
+        self.put, self._dtype = put, dtype
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, value: Tensor, windows: Tensor) -> None:
+        """What the head gave, [B, ...], for the windows of these numbers."""
+        if sum(len(waiting) for _, waiting in self._waiting) >= (_AT_ONCE if self.steps else 1):
+            self.flush()
+        self._waiting.append((value, windows))
+
+    def flush(self) -> None:
+        """Everything that waits."""
+        if not self._waiting:
+            return
+        values, windows = (torch.cat(each) for each in zip(*self._waiting, strict=True))
+        output = self.output(values)  # all still waits if memory runs out here
+        self._waiting = []
+        self.put(output, windows)
+
+    def output(self, value: Tensor) -> Tensor:
+        """The output for what the head gave."""
+        if self.steps:
+            value, _ = run_whole(self.steps, {self.head[-1]: value})
+        return self.all_entries(value.to(self._dtype))
+
+    def all_entries(self, output: Tensor) -> Tensor:
+        """The ``output`` with a place for each entry of the model's."""
+        if self._outputs is None:
+            return output
+        whole = output.new_full((len(output), *self._shape), torch.nan)
+        whole[:, list(self._outputs)] = output
+        return whole
