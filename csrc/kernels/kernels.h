@@ -273,4 +273,19 @@ struct WinogradMaps {
 };
 void winograd_maps_cpu(const Parallel& parallel, const WinogradMaps& arguments);
 
+/// fill_in: each removed pixel becomes the weighted mean of its 8 neighbours, filled in or not, those beyond the border
+/// left out (Rong et al. 2022, equation 5): pixels at its sides weigh 2, at its corners 1. A linear system for each
+/// plane, solved by conjugate gradients in float64 with a multigrid cycle in float32 as preconditioner, until its
+/// estimated error is at most `accuracy` times the largest absolute value that is known. On the CPU only: planes are
+/// solved one by one, in a core's own cache.
+struct FillIn {
+  int64_t pictures, channels, rows, columns;
+  double accuracy;
+  int64_t most_steps;
+  const bool* removed;  // [pictures, rows, columns], neither none of a picture nor all
+  double* values;  // [pictures, channels, rows, columns], finite; removed ones are written
+  int64_t* steps;  // [pictures, channels]: how many it took, -1 where these were not enough
+};
+void fill_in_cpu(const Parallel& parallel, const FillIn& arguments);
+
 }  // namespace fastviz

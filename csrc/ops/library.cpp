@@ -26,6 +26,8 @@ STABLE_TORCH_LIBRARY(fastviz, m) {
       "_grow_texture(Tensor(a!) values, Tensor(b!) filled, Tensor(c!) sources, Tensor places, Tensor chances, "
       "Tensor sample, Tensor? usable, Tensor weights, float epsilon, float limit) -> ()");
 
+  m.def("_fill_in(Tensor(a!) values, Tensor removed, float accuracy, int most_steps) -> Tensor");
+
   m.def("_winograd_tiles(Tensor x, int top, int left, int tile_rows, int tile_columns, int begin, int end) -> Tensor");
   m.def(
       "_winograd_maps(Tensor(a!) output, Tensor product, Tensor? bias, Tensor? other, bool rectify, int begin) -> ()");

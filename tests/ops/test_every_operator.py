@@ -93,7 +93,7 @@ def test_every_operator_is_checked():
         for schema in torch._C._jit_get_all_schemas()
         if schema.name.startswith("fastviz::")
     }
-    parts = {"_grow_texture", "_winograd_tiles", "_winograd_maps"}
+    parts = {"_fill_in", "_grow_texture", "_winograd_tiles", "_winograd_maps"}
     assert listed == {*opcheck_arguments("cpu", "contiguous"), *parts, "_instructions"}
 
 
