@@ -114,6 +114,7 @@ def outputs_of_changes(
         except (NotTraceable, UnusableError, StaleError) as error:
             run.stats.update(path="model", reason=str(error))
             run.through_model()
+            worth.spend(worth.known(model, images), len(run.moving))
     return Chain(run.spread(), run.stats)
 
 
