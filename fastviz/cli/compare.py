@@ -82,7 +82,7 @@ def compare(
             progress=True,
         )
     except KeyboardInterrupt:
-        raise Stopped("nothing was written") from None
+        raise Stopped("what is measured is kept: the same command goes on") from None
     _print(found)
     for name, reason in found.failures:
         print(failure_line(name, reason), file=sys.stderr)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -25,7 +25,7 @@ from fastviz.methods.registry import EXPLAINERS
 from fastviz.targets.objectives import Objective
 from fastviz.targets.selection import Target
 
-__all__ = ["Options", "Row", "Targets", "WhereObjects", "chosen_methods", "evaluate", "rows", "table"]
+__all__ = ["Options", "Row", "Targets", "WhereObjects", "chosen_methods", "evaluate", "row_batches", "rows", "table"]
 
 Row = dict[str, Any]
 """One line of a table: ``image`` (its name), ``index`` (its position), ``method``, ``measure``, ``value`` (a float, NaN
@@ -140,6 +140,35 @@ def rows(
     >>> row["method"], row["measure"]
     ('saliency', 'deletion')
     """
+    found = row_batches(
+        *(model, images, methods, measures),
+        target=target,
+        objects=objects,
+        options=options,
+        limit=limit,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+    )
+    return (row for batch in found for row in batch)
+
+
+def row_batches(
+    model: nn.Module,
+    images: Source | Stream,
+    methods: Sequence[str] | Mapping[str, str | Explain],
+    measures: Sequence[str],
+    *,
+    target: Targets = None,
+    objects: WhereObjects | None = None,
+    options: Options | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    progress: bool = False,
+    done: Collection[int] = (),
+) -> Iterator[list[Row]]:
+    """:func:`rows`, those of a batch of images at a time, without batches whose images' positions are all ``done``."""
     chosen = chosen_methods(methods, options or {})
     wanted = [MEASURES[checks.nearest(name, "measure", MEASURES)] for name in dict.fromkeys(measures)]
     if not wanted:
@@ -154,7 +183,7 @@ def rows(
         targets.resolve(target, model)
     stream = images if isinstance(images, Stream) else batches(images, model=model, batch_size=batch_size, limit=limit)
     work = _Work(model, chosen, wanted, target, objects, options or {}, seed, batch_size)
-    return _streamed(work, stream, progress)
+    return _streamed(work, stream, progress, done)
 
 
 def table(found: Iterator[Row] | Sequence[Row]) -> Any:
@@ -191,11 +220,15 @@ def table(found: Iterator[Row] | Sequence[Row]) -> Any:
     return pyarrow.Table.from_pylist(listed, schema=schema)
 
 
-def _streamed(work: _Work, stream: Stream, progress: bool) -> Iterator[Row]:
-    total = None if stream.names is None else len(stream.names) * len(work.methods) * len(work.measures)
+def _streamed(work: _Work, stream: Stream, progress: bool, done: Collection[int]) -> Iterator[list[Row]]:
+    each = len(work.methods) * len(work.measures)
+    total = None if stream.names is None else len(stream.names) * each
     with bar(progress, total, unit="values") as advance:
         for batch in stream:
-            yield from work.batch(batch, lambda count, name: advance(count, name))
+            if set(batch.indices) <= set(done):
+                advance(len(batch) * each, "measured before")
+            else:
+                yield list(work.batch(batch, lambda count, name: advance(count, name)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,13 +251,14 @@ class _Work:
         classes = _classes(objective, count)
         seeds = [self.seed + index for index in batch.indices]
         masks = self._masks(batch)
-        maps, usable = {}, {}
+        maps, usable, again = {}, {}, {}
         for name, (explain, channels) in self.methods.items():
             found = _drawn(images, seeds) if name == RANDOM else explained(explain, self.model, images, objective)
             usable[name] = found.flatten(1).isfinite().all(1)
+            again[name] = _remembered(explain, self.model, images, found)
             maps[name] = own_maps(found.nan_to_num(0.0, 0.0, 0.0), count, channels)
-        for name, (explain, _) in self.methods.items():
-            case = Case(self.model, images, objective, name, explain, maps, masks, seeds, self.batch_size)
+        for name in self.methods:
+            case = Case(self.model, images, objective, name, again[name], maps, masks, seeds, self.batch_size)
             for measure in self.measures:
                 scores = measure.compute(case, **self.options.get(measure.name, {}))
                 # a map that is not finite is no map: it has no value
@@ -319,6 +353,17 @@ def _with(function: Explain, options: Mapping[str, Any]) -> Explain:
         return function(model, images, target, **options)
 
     return explain
+
+
+def _remembered(explain: Explain, model: nn.Module, images: Tensor, found: Tensor) -> Explain:
+    """``explain``, which does not make the maps that it ``found`` for these images anew."""
+
+    def explained_again(network: nn.Module, x: Tensor, target: Any) -> Any:
+        if network is model and x.shape == images.shape and torch.equal(x, images):
+            return found
+        return explain(network, x, target)
+
+    return explained_again
 
 
 def _random(model: nn.Module, images: Tensor, target: Any) -> Tensor:

@@ -14,14 +14,16 @@ from torch import nn
 
 from fastviz import models
 from fastviz._util.device import choose_device
+from fastviz._util.output_folder import locked
 from fastviz.evaluation import Row, statistics
-from fastviz.evaluation.evaluate import Options, rows
+from fastviz.evaluation.evaluate import Options, row_batches
 from fastviz.evaluation.measures import RANDOM
 from fastviz.evaluation.statistics import Standings
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.images.streams import Stream, batches
 from fastviz.jobs import charts
 from fastviz.jobs.annotations import read_labels, read_objects
+from fastviz.jobs.comparison_journal import Journal, digest
 from fastviz.jobs.comparison_output import Output, number
 
 __all__ = ["MEASURED", "METHODS", "QUICK", "Compared", "compare", "number"]
@@ -33,14 +35,14 @@ MEASURED = ("deletion", "insertion", "road", "average_drop", "max_sensitivity", 
 """By what, unless told otherwise: no objects have to be known."""
 
 QUICK: Options = {
-    "deletion": {"step": 1 / 28},
-    "insertion": {"step": 1 / 28},
+    "deletion": {"step": 1 / 16},
+    "insertion": {"step": 1 / 16},
     "morf": {"steps": 40},
     "lerf": {"steps": 40},
     "road": {"removed": (10, 30, 50, 70, 90)},
-    "max_sensitivity": {"samples": 3},
-    "parameter_randomisation": {"steps": 5},
-    "smooth_grad": {"samples": 12},
+    "max_sensitivity": {"samples": 2},
+    "parameter_randomisation": {"steps": 3},
+    "smooth_grad": {"samples": 8},
 }
 """Options that take minutes for some dozens of photographs where the papers' own take an hour."""
 
@@ -96,6 +98,9 @@ def compare(
     pyarrow is installed), ``ranking.csv`` (means with bands and places), ``charts/`` (curves and places, SVG and PNG),
     ``pictures/``, and ``comparison.html``, which shows it all.
 
+    What is measured is kept batch by batch in ``unfinished.jsonl`` until all is there: a run that was stopped, however
+    it was, goes on where it was when it is started again with the same arguments, and gives the same numbers.
+
     Args:
         photos: files, folders and patterns, see :func:`fastviz.images.find_images`.
         out: the folder to write, made if need be.
@@ -111,13 +116,14 @@ def compare(
         batch_size: photographs in a batch, and changed images the network sees at once.
         limit: only the first so many photographs.
         seed: of all that is drawn.
-        overwrite: replace a comparison that the folder holds.
+        overwrite: replace a comparison that the folder holds, or one that was stopped with other arguments.
         progress: show a bar on a terminal.
 
     Raises:
         ImportError: matplotlib is not installed.
         TypeError, ValueError: an unknown method, measure or option, a method that does not suit the network, labels or
-            objects that are missing; a folder that holds a comparison. Nothing has been written then.
+            objects that are missing; a folder that holds a comparison, or one with other arguments that was stopped, or
+            into which another run is writing. Nothing has been written then.
         OSError: ``out`` cannot be written, or a file cannot be read.
     """
     began = time.perf_counter()
@@ -133,9 +139,15 @@ def compare(
     where = None if objects is None else read_objects(objects, stream.names, stream.files, stream.preprocessing)
     names = [*dict.fromkeys(methods), *([RANDOM] if control and RANDOM not in methods else [])]
     asked = list(dict.fromkeys([*measures, "agreement"]))
-    chosen = _options({} if thorough else QUICK, options or {}, [*names, *asked])
-    found = list(
-        rows(
+    chosen = _options({} if thorough else _quick(stream), options or {}, [*names, *asked])
+    settings = {
+        "network": digest(network), "methods": names, "measures": asked, "options": chosen, "labels": targets,
+        "objects": None if objects is None else Path(objects).read_text(errors="replace"),
+        "batch_size": batch_size, "seed": seed,
+    }  # fmt: skip
+    with locked(folder):
+        journal = Journal(folder, settings, stream.files, overwrite=overwrite)
+        batch_rows = row_batches(
             *(network, stream, names, asked),
             target=targets,
             objects=where,
@@ -143,16 +155,19 @@ def compare(
             batch_size=batch_size,
             seed=seed,
             progress=progress,
+            done=journal.done,
         )
-    )
-    found.sort(key=lambda row: row["index"])  # else the order would be that of the batches
-    if not found:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in stream.failures[:3])
-        raise ValueError(f"photos should hold at least one photograph that can be read, got none ({reasons})")
-    standing = statistics.standings(found, seed=seed)
-    work = Output(folder, network, stream, names, asked, chosen, found, classes, standing)
-    facts = _facts(model, weights, labels, objects, len({row["index"] for row in found}), thorough, seed)
-    work.write(facts, time.perf_counter() - began)
+        found = journal.keep(batch_rows)
+        found.sort(key=lambda row: row["index"])  # else the order would be that of the batches
+        if not found:
+            journal.remove()
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in stream.failures[:3])
+            raise ValueError(f"photos should hold at least one photograph that can be read, got none ({reasons})")
+        standing = statistics.standings(found, seed=seed)
+        work = Output(folder, network, stream, names, asked, chosen, found, classes, standing)
+        facts = _facts(model, weights, labels, objects, len({row["index"] for row in found}), thorough, seed)
+        work.write(facts, time.perf_counter() - began)
+        journal.remove()
     return Compared(
         *(found, work.standings, folder / "comparison.html", work.files, list(stream.failures)),
         seconds=time.perf_counter() - began,
@@ -175,6 +190,15 @@ def _class_names(network: nn.Module, stream: Stream) -> list[str]:
         first = next(iter(stream))
         with frozen_model(network), torch.no_grad():
             return [f"class {index}" for index in range(network(first.images[:1].clone()).shape[1])]
+
+
+def _quick(stream: Stream) -> Options:
+    """:data:`QUICK`, with the windows of occlusion side by side: a sweep is most of the time of two measures."""
+    size = stream.preprocessing.size
+    if size is None:
+        return QUICK
+    side = max(1, min(size) // 7)
+    return {**QUICK, "occlusion": {"window": side, "stride": side}}
 
 
 def _options(defaults: Options, given: Options, names: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import importlib.util
 import re
 from pathlib import Path
@@ -16,6 +17,7 @@ from fastviz import evaluation, images, models
 from fastviz.cli import app
 from fastviz.jobs import comparison
 from fastviz.jobs.comparison import compare
+from fastviz.jobs.comparison_journal import UNFINISHED
 from fastviz.methods import grad_cam
 
 PHOTOS = Path(comparison.__file__).parents[1] / "models/data/photos"
@@ -105,6 +107,71 @@ def test_the_page_names_everything_and_all_its_files_are_there(made):
 def test_a_second_run_needs_overwrite(made, folder):
     with pytest.raises(ValueError, match=r"holds table.csv and .*; give another folder, or --overwrite"):
         compare([folder], made.page.parent)
+
+
+def stopped_after(monkeypatch, photographs: int) -> list[str]:
+    """Make runs stop after so many photographs; the list gets the name of each that is measured."""
+    evaluate = importlib.import_module("fastviz.evaluation.evaluate")
+    whole, measured = evaluate._Work.batch, []
+
+    def batch(self, images, advance):
+        if len(measured) + len(images) > photographs:
+            raise KeyboardInterrupt
+        measured.extend(images.names)
+        return whole(self, images, advance)
+
+    monkeypatch.setattr(evaluate._Work, "batch", batch)
+    return measured
+
+
+def test_a_run_that_was_stopped_goes_on(folder, tmp_path, monkeypatch):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for at in range(3):
+        for path in folder.iterdir():
+            (photos / f"{at} {path.name}").write_bytes(path.read_bytes())
+    settings = {"methods": ["saliency"], "measures": ["sparseness", "deletion"], "batch_size": 2}
+    settings["options"] = {"deletion": {"step": 1024}}
+    once = compare([photos], tmp_path / "once", **settings)
+    with monkeypatch.context() as patch:
+        stopped_after(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            compare([photos], tmp_path / "twice", **settings)
+    journal = tmp_path / "twice" / UNFINISHED
+    assert len(journal.read_text().splitlines()) == 2  # the settings and a batch
+    with journal.open("a") as file:
+        file.write('{"photos": [[2, "torn')
+    with pytest.raises(ValueError, match="was stopped, with other measures; give another folder"):
+        compare([photos], tmp_path / "twice", **{**settings, "measures": ["deletion"]})
+    with monkeypatch.context() as patch:
+        measured = stopped_after(patch, 100)
+        twice = compare([photos], tmp_path / "twice", **settings)
+    assert len(measured) == 4
+    assert not journal.exists()
+    for name in ("table.csv", "ranking.csv"):
+        assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "twice" / name).read_bytes()
+    assert [row["value"] for row in once.rows] == pytest.approx([row["value"] for row in twice.rows], nan_ok=True)
+
+
+def test_a_photograph_that_changed_since_is_measured_anew(folder, tmp_path, monkeypatch):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for at in range(2):
+        for path in folder.iterdir():
+            (photos / f"{at} {path.name}").write_bytes(path.read_bytes())
+    settings = {"methods": ["saliency"], "measures": ["sparseness"], "batch_size": 1}
+    with monkeypatch.context() as patch:
+        stopped_after(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            compare([photos], tmp_path / "out", **settings)
+    changed = sorted(photos.iterdir())[1]
+    changed.write_bytes((folder / "a <b>&.jpg").read_bytes())
+    with monkeypatch.context() as patch:
+        measured = stopped_after(patch, 100)
+        found = compare([photos], tmp_path / "out", **settings)
+    assert len(measured) == 2
+    assert changed.name in measured
+    assert len({row["index"] for row in found.rows}) == 4
 
 
 def test_the_command(folder, tmp_path):
