@@ -48,7 +48,7 @@ def side_by_side(
     for name, call in calls.items():
         for _ in range(warm_up):
             call()
-        repeats[name] = max(1, round(least / max(seconds(call, device), 1e-7)))
+        repeats[name] = max(1, round(least / max(seconds(call, device), 1e-7))) if least else 1
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
@@ -60,7 +60,7 @@ def side_by_side(
             times[name].append(seconds(repeated, device) / repeats[name] * 1000)
     summary = {}
     for name, values in times.items():
-        lower, _, upper = statistics.quantiles(values, n=4)
+        lower, _, upper = statistics.quantiles(values, n=4) if len(values) > 1 else 3 * values
         summary[name] = {"median_ms": statistics.median(values), "spread_ms": (upper - lower) / 2}
     return summary
 

@@ -2,7 +2,8 @@
 
 Pixels (``--steps`` steps of each curve) on SqueezeNet and ResNet-50, windows of 16 on SqueezeNet and VGG-16; networks
 with random weights, maps of noise. The loop is what one writes in plain torch: masks from the ranks, batches of
-``--batch`` images, no gradient, and the same loop with the network and the images in channels_last memory.
+``--batch`` images, no gradient, and the same loop with the network and the images in channels_last memory. Each pass
+of the loops costs the same, so that they run only every ``--every``-th batch, and their time counts so many times.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fastviz as fv
-from benchmarks.common import parse, parser, row, shares, side_by_side, write
+from benchmarks.common import parse, parser, row, side_by_side, write
 from fastviz import evaluation
 
 PIXELS, WINDOWS = ("squeezenet1_0", "resnet50"), ("squeezenet1_0", "vgg16")
@@ -59,15 +60,15 @@ def torch_cam(model: nn.Module, x: Tensor, maps: Tensor, steps: int) -> Callable
     return run
 
 
-def loop(model: nn.Module, x: Tensor, step_of: Tensor, steps: int, batch: int) -> Callable[[], Tensor]:
-    """Both curves in plain torch; ``step_of`` [N, H, W] is the step in which a pixel changes, from 1 on."""
+def loop(model: nn.Module, x: Tensor, step_of: Tensor, steps: int, batch: int, every: int) -> Callable[[], Tensor]:
+    """Both curves in plain torch, every ``every``-th batch; ``step_of`` [N, H, W]: when a pixel changes, from 1 on."""
 
     @torch.no_grad()
     def run() -> Tensor:
         states = torch.arange(len(x) * (steps + 1), device=x.device)
         found = []
         for reveal in (False, True):
-            for part in states.split(batch):
+            for part in states.split(batch)[::every]:
                 image, at = part // (steps + 1), part % (steps + 1)
                 gone = (step_of[image] <= at[:, None, None]) != reveal
                 changed = torch.where(gone[:, None], torch.zeros((), device=x.device), x[image])
@@ -78,8 +79,9 @@ def loop(model: nn.Module, x: Tensor, step_of: Tensor, steps: int, batch: int) -
 
 
 def measured(
-    name: str, device: torch.device, images: int, steps: int, batch: int, rounds: int, window: int | None
-) -> Any:
+    name: str, device: torch.device, images: int, steps: int, batch: int, every: int, rounds: int, warm_up: int,
+    window: int | None,
+) -> Any:  # fmt: skip
     model = fv.load_model(name).to(device)
     x, maps = torch.randn(images, 3, 224, 224, device=device), torch.rand(images, 224, 224, device=device)
     if window is None:
@@ -99,9 +101,9 @@ def measured(
     ordered = fv.load_model(name).to(device, memory_format=torch.channels_last)
     calls: dict[str, Callable[[], object]] = {
         "fastviz": ours,
-        "batched loop": loop(model, x, step_of, steps, batch),
+        "batched loop": loop(model, x, step_of, steps, batch, every),
         "batched loop, channels_last": loop(
-            ordered, x.contiguous(memory_format=torch.channels_last), step_of, steps, batch
+            ordered, x.contiguous(memory_format=torch.channels_last), step_of, steps, batch, every
         ),
     }
     targets = {"batched loop": 1.0, "batched loop, channels_last": 1.0}
@@ -111,10 +113,13 @@ def measured(
             calls["torch-cam"], targets["torch-cam"] = rival, 5.0
     else:
         targets = {"batched loop": 3.0, "batched loop, channels_last": 3.0}
-    times = side_by_side(calls, device, rounds=rounds, least=0, warm_up=1)
+    times = side_by_side(calls, device, rounds=rounds, least=0, warm_up=warm_up)
+    batches = math.ceil(images * (steps + 1) / batch)
+    for loops in ("batched loop", "batched loop, channels_last"):
+        times[loops] = {key: value * batches / math.ceil(batches / every) for key, value in times[loops].items()}
     kind = f"{steps} steps" if window is None else f"windows of {window}"
     found = row("deletion and insertion", f"{name}, {images} images, {kind}", times, targets)
-    return {**found, "profile": shares(ours, device)}
+    return found
 
 
 def main() -> None:
@@ -122,15 +127,18 @@ def main() -> None:
     arguments.add_argument("--images", type=int, default=16)
     arguments.add_argument("--steps", type=int, default=224)
     arguments.add_argument("--batch", type=int, default=16, help="images of the loop at once")
+    arguments.add_argument("--every", type=int, default=1, help="which batches the loops run")
     arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--warm-up", type=int, default=1)
     arguments.add_argument("--only", choices=("pixels", "windows"))
+    arguments.add_argument("--networks", nargs="*", default=[*PIXELS, *WINDOWS])
     options = parse(arguments, "evaluation-curves")
-    common = (options.device, options.images, options.steps, options.batch, options.rounds)
+    common = (options.device, options.images, options.steps, options.batch, options.every, options.rounds)
     rows = []
-    if options.only != "windows":
-        rows += [measured(name, *common, None) for name in PIXELS]
-    if options.only != "pixels":
-        rows += [measured(name, *common, WINDOW) for name in WINDOWS]
+    for window, names in ((None, PIXELS), (WINDOW, WINDOWS)):
+        if options.only != ("windows" if window is None else "pixels"):
+            wanted = [name for name in names if name in options.networks]
+            rows += [measured(name, *common, options.warm_up, window) for name in wanted]
     write(options.out, rows, options.device)
 
 

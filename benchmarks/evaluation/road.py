@@ -19,7 +19,7 @@ PERCENTILES = [10, 30, 50, 70, 90]
 CLASS = 7
 
 
-def measured(kind: str, device: torch.device, images: int, rounds: int) -> dict[str, Any]:
+def measured(kind: str, device: torch.device, images: int, rounds: int, warm_up: int) -> dict[str, Any]:
     from pytorch_grad_cam.metrics.road import ROADCombined
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
 
@@ -36,7 +36,7 @@ def measured(kind: str, device: torch.device, images: int, rounds: int) -> dict[
         return evaluation.road(model, x, here, CLASS, removed=removed, noise=0, removal="threshold").combined
 
     calls = {"fastviz": ours, "pytorch-grad-cam": lambda: theirs(x, maps.numpy(), targets, model)}
-    times = side_by_side(calls, device, rounds=rounds, least=0, warm_up=1)
+    times = side_by_side(calls, device, rounds=rounds, least=0, warm_up=warm_up)
     found = row("ROAD", f"{images} images, 5 percentiles, {kind} maps", times, {"pytorch-grad-cam": 10.0})
     return {**found, "profile": shares(ours, device)}
 
@@ -45,8 +45,10 @@ def main() -> None:
     arguments = parser(__doc__, "evaluation-road")
     arguments.add_argument("--images", type=int, default=32)
     arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--warm-up", type=int, default=1)
     options = parse(arguments, "evaluation-road")
-    rows = [measured(kind, options.device, options.images, options.rounds) for kind in ("smooth", "noisy")]
+    common = (options.device, options.images, options.rounds, options.warm_up)
+    rows = [measured(kind, *common) for kind in ("smooth", "noisy")]
     write(options.out, rows, options.device)
 
 
