@@ -5,6 +5,8 @@ The signatures are those of `fastviz.ops`; arguments are not checked.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -14,17 +16,19 @@ __all__ = ["gram", "gram_loss", "guided_relu", "occlude", "patch_search", "splic
 
 def occlude(images: Tensor, boxes: Tensor, image_index: Tensor | None = None, fill: float | Tensor = 0.0) -> Tensor:
     """A copy of an image for each box, the box's pixels taken from the fill."""
-    n, c, h, w = images.shape
+    n, c, *size = images.shape
+    axes = len(size)
     index = torch.zeros(len(boxes), dtype=torch.long, device=images.device) if image_index is None else image_index
     if not isinstance(fill, Tensor):
         fill = torch.full((c,), fill, dtype=images.dtype, device=images.device)
     if fill.dim() == 1:
-        fill = fill.view(1, c, 1, 1).expand(1, c, h, w)
-    fill = fill.expand(n, c, h, w)
-    y = torch.arange(h, device=images.device).view(1, 1, h, 1)
-    x = torch.arange(w, device=images.device).view(1, 1, 1, w)
-    top, left, bottom, right = (side.view(-1, 1, 1, 1) for side in boxes.unbind(1))
-    inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
+        fill = fill.view(1, c, *[1] * axes)
+    fill = fill.expand(n, c, *size)
+    sides = [side.view(-1, *[1] * (axes + 1)) for side in boxes.unbind(1)]
+    inside = torch.ones(1, dtype=torch.bool, device=images.device)
+    for axis, length in enumerate(size):
+        place = torch.arange(length, device=images.device).view(-1, *[1] * (axes - 1 - axis))
+        inside = inside & (place >= sides[axis]) & (place < sides[axis + axes])
     return torch.where(inside, fill[index], images[index])
 
 
@@ -33,25 +37,26 @@ def splice(
     dirty: Tensor,
     dirty_origin: Tensor,
     window_origin: Tensor,
-    window_size: tuple[int, int],
+    window_size: tuple[int, ...],
     image_index: Tensor | None = None,
     pad_value: float = 0.0,
 ) -> Tensor:
     """Windows of clean maps with dirty crops pasted in, value by value."""
-    _, channels, height, width = clean.shape
+    _, channels, *size = clean.shape
     windows = torch.full((len(dirty), channels, *window_size), pad_value, dtype=clean.dtype, device=clean.device)
+    # channels last, to be read and written all at once
+    target, new, old = (each.movedim(1, -1) for each in (windows, dirty, clean))
     for p in range(len(dirty)):
         image = 0 if image_index is None else int(image_index[p])
-        for i in range(window_size[0]):
-            for j in range(window_size[1]):
-                y, x = int(window_origin[p, 0]) + i, int(window_origin[p, 1]) + j
-                if not (0 <= y < height and 0 <= x < width):
-                    continue
-                row, column = y - int(dirty_origin[p, 0]), x - int(dirty_origin[p, 1])
-                if 0 <= row < dirty.shape[2] and 0 <= column < dirty.shape[3]:
-                    windows[p, :, i, j] = dirty[p, :, row, column]
-                else:
-                    windows[p, :, i, j] = clean[image, :, y, x]
+        for place in itertools.product(*map(range, window_size)):
+            at = tuple(start + step for start, step in zip(window_origin[p].tolist(), place, strict=True))
+            if not all(0 <= each < length for each, length in zip(at, size, strict=True)):
+                continue
+            inside = tuple(each - start for each, start in zip(at, dirty_origin[p].tolist(), strict=True))
+            if all(0 <= each < length for each, length in zip(inside, dirty.shape[2:], strict=True)):
+                target[(p, *place)] = new[(p, *inside)]
+            else:
+                target[(p, *place)] = old[(image, *at)]
     return windows
 
 

@@ -5,12 +5,15 @@
 // `rows` rows; a row holds `columns` pixels of `pixel` values each:
 //   contiguous [B, C, H, W]:     planes = C, rows = H, columns = W, pixel = 1
 //   channels_last [B, C, H, W]:  planes = 1, rows = H, columns = W, pixel = C
+// Volumes [B, C, D, H, W] have D slices of rows in each block; pictures have one.
 // Sizes and offsets are int64_t. Sums run in float32 (float64 for float64) in an order that depends on the shape only.
 
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+
+#include "host_device.h"
 
 struct CUstream_st;
 
@@ -40,26 +43,36 @@ struct Layout {
   int64_t rows;
   int64_t columns;
   int64_t pixel;
+  int64_t slices = 1;
 
   int64_t row() const { return columns * pixel; }
-  int64_t plane() const { return rows * columns * pixel; }
-  int64_t picture() const { return planes * rows * columns * pixel; }
+  int64_t plane() const { return slices * rows * columns * pixel; }
+  int64_t picture() const { return planes * plane(); }
 };
 
+/// Boxes and origins have numbers for the last `axes` of slice, row and column; of the axes before these they hold all.
+/// This gives the one of `axis` (0 slice, 1 row, 2 column), or `otherwise`.
+FASTVIZ_HOST_DEVICE int64_t of_axis(const int64_t* numbers, int64_t axes, int64_t axis, int64_t otherwise) {
+  const int64_t at = axis + axes - 3;
+  return at < 0 ? otherwise : numbers[at];
+}
+
 /// occlude: output[p] = images[index[p]], with the pixels of boxes[p] taken from the fill.
-/// A box is (top, left, bottom, right), half open, clipped to the picture; an empty one changes nothing.
+/// A box is (top, left, bottom, right), half open, clipped to the picture; an empty one changes nothing. With three
+/// axes it is (front, top, left, back, bottom, right), with one (left, right).
 struct Occlude {
   Dtype dtype;
   Layout layout;
   int64_t images;
   int64_t windows;
   const void* input;  // [images] pictures
-  const int64_t* boxes;  // [windows, 4]
+  const int64_t* boxes;  // [windows, 2 * axes]
   const int64_t* image_index;  // [windows], or null: every window is of picture 0
   const void* fill;  // pictures, or null: fill_value
   int64_t fill_images;  // 1, or one fill for each image
   double fill_value;
   void* output;  // [windows] pictures
+  int64_t axes = 2;
 };
 void occlude_cpu(const Parallel& parallel, const Occlude& arguments);
 /// An index outside [0, images) gives a picture of NaN (the CPU operator raises; here that would need a
@@ -74,10 +87,11 @@ struct OccludeBackward {
   int64_t images;
   bool inside;
   const void* grad;  // [windows] pictures
-  const int64_t* boxes;  // [windows, 4]
+  const int64_t* boxes;  // [windows, 2 * axes]
   const int64_t* order;  // [windows], window numbers sorted by picture; sums follow this order
   const int64_t* offsets;  // [images + 1], the part of `order` that belongs to a picture
   void* output;  // [images] pictures
+  int64_t axes = 2;
 };
 void occlude_backward_cpu(const Parallel& parallel, const OccludeBackward& arguments);
 void occlude_backward_cuda(Stream stream, const OccludeBackward& arguments);
@@ -86,7 +100,8 @@ void occlude_backward_cuda(Stream stream, const OccludeBackward& arguments);
 /// (y, x) = window_origin[p] + (i, j) in the map, is
 ///   dirty[p, :, y - dirty_origin[p, 0], x - dirty_origin[p, 1]] inside of the dirty crop,
 ///   else clean[index[p], :, y, x] inside of the map, else pad_value.
-/// The dirty crop counts only where it lies inside of the map: outside is padding.
+/// The dirty crop counts only where it lies inside of the map: outside is padding. Volumes have slices besides; origins
+/// of one axis are those of columns.
 struct Splice {
   Dtype dtype;
   Layout layout;  // of the clean maps
@@ -96,11 +111,13 @@ struct Splice {
   int64_t windows;
   const void* clean;  // [images] maps
   const void* dirty;  // [windows] crops, same memory order
-  const int64_t* dirty_origin;  // [windows, 2], (row, column) in the map; may be negative
-  const int64_t* window_origin;  // [windows, 2]
+  const int64_t* dirty_origin;  // [windows, axes], (slice, row, column) in the map; may be negative
+  const int64_t* window_origin;  // [windows, axes]
   const int64_t* image_index;  // [windows], or null: every window is of map 0
   double pad_value;
   void* output;  // [windows] windows
+  int64_t axes = 2;
+  int64_t dirty_slices = 1, window_slices = 1;
 };
 void splice_cpu(const Parallel& parallel, const Splice& arguments);
 /// An index outside [0, images) gives a window of NaN, as in occlude_cuda.

@@ -32,6 +32,12 @@ inline void check_dims(const Tensor& tensor, const char* argument, int64_t dims)
   STD_TORCH_CHECK(tensor.dim() == dims, argument, " should have ", dims, " dimensions, got ", tensor.dim());
 }
 
+/// Pictures [N, C, H, W] or volumes [N, C, D, H, W].
+inline void check_pictures(const Tensor& tensor, const char* argument) {
+  STD_TORCH_CHECK(tensor.dim() == 4 || tensor.dim() == 5, argument, " should have 4 or 5 dimensions, got ",
+                  tensor.dim());
+}
+
 inline void check_size(const Tensor& tensor, const char* argument, int64_t dim, int64_t size) {
   STD_TORCH_CHECK(tensor.size(dim) == size, argument, " should have ", size, " elements in dimension ", dim, ", got ",
                   tensor.size(dim));
@@ -53,16 +59,19 @@ inline void check_same_device(const Tensor& tensor, const char* argument, const 
                   " should be on the device of ", other_argument, ", got another one");
 }
 
-/// torch's rule: dimensions of size 1 may have any stride.
+/// torch's rule: dimensions of size 1 may have any stride. Pictures [N, C, H, W] and volumes [N, C, D, H, W].
 inline bool has_channels_last_strides(const Tensor& tensor) {
-  if (tensor.dim() != 4) return false;
+  if (tensor.dim() != 4 && tensor.dim() != 5) return false;
   int64_t expected = 1;
-  for (const int64_t dim : {1, 3, 2, 0}) {
-    if (tensor.size(dim) == 1) continue;
-    if (tensor.stride(dim) != expected) return false;
+  const auto follows = [&](int64_t dim) {
+    if (tensor.size(dim) == 1) return true;
+    const bool next = tensor.stride(dim) == expected;
     expected *= tensor.size(dim);
-  }
-  return true;
+    return next;
+  };
+  bool all = follows(1);
+  for (int64_t dim = tensor.dim() - 1; dim > 1; --dim) all = follows(dim) && all;
+  return follows(0) && all;
 }
 
 /// Whether the operators walk over this tensor in channels_last order. A tensor that is both counts as contiguous.
@@ -70,16 +79,21 @@ inline bool is_channels_last(const Tensor& tensor) {
   return !tensor.is_contiguous() && has_channels_last_strides(tensor);
 }
 
+inline MemoryFormat memory_format(size_t dims, bool channels_last) {
+  if (!channels_last) return MemoryFormat::Contiguous;
+  return dims == 5 ? MemoryFormat::ChannelsLast3d : MemoryFormat::ChannelsLast;
+}
+
 /// The tensor in the given memory order: itself if it has it, else a copy.
 inline Tensor in_order(const Tensor& tensor, bool channels_last) {
   if (channels_last ? has_channels_last_strides(tensor) : tensor.is_contiguous()) return tensor;
-  return torch::stable::contiguous(tensor, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  return torch::stable::contiguous(tensor, memory_format(static_cast<size_t>(tensor.dim()), channels_last));
 }
 
 inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype,
                          bool channels_last = false) {
   return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt,
-                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+                              memory_format(sizes.size(), channels_last));
 }
 
 /// A new tensor of the same sizes and dtype.
@@ -134,9 +148,11 @@ inline void check_weights(const Tensor& weights) {
   }
 }
 
+/// Of pictures [N, C, H, W] or volumes [N, C, D, H, W].
 inline Layout layout_of(const Tensor& tensor, bool channels_last) {
-  const int64_t channels = tensor.size(1);
-  return {channels_last ? 1 : channels, tensor.size(2), tensor.size(3), channels_last ? channels : 1};
+  const int64_t channels = tensor.size(1), dims = tensor.dim();
+  return {channels_last ? 1 : channels, tensor.size(dims - 2), tensor.size(dims - 1), channels_last ? channels : 1,
+          dims == 5 ? tensor.size(2) : 1};
 }
 
 }  // namespace fastviz

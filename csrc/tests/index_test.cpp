@@ -68,18 +68,32 @@ TEST(covers_are_clipped_and_agree_with_their_values) {
       {-9, -9, -1, -1}, {7, 7, 9, 9}, {INT64_MIN, INT64_MIN, INT64_MAX, INT64_MAX}};
   for (size_t b = 0; b < boxes.size(); ++b) {
     const std::vector<int64_t>& box = boxes[b];
-    const Cover cover = cover_of(box.data(), rows, columns, pixel);
+    const Cover cover = cover_of(box.data(), 2, 1, rows, columns, pixel);
     for (int64_t row = 0; row < rows; ++row) {
       for (int64_t column = 0; column < columns * pixel; ++column) {
         describe("box ", b, " row ", row, " column ", column);
         const int64_t x = column / pixel;
-        CHECK(cover.holds(row, column) == (row >= box[0] && row < box[2] && x >= box[1] && x < box[3]));
+        CHECK(cover.holds(0, row, column) == (row >= box[0] && row < box[2] && x >= box[1] && x < box[3]));
         for (int64_t count = 1; column + count <= columns * pixel; ++count) {
           int64_t held = 0;
-          for (int64_t i = 0; i < count; ++i) held += cover.holds(row, column + i);
-          CHECK(cover.touches(row, column, count) == (held > 0));
-          CHECK(cover.holds_all(row, column, count) == (held == count));
+          for (int64_t i = 0; i < count; ++i) held += cover.holds(0, row, column + i);
+          CHECK(cover.touches(0, row, column, count) == (held > 0));
+          CHECK(cover.holds_all(0, row, column, count) == (held == count));
         }
+      }
+    }
+  }
+}
+
+TEST(covers_of_one_and_three_axes) {
+  const std::vector<int64_t> line = {1, 3}, volume = {1, -2, 2, 3, 2, 9};
+  const Cover columns = cover_of(line.data(), 1, 2, 3, 4, 2), part = cover_of(volume.data(), 3, 4, 3, 4, 2);
+  for (int64_t slice = 0; slice < 4; ++slice) {
+    for (int64_t row = 0; row < 3; ++row) {
+      for (int64_t column = 0; column < 8; ++column) {
+        describe("slice ", slice, " row ", row, " column ", column);
+        CHECK(columns.holds(slice, row, column) == (slice < 2 && column >= 2 && column < 6));
+        CHECK(part.holds(slice, row, column) == (slice >= 1 && slice < 3 && row < 2 && column >= 4));
       }
     }
   }

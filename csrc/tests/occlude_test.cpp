@@ -10,44 +10,71 @@ namespace {
 
 struct Shape {
   int64_t channels, rows, columns;
+  int64_t slices = 1;
+  int64_t axes = 2;  // of the boxes
 };
 
-const std::vector<Shape> shapes = {{1, 1, 1}, {3, 5, 7}, {2, 4, 8}, {16, 3, 5}, {3, 1, 16}, {1, 37, 33}, {8, 20, 24}};
+const std::vector<Shape> shapes = {{1, 1, 1},       {3, 5, 7},        {2, 4, 8},       {16, 3, 5},
+                                   {3, 1, 16},      {1, 37, 33},      {8, 20, 24},     {3, 5, 7, 4, 3},
+                                   {8, 3, 4, 5, 3}, {1, 2, 16, 3, 3}, {4, 1, 9, 1, 1}, {2, 1, 40, 1, 1},
+                                   {3, 4, 8, 3, 1}, {2, 5, 6, 3, 2}};
 
 std::vector<int64_t> boxes_for(const Shape& s) {
-  return {0,          0,
-          s.rows,     s.columns,
-          1,          1,
-          s.rows - 1, s.columns - 1,
-          0,          1,
-          1,          4,
-          -3,         -2,
-          2,          2,
-          s.rows - 1, s.columns - 1,
-          s.rows + 5, s.columns + 9,
-          2,          3,
-          2,          5,
-          4,          4,
-          1,          1,
-          -5,         -5,
-          -1,         -1,
-          s.rows,     0,
-          s.rows + 1, s.columns,
-          INT64_MIN,  INT64_MIN,
-          INT64_MAX,  INT64_MAX,
-          0,          s.columns / 2,
-          s.rows,     s.columns};
+  const std::vector<int64_t> flat = {0,          0,
+                                     s.rows,     s.columns,
+                                     1,          1,
+                                     s.rows - 1, s.columns - 1,
+                                     0,          1,
+                                     1,          4,
+                                     -3,         -2,
+                                     2,          2,
+                                     s.rows - 1, s.columns - 1,
+                                     s.rows + 5, s.columns + 9,
+                                     2,          3,
+                                     2,          5,
+                                     4,          4,
+                                     1,          1,
+                                     -5,         -5,
+                                     -1,         -1,
+                                     s.rows,     0,
+                                     s.rows + 1, s.columns,
+                                     INT64_MIN,  INT64_MIN,
+                                     INT64_MAX,  INT64_MAX,
+                                     0,          s.columns / 2,
+                                     s.rows,     s.columns};
+  const std::vector<int64_t> deep = {0,         s.slices, 1, 2,         -1, 1, s.slices - 1,
+                                     INT64_MAX, 2,        2, INT64_MIN, 2,  1, s.slices};
+  std::vector<int64_t> boxes;
+  for (size_t at = 0; at < flat.size(); at += 4) {
+    for (size_t side = 0; side < 2; ++side) {
+      if (s.axes > 2) boxes.push_back(deep[(at / 2 + side) % deep.size()]);
+      if (s.axes > 1) boxes.push_back(flat[at + 2 * side]);
+      boxes.push_back(flat[at + 2 * side + 1]);
+    }
+  }
+  return boxes;
+}
+
+Layout layout_for(bool channels_last, const Shape& s) {
+  Layout layout = layout_of(channels_last, s.channels, s.rows, s.columns);
+  layout.slices = s.slices;
+  return layout;
 }
 
 /// Calls function(value of a picture, inside of the box) for the values of one picture.
 template <typename Function>
-void over_values(const Layout& layout, const int64_t* box, const Function& function) {
+void over_values(const Layout& layout, const int64_t* box, int64_t axes, const Function& function) {
+  const auto holds = [&](int64_t axis, int64_t place) {
+    return axis < 3 - axes || (place >= box[axis + axes - 3] && place < box[axis + 2 * axes - 3]);
+  };
   int64_t value = 0;
   for (int64_t plane = 0; plane < layout.planes; ++plane) {
-    for (int64_t y = 0; y < layout.rows; ++y) {
-      for (int64_t x = 0; x < layout.columns; ++x) {
-        for (int64_t i = 0; i < layout.pixel; ++i) {
-          function(value++, y >= box[0] && y < box[2] && x >= box[1] && x < box[3]);
+    for (int64_t z = 0; z < layout.slices; ++z) {
+      for (int64_t y = 0; y < layout.rows; ++y) {
+        for (int64_t x = 0; x < layout.columns; ++x) {
+          for (int64_t i = 0; i < layout.pixel; ++i) {
+            function(value++, holds(0, z) && holds(1, y) && holds(2, x));
+          }
         }
       }
     }
@@ -60,7 +87,7 @@ TEST(occlude) {
   constexpr int64_t images = 2;
   for (const Shape& shape : shapes) {
     const std::vector<int64_t> boxes = boxes_for(shape);
-    const int64_t windows = static_cast<int64_t>(boxes.size() / 4);
+    const int64_t sides = 2 * shape.axes, windows = static_cast<int64_t>(boxes.size()) / sides;
     for (Dtype dtype : all_dtypes) {
       for (int variant = 0; variant < 12; ++variant) {
         // Both memory orders; no fill picture, one, one an image; addresses that are no multiple of 16 bytes.
@@ -68,7 +95,7 @@ TEST(occlude) {
         const int fills = variant / 2 % 3;
         const size_t shift = variant / 6 ? bytes_of(dtype) : 0;
         const bool indexed = fills != 1;
-        const Layout layout = layout_of(channels_last, shape.channels, shape.rows, shape.columns);
+        const Layout layout = layout_for(channels_last, shape);
         const int64_t picture = layout.picture();
         const std::vector<double> input = rounded(dtype, random_values(images * picture, 1));
         const std::vector<double> fill = rounded(dtype, random_values(fills * picture, 2));
@@ -79,7 +106,7 @@ TEST(occlude) {
         std::vector<double> expected(static_cast<size_t>(windows * picture));
         for (int64_t p = 0; p < windows; ++p) {
           const int64_t image = index[static_cast<size_t>(p)];
-          over_values(layout, &boxes[static_cast<size_t>(4 * p)], [&](int64_t value, bool inside) {
+          over_values(layout, &boxes[static_cast<size_t>(sides * p)], shape.axes, [&](int64_t value, bool inside) {
             const int64_t in_fill = fills == 2 ? image * picture + value : value;
             expected[static_cast<size_t>(p * picture + value)] =
                 !inside ? input[static_cast<size_t>(image * picture + value)]
@@ -87,8 +114,8 @@ TEST(occlude) {
           });
         }
         for (const Backend& backend : backends()) {
-          describe(backend.name, " ", name_of(dtype), " ", shape.channels, "x", shape.rows, "x", shape.columns,
-                   " variant ", variant);
+          describe(backend.name, " ", name_of(dtype), " ", shape.channels, "x", shape.slices, "x", shape.rows, "x",
+                   shape.columns, " variant ", variant);
           const Buffer input_buffer(backend, encode(dtype, input), shift), fill_buffer(backend, encode(dtype, fill));
           const Indices box_buffer(backend, boxes), index_buffer(backend, index);
           const Buffer output(backend, expected.size() * bytes_of(dtype), shift);
@@ -104,6 +131,7 @@ TEST(occlude) {
           a.fill_images = fills == 2 ? images : 1;
           a.fill_value = 0.3;
           a.output = output.data();
+          a.axes = shape.axes;
           run(backend, occlude_cpu, occlude_cuda, a);
           CHECK(equal(decode(dtype, output.read()), expected));
         }
@@ -157,8 +185,11 @@ TEST(occlude_backward) {
   for (const Shape& shape : shapes) {
     std::vector<int64_t> boxes = boxes_for(shape);
     // More windows than a block of the CUDA kernel keeps in shared memory.
-    while (boxes.size() < 4 * 150) boxes.insert(boxes.end(), {1, 2, 3, 4});
-    const int64_t windows = static_cast<int64_t>(boxes.size() / 4);
+    const std::vector<int64_t> more = {1, 1, 2, 3, 3, 4};  // the last sides of it: a box for any number of axes
+    while (static_cast<int64_t>(boxes.size()) < 2 * shape.axes * 150) {
+      boxes.insert(boxes.end(), more.end() - 2 * shape.axes, more.end());
+    }
+    const int64_t sides = 2 * shape.axes, windows = static_cast<int64_t>(boxes.size()) / sides;
     std::vector<int64_t> order, offsets = {0};
     for (int64_t image : {0, 1, 2}) {
       for (int64_t p = 0; p < windows; ++p) {
@@ -170,14 +201,14 @@ TEST(occlude_backward) {
       for (int variant = 0; variant < 8; ++variant) {
         const bool inside = variant % 2;
         const size_t shift = variant / 4 ? bytes_of(dtype) : 0;
-        const Layout layout = layout_of(variant / 2 % 2, shape.channels, shape.rows, shape.columns);
+        const Layout layout = layout_for(variant / 2 % 2, shape);
         const int64_t picture = layout.picture();
         const std::vector<double> grad = rounded(dtype, random_values(windows * picture, 4));
         std::vector<double> sums(static_cast<size_t>(images * picture));
         for (int64_t image = 0; image < images; ++image) {
           for (int64_t i = offsets[static_cast<size_t>(image)]; i < offsets[static_cast<size_t>(image + 1)]; ++i) {
             const int64_t p = order[static_cast<size_t>(i)];
-            over_values(layout, &boxes[static_cast<size_t>(4 * p)], [&](int64_t value, bool in_box) {
+            over_values(layout, &boxes[static_cast<size_t>(sides * p)], shape.axes, [&](int64_t value, bool in_box) {
               double& sum = sums[static_cast<size_t>(image * picture + value)];
               const double term = grad[static_cast<size_t>(p * picture + value)];
               if (in_box != inside) return;
@@ -189,8 +220,8 @@ TEST(occlude_backward) {
         }
         SameBits same;
         for (const Backend& backend : backends()) {
-          describe(backend.name, " ", name_of(dtype), " ", shape.channels, "x", shape.rows, "x", shape.columns,
-                   " variant ", variant);
+          describe(backend.name, " ", name_of(dtype), " ", shape.channels, "x", shape.slices, "x", shape.rows, "x",
+                   shape.columns, " variant ", variant);
           const Buffer grad_buffer(backend, encode(dtype, grad), shift);
           const Indices box_buffer(backend, boxes), order_buffer(backend, order), offset_buffer(backend, offsets);
           const Buffer output(backend, sums.size() * bytes_of(dtype), shift);
@@ -204,6 +235,7 @@ TEST(occlude_backward) {
           a.order = order_buffer.data();
           a.offsets = offset_buffer.data();
           a.output = output.data();
+          a.axes = shape.axes;
           run(backend, occlude_backward_cpu, occlude_backward_cuda, a);
           const std::vector<uint8_t> bytes = output.read();
           same.check(backend, bytes);

@@ -54,7 +54,7 @@ def tensor(
     if floating and not value.is_floating_point():
         raise TypeError(f"{argument} should be a floating-point tensor, got {value.dtype}")
     if dims and value.dim() not in dims:
-        cure = f"; {argument}[None] is a batch of one" if dims == (4,) and value.dim() == 3 else ""
+        cure = f"; {argument}[None] is a batch of one" if dims == (value.dim() + 1,) and value.dim() > 1 else ""
         raise ValueError(f"{argument} should have shape {layout}, got {list(value.shape)}{cure}")
     return value
 
@@ -72,9 +72,14 @@ def _dense(value: Tensor, argument: str) -> None:
         raise ValueError(f"{argument} should have no named dimensions, got {names}: give .rename(None)")
 
 
-def image_batch(value: object, argument: str = "x") -> Tensor:
-    """``value``, if it is a floating-point tensor [N, C, H, W]."""
-    return tensor(value, argument, dims=(4,), layout="[N, C, H, W]")
+_LAYOUTS = {1: "[N, C, L]", 2: "[N, C, H, W]", 3: "[N, C, D, H, W]"}
+"""Batches of signals, images and volumes, by their axes."""
+
+
+def image_batch(value: object, argument: str = "x", *, axes: tuple[int, ...] = (2,)) -> Tensor:
+    """``value``, if it is a floating-point tensor [N, C, H, W], or a batch of inputs of another number of ``axes``."""
+    layout = " or ".join([", ".join(_LAYOUTS[each] for each in axes[:-1]), _LAYOUTS[axes[-1]]][len(axes) == 1 :])
+    return tensor(value, argument, dims=tuple(each + 2 for each in axes), layout=layout)
 
 
 def module(value: object, argument: str = "model") -> nn.Module:

@@ -29,18 +29,38 @@ Stride = Annotated[int | None, typer.Option(help="Step between windows, in pixel
 @app.command()
 def plan(
     model: NetworkArgument,
-    size: Annotated[int | None, typer.Option(help="Height and width of the input, in pixels.")] = None,
-    window: Window = None,
-    stride: Stride = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="Of the input: 224 for all sides, 224x320, 5000 of a signal, 16x112x112 of a volume."),
+    ] = None,
+    window: Annotated[
+        str | None, typer.Option(help="Of the window, likewise; a seventh of the input if not given.")
+    ] = None,
+    stride: Annotated[str | None, typer.Option(help="Between windows; half of the window if not given.")] = None,
 ) -> None:
     """Print what an occlusion sweep computes, layer by layer: rectangles, operations, bytes, and the gain."""
-    from fastviz._util import checks
     from fastviz.engine import incremental
+    from fastviz.execution.inputs import convolution_axes
     from fastviz.models.loading import load_model
 
-    if size is not None:
-        checks.whole_number(size, "size", minimum=1)
-    print(incremental.plan(load_model(model), None if size is None else (size, size), window, stride))
+    sides, windows, steps = _sides(size, "size"), _sides(window, "window"), _sides(stride, "stride")
+    network = load_model(model)
+    if isinstance(sides, int):
+        sides = (sides,) * max(convolution_axes(network) or {2})
+    print(incremental.plan(network, sides, windows, steps))
+
+
+def _sides(words: str | None, option: str) -> int | tuple[int, ...] | None:
+    """``"224"`` as a number, ``"16x112x112"`` as a number for each side."""
+    if words is None:
+        return None
+    parts = words.lower().split("x")
+    if len(parts) > 3 or not all(part.isdecimal() for part in parts):
+        raise ValueError(f"{option} should be a number, or two or three with x between them, got {words!r}")
+    from fastviz._util import checks
+
+    numbers = tuple(checks.whole_number(int(part), option, minimum=1) for part in parts)
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 @app.command()

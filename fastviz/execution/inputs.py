@@ -16,11 +16,15 @@ from fastviz._util.memory import is_out_of_memory
 from fastviz.execution import exported
 from fastviz.execution.evaluation_mode import frozen_model
 
-__all__ = ["UnusableInputError", "input_batch", "output_of", "require_gradients", "usable"]
+__all__ = ["UnusableInputError", "convolution_axes", "input_batch", "output_of", "require_gradients", "usable"]
 
 
-def input_batch(model: nn.Module, x: object, argument: str = "x", *, narrows: bool = False) -> Tensor:
+def input_batch(
+    model: nn.Module, x: object, argument: str = "x", *, narrows: bool = False, axes: tuple[int, ...] = (2,)
+) -> Tensor:
     """``x``, if it is a floating-point batch [N, C, H, W] that ``model`` can be given; N may be 0.
+
+    ``axes`` says how many the method works on: 1 are signals [N, C, L], 3 volumes [N, C, D, H, W].
 
     Another dtype than that of the first parameter is tried on one image: some models cast their input themselves.
     ``narrows`` says that the caller gives a model of 16 bits the images in its dtype.
@@ -31,7 +35,9 @@ def input_batch(model: nn.Module, x: object, argument: str = "x", *, narrows: bo
             has nothing, or that is neither a CPU nor a GPU that torch calls cuda.
     """
     checks.module(model)
-    batch = checks.image_batch(x, argument)
+    batch = checks.image_batch(x, argument, axes=axes)
+    if batch.dim() - 1 in axes and _is_one_input(model, batch):
+        checks.image_batch(x, argument, axes=(batch.dim() - 1,))  # says that it lacks the dimension of the batch
     if 0 in batch.shape[1:]:
         raise ValueError(f"{argument} should have at least one channel and one pixel, got {list(batch.shape)}")
     fixed = exported.fixed_batch(model)
@@ -51,6 +57,17 @@ def input_batch(model: nn.Module, x: object, argument: str = "x", *, narrows: bo
         if wrong is not None:
             raise TypeError(wrong)
     return batch
+
+
+def convolution_axes(model: nn.Module) -> set[int]:
+    """How many axes the convolutions of ``model`` slide along: 1 for signals, 2 for images, 3 for volumes."""
+    kinds = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+    return {axes for axes, kind in kinds.items() if any(isinstance(module, kind) for module in model.modules())}
+
+
+def _is_one_input(model: nn.Module, batch: Tensor) -> bool:
+    """Whether a batch, of signals say, is one image [C, H, W] in truth: all convolutions have an axis more."""
+    return convolution_axes(model) == {batch.dim() - 1} and _runs(model, batch[None])
 
 
 class UnusableInputError(ValueError, RuntimeError):

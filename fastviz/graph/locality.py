@@ -69,7 +69,10 @@ def _getitem(node: fx.Node, known: Known) -> Reach:
     return Reach("filled" if reach.kind == "filled" else "global", images=dims[0], ahead=reach.ahead)
 
 
-_POSITIONS = {"max_pool2d_with_indices", "adaptive_max_pool2d"}
+_POSITIONS = {
+    *(f"{kind}{axes}d{more}" for axes in (1, 2, 3)
+      for kind, more in (("max_pool", "_with_indices"), ("adaptive_max_pool", ""))),
+}  # fmt: skip
 """Calls whose second result numbers the positions of the whole map."""
 
 
@@ -137,8 +140,7 @@ def _over_dims(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach 
 
 
 def _without(layout: Layout, removed: set[int]) -> Layout:
-    rows, columns = (dim - sum(gone < dim for gone in removed) for dim in layout)
-    return rows, columns
+    return tuple(dim - sum(gone < dim for gone in removed) for dim in layout)
 
 
 def _cat(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None:
@@ -151,8 +153,7 @@ def _cat(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None
     positional = len(found) < len(arguments["tensors"])
     if call_name(node) == "stack":
         dim = axis(arguments["dim"], ndim + 1)
-        rows, columns = (at + (at >= dim) for at in layout)
-        return Reach("joining", (rows, columns), positional=positional) if dim else None
+        return Reach("joining", tuple(at + (at >= dim) for at in layout), positional=positional) if dim else None
     if axis(arguments["dim"], ndim) in (0, *layout):
         return None
     return Reach("joining", layout, positional=positional)
@@ -181,7 +182,7 @@ def _einsum(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | N
     others = "".join(term for at, term in enumerate(terms[0]) if at != maps[0])
     if any(letter in others or terms[1].count(letter) != 1 for letter in letters):
         return None
-    return Reach("pointwise", (terms[1].index(letters[0]), terms[1].index(letters[1])))
+    return Reach("pointwise", tuple(terms[1].index(letter) for letter in letters))
 
 
 def _matmul(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None:
@@ -237,24 +238,25 @@ def _reorder(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | 
         order = [dim for dim in order if dim not in gone]
     if order[0] != 0 or not set(layout) <= set(order):
         return None
-    return Reach("pointwise", (order.index(layout[0]), order.index(layout[1])))
+    return Reach("pointwise", tuple(order.index(dim) for dim in layout))
 
 
 def _view(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None:
-    """A view stays local if rows and columns are whole dimensions of it, with as much before them as they had."""
+    """A view stays local if the axes of the map are whole dimensions of it, with as much before them as they had."""
     found = _source(arguments["self"], known)
     if found is None:
         return None
     source, layout, _ = found
     before, after = shape_of(source), shape_of(node)
-    places = []
+    places: list[int] = []
     for dim in layout:
         ahead = math.prod(before[:dim])
         fits = [at for at, size in enumerate(after) if size == before[dim] and math.prod(after[:at]) == ahead]
+        fits = [at for at in fits if not places or at > places[-1]]
         if not fits:
             return None
-        places.append(fits[-1] if dim == layout[1] else fits[0])
-    return Reach("pointwise", (places[0], places[1])) if places[0] < places[1] else None
+        places.append(fits[-1] if len(layout) > 1 and dim == layout[-1] else fits[0])
+    return Reach("pointwise", tuple(places))
 
 
 def _expand(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None:
@@ -283,8 +285,7 @@ def _slice(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | No
     cut = Slide(stride=arguments["step"], before=-start, after=end - size)
     if cut.is_pointwise:
         return Reach("pointwise", layout)
-    slides = (cut, Slide()) if dim == layout[0] else (Slide(), cut)
-    return Reach("windowed", layout, slides)
+    return Reach("windowed", layout, tuple(cut if at == dim else Slide() for at in layout))
 
 
 def _pad(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None:
@@ -296,19 +297,20 @@ def _pad(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None
     pairs = {ndim - 1 - at // 2: (amounts[at], amounts[at + 1]) for at in range(0, len(amounts), 2)}
     if pairs.get(0, (0, 0)) != (0, 0):
         return None
-    rows, columns = (Slide(before=before, after=after) for before, after in (pairs.get(dim, (0, 0)) for dim in layout))
-    if rows.is_pointwise and columns.is_pointwise:
+    slides = tuple(Slide(before=before, after=after) for before, after in (pairs.get(dim, (0, 0)) for dim in layout))
+    if all(slide.is_pointwise for slide in slides):
         return Reach("pointwise", layout)
-    return Reach("windowed", layout, (rows, columns))
+    return Reach("windowed", layout, slides)
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def _each(value: Any, axes: int) -> tuple[int, ...]:
+    """A number for each axis: those of a list, or the same one."""
     values = list(value) if isinstance(value, Sequence) else [value]
-    return (values[0], values[-1])
+    return tuple(values) if len(values) == axes else tuple(values[:1] * axes)
 
 
-def _windows(node: fx.Node, layout: Layout, slides: tuple[Slide, Slide]) -> Reach | None:
-    if layout != (2, 3):
+def _windows(node: fx.Node, layout: Layout, slides: tuple[Slide, ...]) -> Reach | None:
+    if layout != tuple(range(2, len(shape_of(node)))):
         return None
     return (
         Reach("pointwise", layout) if all(slide.is_pointwise for slide in slides) else Reach("windowed", layout, slides)
@@ -323,55 +325,62 @@ def _convolution(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reac
     return _windows(node, found[1], slides)
 
 
-def convolution_slides(node: fx.Node) -> tuple[Slide, Slide] | None:
-    """The windows of a convolution over [N, C, H, W], local or not; None if ``node`` is something else."""
-    if call_name(node) not in ("conv2d", "convolution") or len(shape_of(node)) != 4:
+_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "convolution")
+
+
+def convolution_slides(node: fx.Node) -> tuple[Slide, ...] | None:
+    """The windows of a convolution over [N, C, ...], local or not; None if ``node`` is something else."""
+    axes = len(shape_of(node)) - 2
+    if call_name(node) not in _CONVOLUTIONS or axes not in (1, 2, 3):
         return None
     arguments = call_arguments(node)
     if arguments.get("transposed", False):
         return None
     kernel = shape_of(arguments["weight"])[2:]
-    stride, dilation, padding = _pair(arguments["stride"]), _pair(arguments["dilation"]), arguments["padding"]
+    stride, dilation = _each(arguments["stride"], axes), _each(arguments["dilation"], axes)
+    padding = arguments["padding"]
     slides = []
-    for at in range(2):
+    for at in range(axes):
         if isinstance(padding, str):
             total = dilation[at] * (kernel[at] - 1) if padding == "same" else 0
             before, after = total // 2, total - total // 2
         else:
-            before = after = _pair(padding)[at]
+            before = after = _each(padding, axes)[at]
         slides.append(Slide(kernel[at], stride[at], before, after, dilation[at]))
-    return slides[0], slides[1]
+    return tuple(slides)
 
 
 def _pool(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None:
     found = _source(arguments["self"], known)
-    if found is None or found[2] != 4:
+    if found is None:
         return None
-    kernel, padding = _pair(arguments["kernel_size"]), _pair(arguments["padding"])
-    stride = _pair(arguments["stride"]) if arguments["stride"] else kernel
-    dilation = _pair(arguments.get("dilation", 1))
-    rows, columns = (
-        Slide(kernel[at], stride[at], padding[at], padding[at], dilation[at], arguments["ceil_mode"]) for at in range(2)
-    )
-    return _windows(node, found[1], (rows, columns))
+    axes = len(found[1])
+    if _POOLED.get(call_name(node)) != axes or found[2] != axes + 2:
+        return _pool_of_channels(node, arguments, known)
+    kernel, padding = _each(arguments["kernel_size"], axes), _each(arguments["padding"], axes)
+    stride = _each(arguments["stride"], axes) if arguments["stride"] else kernel
+    dilation = _each(arguments.get("dilation", 1), axes)
+    ceil = arguments["ceil_mode"]
+    slides = (Slide(kernel[at], stride[at], padding[at], padding[at], dilation[at], ceil) for at in range(axes))
+    return _windows(node, found[1], tuple(slides))
 
 
 def _adaptive_pool(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None:
     found = _source(arguments["self"], known)
-    if found is None or found[2] != 4:
+    if found is None or found[2] != len(found[1]) + 2 or found[2] != len(shape_of(node)):
         return None
     slides = []
     for size, outputs in zip(shape_of(found[0])[2:], shape_of(node)[2:], strict=True):
         if size % outputs or (outputs == 1 and size > 1):
             return None
         slides.append(Slide(size // outputs, size // outputs))
-    return _windows(node, found[1], (slides[0], slides[1]))
+    return _windows(node, found[1], tuple(slides))
 
 
 def _pool_of_channels(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None:
     """Pools over three dimensions that leave rows and columns alone, as local response norms do."""
     found = _source(arguments["self"], known)
-    if found is None or found[2] != 5 or 2 in found[1]:
+    if found is None or _POOLED.get(call_name(node)) != 3 or found[2] != 5 or len(found[1]) != 2 or 2 in found[1]:
         return None
     kernel = arguments["kernel_size"]
     whole = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
@@ -384,11 +393,18 @@ def _pool_of_channels(node: fx.Node, arguments: dict[str, Any], known: Known) ->
 
 def _unshuffled(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None:
     found = _source(arguments["self"], known)
-    if found is None:
+    if found is None or len(found[1]) != 2:
         return None
     factor = int(arguments["downscale_factor"])
     return _windows(node, found[1], (Slide(factor, factor), Slide(factor, factor)))
 
+
+_POOLED = {
+    f"{kind}_pool{axes}d{more}": axes
+    for axes in (1, 2, 3)
+    for kind, more in (("avg", ""), ("max", ""), ("max", "_with_indices"))
+}
+"""Pools by the number of axes that they slide along."""
 
 _CHANNELWISE = (
     *("batch_norm", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training"),
@@ -409,10 +425,9 @@ _LOCAL_RULES: dict[str, Rule] = {
     **dict.fromkeys(("permute", "transpose", "unsqueeze", "squeeze"), _reorder),
     **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "unflatten"), _view),
     **dict.fromkeys(("pad", "constant_pad_nd"), _pad),
-    **dict.fromkeys(("conv2d", "convolution"), _convolution),
-    **dict.fromkeys(("max_pool2d", "max_pool2d_with_indices", "avg_pool2d"), _pool),
-    **dict.fromkeys(("max_pool3d", "avg_pool3d"), _pool_of_channels),
-    **dict.fromkeys(("adaptive_avg_pool2d", "adaptive_max_pool2d"), _adaptive_pool),
+    **dict.fromkeys(_CONVOLUTIONS, _convolution),
+    **dict.fromkeys(_POOLED, _pool),
+    **dict.fromkeys((f"adaptive_{kind}_pool{axes}d" for kind in ("avg", "max") for axes in (1, 2, 3)), _adaptive_pool),
     **dict.fromkeys(("cat", "stack"), _cat),
     **dict.fromkeys(("slice_scatter", "select_scatter"), _scatter),
     "einsum": _einsum,

@@ -50,7 +50,7 @@ class Layer:
         parameters: number of parameters, those of its children included.
         receptive_field: the pixels that a unit depends on; None where that is the whole image, or not known.
         reason: why there is no receptive field; empty if there is one.
-        layout: which dimensions of the output, the batch being 0, are rows and columns: (2, 3) for maps [N, C, H, W];
+        layout: which dimensions of the output, the batch being 0, are axes of a map: (2, 3) for maps [N, C, H, W];
             None where there is no receptive field.
     """
 
@@ -85,11 +85,11 @@ class Trace:
     mixes: str = ""
 
 
-def trace(model: nn.Module, input_size: tuple[int, int] | None = None, channels: int | None = None) -> Trace:
+def trace(model: nn.Module, input_size: tuple[int, ...] | None = None, channels: int | None = None) -> Trace:
     """The graph of ``model`` in evaluation mode, for images of ``input_size`` (height, width) in pixels.
 
-    The model is not touched. A size or number of channels that is not given is that of
-    :func:`fastviz.models.preprocessing`.
+    Signals have a size of one number, volumes of three. The model is not touched. A size or number of channels that is
+    not given is that of :func:`fastviz.models.preprocessing`.
 
     Raises:
         NotTraceable: the model cannot be traced, or gives something else than one tensor.
@@ -101,7 +101,7 @@ def trace(model: nn.Module, input_size: tuple[int, int] | None = None, channels:
     return found
 
 
-def traced(model: nn.Module, input_size: tuple[int, int] | None, channels: int | None) -> tuple[Trace, Recording]:
+def traced(model: nn.Module, input_size: tuple[int, ...] | None, channels: int | None) -> tuple[Trace, Recording]:
     """The graph, whatever the model gives, and its modules' outputs; recorded for a batch and for one image.
 
     The second pass shows what depends on the number of images.
@@ -189,8 +189,10 @@ def reaches_of(graph: fx.Graph, image: fx.Node) -> dict[fx.Node, Reach]:
     """What each node of ``graph`` depends on."""
     reaches: dict[fx.Node, Reach] = {}
     for node in graph.nodes:
-        if node.op == "placeholder":
-            reaches[node] = Reach("pointwise", (2, 3)) if node is image else Reach("constant")
+        if node is image:
+            reaches[node] = Reach("pointwise", tuple(range(2, len(shapes_of(node)[0]))))
+        elif node.op == "placeholder":
+            reaches[node] = Reach("constant")
         elif node.op != "output":
             reaches[node] = classify(node, reaches)
     return reaches
@@ -211,7 +213,7 @@ def label(node: fx.Node) -> str:
     return stack[-1] if stack else ""
 
 
-def layers(model: nn.Module, input_size: tuple[int, int] | None = None, channels: int | None = None) -> list[Layer]:
+def layers(model: nn.Module, input_size: tuple[int, ...] | None = None, channels: int | None = None) -> list[Layer]:
     """Every module that the forward pass calls and that gives a tensor, in the order of ``model.named_modules()``.
 
     What was found is remembered for as long as the model lives and keeps its structure
@@ -219,8 +221,8 @@ def layers(model: nn.Module, input_size: tuple[int, int] | None = None, channels
 
     Args:
         model: the network; not touched.
-        input_size: height and width of the image in pixels; None asks :func:`fastviz.models.preprocessing`
-            (``fastviz.models.describe`` registers your own model's).
+        input_size: height and width of the image in pixels, length of a signal, or depth, height and width of a volume;
+            None asks :func:`fastviz.models.preprocessing` (``fastviz.models.describe`` registers your own model's).
         channels: of the image; None asks there, too, and takes those of the first convolution where the model cannot
             take so many.
 
@@ -234,12 +236,12 @@ def layers(model: nn.Module, input_size: tuple[int, int] | None = None, channels
     [(8, 31, 31), (8, 31, 31)]
     """
     batch = example_images(checks.module(model), input_size, 1, channels)
-    size = (batch.shape[2], batch.shape[3])
+    size = tuple(batch.shape[2:])
     key = (size, batch.shape[1], batch.dtype, batch.device)
     return list(_layers.get(model, key, structure(model), lambda: _found_layers(model, size, batch.shape[1])))
 
 
-def _found_layers(model: nn.Module, input_size: tuple[int, int], channels: int) -> list[Layer]:
+def _found_layers(model: nn.Module, input_size: tuple[int, ...], channels: int) -> list[Layer]:
     try:
         found, recording = traced(model, input_size, channels)
     except NotTraceable as error:
@@ -269,7 +271,7 @@ def _of_output(call: tracing.Output, fields: dict[fx.Node, _Traced]) -> _Traced:
 
 
 def receptive_field(
-    model: nn.Module, layer: str, input_size: tuple[int, int] | None = None, channels: int | None = None
+    model: nn.Module, layer: str, input_size: tuple[int, ...] | None = None, channels: int | None = None
 ) -> ReceptiveField:
     """The pixels that a unit of ``layer`` depends on.
 
@@ -306,17 +308,22 @@ class _Traced:
 
 
 def example_images(
-    model: nn.Module, input_size: tuple[int, int] | None, batch: int, channels: int | None = None
+    model: nn.Module, input_size: tuple[int, ...] | None, batch: int, channels: int | None = None
 ) -> Tensor:
     """Images of zeros [batch, C, H, W] in the dtype and on the device of the model's parameters.
+
+    For a size of one number they are signals [batch, C, L], for three volumes [batch, C, D, H, W].
 
     A size that is not given is that of :func:`fastviz.models.preprocessing`, and so are the channels, or those of the
     first convolution where the model cannot take so many.
     """
     known = preprocessing(model)
     if input_size is not None:
-        if not isinstance(input_size, (tuple, list)) or len(input_size) != 2:
-            raise ValueError(f"input_size should be (height, width), got {input_size!r}")
+        if not isinstance(input_size, (tuple, list)) or len(input_size) not in (1, 2, 3):
+            raise ValueError(
+                f"input_size should be (height, width), (length,) of a signal or (depth, height, width) of a volume, "
+                f"got {input_size!r}"
+            )
         for side in input_size:
             checks.whole_number(side, "input_size", minimum=1)
     if channels is not None:
@@ -329,16 +336,17 @@ def example_images(
     return torch.zeros(batch, count, *size, dtype=parameter.dtype, device=parameter.device)
 
 
-def _usual_channels(model: nn.Module, size: tuple[int, int], described: int) -> int:
+def _usual_channels(model: nn.Module, size: tuple[int, ...], described: int) -> int:
     """The channels that ``model`` is described with, or those of its first convolution where only they work."""
-    found = (getattr(module, "in_channels", 0) for module in model.modules() if isinstance(module, nn.Conv2d))
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    found = (getattr(module, "in_channels", 0) for module in model.modules() if isinstance(module, kinds))
     first = next(found, 0) or described
     if first == described or _runs(model, size, described) or not _runs(model, size, first):
         return described
     return first
 
 
-def _runs(model: nn.Module, size: tuple[int, int], channels: int) -> bool:
+def _runs(model: nn.Module, size: tuple[int, ...], channels: int) -> bool:
     try:
         tracing.record(model, example_images(model, size, 1, channels))
     except NotTraceable:
@@ -346,7 +354,7 @@ def _runs(model: nn.Module, size: tuple[int, int], channels: int) -> bool:
     return True
 
 
-def _shapes_by_running(model: nn.Module, input_size: tuple[int, int], channels: int) -> dict[str, tuple[int, ...]]:
+def _shapes_by_running(model: nn.Module, input_size: tuple[int, ...], channels: int) -> dict[str, tuple[int, ...]]:
     """What the modules of a model that cannot be traced give for one image, by name: the model runs, as a copy."""
     if exported.fixed_batch(model) is not None:
         raise ValueError("model should not be exported for a fixed batch: give the module it was made from")
@@ -384,8 +392,9 @@ def _per_image(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
 
 def _fields_of_nodes(traced: Trace) -> dict[fx.Node, _Traced]:
     """What the graph says of every call that depends on the image."""
-    fields: dict[fx.Node, tuple[Field, Field]] = {traced.image: (Field(), Field())}
-    found = {traced.image: _Traced(_receptive_field(*fields[traced.image]), layout=(2, 3))}
+    layout = traced.reaches[traced.image].layout or ()
+    fields: dict[fx.Node, tuple[Field, ...]] = {traced.image: tuple(Field() for _ in layout)}
+    found = {traced.image: _Traced(_receptive_field(fields[traced.image]), layout=layout)}
     for node in traced.graph.nodes:
         if node.op != "call_function" or traced.reaches[node].kind in ("constant", "filled"):
             continue
@@ -396,26 +405,28 @@ def _fields_of_nodes(traced: Trace) -> dict[fx.Node, _Traced]:
                 fields[node] = joined_field(traced.reaches[node], [fields[source] for source in sources])
             except ValueError as error:
                 reason = f"{call_name(node)} in {label(node) or 'the model'!r} {error}"
-        field, layout = (None, None) if reason else (_receptive_field(*fields[node]), traced.reaches[node].layout)
-        found[node] = _Traced(field, reason, layout)
+        known = not reason
+        field, axes = (_receptive_field(fields[node]), traced.reaches[node].layout) if known else (None, None)
+        found[node] = _Traced(field, reason, axes)
     return found
 
 
-def _receptive_field(rows: Field, columns: Field) -> ReceptiveField:
-    return ReceptiveField((rows.size, columns.size), (rows.stride, columns.stride), (rows.start, columns.start))
+def _receptive_field(fields: tuple[Field, ...]) -> ReceptiveField:
+    sizes, strides, starts = zip(*((each.size, each.stride, each.start) for each in fields), strict=True)
+    return ReceptiveField(sizes, strides, starts)
 
 
-def joined_field(reach: Reach, sources: list[tuple[Field, Field]]) -> tuple[Field, Field]:
-    """The field, of rows and of columns, of what one call makes of maps with the fields ``sources``.
+def joined_field(reach: Reach, sources: list[tuple[Field, ...]]) -> tuple[Field, ...]:
+    """The field, along each axis, of what one call makes of maps with the fields ``sources``.
 
     Raises:
         ValueError: the call depends on the whole map, or the strides of the sources differ.
     """
     if not reach.is_local:
         raise ValueError("makes every unit depend on the whole image")
-    rows, columns = sources[0]
-    for other_rows, other_columns in sources[1:]:
-        rows, columns = rows.join(other_rows), columns.join(other_columns)
+    joined = sources[0]
+    for other in sources[1:]:
+        joined = tuple(field.join(another) for field, another in zip(joined, other, strict=True))
     if reach.slides is not None:
-        rows, columns = rows.through(reach.slides[0]), columns.through(reach.slides[1])
-    return rows, columns
+        joined = tuple(field.through(slide) for field, slide in zip(joined, reach.slides, strict=True))
+    return joined

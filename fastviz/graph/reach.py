@@ -9,8 +9,9 @@ from fastviz.graph.sliding_window import Slide
 
 __all__ = ["Kind", "Layout", "Reach"]
 
-Layout = tuple[int, int]
-"""The dimensions of a tensor that are rows and columns of a map."""
+Layout = tuple[int, ...]
+"""The dimensions of a tensor that are the axes of a map: rows and columns of an image, the one axis of a signal, or
+slices, rows and columns of a volume."""
 
 Kind = Literal["constant", "filled", "pointwise", "windowed", "joining", "global", "opaque"]
 
@@ -24,8 +25,8 @@ class Reach:
             ``"pointwise"``: each position on the same one of one map; ``"joining"``: on the same one of several maps;
             ``"windowed"``: on a window; ``"global"``: on everything of its own image; ``"opaque"``: perhaps on other
             images of the batch, or on chance.
-        layout: which dimensions are rows and columns; None for constant, filled, global and opaque ones.
-        slides: the window along rows and columns; None unless ``"windowed"``.
+        layout: which dimensions are axes of the map; None for constant, filled, global and opaque ones.
+        slides: the window along each of them; None unless ``"windowed"``.
         positional: whether a constant takes part whose values differ from position to position.
         images: the dimension that holds the images; 0 for maps.
         ahead: how many times all images follow each other in it; 1 for maps.
@@ -33,7 +34,7 @@ class Reach:
 
     kind: Kind
     layout: Layout | None = None
-    slides: tuple[Slide, Slide] | None = None
+    slides: tuple[Slide, ...] | None = None
     positional: bool = False
     images: int = 0
     ahead: int = 1

@@ -14,8 +14,9 @@ class ReceptiveField:
     """The pixels that a unit of a layer depends on.
 
     Unit (i, j) depends on rows ``start[0] + i * stride[0]`` and the ``size[0] - 1`` after it, and on columns likewise.
-    Rows and columns outside the image are padding. Where a window is dilated, or where branches with different fields
-    join, the field is the smallest rectangle with all pixels.
+    Of signals there is one number for rows and columns, of volumes there are three, depth first. Rows and columns
+    outside the image are padding. Where a window is dilated, or where branches with different fields join, the field is
+    the smallest rectangle with all pixels.
 
     Attributes:
         size: height and width in pixels.
@@ -23,11 +24,11 @@ class ReceptiveField:
         start: top and left of the field of unit (0, 0); negative by the padding.
     """
 
-    size: tuple[int, int]
-    stride: tuple[int, int]
-    start: tuple[int, int]
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    start: tuple[int, ...]
 
-    def box(self, position: tuple[int, int], input_size: tuple[int, int] | None = None) -> tuple[int, int, int, int]:
+    def box(self, position: tuple[int, ...], input_size: tuple[int, ...] | None = None) -> tuple[int, ...]:
         """Top, left, bottom and right (half open, in pixels) of the field of the unit at ``position``.
 
         Args:
@@ -37,14 +38,12 @@ class ReceptiveField:
         >>> ReceptiveField(size=(7, 7), stride=(2, 2), start=(-3, -3)).box((0, 1))
         (-3, -1, 4, 6)
         """
-        rows, columns = (field.interval(unit) for field, unit in zip(self._fields(), position, strict=True))
+        intervals = [field.interval(unit) for field, unit in zip(self._fields(), position, strict=True)]
         if input_size is not None:
-            rows, columns = clip(rows, input_size[0]), clip(columns, input_size[1])
-        return rows[0], columns[0], rows[1], columns[1]
+            intervals = [clip(interval, size) for interval, size in zip(intervals, input_size, strict=True)]
+        return (*(start for start, _ in intervals), *(stop for _, stop in intervals))
 
-    def crop(
-        self, position: tuple[int, int], input_size: tuple[int, int]
-    ) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
+    def crop(self, position: tuple[int, ...], input_size: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """A box of the image that is enough for one unit, and where the unit is in the map of that box alone.
 
         The box holds the unit's field, cut to the image, and begins at a multiple of the stride, so that the windows of
@@ -57,10 +56,10 @@ class ReceptiveField:
         >>> ReceptiveField(size=(11, 11), stride=(4, 4), start=(-3, -3)).crop((10, 0), (224, 224))
         ((36, 0, 48, 8), (1, 0))
         """
-        top, left, bottom, right = self.box(position, input_size)
-        top, left = top - top % self.stride[0], left - left % self.stride[1]
-        return (top, left, bottom, right), (position[0] - top // self.stride[0], position[1] - left // self.stride[1])
+        box, axes = self.box(position, input_size), len(self.size)
+        starts = [start - start % stride for start, stride in zip(box, self.stride, strict=False)]
+        places = zip(position, starts, self.stride, strict=True)
+        return (*starts, *box[axes:]), tuple(unit - start // stride for unit, start, stride in places)
 
-    def _fields(self) -> tuple[Field, Field]:
-        rows, columns = (Field(*numbers) for numbers in zip(self.size, self.stride, self.start, strict=True))
-        return rows, columns
+    def _fields(self) -> list[Field]:
+        return [Field(*numbers) for numbers in zip(self.size, self.stride, self.start, strict=True)]

@@ -218,29 +218,33 @@ def resize_maps(maps: Tensor, height: int, width: int) -> Tensor:
     return resized.reshape(*maps.shape[:-2], height, width)
 
 
-def gaussian_blur(images: Tensor, sigma: float | tuple[float, float]) -> Tensor:
-    """``images`` [N, C, H, W] under a Gaussian, first down, then across.
+def gaussian_blur(images: Tensor, sigma: float | tuple[float, ...]) -> Tensor:
+    """``images`` [N, C, H, W] under a Gaussian, first down, then across; signals and volumes along each of their axes.
 
     The Gaussian is cut off at three standard deviations (rounded, at least one pixel). The border continues with the
     outermost pixels.
 
     Args:
         images: floating-point.
-        sigma: standard deviation in pixels, above 0; two for down and across.
+        sigma: standard deviation in pixels, above 0; or one for each axis, down and across.
 
     >>> gaussian_blur(torch.eye(3)[None, None], 1.0)[0, 0].argmax(1)
     tensor([0, 1, 2])
     """
-    sigmas = sigma if isinstance(sigma, tuple) else (sigma, sigma)
-    flat = images.reshape(-1, 1, *images.shape[2:])
+    size = images.shape[2:]
+    sigmas = sigma if isinstance(sigma, tuple) else (sigma,) * len(size)
     for axis, each in enumerate(sigmas):
+        last = axis == len(size) - 1
+        # pictures whose columns (of the last axis) or rows are the axis
+        sides = (size[:axis][-1:].numel(), size[axis]) if last else (size[axis], size[axis + 1 :].numel())
+        flat = images.reshape(-1, 1, *sides)
         radius = max(1, math.floor(3 * each + 0.5))
         place = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
         weights = torch.exp(-0.5 * (place / each).square())
-        weights = (weights / weights.sum()).view((1, 1, -1, 1) if axis == 0 else (1, 1, 1, -1))
-        padding = (0, 0, radius, radius) if axis == 0 else (radius, radius, 0, 0)
-        flat = F.conv2d(F.pad(flat, padding, mode="replicate"), weights)
-    return flat.view(images.shape)
+        weights = (weights / weights.sum()).view((1, 1, 1, -1) if last else (1, 1, -1, 1))
+        padding = (radius, radius, 0, 0) if last else (0, 0, radius, radius)
+        images = F.conv2d(F.pad(flat, padding, mode="replicate"), weights).view(images.shape)
+    return images
 
 
 def eight_bits(picture: Tensor) -> Tensor:

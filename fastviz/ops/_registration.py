@@ -8,17 +8,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["is_channels_last", "new_like", "refuse_derivative", "refuse_second_order", "register", "sum_dtype"]
+__all__ = [
+    "is_channels_last",
+    "memory_format",
+    "new_like",
+    "refuse_derivative",
+    "refuse_second_order",
+    "register",
+    "sum_dtype",
+]
 
 
 def is_channels_last(x: Tensor) -> bool:
     """Whether the operators walk over x in channels_last order; a tensor that is both counts as contiguous."""
-    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    if x.dim() not in (4, 5) or x.is_contiguous():
+        return False
+    return x.is_contiguous(memory_format=memory_format(x.dim(), channels_last=True))
+
+
+def memory_format(dims: int, *, channels_last: bool) -> torch.memory_format:
+    """torch's word for the order of pictures [N, C, H, W] or volumes [N, C, D, H, W]."""
+    if not channels_last:
+        return torch.contiguous_format
+    return torch.channels_last_3d if dims == 5 else torch.channels_last
 
 
 def new_like(like: Tensor, shape: Sequence[int | torch.SymInt], *, dtype: torch.dtype | None = None) -> Tensor:
-    """A new tensor [.., .., .., ..] in the memory order of ``like``."""
-    order = torch.channels_last if is_channels_last(like) else torch.contiguous_format
+    """A new tensor of as many dimensions as ``like``, in its memory order."""
+    order = memory_format(like.dim(), channels_last=is_channels_last(like))
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=order)
 
 

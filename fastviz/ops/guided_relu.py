@@ -10,7 +10,7 @@ from torch import Tensor
 from fastviz._util import checks
 from fastviz.ops._checks import check_supported
 from fastviz.ops._native import native
-from fastviz.ops._registration import is_channels_last, new_like, refuse_second_order, register
+from fastviz.ops._registration import is_channels_last, memory_format, new_like, refuse_second_order, register
 
 __all__ = ["Rule", "guided_relu", "guided_relu_"]
 
@@ -129,7 +129,7 @@ def _guided_relu_backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Ten
 
 @torch.library.register_fake("fastviz::_guided_relu_backward")
 def _guided_relu_backward_fake(grad: Tensor, mask: Tensor, rule: str, channels_last: bool) -> Tensor:
-    order = torch.channels_last if channels_last else torch.contiguous_format
+    order = memory_format(grad.dim(), channels_last=channels_last)
     return torch.empty(grad.shape, dtype=grad.dtype, device=grad.device, memory_format=order)
 
 

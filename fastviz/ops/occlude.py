@@ -22,15 +22,16 @@ def occlude(images: Tensor, boxes: Tensor, image_index: Tensor | None = None, fi
     ``images`` and in a tensor ``fill``.
 
     Args:
-        images: [N, C, H, W].
-        boxes: [P, 4], integers: top, left, bottom, right in pixels, half open. What lies outside of the image is cut
-            off; an empty box changes nothing. Boxes may overlap.
+        images: [N, C, H, W], or signals [N, C, L], or volumes [N, C, D, H, W].
+        boxes: [P, 4], integers: top, left, bottom, right in pixels, half open; of signals [P, 2]: start, stop; of
+            volumes [P, 6]: front, top, left, back, bottom, right. What lies outside of the image is cut off; an empty
+            box changes nothing. Boxes may overlap.
         image_index: [P], integers from 0 to N - 1; may be left out for one image. On the CPU an index out of range
             raises; on CUDA, where looking would mean waiting, it gives a picture of NaN.
-        fill: a number, one value a channel [C], or pictures [1 or N, C, H, W].
+        fill: a number, one value a channel [C], or pictures [1 or N, C, H, W] (or signals, or volumes).
 
     Returns:
-        [P, C, H, W], in the memory order of ``images``.
+        [P, C, H, W], or P signals or volumes, in the memory order of ``images``.
 
     Raises:
         TypeError, ValueError: a shape, dtype or device that does not fit, with the name of the argument.
@@ -40,30 +41,39 @@ def occlude(images: Tensor, boxes: Tensor, image_index: Tensor | None = None, fi
         >>> occlude(torch.ones(1, 1, 2, 2), boxes).tolist()
         [[[[0.0, 0.0], [1.0, 1.0]]]]
     """
-    checks.image_batch(images, "images")
+    checks.image_batch(images, "images", axes=(1, 2, 3))
     check_supported(images, "images")
-    boxes = integers(boxes, "boxes", images, "images", "[P, 4]", dims=2)
-    if boxes.shape[1] != 4:
-        raise ValueError(f"boxes should have shape [P, 4], got {list(boxes.shape)}")
+    sides = 2 * (images.dim() - 2)
+    boxes = integers(boxes, "boxes", images, "images", f"[P, {sides}]", dims=2)
+    if boxes.shape[1] != sides:
+        raise ValueError(f"boxes should have shape [P, {sides}], got {list(boxes.shape)}")
     image_index = image_index_of(image_index, images, "images", boxes.shape[0])
-    if not isinstance(fill, Tensor):
-        if isinstance(fill, bool) or not isinstance(fill, (int, float)):
-            raise TypeError(f"fill should be a number or a tensor, got {fill!r}")
-        return called(native.occlude, images, boxes, image_index, None, float(fill))
-    return called(native.occlude, images, boxes, image_index, _fill_pictures(fill, images), 0.0)
+    value, pictures = 0.0, None
+    if isinstance(fill, Tensor):
+        pictures = _fill_pictures(fill, images)
+    elif isinstance(fill, bool) or not isinstance(fill, (int, float)):
+        raise TypeError(f"fill should be a number or a tensor, got {fill!r}")
+    else:
+        value = float(fill)
+    if images.dim() > 3:
+        return called(native.occlude, images, boxes, image_index, pictures, value)
+    # a signal is a picture of one row; boxes without rows cover all of them
+    pictures = None if pictures is None else pictures.unsqueeze(2)
+    return called(native.occlude, images.unsqueeze(2), boxes, image_index, pictures, value).squeeze(2)
 
 
 def _fill_pictures(fill: Tensor, images: Tensor) -> Tensor:
     """A fill tensor [C] or [1 or N, C, H, W] as pictures."""
-    n, c, h, w = images.shape
+    n, c, *size = images.shape
     if not fill.is_floating_point():
         raise TypeError(f"fill should be a number or a floating-point tensor, got {fill.dtype}")
     check_like(fill, "fill", images, "images")
     if fill.dim() == 1 and fill.shape[0] == c:
-        return fill.view(1, c, 1, 1).expand(1, c, h, w)
-    if fill.dim() == 4 and fill.shape[0] in (1, n) and fill.shape[1:] == images.shape[1:]:
+        return fill.view(1, c, *[1] * len(size)).expand(1, c, *size)
+    if fill.dim() == images.dim() and fill.shape[0] in (1, n) and fill.shape[1:] == images.shape[1:]:
         return fill
-    raise ValueError(f"fill should have shape [{c}] or [1 or {n}, {c}, {h}, {w}], got {list(fill.shape)}")
+    wanted = ", ".join(map(str, (c, *size)))
+    raise ValueError(f"fill should have shape [{c}] or [1 or {n}, {wanted}], got {list(fill.shape)}")
 
 
 def _occlude_fake(

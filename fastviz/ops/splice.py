@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ def splice(
     dirty: Tensor,
     dirty_origin: Tensor,
     window_origin: Tensor,
-    window_size: tuple[int, int],
+    window_size: tuple[int, ...],
     image_index: Tensor | None = None,
     pad_value: float = 0.0,
 ) -> Tensor:
@@ -29,11 +31,14 @@ def splice(
     else ``pad_value``. Not differentiable: sweeps need no gradients.
 
     Args:
-        clean: [N, C, H, W], the maps of the unchanged images.
-        dirty: [P, C, h, w], what changed in each window.
-        dirty_origin: [P, 2], integers: row and column of the crop in the map; may be negative.
-        window_origin: [P, 2], integers: row and column of the window in the map; may be negative.
-        window_size: height and width of the windows, in values of the map.
+        clean: [N, C, H, W], the maps of the unchanged images; or those of signals [N, C, L], or of volumes
+            [N, C, D, H, W].
+        dirty: [P, C, h, w], what changed in each window; of signals [P, C, l], of volumes [P, C, d, h, w].
+        dirty_origin: [P, 2], integers: row and column of the crop in the map; may be negative. Of signals [P, 1], of
+            volumes [P, 3].
+        window_origin: likewise, of the window in the map.
+        window_size: height and width of the windows, in values of the map; (length,) for signals, depth, height and
+            width for volumes.
         image_index: [P], integers; may be left out for one map. Out of range: see :func:`occlude`.
         pad_value: what stands outside of the map.
 
@@ -49,8 +54,9 @@ def splice(
         >>> splice(clean, dirty, at, at - 1, (3, 3)).tolist()
         [[[[0.0, 0.0, 0.0], [0.0, 5.0, 1.0], [0.0, 1.0, 1.0]]]]
     """
-    checks.image_batch(clean, "clean")
-    checks.image_batch(dirty, "dirty")
+    checks.image_batch(clean, "clean", axes=(1, 2, 3))
+    axes = clean.dim() - 2
+    checks.image_batch(dirty, "dirty", axes=(axes,))
     check_supported(clean, "clean")
     check_like(dirty, "dirty", clean, "clean")
     if dirty.shape[1] != clean.shape[1]:
@@ -58,19 +64,26 @@ def splice(
     windows = dirty.shape[0]
     origins = []
     for origin, argument in ((dirty_origin, "dirty_origin"), (window_origin, "window_origin")):
-        origin = integers(origin, argument, clean, "clean", "[P, 2]", dims=2)
-        if origin.shape[0] != windows or origin.shape[1] != 2:
-            raise ValueError(f"{argument} should have shape [{windows}, 2], got {list(origin.shape)}")
+        origin = integers(origin, argument, clean, "clean", f"[P, {axes}]", dims=2)
+        if origin.shape[0] != windows or origin.shape[1] != axes:
+            raise ValueError(f"{argument} should have shape [{windows}, {axes}], got {list(origin.shape)}")
         origins.append(origin)
-    pair = isinstance(window_size, (tuple, list)) and len(window_size) == 2
-    if not pair or any(not isinstance(side, (int, torch.SymInt)) or side < 0 for side in window_size):
-        raise ValueError(f"window_size should be a height and a width of at least 0, got {window_size!r}")
+    fits = isinstance(window_size, (tuple, list)) and len(window_size) == axes
+    if not fits or any(not isinstance(side, (int, torch.SymInt)) or side < 0 for side in window_size):
+        raise ValueError(f"window_size should be {_SIZES[axes]} of at least 0, got {window_size!r}")
     if not isinstance(pad_value, (int, float)):
         raise TypeError(f"pad_value should be a number, got {pad_value!r}")
-    if windows * clean.shape[1] * window_size[0] * window_size[1] > MOST_VALUES:
+    if math.prod((windows, clean.shape[1], *window_size)) > MOST_VALUES:
         raise ValueError(f"window_size should be so small that memory holds {windows} such windows, got {window_size}")
     image_index = image_index_of(image_index, clean, "clean", windows)
-    return called(native.splice, clean, dirty, *origins, list(window_size), image_index, float(pad_value))
+    if axes > 1:
+        return called(native.splice, clean, dirty, *origins, list(window_size), image_index, float(pad_value))
+    # a signal is a picture of one row, and origins without rows begin at the first
+    clean, dirty, size = clean.unsqueeze(2), dirty.unsqueeze(2), [1, *window_size]
+    return called(native.splice, clean, dirty, *origins, size, image_index, float(pad_value)).squeeze(2)
+
+
+_SIZES = {1: "a length", 2: "a height and a width", 3: "a depth, a height and a width"}
 
 
 @torch.library.register_fake("fastviz::splice")

@@ -70,6 +70,27 @@ def test_plan_prints_every_layer_and_the_gain():
     assert "size should be at least 1, got 0" in run("plan", "alexnet", "--size", 0, status=2)
 
 
+def test_plan_of_signals_and_volumes(tmp_path, monkeypatch):
+    """One number is the side along each axis of the network; several are one an axis."""
+    (tmp_path / "networks_of_axes.py").write_text(
+        "from torch import nn\n"
+        "def signals():\n"
+        "    return nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Conv1d(4, 4, 3), nn.AdaptiveAvgPool1d(1))\n"
+        "def volumes():\n"
+        "    return nn.Sequential(nn.Conv3d(2, 4, 3), nn.ReLU(), nn.Conv3d(4, 4, 3), nn.AdaptiveAvgPool3d(1))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    signals = run("plan", "networks_of_axes:signals", "--size", 500, "--window", 50, "--stride", 50)
+    assert "conv1d+relu" in signals
+    assert "10 windows in " in signals
+    volumes = run("plan", "networks_of_axes:volumes", "--size", "8x16x16", "--window", "4x8x8", "--stride", "4x8x8")
+    assert "conv3d+relu" in volumes
+    assert "8 windows in " in volumes
+    assert "27 windows in " in run("plan", "networks_of_axes:volumes", "--size", 12, "--window", 4, "--stride", 4)
+    said = run("plan", "networks_of_axes:volumes", "--size", "8 by 8", status=2)
+    assert "size should be a number, or two or three with x between them, got '8 by 8'" in said
+
+
 def test_panels_put_captions_above_and_the_legend_below():
     red = torch.tensor([1.0, 0, 0])[:, None, None].expand(3, 4, 4)
     plain = captions.panels([("", red)], height=20)

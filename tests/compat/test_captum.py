@@ -362,12 +362,12 @@ def test_models_that_are_left_to_captum(
         (torch.arange(12.0).view(2, 6), (2,)),
         (torch.arange(12).view(2, 6), (2,)),
         (torch.arange(12).view(2, 6) % 2 == 0, (2,)),
-        (torch.ones(2, 3, 4), (1, 2)),
+        (torch.ones(2, 3, 1, 1, 1, 4), (1, 1, 1, 1, 2)),
         ((torch.arange(12.0).view(2, 6), torch.ones(2, 3)), ((2,), (1,))),
         (torch.tensor([1.0, 2.0]), ()),
         (torch.full((2, 3, 4, 5), torch.inf), (3, 2, 2)),
     ],
-    ids=["1-D", "whole", "bool", "2-D", "tuple", "0-D", "inf"],
+    ids=["1-D", "whole", "bool", "5-D", "tuple", "0-D", "inf"],
 )
 def test_inputs_that_are_left_to_captum(inputs: Any, window: Any, swept: list[str]) -> None:
     class Sums(nn.Module):
@@ -572,6 +572,59 @@ def test_operations_are_counted() -> None:
     work = incremental.known(model, torch.ones(3, 3, 2, 2))
     assert work is not None
     assert work.operations == 120
+
+
+# --------------------------------------------------------------------------------------------- signals and volumes
+
+
+def of_axes(axes: int) -> nn.Module:
+    """A small network of signals (1) or volumes (3)."""
+    torch.manual_seed(0)
+    conv, norm, pool, mean = (
+        getattr(nn, f"{kind}{axes}d") for kind in ("Conv", "BatchNorm", "MaxPool", "AdaptiveAvgPool")
+    )
+    return nn.Sequential(
+        *(conv(2, 4, 3, padding=1), norm(4), nn.ReLU(), pool(2), conv(4, 5, 3), nn.ReLU()),
+        *(mean(1), nn.Flatten(), nn.Linear(5, 3)),
+    ).eval()
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "strides"),
+    [
+        ((40,), (2, 7), 3),
+        ((40,), (1, 10), (1, 10)),
+        ((40,), (2, 40), None),
+        ((8, 9, 10), (2, 3, 4, 2), (2, 3, 2, 2)),
+        ((8, 9, 10), (1, 8, 3, 3), 3),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("baseline", ["none", "number", "one", "each"])
+def test_occlusion_of_signals_and_volumes(
+    size: tuple[int, ...], window: Any, strides: Any, baseline: str, swept: list[str], traced: None
+) -> None:
+    model = of_axes(len(size))
+    x = torch.randn(2, 2, *size, generator=torch.Generator().manual_seed(1))
+    baselines = {"none": None, "number": 0.3, "one": torch.randn(1, 2, *size), "each": torch.randn(2, 2, *size)}[
+        baseline
+    ]
+    if strides == 3 and window[0] < 3:
+        strides = (window[0], *(3,) * len(size))
+    captums, mine = made("Occlusion", model)
+    options = {"strides": strides, "baselines": baselines, "target": torch.tensor([2, 0])}
+    found = mine.attribute(x, window, **options)
+    assert not swept
+    same(found, captums.attribute(x, window, **options))
+
+
+@pytest.mark.parametrize("size", [(40,), (8, 9, 10)], ids=str)
+def test_ablation_of_signals_and_volumes_is_captums(size: tuple[int, ...], swept: list[str]) -> None:
+    captums, mine = made("FeatureAblation", of_axes(len(size)))
+    x = torch.randn(2, 2, *size)
+    mask = (torch.arange(size[-1]) // 4).expand(1, 1, *size)
+    same(mine.attribute(x, target=1, feature_mask=mask), captums.attribute(x, target=1, feature_mask=mask), exact=True)
+    assert "the inputs are no images" in swept[0]
 
 
 # ----------------------------------------------------------------------------------------------------------- errors

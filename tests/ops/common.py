@@ -49,7 +49,10 @@ def make(
     if order == "strided":
         return torch.randn(*shape[:-1], 2 * shape[-1], dtype=torch.float64).to(device, dtype)[..., ::2]
     x = torch.randn(shape, dtype=torch.float64).to(device, dtype)
-    return x.to(memory_format=torch.channels_last) if order == "channels_last" and len(shape) == 4 else x
+    if order == "channels_last" and len(shape) == 3:  # of a picture of one row
+        return x.unsqueeze(2).to(memory_format=torch.channels_last).squeeze(2)
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return x.to(memory_format=formats[len(shape)]) if order == "channels_last" and len(shape) in formats else x
 
 
 def gradients(function, *inputs: Tensor, grad: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -72,7 +75,9 @@ def compare(function, definition, *inputs: Tensor, dtype: torch.dtype, exact: bo
 
 
 def order_of(x: Tensor) -> bool:
-    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    x = x.unsqueeze(2) if x.dim() == 3 else x
+    last = torch.channels_last_3d if x.dim() == 5 else torch.channels_last
+    return not x.is_contiguous() and x.is_contiguous(memory_format=last)
 
 
 BOXES = torch.tensor(
@@ -86,6 +91,24 @@ def fixed(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
     index, origins = torch.tensor([0, 1, 0, 1, 0, 1, 1]), torch.tensor([[0, 1], [-1, 2]])
     mask = torch.tensor([[[True, True], [True, False], [False, True]]])
     return (*(part.to(device) for part in (BOXES, index, origins, torch.tensor([1, 0]), mask)),)
+
+
+def as_volume(x: Tensor) -> Tensor:
+    """Pictures of even height as volumes of two slices."""
+    return x.unflatten(2, (2, -1))
+
+
+@functools.cache
+def of_volumes(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Boxes and origins of volumes, made beforehand."""
+    boxes = torch.cat([torch.tensor([[0], [1], [-2], [0], [1], [0], [1]]), BOXES], 1)[:, [0, 1, 2, 0, 3, 4]]
+    boxes[:, 3] += torch.tensor([1, 1, 9, 2, 0, 2, 5])
+    return boxes.to(device), torch.tensor([[0, 0, 1], [1, -1, 2]], device=device)
+
+
+def splice_volumes_call(x: Tensor) -> Tensor:
+    origins, index, volumes = of_volumes(x.device)[1], fixed(x.device)[3], as_volume(x)
+    return ops.splice(volumes, volumes[:, :, :1, :2, :2].contiguous(), origins, origins, (2, 3, 5), index)
 
 
 def splice_call(x: Tensor) -> Tensor:

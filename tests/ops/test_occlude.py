@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastviz import ops, reference
-from tests.ops.common import BOXES, compare, devices, dtypes, make, order_of, orders, shapes
+from tests.ops.common import BOXES, compare, devices, dtypes, make, of_volumes, order_of, orders, shapes
 
 
 def test_occlude_by_hand():
@@ -30,6 +30,40 @@ def test_occlude(shape, order, dtype, device):
     if output.numel() > 0:
         assert order_of(output) == order_of(images)
     compare(lambda x: ops.occlude(x, boxes, index), lambda x: reference.occlude(x, boxes, index), images, dtype=dtype)
+
+
+def test_occlude_of_signals_and_volumes_by_hand():
+    signal = torch.arange(1.0, 5).view(1, 1, 4)
+    assert ops.occlude(signal, torch.tensor([[1, 3], [3, 9]])).tolist() == [[[1, 0, 0, 4]], [[1, 2, 3, 0]]]
+    volume = torch.arange(1.0, 9).view(1, 1, 2, 2, 2)
+    output = ops.occlude(volume, torch.tensor([[1, 0, 1, 2, 2, 2], [0, 1, 0, 2, 2, 1]]), fill=-1.0)
+    assert output[0, 0].tolist() == [[[1, 2], [3, 4]], [[5, -1], [7, -1]]]
+    assert output[1, 0].tolist() == [[[1, 2], [-1, 4]], [[5, 6], [-1, 8]]]
+
+
+@devices
+@dtypes
+@orders
+@pytest.mark.parametrize("size", [(19,), (1,), (5, 6, 7), (1, 3, 1), (0, 4, 4)], ids=str)
+def test_occlude_signals_and_volumes(size, order, dtype, device):
+    """Each box along all axes, filled with a number, with values of channels and with pictures; gradients, too."""
+    images = make((2, 3, *size), dtype, device, order)
+    boxes = BOXES[:, 1::2] if len(size) == 1 else of_volumes(torch.device("cpu"))[0]
+    boxes, index = boxes.to(device), torch.tensor([1, 0, 1, 1, 0, 0, 1], device=device)
+    for fill in (
+        0.5,
+        make((3,), dtype, device),
+        make((1, 3, *size), dtype, device),
+        make((2, 3, *size), dtype, device),
+    ):
+        output = ops.occlude(images, boxes, index, fill)
+        torch.testing.assert_close(output, reference.occlude(images, boxes, index, fill), rtol=0, atol=0)
+        if output.numel() > 0 and order != "strided":
+            assert order_of(output) == order_of(images)
+    compare(
+        lambda x, f: ops.occlude(x, boxes, index, f), lambda x, f: reference.occlude(x, boxes, index, f),
+        *(images, make((2, 3, *size), dtype, device)), dtype=dtype,
+    )  # fmt: skip
 
 
 @devices
@@ -113,9 +147,23 @@ def test_occlude_without_index_is_for_one_image():
     ("change", "error", "message"),
     [
         ({"images": [[0.0]]}, TypeError, "images should be a tensor, got list"),
-        ({"images": torch.zeros(3, 5, 5)}, ValueError, r"images should have shape \[N, C, H, W\], got \[3, 5, 5\]"),
+        (
+            {"images": torch.zeros(5, 5)},
+            ValueError,
+            r"images should have shape \[N, C, L\], \[N, C, H, W\] or \[N, C, D, H, W\], got \[5, 5\]",
+        ),
         ({"images": torch.zeros(1, 3, 5, 5, dtype=torch.long)}, TypeError, "images should be a floating-point tensor"),
         ({"boxes": torch.zeros(2, 5, dtype=torch.long)}, ValueError, r"boxes should have shape \[P, 4\], got \[2, 5\]"),
+        (
+            {"images": torch.zeros(1, 3, 9)},
+            ValueError,
+            r"boxes should have shape \[P, 2\], got \[2, 4\]",
+        ),
+        (
+            {"images": torch.zeros(1, 3, 4, 4, 4)},
+            ValueError,
+            r"boxes should have shape \[P, 6\], got \[2, 4\]",
+        ),
         ({"boxes": torch.zeros(2, 4)}, TypeError, "boxes should be a tensor of integers, got torch.float32"),
         (
             {"image_index": torch.zeros(3, dtype=torch.long)},

@@ -25,6 +25,32 @@ def test_splice(order, dtype, device):
         torch.testing.assert_close(output, expected, rtol=0, atol=0)
 
 
+def test_splice_of_signals_and_volumes_by_hand():
+    at = torch.tensor([[1]])
+    signal, crop = torch.ones(1, 1, 3), torch.full((1, 1, 1), 5.0)
+    assert ops.splice(signal, crop, at, at - 2, (5,)).tolist() == [[[0, 1, 5, 1, 0]]]
+    volume, corner = torch.ones(1, 1, 2, 2, 2), torch.tensor([[1, 0, 1]])
+    output = ops.splice(volume, crop.view(1, 1, 1, 1, 1), corner, corner - 1, (2, 2, 3))
+    assert output[0, 0].tolist() == [[[0, 0, 0], [1, 1, 0]], [[0, 0, 0], [1, 5, 0]]]
+
+
+@devices
+@dtypes
+@orders
+@pytest.mark.parametrize("axes", [1, 3])
+def test_splice_of_signals_and_volumes(axes, order, dtype, device):
+    origins = torch.tensor([[0, 0, 0], [-2, -3, -1], [3, 5, 4], [2, 3, -1], [1, 1, 1], [20, 20, 20], [0, -9, 0]])
+    crops = torch.tensor([[0, 0, 0], [-1, -1, -1], [2, 4, 4], [2, 3, 0], [-3, -3, -3], [1, 2, 2], [1, 0, 0]])
+    origins, crops = origins[:, 3 - axes :].to(device), crops[:, 3 - axes :].to(device)
+    clean = make((3, 4, *(4, 6, 7)[3 - axes :]), dtype, device, order)
+    dirty = make((7, 4, *(2, 3, 3)[3 - axes :]), dtype, device, order)
+    index = torch.tensor([2, 0, 1, 1, 0, 2, 0], device=device)
+    for size in ((3, 4, 5), (6, 9, 10), (1, 1, 1)):
+        output = ops.splice(clean, dirty, crops, origins, size[3 - axes :], index, 0.25)
+        expected = reference.splice(clean, dirty, crops, origins, size[3 - axes :], index, 0.25)
+        torch.testing.assert_close(output, expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("sizes", [(0, 4, 2, 2), (2, 0, 2, 2), (2, 4, 0, 3)])
 def test_splice_of_nothing(sizes):
     windows, channels, h, w = sizes
@@ -42,6 +68,16 @@ def test_splice_of_nothing(sizes):
         ({"dirty_origin": torch.zeros(1, 2, dtype=torch.long)}, ValueError, r"dirty_origin should have shape \[2, 2\]"),
         ({"window_origin": torch.zeros(2, 2)}, TypeError, "window_origin should be a tensor of integers"),
         ({"window_size": (3, -1)}, ValueError, "window_size should be a height and a width of at least 0"),
+        (
+            {"clean": torch.zeros(1, 3, 5, 5, 5), "dirty": torch.zeros(2, 3, 2, 2, 2)},
+            ValueError,
+            r"dirty_origin should have shape \[2, 3\], got \[2, 2\]",
+        ),
+        (
+            {"clean": torch.zeros(1, 3, 5)},
+            ValueError,
+            r"dirty should have shape \[N, C, L\], got \[2, 3, 2, 2\]",
+        ),
         ({"window_size": 3}, ValueError, "window_size should be a height and a width of at least 0, got 3"),
         ({"window_size": (1.5, 3)}, ValueError, r"window_size should be a height .*, got \(1.5, 3\)"),
         (

@@ -97,13 +97,23 @@ struct Range {
   bool holds(int64_t value) const { return value >= first && value < last; }
 };
 
-/// The rows and columns of a box that lie in the picture.
+/// The slices, rows and columns of a box that lie in the picture; an empty box has none of any.
 struct Box {
+  Range slices;
   Range rows;
   Range columns;
 
-  Box(const int64_t* box, const Layout& layout)
-      : rows(Range::cut(box[0], box[2], 0, layout.rows)), columns(Range::cut(box[1], box[3], 0, layout.columns)) {}
+  Box(const int64_t* box, int64_t axes, const Layout& layout)
+      : slices(along(box, axes, 0, layout.slices)),
+        rows(along(box, axes, 1, layout.rows)),
+        columns(along(box, axes, 2, layout.columns)) {
+    if (slices.size() == 0 || rows.size() == 0 || columns.size() == 0) slices = rows = columns = {0, 0};
+  }
+
+ private:
+  static Range along(const int64_t* box, int64_t axes, int64_t axis, int64_t size) {
+    return Range::cut(of_axis(box, axes, axis, 0), of_axis(box + axes, axes, axis, size), 0, size);
+  }
 };
 
 }  // namespace fastviz

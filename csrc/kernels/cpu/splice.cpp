@@ -31,7 +31,7 @@ void splice(const Parallel& parallel, const Splice& a) {
   const T pad = narrow<T>(static_cast<Sum<T>>(a.pad_value));
   const int64_t pixel = a.layout.pixel;
   const int64_t planes = a.layout.planes;
-  const int64_t plane = a.window_rows * a.window_columns * pixel;
+  const int64_t plane = a.window_slices * a.window_rows * a.window_columns * pixel;
   const int64_t crop_row = a.dirty_columns * pixel;
 
   parallel_for(parallel, a.windows * planes, plane, [&](int64_t begin, int64_t end) {
@@ -39,25 +39,35 @@ void splice(const Parallel& parallel, const Splice& a) {
       const int64_t window = unit / planes;
       const int64_t image = a.image_index ? a.image_index[window] : 0;
       const T* map = clean + image * a.layout.picture() + unit % planes * a.layout.plane();
-      const T* crop = dirty + unit * a.dirty_rows * crop_row;
+      const T* crop = dirty + unit * a.dirty_slices * a.dirty_rows * crop_row;
       // Clipped to where a window or a crop just leaves the map, so that no origin overflows.
-      const int64_t* origin = a.window_origin + 2 * window;
-      const int64_t* dirty_origin = a.dirty_origin + 2 * window;
-      const int64_t top = std::clamp(origin[0], -a.window_rows, a.layout.rows);
-      const int64_t left = std::clamp(origin[1], -a.window_columns, a.layout.columns);
-      const int64_t crop_top = std::clamp(dirty_origin[0], -a.dirty_rows, a.layout.rows);
-      const int64_t crop_left = std::clamp(dirty_origin[1], -a.dirty_columns, a.layout.columns);
-      for (int64_t i = 0; i < a.window_rows; ++i) {
-        const int64_t y = top + i;
-        T* target = output + unit * plane + i * a.window_columns * pixel;
-        if (y < 0 || y >= a.layout.rows) {
-          std::fill(target, target + a.window_columns * pixel, pad);
-          continue;
+      const auto place = [&](const int64_t* origins, int64_t axis, int64_t extent, int64_t size) {
+        return std::clamp(of_axis(origins + a.axes * window, a.axes, axis, 0), -extent, size);
+      };
+      const int64_t front = place(a.window_origin, 0, a.window_slices, a.layout.slices);
+      const int64_t top = place(a.window_origin, 1, a.window_rows, a.layout.rows);
+      const int64_t left = place(a.window_origin, 2, a.window_columns, a.layout.columns);
+      const int64_t crop_front = place(a.dirty_origin, 0, a.dirty_slices, a.layout.slices);
+      const int64_t crop_top = place(a.dirty_origin, 1, a.dirty_rows, a.layout.rows);
+      const int64_t crop_left = place(a.dirty_origin, 2, a.dirty_columns, a.layout.columns);
+      T* target = output + unit * plane;
+      for (int64_t k = 0; k < a.window_slices; ++k) {
+        const int64_t z = front + k;
+        const bool outside = z < 0 || z >= a.layout.slices;
+        const bool through = z >= crop_front && z < crop_front + a.dirty_slices;
+        for (int64_t i = 0; i < a.window_rows; ++i, target += a.window_columns * pixel) {
+          const int64_t y = top + i;
+          if (outside || y < 0 || y >= a.layout.rows) {
+            std::fill(target, target + a.window_columns * pixel, pad);
+            continue;
+          }
+          const bool crossed = through && y >= crop_top && y < crop_top + a.dirty_rows;
+          const int64_t crop_line = (z - crop_front) * a.dirty_rows + y - crop_top;
+          const Range columns{crop_left, crossed ? crop_left + a.dirty_columns : crop_left};
+          splice_row(target, map + (z * a.layout.rows + y) * a.layout.row(),
+                     crossed ? crop + crop_line * crop_row : crop, left, {0, a.layout.columns}, columns,
+                     a.window_columns, pixel, pad);
         }
-        const bool crossed = y >= crop_top && y < crop_top + a.dirty_rows;
-        const Range columns{crop_left, crossed ? crop_left + a.dirty_columns : crop_left};
-        splice_row(target, map + y * a.layout.row(), crossed ? crop + (y - crop_top) * crop_row : crop, left,
-                   {0, a.layout.columns}, columns, a.window_columns, pixel, pad);
       }
     }
   });

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "../host_device.h"
+#include "../kernels.h"
 
 namespace fastviz {
 
@@ -64,7 +64,8 @@ class FastDivide {
   int shift_ = 0;
 };
 
-/// A value's place in a picture: which plane, which row of it, which value of the row.
+/// A value's place in a picture: which plane, which row of it, which value of the row. In a volume each slice of a
+/// plane counts as a plane: number plane * slices + slice.
 struct Position {
   int64_t plane;
   int64_t row;
@@ -107,27 +108,34 @@ struct Grid {
   }
 };
 
-/// Rows and values of a row that a box covers in the picture; empty boxes cover none.
+/// Slices, rows and values of a row that a box covers in the picture; empty boxes cover none.
 struct Cover {
-  int64_t top, left, bottom, right;
+  int64_t front, top, left, back, bottom, right;
 
-  FASTVIZ_HOST_DEVICE bool holds(int64_t row, int64_t column) const {
-    return row >= top && row < bottom && column >= left && column < right;
+  FASTVIZ_HOST_DEVICE bool crosses(int64_t slice, int64_t row) const {
+    return slice >= front && slice < back && row >= top && row < bottom;
+  }
+  FASTVIZ_HOST_DEVICE bool holds(int64_t slice, int64_t row, int64_t column) const {
+    return crosses(slice, row) && column >= left && column < right;
   }
   /// Whether it holds any, or all, of `count` values from `column` on.
-  FASTVIZ_HOST_DEVICE bool touches(int64_t row, int64_t column, int64_t count) const {
-    return row >= top && row < bottom && column < right && column + count > left && left < right;
+  FASTVIZ_HOST_DEVICE bool touches(int64_t slice, int64_t row, int64_t column, int64_t count) const {
+    return crosses(slice, row) && column < right && column + count > left && left < right;
   }
-  FASTVIZ_HOST_DEVICE bool holds_all(int64_t row, int64_t column, int64_t count) const {
-    return row >= top && row < bottom && column >= left && column + count <= right;
+  FASTVIZ_HOST_DEVICE bool holds_all(int64_t slice, int64_t row, int64_t column, int64_t count) const {
+    return crosses(slice, row) && column >= left && column + count <= right;
   }
 };
 
-/// A box (top, left, bottom, right) in pixels, clipped to a picture of rows x columns pixels of `pixel` values.
-/// Clipping comes before the multiplication, so that no box overflows.
-FASTVIZ_HOST_DEVICE Cover cover_of(const int64_t* box, int64_t rows, int64_t columns, int64_t pixel) {
-  return {clamp(box[0], 0, rows), clamp(box[1], 0, columns) * pixel, clamp(box[2], 0, rows),
-          clamp(box[3], 0, columns) * pixel};
+/// A box of so many axes (see of_axis) in pixels, clipped to a picture of slices x rows x columns pixels of `pixel`
+/// values. Clipping comes before the multiplication, so that no box overflows.
+FASTVIZ_HOST_DEVICE Cover cover_of(const int64_t* box, int64_t axes, int64_t slices, int64_t rows, int64_t columns,
+                                   int64_t pixel) {
+  const int64_t* end = box + axes;
+  return {
+      clamp(of_axis(box, axes, 0, 0), 0, slices),          clamp(of_axis(box, axes, 1, 0), 0, rows),
+      clamp(of_axis(box, axes, 2, 0), 0, columns) * pixel, clamp(of_axis(end, axes, 0, slices), 0, slices),
+      clamp(of_axis(end, axes, 1, rows), 0, rows),         clamp(of_axis(end, axes, 2, columns), 0, columns) * pixel};
 }
 
 /// Values by which an address lies past a multiple of 16 bytes. A picture that begins there is written in vectors of

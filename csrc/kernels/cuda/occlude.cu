@@ -20,24 +20,24 @@ struct OccludeWindow {
   __device__ __forceinline__ void read(const OccludeTask<T>& task, int64_t value, const Position& position,
                                        Vector<T, N>& vector) const {
     if (value >= task.size) return;
-    const T* source = cover.holds_all(position.row, position.column, N) ? fill : picture;
+    const T* source = cover.holds_all(task.slice(position), position.row, position.column, N) ? fill : picture;
     vector = source ? load<T, N>(source + value) : splat<T, N>(fill_value);
   }
 
   /// On the border of the box a vector takes the covered values from the fill.
-  __device__ __forceinline__ void complete(const OccludeTask<T>&, int64_t value, const Position& position,
+  __device__ __forceinline__ void complete(const OccludeTask<T>& task, int64_t value, const Position& position,
                                            Vector<T, N>& vector) const {
-    const int64_t row = position.row, column = position.column;
-    if (!cover.touches(row, column, N) || cover.holds_all(row, column, N)) return;
+    const int64_t slice = task.slice(position), row = position.row, column = position.column;
+    if (!cover.touches(slice, row, column, N) || cover.holds_all(slice, row, column, N)) return;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      if (!cover.holds(row, column + j)) continue;
+      if (!cover.holds(slice, row, column + j)) continue;
       vector.value[j] = fill ? load<T, 1>(fill + value + j).value[0] : fill_value;
     }
   }
 
-  __device__ __forceinline__ T value_at(const OccludeTask<T>&, int64_t value, const Position& position) const {
-    const T* source = cover.holds(position.row, position.column) ? fill : picture;
+  __device__ __forceinline__ T value_at(const OccludeTask<T>& task, int64_t value, const Position& position) const {
+    const T* source = cover.holds(task.slice(position), position.row, position.column) ? fill : picture;
     return source ? load<T, 1>(source + value).value[0] : fill_value;
   }
 };
@@ -52,16 +52,22 @@ struct OccludeTask : WindowTask<T> {
   int64_t images;
   int64_t fill_stride;  // values from one fill picture to the next
   int64_t columns, pixel;
+  FastDivide slices;
+  int64_t axes;
+
+  __device__ __forceinline__ int64_t slice(const Position& position) const {
+    return slices.remainder(position.plane, slices.divide(position.plane));
+  }
 
   /// A window of a picture that does not exist is covered with NaN.
   __device__ __forceinline__ OccludeWindow<T> window(int64_t number) const {
     const int64_t image = image_index ? image_index[number] : 0;
     const int64_t rows = this->grid.rows.divisor();
     if (image < 0 || image >= images) {
-      return {nullptr, nullptr, narrow<T>(NAN), {0, 0, rows, this->grid.row_values.divisor()}};
+      return {nullptr, nullptr, narrow<T>(NAN), {0, 0, 0, slices.divisor(), rows, this->grid.row_values.divisor()}};
     }
     return {input + image * this->size, fill ? fill + image * fill_stride : nullptr, fill_value,
-            cover_of(boxes + 4 * number, rows, columns, pixel)};
+            cover_of(boxes + 2 * axes * number, axes, slices.divisor(), rows, columns, pixel)};
   }
 };
 
@@ -80,6 +86,8 @@ void occlude(Stream stream, const Occlude& a) {
   task.size = layout.picture();
   task.columns = layout.columns;
   task.pixel = layout.pixel;
+  task.slices = FastDivide(layout.slices);
+  task.axes = a.axes;
   task.grid = {FastDivide(layout.row()), FastDivide(layout.rows)};
   const bool vectors = layout.row() % width<T> == 0 && aligned(a.input) && aligned(a.fill) && aligned(a.output);
   launch_windows(stream, task, a.windows, vectors);
@@ -95,6 +103,8 @@ struct OccludeBackwardTask {
   bool inside;
   int64_t picture;
   int64_t columns, pixel;
+  FastDivide slices;
+  int64_t axes;
   Grid grid;
   FastDivide spans;
   int64_t blocks;
@@ -119,6 +129,7 @@ __global__ void __launch_bounds__(256) occlude_backward_kernel(const OccludeBack
     const int64_t span = task.spans.remainder(block, image);
     const int64_t value = (span * blockDim.x + threadIdx.x) * N;
     const Position position = task.grid.position(smaller(value, task.picture - 1));
+    const int64_t slice = task.slices.remainder(position.plane, task.slices.divide(position.plane));
     const int64_t last = task.offsets[image + 1];
     Sum<T> sums[N] = {};
 
@@ -127,7 +138,8 @@ __global__ void __launch_bounds__(256) occlude_backward_kernel(const OccludeBack
       __syncthreads();
       for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
         numbers[i] = task.order[first + i];
-        covers[i] = cover_of(task.boxes + 4 * numbers[i], rows, task.columns, task.pixel);
+        covers[i] = cover_of(task.boxes + 2 * task.axes * numbers[i], task.axes, task.slices.divisor(), rows,
+                             task.columns, task.pixel);
       }
       __syncthreads();
       // A condition, not `continue`: every thread has to meet the others at the barriers.
@@ -138,8 +150,8 @@ __global__ void __launch_bounds__(256) occlude_backward_kernel(const OccludeBack
           grads[j] = splat<T, N>(narrow<T>(0));
           if (i + j >= count) continue;
           const Cover& cover = covers[i + j];
-          const bool needed = task.inside ? cover.touches(position.row, position.column, N)
-                                          : !cover.holds_all(position.row, position.column, N);
+          const bool needed = task.inside ? cover.touches(slice, position.row, position.column, N)
+                                          : !cover.holds_all(slice, position.row, position.column, N);
           if (needed) grads[j] = load<T, N>(task.grad + numbers[i + j] * task.picture + value);
         }
 #pragma unroll
@@ -147,7 +159,7 @@ __global__ void __launch_bounds__(256) occlude_backward_kernel(const OccludeBack
           if (i + j >= count) continue;
 #pragma unroll
           for (int k = 0; k < N; ++k) {
-            if (covers[i + j].holds(position.row, position.column + k) == task.inside) {
+            if (covers[i + j].holds(slice, position.row, position.column + k) == task.inside) {
               sums[k] += widen(grads[j].value[k]);
             }
           }
@@ -177,6 +189,8 @@ void occlude_backward(Stream stream, const OccludeBackward& a) {
   task.picture = layout.picture();
   task.columns = layout.columns;
   task.pixel = layout.pixel;
+  task.slices = FastDivide(layout.slices);
+  task.axes = a.axes;
   task.grid = {FastDivide(layout.row()), FastDivide(layout.rows)};
 
   const bool vectors = layout.row() % width<T> == 0 && aligned(a.grad) && aligned(a.output);

@@ -14,20 +14,26 @@ struct SpliceWindow {
   const T* clean;  // null: every value is `otherwise`
   const T* dirty;
   T otherwise;
-  int64_t row, column;  // of the window in the map
-  int64_t dirty_row, dirty_column;  // of the dirty crop in the map
+  int64_t slice, row, column;  // of the window in the map
+  int64_t dirty_slice, dirty_row, dirty_column;  // of the dirty crop in the map
 
   /// Where the value stands in memory; null where it is padding.
   __device__ __forceinline__ const T* source(const SpliceTask<T>& task, const Position& position) const {
+    const int64_t plane = task.window_slices.divide(position.plane);
+    const int64_t z = slice + task.window_slices.remainder(position.plane, plane);
     const int64_t y = row + position.row;
     const int64_t x = column + position.column;
-    if (!clean || y < 0 || y >= task.clean_rows || x < 0 || x >= task.clean_row) return nullptr;
+    if (!clean || z < 0 || z >= task.clean_slices || y < 0 || y >= task.clean_rows || x < 0 || x >= task.clean_row) {
+      return nullptr;
+    }
+    const int64_t dirty_z = z - dirty_slice;
     const int64_t dirty_y = y - dirty_row;
     const int64_t dirty_x = x - dirty_column;
-    if (dirty_y >= 0 && dirty_y < task.dirty_rows && dirty_x >= 0 && dirty_x < task.dirty_row) {
-      return dirty + (position.plane * task.dirty_rows + dirty_y) * task.dirty_row + dirty_x;
+    if (dirty_z >= 0 && dirty_z < task.dirty_slices && dirty_y >= 0 && dirty_y < task.dirty_rows && dirty_x >= 0 &&
+        dirty_x < task.dirty_row) {
+      return dirty + ((plane * task.dirty_slices + dirty_z) * task.dirty_rows + dirty_y) * task.dirty_row + dirty_x;
     }
-    return clean + (position.plane * task.clean_rows + y) * task.clean_row + x;
+    return clean + ((plane * task.clean_slices + z) * task.clean_rows + y) * task.clean_row + x;
   }
 
   __device__ __forceinline__ void read(const SpliceTask<T>& task, int64_t value, const Position& position,
@@ -54,25 +60,30 @@ struct SpliceTask : WindowTask<T> {
   const int64_t* image_index;
   T pad_value;
   int64_t images;
-  int64_t clean_picture, clean_rows, clean_columns, clean_row;  // values, rows, pixels in a row, values in a row
-  int64_t dirty_picture, dirty_rows, dirty_columns, dirty_row;
+  // values, slices, rows, pixels in a row, values in a row
+  int64_t clean_picture, clean_slices, clean_rows, clean_columns, clean_row;
+  int64_t dirty_picture, dirty_slices, dirty_rows, dirty_columns, dirty_row;
+  FastDivide window_slices;
   int64_t window_rows, window_columns;
   int64_t pixel;
+  int64_t axes;
 
   /// Origins are clipped to where a window just leaves the map, so that no origin overflows. A window of a map that
   /// does not exist is NaN.
   __device__ __forceinline__ SpliceWindow<T> window(int64_t number) const {
     const int64_t image = image_index ? image_index[number] : 0;
     const bool exists = image >= 0 && image < images;
-    const int64_t* origin = window_origin + 2 * number;
-    const int64_t* crop_origin = dirty_origin + 2 * number;
+    const int64_t* origin = window_origin + axes * number;
+    const int64_t* crop_origin = dirty_origin + axes * number;
     return {exists ? clean + image * clean_picture : nullptr,
             dirty + number * dirty_picture,
             exists ? pad_value : narrow<T>(NAN),
-            clamp(origin[0], -window_rows, clean_rows),
-            clamp(origin[1], -window_columns, clean_columns) * pixel,
-            clamp(crop_origin[0], -dirty_rows, clean_rows),
-            clamp(crop_origin[1], -dirty_columns, clean_columns) * pixel};
+            clamp(of_axis(origin, axes, 0, 0), -window_slices.divisor(), clean_slices),
+            clamp(of_axis(origin, axes, 1, 0), -window_rows, clean_rows),
+            clamp(of_axis(origin, axes, 2, 0), -window_columns, clean_columns) * pixel,
+            clamp(of_axis(crop_origin, axes, 0, 0), -dirty_slices, clean_slices),
+            clamp(of_axis(crop_origin, axes, 1, 0), -dirty_rows, clean_rows),
+            clamp(of_axis(crop_origin, axes, 2, 0), -dirty_columns, clean_columns) * pixel};
   }
 };
 
@@ -89,15 +100,19 @@ void splice(Stream stream, const Splice& a) {
   task.output = static_cast<T*>(a.output);
   task.pad_value = narrow<T>(static_cast<Sum<T>>(a.pad_value));
   task.images = a.images;
+  task.axes = a.axes;
   task.clean_picture = layout.picture();
+  task.clean_slices = layout.slices;
   task.clean_rows = layout.rows;
   task.clean_columns = layout.columns;
   task.clean_row = layout.row();
-  task.dirty_picture = layout.planes * a.dirty_rows * a.dirty_columns * pixel;
+  task.dirty_picture = layout.planes * a.dirty_slices * a.dirty_rows * a.dirty_columns * pixel;
+  task.dirty_slices = a.dirty_slices;
   task.dirty_rows = a.dirty_rows;
   task.dirty_columns = a.dirty_columns;
   task.dirty_row = a.dirty_columns * pixel;
-  task.size = layout.planes * a.window_rows * a.window_columns * pixel;
+  task.size = layout.planes * a.window_slices * a.window_rows * a.window_columns * pixel;
+  task.window_slices = FastDivide(a.window_slices);
   task.window_rows = a.window_rows;
   task.window_columns = a.window_columns;
   task.pixel = pixel;
@@ -109,8 +124,8 @@ void splice(Stream stream, const Splice& a) {
 }  // namespace
 
 void splice_cuda(Stream stream, const Splice& arguments) {
-  const int64_t picture =
-      arguments.layout.planes * arguments.window_rows * arguments.window_columns * arguments.layout.pixel;
+  const int64_t picture = arguments.layout.planes * arguments.window_slices * arguments.window_rows *
+                          arguments.window_columns * arguments.layout.pixel;
   if (arguments.windows == 0 || picture == 0) return;
   with_dtype(arguments.dtype, [&](auto type) { splice<decltype(type)>(stream, arguments); });
 }

@@ -45,7 +45,7 @@ class Call:
 
     Attributes:
         model: the model.
-        images: [N, C, H, W].
+        images: [N, C, H, W], or signals or volumes.
         fill: what covers: a number, or [1 or N, C, H, W].
     """
 
@@ -58,7 +58,7 @@ class Call:
 
         Args:
             target: captum's target.
-            box: one of the windows, [1, 4].
+            box: one of the windows, [1, 2 · axes].
             windows: how many an image has.
 
         Raises:
@@ -192,8 +192,8 @@ def _images(inputs: object) -> Tensor:
     if type(images) not in (Tensor, nn.Parameter):
         raise ForCaptum("the inputs are not one tensor")
     assert isinstance(images, Tensor)
-    if images.dim() != 4 or not images.is_floating_point() or images.device.type not in ("cpu", "cuda"):
-        raise ForCaptum("the inputs are not images [N, C, H, W] of floating-point values")
+    if images.dim() not in (3, 4, 5) or not images.is_floating_point() or images.device.type not in ("cpu", "cuda"):
+        raise ForCaptum("the inputs are not images, signals or volumes of floating-point values")
     if not images.numel() or not bool(torch.isfinite(images).all()):
         raise ForCaptum("there are no images, or not all of their values are finite")
     return images.detach()
@@ -211,8 +211,8 @@ def _fill(baselines: object, images: Tensor) -> float | Tensor:
     if type(baseline) not in (Tensor, nn.Parameter):
         raise ForCaptum("the baselines are not one number or tensor")
     assert isinstance(baseline, Tensor)
-    wanted = (len(baseline) if baseline.dim() == 4 else 1, *images.shape[1:])
-    if baseline.dim() > 4 or wanted[0] not in (1, len(images)):
+    wanted = (len(baseline) if baseline.dim() == images.dim() else 1, *images.shape[1:])
+    if baseline.dim() > images.dim() or wanted[0] not in (1, len(images)):
         raise ForCaptum("the baseline does not have the images' shape")
     if any(size not in (1, other) for size, other in zip(baseline.shape[::-1], wanted[::-1], strict=False)):
         raise ForCaptum("the baseline does not have the images' shape")

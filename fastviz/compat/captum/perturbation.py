@@ -29,9 +29,10 @@ class Occlusion(_bases.Occlusion):
     """captum's ``Occlusion``: how much the target falls when a window of the input is covered.
 
     Arguments, results and errors are captum's. Where the model is a module and the input one batch of images
-    [N, C, H, W], only what a window changes is recomputed (:func:`fastviz.engine.incremental.sweep`), many windows at
-    once, whatever ``perturbations_per_eval`` says; other calls, and those with less work than it takes to prepare a
-    model, take captum's own path. Which and why is logged at level DEBUG by the logger ``fastviz.compat.captum``.
+    [N, C, H, W], signals [N, C, L] or volumes [N, C, D, H, W], only what a window changes is recomputed
+    (:func:`fastviz.engine.incremental.sweep`), many windows at once, whatever ``perturbations_per_eval`` says; other
+    calls, and those with less work than it takes to prepare a model, take captum's own path. Which and why is logged at
+    level DEBUG by the logger ``fastviz.compat.captum``.
 
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2)).eval()
     >>> Occlusion(model).attribute(torch.ones(1, 3, 4, 4), (3, 2, 2), strides=(3, 2, 2), target=1).shape
@@ -139,31 +140,35 @@ class FeatureAblation(_bases.FeatureAblation):
 
 
 def _windows(images: Tensor, shapes: Any, strides: Any) -> tuple[list[tuple[int, int]], Grid]:
-    """First and last channel of the windows, and where they stand in the image."""
+    """First and last channel of the windows, and where they stand in the image, signal or volume."""
     window = shapes[0] if isinstance(shapes, tuple) and len(shapes) == 1 else shapes
     step = strides[0] if isinstance(strides, tuple) and len(strides) == 1 else strides
     step = 1 if step is None else step
-    steps = (step,) * 3 if type(step) is int else step
+    axes = images.dim() - 1
+    steps = (step,) * axes if type(step) is int else step
     starts = []
-    for size, length, stride in zip(images.shape[1:], _three(window), _three(steps), strict=True):
+    for size, length, stride in zip(images.shape[1:], _numbers(window, axes), _numbers(steps, axes), strict=True):
         if length > size or (stride > length and length < size):
             raise ForCaptum("a window or a stride is too large")
         starts.append(range(0, math.ceil((size - length) / stride) * stride + 1, stride))
-    channels, (height, width) = window[0], window[1:]
-    grid = Grid(tuple(starts[1]), tuple(starts[2]), (height, width), (images.shape[2], images.shape[3]))
+    channels = window[0]
+    grid = Grid(tuple(tuple(each) for each in starts[1:]), tuple(window[1:]), tuple(images.shape[2:]))
     return [(first, min(first + channels, images.shape[1])) for first in starts[0]], grid
 
 
-def _three(numbers: Any) -> tuple[int, int, int]:
-    if not isinstance(numbers, tuple) or len(numbers) != 3 or not all(type(each) is int for each in numbers):
-        raise ForCaptum("a window or a stride is not three whole numbers")
+def _numbers(numbers: Any, count: int) -> tuple[int, ...]:
+    if not isinstance(numbers, tuple) or len(numbers) != count or not all(type(each) is int for each in numbers):
+        raise ForCaptum("a window or a stride does not have a whole number for each dimension")
     if min(numbers) < 1:
         raise ForCaptum("a window or a stride is below 1")
     return numbers
 
 
 def _occluded(job: Job, grid: Grid, channels: tuple[int, int], advance: Callable[[int], object]) -> Tensor:
-    """[N · M, H, W]: the mean fall of each value over the windows that cover a pixel in these channels."""
+    """[N · M, H, W]: the mean fall of each value over the windows that cover a pixel in these channels.
+
+    Signals and volumes likewise.
+    """
     images, fill = job.images, job.fill
     first, last = channels
     if last - first < images.shape[1]:
@@ -192,6 +197,8 @@ def _over_channels(maps: list[Tensor], channels: list[tuple[int, int]], count: i
 def _parts(feature_mask: Any, images: Tensor) -> Segments:
     """The features of the mask, which has the images' shape or fewer dimensions."""
     shape = images.shape
+    if images.dim() != 4:
+        raise ForCaptum("the inputs are no images")
     mask = feature_mask[0] if isinstance(feature_mask, tuple) and len(feature_mask) == 1 else feature_mask
     if mask is None:
         mask = torch.arange(shape[1:].numel()).view(shape[1:])

@@ -103,9 +103,9 @@ def unit_crops(
             raise ValueError(
                 f"positions should be inside the map of layer {layer!r}, {rows}x{columns}, got {(row, column)}"
             )
-        box, place = field.crop((row, column), size)
-        boxes.append(box)
-        places.append(place)
+        (top, left, bottom, right), (down, across) = field.crop((row, column), size)
+        boxes.append((top, left, bottom, right))
+        places.append((down, across))
     crops = UnitCrops(boxes, places, field)
     for height, width in crops.groups():
         study.check_crop(model, layer, (height, width))
@@ -245,7 +245,7 @@ def _field_of(traced: graph.Trace, output: fx.Node | None) -> ReceptiveField:
     if output is None:
         raise NoCrop("its output is no map of the image")
     needed = {output}
-    fields: dict[fx.Node, tuple[Field, Field]] = {traced.image: (Field(), Field())}
+    fields: dict[fx.Node, tuple[Field, ...]] = {traced.image: (Field(), Field())}
     for node in reversed(traced.graph.nodes):
         if node in needed:
             needed.update(node.all_input_nodes)

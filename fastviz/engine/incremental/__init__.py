@@ -2,7 +2,7 @@
 
 from fastviz.engine.incremental.chain import Chain, Changes, outputs_of_changes
 from fastviz.engine.incremental.coarse_to_fine import drill_down
-from fastviz.engine.incremental.job import sampled_error
+from fastviz.engine.incremental.job import sampled_error, whole_passes
 from fastviz.engine.incremental.report import Plan, plan
 from fastviz.engine.incremental.sweep import Sweep, sweep
 from fastviz.engine.incremental.worth import counted, known
@@ -19,4 +19,5 @@ __all__ = [
     "plan",
     "sampled_error",
     "sweep",
+    "whole_passes",
 ]

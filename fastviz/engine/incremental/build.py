@@ -12,17 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from fastviz.engine.incremental.convolution import Conv
 from fastviz.engine.incremental.steps import (
     Activation,
     Call,
     Constant,
-    Conv,
     Cut,
     Input,
     Mean,
     Norm,
     Pool,
     Shuffle,
+    Slides,
     Step,
 )
 from fastviz.graph.batch_rules import SPLITS, is_pointwise
@@ -30,7 +31,6 @@ from fastviz.graph.calls import BATCH, call_arguments, call_name, shape_of
 from fastviz.graph.locality import convolution_slides
 from fastviz.graph.model_graph import NotTraceable, Trace, label
 from fastviz.graph.reach import Layout
-from fastviz.graph.sliding_window import Slide
 
 __all__ = ["Alone", "build", "reachable"]
 
@@ -109,7 +109,7 @@ class _Builder:
     def visit(self, node: fx.Node) -> None:
         reach = self.traced.reaches[node]
         if node is self.traced.image:
-            self.put(node, Input("", "image", [], shape_of(node)[1:], (2, 3)))
+            self.put(node, Input("", "image", [], shape_of(node)[1:], reach.layout))
         elif node.op == "placeholder":
             value = self.traced.constants.get(node.name)
             if value is None:
@@ -183,13 +183,13 @@ class _Builder:
     def maps_of_constants(self, node: fx.Node, name: str) -> dict[fx.Node, Constant] | None:
         """The constants of a call that have rows and columns, as maps; None where they do not fit."""
         out, layout = shape_of(node), self.traced.reaches[node].layout
-        if layout != (2, 3) or len(out) != 4 or not (is_pointwise(node.target) or name == "cat"):
+        if layout != tuple(range(2, len(out))) or not (is_pointwise(node.target) or name == "cat"):
             return None
         found = {}
         for source in node.all_input_nodes:
             value = self.filled.get(source, self.constants.get(source))
-            if isinstance(value, Tensor) and value.dim() and (name == "cat" or max(value.shape[-2:]) > 1):
-                value = value.reshape(*[1] * (4 - value.dim()), *value.shape)
+            if isinstance(value, Tensor) and value.dim() and (name == "cat" or max(value.shape[2 - len(out) :]) > 1):
+                value = value.reshape(*[1] * (len(out) - value.dim()), *value.shape)
                 found[source] = Constant(label(node), value.expand(-1, -1, *out[2:]).contiguous())
         self.steps += found.values()
         return found
@@ -203,7 +203,7 @@ class _Builder:
             return True
         pointwise = self.traced.reaches[node].kind == "pointwise"
         same_dtype = inputs[0].meta["val"].dtype == node.meta["val"].dtype if name in ("to", "_to_copy") else False
-        return pointwise and (name in ("view", "reshape", "expand", "adaptive_avg_pool2d") or same_dtype)
+        return pointwise and (name in ("view", "reshape", "expand") or "adaptive_avg_pool" in name or same_dtype)
 
     def getitem(self, node: fx.Node) -> None:
         """A part of what was split; otherwise the first result of a call, which is that of its step."""
@@ -215,7 +215,7 @@ class _Builder:
             moving = [each for each in source.all_input_nodes if each in self.made]
             steps, slides = [self.made[each] for each in moving], self.traced.reaches[source].slides
             if slides is not None and index == 0:
-                self.windowed(node, "max_pool2d", arguments, steps[0], slides)
+                self.windowed(node, "max_pool", arguments, steps[0], slides)
             else:
                 layout, call = self.traced.reaches[node].layout, self.call(source, moving, index)
                 self.put(node, Call(label(node), name, steps, shape_of(node)[1:], layout, call))
@@ -241,22 +241,23 @@ class _Builder:
         name: str,
         arguments: dict[str, Any],
         source: Step,
-        slides: tuple[Slide, Slide] | None = None,
+        slides: Slides | None = None,
     ) -> None:
         reach = self.traced.reaches[node]
         slides = slides or reach.slides
         assert slides is not None
         name_of, shape = label(node), shape_of(node)[1:]
-        if name in ("max_pool2d", "adaptive_max_pool2d"):
+        if "max_pool" in name:
             window = [[slide.kernel, slide.stride, slide.before, slide.dilation] for slide in slides]
             kernel, stride, padding, dilation = (list(pair) for pair in zip(*window, strict=True))
             ceil = slides[0].ceil
+            pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(slides) - 1]
 
             def largest(x: Tensor) -> Tensor:
-                return F.max_pool2d(x, kernel, stride, padding, dilation, ceil)
+                return pool(x, kernel, stride, padding, dilation, ceil)
 
             self.put(node, Pool(name_of, source, shape, slides, maximum=True, whole=largest))
-        elif name in ("avg_pool2d", "adaptive_avg_pool2d"):
+        elif "avg_pool" in name:
             whole = self.alone(node)
             divisor = self.divisor(name_of, source, shape, slides, arguments, whole)
             self.put(node, Pool(name_of, source, shape, slides, maximum=False, divisor=divisor, whole=whole))
@@ -269,7 +270,7 @@ class _Builder:
             self.put(node, Cut(name_of, name, source, shape, reach.layout, slides, self.alone(node), value))
 
     def divisor(
-        self, name: str, source: Step, shape: tuple[int, ...], slides: tuple[Slide, Slide], arguments: dict[str, Any],
+        self, name: str, source: Step, shape: tuple[int, ...], slides: Slides, arguments: dict[str, Any],
         whole: Callable[[Tensor], Tensor],
     ) -> int | Constant:  # fmt: skip
         """What a mean divides by: one number, or a map of inverses where the divisor differs near the border."""
@@ -277,15 +278,14 @@ class _Builder:
             return int(arguments["divisor_override"])
         padded = any(slide.before for slide in slides) and not arguments.get("count_include_pad", True)
         if not padded and not any(slide.ceil for slide in slides):
-            return slides[0].kernel * slides[1].kernel
+            return math.prod(slide.kernel for slide in slides)
         image = self.traced.image.meta["val"]
         ones = torch.ones(1, source.shape[0], *source.size, device=image.device, dtype=torch.float64)
-        rows, columns = (slide.kernel for slide in slides)
-        sums = F.pad(ones[:, :1], [slides[1].before, columns, slides[0].before, rows])
-        counts = F.avg_pool2d(sums, (rows, columns), (slides[0].stride, slides[1].stride), divisor_override=1)
-        counts = counts[:, :, : shape[1], : shape[2]]
+        sums = F.pad(ones[:, :1], [side for slide in reversed(slides) for side in (slide.before, slide.kernel)])
+        for dim, slide in enumerate(slides, start=2):
+            sums = sums.unfold(dim, slide.kernel, slide.stride).sum(-1).narrow(dim, 0, shape[dim - 1])
         # the mean of ones is (how many lie inside) / divisor
-        inverse = whole(ones)[:, :1] / counts
+        inverse = whole(ones)[:, :1] / sums
         constant = Constant(name, inverse.to(self.dtype or image.dtype))
         self.steps.append(constant)
         return constant
@@ -293,9 +293,10 @@ class _Builder:
     def shuffle(self, node: fx.Node) -> Shuffle | None:
         """Channels in a new order, if ``node`` ends the calls view, transpose, (clone,) view that mean that."""
         name, arguments = call_name(node), call_arguments(node)
-        if name == "channel_shuffle" and len(shape_of(node)) == 4:
+        if name == "channel_shuffle":
             return Shuffle(label(node), self.made[arguments["self"]], arguments["groups"])
-        if name not in ("view", "reshape", "_unsafe_view") or self.traced.reaches[node].layout != (2, 3):
+        layout = self.traced.reaches[node].layout
+        if name not in ("view", "reshape", "_unsafe_view") or layout != tuple(range(2, len(shape_of(node)))):
             return None
         chain = [node]
         while call_name(chain[-1]) != "transpose" or len(chain) == 1:
@@ -313,7 +314,8 @@ class _Builder:
             return None
         (source,) = split.all_input_nodes
         before_split, inner = shape_of(source), shape_of(split)
-        whole = len(inner) == 5 and inner[1] * inner[2] == before_split[1] and inner[3:] == before_split[2:]
+        whole = len(inner) == len(before_split) + 1 and inner[1] * inner[2] == before_split[1]
+        whole = whole and inner[3:] == before_split[2:]
         if not whole or shape_of(node) != before_split or source not in self.made:
             return None
         return Shuffle(label(node), self.made[source], inner[1])
@@ -394,12 +396,14 @@ def _is_first(node: fx.Node, images: int) -> bool:
 
 
 def _is_spatial_mean(node: fx.Node, name: str, arguments: dict[str, Any], source: Step) -> bool:
-    if source.layout != (2, 3) or len(source.shape) != 3:
+    ndim = len(source.shape) + 1
+    if source.layout is None or source.layout != tuple(range(2, ndim)):
         return False
-    if name == "adaptive_avg_pool2d":
-        return shape_of(node)[2:] == (1, 1)
-    dims = arguments.get("dim") or []
-    return name == "mean" and len(dims) > 0 and {dim % 4 for dim in dims} == {2, 3} and arguments.get("dtype") is None
+    if name.startswith("adaptive_avg_pool"):
+        return len(shape_of(node)) == ndim and set(shape_of(node)[2:]) == {1}
+    if name != "mean" or arguments.get("dtype") is not None:
+        return False
+    return {dim % ndim for dim in arguments.get("dim") or []} == set(source.layout)
 
 
 def _flops(node: fx.Node, name: str, arguments: dict[str, Any], layout: Layout | None) -> float:
@@ -407,7 +411,7 @@ def _flops(node: fx.Node, name: str, arguments: dict[str, Any], layout: Layout |
     shape = shape_of(node)
     values = float(math.prod(shape[1:]))
     if layout is not None:
-        values /= shape[layout[0]] * shape[layout[1]]
+        values /= math.prod(shape[dim] for dim in layout)
     return values * 2.0 * shape_of(arguments["weight"])[1] if name == "linear" else values
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from fastviz import ops
+from fastviz.engine.incremental.convolution import in_best_order
 from fastviz.engine.incremental.plan import Group, Schedule, window_size
-from fastviz.engine.incremental.steps import Constant, Cut, Input, Mean, Size, Step, memory_order
+from fastviz.engine.incremental.steps import Constant, Cut, Input, Mean, Size, Step
 
 __all__ = [
     "Batch",
@@ -34,7 +36,7 @@ class Clean:
     """What the images as they are give.
 
     Attributes:
-        images: [N, C, H, W].
+        images: [N, C, H, W]; signals [N, C, L] and volumes [N, C, D, H, W] alike, here and below.
         output: the network's.
         maps: [N, K, rows, columns], those that windows are cut from.
         integrals: for means, sums of a map over all rows above and columns left of a corner: float64 [N, R+1, C+1, K].
@@ -57,7 +59,7 @@ def _without_border(value: Tensor, step: Step) -> Tensor:
     """A map that was padded with an infinite number, as a maximum wants it, without that border."""
     if not isinstance(step, Cut) or math.isfinite(step.pad_value):
         return value
-    for dim, slide in zip((-2, -1), step.window, strict=True):
+    for dim, slide in zip(range(-len(step.window), 0), step.window, strict=True):
         before, after = max(0, slide.before), max(0, slide.after)
         value = value.narrow(dim, before, value.shape[dim] - before - after)
     return value
@@ -94,7 +96,7 @@ def run_whole(
 def clean_pass(steps: Sequence[Step], images: Tensor, groups: Iterable[Group]) -> Clean:
     """Run the clean images and keep every map that the groups cut windows from."""
     keep = kept_maps(steps, groups)
-    values = {steps[0]: images.contiguous(memory_format=memory_order(images))}
+    values = {steps[0]: in_best_order(images)}
     output, kept = run_whole(steps, values, keep, clean=True)
     maps = {step: _in_order(value, step) for step, value in kept.items()}
     averaged = {step.sources[0] for step in steps if isinstance(step, Mean)} & keep
@@ -102,8 +104,10 @@ def clean_pass(steps: Sequence[Step], images: Tensor, groups: Iterable[Group]) -
 
 
 def _integral(maps: Tensor) -> Tensor:
-    pixels = maps.permute(0, 2, 3, 1).double()
-    return torch.nn.functional.pad(pixels.cumsum(1).cumsum(2), [0, 0, 1, 0, 1, 0])
+    sums, axes = maps.movedim(1, -1).double(), maps.dim() - 2
+    for dim in range(1, axes + 1):
+        sums = sums.cumsum(dim)
+    return torch.nn.functional.pad(sums, [0, 0, *[1, 0] * axes])
 
 
 def clean_bytes(steps: Sequence[Step], groups: Iterable[Group], value_bytes: int) -> float:
@@ -132,23 +136,25 @@ def _sources_cut(steps: Sequence[Step], schedule: Schedule) -> set[Step]:
 
 
 def _in_order(value: Tensor, step: Step) -> Tensor:
-    """A map with rows and columns last, its channels (whatever they are) in one dimension, in the best order."""
-    return planes(value, step).contiguous(memory_format=memory_order(value))
+    """A map with its axes last, its channels (whatever they are) in one dimension, in the best order."""
+    return in_best_order(planes(value, step))
 
 
 def planes(value: Tensor, step: Step) -> Tensor:
     """[B, ..., rows, ..., columns, ...] as [B, channels, rows, columns]."""
     assert step.layout is not None
-    moved = value.movedim(step.layout, (-2, -1))
-    return moved if moved.dim() == 4 else moved.reshape(len(moved), -1, *moved.shape[-2:])
+    axes = len(step.layout)
+    moved = value.movedim(step.layout, tuple(range(-axes, 0)))
+    return moved if moved.dim() == axes + 2 else moved.reshape(len(moved), -1, *moved.shape[-axes:])
 
 
 def unplanes(value: Tensor, step: Step) -> Tensor:
-    """The opposite of :func:`_planes`."""
+    """The opposite of :func:`planes`."""
     assert step.layout is not None
     others = [size for dim, size in enumerate(step.shape, start=1) if dim not in step.layout]
-    moved = value if len(others) == 1 else value.reshape(len(value), *others, *value.shape[-2:])
-    return moved.movedim((-2, -1), step.layout)
+    axes = len(step.layout)
+    moved = value if len(others) == 1 else value.reshape(len(value), *others, *value.shape[-axes:])
+    return moved.movedim(tuple(range(-axes, 0)), step.layout)
 
 
 class Windows(Protocol):
@@ -171,7 +177,7 @@ class Covered:
 
     Attributes:
         clean: the images [N, C, H, W].
-        boxes: int64 [P, 4], top, left, bottom, right, inside the image.
+        boxes: int64 [P, 4], top, left, bottom, right, inside the image: starts along each axis, then stops.
         image: int64 [P], the image of each window.
         fill: what covers: a number, [C] or [1 or N, C, H, W].
     """
@@ -183,15 +189,14 @@ class Covered:
 
     def images(self, windows: Tensor) -> Tensor:
         """Whole images [B, C, H, W] for the ``windows`` of this number."""
-        whole = ops.occlude(self.clean, self.boxes[windows], self.image[windows], self.fill)
-        return whole.contiguous(memory_format=memory_order(whole))
+        return in_best_order(ops.occlude(self.clean, self.boxes[windows], self.image[windows], self.fill))
 
     def rectangles(self, windows: Tensor, origin: Tensor, size: Size) -> Tensor:
-        """The rectangles [B, C, *size] of them that begin at ``origin`` [B, 2]."""
+        """The rectangles [B, C, *size] of them that begin at ``origin`` [B, axes]."""
         image = self.image[windows]
         part = cut_out(self.clean, origin, size, image)
         fill = self.fill
-        if isinstance(fill, Tensor) and fill.dim() == 4:
+        if isinstance(fill, Tensor) and fill.dim() > 1:
             fill = cut_out(fill, origin, size, image if len(fill) > 1 else torch.zeros_like(image))
         boxes = self.boxes[windows] - origin.repeat(1, 2)
         number = torch.arange(len(windows), device=part.device)
@@ -205,45 +210,42 @@ class Runner:
         self.steps = steps
         self.schedule = schedule
         self.last_reader = {source: at for at, step in enumerate(steps) for source in step.sources}
-        # every place that a window or a rectangle begins at: its row for each member of the row band, likewise columns
+        # every place that a window or a rectangle begins at, along each axis: for each member of the band
         self.slots: dict[tuple[Step, int], int] = {}
-        rows: list[list[int]] = []
-        columns: list[list[int]] = []
+        places: list[list[list[int]]] = [[] for _ in schedule.bands]
         for step, ways in schedule.ways.items():
-            self._slot(step, -1, schedule.rows.start[step], schedule.columns.start[step], rows, columns)
+            self._slot(step, -1, [band.start[step] for band in schedule.bands], places)
             for at, way in enumerate(ways):
                 if way == "splice":
                     assert step.slides is not None
-                    down, across = (
+                    begins = [
                         [start * slide.stride - slide.before for start in band.start[step]]
-                        for slide, band in zip(step.slides[at], (schedule.rows, schedule.columns), strict=True)
-                    )
-                    self._slot(step, at, down, across, rows, columns)
-        # [places, members]; no place at all where all steps work on whole maps
-        self.rows = torch.tensor(rows, dtype=torch.int64, device=device).reshape(-1, len(schedule.rows.members))
-        self.columns = torch.tensor(columns, dtype=torch.int64, device=device).reshape(
-            -1, len(schedule.columns.members)
-        )
+                        for slide, band in zip(step.slides[at], schedule.bands, strict=True)
+                    ]
+                    self._slot(step, at, begins, places)
+        # [places, members] each; no place at all where all steps work on whole maps
+        self.places = [
+            torch.tensor(each, dtype=torch.int64, device=device).reshape(-1, len(band.members))
+            for each, band in zip(places, schedule.bands, strict=True)
+        ]
 
-    def _slot(
-        self, step: Step, at: int, down: list[int], across: list[int], rows: list[list[int]], columns: list[list[int]]
-    ) -> None:
-        self.slots[step, at] = len(rows)
-        rows.append(down)
-        columns.append(across)
+    def _slot(self, step: Step, at: int, begins: list[list[int]], places: list[list[list[int]]]) -> None:
+        self.slots[step, at] = len(places[0])
+        for each, begin in zip(places, begins, strict=True):
+            each.append(begin)
 
-    def run(self, clean: Clean, covered: Windows, windows: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    def run(self, clean: Clean, covered: Windows, windows: Tensor, members: Tensor) -> Tensor:
         """The network's output for a batch of windows, [B, ...].
 
         Args:
             clean: what the images give.
             covered: the images under their windows.
             windows: the numbers of the windows, int64 [B].
-            row: for each its member of the row band, int64 [B].
-            column: likewise for columns.
+            members: for each its members of the bands, int64 [B, axes].
         """
         steps, schedule = self.steps, self.schedule
-        origins = torch.stack((self.rows[:, row], self.columns[:, column]), dim=-1)  # [places, windows, 2]
+        chosen = zip(self.places, members.unbind(1), strict=True)
+        origins = torch.stack([places[:, member] for places, member in chosen], dim=-1)  # [places, windows, axes]
         batch = Batch(clean, origins, covered.image[windows], {}, {})
         for at, step in enumerate(steps):
             if isinstance(step, Input):
@@ -299,20 +301,19 @@ class Runner:
 
     def _mean(self, batch: Batch, step: Step) -> Tensor:
         """The clean mean, plus what the rectangle adds to it and less what was there before."""
-        source = step.sources[0]
-        top, left = batch.origins[self.slots[source, -1]].unbind(1)
-        bottom, right = (start + extent for start, extent in zip((top, left), self.schedule.size[source], strict=True))
+        source, values = step.sources[0], batch.values[step.sources[0]]
+        starts = batch.origins[self.slots[source, -1]].unbind(1)
+        sides = [(start + extent, start) for start, extent in zip(starts, self.schedule.size[source], strict=True)]
         integral, image = batch.clean.integrals[source], batch.image
-        before = (
-            integral[image, bottom, right]
-            - integral[image, top, right]
-            - integral[image, bottom, left]
-            + integral[image, top, left]
-        )
-        dtype = torch.float64 if batch.values[source].dtype == torch.float64 else torch.float32
-        total = integral[image, -1, -1] - before + batch.values[source].sum((2, 3), dtype=dtype)
-        rows, columns = source.size
-        mean = (total / (rows * columns)).to(batch.values[source].dtype)
+        # the sum inside of the rectangle: those up to its corners, with a minus for each start among their sides
+        before: Tensor | float = 0.0
+        for corner in itertools.product((0, 1), repeat=len(sides)):
+            upto = integral[(image, *(side[at] for side, at in zip(sides, corner, strict=True)))]
+            before = before - upto if sum(corner) % 2 else before + upto
+        dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
+        whole = integral.flatten(1, -2)[image, -1]
+        total = whole - before + values.sum(tuple(range(2, values.dim())), dtype=dtype)
+        mean = (total / math.prod(source.size)).to(values.dtype)
         return step.finish(mean.reshape(-1, *step.shape))
 
 
@@ -329,7 +330,7 @@ class Batch:
 
 def cut_out(maps: Tensor, origin: Tensor, size: Size, image: Tensor, pad_value: float = 0.0) -> Tensor:
     """Windows [B, C, *size] of ``maps`` [N, C, H, W] as they are."""
-    nothing = maps.new_empty(len(origin), maps.shape[1], 0, 0)
+    nothing = maps.new_empty(len(origin), maps.shape[1], *[0] * len(size))
     return spliced(maps, nothing, origin, origin, size, image, pad_value)
 
 

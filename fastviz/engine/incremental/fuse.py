@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from fastviz.engine.incremental.build import Alone, reachable
-from fastviz.engine.incremental.steps import Call, Conv, Mean, Norm, Pool, Step
+from fastviz.engine.incremental.convolution import Conv
+from fastviz.engine.incremental.steps import Call, Mean, Norm, Pool, Step
 from fastviz.graph.sliding_window import Field
 
 __all__ = ["fuse", "only_outputs"]
@@ -49,7 +50,7 @@ def _pools_first(steps: list[Step]) -> list[Step]:
         inside = all(slide.before == slide.after == 0 and not slide.ceil for slide in window)
         if not isinstance(conv, Conv) or users[conv] != [step] or not all(slide.is_pointwise for slide in conv.window):
             continue
-        if inside and step.divisor == window[0].kernel * window[1].kernel:
+        if inside and step.divisor == math.prod(slide.kernel for slide in window):
             step.sources, conv.sources = conv.sources, [step]
             step.flops *= step.sources[0].channels / step.channels
             step.shape, conv.shape = (step.sources[0].shape[0], *step.shape[1:]), (conv.shape[0], *step.shape[1:])
@@ -122,13 +123,14 @@ def _replace(steps: list[Step], old: Step, new: Step) -> list[Step]:
 
 
 def _fields(steps: Iterable[Step]) -> dict[Step, int]:
-    """How many rows of the image a row of each step depends on, along the longest way."""
+    """How many rows of the image a row of each step depends on, along the longest way; of a signal, its positions."""
     fields: dict[Step, Field] = {}
     for step in steps:
         if step.slides is None:
             fields[step] = Field(size=1 << 40)
             continue
-        reached = [fields[source].through(slides[0]) for source, slides in zip(step.sources, step.slides, strict=True)]
+        windows = zip(step.sources, step.slides, strict=True)
+        reached = [fields[source].through(slides[max(0, len(slides) - 2)]) for source, slides in windows]
         fields[step] = max(reached, key=lambda field: field.size, default=Field())
     return {step: field.size for step, field in fields.items()}
 

@@ -36,6 +36,10 @@ _PIXELS, _MOST = 8 * 128 * 128, 32
 against what it costs to make it, and the maps still stay near."""
 
 
+_VOXELS = {"cpu": 1 << 20, "cuda": 1 << 23}
+"""Of volumes that a model sees at once."""
+
+
 _MANY_WEIGHTS, _MANY_PIXELS = 12_000_000, 400_000
 """A SelecSLS-42 (many weights on small maps) gains nothing by channels_last below so many pixels; a ResNet-18 does."""
 
@@ -43,6 +47,8 @@ _MANY_WEIGHTS, _MANY_PIXELS = 12_000_000, 400_000
 def whole_passes(images: Tensor) -> int:
     """How many of ``images`` [N, C, H, W] a model that runs as it is sees at once, if nothing else is said."""
     least = _BATCH[images.device.type]
+    if images.dim() == 5:  # the maps of a volume take hundreds of MB
+        return max(1, min(least, _VOXELS[images.device.type] // max(1, images.shape[2:].numel())))
     if images.device.type != "cpu":
         return least
     return max(least, min(_MOST, _PIXELS // max(1, images.shape[2:].numel())))
@@ -61,8 +67,8 @@ class Job:
 
     Attributes:
         model: the network, in evaluation mode by the caller.
-        images: [N, C, H, W].
-        boxes: int64 [P, 4] on the CPU, inside the image.
+        images: [N, C, H, W], or signals or volumes.
+        boxes: int64 [P, 2 · axes] on the CPU, inside the image: starts along each axis, then stops.
         image: int64 [P], on the images' device.
         fill: a number, [C] or [1 or N, C, H, W].
         evaluate: what is kept of an output.
@@ -186,11 +192,12 @@ def new_job(
 ) -> Job:  # fmt: skip
     """The arguments of :func:`fastviz.engine.incremental.sweep`, checked."""
     network = exported.of_any_batch(checks.module(model))
-    batch = input_batch(network, images, "images").detach()
-    windows = checks.tensor(boxes, "boxes", dims=(2,), layout="[P, 4]", floating=False)
+    batch = input_batch(network, images, "images", axes=(1, 2, 3)).detach()
+    size = torch.tensor(batch.shape[2:])
+    windows = checks.tensor(boxes, "boxes", dims=(2,), layout=f"[P, {2 * len(size)}]", floating=False)
     _integers(windows, "boxes")
-    if windows.shape[1] != 4:
-        raise ValueError(f"boxes should have shape [P, 4], got {list(windows.shape)}")
+    if windows.shape[1] != 2 * len(size):
+        raise ValueError(f"boxes should have shape [P, {2 * len(size)}], got {list(windows.shape)}")
     image = _image_index(image_index, len(windows), batch)
     if not isinstance(fill, Tensor):
         if isinstance(fill, bool) or not isinstance(fill, (int, float)):
@@ -198,8 +205,7 @@ def new_job(
         fill = float(fill)
     # the operator's own checks, on no window at all
     ops.occlude(batch, windows[:0].to(batch.device), image[:0], fill)
-    height, width = batch.shape[2:]
-    inside = torch.minimum(windows.long().cpu().clamp(min=0), torch.tensor([height, width, height, width]))
+    inside = torch.minimum(windows.long().cpu().clamp(min=0), size.repeat(2))
     stats: dict[str, Any] = {
         "path": "incremental", "reason": "", "windows": len(windows), "batch_size": 0, "batches": 0, "retries": 0,
         "alone": "", "flops": None, "dense_flops": None, "predicted_gain": 1.0, "prepare_seconds": 0.0,

@@ -126,8 +126,7 @@ def _key(images: Tensor, dtype: torch.dtype | None) -> Hashable:
 def _made(model: nn.Module, images: Tensor, dtype: torch.dtype | None) -> Network | str:
     """The steps, or why there are none: the error itself would keep the model alive."""
     try:
-        height, width = images.shape[2:]
-        steps = fuse(build(trace(model, (height, width), images.shape[1]), dtype))
+        steps = fuse(build(trace(model, tuple(images.shape[2:]), images.shape[1]), dtype))
     except NotTraceable as error:
         return str(error)
     return Network(steps, steps[-1].shape)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
+from math import prod
 from typing import Literal
 
 import torch
@@ -33,8 +35,8 @@ __all__ = [
 FLOPS_PER_BYTE = 12.0
 """Operations that take as long as moving one byte to or from memory, on a core of a CPU as on a GPU."""
 
-_BANDS = 8
-"""How many batches one more band brings to a sweep, with as many bands across."""
+_BANDS = {1: 1, 2: 8, 3: 8}
+"""How many batches one more band brings to a sweep, with as many bands across, by the number of axes."""
 
 CALL_FLOPS = {"cpu": 1e7, "cuda": 3e8}
 """Operations in the time that a step takes whatever its size."""
@@ -60,9 +62,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the windows of one row band and one column band go through the network.
+    """How the windows of one row band and one column band go through the network; of other axes likewise.
 
     Attributes:
+        bands: a band for each axis of the image.
         size: rows and columns of each step's rectangle, for steps that work on rectangles.
         ways: for those, source by source: ``"as is"``: the source's rectangle is the window; ``"splice"``: the window
             is cut from the clean map with the rectangle pasted in. Steps that are not in it work on whole inputs.
@@ -70,8 +73,7 @@ class Schedule:
         peak: most bytes that one window holds at once.
     """
 
-    rows: Band
-    columns: Band
+    bands: tuple[Band, ...]
     size: dict[Step, Size]
     ways: dict[Step, list[Way]]
     cost: dict[Step, Cost]
@@ -85,53 +87,51 @@ class Group:
     Attributes:
         schedule: how they go.
         windows: their numbers, int64 [B].
-        row: for each its member of the row band, int64 [B].
-        column: for each its member of the column band, int64 [B].
+        members: for each its members of the bands, int64 [B, axes].
     """
 
     schedule: Schedule
     windows: Tensor
-    row: Tensor
-    column: Tensor
+    members: Tensor
 
 
 def group_windows(
     steps: Sequence[Step], boxes: Tensor, value_bytes: int, *, cap: float | None = None, device: str = "cpu",
-    batches: float = _BANDS,
+    batches: float | None = None,
 ) -> list[Group]:  # fmt: skip
     """The windows ``boxes`` [P, 4] in groups, each with its schedule.
 
     Args:
         steps: the network.
-        boxes: int64, top, left, bottom, right, inside the image.
+        boxes: int64, top, left, bottom, right, inside the image: starts along each axis, then stops.
         value_bytes: bytes of one value.
         cap: see :func:`fastviz.engine.incremental.regions.reached`.
         device: "cpu" or "cuda": how much a call costs whatever its size.
-        batches: how many batches one more band brings.
+        batches: how many batches one more band brings; None is what it brings to a sweep.
     """
     if not len(boxes):
         return []
     found: list[Reached] = []
-    numbers, axes = [], []
-    for axis in range(2):
-        intervals, number = distinct(boxes[:, [axis, axis + 2]])
+    numbers, bands_of = [], []
+    axes = boxes.shape[1] // 2
+    for axis in range(axes):
+        intervals, number = distinct(boxes[:, [axis, axis + axes]])
         found.append(reached(steps, axis, intervals, cap))
         numbers.append(number)
-    for axis in range(2):
+    overhead = CALL_FLOPS[device] * len(steps) * (_BANDS[axes] if batches is None else batches)
+    for axis in range(axes):
         counts = torch.bincount(numbers[axis]).tolist()
-        weights = _weights(steps, axis, found[1 - axis], value_bytes)
-        axes.append(bands(steps, axis, found[axis], counts, weights, CALL_FLOPS[device] * len(steps) * batches))
+        weights = _weights(steps, found[:axis] + found[axis + 1 :], value_bytes)
+        bands_of.append(bands(steps, axis, found[axis], counts, weights, overhead))
     groups = []
-    for row_band in axes[0]:
-        in_rows = torch.isin(numbers[0], torch.tensor(row_band.members))
-        for column_band in axes[1]:
-            both = in_rows & torch.isin(numbers[1], torch.tensor(column_band.members))
-            windows = both.nonzero().flatten()
-            if len(windows):
-                row = torch.searchsorted(torch.tensor(row_band.members), numbers[0][windows])
-                column = torch.searchsorted(torch.tensor(column_band.members), numbers[1][windows])
-                schedule = _schedule(steps, row_band, column_band, value_bytes)
-                groups.append(Group(schedule, windows, row, column))
+    for chosen in product(*bands_of):
+        lists = [torch.tensor(band.members) for band in chosen]
+        inside = [torch.isin(number, members) for number, members in zip(numbers, lists, strict=True)]
+        windows = torch.stack(inside).all(0).nonzero().flatten()
+        if len(windows):
+            pairs = zip(numbers, lists, strict=True)
+            members = torch.stack([torch.searchsorted(each, number[windows]) for number, each in pairs], dim=1)
+            groups.append(Group(_schedule(steps, chosen, value_bytes), windows, members))
     return groups
 
 
@@ -139,9 +139,8 @@ def dense_cost(step: Step, value_bytes: int) -> Cost:
     """The work of a step on whole inputs, for one image."""
     if not step.sources:
         return Cost()
-    rows, columns = step.size
-    values = rows * columns * step.channels + sum(_values(source, source.size) for source in step.sources)
-    return Cost(step.flops * rows * columns, values * value_bytes)
+    values = _values(step, step.size) + sum(_values(source, source.size) for source in step.sources)
+    return Cost(step.flops * prod(step.size), values * value_bytes)
 
 
 def predicted(steps: Sequence[Step], groups: Sequence[Group], value_bytes: int) -> dict[str, float]:
@@ -158,30 +157,32 @@ def predicted(steps: Sequence[Step], groups: Sequence[Group], value_bytes: int) 
     return {"flops": work.flops, "dense_flops": dense.flops, "predicted_gain": dense.total / work.total}
 
 
-def _weights(steps: Sequence[Step], axis: int, across: Reached, value_bytes: int) -> dict[Step, float]:
-    """Work of one row (axis 0) or column (axis 1) of each step, for rectangles of the mean length across."""
+def _weights(steps: Sequence[Step], across: Sequence[Reached], value_bytes: int) -> dict[Step, float]:
+    """Work of one position along an axis, at each step, for rectangles of the mean length ``across`` the others."""
     weights = {}
     for step in steps:
-        if step in across and step.sources:
-            lengths = [max(1, stop - start) for start, stop in across[step]]
-            per_position = Cost(step.flops, 3.0 * step.channels * value_bytes)
-            weights[step] = per_position.total * sum(lengths) / len(lengths)
+        if step.layout is not None and step.sources and all(step in reached for reached in across):
+            work = Cost(step.flops, 3.0 * step.channels * value_bytes).total
+            for reached in across:
+                lengths = [max(1, stop - start) for start, stop in reached[step]]
+                work *= sum(lengths) / len(lengths)
+            weights[step] = work
     return weights
 
 
 def _values(step: Step, size: Size) -> float:
-    return float(size[0] * size[1] * step.channels)
+    return float(prod(size) * step.channels)
 
 
-def _schedule(steps: Sequence[Step], rows: Band, columns: Band, value_bytes: int) -> Schedule:
+def _schedule(steps: Sequence[Step], chosen: tuple[Band, ...], value_bytes: int) -> Schedule:
     """Rectangles up to the step from which whole maps cost less."""
-    sizes = {step: (rows.extent[step], columns.extent[step]) for step in rows.extent}
+    sizes = {step: tuple(band.extent[step] for band in chosen) for step in chosen[0].extent}
     natural: dict[Step, list[Way]] = {}
     for step in steps:
         if isinstance(step, (Input, Constant)):
             natural[step] = []
         elif step in sizes and sizes[step] != step.size and all(source in natural for source in step.sources):
-            natural[step] = [_way(step, at, rows, columns) for at in range(len(step.sources))]
+            natural[step] = [_way(step, at, chosen) for at in range(len(step.sources))]
     part_costs = {step: _part_cost(step, natural[step], sizes, value_bytes) for step in natural}
     cut = _cheapest_cut(steps, natural, part_costs, value_bytes)
     ways = {step: natural[step] for step in steps[:cut] if step in natural}
@@ -199,14 +200,16 @@ def _schedule(steps: Sequence[Step], rows: Band, columns: Band, value_bytes: int
     if steps[-1] in ways:
         cost[steps[-1]] += Cost(0.0, 2.0 * _values(steps[-1], steps[-1].size) * value_bytes)
     kept = {step: sizes[step] for step in ways}
-    return Schedule(rows, columns, kept, ways, cost, _peak(steps, kept, ways, value_bytes))
+    return Schedule(chosen, kept, ways, cost, _peak(steps, kept, ways, value_bytes))
 
 
-def _way(step: Step, at: int, rows: Band, columns: Band) -> Way:
+def _way(step: Step, at: int, chosen: tuple[Band, ...]) -> Way:
     """Whether the windows that ``step`` reads of a source are that source's rectangles, for every member."""
     source = step.sources[at]
     assert step.slides is not None
-    for band, slide in zip((rows, columns), step.slides[at], strict=True):
+    if isinstance(source, Constant):
+        return "splice"  # there is no rectangle of it, but all of it
+    for band, slide in zip(chosen, step.slides[at], strict=True):
         begins = [slide.reads((start, start + band.extent[step])) for start in band.start[step]]
         ends = [(start, start + band.extent[source]) for start in band.start[source]]
         if begins != ends:
@@ -218,7 +221,7 @@ def window_size(step: Step, at: int, size: Size) -> Size:
     """Rows and columns of the window of a source that a rectangle of ``size`` reads."""
     assert step.slides is not None
     spans = [slide.reads((0, extent)) for slide, extent in zip(step.slides[at], size, strict=True)]
-    return spans[0][1] - spans[0][0], spans[1][1] - spans[1][0]
+    return tuple(stop - start for start, stop in spans)
 
 
 def _part_cost(step: Step, ways: list[Way], sizes: dict[Step, Size], value_bytes: int) -> Cost:
@@ -228,7 +231,7 @@ def _part_cost(step: Step, ways: list[Way], sizes: dict[Step, Size], value_bytes
     for at, (source, way) in enumerate(zip(step.sources, ways, strict=True)):
         window = _values(source, window_size(step, at, sizes[step]))
         values += window * (3 if way == "splice" else 1)
-    return Cost(step.flops * sizes[step][0] * sizes[step][1], values * value_bytes)
+    return Cost(step.flops * prod(sizes[step]), values * value_bytes)
 
 
 def _paste_cost(step: Step, source: Step, sizes: dict[Step, Size], value_bytes: int) -> Cost:
@@ -303,7 +306,8 @@ class Line:
         label: the module, torch's dotted name.
         operation: what the step does.
         shape: of its output for one image.
-        rectangle: rows and columns that are computed on average; those of the map where that is all of it.
+        rectangle: positions along each axis (rows, columns) that are computed on average; those of the map where that
+            is all of it.
         incremental: the fraction of windows for which it works on a rectangle.
         dense_flops: operations of an image.
         flops: operations of a window.
@@ -314,7 +318,7 @@ class Line:
     label: str
     operation: str
     shape: tuple[int, ...]
-    rectangle: tuple[float, float]
+    rectangle: tuple[float, ...]
     incremental: float
     dense_flops: float
     flops: float
@@ -330,16 +334,16 @@ def plan_lines(steps: Sequence[Step], groups: Sequence[Group], value_bytes: int)
         if isinstance(step, Constant):
             continue
         dense, work = dense_cost(step, value_bytes), Cost()
-        rows = columns = incremental = 0.0
+        rectangle, incremental = [0.0] * len(step.size), 0.0
         for group in groups:
             share = len(group.windows) / windows
             size, cost = group.schedule.size.get(step, step.size), group.schedule.cost[step]
-            rows, columns = rows + share * size[0], columns + share * size[1]
+            rectangle = [total + share * extent for total, extent in zip(rectangle, size, strict=True)]
             incremental += share * (step in group.schedule.ways)
             work += Cost(cost.flops * share, cost.bytes * share)
         lines.append(
             Line(
-                *(step.label, step.operation, step.shape, (rows, columns), incremental),
+                *(step.label, step.operation, step.shape, tuple(rectangle), incremental),
                 *(dense.flops, work.flops, dense.bytes, work.bytes),
             )
         )

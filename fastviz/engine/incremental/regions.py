@@ -1,7 +1,8 @@
 """Which part of every map a covered window reaches, and windows sorted into groups that reach about as much.
 
 Rows and columns never meet: a window is an interval of rows and one of columns, and so is all that it reaches. Many
-windows share their rows, and many their columns, so the work is done once for each distinct interval.
+windows share their rows, and many their columns, so the work is done once for each distinct interval. Signals have one
+such axis, volumes three.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ def distinct(intervals: Tensor) -> tuple[list[Interval], Tensor]:
 
 
 def reached(steps: Sequence[Step], axis: int, intervals: Sequence[Interval], cap: float | None = None) -> Reached:
-    """What ``intervals`` of the image's rows (axis 0) or columns (axis 1) change at every step that is a map.
+    """What ``intervals`` along one axis of the image (of rows 0, of columns 1) change at every step that is a map.
 
     Args:
         steps: the network; steps after one that is no map are left out.
-        axis: 0 for rows, 1 for columns.
+        axis: 0 for the first axis, 1 for the second, ...
         intervals: of the image, within it.
         cap: None, or the longest that an interval may become, as a fraction of its map: it is cut on both sides. That
             leaves changes out, so results are no longer exact.
@@ -66,7 +67,7 @@ def reached(steps: Sequence[Step], axis: int, intervals: Sequence[Interval], cap
 def _changes(step: Step, axis: int, sources: list[list[Interval]], cap: float | None) -> list[Interval]:
     assert step.slides is not None
     size = step.size[axis]
-    slides = [pair[axis] for pair in step.slides]
+    slides = [each[axis] for each in step.slides]
     if len(sources) == 1 and slides[0].is_pointwise:
         return sources[0]
     changed = []
@@ -97,10 +98,10 @@ def bands(
 
     Args:
         steps: the network.
-        axis: 0 for rows, 1 for columns.
+        axis: 0 for the first axis, 1 for the second, ...
         found: what :func:`reached` gave.
         counts: how many windows have each interval.
-        weights: work of one row (or column) of each step.
+        weights: work of one position along the axis, at each step.
         overhead: work that one more band costs.
     """
     maps = [step for step in steps if step in found]

@@ -61,12 +61,11 @@ class Plan:
 
 def _cells(line: Line) -> list[str]:
     whole = line.incremental == 0
-    rows, columns = line.rectangle
     return [
         line.label or "(model)",
         line.operation,
         "x".join(map(str, line.shape)),
-        "all" if whole else f"{rows:.1f}x{columns:.1f}",
+        "all" if whole else "x".join(f"{extent:.1f}" for extent in line.rectangle),
         "" if whole else f"{100 * line.incremental:.0f} %",
         f"{line.dense_flops / 1e9:.4f}",
         f"{line.flops / 1e9:.4f}",
@@ -77,9 +76,9 @@ def _cells(line: Line) -> list[str]:
 
 def plan(
     model: nn.Module,
-    input_size: tuple[int, int] | None = None,
-    window: int | tuple[int, int] | None = None,
-    stride: int | tuple[int, int] | None = None,
+    input_size: tuple[int, ...] | None = None,
+    window: int | tuple[int, ...] | None = None,
+    stride: int | tuple[int, ...] | None = None,
     *,
     centred: bool = False,
 ) -> Plan:
@@ -87,7 +86,8 @@ def plan(
 
     Args:
         model: the network; not touched.
-        input_size: height and width of the image in pixels; None asks :func:`fastviz.models.preprocessing`, which also
+        input_size: height and width of the image in pixels, (length,) of a signal, or depth, height and width of a
+            volume; None asks :func:`fastviz.models.preprocessing`, which also
             says how many channels an image has.
         window, stride, centred: as in :func:`fastviz.occlusion`: None is what a sweep takes.
 
@@ -98,7 +98,7 @@ def plan(
     49
     """
     images = example_images(checks.module(model), input_size, 1)
-    boxes = grid((images.shape[2], images.shape[3]), window, stride, centred=centred).boxes
+    boxes = grid(tuple(images.shape[2:]), window, stride, centred=centred).boxes
     try:
         steps = network(model, images).steps
     except NotTraceable as error:

@@ -91,8 +91,9 @@ def sweep(
 
     Args:
         model: maps images [N, C, H, W] to an output with the images in dimension 0; used in evaluation mode.
-        images: [N, C, H, W], floating-point, as the model takes them.
-        boxes: [P, 4], integers: top, left, bottom, right in pixels, half open; cut off at the image's border.
+        images: [N, C, H, W], floating-point, as the model takes them; or signals [N, C, L], or volumes [N, C, D, H, W].
+        boxes: [P, 4], integers: top, left, bottom, right in pixels, half open; cut off at the image's border. Of
+            signals [P, 2]: start, stop; of volumes [P, 6]: front, top, left, back, bottom, right.
         image_index: [P], integers: which image each box covers a part of; may be left out for one image.
         fill: what covers: a number, a value for each channel [C], or images [1 or N, C, H, W].
         evaluate: gets the output for a batch of windows and their numbers, int64 [B], and gives what is kept of it,
@@ -285,8 +286,8 @@ class _Engine:
         if not len(at):
             return
         middle = at[len(at) // 2 : len(at) // 2 + 1].to(group.windows.device)
-        windows, row, column = (each[middle].to(inside.device) for each in (group.windows, group.row, group.column))
-        output = runner.run(clean, covered, windows, row, column)
+        windows, members = (each[middle].to(inside.device) for each in (group.windows, group.members))
+        output = runner.run(clean, covered, windows, members)
         job = self.job
         images = ops.occlude(job.images, job.boxes_by_images[windows], job.image[windows], job.fill)
         begun = time.perf_counter()
@@ -304,7 +305,7 @@ class _Engine:
         fill = self.job.fill
         if isinstance(fill, Tensor):
             fill = fill.to(self.images.dtype)
-            if fill.dim() == 4 and len(fill) > 1:
+            if fill.dim() > 1 and len(fill) > 1:
                 fill = fill[first : first + chunk]
         images = self.images[first : first + chunk]
         return Covered(images, self.job.boxes_by_images, self.job.image - first, fill)
@@ -319,13 +320,13 @@ class _Engine:
         replays: cuda_graphs.Recordings | None,
     ) -> None:
         """The windows of a group that are ``inside`` the chunk, bool [P]."""
-        windows, row, column = (each.to(inside.device) for each in (group.windows, group.row, group.column))
+        windows, members = group.windows.to(inside.device), group.members.to(inside.device)
 
         def outputs(*of: Tensor) -> cuda_graphs.Outputs:
             return (runner.run(clean, covered, *of),)
 
         def run(at: Tensor) -> None:
-            of = windows[at], row[at], column[at]
+            of = windows[at], members[at]
             (output,) = outputs(*of) if replays is None else replays.replayed(runner, outputs, *of)
             self.tail.add(output, windows[at])
             self.job.advance(len(at))

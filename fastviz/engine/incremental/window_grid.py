@@ -1,4 +1,7 @@
-"""Windows in a grid over an image: where they stand, means over those that cover a pixel, what fills them."""
+"""Windows in a grid over an image: where they stand, means over those that cover a pixel, what fills them.
+
+Images have two axes, rows and columns; signals have one and volumes three, depth first.
+"""
 
 from __future__ import annotations
 
@@ -29,42 +32,48 @@ class Grid:
     """Windows of one size in rows and columns.
 
     Attributes:
-        rows: where the windows of each row begin, in pixels; below 0 where they stick out at the top.
-        columns: where those of each column begin.
+        starts: along each axis, where windows begin, in pixels; below 0 where they stick out there.
         window: height and width, in pixels.
-        size: height and width of the image.
+        size: height and width of the image, or of the region of it that the windows cover.
+        origin: where that begins in the image; () is at its top left.
     """
 
-    rows: tuple[int, ...]
-    columns: tuple[int, ...]
-    window: tuple[int, int]
-    size: tuple[int, int]
+    starts: tuple[tuple[int, ...], ...]
+    window: tuple[int, ...]
+    size: tuple[int, ...]
+    origin: tuple[int, ...] = ()
 
     @property
-    def shape(self) -> tuple[int, int]:
+    def shape(self) -> tuple[int, ...]:
         """Number of rows and of columns."""
-        return len(self.rows), len(self.columns)
+        return tuple(len(starts) for starts in self.starts)
 
     @cached_property
     def boxes(self) -> Tensor:
         """Int64 [rows · columns, 4]: top, left, bottom, right, half open; columns run fastest; the border cuts."""
-        top, left = torch.meshgrid(torch.tensor(self.rows), torch.tensor(self.columns), indexing="ij")
-        corners = torch.stack([top, left, top + self.window[0], left + self.window[1]], dim=-1).reshape(-1, 4)
-        return torch.minimum(corners.clamp(min=0), torch.tensor([*self.size, *self.size]))
+        corner = torch.stack(torch.meshgrid(*map(torch.tensor, self.starts), indexing="ij"), dim=-1).flatten(0, -2)
+        boxes = torch.cat([corner, corner + torch.tensor(self.window)], dim=1)
+        inside = torch.minimum(boxes.clamp(min=0), torch.tensor([*self.size, *self.size]))
+        return inside + torch.tensor([*self.origin, *self.origin]) if self.origin else inside
 
     def spread(self, values: Tensor) -> Tensor:
         """Mean of ``values`` [..., rows, columns] over the windows that cover each pixel: [..., H, W].
 
-        The sum over the windows that cover a pixel is a sum over rows, then over columns: two products with matrices of
+        The sum over the windows that cover a pixel is a sum over rows, then over columns: products with matrices of
         zeros and ones, in float64.
         """
-        down = _covers(self.rows, self.window[0], self.size[0]).to(values.device)
-        across = _covers(self.columns, self.window[1], self.size[1]).to(values.device)
-        total = down.T @ values.double() @ across
-        return (total / torch.outer(down.sum(0), across.sum(0))).to(values.dtype)
+        axes = len(self.size)
+        total, count = values.double(), torch.ones((), dtype=torch.float64, device=values.device)
+        for axis, (starts, window, size) in enumerate(zip(self.starts, self.window, self.size, strict=True)):
+            covers = _covers(starts, window, size).to(values.device)
+            total = (total.movedim(axis - axes, -1) @ covers).movedim(-1, axis - axes)
+            count = count[..., None] * covers.sum(0)
+        return (total / count).to(values.dtype)
 
 
-def grid(size: tuple[int, int], window: object, stride: object, *, centred: bool = False) -> Grid:
+def grid(
+    size: tuple[int, ...], window: object, stride: object, *, centred: bool = False, region: object = None
+) -> Grid:
     """The windows of an occlusion sweep.
 
     They begin at 0, stride, 2·stride, … until one reaches the border, which cuts it off if it sticks out: captum's
@@ -72,31 +81,49 @@ def grid(size: tuple[int, int], window: object, stride: object, *, centred: bool
     pixel p covers p − ⌊window / 2⌋ and what follows.
 
     Args:
-        size: height and width of the image, in pixels.
-        window: height and width in pixels; one number for a square; None is a seventh of the sides, at least 1.
+        size: height and width of the image, in pixels; length of a signal; depth, height and width of a volume.
+        window: likewise; one number for all axes; None is a seventh of the sides, at least 1.
         stride: step between windows in pixels, at most their size; None is half of the window, at least 1.
         centred: see above.
+        region: the part of the image that is taken for all of it: top, left, bottom, right, half open; None is all.
 
     Raises:
         TypeError, ValueError: a number out of range; the message names the argument.
     """
-    sides = tuple(max(1, side // 7) for side in size) if window is None else _pair(window, "window")
-    steps = tuple(max(1, side // 2) for side in sides) if stride is None else _pair(stride, "stride")
-    starts = [
-        _starts(size[axis], sides[axis], steps[axis], "HW"[axis], centred=centred) for axis in range(2)
-    ]  # fmt: skip
-    return Grid(starts[0], starts[1], (sides[0], sides[1]), size)
+    axes = len(size)
+    origin, size = ((), size) if region is None else _region(region, size)
+    sides = tuple(max(1, side // 7) for side in size) if window is None else _each(window, "window", axes)
+    steps = tuple(max(1, side // 2) for side in sides) if stride is None else _each(stride, "stride", axes)
+    of_axes = zip(size, sides, steps, _SIDES[axes], strict=True)
+    starts = tuple(_starts(*of_axis, centred=centred) for of_axis in of_axes)
+    return Grid(starts, sides, size, origin)
 
 
-def _pair(value: object, argument: str) -> tuple[int, int]:
-    """Height and width from one number or two, each at least 1."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        if len(value) != 2:
-            raise ValueError(f"{argument} should be one number or (height, width), got {len(value)} numbers")
-        first, second = value
-    else:
-        first = second = value
-    return checks.whole_number(first, argument, minimum=1), checks.whole_number(second, argument, minimum=1)
+def _region(region: object, size: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Where a part of the image begins, and its size."""
+    axes = len(size)
+    if not isinstance(region, Sequence) or isinstance(region, str) or len(region) != 2 * axes:
+        raise ValueError(f"region should be {_CORNERS[axes]} in pixels, got {region!r}")
+    numbers = [checks.whole_number(each, "region", minimum=0) for each in region]
+    starts, stops = tuple(numbers[:axes]), tuple(numbers[axes:])
+    if not all(start < stop <= side for start, stop, side in zip(starts, stops, size, strict=True)):
+        shape = "x".join(map(str, size))
+        raise ValueError(f"region should lie in the image of {shape} pixels and hold some of it, got {tuple(numbers)}")
+    return starts, tuple(stop - start for start, stop in zip(starts, stops, strict=True))
+
+
+_CORNERS = {1: "(start, stop)", 2: "(top, left, bottom, right)", 3: "(front, top, left, back, bottom, right)"}
+_SIDES = {1: "L", 2: "HW", 3: "DHW"}
+_SIDES_IN_WORDS = {1: "(length,)", 2: "(height, width)", 3: "(depth, height, width)"}
+
+
+def _each(value: object, argument: str, axes: int) -> tuple[int, ...]:
+    """A number for each axis, at least 1, from as many or from one for all."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return (checks.whole_number(value, argument, minimum=1),) * axes
+    if len(value) != axes:
+        raise ValueError(f"{argument} should be one number or {_SIDES_IN_WORDS[axes]}, got {len(value)} numbers")
+    return tuple(checks.whole_number(each, argument, minimum=1) for each in value)
 
 
 def _starts(size: int, window: int, stride: int, side: str, *, centred: bool) -> tuple[int, ...]:
@@ -116,7 +143,7 @@ def _covers(starts: Sequence[int], window: int, size: int) -> Tensor:
     return ((start <= position) & (position < start + window)).double()
 
 
-def filling(fill: object, images: Tensor, window: tuple[int, int]) -> float | Tensor:
+def filling(fill: object, images: Tensor, window: tuple[int, ...]) -> float | Tensor:
     """``fill`` as ``ops.occlude`` takes it for the ``images`` [N, C, H, W]: a number, [C] or [1 or N, C, H, W].
 
     ``"mean"``: each image's own mean of each channel. ``"blur"``: each image under a Gaussian whose standard deviation
@@ -129,26 +156,19 @@ def filling(fill: object, images: Tensor, window: tuple[int, int]) -> float | Te
     if isinstance(fill, str):
         checks.one_of(fill, "fill", ("mean", "blur"))
         if fill == "mean":
-            return images.mean((2, 3), keepdim=True).expand(images.shape).contiguous()
-        return tensors.gaussian_blur(images, (_BLURS * window[0], _BLURS * window[1]))
+            return images.mean(tuple(range(2, images.dim())), keepdim=True).expand(images.shape).contiguous()
+        return tensors.gaussian_blur(images, tuple(_BLURS * side for side in window))
     if not isinstance(fill, Tensor):
         if isinstance(fill, bool) or not isinstance(fill, (int, float)):
             raise TypeError(f'fill should be a number, a tensor, "mean" or "blur", got {type(fill).__name__}')
         return float(fill)
-    N, C, H, W = images.shape
-    if fill.shape not in ((), (C,), (C, H, W), (N, C, H, W)):
-        raise ValueError(
-            f"fill should have shape [{C}], [{C}, {H}, {W}] or [{N}, {C}, {H}, {W}] for this x, got {list(fill.shape)}"
-        )
+    N, C, *size = images.shape
+    if fill.shape not in ((), (C,), (C, *size), (N, C, *size)):
+        allowed = f"[{C}], {[C, *size]} or {[N, C, *size]}"
+        raise ValueError(f"fill should have shape {allowed} for this x, got {list(fill.shape)}")
     if fill.dim() and fill.device != images.device:
         raise ValueError(f"fill should be on the device of x, {images.device}, got {fill.device}")
     if not fill.dim():
         return float(fill)
     fill = fill.detach().to(images.dtype)
-    return fill[None] if fill.dim() == 3 else fill
-
-
-def _blurred(images: Tensor, window: tuple[int, int]) -> Tensor:
-    """Images [N, C, H, W] under a Gaussian as wide as half of the window."""
-    exact = images if images.dtype == torch.float64 else images.float()
-    return tensors.gaussian_blur(exact, (_BLURS * window[0], _BLURS * window[1])).to(images.dtype)
+    return fill[None] if fill.dim() == images.dim() - 1 else fill

@@ -46,10 +46,10 @@ _LEAST_WINDOWS = 16
 
 @dataclass(frozen=True)
 class _Layer:
-    """One convolution or product: its operations, rows and columns of its map, and pixels that windows grew by."""
+    """One convolution or product: its operations, positions of its map by axis, and pixels that windows grew by."""
 
     flops: float
-    size: tuple[int, int]
+    size: tuple[int, ...]
     growth: float
 
 
@@ -76,12 +76,12 @@ class Work:
         """Of one image."""
         return sum(layer.flops for layer in self.layers)
 
-    def gain(self, window: tuple[float, float], size: tuple[int, int]) -> float:
+    def gain(self, window: tuple[float, ...], size: tuple[int, ...]) -> float:
         """What rectangles of a ``window`` in an image of this ``size`` save at least, as far as can be told."""
         work = 0.0
         for layer in self.layers:
             share = 1.0
-            for side, image, rows in zip(window, size, layer.size, strict=True):
+            for side, image, rows in zip(window, size, layer.size or (1,) * len(size), strict=True):
                 share *= min(1.0, ((side + layer.growth) * rows / image + 1) / rows)
             work += layer.flops * min(1.0, share / _EFFICIENCY)
         return self.operations / work if work else 1.0
@@ -113,8 +113,8 @@ def refusal(work: Work | None, boxes: Tensor, images: Tensor, least: float = 1.0
 
     Args:
         work: what is known of the model for these images.
-        boxes: int64 [P, 4].
-        images: [N, C, H, W].
+        boxes: int64 [P, 2 · axes].
+        images: [N, C, H, W], or signals or volumes.
         least: what the steps save at least, where they run on whole images too.
     """
     if work is None or not work.calls:
@@ -122,8 +122,7 @@ def refusal(work: Work | None, boxes: Tensor, images: Tensor, least: float = 1.0
     device = images.device.type
     rate = _RATE[device] * (torch.get_num_threads() if device == "cpu" else 1)
     trace = (_TRACE[0] + _TRACE[1] * work.calls) * rate
-    sides = (boxes[:, 2:] - boxes[:, :2]).double().mean(0).tolist() if len(boxes) else [0.0, 0.0]
-    gain = max(least, work.gain((sides[0], sides[1]), (images.shape[2], images.shape[3])))
+    gain = max(least, work.gain(tuple(_sides(boxes).tolist()), tuple(images.shape[2:])))
     dense = work.operations * len(boxes)
     if gain > 1.05 and (dense * (1 - 1 / gain) >= trace or (work.spent + dense) * _LOST >= trace):
         return ""
@@ -169,8 +168,13 @@ def timed(work: Work | None, boxes: Tensor, seconds: float, dense_seconds: float
 
 def _kind(boxes: Tensor) -> tuple[int, ...]:
     """Sweeps with about as many windows of one size are of a kind."""
-    sides = (boxes[:, 2:] - boxes[:, :2]).double().mean(0).round().int().tolist()
-    return *sides, len(boxes).bit_length()
+    return *_sides(boxes).round().int().tolist(), len(boxes).bit_length()
+
+
+def _sides(boxes: Tensor) -> Tensor:
+    """The mean lengths of the boxes along each axis; 0 for none."""
+    axes = boxes.shape[1] // 2
+    return (boxes[:, axes:] - boxes[:, :axes]).double().sum(0) / max(1, len(boxes))
 
 
 def spend(work: Work | None, windows: int) -> None:
@@ -180,6 +184,12 @@ def spend(work: Work | None, windows: int) -> None:
             work.spent += work.operations * windows
 
 
+_POOLS = {f"{kind}_pool{axes}d" for kind in ("avg", "max") for axes in (1, 2, 3)}
+_AVERAGES = {
+    "mean", "amax", *(f"{kind}_pool{axes}d" for kind in ("_adaptive_avg", "adaptive_max") for axes in (1, 2, 3))
+}  # fmt: skip
+
+
 class _Counter(TorchDispatchMode):
     """Counts calls and operations, and follows how far the part of a map that a window changes grows."""
 
@@ -187,8 +197,9 @@ class _Counter(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.layers: list[_Layer] = []
         self.calls = 0
-        self._count, self._height = len(images), images.shape[2]
-        self._size = (images.shape[2], images.shape[3])
+        self._axis = -1 if images.dim() == 3 else -2  # growth is counted along a signal, or along rows
+        self._count, self._height = len(images), images.shape[self._axis]
+        self._size = tuple(images.shape[2:])
         self._growth = 0.0
         self._averaged = False  # a map was averaged: what is changed by that is changed everywhere
 
@@ -200,12 +211,11 @@ class _Counter(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::")
         if name in ("convolution", "mkldnn_convolution", "cudnn_convolution"):
             self._convolution(args, result)
-        elif name in ("max_pool2d_with_indices", "avg_pool2d", "max_pool2d"):
-            kernel = args[1]
-            self._grow(max(kernel), args[0].shape[2])
-        elif name in ("mean", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "amax"):
+        elif name.removesuffix("_with_indices") in _POOLS:
+            self._grow(max(args[1]), args[0].shape[self._axis])
+        elif name in _AVERAGES:
             output = result[0] if isinstance(result, tuple) else result
-            self._averaged |= args[0].dim() == 4 and output.numel() * 4 < args[0].numel()
+            self._averaged |= args[0].dim() >= len(self._size) + 2 and output.numel() * 4 < args[0].numel()
         elif name in ("mm", "addmm"):
             self._product(args[-2], result)
         elif name in ("bmm", "baddbmm"):
@@ -220,20 +230,20 @@ class _Counter(TorchDispatchMode):
     def _convolution(self, args: tuple[Any, ...], result: Tensor) -> None:
         weight = args[1]
         flops = 2.0 * result.numel() * weight[0].numel()
-        if weight.dim() != 4 or args[6] or result.dim() != 4:
+        if args[6] or result.dim() != len(self._size) + 2:
             self._growth = math.inf
         elif result.shape[2:].numel() > 1:
             if self._averaged:
                 self._growth = math.inf
-            self._grow((max(weight.shape[2:]) - 1) * max(args[5]) + 1, args[0].shape[2])
-            self._size = (result.shape[2], result.shape[3])
+            self._grow((max(weight.shape[2:]) - 1) * max(args[5]) + 1, args[0].shape[self._axis])
+            self._size = tuple(result.shape[2:])
         self._note(flops)
 
     def _product(self, first: Tensor, result: Tensor) -> None:
         """Of vectors, one an image, on everything; of tokens or pixels, on the rectangle."""
         flops = 2.0 * result.numel() * first.shape[1]
         if result.shape[0] == self._count or self._averaged:
-            self.layers.append(_Layer(flops / self._count, (1, 1), math.inf))
+            self.layers.append(_Layer(flops / self._count, (), math.inf))
         else:
             self._note(flops)
 

@@ -88,7 +88,7 @@ def in_fast_order(
     def in_order(x: Tensor, /, *more: More.args, **options: More.kwargs) -> Result:
         faster = precision != "model" or (x.device.type == "cpu" and x.dtype != torch.float64)
         pays = 0 < weights < _MANY_WEIGHTS or (weights > 0 and len(x) >= _FEW_IMAGES)
-        if faster and pays and model not in _contiguous_only:
+        if faster and pays and x.dim() == 4 and model not in _contiguous_only:
             try:
                 return compute(x.contiguous(memory_format=torch.channels_last), *more, **options)
             except RuntimeError as error:

@@ -1,9 +1,13 @@
-"""Occlusion: what happens to a target when a window of the image is covered, for windows all over the image."""
+"""Occlusion: what happens to a target when a window of the image is covered, for windows all over the image.
+
+Signals and volumes are covered in the same way, along their one axis or their three.
+"""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -35,11 +39,13 @@ class OcclusionMap(notebook.NotebookResult):
     """What :func:`occlusion` found.
 
     Attributes:
-        attribution: [N, H, W], ``baseline − score`` averaged over the windows that cover each pixel.
-        scores: [N, rows, columns], the target under each window, from top left to bottom right.
+        attribution: [N, H, W], ``baseline − score`` averaged over the windows that cover each pixel; of signals [N, L],
+            of volumes [N, D, H, W].
+        scores: [N, rows, columns], the target under each window, from top left to bottom right; of signals [N,
+            windows], of volumes [N, slices, rows, columns].
         baseline: [N], the target of the image as it is.
-        classes: int64 [N, rows, columns], the class with the highest score under each window (the first of equal ones);
-            None unless it was asked for.
+        classes: int64, of the shape of the scores of one target, the class with the highest score under each window
+            (the first of equal ones); None unless it was asked for.
         stats: how it was computed: ``path`` (``"incremental"``: only what a window changes was recomputed;
             ``"dense"``: whole forward passes), ``reason`` (why it is dense), ``windows`` (an image), ``evaluations``
             (images the network would see in whole passes), ``seconds``, in approximate modes ``error``, and what
@@ -61,6 +67,8 @@ class OcclusionMap(notebook.NotebookResult):
 
     def shown(self) -> list[tuple[str, Tensor]]:
         """See :class:`fastviz.images.notebook.NotebookResult`."""
+        if self.scores.dim() - self.baseline.dim() != 2:  # curves and volumes are drawn elsewhere
+            return []
         maps, values = self.attribution.flatten(0, -3), self.baseline.flatten().tolist()
         captions = (f"{number}: {notebook.words(baseline=value)}" for number, value in enumerate(values))
         return [(caption, notebook.signed(each)) for caption, each in zip(captions, maps, strict=True)]
@@ -71,9 +79,10 @@ def occlusion(
     x: Tensor,
     target: Target = None,
     *,
-    window: int | tuple[int, int] | None = None,
-    stride: int | tuple[int, int] | None = None,
+    window: int | tuple[int, ...] | None = None,
+    stride: int | tuple[int, ...] | None = None,
     centred: bool = False,
+    region: Sequence[int] | None = None,
     fill: Fill = 0.0,
     classes: bool = False,
     precision: Precision = "model",
@@ -95,15 +104,20 @@ def occlusion(
 
     Args:
         model: any module that maps ``x`` to scores [N, K] (or to anything, for targets inside the network).
-        x: [N, C, H, W], floating-point, as the model takes it; N may be 0.
+        x: [N, C, H, W], floating-point, as the model takes it; N may be 0. Or signals [N, C, L], or volumes
+            [N, C, D, H, W].
         target: what to measure; None is the class with the highest score of each image as it is. See
             :data:`fastviz.Target`; ``class_probability(k)`` measures probabilities.
         window: height and width of the window, in pixels; one number for a square; None is a seventh of the image's
-            sides, at least 1.
+            sides, at least 1. Of volumes depth, height and width; of signals the length.
         stride: step between windows, at most their size, in pixels; None is half of the window, at least 1.
         centred: put a window on each of the pixels 0, stride, 2·stride, … instead, cut off at every border; with
             stride 1 ``scores`` is then a map [N, H, W] of the score with the window on each pixel.
-        fill: what covers: a number, a value for each channel [C], an image [C, H, W], one an image [N, C, H, W],
+        region: top, left, bottom, right of the part of the image that windows are put on, half open, in pixels; the
+            map is of that part alone; None is the whole image. Of signals start and stop; of volumes front, top, left,
+            back, bottom and right.
+        fill: what covers: a number, a value for each channel [C], an image [C, H, W], one an image [N, C, H, W] (or a
+            signal or volume, one an input),
             ``"mean"`` (of each channel of each image) or ``"blur"`` (the image under a Gaussian whose standard
             deviation is half of the window).
         classes: tell which class wins under each window, too.
@@ -137,41 +151,44 @@ def occlusion(
     torch.Size([1, 2, 2])
     """
     started = time.perf_counter()
-    images = input_batch(model, x)
+    images = input_batch(model, x, axes=(1, 2, 3))
     selection = targets.resolve(target, model)
     model = of_any_batch(model)
-    windows = grid((images.shape[2], images.shape[3]), window, stride, centred=centred)
+    windows = grid(tuple(images.shape[2:]), window, stride, centred=centred, region=region)
     if drill_down is not None:
         checks.number(drill_down, "drill_down", low=0, high=1)
+        if len(windows.shape) == 3:
+            raise ValueError("drill_down should be None for volumes: it goes over rows and columns of windows")
     if classes and drill_down is not None:
         raise ValueError("classes needs every window, drill_down leaves windows out; choose one of them")
     options = _options(precision, growth_cap, memory, batch_size, trace)
     batches = Batches(model)
-    rows, columns = windows.shape
+    each = math.prod(windows.shape)
     with (
         frozen_model(model),
         torch.no_grad(),
         full_float32(images.device),
-        bar(progress, len(images) * rows * columns, text="occlusion") as advance,
+        bar(progress, len(images) * each, text="occlusion") as advance,
     ):
-        at_once = batch_size or _BATCH[images.device.type]
+        usual = _BATCH[images.device.type] if images.dim() < 5 else incremental.whole_passes(images)
+        at_once = batch_size or usual
         selection, baseline, outputs = _clean(batches, images, selection, at_once)
         covered = _Covered(batches, images, outputs, windows.boxes,
                            filling(fill, images, windows.window), selection, advance, classes)  # fmt: skip
         values, stats = covered.values(windows.shape, baseline, drill_down, options, at_once)
-        # [N * P] or [N * P, T] → [N, rows, columns] or [N, T, rows, columns]
-        scores = values.reshape(len(images), rows, columns, *baseline.shape[1:])
+        # [N * P] or [N * P, T] → [N, *grid] or [N, T, *grid]
+        scores = values.reshape(len(images), *windows.shape, *baseline.shape[1:])
         if selection.several:
-            scores = scores.movedim(3, 1).contiguous()
-        attribution = windows.spread(baseline[..., None, None] - scores)
+            scores = scores.movedim(-1, 1).contiguous()
+        attribution = windows.spread(baseline[(..., *(None for _ in windows.shape))] - scores)
     if images.is_cuda:
         torch.cuda.synchronize(images.device)  # else the seconds would be those of queueing the work
     stats |= {
-        "windows": rows * columns,
-        "evaluations": len(images) * (rows * columns + 1),
+        "windows": each,
+        "evaluations": len(images) * (each + 1),
         "seconds": time.perf_counter() - started,
     }
-    winners = covered.winners.reshape(len(images), rows, columns) if classes else None
+    winners = covered.winners.reshape(len(images), *windows.shape) if classes else None
     return OcclusionMap(attribution, scores, baseline, stats, winners)
 
 
@@ -195,9 +212,9 @@ class _Covered:
 
     Attributes:
         batches: of the model, in evaluation mode by the caller.
-        images: [N, C, H, W].
+        images: [N, C, H, W], or signals or volumes.
         outputs: what the model gives for the images as they are; None where that is no tensor.
-        boxes: int64 [P, 4], on the CPU, where sweeps are planned.
+        boxes: int64 [P, 2 · axes], on the CPU, where sweeps are planned.
         fill: as ``ops.occlude`` takes it.
         selection: what is measured, for the N images.
         advance: is told how many windows are done.
@@ -230,7 +247,7 @@ class _Covered:
 
     def values(
         self,
-        shape: tuple[int, int],
+        shape: tuple[int, ...],
         baseline: Tensor,
         drill_down: float | None,
         options: dict[str, Any],
@@ -275,7 +292,7 @@ class _Covered:
         return swept.values, swept.stats
 
     def drilled(
-        self, shape: tuple[int, int], baseline: Tensor, fraction: float, options: dict[str, Any]
+        self, shape: tuple[int, ...], baseline: Tensor, fraction: float, options: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Any]]:
         """The values under all windows, coarse to fine."""
         stats: dict[str, Any] = {}
@@ -284,7 +301,8 @@ class _Covered:
             values, stats["last"] = self.swept(number, options, check=False)
             return values
 
-        values, computed = incremental.drill_down(evaluate, *shape, baseline, fraction=fraction)
+        rows, columns = (1, *shape)[-2:]  # a signal has one row of windows
+        values, computed = incremental.drill_down(evaluate, rows, columns, baseline, fraction=fraction)
         left_out = computed.numel() - int(computed.sum())
         self.advance(left_out)
         sample = (self.numbers // len(self.boxes)).to(self.images.device)

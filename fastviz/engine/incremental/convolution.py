@@ -1,0 +1,189 @@
+"""Convolutions of the incremental engine, with their weights packed once and what follows them done inside."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastviz._util.processor import packed_convolutions
+from fastviz.engine.incremental.steps import Activation, Size, Slides, Step, pointwise
+from fastviz.execution.fast_conv import winograd
+from fastviz.graph.reach import Layout
+
+__all__ = ["Conv", "in_best_order"]
+
+
+class Conv(Step):
+    """A convolution of the first source, plus the second source where there is one.
+
+    On the CPU its weights are packed once for all inputs, and the sum and the activation run inside oneDNN's kernel.
+    Where that has no kernel for values of 16 bits, it gets them as float32, and what it gives is rounded: as a kernel
+    for them does, which sums in float32.
+    One of a signal is computed as one of a picture of one row. Kernels of 3×3 between many channels run with a quarter
+    of the products, see :mod:`fastviz.execution.fast_conv.winograd`.
+    """
+
+    takes_activation = True
+
+    def __init__(
+        self,
+        label: str,
+        source: Step,
+        shape: tuple[int, ...],
+        layout: Layout | None,
+        window: Slides,
+        weight: Tensor,
+        bias: Tensor | None,
+        groups: int,
+    ) -> None:
+        flops = 2.0 * weight.numel() * (1 if layout else math.prod(shape[1:]))
+        super().__init__(label, f"conv{len(window)}d", [source], shape, layout, [window], flops)
+        self.one_row = len(window) == 1
+        self.weight = weight.unsqueeze(2) if self.one_row else weight
+        self.bias = bias
+        self.groups = groups
+        self.window = window
+        row = [1] if self.one_row else []
+        self.stride = row + [slide.stride for slide in window]
+        self.dilation = row + [slide.dilation for slide in window]
+        self.border = [side for slide in reversed(window) for side in (slide.before, slide.after)]
+        self._kernel: torch.dtype | None = None  # what oneDNN computes in; None where it does not
+        self._packed_by_size: dict[tuple[int, ...], Tensor] = {}
+        self._packed_by_order: dict[bytes, Tensor] = {}
+        self._transformable = False
+        self._transformed: Tensor | None = None
+
+    def fold(self, scale: Tensor, shift: Tensor) -> None:
+        """Multiply the output by ``scale`` and add ``shift``, [channels] both, at no extra cost."""
+        kind = self.weight.dtype
+        self.weight = (self.weight.double() * scale.view(-1, *[1] * (self.weight.dim() - 1))).to(kind)
+        self.bias = (shift if self.bias is None else self.bias.double() * scale + shift).to(kind)
+
+    def choose(self, channels: Tensor) -> Conv:
+        """The same convolution with these channels of the output only. For groups of 1."""
+        chosen = copy.copy(self)
+        chosen.flops = self.flops * len(channels) / len(self.weight)
+        chosen.shape = (len(channels), *self.shape[1:])
+        chosen.weight = self.weight[channels]
+        chosen.bias = None if self.bias is None else self.bias[channels]
+        chosen._packed_by_size, chosen._packed_by_order, chosen._transformed = {}, {}, None
+        chosen.settle()
+        return chosen
+
+    def add(self, other: Step) -> None:
+        """Add the output of ``other``, a map of the same shape, before the activation."""
+        self.sources.append(other)
+        if self.slides is not None:
+            self.slides.append(pointwise(self.window))
+        self.operation += "+add"
+
+    def settle(self) -> None:
+        """Fix the weights: they change no more."""
+        self._kernel = _kernel_dtype(self.weight)
+        dense = self.stride == self.dilation == [1, 1] and self.groups == 1  # Winograd's are of two axes
+        self._transformable = self._kernel is not None and dense and winograd.takes(self.weight)
+        if self.weight.is_cuda:
+            self.weight = in_best_order(self.weight)
+
+    def full(self, inputs: Sequence[Tensor], *, clean: bool = False) -> Tensor:
+        """See :meth:`Step.full`."""
+        if all(slide.before == slide.after >= 0 for slide in self.window):
+            return self._convolve(inputs, [slide.before for slide in self.window], direct=clean)
+        nothing = [0] * len(self.window)
+        return self._convolve([F.pad(inputs[0], self.border), *inputs[1:]], nothing, direct=clean)
+
+    def part(self, inputs: Sequence[Tensor], size: Size) -> Tensor:
+        """See :meth:`Step.part`."""
+        return self._convolve(inputs, [0] * len(size))
+
+    def _convolve(self, inputs: Sequence[Tensor], padding: list[int], *, direct: bool = False) -> Tensor:
+        if not self.one_row:
+            return self._convolved(inputs, padding, direct=direct)
+        return self._convolved([each.unsqueeze(2) for each in inputs], [0, *padding], direct=direct).squeeze(2)
+
+    def _convolved(self, inputs: Sequence[Tensor], padding: list[int], *, direct: bool) -> Tensor:
+        if self._kernel is None:
+            convolution = F.conv3d if self.weight.dim() == 5 else F.conv2d
+            result = convolution(inputs[0], self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+            return self.finish(result.add_(inputs[1]) if len(inputs) == 2 else result)
+        if self._transformable and not direct and winograd.pays(inputs[0], padding):
+            return self._convolve_transformed(inputs, padding)
+        return self._convolve_packed([each.to(self._kernel) for each in inputs], padding).to(self.weight.dtype)
+
+    def _convolve_packed(self, inputs: Sequence[Tensor], padding: list[int]) -> Tensor:
+        activation = self.activation
+        weight = self._packed_for(inputs[0], padding)
+        bias = None if self.bias is None else self.bias.to(weight.dtype)
+        numbers = (padding, self.stride, self.dilation, self.groups)
+        if len(inputs) == 1:
+            last = activation if activation is not None and activation.name else Activation("none", lambda x: x)
+            result = torch.ops.mkldnn._convolution_pointwise(
+                inputs[0], weight, bias, *numbers, last.name, list(last.scalars), last.algorithm
+            )
+            return result if last is activation else self.finish(result)
+        # oneDNN's kernel knows a sum followed by a rectifier, but by no other function
+        rectified = activation is not None and activation.name == "relu"
+        result = torch.ops.mkldnn._convolution_pointwise.binary(
+            inputs[0], inputs[1], weight, bias, *numbers, "add", 1.0, "relu" if rectified else None, [], ""
+        )
+        return result if rectified else self.finish(result)
+
+    def _convolve_transformed(self, inputs: Sequence[Tensor], padding: list[int]) -> Tensor:
+        if self._transformed is None:
+            # In float64: what is rounded in the kernels would shift all scores alike.
+            self._transformed = winograd.transformed(self.weight.double()).float().contiguous()
+        rectified = self.activation is not None and self.activation.name == "relu"
+        other = inputs[1] if len(inputs) == 2 else None
+        result = winograd.convolved(inputs[0], self._transformed, self.bias, padding, other, rectify=rectified)
+        return result if rectified else self.finish(result)
+
+    def _packed_for(self, x: Tensor, padding: list[int]) -> Tensor:
+        """The weights in the order that oneDNN's kernel for this input wants.
+
+        There are two or three orders for all sizes of input. Weights in another than the wanted one would be reordered
+        in each call, by code so slow that a call can take four times as long.
+        """
+        size = (x.shape[0] == 1, *x.shape[2:], *padding)
+        packed = self._packed_by_size.get(size)
+        if packed is None:
+            packed = torch.ops.mkldnn._reorder_convolution_weight(
+                self.weight.to(x.dtype), padding, self.stride, self.dilation, self.groups, list(x.shape)
+            )
+            packed = self._packed_by_order.setdefault(_order(packed), packed)
+            self._packed_by_size[size] = packed
+        return packed
+
+
+def _kernel_dtype(weight: Tensor) -> torch.dtype | None:
+    """The type that oneDNN convolves with this ``weight`` in on this processor; None if it does not."""
+    if weight.device.type != "cpu" or weight.numel() == 0:
+        return None
+    able = {torch.float32: [torch.float32], torch.bfloat16: [torch.bfloat16, torch.float32]}
+    able[torch.float16] = [torch.float16, torch.float32]
+    return next(filter(packed_convolutions, able.get(weight.dtype, [])), None)
+
+
+def _order(packed: Tensor) -> bytes:
+    """What tells the order of a tensor that oneDNN packed: its descriptor, without the bytes that only fill it up."""
+    descriptor = bytearray(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).tolist())
+    # dnnl_memory_desc: int ndims (4 bytes of filling), int64 dims[12], int data_type (4 bytes of filling), ...
+    descriptor[4:8] = descriptor[108:112] = bytes(4)
+    return bytes(descriptor)
+
+
+def in_best_order(x: Tensor) -> Tensor:
+    """Maps in the order that convolutions are fastest in: channels last, but for float32 and float64 on a GPU.
+
+    There, splice alone would be faster with channels last, where it reads 16 bytes at a time instead of 4; but cuDNN
+    has no float32 convolutions for that order without TF32, and would turn all maps around before and after each.
+    """
+    if x.is_cuda and x.dtype in (torch.float32, torch.float64):
+        return x.contiguous()
+    if x.dim() == 3:  # torch has no such order of signals: that of a picture of one row
+        return x.unsqueeze(2).contiguous(memory_format=torch.channels_last).squeeze(2)
+    return x.contiguous(memory_format=torch.channels_last_3d if x.dim() == 5 else torch.channels_last)
