@@ -22,7 +22,7 @@ def fixed_batch(model: nn.Module) -> int | None:
     assert isinstance(model, fx.GraphModule)
     for node in model.graph.nodes:
         value = node.meta.get("val") if node.op == "placeholder" else None
-        if isinstance(value, Tensor) and value.dim() == 4:
+        if isinstance(value, Tensor) and value.dim() in (3, 4, 5):  # signals, images, volumes
             return value.shape[0] if isinstance(value.shape[0], int) else None
     return None
 

@@ -136,6 +136,25 @@ def test_occlude_backward_refuses_what_would_leave_its_memory(change, message):
         torch.ops.fastviz._occlude_backward(torch.zeros(2, 1, 3, 3), BOXES[:2], *arguments.values(), False)
 
 
+def test_the_operators_themselves_refuse_other_numbers_of_axes():
+    """Whoever calls them directly gets no reading beyond a list of boxes or origins."""
+    images, line = torch.zeros(1, 2, 3, 4), torch.zeros(1, 1, dtype=torch.long)
+    for sides in (1, 3, 5, 6):
+        with pytest.raises(
+            RuntimeError, match=f"boxes should have 2 elements for each of at most 2 axes .*, got {sides}"
+        ):
+            torch.ops.fastviz.occlude(images, torch.zeros(1, sides, dtype=torch.long), None, None, 0.0)
+    with pytest.raises(RuntimeError, match="window_origin should have 1 elements in dimension 1, got 2"):
+        torch.ops.fastviz.splice(images, images, line, torch.zeros(1, 2, dtype=torch.long), [2, 2], None, 0.0)
+    at = torch.zeros(1, 3, dtype=torch.long)
+    with pytest.raises(RuntimeError, match="dirty_origin should have at most 2 elements in dimension 1, got 3"):
+        torch.ops.fastviz.splice(images, images, at, at, [2, 2], None, 0.0)
+    with pytest.raises(RuntimeError, match="window_size should be 2 numbers of at least 0"):
+        torch.ops.fastviz.splice(images, images, line, line, [2], None, 0.0)
+    with pytest.raises(RuntimeError, match="images should have 4 or 5 dimensions, got 3"):
+        torch.ops.fastviz.occlude(images[0], torch.zeros(1, 2, dtype=torch.long), None, None, 0.0)
+
+
 def test_occlude_without_index_is_for_one_image():
     image = make((1, 2, 5, 5))
     torch.testing.assert_close(ops.occlude(image, BOXES), reference.occlude(image, BOXES), rtol=0, atol=0)
