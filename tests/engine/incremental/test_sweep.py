@@ -448,10 +448,10 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) ->
 
     run = execute.Runner.run
 
-    def greedy(self: Any, clean: Any, covered: Any, windows: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    def greedy(self: Any, clean: Any, covered: Any, windows: Tensor, members: Tensor) -> Tensor:
         if len(windows) > 3:
             torch.empty(1 << 60)  # more than any machine has: the allocator's own error
-        return run(self, clean, covered, windows, row, column)
+        return run(self, clean, covered, windows, members)
 
     monkeypatch.setattr(execute.Runner, "run", greedy)
     result = check(small().double(), torch.randn(1, 3, 32, 32, dtype=torch.float64), grid(32, 8, 8))
@@ -892,7 +892,7 @@ def test_memory_that_torch_holds_without_using_it_is_free(monkeypatch) -> None:
 def test_maps_are_in_the_order_that_convolutions_want() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from fastviz.engine.incremental.steps import memory_order
+    from fastviz.engine.incremental.convolution import in_best_order
 
     with FakeTensorMode():
         for device, dtype, order in (
@@ -901,4 +901,10 @@ def test_maps_are_in_the_order_that_convolutions_want() -> None:
             ("cuda", torch.bfloat16, torch.channels_last),
             ("cpu", torch.float32, torch.channels_last),
         ):
-            assert memory_order(torch.empty(1, 2, 3, 4, device=device, dtype=dtype)) == order
+            made = in_best_order(torch.empty(1, 2, 3, 4, device=device, dtype=dtype))
+            assert made.is_contiguous(memory_format=order)
+            volume = in_best_order(torch.empty(1, 2, 3, 4, 5, device=device, dtype=dtype))
+            last = order == torch.channels_last
+            assert volume.is_contiguous(memory_format=torch.channels_last_3d if last else order)
+            signal = in_best_order(torch.empty(1, 2, 5, device=device, dtype=dtype))
+            assert signal.stride() == ((10, 1, 2) if last else (10, 5, 1))
