@@ -13,8 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastviz.engine.incremental.convolution import in_best_order
 from fastviz.engine.incremental.execute import Batch, Clean, Runner, cut_out, planes, run_whole
+<<<<<<< ours
 from fastviz.engine.incremental.steps import Size, Step, memory_order
+=======
+from fastviz.engine.incremental.steps import Mean, Size, Step
+>>>>>>> theirs
 
 __all__ = ["AdvancingRunner", "Changes", "States", "paste", "start"]
 
@@ -64,11 +69,10 @@ class States:
     """
 
     def __init__(self, images: Tensor, changes: Changes, first: int = 0) -> None:
-        order = memory_order(images)
         self.count = changes.steps + 1
-        self._images = images.contiguous(memory_format=order)
-        self._others = changes.substitute.contiguous(memory_format=order)
-        self._when = changes.step[:, None].float().contiguous(memory_format=order)
+        self._images = in_best_order(images)
+        self._others = in_best_order(changes.substitute)
+        self._when = in_best_order(changes.step[:, None].float())
         self._reveal = changes.reveal
         every = torch.arange(len(images), device=images.device)
         self._about = every if changes.image is None else changes.image
@@ -138,14 +142,12 @@ def start(steps: Sequence[Step], states: States, numbers: Tensor, keep: Iterable
     outputs = []
     for first in range(0, len(numbers), at_once):
         part = numbers[first : first + at_once]
-        images = states.images(part)
-        images = images.contiguous(memory_format=memory_order(images))
+        images = in_best_order(states.images(part))
         output, kept = run_whole(steps, {steps[0]: images}, wanted, clean=True)
         outputs.append(output)
         for step, value in kept.items():
             plane = planes(value, step)
             if step not in maps:
-                empty = plane.new_empty(len(numbers), *plane.shape[1:])
-                maps[step] = empty.contiguous(memory_format=memory_order(empty))
+                maps[step] = in_best_order(plane.new_empty(len(numbers), *plane.shape[1:]))
             maps[step][first : first + at_once] = plane
     return Clean(states.images(numbers[:0]), torch.cat(outputs), maps, {})

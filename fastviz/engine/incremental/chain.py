@@ -247,7 +247,7 @@ class _Run:
             self.stats.update(path="steps", predicted_gain=1.0)
             self.stats["reason"] = "changes soon reach whole maps, so that rectangles save nothing"
             return []
-        return [Group(each.schedule, numbers[each.windows], each.row, each.column) for each in groups]
+        return [Group(each.schedule, numbers[each.windows], each.members) for each in groups]
 
     def _whole(self, states: States, tail: Tail) -> None:
         """Whole images through the steps, a batch of any states at a time."""
@@ -271,10 +271,10 @@ class _Rectangles:
         self.sizes = [windows_at_once(group.schedule.peak, run.memory, run.batch_size, device) for group in groups]
         total = run.sequences * run.count
         self.group = torch.full((total,), -1)
-        self.row, self.column = torch.zeros(total, dtype=torch.int64), torch.zeros(total, dtype=torch.int64)
+        self.members = torch.zeros(total, 2, dtype=torch.int64)
         for at, group in enumerate(groups):
             self.group[group.windows] = at
-            self.row[group.windows], self.column[group.windows] = group.row, group.column
+            self.members[group.windows] = group.members
         each = max(1.0, clean_bytes(made.steps, groups, run.images.element_size()))
         chunks = math.ceil(run.sequences / max(1, int(run.memory / each)))
         self.chunk = math.ceil(run.sequences / chunks)
@@ -324,8 +324,8 @@ class _Rectangles:
     def _step(self, states: States, clean: Any, at: int, numbers: Tensor) -> None:
         """One change of each of some sequences. Again after memory ran out in the middle of it, it writes the same."""
         device = self.of.images.device
-        moved, row, column = (each.to(device) for each in (numbers, self.row[numbers], self.column[numbers]))
-        self.tail.add(self.runners[at].run(clean, states, moved, row, column), moved)
+        moved, members = numbers.to(device), self.members[numbers].to(device)
+        self.tail.add(self.runners[at].run(clean, states, moved, members), moved)
         self.of.advance(len(numbers))
 
 
