@@ -74,8 +74,12 @@ from fastviz.methods import (
 from fastviz.models.descriptions import class_names, describe
 from fastviz.models.loading import load_model, model_names
 from fastviz.ops._library import version
-from fastviz.targets.objectives import channel, class_probability, class_score, layer, neuron
+from fastviz.targets.boxes import box_score
+from fastviz.targets.functions import output
+from fastviz.targets.objectives import Objective, channel, class_probability, class_score, layer, neuron
+from fastviz.targets.regions import pixel, region_score
 from fastviz.targets.selection import Target
+from fastviz.targets.similarity import similarity
 from fastviz.vectors.projection import pca, tsne
 
 __all__ = [
@@ -89,6 +93,7 @@ __all__ = [
     "Inverted",
     "Maximized",
     "Neighbours",
+    "Objective",
     "OcclusionMap",
     "Optimization",
     "PatchPictures",
@@ -102,6 +107,7 @@ __all__ = [
     "activations",
     "animation",
     "batches",
+    "box_score",
     "cam",
     "canvas",
     "channel",
@@ -147,14 +153,18 @@ __all__ = [
     "neuron",
     "occlusion",
     "ops",
+    "output",
     "patch_pictures",
     "patch_sheet",
     "patches",
     "pca",
+    "pixel",
     "priors",
     "receptive_field",
+    "region_score",
     "saliency",
     "segment",
+    "similarity",
     "smooth_grad",
     "squared",
     "style_transfer",

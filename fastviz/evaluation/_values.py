@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from fastviz import targets
 from fastviz._util import checks
@@ -78,6 +79,10 @@ def reading(model: nn.Module, x: object, target: Target, value: Value, batch_siz
 
 def _wide(output: Any) -> Any:
     """An output in float32 at least: probabilities in bfloat16 would have two digits."""
-    if isinstance(output, Tensor) and output.is_floating_point():
-        return output.to(torch.promote_types(output.dtype, torch.float32))
-    return output
+
+    def wide(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value.to(torch.promote_types(value.dtype, torch.float32))
+        return value
+
+    return pytree.tree_map(wide, output)

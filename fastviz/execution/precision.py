@@ -8,10 +8,11 @@ from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from fastviz._util import checks
 
-__all__ = ["Precision", "checked_precision", "reduced_precision", "widened"]
+__all__ = ["Precision", "checked_precision", "in_dtype", "reduced_precision", "widened"]
 
 Precision: TypeAlias = Literal["model", "bfloat16"]
 """``"model"``: in the dtype of the model and its input, exact; ``"bfloat16"``: under autocast, approximate."""
@@ -33,5 +34,13 @@ def widened(
     """The output of a model and of its layers in this dtype, if ``precision`` gave them another one."""
     if precision == "model":
         return output, layers
-    converted = output.to(dtype) if isinstance(output, Tensor) and output.is_floating_point() else output
-    return converted, {name: value.to(dtype) for name, value in layers.items()}
+    return in_dtype(output, dtype), {name: value.to(dtype) for name, value in layers.items()}
+
+
+def in_dtype(output: object, dtype: torch.dtype) -> object:
+    """``output`` with the floating-point tensors in it in this dtype: of dictionaries, tuples and lists, too."""
+
+    def converted(value: object) -> object:
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return pytree.tree_map(converted, output)

@@ -1,9 +1,15 @@
-"""What to explain or to maximise: scores and probabilities of classes, units of any layer, and sums of them."""
+"""What to explain or to maximise: scores of classes, units, regions and boxes, any function, and sums of them."""
 
+from fastviz.targets.boxes import box_score
+from fastviz.targets.functions import output
 from fastviz.targets.indices import Activations, Index, predicted
 from fastviz.targets.objectives import Objective, channel, class_probability, class_score, layer, neuron
+from fastviz.targets.outputs import maps_of
+from fastviz.targets.part import part_of_output
+from fastviz.targets.regions import pixel, region_score
 from fastviz.targets.running import gradients, run
 from fastviz.targets.selection import Selection, Target, resolve
+from fastviz.targets.similarity import similarity
 
 __all__ = [
     "Activations",
@@ -11,13 +17,20 @@ __all__ = [
     "Objective",
     "Selection",
     "Target",
+    "box_score",
     "channel",
     "class_probability",
     "class_score",
     "gradients",
     "layer",
+    "maps_of",
     "neuron",
+    "output",
+    "part_of_output",
+    "pixel",
     "predicted",
+    "region_score",
     "resolve",
     "run",
+    "similarity",
 ]

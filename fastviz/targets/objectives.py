@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,9 +19,11 @@ from fastviz.targets.indices import (
     required_index,
     sample_count,
 )
+from fastviz.targets.objective import Objective, all_parts, all_scores_read
 
 __all__ = [
     "Objective",
+    "all_parts",
     "all_scores_read",
     "channel",
     "class_objective",
@@ -32,140 +32,6 @@ __all__ = [
     "layer",
     "neuron",
 ]
-
-
-class Objective(ABC):
-    """One number a sample, computed from a forward pass; objectives add, subtract and multiply by numbers.
-
-    >>> combined = 2 * class_score(3) - neuron("features.0", channel=1) + channel("features.3", 5) * 0.5
-    >>> combined.layers
-    ('features.0', 'features.3')
-    """
-
-    layers: tuple[str, ...] = ()
-    """Layers whose activations it reads."""
-    predicts: bool = False
-    """Whether it is about the class with the highest score."""
-    is_unit: bool = False
-    """Whether it is the activation of one unit of a layer, whose place :meth:`places` tells."""
-    # A slot keeps the copies out of vars(), which checkpoints compare.
-    __slots__ = ("_copies",)
-    _copies: dict[tuple[int, torch.device], tuple[Tensor, Tensor]]
-
-    @property
-    def scores_read(self) -> frozenset[int] | None:
-        """The classes whose scores are all that it reads of the output; None if it may read others."""
-        return None
-
-    @property
-    def reads_output(self) -> bool:
-        """Whether it reads the output of the model, or only :attr:`layers`."""
-        return True
-
-    @property
-    def samples(self) -> int | None:
-        """For how many samples its tensors of numbers are; None if it has none, and fits any number."""
-        return None
-
-    @property
-    def class_index(self) -> Index | None:
-        """The class that it is the score or the probability of; None if it is neither, or about the predicted one."""
-        return None
-
-    def as_probability(self) -> Objective | None:
-        """The probability of its class, if it is the score or the probability of a class."""
-        return None
-
-    def places(self, shape: Sequence[int]) -> list[Index]:
-        """Channel and position of a unit in maps of this ``shape``, [N, C, ...]: a number each, or [N] one a sample.
-
-        Raises:
-            ValueError: there is no such channel or position, or another number of samples.
-        """
-        raise TypeError(f"{type(self).__name__} is not one unit")
-
-    @abstractmethod
-    def values(self, output: object, activations: Activations) -> Tensor:
-        """Values [N] from the ``output`` of the model and the ``activations`` of :attr:`layers`."""
-
-    def with_predicted(self, predicted: Tensor) -> Objective:
-        """The objective with the ``predicted`` classes, int64 [N], in place of "the class with the highest score"."""
-        return self
-
-    def split_targets(self) -> list[Objective]:
-        """Objectives with one value a sample each, for one that may have several."""
-        return [self]
-
-    def for_samples(self, samples: Tensor, of: int) -> Objective:
-        """The objective for a batch of the ``samples`` with these numbers, int64 [P], ``of`` a batch of so many."""
-        return self
-
-    def _beside(self, index: Tensor, like: Tensor) -> Tensor:
-        """``index``, which belongs to the objective, on the device of ``like``: copied once, as a copy waits for it."""
-        if index.device == like.device:
-            return index
-        try:
-            copies = self._copies
-        except AttributeError:
-            copies = self._copies = {}
-        kept = copies.get((id(index), like.device))
-        if kept is None or kept[0] is not index:
-            kept = copies[id(index), like.device] = index, index.to(like.device)
-        return kept[1]
-
-    def __add__(self, other: Objective) -> Objective:
-        return _Sum(((1.0, self), (1.0, other))) if isinstance(other, Objective) else NotImplemented
-
-    def __radd__(self, other: object) -> Objective:
-        # sum() of a list of objectives begins with 0.
-        return self if isinstance(other, int) and other == 0 else NotImplemented
-
-    def __mul__(self, factor: float) -> Objective:
-        return _Sum(((float(factor), self),)) if isinstance(factor, (int, float)) else NotImplemented
-
-    def __rmul__(self, factor: float) -> Objective:
-        return self * factor
-
-    def __neg__(self) -> Objective:
-        return self * -1.0
-
-    def __sub__(self, other: Objective) -> Objective:
-        return _Sum(((1.0, self), (-1.0, other))) if isinstance(other, Objective) else NotImplemented
-
-
-class _Sum(Objective):
-    def __init__(self, terms: Sequence[tuple[float, Objective]]) -> None:
-        self.terms = tuple(terms)
-        self.layers = tuple(dict.fromkeys(chain.from_iterable(term.layers for _, term in self.terms)))
-        self.predicts = any(term.predicts for _, term in self.terms)
-
-    @property
-    def scores_read(self) -> frozenset[int] | None:
-        return all_scores_read(term for _, term in self.terms)
-
-    @property
-    def reads_output(self) -> bool:
-        return any(term.reads_output for _, term in self.terms)
-
-    @property
-    def samples(self) -> int | None:
-        return next((term.samples for _, term in self.terms if term.samples is not None), None)
-
-    def values(self, output: object, activations: Activations) -> Tensor:
-        parts = [weight * term.values(output, activations) for weight, term in self.terms]
-        return torch.stack(parts).sum(0)
-
-    def with_predicted(self, predicted: Tensor) -> Objective:
-        return _Sum([(weight, term.with_predicted(predicted)) for weight, term in self.terms])
-
-    def for_samples(self, samples: Tensor, of: int) -> Objective:
-        return _Sum([(weight, term.for_samples(samples, of)) for weight, term in self.terms])
-
-
-def all_scores_read(objectives: Iterable[Objective]) -> frozenset[int] | None:
-    """The scores that several objectives read, if all of them say."""
-    found = [objective.scores_read for objective in objectives]
-    return None if None in found else frozenset(chain.from_iterable(each for each in found if each is not None))
 
 
 class _Class(Objective):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TypeAlias
+from warnings import warn
 
 import torch
 from torch import Tensor, nn
 
 from fastviz.execution.hooks import layer_module
 from fastviz.targets.indices import Activations, checked_index, required_index
-from fastviz.targets.objectives import Objective, all_scores_read, class_objective
+from fastviz.targets.objectives import Objective, all_parts, all_scores_read, class_objective
 
 __all__ = ["Selection", "Target", "resolve"]
 
@@ -54,6 +55,31 @@ class Selection:
         """Whether some target reads the output of the model, and not only :attr:`layers`."""
         return any(objective.reads_output for objective in self.objectives)
 
+    @property
+    def parts(self) -> Mapping[Hashable, Objective] | None:
+        """The parts of the model's output that are read; see :attr:`Objective.parts`."""
+        return all_parts(self.objectives)
+
+    def missing(self, output: object, *, stacklevel: int = 2) -> Tensor | None:
+        """For which samples a target is not there in the model's ``output``: bool [N], [N, T]; None if all are.
+
+        Their values are 0.
+
+        Warns:
+            UserWarning: there are some, and why.
+        """
+        found = [objective.missing(output) for objective in self.objectives]
+        known = [each for each in found if each is not None and bool(each[0].any())]
+        if not known:
+            return None
+        samples = len(known[0][0])
+        for gone, words in known:
+            count = int(gone.sum())
+            warn(f"{words} in {count} of {samples} samples: their maps are zero", UserWarning, stacklevel=stacklevel)
+        here = torch.zeros(samples, dtype=torch.bool)
+        columns = [here if each is None else each[0].cpu() for each in found]
+        return torch.stack(columns, dim=1) if self.several else columns[0]
+
     def split_targets(self) -> list[Selection]:
         """The targets of each sample one by one: T selections with one target a sample."""
         return [Selection((each,), False, None) for objective in self.objectives for each in objective.split_targets()]
@@ -66,10 +92,16 @@ class Selection:
             ValueError: it is not [N, K]; a class, channel or position does not exist; a tensor of targets has another
                 length than N; a layer was not called.
         """
-        parts = [objective.values(output, activations) for objective in self.objectives]
+        return self._columns([objective.values(output, activations) for objective in self.objectives])
+
+    def of_parts(self, parts: Mapping[Hashable, Tensor]) -> Tensor:
+        """The same values from the :attr:`parts` of the output."""
+        return self._columns([objective.of_parts(parts) for objective in self.objectives])
+
+    def _columns(self, values: list[Tensor]) -> Tensor:
         if not self.several:
-            return parts[0]
-        return torch.cat([part.reshape(len(part), -1) for part in parts], dim=1)
+            return values[0]
+        return torch.cat([each.reshape(len(each), -1) for each in values], dim=1)
 
     def no_values(self, like: Tensor, shape: Sequence[int] = ()) -> Tensor:
         """What there is for no samples: zeros [0, *shape], or [0, T, *shape], of the dtype and device of ``like``."""

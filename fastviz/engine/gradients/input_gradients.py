@@ -126,7 +126,7 @@ class _Work:
     def of_images(self, x: Tensor, selection: Selection, batch_size: int | None) -> Tensor:
         """The gradients of whole images, ``batch_size`` in a pass."""
         calls = None
-        if not selection.reads_output:
+        if not selection.reads_output and x.dim() == 4:
             calls = unit_gradients.calls_of_layers(self.model, selection.layers, _size(x), channels=x.shape[1])
         if self.stacklevel is not None:
             self.stacklevel += 4  # what is between this function and the pass
@@ -136,7 +136,7 @@ class _Work:
     def of_units(self, x: Tensor, selection: Selection, batch_size: int | None) -> Tensor | None:
         """The gradients of single units on crops; None where that is impossible, or more work."""
         units = selection.objectives
-        if not all(unit.is_unit for unit in units):
+        if x.dim() != 4 or not all(unit.is_unit for unit in units):
             return None
         size, channels = _size(x), x.shape[1]
         result = x.new_zeros((len(x), len(units), *x.shape[1:]))
@@ -174,7 +174,9 @@ class _Work:
                 output, layers = targets.run(
                     self.model, leaf.clone(), selection.layers, calls=calls, batches=self._batches
                 )
-            values = selection.values(*widened(output, layers, x.dtype, self.precision))
+            output, layers = widened(output, layers, x.dtype, self.precision)
+            values = selection.values(output, layers)
+            selection.missing(output)  # says so
             if intercepted is not None and values.requires_grad and self.stacklevel is not None:
                 intercepted.check(values, stacklevel=self.stacklevel)
                 self.stacklevel = None  # once a call is enough

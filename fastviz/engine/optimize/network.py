@@ -16,10 +16,11 @@ from fastviz.engine.optimize.known import Known
 from fastviz.execution import forward
 from fastviz.execution.hooks import layer_module
 from fastviz.execution.inputs import require_gradients
-from fastviz.execution.precision import Precision, checked_precision
+from fastviz.execution.precision import Precision, checked_precision, in_dtype
 from fastviz.models.descriptions import preprocessing
 from fastviz.targets.indices import Activations
 from fastviz.targets.objectives import Objective
+from fastviz.targets.outputs import split_output
 
 __all__ = ["FeatureNetwork", "TargetObjective", "target_objective"]
 
@@ -84,7 +85,7 @@ class FeatureNetwork:
             output, recorded = self._run(batch)
         if low or batch.dtype != images.dtype:
             recorded = {name: recorded[name].to(images.dtype) for name in self.layers}
-            output = output.to(images.dtype) if isinstance(output, Tensor) else output
+            output = in_dtype(output, images.dtype)
         return (output if self.output else None), recorded
 
     def _run(self, batch: Tensor) -> tuple[object, Activations]:
@@ -131,7 +132,7 @@ class TargetObjective:
         shares = self._shares(rows)
         # One split instead of a slice a target: its gradient is put together once.
         sizes = [share.size for share in shares]
-        outputs = output.split(sizes) if isinstance(output, Tensor) else [output] * len(sizes)
+        outputs = split_output(output, sizes)
         maps = {name: activations[name].split(sizes) for name in self.network.layers}
         values, measures = [], []
         for i, share in enumerate(shares):

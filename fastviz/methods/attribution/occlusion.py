@@ -183,6 +183,8 @@ def occlusion(
         attribution = windows.spread(baseline[(..., *(None for _ in windows.shape))] - scores)
     if images.is_cuda:
         torch.cuda.synchronize(images.device)  # else the seconds would be those of queueing the work
+    if outputs.missing is not None:
+        attribution[outputs.missing.to(attribution.device)] = 0.0
     stats |= {
         "windows": each,
         "evaluations": len(images) * (each + 1),
@@ -206,6 +208,21 @@ def _options(
     }
 
 
+@dataclass(frozen=True, eq=False)
+class _Outputs:
+    """What the model gives for the images as they are.
+
+    Attributes:
+        whole: for all images; None where that is no tensor.
+        example: for the first of them, whatever that is.
+        missing: bool [N] or [N, T], which targets are not there; None where all are.
+    """
+
+    whole: Tensor | None
+    example: object
+    missing: Tensor | None
+
+
 @dataclass(eq=False)
 class _Covered:
     """Images under windows, each image under each; windows are counted image after image.
@@ -224,7 +241,7 @@ class _Covered:
 
     batches: Batches
     images: Tensor
-    outputs: Tensor | None
+    outputs: _Outputs
     boxes: Tensor
     fill: float | Tensor
     selection: targets.Selection
@@ -275,18 +292,27 @@ class _Covered:
         """The values under some windows, numbered on the CPU, recomputing only what a window changes."""
         there = number.to(self.images.device)
         read = None if self.classes else self.selection.scores_read
+        part = None
+        if not self.classes:
+            part = targets.part_of_output(self.batches.model, self.selection, self.outputs.example)
+
+        def values(output: Any, at: Tensor) -> Tensor:
+            if part is None:
+                return self.measured(output, there[at])
+            return self.selection.for_samples(there[at] // len(self.boxes), len(self.images)).of_parts(part[1](output))
+
         swept = incremental.sweep(
-            self.batches.model,
+            self.batches.model if part is None else part[0],
             self.images,
             self.boxes[number % len(self.boxes)],
             there // len(self.boxes),
             self.fill,
-            lambda output, at: self.measured(output, there[at]),
+            values,
             outputs=None if read is None else sorted(read),
             advance=self.advance,
             check=check,
-            clean=self.outputs,
-            batches=self.batches,
+            clean=self.outputs.whole if part is None else None,
+            batches=self.batches if part is None else None,
             **options,
         )
         return swept.values, swept.stats
@@ -343,9 +369,10 @@ def _dense_stats(reason: str) -> dict[str, Any]:
 
 def _clean(
     batches: Batches, images: Tensor, selection: targets.Selection, batch_size: int
-) -> tuple[targets.Selection, Tensor, Tensor | None]:
+) -> tuple[targets.Selection, Tensor, _Outputs]:
     """``selection`` with the predicted classes put in, its values for the ``images`` as they are, and the outputs."""
     values: list[Tensor] = []
+    missing: list[Tensor | None] = []
     predicted: list[Tensor] = []
     outputs: list[object] = []
 
@@ -356,8 +383,10 @@ def _clean(
             )
         if selection.predicts:
             predicted.append(targets.predicted(output))
-        values.append(selection.for_samples(sample, len(images)).values(output, recorded))
-        outputs.append(output)
+        part = selection.for_samples(sample, len(images))
+        values.append(part.values(output, recorded))
+        missing.append(part.missing(output))
+        outputs.append(output if isinstance(output, Tensor) or not outputs else None)
 
     numbers = torch.arange(len(images), device=images.device)
     for sample in numbers.split(batch_size) if len(images) else ():
@@ -365,4 +394,10 @@ def _clean(
     settled = selection.with_predicted(torch.cat(predicted)) if predicted else selection
     tensors = [each for each in outputs if isinstance(each, Tensor)]
     whole = torch.cat(tensors) if tensors and len(tensors) == len(outputs) else None
-    return settled, torch.cat(values) if values else selection.no_values(images), whole
+    found = torch.cat(values) if values else selection.no_values(images)
+    gone = [
+        torch.zeros(part.shape, dtype=torch.bool) if each is None else each
+        for each, part in zip(missing, values, strict=True)
+    ]
+    absent = torch.cat(gone) if any(each is not None for each in missing) else None
+    return settled, found, _Outputs(whole, outputs[0] if outputs else None, absent)
