@@ -1,6 +1,7 @@
 """The command line, a file a family of commands; ``fastviz --help`` lists them."""
 
 from fastviz.cli import (
+    array,
     compare,
     demo,
     dream,
@@ -21,6 +22,7 @@ from fastviz.cli.common import app, main
 
 __all__ = [
     "app",
+    "array",
     "compare",
     "demo",
     "dream",

@@ -72,10 +72,7 @@ def activations(
     seen = models.preprocessing(network)
     x = images.preprocess(picture, seen)[None].to(place)
     names = layer_names(layers)
-    found = methods.activations(network, x, layers=names, device="cpu")
-    for name, maps in found.items():
-        if maps.dim() != 4:
-            raise ValueError(f"layer {name!r} should have maps [C, h, w] to be drawn, got {list(maps.shape[1:])}")
+    found = methods.activations(network, x, layers=names, as_maps=True, device="cpu")
     shown = images.restore(x[0].cpu(), seen)
     out.mkdir(parents=True, exist_ok=True)
     for name, maps in found.items():

@@ -14,9 +14,21 @@ from torch import Tensor, nn
 from fastviz.execution.fast_conv.memory_format import in_fast_order
 from fastviz.execution.hooks import Hook, floating_output, hookable, hooked
 from fastviz.execution.inputs import output_of
+from fastviz.execution.map_axes import Axes, Planes
 from fastviz.execution.precision import Precision, reduced_precision
 
-__all__ = ["Pool", "called", "hooked_until", "layer_outputs", "noting", "outputs", "penultimate", "run", "vectors"]
+__all__ = [
+    "Pool",
+    "called",
+    "hooked_until",
+    "layer_outputs",
+    "noting",
+    "outputs",
+    "penultimate",
+    "planes_of",
+    "run",
+    "vectors",
+]
 
 Pool = Literal["mean", "flatten"]
 
@@ -246,11 +258,26 @@ def penultimate(model: nn.Module, images: Tensor) -> str:
     return found[-1]
 
 
-def vectors(value: object, layer: str, pool: Pool) -> Tensor:
+def planes_of(model: nn.Module, image: Tensor, layer: str, *, of_input: bool = False) -> Planes | None:
+    """Where the maps are in what ``layer`` gives (or takes) for one ``image``; None if that is not known."""
+    axes = Axes()
+    found: list[Planes | None] = []
+
+    def look(module: nn.Module, inputs: Any, output: object) -> None:
+        value = (inputs[0] if inputs else None) if of_input else output
+        found[:] = [axes.planes(value) if isinstance(value, Tensor) else None]
+
+    with hooked_until(model, {layer: look}, None), axes:
+        output_of(model, axes.images(image.clone()))
+    return found[0] if found else None
+
+
+def vectors(value: object, layer: str, pool: Pool, planes: Planes | None = None) -> Tensor:
     """One vector an image, [N, D], from what a layer takes or gives; float32 at least.
 
     [N, D] stays; of maps [N, C, H, W] the mean over the places of each channel, and of tokens [N, L, D] the mean over
-    the tokens (``"mean"``), or all values in order (``"flatten"``).
+    the tokens (``"mean"``), or all values in order (``"flatten"``). ``planes`` says where the maps are in four
+    dimensions; None is [N, C, H, W].
 
     Raises:
         TypeError: it is no floating-point tensor.
@@ -265,4 +292,6 @@ def vectors(value: object, layer: str, pool: Pool) -> Tensor:
         )
     if pool == "flatten" or exact.dim() == 2:
         return exact.flatten(1).clone()  # what comes behind the layer may change its output in place
-    return exact.mean(1) if exact.dim() == 3 else exact.mean((2, 3))
+    if exact.dim() == 3:
+        return exact.mean(1)
+    return (exact if planes is None else planes.laid(exact)).mean((2, 3))

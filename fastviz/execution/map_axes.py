@@ -1,14 +1,18 @@
-"""Which dimensions of a tensor are the rows and columns of the image, followed through a forward pass.
+"""Which dimensions of a tensor are the places of the input, followed through a forward pass.
 
 A map need not be [N, C, H, W]: networks with layer norms hold [N, H, W, C], and those with attention tokens, windows or
 heads. Convolutions say which dimensions are which; from there permutations, reshapes and calls that leave the places
-alone are followed. What is not known to leave them alone loses them.
+alone are followed. Places may stand in one dimension, as tokens do, with class and register tokens before or behind
+them. What is not known to leave the places alone loses them. Signals [N, C, L] and volumes [N, C, D, H, W] go the same
+way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,20 +21,74 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from fastviz.execution.elementwise import ELEMENTWISE, kind_of, tensors_in
 
-__all__ = ["Axes"]
+__all__ = ["Axes", "Planes", "Tokens"]
 
-_Label: TypeAlias = "str | tuple[int, int]"
-"""``n`` images, ``c`` channels, ``h`` rows, ``w`` columns, their numbers where both are one dimension, ``?`` others."""
 
-_NCHW: tuple[_Label, ...] = ("n", "c", "h", "w")
-# Calls that take maps [N, C, H, W], and give such maps.
+class Tokens(NamedTuple):
+    """Places in one dimension, row after row, and how many other tokens are before and behind them.
+
+    >>> Tokens((14, 14), before=1).length
+    197
+    """
+
+    shape: tuple[int, ...]
+    before: int = 0
+    after: int = 0
+
+    @property
+    def length(self) -> int:
+        """Of the dimension."""
+        return self.before + prod(self.shape) + self.after
+
+
+_Label: TypeAlias = "str | Tokens"
+"""``n`` samples, ``c`` channels, ``k`` parts of channels such as heads, ``d``, ``h`` and ``w`` (``l`` of signals)
+places, tokens of all places, ``?`` others."""
+
+_SPACES: dict[int, tuple[str, ...]] = {3: ("l",), 4: ("h", "w"), 5: ("d", "h", "w")}
+"""The places of inputs of so many dimensions."""
+
+
+@dataclass(frozen=True)
+class Planes:
+    """Where the maps are in a tensor [N, ...].
+
+    Attributes:
+        order: its dimensions that are samples, channels, and places (or tokens).
+        tokens: what stands in the last of these, where that is tokens.
+    """
+
+    order: tuple[int, ...]
+    tokens: Tokens | None = None
+
+    def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Of the maps, without samples and channels, in a tensor of this ``shape``."""
+        return tuple(shape[each] for each in self.order[2:]) if self.tokens is None else self.tokens.shape
+
+    def laid(self, values: Tensor) -> Tensor:
+        """``values`` [N, ...] as maps [N, C, *places], or [N, T, ...] as [N, T, C, *places]; other tokens left out."""
+        more = values.dim() - len(self.order)
+        found = values.permute(*range(more + 1), *(each + more for each in self.order[1:]))
+        if self.tokens is None:
+            return found
+        found = found.narrow(-1, self.tokens.before, prod(self.tokens.shape))
+        return found.reshape(*found.shape[:-1], *self.tokens.shape)
+
+
+# Calls that take maps [N, C, *places], and give such maps; those of one dimension end in 1d, 2d or 3d.
 _PLANAR = frozenset(
     """
-    conv2d conv_transpose2d batch_norm group_norm instance_norm local_response_norm native_batch_norm
-    max_pool2d avg_pool2d lp_pool2d adaptive_avg_pool2d adaptive_max_pool2d fractional_max_pool2d interpolate upsample
-    pixel_shuffle pixel_unshuffle channel_shuffle dropout2d feature_dropout feature_alpha_dropout
+    batch_norm group_norm instance_norm local_response_norm native_batch_norm interpolate upsample
+    pixel_shuffle pixel_unshuffle channel_shuffle feature_dropout feature_alpha_dropout
     """.split()  # noqa: SIM905 (a list would take a line a word)
-)
+) | {
+    f"{name}{dims}d"
+    for dims in (1, 2, 3)
+    for name in (
+        *("conv", "conv_transpose", "max_pool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool"),
+        *("fractional_max_pool", "dropout"),
+    )
+}
 _POINTWISE = frozenset(
     """
     dropout alpha_dropout silu gelu hardswish selu mish softplus rrelu layer_norm rms_norm normalize requires_grad
@@ -38,6 +96,10 @@ _POINTWISE = frozenset(
     """.split()  # noqa: SIM905
 )
 _RESHAPES = frozenset({"view", "reshape", "flatten", "unflatten", "unsafe_view"})
+_JOINS = frozenset({"cat", "concat", "concatenate"})
+_SPLITS = frozenset({"split", "split_with_sizes", "chunk", "tensor_split", "narrow"})
+# What each query gives stands where the query stood.
+_OF_QUERIES = frozenset({"multi_head_attention_forward", "scaled_dot_product_attention"})
 _ON_TOKENS = frozenset({"linear", "layer_norm", "rms_norm", "multi_head_attention_forward"}) | {
     "scaled_dot_product_attention"
 }
@@ -54,6 +116,7 @@ class Axes(TorchFunctionMode):
         super().__init__()
         self._labels: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._calls = self._last_on_tokens = 0
+        self._space = _SPACES[4]
 
     @property
     def on_tokens(self) -> bool:
@@ -66,17 +129,38 @@ class Axes(TorchFunctionMode):
         return self._last_on_tokens > made
 
     def images(self, x: Tensor) -> Tensor:
-        """``x`` itself, [N, C, H, W], known as such."""
-        self._labels[x] = (0, _NCHW)
+        """``x`` itself, [N, C, L], [N, C, H, W] or [N, C, D, H, W], known as such."""
+        self._space = _SPACES[x.dim()]
+        self._labels[x] = (0, self._planar)
         return x
 
-    def order(self, x: Tensor) -> tuple[int, int, int, int] | None:
-        """The dimensions of ``x`` that are images, channels, rows and columns; None if that is not known."""
+    @property
+    def dims(self) -> int:
+        """How many dimensions the input has, and maps [N, K, *places]."""
+        return 2 + len(self._space)
+
+    @property
+    def layout(self) -> str:
+        """Such maps, in words."""
+        return f"[N, K, {', '.join(self._space)}]"
+
+    @property
+    def _planar(self) -> tuple[_Label, ...]:
+        return ("n", "c", *self._space)
+
+    def planes(self, x: Tensor) -> Planes | None:
+        """Where the maps are in ``x``; None if that is not known."""
         labels = self._of(x)
-        if labels is None or sorted(map(str, labels)) != sorted(map(str, _NCHW)) or labels[0] != "n":
+        if labels is None or not labels or labels[0] != "n" or labels.count("c") != 1:
             return None
-        n, c, h, w = (labels.index(each) for each in _NCHW)
-        return n, c, h, w
+        tokens = [dim for dim, label in enumerate(labels) if isinstance(label, Tokens)]
+        if sorted(map(str, labels)) == sorted(map(str, self._planar)):
+            return Planes(tuple(labels.index(each) for each in self._planar))
+        if len(labels) == 3 and len(tokens) == 1:
+            found = labels[tokens[0]]
+            assert isinstance(found, Tokens)
+            return Planes((0, labels.index("c"), tokens[0]), found)
+        return None
 
     def __torch_function__(
         self,
@@ -95,9 +179,13 @@ class Axes(TorchFunctionMode):
             given = tensors_in(args, kwargs)
             if given and name in _ON_TOKENS and given[0].dim() >= 3 and not self._is_map(given[0]):
                 self._last_on_tokens = self._calls
+            start = 0
             for each in y if isinstance(y, (tuple, list)) else (y,):
                 if isinstance(each, Tensor) and each.dim() >= 3 and given:
-                    labels = self._made(name, each, given, args, kwargs)
+                    if name in _SPLITS:
+                        labels, start = self._split(name, each, given[0], args, kwargs, start)
+                    else:
+                        labels = self._made(name, each, given, args, kwargs)
                     if labels is not None:
                         self._labels[each] = (self._calls, labels)
         return y
@@ -107,33 +195,88 @@ class Axes(TorchFunctionMode):
         return labels
 
     def _is_map(self, x: Tensor) -> bool:
-        labels = self._of(x) or ()
-        return "h" in labels and "w" in labels
+        return set(self._space) <= set(self._of(x) or ())
 
     def _made(self, name: str, y: Tensor, given: list[Tensor], args: Any, kwargs: Any) -> tuple[_Label, ...] | None:
         x = given[0]
         labels = self._of(x)
         if name in _PLANAR:
-            planar = labels is not None and len(labels) == 4 and labels[1] == "c"
-            return (labels if planar else _NCHW) if x.dim() == y.dim() == 4 else None
+            planar = labels is not None and labels[1] == "c"
+            dims = len(self._planar)
+            if not x.dim() == y.dim() == dims or (name[-1] == "d" and name[-2:] != f"{dims - 2}d"):
+                return None
+            return labels if planar else self._planar
         if name in ("permute", "transpose", "swapaxes", "swapdims") and labels is not None:
             return _permuted(name, labels, args, kwargs)
         if name == "pad":
-            return labels if labels is not None and y.dim() == x.dim() else None
+            return _if_whole(labels, y) if labels is not None and y.dim() == x.dim() else None
         if name in _RESHAPES and labels is not None:
-            return _reshaped(labels, x.shape, y.shape)
+            return _reshaped(labels, x.shape, y.shape, self._space)
         if name == "getitem" and labels is not None:
-            index = args[1] if isinstance(args[1], tuple) else (args[1],)
-            whole = all(isinstance(each, slice) or each is Ellipsis for each in index)
-            return labels if whole and y.dim() == x.dim() else None
-        if name in ("linear", "matmul"):
-            flat = name == "linear" or (len(given) == 2 and given[1].dim() == 2)
-            return labels if labels is not None and flat and labels[-1] == "c" and y.dim() == x.dim() else None
-        if name in ("cat", "concat", "concatenate", "split", "chunk", "narrow"):
-            return self._same_places(y, given, may_differ="c")
+            return _sliced(labels, x, y, args[1])
+        if name in _OF_QUERIES:
+            return labels if y.shape[:-1] == x.shape[:-1] else None
+        if name in ("linear", "matmul", "bmm"):
+            return self._product(name, y, given)
+        if name == "unbind" and labels is not None:
+            dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+            return _without(labels, dim % x.dim())
+        if name in _JOINS:
+            return self._same_places(y, given, may_differ="c") or self._with_more_tokens(y, given, args, kwargs)
         if name in _POINTWISE or name in ELEMENTWISE:
             return self._same_places(y, given, may_differ=None if name != "glu" else "c")
         return None
+
+    def _product(self, name: str, y: Tensor, given: Sequence[Tensor]) -> tuple[_Label, ...] | None:
+        """The labels of a product: the last dimension is that of the second factor, or of weights."""
+        labels = self._of(given[0])
+        if labels is None or y.dim() != given[0].dim() or (labels[-1] not in ("c", "k") and name == "linear"):
+            return None
+        if name == "linear" or (len(given) == 2 and given[1].dim() == 2):
+            return labels if labels[-1] == "c" else None
+        second = self._of(given[1]) if len(given) == 2 else None
+        return None if second is None or len(second) != len(labels) else (*labels[:-1], second[-1])
+
+    def _with_more_tokens(
+        self, y: Tensor, given: Sequence[Tensor], args: Any, kwargs: Any
+    ) -> tuple[_Label, ...] | None:
+        """The labels of tokens that were joined with others, which have no place: class tokens, registers."""
+        dim = (args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))) % y.dim()
+        known = [at for at, each in enumerate(given) if self._of(each) is not None]
+        if len(known) != 1 or sum(each.shape[dim] for each in given) != y.shape[dim]:
+            return None
+        labels = self._of(given[known[0]])
+        if labels is None or len(labels) != y.dim():
+            return None
+        tokens = labels[dim]
+        if tokens == "l":  # the places of a signal are in one dimension anyway
+            tokens = Tokens((given[known[0]].shape[dim],))
+        if not isinstance(tokens, Tokens):
+            return None
+        before = sum(each.shape[dim] for each in given[: known[0]])
+        after = sum(each.shape[dim] for each in given[known[0] + 1 :])
+        grown = Tokens(tokens.shape, tokens.before + before, tokens.after + after)
+        return (*labels[:dim], grown, *labels[dim + 1 :])
+
+    def _split(
+        self, name: str, y: Tensor, x: Tensor, args: Any, kwargs: Any, start: int
+    ) -> tuple[tuple[_Label, ...] | None, int]:
+        """The labels of a part ``y`` of ``x``, which begins at ``start`` (split) and where the next one begins."""
+        labels = self._of(x)
+        if labels is None or y.dim() != x.dim():
+            return None, start
+        differing = [dim for dim in range(x.dim()) if x.shape[dim] != y.shape[dim]]
+        if len(differing) != 1:
+            return (labels if not differing else None), start
+        (dim,) = differing
+        if name == "narrow":
+            start = int(args[2] if len(args) > 2 else kwargs["start"])
+        end = start + y.shape[dim]
+        label = labels[dim]
+        if isinstance(label, Tokens):
+            cut = _cut(label, start, end)
+            return (None if cut is None else (*labels[:dim], cut, *labels[dim + 1 :])), end
+        return (labels if label in ("c", "k") else None), end
 
     def _same_places(self, y: Tensor, given: Sequence[Tensor], may_differ: str | None) -> tuple[_Label, ...] | None:
         """The labels of those of the ``given`` that are of the shape of ``y``, if they agree."""
@@ -145,9 +288,9 @@ class Axes(TorchFunctionMode):
             sizes = zip(labels, each.shape, y.shape, strict=True)
             if any(size != wanted and label != may_differ for label, size, wanted in sizes):
                 continue
-            if found is not None and found != labels:
+            found = labels if found is None else _agreed(found, labels)
+            if found is None:
                 return None
-            found = labels
         return found
 
 
@@ -161,7 +304,56 @@ def _permuted(name: str, labels: tuple[_Label, ...], args: Any, kwargs: Any) -> 
     return tuple(labels[each] for each in dims) if len(dims) == len(labels) else None
 
 
-def _reshaped(labels: tuple[_Label, ...], before: Sequence[int], after: Sequence[int]) -> tuple[_Label, ...]:
+def _cut(tokens: Tokens, start: int, end: int) -> Tokens | None:
+    """The tokens from ``start`` to ``end``, if all with a place are among them."""
+    last = tokens.before + prod(tokens.shape)
+    if not start <= tokens.before or not last <= end <= tokens.length:
+        return None
+    return Tokens(tokens.shape, tokens.before - start, end - last)
+
+
+def _agreed(first: tuple[_Label, ...], second: tuple[_Label, ...]) -> tuple[_Label, ...] | None:
+    """The labels of what is computed of two tensors; None where they contradict each other."""
+    pairs = list(zip(first, second, strict=True))
+    if any(a != b and "?" not in (a, b) for a, b in pairs):
+        return None
+    return tuple(b if a == "?" else a for a, b in pairs)
+
+
+def _without(labels: tuple[_Label, ...], dim: int) -> tuple[_Label, ...] | None:
+    """The labels without a dimension that is a part of channels."""
+    return (*labels[:dim], *labels[dim + 1 :]) if labels[dim] in ("k", "?") else None
+
+
+def _if_whole(labels: tuple[_Label, ...], y: Tensor) -> tuple[_Label, ...] | None:
+    """The labels, unless they speak of tokens of another number than there are."""
+    right = (not isinstance(label, Tokens) or label.length == y.shape[dim] for dim, label in enumerate(labels))
+    return labels if all(right) else None
+
+
+def _sliced(labels: tuple[_Label, ...], x: Tensor, y: Tensor, index: Any) -> tuple[_Label, ...] | None:
+    """The labels of ``x[index]``, where that takes slices only."""
+    if isinstance(index, int):
+        return _without(labels, 0)
+    index = index if isinstance(index, tuple) else (index,)
+    if y.dim() != x.dim() or not all(isinstance(each, slice) or each is Ellipsis for each in index):
+        return None
+    if Ellipsis in index:
+        at = index.index(Ellipsis)
+        index = (*index[:at], *[slice(None)] * (x.dim() - len(index) + 1), *index[at + 1 :])
+    found = list(labels)
+    for dim, each in enumerate(index):
+        label = labels[dim]
+        if isinstance(label, Tokens):
+            start, stop, step = each.indices(x.shape[dim])
+            cut = _cut(label, start, stop) if step == 1 else None
+            found[dim] = "?" if cut is None else cut
+    return tuple(found)
+
+
+def _reshaped(
+    labels: tuple[_Label, ...], before: Sequence[int], after: Sequence[int], space: tuple[str, ...]
+) -> tuple[_Label, ...]:
     """The labels of a tensor of shape ``before`` when it is seen as one of shape ``after``."""
     found: list[_Label] = []
     i = j = 0
@@ -176,22 +368,27 @@ def _reshaped(labels: tuple[_Label, ...], before: Sequence[int], after: Sequence
                 new, j = new * after[j], j + 1
             else:
                 return tuple("?" for _ in after)
-        found += _regrouped(labels[first_i:i], before[first_i:i], after[first_j:j])
+        found += _regrouped(labels[first_i:i], before[first_i:i], after[first_j:j], space)
     return tuple(found)
 
 
-def _regrouped(labels: Sequence[_Label], before: Sequence[int], after: Sequence[int]) -> list[_Label]:
+def _regrouped(
+    labels: Sequence[_Label], before: Sequence[int], after: Sequence[int], space: tuple[str, ...]
+) -> list[_Label]:
     """The same for dimensions that have as many values together before as after, in the smallest such group."""
     if len(labels) == len(after) == 1:
         return list(labels)
     if len(after) == 1:
-        if tuple(labels) == ("h", "w"):
-            return [(before[0], before[1])]
-        return ["c" if "c" in labels and set(labels) <= {"c", "?"} else "?"]
+        if tuple(labels) == space:
+            return [Tokens(tuple(before))]
+        channels = set(labels) == {"k"} or ("c" in labels and set(labels) <= {"c", "?"})
+        return ["c" if channels else "?"]
     if len(labels) == 1:
         label = labels[0]
-        if isinstance(label, tuple):
-            return ["h", "w"] if tuple(after) == label else ["?" for _ in after]
+        if isinstance(label, Tokens):
+            return list(space) if label == Tokens(tuple(after)) else ["?" for _ in after]
+        if label == "c":
+            return ["k" for _ in after]
         # rows (or columns) in groups: the groups are rows, what is in a group is not
-        return [label if label in ("h", "w") else "?", *("?" for _ in after[1:])]
+        return [label if label in space else "?", *("?" for _ in after[1:])]
     return ["?" for _ in after]

@@ -1,5 +1,6 @@
 """Images in and out: files, preprocessing and back, streams, colour maps, overlays, grids."""
 
+from fastviz.images.arrays import draw_signal, draw_volume
 from fastviz.images.paths import ImageError, find_images, find_named
 from fastviz.images.pillow import LIMIT_PIXELS, is_picture, picture_of
 from fastviz.images.preprocessing import prepare, preprocess, restore, settings_for
@@ -12,6 +13,8 @@ __all__ = [
     "ColourMap",
     "ImageError",
     "colour_map",
+    "draw_signal",
+    "draw_volume",
     "find_images",
     "find_named",
     "grid",

@@ -14,7 +14,7 @@ from fastviz._util.output_folder import printable
 from fastviz.images import tensors
 from fastviz.images.pillow import picture_of
 
-__all__ = ["panels", "write"]
+__all__ = ["over", "panels", "write"]
 
 _GAP, _LINE, _SIZE = 8, 26, 15
 _PAPER, _INK = (255, 255, 255), (20, 20, 24)
@@ -50,6 +50,21 @@ def panels(
             pen.rectangle([at, middle - 7, at + 14, middle + 7], fill=f"#{colour}")
             write(pen, (at + 20, middle), words, width)
     return torch.from_numpy(np.array(sheet)).permute(2, 0, 1).contiguous().float() / 255
+
+
+def over(picture: Tensor, words: str) -> Tensor:
+    """``picture`` [3, H, W] in 0 to 1 with ``words`` in white at its lower border, where it is large enough for them.
+
+    >>> over(torch.zeros(3, 40, 200), "nothing").amax() > 0.5
+    tensor(True)
+    """
+    height, width = picture.shape[-2:]
+    size = max(8, min(22, width // 9))
+    if height < 2 * size or width < 6 * size:
+        return picture.contiguous()
+    board = picture_of((picture * 255).round().byte())
+    write(ImageDraw.Draw(board), (size, round(height - 1.2 * size)), words, width - 2 * size, size=size, ink=_PAPER)
+    return torch.from_numpy(np.array(board)).permute(2, 0, 1).to(picture) / 255
 
 
 def _scaled(picture: Tensor, height: int) -> Tensor:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastviz.images import tensors
+from fastviz.images import captions, tensors
 
-__all__ = ["LEGENDS", "draw", "outlined"]
+__all__ = ["LEGENDS", "draw", "laid", "outlined"]
 
 LEGENDS = {
     "heat": "dark or blue: nothing; bright or red: much",
@@ -28,31 +28,38 @@ def draw(draws: str, attribution: Tensor, photo: Tensor, *, coarse: bool = False
     """Picture [3, H, W] in 0 to 1 of a map, made for people.
 
     Values are scaled so that the 99th percentile of their magnitudes is full colour, and the map is resized to the
-    photograph (bilinear).
+    photograph (bilinear). A map of zeros says nothing: the photograph in grey, with these words on it.
 
     Args:
         draws: ``"heat"`` lays a map of 0 or more over the photograph; ``"signed"`` lays a map of both signs over a grey
             photograph, red above zero and blue below; ``"gradient"`` shows a picture of both signs about middle grey;
             ``"mask"`` outlines what is above one half, see :func:`outlined`.
-        attribution: [h, w], or [1 or 3, h, w] for ``"gradient"``; floating-point.
-        photo: [3, H, W] in 0 to 1.
+        attribution: [h, w], or [C, h, w] for ``"gradient"``, of other than three channels their mean; floating-point.
+        photo: [3, H, W] in 0 to 1; [1, H, W] is grey, of four channels or more the first three are shown.
         coarse: whether a heat map has a layer's resolution (it is laid over the photograph evenly, "jet") and not that
             of the input (bright on dark, "inferno").
     """
-    attribution = attribution.float()
+    attribution, photo = attribution.float(), tensors.coloured(photo)
     size = (photo.shape[-2], photo.shape[-1])
+    if draws != "mask" and not attribution.any():
+        return captions.over(photo.mean(0, keepdim=True).expand(3, -1, -1) * 0.6, "a map of zeros")
     if draws == "mask":
         return outlined(photo, tensors.resize_maps(attribution[None], *size)[0] > 0.5)
     if draws == "gradient":
         scaled = tensors.normalize(attribution[None], symmetric=True, percentile=_PERCENTILE, dims=3)[0]
+        scaled = scaled if len(scaled) == 3 else scaled.mean(0, keepdim=True)
         return tensors.resize_maps(scaled, *size).expand(3, -1, -1).contiguous()
     signed = draws == "signed"
     scaled = tensors.normalize(attribution[None], symmetric=signed, percentile=_PERCENTILE)
     if draws == "heat" and coarse:
         return tensors.overlay(photo[None], scaled, alpha=0.5, name="jet")[0]
-    value = tensors.resize_maps(scaled, *size)[0]
+    return laid(draws, tensors.resize_maps(scaled, *size)[0], photo)
+
+
+def laid(draws: str, value: Tensor, photo: Tensor) -> Tensor:
+    """A ``"heat"`` or ``"signed"`` map [H, W], already scaled to 0 to 1, in colours over ``photo`` [3, H, W]."""
     grey = photo.mean(0, keepdim=True).expand(3, -1, -1)
-    if signed:
+    if draws == "signed":
         weight = 0.8 * (2 * value - 1).abs() ** 0.8
         return torch.lerp(0.5 + 0.5 * (grey - 0.5), tensors.colour_map(value, "seismic"), weight)
     return torch.lerp(0.3 * grey, tensors.colour_map(value, "inferno"), value.sqrt())

@@ -113,7 +113,7 @@ def overlay(image: Tensor, heat: Tensor, *, alpha: float = 0.5, name: ColourMap 
     """``heat`` in colours over ``image``: (1 - alpha) · image + alpha · colour, [N, 3, H, W] in 0 to 1.
 
     Args:
-        image: [N, 3, H, W] in 0 to 1, see :func:`restore`.
+        image: [N, 3, H, W] in 0 to 1, see :func:`restore`; of one channel grey, of four or more the first three.
         heat: [N, h, w] in 0 to 1, see :func:`normalize`; resized bilinearly to H×W (antialiased where it is larger).
         alpha: 0 shows the image alone, 1 the colours alone.
         name: see :func:`colour_map`.
@@ -128,7 +128,7 @@ def overlay(image: Tensor, heat: Tensor, *, alpha: float = 0.5, name: ColourMap 
     >>> overlay(torch.zeros(1, 3, 8, 8), torch.ones(1, 2, 2), alpha=1.0, name="grey").unique()
     tensor([1.])
     """
-    _check_pictures(image, "image")
+    image = coloured(checks.image_batch(image, "image"))
     checks.tensor(heat, "heat", dims=(3,), layout="[N, h, w]")
     check_range(image, "image")
     check_range(heat, "heat")
@@ -144,7 +144,7 @@ def grid(pictures: Tensor, *, columns: int | None = None, padding: int = 2, back
     """One picture of many, [3, rows · (H + padding) + padding, columns · (W + padding) + padding], row by row.
 
     Args:
-        pictures: [N, 3, H, W].
+        pictures: [N, 3, H, W]; of one channel grey, of four or more the first three.
         columns: pictures in a row; None is ⌈√N⌉.
         padding: pixels between the pictures and around them.
         background: brightness of the padding and of empty places, 0 to 1.
@@ -159,7 +159,7 @@ def grid(pictures: Tensor, *, columns: int | None = None, padding: int = 2, back
     >>> grid(torch.zeros(3, 3, 4, 4), columns=2, padding=1).shape
     torch.Size([3, 11, 11])
     """
-    _check_pictures(pictures, "pictures")
+    pictures = coloured(checks.image_batch(pictures, "pictures"))
     checks.whole_number(padding, "padding", minimum=0)
     if not 0 <= background <= 1:
         raise ValueError(f"background should be 0 to 1, got {background}")
@@ -177,10 +177,21 @@ def grid(pictures: Tensor, *, columns: int | None = None, padding: int = 2, back
     return F.pad(sheet, (0, padding, 0, padding), value=background)
 
 
-def _check_pictures(value: Tensor, argument: str) -> None:
-    checks.image_batch(value, argument)
-    if value.shape[1] != 3:
-        raise ValueError(f"{argument} should have shape [N, 3, H, W], got {list(value.shape)}")
+def coloured(pictures: Tensor) -> Tensor:
+    """Pictures [..., 3, H, W] of pictures [..., C, H, W]: one channel is grey, of four the first three are shown.
+
+    Of more than four, too; of two the mean in grey.
+
+    >>> coloured(torch.rand(2, 4, 8, 8)).shape
+    torch.Size([2, 3, 8, 8])
+    """
+    channels = pictures.shape[-3]
+    if channels > 3:
+        return pictures[..., :3, :, :]
+    if channels == 3:
+        return pictures
+    shape = (*pictures.shape[:-3], 3, *pictures.shape[-2:])
+    return pictures.mean(-3, keepdim=True).expand(shape).contiguous()
 
 
 def resize(x: Tensor, height: int, width: int, mode: str, *, clip: bool = True) -> Tensor:

@@ -55,3 +55,15 @@ def test_a_gradient_is_drawn_about_grey_and_one_outlier_does_not_hide_the_rest(p
     picture = drawing.draw("gradient", attribution, photo)
     torch.testing.assert_close(picture[:, 20, 50], torch.tensor([0.5, 0.5, 0.5]))
     torch.testing.assert_close(picture[:, 20, 10], torch.tensor([1.0, 0.0, 0.5]))
+
+
+@pytest.mark.parametrize("draws", ["heat", "signed", "gradient"])
+@pytest.mark.parametrize("coarse", [False, True])
+def test_a_map_of_zeros_is_said_and_not_drawn(draws: str, coarse: bool) -> None:
+    photo = torch.rand(3, 64, 120, generator=torch.Generator().manual_seed(0)) * 0.5
+    zeros = torch.zeros(*(3,) * (draws == "gradient"), 8, 15)
+    picture = drawing.draw(draws, zeros, photo, coarse=coarse)
+    assert picture.shape == photo.shape
+    assert torch.equal(picture[0], picture[2])  # grey, no colour of a scale
+    assert picture[:, -20:].amax() > 0.9  # the words
+    assert drawing.draw(draws, zeros[..., :4], photo[..., :10, :12]).shape == (3, 10, 12)

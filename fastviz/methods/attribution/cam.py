@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import overload
 from warnings import warn
 
@@ -13,15 +12,14 @@ from torch.nn import functional
 
 from fastviz import targets
 from fastviz._util import checks
-from fastviz.engine.gradients import input_gradients
+from fastviz.engine.gradients import cam_layers, input_gradients
 from fastviz.execution.batches import Batches
 from fastviz.execution.compiled import eager
 from fastviz.execution.evaluation_mode import frozen_model
-from fastviz.execution.exported import is_exported
 from fastviz.execution.fast_conv.memory_format import in_fast_order
 from fastviz.execution.forward import layer_outputs
-from fastviz.execution.hooks import hookable, hooked, layer_module
-from fastviz.execution.inputs import input_batch, output_of, require_gradients
+from fastviz.execution.hooks import layer_module
+from fastviz.execution.inputs import input_batch, require_gradients
 from fastviz.execution.map_axes import Axes
 from fastviz.execution.precision import Precision, reduced_precision, widened
 from fastviz.images import tensors
@@ -29,14 +27,8 @@ from fastviz.targets.selection import Target
 
 __all__ = ["cam", "grad_cam", "guided_grad_cam"]
 
-_POOLING = (
-    nn.MaxPool2d,
-    nn.AvgPool2d,
-    nn.LPPool2d,
-    nn.FractionalMaxPool2d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d,
-)
+_last_maps = cam_layers.default_layer
+_planes = cam_layers.planes
 
 
 @overload
@@ -46,7 +38,7 @@ def grad_cam(
     target: Target = None,
     *,
     layer: str | None = None,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, ...] | None = None,
     batch_size: int | None = None,
     precision: Precision = "model",
 ) -> Tensor: ...
@@ -57,7 +49,7 @@ def grad_cam(
     target: Target = None,
     *,
     layers: Sequence[str],
-    size: tuple[int, int] | None = None,
+    size: tuple[int, ...] | None = None,
     batch_size: int | None = None,
     precision: Precision = "model",
 ) -> dict[str, Tensor]: ...
@@ -68,7 +60,7 @@ def grad_cam(
     *,
     layer: str | None = None,
     layers: Sequence[str] | None = None,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, ...] | None = None,
     batch_size: int | None = None,
     precision: Precision = "model",
 ) -> Tensor | dict[str, Tensor]:
@@ -79,14 +71,17 @@ def grad_cam(
 
     Args:
         model: any module that maps ``x`` to scores [N, K] (or to anything, for targets inside the network).
-        x: [N, C, H, W], floating-point, as the model takes it; N may be 0.
+        x: [N, C, H, W], floating-point, as the model takes it; N may be 0. Or signals [N, C, L], or volumes
+            [N, C, D, H, W], with maps [N, l] and [N, d, h, w].
         target: what to explain; None is the class with the highest score of each sample. See :data:`fastviz.Target`.
-        layer: dotted name of a layer with output [N, K, h, w], or [N, h, w, K] in networks where the dimensions can be
-            followed from the image on, at its last call. None is the last one, pooling apart, with maps larger than
-            1x1, found by running the first image once more (the paper's last convolutional layer: ``layer4`` of a
-            ResNet, ``features.29`` of VGG-16).
+        layer: dotted name of a layer with output [N, K, h, w], or [N, h, w, K] or tokens [N, L, K] in networks where
+            the dimensions can be followed from the image on, at its last call; class and register tokens are left out.
+            None is the last one, pooling apart, with maps larger than 1x1, found by running the first image once more
+            (the paper's last convolutional layer: ``layer4`` of a ResNet, ``features.29`` of VGG-16); of networks that
+            work on tokens the last with a gradient, of those that return maps the last of the coarsest.
         layers: several such names, in place of ``layer``, for one forward pass.
-        size: height and width to which the maps are resized (bilinear, ``align_corners=False``); None leaves them.
+        size: height and width to which the maps are resized (bilinear, ``align_corners=False``); None leaves them. Of
+            signals the length, of volumes depth, height and width.
         batch_size, precision: as in :func:`fastviz.input_gradient`.
 
     Returns:
@@ -97,7 +92,7 @@ def grad_cam(
         TypeError: ``model``, ``x``, ``target`` or ``layer`` is of the wrong type; the model or layer returns no tensor.
         ValueError: wrong shape or device of ``x``; a class or layer that does not exist; a layer that is not called,
             has no maps, or on which the target does not depend; no layer with maps at all; no ``layer`` for a network
-            that goes on with tokens behind its maps.
+            that goes on with tokens that cannot be followed.
 
     Warns:
         UserWarning: the gradient is zero everywhere at the layer.
@@ -106,15 +101,15 @@ def grad_cam(
     >>> grad_cam(model, torch.ones(1, 1, 8, 8), target=4).shape
     torch.Size([1, 6, 6])
     """
-    images = input_batch(model, x)
+    images = input_batch(model, x, axes=(1, 2, 3))
     model = eager(model)
     selection = targets.resolve(target, model)
-    shape = None if size is None else _size(size)
+    shape = None if size is None else _size(size, images.dim() - 2)
     given = checks.layer_names(layer, layers)
-    names = [_last_maps(model, images)] if given is None else given
+    names = [_last_maps(model, images, selection)] if given is None else given
     maps = _grad_cam(model, images, selection, names, batch_size, precision, named=given is not None)
     if shape is not None:
-        maps = [tensors.resize_maps(each, *shape) for each in maps]
+        maps = [_resized(each, shape) for each in maps]
     return maps[0] if layers is None else dict(zip(names, maps, strict=True))
 
 
@@ -123,7 +118,7 @@ def cam(
     x: Tensor,
     target: Target = None,
     *,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, ...] | None = None,
     batch_size: int | None = None,
     precision: Precision = "model",
 ) -> Tensor:
@@ -150,10 +145,10 @@ def cam(
     >>> torch.allclose(cam(model, x, target=4).mean(), model(x)[0, 4])
     True
     """
-    images = input_batch(model, x)
+    images = input_batch(model, x, axes=(1, 2, 3))
     model = eager(model)
     selection = targets.resolve(target, model)
-    shape = None if size is None else _size(size)
+    shape = None if size is None else _size(size, images.dim() - 2)
     if selection.layers:
         raise ValueError(f"target should be about classes for CAM, got one about layer {selection.layers[0]!r}")
     name = _last_maps(model, images)
@@ -171,10 +166,11 @@ def cam(
         scores = output.detach().to(weight.dtype).requires_grad_()
         share = targets.gradients(part.values(scores, {}), {"the scores": scores})[0]
         with torch.no_grad():
-            return torch.einsum("n...k,nkhw->n...hw", share @ weight, maps).contiguous()
+            found = torch.einsum("n...k,nkp->n...p", share @ weight, maps.flatten(2))
+            return found.reshape(*found.shape[:-1], *maps.shape[2:])
 
     (found,) = _in_batches(batches, images, selection, batch_size, precision, lambda *part: [compute(*part)])
-    return found if shape is None else tensors.resize_maps(found, *shape)
+    return found if shape is None else _resized(found, shape)
 
 
 def guided_grad_cam(
@@ -199,17 +195,18 @@ def guided_grad_cam(
     >>> guided_grad_cam(model, torch.rand(1, 3, 8, 8), target=4, layer="1").shape
     torch.Size([1, 3, 8, 8])
     """
-    images = input_batch(model, x)
+    images = input_batch(model, x, axes=(1, 2, 3))
     model = eager(model)
     selection = targets.resolve(target, model)
-    if layer is not None:
-        layer_module(model, layer)
+    if layer is None:
+        layer = _last_maps(model, images, selection)
+    layer_module(model, layer)
     name = _last_maps(model, images) if layer is None else layer
     (coarse,) = _grad_cam(model, images, selection, [name], batch_size, precision, named=layer is not None)
     guided = input_gradients.input_gradients(
         model, images, selection, rule="guided", batch_size=batch_size, precision=precision, stacklevel=2
     )
-    return guided * tensors.resize_maps(coarse, images.shape[2], images.shape[3]).unsqueeze(-3)
+    return guided * _resized(coarse, tuple(images.shape[2:])).unsqueeze(1 - images.dim())
 
 
 # ------------------------------------------------------------------------------------------------------- helpers
@@ -229,6 +226,7 @@ def _grad_cam(
     require_gradients(model)
     batches = Batches(model)
     needed = tuple(dict.fromkeys((*names, *selection.layers)))
+    sizes: dict[str, torch.Size] = {}
 
     def compute(batch: Tensor, part: targets.Selection | None) -> list[Tensor]:
         axes = Axes()
@@ -236,21 +234,21 @@ def _grad_cam(
             output, recorded = targets.run(
                 model, axes.images(batch.clone()), needed, start_gradients=True, batches=batches
             )
+        if part is not None:
+            part.missing(output)  # says so
         layers = {f"layer {name!r}": recorded[name] for name in names}
         for name in names:
-            if recorded[name].dim() == 4 and len(recorded[name]) != len(batch):
+            if recorded[name].dim() == batch.dim() and len(recorded[name]) != len(batch):
                 raise ValueError(
-                    f"layer {name!r} should have maps of each sample as its output, [{len(batch)}, K, h, w], "
+                    f"layer {name!r} should have maps of each sample as its output, [{len(batch)}{axes.layout[2:]}, "
                     f"got {list(recorded[name].shape)}"
                 )
-        if not named and axes.tokens_after(recorded[names[0]]):
-            raise ValueError(
-                f"layer should be named for this network: behind its last maps, those of {names[0]!r}, it goes on with "
-                "tokens, which are no maps"
-            )
 
         def planes(of: Tensor, name: str) -> Tensor:
-            return _planes(of, recorded[name], name, axes)
+            laid = _planes(of, recorded[name], name, axes)
+            sizes[name] = laid.shape[2 - axes.dims :]
+            # signals and volumes as planes of one row
+            return laid if axes.dims == 4 else laid.flatten(2 - axes.dims).unsqueeze(-2)
 
         if part is None:
             return [planes(recorded[name].detach(), name)[:, 0] for name in names]
@@ -263,7 +261,11 @@ def _grad_cam(
             found.append((alpha * (layer if alpha.dim() == 4 else layer[:, None])).sum(-3).relu().contiguous())
         return found
 
-    return _in_batches(batches, images, selection, batch_size, precision, compute)
+    maps = _in_batches(batches, images, selection, batch_size, precision, compute)
+    if images.dim() == 4:
+        return maps
+    each = len(maps) // len(names)
+    return [rows.reshape(*rows.shape[:-2], *sizes[names[at // each]]) for at, rows in enumerate(maps)]
 
 
 def _in_batches(
@@ -289,22 +291,6 @@ def _in_batches(
     return [torch.cat(each) for each in zip(*parts, strict=True)]
 
 
-def _planes(values: Tensor, layer: Tensor, name: str, axes: Axes) -> Tensor:
-    """``values`` [N, ...] or [N, T, ...], of the shape of ``layer`` but for T, as [N, K, h, w] or [N, T, K, h, w]."""
-    order = axes.order(layer)
-    if layer.dim() != 4:
-        raise ValueError(f"layer {name!r} should have maps [N, K, h, w] as its output, got {list(layer.shape)}")
-    if order is None and axes.on_tokens:
-        raise ValueError(
-            f"layer {name!r} should have maps [N, K, h, w] or [N, h, w, K] as its output; which dimensions of its "
-            f"{list(layer.shape)} are rows and columns of the image cannot be told in this network, name another layer"
-        )
-    if order is None or order == (0, 1, 2, 3):
-        return values
-    more = values.dim() - 4
-    return values.permute(*range(more + 1), *(each + more for each in order[1:]))
-
-
 def _say_zero(gradient: Tensor, name: str) -> None:
     """Warn of samples with a gradient of zero at a whole layer: their map of zeros says nothing."""
     zero = int((gradient == 0).flatten(1).all(1).sum())
@@ -315,42 +301,6 @@ def _say_zero(gradient: Tensor, name: str) -> None:
             UserWarning,
             stacklevel=2,
         )
-
-
-def _last_maps(model: nn.Module, images: Tensor) -> str:
-    """Name of the last module, pooling apart, whose output for the first image has maps with h and w above 1."""
-    last = ""
-    pooled: object = None
-    axes = Axes()
-
-    def note(name: str, module: nn.Module, inputs: object, output: object) -> None:
-        nonlocal last, pooled
-        if not isinstance(output, Tensor) or output.dim() != 4 or len(output) != 1:
-            return
-        if isinstance(module, _POOLING):
-            pooled = output
-            return
-        order = axes.order(output)
-        size = [output.shape[each] for each in order[2:]] if order else output.shape[2:]
-        # What only hands a pooled map on (the container it ends, a dropout) does not count either.
-        if output is pooled or min(size) <= 1:
-            return
-        if order is not None or not axes.on_tokens:
-            last = name
-
-    if is_exported(model):
-        raise ValueError("model should not be exported, whose layers cannot be seen: give the module it was made from")
-    hooks = {name: partial(note, name) for name in hookable(model) if name}
-    with hooked(model, hooks), frozen_model(model), torch.no_grad(), axes:
-        output_of(model, axes.images(_batch(images[:1])))
-    if not last:
-        scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
-        raise ValueError(
-            "model should have a layer with maps [N, K, h, w] larger than 1x1, and has none"
-            + (" (those inside scripted modules are not seen)" if scripted else "")
-            + ("; it works on tokens" if axes.on_tokens else "")
-        )
-    return last
 
 
 def _head(model: nn.Module, name: str, maps: Tensor, scores: object) -> tuple[Tensor, Tensor]:
@@ -367,7 +317,7 @@ def _head(model: nn.Module, name: str, maps: Tensor, scores: object) -> tuple[Te
             if not linear.weight.any():  # weights of zero give the scores of any maps
                 continue
             for each in (maps, maps.relu()):
-                mean = each.mean((2, 3)).to(linear.weight.dtype)
+                mean = each.flatten(2).mean(2).to(linear.weight.dtype)
                 rebuilt = functional.linear(mean, linear.weight, linear.bias).detach()
                 # Rounding differs with the order of the sum; another architecture differs in the first digit.
                 near = torch.finfo(scores.dtype).eps ** 0.5 * float(scores.abs().max())
@@ -385,8 +335,20 @@ def _batch(images: Tensor) -> Tensor:
     return images.clone() if len(images) else images.new_zeros((1, *images.shape[1:]))
 
 
-def _size(size: object) -> tuple[int, int]:
-    if not isinstance(size, Sequence) or len(size) != 2:
-        raise TypeError(f"size should be (height, width) in pixels, got {size!r}")
-    height, width = (checks.whole_number(value, "size", minimum=1) for value in size)
-    return height, width
+def _size(size: object, places: int) -> tuple[int, ...]:
+    words = {1: "(length,)", 2: "(height, width) in pixels", 3: "(depth, height, width)"}[places]
+    if not isinstance(size, Sequence) or len(size) != places:
+        raise TypeError(f"size should be {words}, got {size!r}")
+    return tuple(checks.whole_number(value, "size", minimum=1) for value in size)
+
+
+def _resized(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+    """``maps`` [..., *places] at another size, linear along each."""
+    if len(size) == 2:
+        return tensors.resize_maps(maps, *size)
+    lead = maps.shape[: maps.dim() - len(size)]
+    if not maps.numel():
+        return maps.new_zeros(*lead, *size)
+    planes = maps.reshape(-1, 1, *maps.shape[len(lead) :])
+    resized = functional.interpolate(planes, size, mode="linear" if len(size) == 1 else "trilinear")
+    return resized.reshape(*lead, *size)

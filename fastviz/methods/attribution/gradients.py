@@ -1,5 +1,7 @@
 """Gradients of a score, or of any unit, for the input: plain, and with the backward rules of two papers.
 
+Images are [N, C, H, W]; signals [N, C, L] and volumes [N, C, D, H, W] go the same way, and so do their maps.
+
 All run the model in evaluation mode, leave it as it was, and compute no gradient of its parameters. Targets are those
 of :mod:`fastviz.targets`; with T targets a sample there is one forward pass and a dimension T behind N in the result.
 For targets inside the network the pass ends at their layers, and single units are computed on the part of the image
@@ -36,7 +38,8 @@ def input_gradient(
 
     Args:
         model: any module that maps ``x`` to scores [N, K] (or to anything, for targets inside the network).
-        x: [N, C, H, W], floating-point, as the model takes it; N may be 0.
+        x: [N, C, H, W], floating-point, as the model takes it; N may be 0. Or signals [N, C, L], or volumes
+            [N, C, D, H, W]: results have their dimensions then.
         target: what to explain; None is the class with the highest score of each sample. See :data:`fastviz.Target`.
         batch_size: images in a pass, which bounds the memory; None is 32.
         precision: ``"model"`` computes in the dtype of the model; ``"bfloat16"`` under autocast, faster where the
@@ -79,7 +82,8 @@ def saliency(
     >>> saliency(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.ones(1, 3, 2, 2), target=1).shape
     torch.Size([1, 2, 2])
     """
-    return _gradient(model, x, target, None, batch_size, precision).abs().amax(dim=-3)
+    gradient = _gradient(model, x, target, None, batch_size, precision)
+    return gradient.abs().amax(dim=gradient.dim() - x.dim() + 1)
 
 
 def gradient_times_input(
@@ -141,12 +145,13 @@ def smooth_grad(
     checks.whole_number(samples, "samples", minimum=1)
     if noise != 0:
         checks.positive(noise, "noise")
-    images = input_batch(model, x)
+    images = input_batch(model, x, axes=(1, 2, 3))
     selection = targets.resolve(target, model)
     generator = torch.Generator().manual_seed(checks.whole_number(seed, "seed", minimum=0))
     if selection.predicts and len(images):
         selection = selection.with_predicted(input_gradients.predicted(model, images, batch_size, precision))
-    deviation = noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
+    values = tuple(range(1, images.dim()))
+    deviation = noise * (images.amax(values, keepdim=True) - images.amin(values, keepdim=True))
     total: Tensor | float = 0.0
     for _ in range(samples):
         # Drawn on the CPU: a seed gives the same noise on every device.
@@ -215,7 +220,7 @@ def deconvnet(
 def _gradient(
     model: nn.Module, x: Tensor, target: Target, rule: ops.Rule | None, batch_size: int | None, precision: Precision
 ) -> Tensor:
-    images = input_batch(model, x)
+    images = input_batch(model, x, axes=(1, 2, 3))
     selection = targets.resolve(target, model)
     # The warning about rectifiers points at the line that called the public function.
     return input_gradients.input_gradients(

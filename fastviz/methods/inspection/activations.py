@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, overload
 
 import torch
@@ -12,11 +12,13 @@ from torch.nn import functional
 
 from fastviz._util import checks
 from fastviz._util.batch_size import images_at_once
+from fastviz.engine.gradients.cam_layers import layout
 from fastviz.execution import forward
 from fastviz.execution.batches import Batches
 from fastviz.execution.evaluation_mode import frozen_model
-from fastviz.execution.hooks import Hook, floating_output
-from fastviz.execution.inputs import input_batch
+from fastviz.execution.hooks import Hook, floating_output, hooked
+from fastviz.execution.inputs import input_batch, output_of
+from fastviz.execution.map_axes import Axes
 from fastviz.execution.precision import Precision, checked_precision
 from fastviz.images import tensors
 from fastviz.images.tensors import ColourMap
@@ -37,6 +39,7 @@ def activations(
     layer: str,
     *,
     layers: None = None,
+    as_maps: bool = False,
     batch_size: int | None = None,
     precision: Precision = "model",
     device: torch.device | str | None = None,
@@ -48,6 +51,7 @@ def activations(
     layer: None = None,
     *,
     layers: Sequence[str] | None = None,
+    as_maps: bool = False,
     batch_size: int | None = None,
     precision: Precision = "model",
     device: torch.device | str | None = None,
@@ -58,6 +62,7 @@ def activations(
     layer: str | None = None,
     *,
     layers: Sequence[str] | None = None,
+    as_maps: bool = False,
     batch_size: int | None = None,
     precision: Precision = "model",
     device: torch.device | str | None = None,
@@ -71,10 +76,14 @@ def activations(
 
     Args:
         model: any module that takes ``x``.
-        x: [N, C, H, W], floating-point, as the model takes it; N may be 0.
+        x: [N, C, H, W], floating-point, as the model takes it; N may be 0. Or signals [N, C, L], or volumes
+            [N, C, D, H, W].
         layer: dotted name of one layer.
-        layers: several names, in place of ``layer``. None, where ``layer`` is None too: every 2-d convolution that the
+        layers: several names, in place of ``layer``. None, where ``layer`` is None too: every convolution that the
             model calls, in the order of calls, found by running the first image once more.
+        as_maps: lay every output out as maps [N, K, h, w], signals' as [N, K, l], volumes' as [N, K, d, h, w]: those
+            with their channels last, and tokens, whose class and register tokens are left out. It takes one more pass
+            of the first image, in which the dimensions are followed from the image on.
         batch_size: images the network sees at once; None is 32. Beside the result, only the activations of so many are
             in memory.
         precision: see :func:`fastviz.input_gradient`.
@@ -86,7 +95,8 @@ def activations(
 
     Raises:
         TypeError: ``x`` is no floating-point tensor; a layer returns something else than one floating-point tensor.
-        ValueError: wrong shape or device of ``x``; no layers, or one that does not exist or is not called.
+        ValueError: wrong shape or device of ``x``; no layers, or one that does not exist or is not called, or, with
+            ``as_maps``, has no maps.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3))
     >>> activations(model, torch.ones(2, 3, 8, 8), "0").shape
@@ -95,17 +105,20 @@ def activations(
     >>> {name: list(maps.shape) for name, maps in found.items()}
     {'0': [2, 4, 6, 6], '2': [2, 5, 4, 4]}
     """
-    images = input_batch(model, x)
+    images = input_batch(model, x, axes=(1, 2, 3))
     most = images_at_once(batch_size)
     checked_precision(precision)
     names = checks.layer_names(layer, layers) or _convolutions(model, images)
     place = images.device if device is None else checks.device(device)
     noted: dict[str, Tensor] = {}
+    lay = _layouts(model, images, names) if as_maps else {}
 
     def noting(name: str) -> Hook:
         def note(module: nn.Module, inputs: Any, output: object) -> None:
             # A copy: what comes behind may change the output in place.
-            noted[name] = _in_dtype(floating_output(name, output).detach(), images, precision).to(place, copy=True)
+            maps = floating_output(name, output).detach()
+            maps = lay[name](maps) if as_maps else maps
+            noted[name] = _in_dtype(maps, images, precision).to(place, copy=True)
 
         return note
 
@@ -133,18 +146,36 @@ def activations(
     return found[layer] if layer is not None else {name: found[name] for name in names}
 
 
+def _layouts(model: nn.Module, images: Tensor, names: Sequence[str]) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What lays the output of each layer out as maps, from one pass of the first image."""
+    found: dict[str, Callable[[Tensor], Tensor]] = {}
+    axes = Axes()
+
+    def note(name: str) -> Hook:
+        def look(module: nn.Module, inputs: Any, output: object) -> None:
+            found[name] = layout(floating_output(name, output), name, axes)
+
+        return look
+
+    one = images[:1].clone() if len(images) else images.new_zeros((1, *images.shape[1:]))
+    hooks = {name: note(name) for name in names}
+    with frozen_model(model), torch.no_grad(), hooked(model, hooks), axes:
+        output_of(model, axes.images(one))
+    return found
+
+
 def _in_dtype(maps: Tensor, images: Tensor, precision: Precision) -> Tensor:
     """What a layer gave; in the dtype of the images where autocast gave it another one."""
     return maps if precision == "model" else maps.to(images.dtype)
 
 
 def _convolutions(model: nn.Module, images: Tensor) -> list[str]:
-    """The 2-d convolutions that ``model`` calls."""
+    """The convolutions that ``model`` calls."""
     one = images[:1].clone() if len(images) else images.new_zeros((1, *images.shape[1:]))
     with frozen_model(model), torch.no_grad():
-        names = forward.called(model, one, (nn.Conv2d,))
+        names = forward.called(model, one, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
     if not names:
-        raise ValueError("layer or layers should be given for this model: it calls no 2-d convolution")
+        raise ValueError("layer or layers should be given for this model: it calls no convolution")
     return names
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from fastviz.execution.batches import Batches
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.forward import Pool
 from fastviz.execution.hooks import layer_module
+from fastviz.execution.map_axes import Planes
 from fastviz.execution.precision import Precision, checked_precision
 from fastviz.images import streams, tensors
 from fastviz.images.notebook import NotebookResult
@@ -186,6 +188,8 @@ class _Extractor:
         self._model, self._layer, self._pool, self._precision = model, layer, pool, precision
         self._calls: Counter[str] = Counter()
         self._batches = Batches(model)
+        self._planes: Planes | None = None
+        self._has_maps = self._looked = False
         self.name = ""
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -197,14 +201,24 @@ class _Extractor:
 
         def record(module: nn.Module, inputs: Any, output: object) -> None:
             value = (inputs[0] if inputs else None) if from_input else output
-            found[:] = [forward.vectors(value, self.name, self._pool)]
+            self._has_maps = isinstance(value, Tensor) and value.dim() == 4
+            found[:] = [forward.vectors(value, self.name, self._pool, self._planes)]
 
         def rows(part: Tensor) -> Tensor:
             forward.run(self._model, part, {self._module: record}, self._calls, self._precision)
             return found[0]
 
+        return self._all_rows(rows, images)
+
+    def _all_rows(self, rows: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """The vectors of ``images``; where maps in four dimensions have their channels is found out at the first."""
         parts = self._batches(lambda part: self._batches.watched(rows, part), images)
         vectors = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if self._has_maps and self._pool == "mean" and not self._looked:
+            self._looked = True
+            self._planes = forward.planes_of(self._model, images[:1], self._module, of_input=self._layer is None)
+            if self._planes is not None and self._planes.order != (0, 1, 2, 3):
+                return self._all_rows(rows, images)
         if len(vectors) != len(images):
             raise ValueError(f"layer {self.name!r} should have one row an image, got {len(vectors)} for {len(images)}")
         return vectors

@@ -358,13 +358,17 @@ class Attends(nn.Module):
         return self.linear(mixed.transpose(1, 2).flatten(2)[:, 0])
 
 
-def test_tokens_are_no_maps() -> None:
-    """Heads x tokens were drawn as rows x columns."""
+def test_heads_are_no_maps() -> None:
+    """Heads x tokens were drawn as rows x columns; tokens are laid on their grid, the class token left out."""
     model, x = Attends().to(f64), torch.randn(2, 3, 6, 8, dtype=f64)
-    with pytest.raises(ValueError, match=r"layer should be named for this network: behind its last maps, .*'patches'"):
-        grad_cam(model, x, 1)
-    with pytest.raises(ValueError, match="layer should be named for this network"):
-        guided_grad_cam(model, x, 1)
+    given: list[Tensor] = []
+    handle = model.norm.register_forward_hook(lambda module, inputs, output: given.append(output))
+    (gradient,) = torch.autograd.grad(model(x)[:, 1].sum(), given)
+    handle.remove()
+    maps, slopes = (rows[:, 1:].detach().reshape(2, 3, 4, 8) for rows in (given[0], gradient))
+    expected = (slopes.mean((1, 2), keepdim=True) * maps).sum(-1).relu()
+    torch.testing.assert_close(grad_cam(model, x, 1), expected)
+    torch.testing.assert_close(grad_cam(model, x, 1, layer="norm"), expected)
     with pytest.raises(
         ValueError, match=r"layer 'heads' .* \[2, 2, 13, 4\] are rows and columns of the image cannot be"
     ):

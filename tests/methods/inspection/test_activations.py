@@ -175,7 +175,7 @@ def test_a_layer_that_gives_no_tensor():
 
     with pytest.raises(TypeError, match="layer 'pair' should return one floating-point tensor, got tuple"):
         fv.activations(Whole(), images(), "pair")
-    with pytest.raises(ValueError, match="layer or layers should be given for this model: it calls no 2-d convolution"):
+    with pytest.raises(ValueError, match="layer or layers should be given for this model: it calls no convolution"):
         fv.activations(Whole(), images())
 
 

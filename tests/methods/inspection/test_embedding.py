@@ -416,3 +416,21 @@ def test_tsne_of_the_built_in_network_groups_its_classes(shared, tmp_path):
     assert in_features > 0.5
     assert on_the_plane > in_features - 0.15
     assert accuracy(found.pictures.flatten(1).float(), labels) < in_features - 0.3
+
+
+def test_maps_with_channels_last_are_averaged_over_their_places() -> None:
+    """[N, H, W, C] was averaged over columns and channels: a vector of rows, without a word."""
+
+    class ChannelsLast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.head = nn.Conv2d(3, 6, 3, padding=1), nn.LayerNorm(6), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.norm(self.conv(x).permute(0, 2, 3, 1)).mean((1, 2)))
+
+    torch.manual_seed(0)
+    model, x = ChannelsLast(), torch.rand(3, 3, 8, 8)
+    expected = model.norm(model.conv(x).permute(0, 2, 3, 1)).mean((1, 2)).detach()
+    torch.testing.assert_close(fv.embedding(model, x, "norm").vectors, expected)
+    torch.testing.assert_close(fv.embedding(model, x).vectors, expected)

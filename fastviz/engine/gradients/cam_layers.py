@@ -1,0 +1,209 @@
+"""The layer that class activation maps are made from where none is named, and its maps as planes.
+
+Maps [N, K, h, w] are planes already; [N, h, w, K] and tokens [N, L, K] are laid out as such, class and register tokens
+left out. Signals and volumes have maps [N, K, l] and [N, K, d, h, w].
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastviz import targets
+from fastviz.execution.differentiation import differentiate
+from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.execution.exported import is_exported
+from fastviz.execution.hooks import hookable, hooked
+from fastviz.execution.inputs import output_of, require_gradients
+from fastviz.execution.map_axes import Axes
+
+__all__ = ["default_layer", "layout", "planes"]
+
+_POOLING = tuple(
+    getattr(nn, f"{name}{dims}d")
+    for name in ("MaxPool", "AvgPool", "LPPool", "FractionalMaxPool", "AdaptiveAvgPool", "AdaptiveMaxPool")
+    for dims in (1, 2, 3)
+    if hasattr(nn, f"{name}{dims}d")
+)
+
+
+_LOST = 1 / 3
+"""The share of the layers that may have maps, behind the last known ones, above which these are not its last maps."""
+
+
+def planes(values: Tensor, layer: Tensor, name: str, axes: Axes) -> Tensor:
+    """``values`` [N, ...] or [N, T, ...], of the shape of ``layer`` but for T, as [N, K, *places] or [N, T, K, ...].
+
+    Args:
+        values: the output of a layer, or a gradient for it.
+        layer: that output itself, as it was recorded inside ``axes``.
+        name: of the layer, for errors.
+        axes: followed the pass.
+
+    Raises:
+        ValueError: it has no maps, or which of its dimensions are what cannot be told.
+    """
+    return layout(layer, name, axes)(values)
+
+
+def layout(layer: Tensor, name: str, axes: Axes) -> Callable[[Tensor], Tensor]:
+    """What lays tensors like the output of a layer out as maps; arguments and errors as for :func:`planes`."""
+    known = axes.planes(layer)
+    if known is not None:
+        return known.laid
+    wanted = axes.layout
+    if layer.dim() != axes.dims and not (layer.dim() == 3 and axes.on_tokens):
+        raise ValueError(f"layer {name!r} should have maps {wanted} as its output, got {list(layer.shape)}")
+    if axes.on_tokens:
+        raise ValueError(
+            f"layer {name!r} should have maps {wanted}, or such maps with their channels last or as tokens, as its "
+            f"output; which dimensions of its {list(layer.shape)} are rows and columns of the image cannot be told in "
+            "this network, name another layer"
+        )
+    return lambda values: values
+
+
+@dataclass(frozen=True)
+class _Maps:
+    """A layer with maps: its name, channels and places, and its number among all that may have some."""
+
+    name: str
+    channels: int
+    places: int
+    call: int
+
+
+def default_layer(model: nn.Module, images: Tensor, selection: targets.Selection | None = None) -> str:
+    """The layer for class activation maps: the last with maps of more than one place, pooling apart.
+
+    That is the last convolution of a classifier, or what follows it. Where what comes behind is not known to use all
+    of its maps, one more pass of the first image and its gradient decide: of a network that goes on with tokens (the
+    last patches of a transformer with a class token have no say) or returns something else than scores, the last layer
+    whose gradient is not zero; of one that returns maps, the last of the coarsest of those, its scores apart, as
+    Vinogradova, Dibrov, Myers 2020, https://arxiv.org/abs/2002.11434 have it.
+
+    Args:
+        model: any module; not changed.
+        images: [N, C, ...], as the model takes them; only the first is run, and a black one if there is none.
+        selection: the targets; None looks at no gradient.
+
+    Raises:
+        ValueError: there is no such layer; an exported model, whose layers cannot be seen.
+    """
+    if is_exported(model):
+        raise ValueError("model should not be exported, whose layers cannot be seen: give the module it was made from")
+    image = images[:1] if len(images) else images.new_zeros((1, *images.shape[1:]))
+    found, output, axes = _layers_with_maps(model, image)
+    if not found:
+        scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+        raise ValueError(
+            f"model should have a layer with maps {axes.layout} larger than 1x1, and has none"
+            + (" (those inside scripted modules are not seen)" if scripted else "")
+            + ("; it works on tokens" if axes.on_tokens else "")
+        )
+    plain = isinstance(output, Tensor) and output.dim() == 2 and not axes.on_tokens
+    if plain or selection is None or not len(images):
+        return found[-1].name
+    return _with_gradient(model, image, selection.for_samples(torch.tensor([0]), len(images)), found, output)
+
+
+def _layers_with_maps(model: nn.Module, image: Tensor) -> tuple[list[_Maps], Any, Axes]:
+    """The layers whose output for one image has maps, in the order of their last calls; and that of the model."""
+    axes = Axes()
+    found: dict[str, _Maps] = {}
+    calls: Counter[str] = Counter()
+    known_order: set[str] = set()
+    pooled: object = None
+    spread = 0  # calls that gave something with places, or may have
+
+    def note(name: str, module: nn.Module, inputs: object, output: object) -> None:
+        nonlocal pooled, spread
+        calls[name] += 1
+        if not isinstance(output, Tensor) or not output.is_floating_point() or output.dim() < 3:
+            return
+        spread += 1
+        if len(output) != 1:
+            return
+        if isinstance(module, _POOLING):
+            pooled = output
+            return
+        known = axes.planes(output)
+        if known is None and output.dim() != axes.dims:
+            return
+        places = tuple(output.shape[2:]) if known is None else known.shape(output.shape)
+        # What only hands a pooled map on (the container it ends, a dropout) does not count either.
+        if output is pooled or min(places[-2:]) <= 1:
+            return
+        channels = output.shape[1 if known is None else known.order[1]]
+        found.pop(name, None)
+        found[name] = _Maps(name, channels, prod(places), spread)
+        known_order.add(name) if known is not None else known_order.discard(name)
+
+    hooks = {name: partial(note, name) for name in hookable(model) if name}
+    with hooked(model, hooks), frozen_model(model), torch.no_grad(), axes:
+        output = output_of(model, axes.images(image.clone()))
+    # What is not known to have another order is [N, K, h, w], unless the network works on tokens.
+    maps = [each for name, each in found.items() if name in known_order or not axes.on_tokens]
+    if axes.on_tokens and maps and spread - maps[-1].call > _LOST * spread:
+        raise ValueError(
+            f"layer should be named for this network: behind its last maps, those of {maps[-1].name!r}, it goes on "
+            "with tokens whose places cannot be followed"
+        )
+    once = [each for each in maps if calls[each.name] == 1]
+    return (once or maps) if not isinstance(output, Tensor) else maps, output, axes
+
+
+def _with_gradient(
+    model: nn.Module, image: Tensor, selection: targets.Selection, found: Sequence[_Maps], output: object
+) -> str:
+    """The last of the layers that the target depends on, or the last of the coarsest where the model returns maps."""
+    require_gradients(model)
+    axes = Axes()
+    names = [each.name for each in found]
+    needed = tuple(dict.fromkeys((*names, *selection.layers)))
+    with frozen_model(model):
+        with torch.no_grad(), axes:
+            output, recorded = targets.run(model, axes.images(image.clone()), needed, start_gradients=True)
+        values = selection.values(output, recorded).flatten()
+        if not values.requires_grad:
+            return names[-1]
+        # several targets count differently, so that two that are opposite do not vanish together
+        weights = torch.arange(1, len(values) + 1, device=values.device, dtype=values.dtype)
+        gradients = differentiate([(values * weights).sum()], [recorded[name] for name in names])
+    used = []
+    for each, gradient in zip(found, gradients, strict=True):
+        known = axes.planes(recorded[each.name])
+        # of a layer that is called several times another call may have left its output
+        if gradient is not None and (known is not None or not axes.on_tokens):
+            used += [each] if bool((gradient if known is None else known.laid(gradient)).any()) else []
+    # What attention makes for itself, queries, keys and values, is less than what it is made of.
+    inside = [each for each in used if not _is_inside_attention(model, each.name)]
+    used = inside or used
+    scores = _classes(output, image.dim())
+    inner = [each for each in used if each.channels != scores] if scores else []
+    if inner:
+        coarsest = min(each.places for each in inner)
+        used = [each for each in inner if each.places == coarsest]
+    return (used or found)[-1].name
+
+
+def _is_inside_attention(model: nn.Module, name: str) -> bool:
+    parents = (name.rsplit(".", count)[0] for count in range(1, name.count(".") + 1))
+    kinds = (type(model.get_submodule(parent)).__name__.lower() for parent in parents)
+    return any("attention" in kind or "attn" in kind for kind in kinds)
+
+
+def _classes(output: object, dims: int) -> int:
+    """How many classes the maps that a model returned have; 0 if it returned something else."""
+    try:
+        maps = targets.maps_of(output)
+    except (TypeError, ValueError):
+        return 0
+    return maps.shape[1] if maps.dim() == dims and prod(maps.shape[2:]) > 1 else 0
