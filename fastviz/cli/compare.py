@@ -19,6 +19,7 @@ from fastviz.cli.common import (
     new_console,
     new_table,
 )
+from fastviz.cli.told import tells_of_the_network
 
 if TYPE_CHECKING:
     from fastviz.jobs.comparison import Compared
@@ -27,6 +28,7 @@ __all__ = ["compare", "measures"]
 
 
 @app.command()
+@tells_of_the_network
 def compare(
     photos: Annotated[list[str], typer.Argument(metavar="PHOTOS...", help="Files, folders or globs.")],
     out: Annotated[Path, typer.Option(help="Folder for the table, the curves and the page.")],

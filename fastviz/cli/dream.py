@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastviz.cli.common import Device, ModelName, Stopped, Weights, app, failure_line, load_network
+from fastviz.cli.told import tells_of_the_network
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +30,7 @@ _DEMO_LAYERS, _DEMO_SIZE = ("relu4_1", "relu5_1"), 192
     epilog="Example: fastviz dream photo.jpg --model squeezenet1_0 --weights DEFAULT --out dream.png, and with "
     "--frames 60 --out flight as a film that flies into the dream."
 )
+@tells_of_the_network
 def dream(
     photos: Annotated[list[str], typer.Argument(metavar="PHOTOS...", help="Files, folders or globs.")],
     out: Annotated[

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from fastviz.cli.common import Device, ModelName, Stopped, Weights, app, failure_line, load_network
+from fastviz.cli.told import tells_of_the_network
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +35,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace vectors th
 
 
 @app.command()
+@tells_of_the_network
 def embed(
     photos: Photos,
     out: Out,
@@ -106,6 +108,7 @@ def _draw(
 
 
 @app.command()
+@tells_of_the_network
 def neighbours(
     photos: Photos,
     out: Out,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastviz.cli.common import Device, ModelName, Stopped, Weights, app, load_network
+from fastviz.cli.told import tells_of_the_network
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,6 +31,7 @@ _MAGNIFIED = 10
 
 
 @app.command()
+@tells_of_the_network
 def fool(
     out: Annotated[Path, typer.Option(help="The picture to write: .png, which loses nothing.")],
     photo: Annotated[Path | None, typer.Argument(help="The photograph; none with --noise or --evolve.")] = None,

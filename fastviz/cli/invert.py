@@ -19,6 +19,7 @@ from fastviz.cli.common import (
     new_table,
 )
 from fastviz.cli.maximize import sheet
+from fastviz.cli.told import tells_of_the_network
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +35,7 @@ _DEMO_LAYERS = ("relu1", "relu2_2", "relu3_2", "relu4_2", "relu5_1", "fc8")
 
 
 @app.command()
+@tells_of_the_network
 def invert(
     photo: Annotated[Path, typer.Argument(help="The photograph.")],
     out: Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp.")],

@@ -20,6 +20,7 @@ from fastviz.cli.common import (
     new_table,
     numbers,
 )
+from fastviz.cli.told import tells_of_the_network
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -42,6 +43,7 @@ _CHANNELS = 10
 
 
 @app.command()
+@tells_of_the_network
 def maximize(
     model: NetworkArgument,
     out: Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp.")],

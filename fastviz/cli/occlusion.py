@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastviz.cli.common import Device, ModelName, NetworkArgument, Weights, app, load_network
+from fastviz.cli.told import tells_of_the_network
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -64,6 +65,7 @@ def _sides(words: str | None, option: str) -> int | tuple[int, ...] | None:
 
 
 @app.command()
+@tells_of_the_network
 def occlusion(
     photo: Annotated[Path, typer.Argument(help="The photograph.")],
     out: Annotated[Path, typer.Option(help="The picture to write: .png or .jpg.")],

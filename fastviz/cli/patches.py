@@ -23,6 +23,7 @@ from fastviz.cli.common import (
     new_table,
     numbers,
 )
+from fastviz.cli.told import tells_of_the_network
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,6 +41,7 @@ _DEMO_LAYER, _DEMO_CHANNELS = "conv3_1", (2, 3, 4, 15, 16, 17, 20, 23)
 
 
 @app.command()
+@tells_of_the_network
 def patches(
     photos: Annotated[list[str], typer.Argument(metavar="PHOTOS...", help="Files, folders or globs.")],
     out: Annotated[Path, typer.Option(help="Folder for the sheets and the list of places.")],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from fastviz.cli.common import Device, ModelName, NetworkArgument, Weights, app, layer_names, load_network
+from fastviz.cli.told import tells_of_the_network
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,6 +49,7 @@ def filters(
 
 
 @app.command()
+@tells_of_the_network
 def activations(
     photo: Annotated[Path, typer.Argument(help="The photograph.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures, one a layer.")],

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastviz.cli.common import Device, ModelName, Stopped, Weights, app, failure_line, load_network
+from fastviz.cli.told import tells_of_the_network
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,6 +28,7 @@ _CELL, _COLUMNS, _ROWS = 192, 8, 8
 
 
 @app.command()
+@tells_of_the_network
 def segment(
     photos: Annotated[list[str], typer.Argument(metavar="PHOTOS...", help="Files, folders or globs.")],
     out: Annotated[Path, typer.Option(help="Folder for masks, overlays, boxes and contact sheets.")],

@@ -9,6 +9,7 @@ import typer
 
 from fastviz.cli.common import Device, ModelName, Stopped, Weights, app, layer_names, load_network
 from fastviz.cli.texture import losses, previewing, sample_path, shrunk
+from fastviz.cli.told import tells_of_the_network
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,6 +23,7 @@ __all__ = ["demo_section", "style"]
     epilog="Example: fastviz style photo.jpg painting.jpg --model vgg19 --weights DEFAULT --out painted.png, and each "
     "style where its mask is white: fastviz style photo.jpg grass brick --mask ground.png --mask sky.png --out a.png"
 )
+@tells_of_the_network
 def style(
     photo: Annotated[Path, typer.Argument(help="The photograph.")],
     styles: Annotated[

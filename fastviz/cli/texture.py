@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastviz.cli.common import Device, Stopped, Weights, app, layer_names, load_network
+from fastviz.cli.told import tells_of_the_network
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,7 @@ _BUILT_IN = Path(__file__).parents[1] / "models" / "data" / "textures"
     epilog="Example: fastviz texture brick --size 160 --window 15 --out wall.png, and as a network sees it: "
     "fastviz texture brick --model vgg19 --weights DEFAULT --out wall.png"
 )
+@tells_of_the_network
 def texture(
     sample: Annotated[str, typer.Argument(help="A picture, or brick, grass or gravel (inside the package).")],
     out: Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp.")],

@@ -15,6 +15,7 @@ from fastviz._util import checks
 from fastviz._util.memory import is_out_of_memory
 from fastviz.execution import exported
 from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.execution.preparedness import say_unprepared
 
 __all__ = ["UnusableInputError", "convolution_axes", "input_batch", "output_of", "require_gradients", "usable"]
 
@@ -27,7 +28,8 @@ def input_batch(
     ``axes`` says how many the method works on: 1 are signals [N, C, L], 3 volumes [N, C, D, H, W].
 
     Another dtype than that of the first parameter is tried on one image: some models cast their input themselves.
-    ``narrows`` says that the caller gives a model of 16 bits the images in its dtype.
+    ``narrows`` says that the caller gives a model of 16 bits the images in its dtype. Images that do not look prepared
+    for the model are warned of.
 
     Raises:
         TypeError: ``model`` is not a module, ``x`` not a floating-point tensor, or of a dtype that ``model`` refuses.
@@ -56,6 +58,7 @@ def input_batch(
         wrong = _wrong_dtype(model, batch, argument)
         if wrong is not None:
             raise TypeError(wrong)
+    say_unprepared(model, batch, argument)
     return batch
 
 

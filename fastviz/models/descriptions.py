@@ -21,6 +21,7 @@ __all__ = [
     "class_names",
     "describe",
     "guess_channels",
+    "is_described",
     "model_info",
     "preprocessing",
     "preprocessing_of",
@@ -137,7 +138,7 @@ def preprocessing_of(model: nn.Module, channels: int, argument: str = "x") -> Pr
     known = preprocessing(model)
     if len(known.mean) == channels:
         return known
-    if _is_described(model):
+    if is_described(model):
         raise ValueError(
             f"{argument} should have the {len(known.mean)} channels of the model's preprocessing, got {channels} "
             "(fastviz.models.describe(model, preprocessing=...) tells another one)"
@@ -248,6 +249,7 @@ def _describe(model: nn.Module) -> Description:
     return Description(info, for_channels(IMAGENET, channels), None)
 
 
-def _is_described(model: nn.Module) -> bool:
+def is_described(model: nn.Module) -> bool:
+    """Whether the preprocessing of ``model`` is known, and not guessed."""
     module = _unwrapped(model)
     return module in _descriptions or isinstance(module, DemoNetwork) or timm_settings.of(module) is not None

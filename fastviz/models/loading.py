@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from fastviz.models import callables, programs, timm_networks, torchvision_networks, weight_files
+from fastviz.models import callables, cards, programs, timm_networks, torchvision_networks, weight_files
 from fastviz.models.demo_network import DemoNetwork
 from fastviz.models.descriptions import DEMO, ModelInfo, remember
 
@@ -48,6 +48,11 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> nn.M
     is known as those weights. NaN and infinite values are warned of. Where an architecture's authors published their
     weights in another layout than timm's, timm's own conversion is taken, and a warning says so.
 
+    How images are prepared and what the classes are called is what the weights' publishers say (torchvision's, timm's),
+    unless a small file beside the file of weights tells otherwise: ``NAME.toml`` or ``NAME.json`` beside
+    ``NAME.safetensors``, with any of the words ``mean``, ``std``, ``size``, ``resize``, ``interpolation`` and
+    ``labels``, see :class:`fastviz.models.cards.Card`; or :func:`describe` does.
+
     The side heads of GoogLeNet and Inception v3, which only training uses, are left out. Both networks rescale their
     input themselves when they get weights (``transform_input=True``, as all weights that descend from torchvision's
     need it; for others set ``model.transform_input = False``).
@@ -77,6 +82,13 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> nn.M
         raise TypeError(
             f"weights should be the name of torchvision weights, a path, or None, got {type(weights).__name__}"
         )
+    model = _loaded(name, weights)
+    in_file = programs.is_file_name(name) and not callables.is_callable_name(name)
+    cards.apply(model, name if in_file else weights)
+    return model
+
+
+def _loaded(name: str, weights: str | os.PathLike[str] | None) -> nn.Module:
     if name == "demo":
         return _load_demo(weights)
     if name.startswith(timm_networks.PREFIX):

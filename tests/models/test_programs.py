@@ -43,7 +43,7 @@ def test_an_exported_network_runs_layer_by_layer(net: Net, tmp_path: Path, batch
     assert [layer.name for layer in fv.layers(model, (24, 24))] == [layer.name for layer in fv.layers(net, (24, 24))]
     found = fv.occlusion(model, X, 1, window=8, stride=8, trace="always")
     torch.testing.assert_close(found.scores, fv.occlusion(net, X, 1, window=8, stride=8).scores)
-    assert fv.activations(model, X, ["body.2"])["body.2"].shape == (2, 8, 12, 12)
+    assert fv.activations(model, X, "body.2").shape == (2, 8, 12, 12)
 
 
 def test_a_script_file(net: Net, tmp_path: Path) -> None:
