@@ -12,6 +12,7 @@ from fastviz.accelerate import accelerate
 from fastviz.engine.optimize import Optimization, canvas, priors, transforms
 from fastviz.evaluation.evaluate import evaluate
 from fastviz.execution.cuda_graphs import cuda_graphs
+from fastviz.execution.fixed_inputs import fix_inputs
 from fastviz.execution.rectifiers import RectifierWarning
 from fastviz.graph.model_graph import layers, receptive_field
 from fastviz.images import animation
@@ -126,6 +127,7 @@ __all__ = [
     "fill_hole",
     "filter_grid",
     "filters",
+    "fix_inputs",
     "fool",
     "fool_from_noise",
     "forget",

@@ -36,7 +36,16 @@ FOLDERS = [
 INSIDE = {
     "engine": ["optimize", "incremental", "gradients"],
     # Forward passes, batches and recordings use the fast convolutions. These need to know what a model can be run on.
-    "execution": ["fast_conv", "inputs", "preparedness", "evaluation_mode", "compiled", "exported", "precision"],
+    "execution": [
+        "fast_conv",
+        "inputs",
+        "preparedness",
+        "evaluation_mode",
+        "compiled",
+        "exported",
+        "quantised",
+        "precision",
+    ],
 }
 FAMILIES = ["attribution", "inspection", "synthesis", "adversarial"]
 ASIDE = ["reference", "__init__"]

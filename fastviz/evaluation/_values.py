@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fastviz import targets
 from fastviz._util import checks
 from fastviz.engine.incremental.passes import outputs_of_images
 from fastviz.execution.inputs import input_batch
+from fastviz.execution.model_outputs import map_tensors
 from fastviz.targets.selection import Selection, Target
 
 __all__ = ["Reading", "Value", "reading"]
@@ -80,9 +80,7 @@ def reading(model: nn.Module, x: object, target: Target, value: Value, batch_siz
 def _wide(output: Any) -> Any:
     """An output in float32 at least: probabilities in bfloat16 would have two digits."""
 
-    def wide(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return value.to(torch.promote_types(value.dtype, torch.float32))
-        return value
+    def wide(value: Tensor) -> Tensor:
+        return value.to(torch.promote_types(value.dtype, torch.float32)) if value.is_floating_point() else value
 
-    return pytree.tree_map(wide, output)
+    return map_tensors(wide, output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from fastviz import models
 from fastviz._util import checks
 from fastviz._util.memory import is_out_of_memory
-from fastviz.execution import exported
+from fastviz.execution import exported, quantised
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.preparedness import say_unprepared
 
@@ -32,11 +33,12 @@ def input_batch(
     for the model are warned of.
 
     Raises:
-        TypeError: ``model`` is not a module, ``x`` not a floating-point tensor, or of a dtype that ``model`` refuses.
+        TypeError: ``model`` is not a module, or needs more than images; ``x`` is not a floating-point tensor, or of a
+            dtype that ``model`` refuses.
         ValueError: ``x`` has another number of dimensions, no channels or pixels, or is on a device on which the model
             has nothing, or that is neither a CPU nor a GPU that torch calls cuda.
     """
-    checks.module(model)
+    _only_images(checks.module(model))
     batch = checks.image_batch(x, argument, axes=axes)
     if batch.dim() - 1 in axes and _is_one_input(model, batch):
         checks.image_batch(x, argument, axes=(batch.dim() - 1,))  # says that it lacks the dimension of the batch
@@ -73,6 +75,21 @@ def _is_one_input(model: nn.Module, batch: Tensor) -> bool:
     return convolution_axes(model) == {batch.dim() - 1} and _runs(model, batch[None])
 
 
+def _only_images(model: nn.Module) -> None:
+    """Refuse a ``model`` that cannot be called with images alone, and say how it can."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):  # scripts have none
+        return
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [each.name for each in parameters if each.default is each.empty and each.kind not in several]
+    if len(needed) > 1:
+        raise TypeError(
+            f"model should take images alone, and needs {', '.join(needed)}: fastviz.fix_inputs(model, ...) gives it "
+            "the others"
+        )
+
+
 class UnusableInputError(ValueError, RuntimeError):
     """A model cannot be run on what it was given; the message says what it can be run on, where that was found."""
 
@@ -96,6 +113,10 @@ def usable(model: nn.Module, x: Tensor, argument: str | None = "x") -> Iterator[
     shape = list(x.shape)
     try:
         yield
+    except TypeError as error:
+        if "required positional argument" in str(error):
+            _only_images(model)
+        raise
     except (RuntimeError, AssertionError, IndexError) as error:
         known = isinstance(error, UnusableInputError) or is_out_of_memory(error)
         if argument is None or known or _runs(model, x):
@@ -152,13 +173,19 @@ def _runs(model: nn.Module, batch: Tensor) -> bool:
 
 
 def require_gradients(model: nn.Module) -> None:
-    """Refuse a ``model`` with parameters or buffers that cannot take part in a graph.
+    """Refuse a ``model`` with parameters or buffers that cannot take part in a graph, or with quantised layers.
 
     Raises:
-        ValueError: some were made under ``torch.inference_mode()``.
+        ValueError: some were made under ``torch.inference_mode()``, or a layer computes with integers.
     """
     if any(value.is_inference() for value in chain(model.parameters(), model.buffers())):
         raise ValueError(
             "model should not have parameters made under torch.inference_mode(), which take no part in gradients; "
             "make or load it outside"
+        )
+    found = quantised.layer_with_integers(model)
+    if found:
+        raise ValueError(
+            f"model should not be quantised, as no gradient goes through the integers of {found}: give the model as it "
+            "was before, or use a method without gradients, such as occlusion"
         )

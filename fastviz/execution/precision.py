@@ -8,7 +8,8 @@ from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
+
+from fastviz.execution.model_outputs import map_tensors
 
 from fastviz._util import checks
 
@@ -40,7 +41,7 @@ def widened(
 def in_dtype(output: object, dtype: torch.dtype) -> object:
     """``output`` with the floating-point tensors in it in this dtype: of dictionaries, tuples and lists, too."""
 
-    def converted(value: object) -> object:
-        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+    def converted(value: Tensor) -> Tensor:
+        return value.to(dtype) if value.is_floating_point() else value
 
-    return pytree.tree_map(converted, output)
+    return map_tensors(converted, output)

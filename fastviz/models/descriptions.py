@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,7 @@ __all__ = [
     "Preprocessing",
     "class_names",
     "describe",
+    "describe_as",
     "guess_channels",
     "is_described",
     "model_info",
@@ -146,6 +148,9 @@ def preprocessing_of(model: nn.Module, channels: int, argument: str = "x") -> Pr
     return for_channels(IMAGENET, channels)
 
 
+_CONVOLUTION = re.compile(r"Conv(Bn)?(Add)?(ReLU)?[123]d")
+
+
 def guess_channels(model: nn.Module) -> int | None:
     """How many channels the images of ``model`` have, as its first convolution says; None without a convolution.
 
@@ -157,7 +162,8 @@ def guess_channels(model: nn.Module) -> int | None:
     for module in model.modules():
         # A scripted module is not an instance of a class in torch.nn, but it keeps the class's name and attributes.
         kind = getattr(module, "original_name", type(module).__name__)
-        known = isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) or kind in ("Conv1d", "Conv2d", "Conv3d")
+        # The quantised ones are classes of their own, some with a rectifier in one.
+        known = isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) or _CONVOLUTION.fullmatch(kind) is not None
         channels = getattr(module, "in_channels", None)
         if known and isinstance(channels, int) and channels > 0:  # a lazy convolution has 0 until its first call
             return channels
@@ -226,6 +232,12 @@ def remember(model: nn.Module, description: Description) -> None:
 def rename(model: nn.Module, info: ModelInfo) -> None:
     """Keep ``info`` beside ``model``, and what else is known of it."""
     remember(model, replace(_describe(model), info=info))
+
+
+def describe_as(model: nn.Module, other: nn.Module) -> None:
+    """Keep beside ``model`` what is known of the ``other``, if anything is."""
+    if is_described(other):
+        remember(model, _describe(other))
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

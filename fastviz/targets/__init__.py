@@ -2,7 +2,7 @@
 
 from fastviz.targets.boxes import box_score
 from fastviz.targets.functions import output
-from fastviz.targets.indices import Activations, Index, predicted
+from fastviz.targets.indices import Activations, Index, class_scores, predicted
 from fastviz.targets.objectives import Objective, channel, class_probability, class_score, layer, neuron
 from fastviz.targets.outputs import maps_of
 from fastviz.targets.part import part_of_output
@@ -21,6 +21,7 @@ __all__ = [
     "channel",
     "class_probability",
     "class_score",
+    "class_scores",
     "gradients",
     "layer",
     "maps_of",

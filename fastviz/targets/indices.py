@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from fastviz._util import checks
+from fastviz.execution.model_outputs import scores_in
+from fastviz.targets.outputs import output_kind
 
 __all__ = [
     "Activations",
@@ -88,18 +90,19 @@ def index_in_range(index: Index, argument: str, samples: int, size: int, what: s
 
 
 def class_scores(output: object) -> Tensor:
-    """The model's output, if it is scores [N, K]."""
-    if not isinstance(output, Tensor):
+    """The scores [N, K] in a model's output, see :func:`fastviz.execution.model_outputs.scores_in`."""
+    scores = scores_in(output)
+    if scores is None:
         raise TypeError(
-            f"model should return one tensor of scores [N, K], got {type(output).__name__}; "
-            "wrap it in a module that returns the scores"
+            f"model should return scores [N, K] for a class target, got {output_kind(output)}, in which they cannot be "
+            "told: wrap it in a module that returns them, or explain a neuron, channel or layer"
         )
-    if output.dim() != 2 or not output.shape[1] or not output.is_floating_point():
+    if scores.dim() != 2 or not scores.shape[1] or not scores.is_floating_point():
         raise ValueError(
-            f"model should return floating-point scores [N, K] for a class target, got {output.dtype} of shape "
-            f"{list(output.shape)}; explain a neuron, channel or layer instead, or wrap it"
+            f"model should return floating-point scores [N, K] for a class target, got {scores.dtype} of shape "
+            f"{list(scores.shape)}; explain a neuron, channel or layer instead, or wrap it"
         )
-    return output
+    return scores
 
 
 def layer_maps(activations: Activations, name: str) -> Tensor:

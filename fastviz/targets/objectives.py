@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -60,9 +60,21 @@ class _Class(Objective):
         return _Class(self.k, probability=True)
 
     def values(self, output: object, activations: Activations) -> Tensor:
-        scores = class_scores(output)
+        return self._read(class_scores(output))
+
+    @property
+    def parts(self) -> Mapping[Hashable, Objective] | None:
+        return {"scores": self}
+
+    def part(self, output: object) -> Tensor:
+        return class_scores(output)
+
+    def of_parts(self, parts: Mapping[Hashable, Tensor]) -> Tensor:
+        return self._read(parts["scores"])
+
+    def _read(self, scores: Tensor) -> Tensor:
         k = (
-            predicted(output)
+            predicted(scores)
             if self.k is None
             else index_in_range(self.k, "target", scores.shape[0], scores.shape[1], "class")
         )

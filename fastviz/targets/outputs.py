@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
+
+from fastviz.execution.model_outputs import split_tensors
 
 __all__ = ["detections", "maps_of", "output_kind", "split_output"]
 
@@ -88,11 +89,4 @@ def split_output(output: Any, sizes: Sequence[int]) -> list[Any]:
             parts.append(output[start : start + size])
             start += size
         return parts
-    leaves, spec = pytree.tree_flatten(output)
-    cut = [
-        leaf.split(list(sizes))
-        if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == total
-        else [leaf] * len(sizes)
-        for leaf in leaves
-    ]
-    return [pytree.tree_unflatten([leaf[at] for leaf in cut], spec) for at in range(len(sizes))]
+    return split_tensors(output, sizes)

@@ -168,8 +168,7 @@ class AttackedModel:
         images = self.frame.image(pictures).contiguous(memory_format=torch.channels_last)
         with reduced_precision(images, self.precision):
             output, _ = targets.run(self.model, images, argument=self.argument)
-        targets.predicted(output)  # says what is wrong with it
-        assert isinstance(output, Tensor)
+        output = targets.class_scores(output)
         return (output if self.precision == "model" else output.to(pictures.dtype)).log_softmax(1)
 
     def probabilities(self, pictures: Tensor) -> Tensor:

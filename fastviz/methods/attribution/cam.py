@@ -21,6 +21,7 @@ from fastviz.execution.forward import layer_outputs
 from fastviz.execution.hooks import layer_module
 from fastviz.execution.inputs import input_batch, require_gradients
 from fastviz.execution.map_axes import Axes
+from fastviz.execution.model_outputs import scores_in
 from fastviz.execution.precision import Precision, reduced_precision, widened
 from fastviz.images import tensors
 from fastviz.targets.selection import Target
@@ -159,8 +160,8 @@ def cam(
         with torch.no_grad(), layer_outputs(model, [name]) as recorded:
             with reduced_precision(batch, precision), axes:
                 output = batches.run_model(axes.images(batch.clone()))
-            maps, weight = _head(model, name, _planes(recorded[name], recorded[name], name, axes), output)
-        assert isinstance(output, Tensor)
+            maps, weight = _head(model, name, _planes(recorded[name], recorded[name], name, axes), scores_in(output))
+        output = targets.class_scores(output)
         if part is None:
             return maps[:, 0]
         scores = output.detach().to(weight.dtype).requires_grad_()
