@@ -45,6 +45,7 @@ INSIDE = {
         "exported",
         "quantised",
         "precision",
+        "model_outputs",
     ],
 }
 FAMILIES = ["attribution", "inspection", "synthesis", "adversarial"]

@@ -23,7 +23,7 @@ def layer_with_integers(model: nn.Module) -> str:
         kind = type(module)
         if "quantized" in f"{kind.__module__}.{_script_name(module)}".split("."):
             return f"{name!r} ({getattr(module, 'original_name', kind.__name__)})"
-        graph = getattr(module, "graph", None)
+        graph = None if isinstance(module, torch.jit.ScriptModule) else getattr(module, "graph", None)
         if isinstance(graph, fx.Graph):
             for node in graph.nodes:
                 if node.op == "call_function" and any(word in str(node.target) for word in _WORDS):

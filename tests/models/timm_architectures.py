@@ -7,8 +7,7 @@ from typing import Any
 __all__ = ["ARCHITECTURES", "SAMPLE"]
 
 _CONVOLUTIONS = """
-byobnet: bat_resnext26ts eca_resnet33ts gcresnext26ts gernet_s mobileone_s0 repvgg_a0 resnet32ts seresnet33ts
-convmixer: convmixer_768_32
+byobnet: eca_resnet33ts gcresnext26ts gernet_s mobileone_s0 repvgg_a0 resnet32ts seresnet33ts
 convnext: convnext_atto convnext_atto_ols convnext_atto_rms convnext_femto convnext_zepto_rms convnextv2_atto
 cspnet: cs3darknet_focus_s cs3darknet_s cspresnet50 darknet17 cs3se_edgenet_x
 cspnext: cspnext_tiny
@@ -80,7 +79,9 @@ xcit: xcit_nano_12_p16_224
 """Those that are made for one size of image."""
 
 _MORE: dict[str, list[tuple[str, int, dict[str, Any]]]] = {
+    "byobnet": [("bat_resnext26ts", 256, {})],
     "byoanet": [("eca_botnext26ts_256", 128, {"img_size": 128}), ("lambda_resnet26t", 128, {"img_size": 128})],
+    "convmixer": [("convmixer_768_32", 28, {})],
     "crossvit": [("crossvit_tiny_240", 96, {"img_size": 96})],
     "davit": [("davit_tiny", 64, {})],
     "efficientformer": [("efficientformer_l1", 224, {})],

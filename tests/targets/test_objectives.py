@@ -105,8 +105,8 @@ def test_values_refuse_what_does_not_exist(target: targets.Target, message: str)
 @pytest.mark.parametrize(
     ("output", "error", "message"),
     [
-        ((SCORES, SCORES), TypeError, r"model should return one tensor of scores \[N, K\], got tuple"),
-        ({"out": SCORES}, TypeError, r"model should return one tensor of scores \[N, K\], got dict"),
+        ((MAPS, MAPS), TypeError, r"model should return scores \[N, K\] for a class target, got a tuple of 2"),
+        ({"a": SCORES, "b": SCORES}, TypeError, r"model should return scores \[N, K\] .* got a dictionary of 'a', 'b'"),
         (SCORES[:, 0], ValueError, r"model should return floating-point scores \[N, K\] .* of shape \[2\]"),
         (MAPS, ValueError, r"model should return floating-point scores \[N, K\] .* of shape \[2, 2, 3, 4\]"),
         (SCORES.long(), ValueError, r"floating-point scores \[N, K\] for a class target, got torch.int64"),
