@@ -19,6 +19,9 @@ _NAMES = ("logits", "scores", "out", "output", "outputs", "pred", "prediction", 
 _CERTAIN = ("logits", "scores", "out")
 """Names that need no word where something else has the shape of scores, too."""
 
+_NEVER = ("boxes", "bboxes", "pred_boxes", "keypoints")
+"""Names of tensors of two dimensions that are no scores."""
+
 
 def scores_in(output: object) -> Tensor | None:
     """The scores [N, K] in what a model gave; None where they cannot be told.
@@ -40,11 +43,13 @@ def scores_in(output: object) -> Tensor | None:
     values = _inside(output)
     if values is None:
         return None
-    found = {key: scores for key, value in values.items() if (scores := _as_scores(value)) is not None}
+    ordered = isinstance(output, Sequence) and not _named_tuple(output)
+    # A list of dictionaries has one an image, as detection networks give them.
+    inside = {key: value for key, value in values.items() if key not in _NEVER and (not ordered or _plain(value))}
+    found = {key: scores for key, value in inside.items() if (scores := _as_scores(value)) is not None}
     if len(found) == 1:
         return next(iter(found.values()))
-    ordered = [0] if isinstance(output, Sequence) and not _named_tuple(output) else _NAMES
-    key = next((each for each in ordered if each in found), None)
+    key = next((each for each in ((0,) if ordered else _NAMES) if each in found), None)
     if key is None:
         return None
     if key not in _CERTAIN:
@@ -61,6 +66,10 @@ def _as_scores(value: object) -> Tensor | None:
     if isinstance(value, Tensor):
         return value if value.dim() == 2 and value.is_floating_point() else None
     return scores_in(value)
+
+
+def _plain(value: object) -> bool:
+    return isinstance(value, (Tensor, tuple, list))
 
 
 def _named_tuple(value: object) -> bool:

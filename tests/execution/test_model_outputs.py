@@ -102,6 +102,11 @@ def test_several_of_one_shape_have_a_word() -> None:
     [
         (lambda scores, maps: None, r"got a NoneType, in which they cannot be told: wrap it"),
         (lambda scores, maps: {"a": scores, "b": scores}, r"got a dictionary of 'a', 'b', in which"),
+        (
+            lambda scores, maps: [{"boxes": scores, "scores": scores[:, 0]}] * 2,
+            r"got a list of 2, the first a dictionary",
+        ),
+        (lambda scores, maps: {"boxes": scores, "scores": scores[:, 0]}, r"got a dictionary of 'boxes', 'scores'"),
         (lambda scores, maps: (maps,), r"got a tuple of 1, the first a tensor \[2, 8, 8, 8\]"),
     ],
 )

@@ -23,6 +23,8 @@ from fastviz.execution.exported import is_exported
 from fastviz.execution.hooks import hookable, hooked
 from fastviz.execution.inputs import output_of, require_gradients
 from fastviz.execution.map_axes import Axes
+from fastviz.execution.model_outputs import scores_in
+from fastviz.execution.quantised import layer_with_integers
 
 __all__ = ["default_layer", "layout", "planes"]
 
@@ -102,13 +104,16 @@ def default_layer(model: nn.Module, images: Tensor, selection: targets.Selection
     image = images[:1] if len(images) else images.new_zeros((1, *images.shape[1:]))
     found, output, axes = _layers_with_maps(model, image)
     if not found:
+        if layer_with_integers(model):
+            require_gradients(model)  # says so
         scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
         raise ValueError(
             f"model should have a layer with maps {axes.layout} larger than 1x1, and has none"
             + (" (those inside scripted modules are not seen)" if scripted else "")
             + ("; it works on tokens" if axes.on_tokens else "")
         )
-    plain = isinstance(output, Tensor) and output.dim() == 2 and not axes.on_tokens
+    scores = scores_in(output)
+    plain = scores is not None and scores.dim() == 2 and not axes.on_tokens
     if plain or selection is None or not len(images):
         return found[-1].name
     return _with_gradient(model, image, selection.for_samples(torch.tensor([0]), len(images)), found, output)
@@ -157,7 +162,7 @@ def _layers_with_maps(model: nn.Module, image: Tensor) -> tuple[list[_Maps], Any
             "with tokens whose places cannot be followed"
         )
     once = [each for each in maps if calls[each.name] == 1]
-    return (once or maps) if not isinstance(output, Tensor) else maps, output, axes
+    return maps if scores_in(output) is not None else (once or maps), output, axes
 
 
 def _with_gradient(
