@@ -176,8 +176,14 @@ def require_gradients(model: nn.Module) -> None:
     """Refuse a ``model`` with parameters or buffers that cannot take part in a graph, or with quantised layers.
 
     Raises:
-        ValueError: some were made under ``torch.inference_mode()``, or a layer computes with integers.
+        ValueError: some were made under ``torch.inference_mode()``, a layer computes with integers, or this runs inside
+            of ``torch.export``, in whose programs gradients would be constants.
     """
+    if torch.compiler.is_exporting():
+        raise ValueError(
+            "a method that takes gradients (saliency, Grad-CAM, guided backprop, ...) cannot be exported, as its map "
+            "would be that of the example for every input"
+        )
     if any(value.is_inference() for value in chain(model.parameters(), model.buffers())):
         raise ValueError(
             "model should not have parameters made under torch.inference_mode(), which take no part in gradients; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -60,3 +61,19 @@ def test_what_is_prepared_or_means_no_picture_is_not_mentioned() -> None:
 def test_style_transfer_says_it_too() -> None:
     with pytest.warns(UserWarning, match="content looks unprepared"):
         fv.style_transfer(fv.load_model("demo"), PICTURE, PICTURE - 0.5, steps=1)
+
+
+class Around(nn.Module):
+    def __init__(self, method: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.method, self.model = method, fv.load_model("demo")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.method(self.model, x, 1)
+
+
+@pytest.mark.parametrize("method", [fv.saliency, fv.grad_cam, fv.guided_backprop, fv.smooth_grad])
+def test_gradients_are_not_exported(method: Callable[..., Tensor]) -> None:
+    """Their maps would be constants; and nothing looks at the values of images there."""
+    with pytest.raises(ValueError, match=r"a method that takes gradients .* cannot be exported"):
+        torch.export.export(Around(method), (PICTURE,))
