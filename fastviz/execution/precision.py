@@ -9,9 +9,8 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from fastviz.execution.model_outputs import map_tensors
-
 from fastviz._util import checks
+from fastviz.execution.model_outputs import map_tensors
 
 __all__ = ["Precision", "checked_precision", "in_dtype", "reduced_precision", "widened"]
 
