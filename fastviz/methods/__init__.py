@@ -4,6 +4,18 @@ from fastviz.methods.adversarial.evolution import evolve
 from fastviz.methods.adversarial.fooling import FoolingImages
 from fastviz.methods.adversarial.targeted import Fooled, fool, fool_from_noise
 from fastviz.methods.attribution.cam import cam, grad_cam, guided_grad_cam
+from fastviz.methods.attribution.changed_maps import ablation_cam, recipro_cam
+from fastviz.methods.attribution.full_grad import full_grad
+from fastviz.methods.attribution.gradient_cams import (
+    cams,
+    eigen_cam,
+    eigen_grad_cam,
+    element_wise_cam,
+    grad_cam_plus_plus,
+    hires_cam,
+    layer_cam,
+    xgrad_cam,
+)
 from fastviz.methods.attribution.gradients import (
     deconvnet,
     gradient_times_input,
@@ -12,7 +24,9 @@ from fastviz.methods.attribution.gradients import (
     saliency,
     smooth_grad,
 )
+from fastviz.methods.attribution.map_fusion import augmented, fuse_maps
 from fastviz.methods.attribution.occlusion import OcclusionMap, occlusion
+from fastviz.methods.attribution.score_cam import score_cam
 from fastviz.methods.attribution.segmentation import Segmentation, segment
 from fastviz.methods.inspection.activations import activation_grid, activations
 from fastviz.methods.inspection.embedding import Embedding, embedding, load_embedding
@@ -49,12 +63,18 @@ __all__ = [
     "Patches",
     "Segmentation",
     "Styled",
+    "ablation_cam",
     "activation_grid",
     "activations",
+    "augmented",
     "cam",
+    "cams",
     "deconvnet",
     "deep_dream",
     "dream_zoom",
+    "eigen_cam",
+    "eigen_grad_cam",
+    "element_wise_cam",
     "embedding",
     "evolve",
     "fill_hole",
@@ -62,15 +82,20 @@ __all__ = [
     "filters",
     "fool",
     "fool_from_noise",
+    "full_grad",
+    "fuse_maps",
     "grad_cam",
+    "grad_cam_plus_plus",
     "gradient_times_input",
     "guided_backprop",
     "guided_grad_cam",
+    "hires_cam",
     "image_map",
     "input_gradient",
     "invert",
     "invert_all",
     "invertible_layers",
+    "layer_cam",
     "load_embedding",
     "maximize",
     "maximize_code",
@@ -81,10 +106,13 @@ __all__ = [
     "patch_pictures",
     "patch_sheet",
     "patches",
+    "recipro_cam",
     "saliency",
+    "score_cam",
     "segment",
     "smooth_grad",
     "squared",
     "style_transfer",
     "synthesize_texture",
+    "xgrad_cam",
 ]

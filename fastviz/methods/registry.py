@@ -9,6 +9,17 @@ from typing import Any, Literal
 from fastviz.methods.adversarial.evolution import evolve
 from fastviz.methods.adversarial.targeted import fool, fool_from_noise
 from fastviz.methods.attribution.cam import cam, grad_cam, guided_grad_cam
+from fastviz.methods.attribution.changed_maps import ablation_cam, recipro_cam
+from fastviz.methods.attribution.full_grad import full_grad
+from fastviz.methods.attribution.gradient_cams import (
+    eigen_cam,
+    eigen_grad_cam,
+    element_wise_cam,
+    grad_cam_plus_plus,
+    hires_cam,
+    layer_cam,
+    xgrad_cam,
+)
 from fastviz.methods.attribution.gradients import (
     deconvnet,
     gradient_times_input,
@@ -18,6 +29,7 @@ from fastviz.methods.attribution.gradients import (
     smooth_grad,
 )
 from fastviz.methods.attribution.occlusion import occlusion
+from fastviz.methods.attribution.score_cam import score_cam
 from fastviz.methods.attribution.segmentation import segment
 from fastviz.methods.inspection.activations import activations
 from fastviz.methods.inspection.embedding import embedding
@@ -72,6 +84,7 @@ _SIMONYAN = "Simonyan, Vedaldi, Zisserman 2014, https://arxiv.org/abs/1312.6034"
 _ZEILER = "Zeiler, Fergus 2014, https://arxiv.org/abs/1311.2901"
 _EFROS = "Efros, Leung 1999, https://doi.org/10.1109/ICCV.1999.790383"
 _SELVARAJU = "Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391"
+_MUHAMMAD = "Muhammad, Yeasin 2020, https://arxiv.org/abs/2008.00299"
 _NGUYEN = "Nguyen, Yosinski, Clune 2015, https://arxiv.org/abs/1412.1897"
 
 METHODS: dict[str, Method] = {
@@ -121,6 +134,71 @@ METHODS: dict[str, Method] = {
             _SELVARAJU,
             "guided backprop times resized Grad-CAM",
             "gradient",
+        ),
+        Method(
+            "grad_cam_plus_plus",
+            grad_cam_plus_plus,
+            "Chattopadhay et al. 2018, https://arxiv.org/abs/1710.11063",
+            "Grad-CAM whose weights count the places that speak for the target",
+            "heat",
+        ),
+        Method(
+            "xgrad_cam",
+            xgrad_cam,
+            "Fu et al. 2020, https://arxiv.org/abs/2008.02312",
+            "Grad-CAM whose weights are means over where a map is active",
+            "heat",
+        ),
+        Method(
+            "layer_cam",
+            layer_cam,
+            "Jiang et al. 2021, https://doi.org/10.1109/TIP.2021.3089943",
+            "maps weighted place by place by the positive gradient; also for early layers",
+            "heat",
+        ),
+        Method(
+            "hires_cam",
+            hires_cam,
+            "Draelos, Carin 2020, https://arxiv.org/abs/2011.08891",
+            "gradient times map: what each place adds to the score",
+            "heat",
+        ),
+        Method(
+            "element_wise_cam",
+            element_wise_cam,
+            "GradCAMElementWise, https://github.com/jacobgil/pytorch-grad-cam",
+            "what of gradient times map is positive",
+            "heat",
+        ),
+        Method("eigen_cam", eigen_cam, _MUHAMMAD, "first principal component of a layer's maps, any target", "heat"),
+        Method("eigen_grad_cam", eigen_grad_cam, _MUHAMMAD, "the same of gradient times map", "heat"),
+        Method(
+            "full_grad",
+            full_grad,
+            "Srinivas, Fleuret 2019, https://arxiv.org/abs/1905.00780",
+            "gradient times input and times the biases of all layers, in one map",
+            "heat",
+        ),
+        Method(
+            "ablation_cam",
+            ablation_cam,
+            "Desai, Ramaswamy 2020, https://doi.org/10.1109/WACV45572.2020.9093360",
+            "maps weighted by what the score loses without each of them",
+            "heat",
+        ),
+        Method(
+            "score_cam",
+            score_cam,
+            "Wang et al. 2020, https://arxiv.org/abs/1910.01279",
+            "maps weighted by the score of the image seen through each of them",
+            "heat",
+        ),
+        Method(
+            "recipro_cam",
+            recipro_cam,
+            "Byun, Lee 2022, https://arxiv.org/abs/2209.14074",
+            "the score that each place of a layer gives alone",
+            "heat",
         ),
         Method("segment", segment, _SIMONYAN, "the object cut out by GrabCut, told by saliency where it is", "mask"),
         Method("occlusion", occlusion, _ZEILER, "fall of the score when a window of the image is covered", "signed"),

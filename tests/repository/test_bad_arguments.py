@@ -58,6 +58,12 @@ TAKES: dict[str, tuple[Callable[[nn.Module, Tensor], object], str]] = {
     "grad_cam without a layer": (lambda m, x: fv.grad_cam(m, x, 1), "x"),
     "guided_grad_cam": (lambda m, x: fv.guided_grad_cam(m, x, 1, layer="2"), "x"),
     "cam": (lambda m, x: fv.cam(m, x, 1), "x"),
+    "cams": (lambda m, x: fv.cams(m, x, 1, methods=["layer_cam", "eigen_cam"]), "x"),
+    "full_grad": (lambda m, x: fv.full_grad(m, x, 1), "x"),
+    "ablation_cam": (lambda m, x: fv.ablation_cam(m, x, 1, layer="2"), "x"),
+    "recipro_cam": (lambda m, x: fv.recipro_cam(m, x, 1, layer="2"), "x"),
+    "score_cam": (lambda m, x: fv.score_cam(m, x, 1, layer="2"), "x"),
+    "augmented": (lambda m, x: fv.augmented(fv.layer_cam, m, x, 1, layer="2"), "x"),
     "activations": (lambda m, x: fv.activations(m, x, "2"), "x"),
     "segment": (lambda m, x: fv.segment(m, x, 1), "x"),
     "invert": (lambda m, x: fv.invert(m, x, "0", steps=1), "x"),
@@ -227,6 +233,24 @@ OPTIONS: list[tuple[str, Callable[..., object], list[tuple[str, list[object]]]]]
     ]),
     ("grad_cam", lambda m, **k: fv.grad_cam(m, photos(), 1, **{"layer": "2"} | k), [
         ("layer", ["nope", 3, [], ["2"]]), ("size", [(0, 4), (1, 2, 3), "a", -3]), ("batch_size", [0, 1.5]),
+    ]),
+    ("cams", lambda m, **k: fv.cams(m, photos(), 1, **{"methods": ["layer_cam"]} | k), [
+        ("methods", ["nope", 3, [], [3]]), ("layers", [3, [], [3]]), ("size", [(0, 4), "a"]),
+        ("batch_size", [0, 1.5]), ("precision", ["half"]),
+    ]),
+    ("layer_cam", lambda m, **k: fv.layer_cam(m, photos(), 1, **k), [("layer", ["nope", 3, ["2"]])]),
+    ("ablation_cam", lambda m, **k: fv.ablation_cam(m, photos(), 1, **k), [
+        ("layer", ["nope", 3, ["2"]]), ("size", [(0, 4), "a"]), ("batch_size", [0, 1.5]),
+    ]),
+    ("recipro_cam", lambda m, **k: fv.recipro_cam(m, photos(), 1, **k), [
+        ("layer", ["nope", 3]), ("gaussian", [3, "a"]), ("batch_size", [0]),
+    ]),
+    ("score_cam", lambda m, **k: fv.score_cam(m, photos(), 1, **k), [
+        ("layer", ["nope", 3]), ("size", [(0, 4)]), ("batch_size", [0]),
+    ]),
+    ("full_grad", lambda m, **k: fv.full_grad(m, photos(), 1, **k), [("batch_size", [0]), ("precision", ["half"])]),
+    ("fuse_maps", lambda m, **k: fv.fuse_maps(**{"maps": [torch.rand(2, 3, 3)]} | k), [
+        ("maps", [[], [3], [torch.rand(2, 2)], [torch.rand(1, 2, 2), torch.rand(2, 2, 2)]]), ("how", ["min", 3]),
     ]),
     ("guided_grad_cam", lambda m, **k: fv.guided_grad_cam(m, photos(), 1, **k), [("layer", ["nope", 3, ["2"]])]),
     ("activations", lambda m, **k: fv.activations(m, photos(), **k), [

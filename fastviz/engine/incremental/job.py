@@ -20,7 +20,7 @@ from fastviz.execution.fast_conv.memory_format import in_fast_order
 from fastviz.execution.full_precision import full_float32
 from fastviz.execution.inputs import input_batch, output_of
 
-__all__ = ["Evaluate", "Job", "in_batches", "new_job", "sampled_error", "whole_passes"]
+__all__ = ["Evaluate", "Job", "in_batches", "new_job", "order_pays", "sampled_error", "whole_passes"]
 
 Evaluate = Callable[[Any, Tensor], Tensor]
 
@@ -54,7 +54,7 @@ def whole_passes(images: Tensor) -> int:
     return max(least, min(_MOST, _PIXELS // max(1, images.shape[2:].numel())))
 
 
-def _order_pays(model: nn.Module, pixels: int) -> bool:
+def order_pays(model: nn.Module, pixels: int) -> bool:
     """Whether batches of so many pixels are worth the copies of a model's weights that another memory order takes."""
     weights = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
     many = sum(weight.numel() for weight in weights if not nn.parameter.is_lazy(weight)) >= _MANY_WEIGHTS
@@ -128,7 +128,7 @@ class Job:
         count = math.ceil(len(windows) / batch_size)
         even = math.ceil(len(windows) / max(1, count))
         passed: Callable[[Tensor], Any] = self.batches.run_model
-        if _order_pays(self.model, even * self.images.shape[2:].numel()):
+        if order_pays(self.model, even * self.images.shape[2:].numel()):
             passed = in_fast_order(self.model, "model", passed, None)
         in_batches(windows, 1 if self.batches.reason else even, self.stats, run)
         if self.batches.reason:

@@ -24,6 +24,8 @@ from fastviz.execution.map_axes import Axes
 from fastviz.execution.model_outputs import scores_in
 from fastviz.execution.precision import Precision, reduced_precision, widened
 from fastviz.images import tensors
+from fastviz.methods.attribution import cam_formulas
+from fastviz.methods.attribution.cam_formulas import Formula
 from fastviz.targets.selection import Target
 
 __all__ = ["cam", "grad_cam", "guided_grad_cam"]
@@ -222,8 +224,12 @@ def _grad_cam(
     precision: Precision,
     *,
     named: bool,
+    formulas: Sequence[Formula] = (cam_formulas.GRADIENT["grad_cam"],),
 ) -> list[Tensor]:
-    """Grad-CAM at the layers with these names, ``named`` by the caller or not: [N, h, w] or [N, T, h, w] for each."""
+    """Maps of the layers with these names, ``named`` by the caller or not: [N, h, w] or [N, T, h, w] for each.
+
+    With several ``formulas`` those of the first layer come first, all from one pass.
+    """
     require_gradients(model)
     batches = Batches(model)
     needed = tuple(dict.fromkeys((*names, *selection.layers)))
@@ -252,14 +258,15 @@ def _grad_cam(
             return laid if axes.dims == 4 else laid.flatten(2 - axes.dims).unsqueeze(-2)
 
         if part is None:
-            return [planes(recorded[name].detach(), name)[:, 0] for name in names]
+            return [planes(recorded[name].detach(), name)[:, 0] for name in names for _ in formulas]
         values = part.values(*widened(output, recorded, batch.dtype, precision))
         found = []
         for name, gradient in zip(names, targets.gradients(values, layers), strict=True):
             _say_zero(gradient, name)
-            alpha = planes(gradient, name).to(batch.dtype).mean((-2, -1), keepdim=True)
+            slopes = planes(gradient, name).to(batch.dtype)
             layer = planes(recorded[name].detach(), name).to(batch.dtype)
-            found.append((alpha * (layer if alpha.dim() == 4 else layer[:, None])).sum(-3).relu().contiguous())
+            layer = layer if slopes.dim() == 4 else layer[:, None]
+            found += [formula(layer, slopes).contiguous() for formula in formulas]
         return found
 
     maps = _in_batches(batches, images, selection, batch_size, precision, compute)

@@ -1,0 +1,87 @@
+"""Many whole images through one model: by its steps, packed and fused, where preparing them pays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastviz.engine.incremental import worth
+from fastviz.engine.incremental.execute import run_whole
+from fastviz.engine.incremental.job import order_pays, whole_passes
+from fastviz.engine.incremental.network import Network, kept, network
+from fastviz.engine.incremental.steps import memory_order
+from fastviz.execution.batches import Batches
+from fastviz.execution.fast_conv.memory_format import in_fast_order
+from fastviz.graph.model_graph import NotTraceable
+
+__all__ = ["WholeImages"]
+
+_LEAST_WORK = 3e11
+"""Operations of all images together below which a model is not traced for them."""
+
+_NEAR = {torch.float32: 1e-4, torch.float64: 1e-9}
+"""How far the steps may be from the model, as a fraction of its largest output; other dtypes run as they are."""
+
+
+class WholeImages:
+    """Runs a model on many images of one size, in evaluation mode and without gradients.
+
+    Args:
+        model: any module; not changed.
+        image: [1, C, H, W], one of them, or one like them.
+        count: how many there will be: a model is traced only for enough of them.
+
+    Attributes:
+        output: what the model gives for ``image``.
+        batch_size: how many images to give it at once, if nothing else is said.
+        stepwise: whether the steps of a trace run in the place of the model.
+    """
+
+    def __init__(self, model: nn.Module, image: Tensor, count: int) -> None:
+        self._batches = Batches(model)
+        with worth.counted(model, image):
+            self.output = self._batches.run_model(image.clone())
+        self.batch_size = whole_passes(image)
+        self._steps = self._traced(model, image, count)
+        self._run: Callable[[Tensor], Any] = self._batches.run_model
+        if order_pays(model, self.batch_size * image.shape[2:].numel()):
+            self._run = in_fast_order(model, "model", self._run, None)
+
+    @property
+    def stepwise(self) -> bool:
+        """See the class."""
+        return self._steps is not None
+
+    def __call__(self, images: Tensor) -> list[Any]:
+        """The outputs for the ``images``: one of all of them, or one of each where they may meet in the model."""
+        if self._steps is not None:
+            steps = self._steps.steps
+            return [run_whole(steps, {steps[0]: images.contiguous(memory_format=memory_order(images))})[0]]
+        return self._batches(self._run, images)
+
+    def _traced(self, model: nn.Module, image: Tensor, count: int) -> Network | None:
+        """The steps, if they pay and give what the model gives."""
+        expected, near = self.output, _NEAR.get(image.dtype)
+        if near is None or not isinstance(expected, Tensor) or not bool(expected.isfinite().all()):
+            return None
+        try:
+            found = kept(model, image)
+            if found is None:
+                work = worth.known(model, image)
+                if work is None or work.operations * count < _LEAST_WORK:
+                    return None
+                found = network(model, image)
+        except NotTraceable:
+            return None
+        for again in (False, True):
+            if again:  # what an earlier call kept may be of the model as it was
+                found = network(model, image, anew=True)
+            output, _ = run_whole(found.steps, {found.steps[0]: image.contiguous(memory_format=memory_order(image))})
+            if output.shape == expected.shape:
+                largest = float(expected.abs().max())
+                if float((output - expected).abs().max()) <= near * (largest or 1.0):
+                    return found
+        return None

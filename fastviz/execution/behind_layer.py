@@ -1,0 +1,188 @@
+"""What follows a layer, run for many maps of that layer at once; what stands in front of it runs once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fastviz.execution.elementwise import tensors_in
+from fastviz.execution.fast_conv.memory_format import in_fast_order
+from fastviz.execution.hooks import floating_output, hooked
+from fastviz.execution.inputs import output_of
+from fastviz.execution.map_axes import Axes
+
+__all__ = ["BehindLayer"]
+
+_JOINS = frozenset({torch.cat, torch.concat, torch.concatenate, torch.stack})
+
+
+class BehindLayer:
+    """The part of a model behind the last call of a layer, for one image.
+
+    The first pass notes what every call in front of the layer gives. Later passes run the model's own code, but in
+    front of the layer calls are answered from these notes, and the layer gives the maps that it is told to. They may
+    be many: what comes from in front of the layer, by a shortcut, is then the same for all of them.
+
+    To be used in evaluation mode and without gradients.
+
+    Args:
+        model: any module; not changed.
+        layer: dotted name of a layer that gives one tensor.
+        image: [1, C, H, W].
+
+    Attributes:
+        maps: what the layer gives, [1, ...].
+        layer_output: the same tensor as ``axes`` knows it, whose values what follows may have worked on in place.
+        axes: which dimensions of it are rows, columns and channels.
+        output: what the model gives.
+        together: whether several maps go through the rest of the model at once.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(4, 2, bias=False)).eval()
+    >>> with torch.no_grad():
+    ...     rest = BehindLayer(model, "1", torch.ones(1, 1, 2, 2))
+    ...     found = rest(torch.cat([rest.maps, 3 * rest.maps]))
+    >>> torch.allclose(found, torch.cat([rest.output, 3 * rest.output]))
+    True
+    """
+
+    def __init__(self, model: nn.Module, layer: str, image: Tensor) -> None:
+        self._model, self._layer, self._image = model, layer, image
+        self.axes = Axes()
+        self._calls = 0
+        found: list[tuple[Tensor, Tensor]] = []
+
+        def note(module: nn.Module, inputs: object, output: object) -> None:
+            self._calls += 1
+            tensor = floating_output(layer, output)
+            found[:] = [(tensor.clone(), tensor)]
+
+        with hooked(model, {layer: note}), self.axes:
+            self.output = output_of(model, self.axes.images(image.clone()))
+        if not found:
+            raise ValueError(f"layer {layer!r} was not called in the forward pass, so it has no output")
+        self.maps, self.layer_output = found[0]
+        self._fast: Callable[[Tensor], Any] = self._run
+        if self.maps.dim() == 4 and self.axes.order(self.layer_output) in (None, (0, 1, 2, 3)):
+            self._fast = in_fast_order(model, "model", self._run, None)
+        self._notes: _Notes | None = _Notes(image)
+        self.together = self._is_together()
+        if not (self._notes.unchanged() and self._same(self._run(self.maps), self.output)):
+            # the rest of the model works in place on what stands in front: all of it runs each time
+            self._notes = None
+            self.together = self._is_together()
+
+    def __call__(self, maps: Tensor) -> Any:
+        """The model's output for each of the ``maps`` [P, ...]; together if that is possible, else one by one."""
+        if len(maps) == 1 or self.together:
+            return self._fast(maps)
+        alone = [self._run(maps[at : at + 1]) for at in range(len(maps))]
+        if all(isinstance(each, (list, tuple)) for each in alone):  # one entry an image, as detectors give
+            return [entry for each in alone for entry in each]
+        return torch.cat(alone)
+
+    def _run(self, maps: Tensor) -> Any:
+        calls = 0
+
+        def replace(module: nn.Module, inputs: object, output: object) -> Tensor | None:
+            nonlocal calls
+            calls += 1
+            if calls < self._calls:
+                return None
+            if self._notes is not None:
+                self._notes.end()
+            return maps.clone()  # what follows may work in place
+
+        with hooked(self._model, {self._layer: replace}), _Joined():
+            if self._notes is None:
+                return self._model(self._image.clone())
+            with self._notes:
+                return self._model(self._notes.start())
+
+    def _is_together(self) -> bool:
+        """Whether three maps at once give what each of them gives alone."""
+        if not isinstance(self.output, Tensor):
+            return False
+        maps = torch.cat([self.maps, 0.5 * self.maps, self.maps.flip(-1)])
+        alone = torch.cat([self._run(maps[at : at + 1]) for at in range(len(maps))])
+        try:
+            return self._same(self._run(maps), alone)
+        except (RuntimeError, ValueError, IndexError, TypeError):
+            return False  # a shortcut, or a fixed number of images: alone they have just gone through
+
+    @staticmethod
+    def _same(output: object, expected: object) -> bool:
+        if not isinstance(output, Tensor) or not isinstance(expected, Tensor) or output.shape != expected.shape:
+            return False
+        near = min(1e3 * torch.finfo(expected.dtype).eps, 0.05) * float(expected.abs().max())
+        return torch.allclose(output, expected, rtol=0, atol=near, equal_nan=True)
+
+
+class _Notes(TorchFunctionMode):
+    """What the calls in front of a layer gave in the first pass, given again in later ones."""
+
+    def __init__(self, image: Tensor) -> None:
+        super().__init__()
+        self._image = image.clone()
+        self._noted: list[tuple[Callable[..., Any], Any]] = []
+        self._versions: list[tuple[Tensor, int]] | None = None
+        self._at = 0
+        self._in_front = False
+
+    def start(self) -> Tensor:
+        """A pass begins; the image for it, which is as the calls in front of the layer left it."""
+        self._at, self._in_front = 0, True
+        return self._image
+
+    def end(self) -> None:
+        """What follows in this pass is behind the layer."""
+        self._in_front = False
+        if self._versions is None:
+            tensors = [self._image, *(each for _, result in self._noted for each in tensors_in((result,), {}))]
+            self._versions = [(each, each._version) for each in tensors]
+
+    def unchanged(self) -> bool:
+        """Whether nothing that was noted has been worked on in place since the first pass came to the layer."""
+        return all(each._version == version for each, version in self._versions or ())
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._in_front and self._versions is None:
+            self._noted.append((func, func(*args, **kwargs)))
+            return self._noted[-1][1]
+        if self._in_front and self._at < len(self._noted) and self._noted[self._at][0] == func:
+            self._at += 1
+            return self._noted[self._at - 1][1]
+        self._in_front = False  # behind the layer, or another way than the first time: all is computed from here on
+        return func(*args, **kwargs)
+
+
+class _Joined(TorchFunctionMode):
+    """Inside, tensors that are joined may be of one image where others are of several."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if (
+            func in _JOINS
+            and args
+            and isinstance(args[0], (tuple, list))
+            and not _along_images(func, args, kwargs or {})
+        ):
+            given = list(args[0])
+            most = max((len(each) for each in given if each.dim()), default=1)
+            if most > 1 and any(each.dim() > 1 and len(each) == 1 for each in given):
+                given = [each.expand(most, *each.shape[1:]) if len(each) == 1 else each for each in given]
+                args = (given, *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+def _along_images(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether tensors are put one behind another along their first dimension, where their lengths may differ."""
+    dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
+    return func is not torch.stack and (dim == 0 or any(dim == -each.dim() for each in args[0]))

@@ -1,0 +1,342 @@
+"""The CAM family by gradients: Grad-CAM++, XGrad-CAM, LayerCAM, HiResCAM, element-wise, Eigen-CAM, Eigen-Grad-CAM.
+
+All of them weight the maps A of a layer by what the gradient G of the target for them says; one recorded pass gives as
+many methods and layers as are asked for, see :func:`cams`. Numbers are those of pytorch-grad-cam before it scales them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fastviz import targets
+from fastviz._util import checks
+from fastviz.execution.batches import Batches
+from fastviz.execution.compiled import eager
+from fastviz.execution.forward import layer_outputs
+from fastviz.execution.inputs import input_batch
+from fastviz.execution.map_axes import Axes
+from fastviz.execution.precision import Precision, reduced_precision
+from fastviz.images import tensors
+from fastviz.methods.attribution import cam
+from fastviz.methods.attribution.cam_formulas import GRADIENT, Formula
+from fastviz.methods.attribution.map_fusion import height_and_width
+from fastviz.targets.selection import Target
+
+__all__ = [
+    "cams",
+    "eigen_cam",
+    "eigen_grad_cam",
+    "element_wise_cam",
+    "grad_cam_plus_plus",
+    "hires_cam",
+    "layer_cam",
+    "xgrad_cam",
+]
+
+_EIGEN = "eigen_cam"
+_NAMES = (*GRADIENT, _EIGEN)
+
+
+def cams(
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    methods: Sequence[str],
+    layers: Sequence[str] | None = None,
+    eigen_smooth: bool = False,
+    size: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    precision: Precision = "model",
+) -> dict[str, dict[str, Tensor]]:
+    """Maps of several methods of the CAM family at several layers, from one forward and one backward pass.
+
+    Args:
+        model, x, target, size, batch_size, precision: as in :func:`fastviz.grad_cam`.
+        methods: of ``"grad_cam"``, ``"grad_cam_plus_plus"``, ``"xgrad_cam"``, ``"layer_cam"``, ``"hires_cam"``,
+            ``"element_wise_cam"``, ``"eigen_grad_cam"``, ``"seg_eigen_cam"``, ``"eigen_cam"``: the functions of these
+            names say what they are; ``"seg_eigen_cam"`` is the first principal component of ``abs(G) A``.
+        layers: dotted names; None is the last one with maps, as in :func:`fastviz.grad_cam`.
+        eigen_smooth: the weighted maps are projected on their first principal component, and not added up.
+
+    Returns:
+        Method → layer → maps [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled. To make one map
+        of several layers, see :func:`fastviz.fuse_maps`.
+
+    Raises:
+        TypeError, ValueError: as :func:`fastviz.grad_cam`; a method that is not one of these.
+
+    Warns:
+        UserWarning: as :func:`fastviz.grad_cam`.
+
+    >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
+    >>> found = cams(model, torch.ones(1, 1, 8, 8), 4, methods=["grad_cam", "layer_cam"], layers=["0", "1"])
+    >>> found["layer_cam"]["1"].shape
+    torch.Size([1, 6, 6])
+    """
+    images = input_batch(model, x)
+    model = eager(model)
+    selection = targets.resolve(target, model)
+    chosen = list(dict.fromkeys(checks.nearest(name, "methods", _NAMES) for name in checks.names(methods, "methods")))
+    if not chosen:
+        raise ValueError(f"methods should be one or more of {', '.join(_NAMES)}, got none")
+    if layers is None:
+        names = [cam._last_maps(model, images)]
+    else:
+        names = list(dict.fromkeys(checks.names(layers, "layers")))
+        if not names:
+            raise ValueError("layers should be a list of names, or None for the last one with maps, got an empty list")
+    shape = height_and_width(size)
+    found: dict[str, dict[str, Tensor]] = {method: {} for method in chosen}
+    by_gradient = [method for method in chosen if method != _EIGEN]
+    if by_gradient:
+        formulas = [GRADIENT[method].smooth() if eigen_smooth else GRADIENT[method] for method in by_gradient]
+        maps = cam._grad_cam(
+            model, images, selection, names, batch_size, precision, named=layers is not None, formulas=formulas
+        )
+        for number, name in enumerate(names):
+            for at, method in enumerate(by_gradient):
+                found[method][name] = maps[number * len(formulas) + at]
+    if _EIGEN in chosen:
+        found[_EIGEN] = dict(zip(names, _eigen(model, images, selection, names, batch_size, precision), strict=True))
+    if shape is not None:
+        found = {
+            method: {name: tensors.resize_maps(each, *shape) for name, each in maps_of.items()}
+            for method, maps_of in found.items()
+        }
+    return found
+
+
+def grad_cam_plus_plus(
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    layer: str | None = None,
+    eigen_smooth: bool = False,
+    size: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    precision: Precision = "model",
+) -> Tensor:
+    """Grad-CAM whose weights count places that speak for the target: ``ReLU(Σ_k w_k A_k)``.
+
+    ``w_k = Σ_ij α_kij ReLU(G_kij)`` with ``α = G² / (2 G² + G³ Σ_ij A_kij + 1e-6)``, 0 where G is 0. Chattopadhay et
+    al. 2018, "Grad-CAM++", https://arxiv.org/abs/1710.11063, whose derivatives of the score's exponential these are.
+
+    Args:
+        model, x, target, layer, size, batch_size, precision: as in :func:`fastviz.grad_cam`.
+        eigen_smooth: the weighted maps are projected on their first principal component, and not added up.
+
+    Returns, raises and warns as :func:`fastviz.grad_cam` with one layer.
+
+    >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
+    >>> grad_cam_plus_plus(model, torch.ones(1, 1, 8, 8), target=4).shape
+    torch.Size([1, 6, 6])
+    """
+    return _one("grad_cam_plus_plus", model, x, target, layer, eigen_smooth, size, batch_size, precision)
+
+
+def xgrad_cam(
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    layer: str | None = None,
+    eigen_smooth: bool = False,
+    size: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    precision: Precision = "model",
+) -> Tensor:
+    """Grad-CAM whose weights are means over where a map is active: ``ReLU(Σ_k w_k A_k)``.
+
+    ``w_k = Σ_ij G_kij A_kij / (Σ_ij A_kij + 1e-7)``. Fu et al. 2020, "Axiom-based Grad-CAM",
+    https://arxiv.org/abs/2008.02312. Arguments, result and errors as of :func:`grad_cam_plus_plus`.
+
+    >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
+    >>> xgrad_cam(model, torch.ones(1, 1, 8, 8), target=4).shape
+    torch.Size([1, 6, 6])
+    """
+    return _one("xgrad_cam", model, x, target, layer, eigen_smooth, size, batch_size, precision)
+
+
+def layer_cam(
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    layer: str | None = None,
+    eigen_smooth: bool = False,
+    size: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    precision: Precision = "model",
+) -> Tensor:
+    """Maps weighted place by place by the positive gradient, ``ReLU(Σ_k ReLU(G_k) A_k)``: good in early layers too.
+
+    Jiang et al. 2021, "LayerCAM", https://doi.org/10.1109/TIP.2021.3089943. Arguments, result and errors as of
+    :func:`grad_cam_plus_plus`.
+
+    >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
+    >>> layer_cam(model, torch.ones(1, 1, 8, 8), target=4, size=(8, 8)).shape
+    torch.Size([1, 8, 8])
+    """
+    return _one("layer_cam", model, x, target, layer, eigen_smooth, size, batch_size, precision)
+
+
+def hires_cam(
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    layer: str | None = None,
+    eigen_smooth: bool = False,
+    size: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    precision: Precision = "model",
+) -> Tensor:
+    """Gradient times map, ``ReLU(Σ_k G_k A_k)``: what each place adds to the score, where the rest is linear.
+
+    Draelos, Carin 2020, "Use HiResCAM instead of Grad-CAM", https://arxiv.org/abs/2011.08891. Arguments, result and
+    errors as of :func:`grad_cam_plus_plus`; with ``eigen_smooth`` the paper's promise does not hold.
+
+    >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
+    >>> hires_cam(model, torch.ones(1, 1, 8, 8), target=4).shape
+    torch.Size([1, 6, 6])
+    """
+    return _one("hires_cam", model, x, target, layer, eigen_smooth, size, batch_size, precision)
+
+
+def element_wise_cam(
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    layer: str | None = None,
+    eigen_smooth: bool = False,
+    size: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    precision: Precision = "model",
+) -> Tensor:
+    """What of gradient times map is positive, ``Σ_k ReLU(G_k A_k)``: nothing that speaks against the target counts.
+
+    "GradCAMElementWise" of pytorch-grad-cam, https://github.com/jacobgil/pytorch-grad-cam. Arguments, result and errors
+    as of :func:`grad_cam_plus_plus`.
+
+    >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
+    >>> element_wise_cam(model, torch.ones(1, 1, 8, 8), target=4).shape
+    torch.Size([1, 6, 6])
+    """
+    return _one("element_wise_cam", model, x, target, layer, eigen_smooth, size, batch_size, precision)
+
+
+def eigen_grad_cam(
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    layer: str | None = None,
+    size: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    precision: Precision = "model",
+) -> Tensor:
+    """The positive part of the first principal component of gradient times map: Eigen-CAM that knows the target.
+
+    Muhammad, Yeasin 2020, "Eigen-CAM", https://arxiv.org/abs/2008.00299, with ``G A`` in the place of A, as in
+    pytorch-grad-cam. Arguments, result and errors as of :func:`grad_cam_plus_plus`; the sign as of :func:`eigen_cam`.
+
+    >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
+    >>> eigen_grad_cam(model, torch.ones(1, 1, 8, 8), target=4).shape
+    torch.Size([1, 6, 6])
+    """
+    return _one("eigen_grad_cam", model, x, target, layer, False, size, batch_size, precision)
+
+
+def eigen_cam(
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    layer: str | None = None,
+    size: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    precision: Precision = "model",
+) -> Tensor:
+    """The positive part of the first principal component of a layer's maps: what is in the image, whatever the target.
+
+    The places are points in as many dimensions as there are channels; their mean is subtracted and they are projected
+    on the first singular vector. Muhammad, Yeasin 2020, "Eigen-CAM", https://arxiv.org/abs/2008.00299. A principal
+    component has no sign: the one is taken that makes its largest absolute value positive. pytorch-grad-cam leaves it
+    to chance, so that its map can be the background's.
+
+    Args:
+        model, x, layer, size, batch_size, precision: as in :func:`fastviz.grad_cam`.
+        target: changes nothing but the shape: T targets a sample give the same map T times.
+
+    Returns, raises as :func:`fastviz.grad_cam` with one layer; there is no gradient that could be zero.
+
+    >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
+    >>> eigen_cam(model, torch.ones(1, 1, 8, 8)).shape
+    torch.Size([1, 6, 6])
+    """
+    return _one(_EIGEN, model, x, target, layer, False, size, batch_size, precision)
+
+
+# ------------------------------------------------------------------------------------------------------- helpers
+
+
+def _one(
+    method: str,
+    model: nn.Module,
+    x: Tensor,
+    target: Target,
+    layer: str | None,
+    eigen_smooth: bool,
+    size: tuple[int, int] | None,
+    batch_size: int | None,
+    precision: Precision,
+) -> Tensor:
+    """The maps of one method at one layer."""
+    if layer is not None and not isinstance(layer, str):
+        raise TypeError(f"layer should be a dotted module name, got {type(layer).__name__}; cams takes several")
+    found = cams(
+        model,
+        x,
+        target,
+        methods=[method],
+        layers=None if layer is None else [layer],
+        eigen_smooth=eigen_smooth,
+        size=size,
+        batch_size=batch_size,
+        precision=precision,
+    )
+    (maps,) = found[method].values()
+    return maps
+
+
+def _eigen(
+    model: nn.Module,
+    images: Tensor,
+    selection: targets.Selection,
+    names: list[str],
+    batch_size: int | None,
+    precision: Precision,
+) -> list[Tensor]:
+    """Eigen-CAM of each layer, from a forward pass alone."""
+    batches = Batches(model)
+    formula = Formula(lambda maps, _: maps, projected=True)
+
+    def compute(batch: Tensor, part: targets.Selection | None) -> list[Tensor]:
+        axes = Axes()
+        with torch.no_grad(), layer_outputs(model, names) as recorded, reduced_precision(batch, precision), axes:
+            batches.run_model(axes.images(batch.clone()))
+        found = []
+        for name in names:
+            maps = cam._planes(recorded[name].detach(), recorded[name], name, axes).to(batch.dtype)
+            once = formula(maps, maps)
+            columns = None if part is None else part.columns
+            found.append(once if columns is None else once[:, None].expand(-1, columns, -1, -1).contiguous())
+        return found
+
+    return cam._in_batches(batches, images, selection, batch_size, precision, compute)
