@@ -29,7 +29,21 @@ TOOLS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
             )
         },
     ),
-    "grad_cam": ("pytorch_grad_cam", {"pytorch_grad_cam": ("GradCAM", "GuidedBackpropReLUModel")}),
+    "grad_cam": (
+        "pytorch_grad_cam",
+        {
+            "pytorch_grad_cam": (
+                *("GradCAM", "GradCAMPlusPlus", "XGradCAM", "LayerCAM", "HiResCAM", "GradCAMElementWise", "EigenCAM"),
+                *("EigenGradCAM", "SegEigenCAM", "FEM", "KPCA_CAM", "RandomCAM", "FullGrad", "AblationCAM", "ScoreCAM"),
+                "GuidedBackpropReLUModel",
+            ),
+            "pytorch_grad_cam.metrics.road": (
+                *("ROADMostRelevantFirst", "ROADLeastRelevantFirst", "ROADMostRelevantFirstAverage"),
+                *("ROADLeastRelevantFirstAverage", "ROADCombined"),
+            ),
+        },
+    ),
+    "torchcam": ("torchcam", {"torchcam.methods": ("ScoreCAM", "SSCAM", "ISCAM")}),
     "kornia": ("kornia", {"kornia.losses": ("total_variation", "TotalVariation")}),
     "torchmetrics": (
         "torchmetrics",
@@ -115,8 +129,8 @@ def accelerate(*tools: str, quiet: bool = False) -> Acceleration:
     order, the last one that ends puts the names back, also in modules that were imported in between.
 
     Args:
-        tools: ``"captum"``, ``"grad_cam"`` (pytorch-grad-cam), ``"kornia"``, ``"torchmetrics"``, ``"pystiche"``; none
-            for all that are installed and can be imported.
+        tools: ``"captum"``, ``"grad_cam"`` (pytorch-grad-cam), ``"torchcam"``, ``"kornia"``, ``"torchmetrics"``,
+            ``"pystiche"``; none for all that are installed and can be imported.
         quiet: do not say on standard error what was replaced.
 
     Returns:

@@ -1,0 +1,55 @@
+"""Drop-in for pytorch-grad-cam's CAM classes, its guided backprop and its ROAD metrics: the same NumPy arrays, sooner.
+
+No gradient of a parameter is computed. The model keeps its mode, its parameters their ``grad``, its layers have no hook
+between calls, and exceptions are passed on. Targets are any callables, pytorch-grad-cam's own among them. What is
+faster, and what differs on purpose, is listed in docs/compat.md.
+"""
+
+from fastviz.compat.grad_cam.full_grad import FullGrad
+from fastviz.compat.grad_cam.gradient import (
+    FEM,
+    KPCA_CAM,
+    EigenCAM,
+    EigenGradCAM,
+    GradCAM,
+    GradCAMElementWise,
+    GradCAMPlusPlus,
+    HiResCAM,
+    LayerCAM,
+    RandomCAM,
+    SegEigenCAM,
+    XGradCAM,
+)
+from fastviz.compat.grad_cam.guided import GuidedBackpropReLUModel
+from fastviz.compat.grad_cam.many_passes import AblationCAM, ScoreCAM
+from fastviz.compat.grad_cam.metrics import (
+    ROADCombined,
+    ROADLeastRelevantFirst,
+    ROADLeastRelevantFirstAverage,
+    ROADMostRelevantFirst,
+    ROADMostRelevantFirstAverage,
+)
+
+__all__ = [
+    "FEM",
+    "KPCA_CAM",
+    "AblationCAM",
+    "EigenCAM",
+    "EigenGradCAM",
+    "FullGrad",
+    "GradCAM",
+    "GradCAMElementWise",
+    "GradCAMPlusPlus",
+    "GuidedBackpropReLUModel",
+    "HiResCAM",
+    "LayerCAM",
+    "ROADCombined",
+    "ROADLeastRelevantFirst",
+    "ROADLeastRelevantFirstAverage",
+    "ROADMostRelevantFirst",
+    "ROADMostRelevantFirstAverage",
+    "RandomCAM",
+    "ScoreCAM",
+    "SegEigenCAM",
+    "XGradCAM",
+]

@@ -1,0 +1,278 @@
+"""What all CAM classes do: one pass for all images and layers, a formula for each layer, maps scaled and averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastviz.compat._layers import first_calls
+from fastviz.compat._order import in_fast_order
+from fastviz.compat.grad_cam._tool import MISSING, base, tool
+from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.methods.attribution.cam_formulas import Formula, turned
+
+__all__ = ["Array", "ClassScore", "Layers", "Targets", "projected", "scaled"]
+
+Array = NDArray[np.float32]
+Targets = Sequence[Callable[[Any], Tensor]]
+
+_EPSILON = 1e-7
+"""What pytorch-grad-cam adds to the largest value before it divides by it."""
+
+_FORMULAS = ("get_cam_weights", "get_cam_image")
+_STEPS = ("compute_cam_per_layer", "aggregate_multi_layers", "forward")
+
+
+class Layers(base("BaseCAM")):  # type: ignore[misc]
+    """A class of pytorch-grad-cam: which places of layers speak for a target, as a map of the size of the image.
+
+    The map of each layer is scaled to 0 to 1 in each image, resized (bilinear) and averaged over the layers; the mean
+    is scaled again. Only the part behind the first layer gets a graph, and no parameter a gradient. Classes derived
+    from it may bring formulas of their own (``get_cam_weights``, ``get_cam_image``), as in pytorch-grad-cam.
+    """
+
+    uses_gradients = True
+    compute_input_gradient = False
+    detach = True
+    _name: ClassVar[str] = "BaseCAM"
+    _formula: ClassVar[Formula | None] = None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Sequence[nn.Module],
+        reshape_transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        if self._formula is None and tool is None and type(self)._layer_map is Layers._layer_map:
+            raise ImportError(MISSING)
+        self.model = model
+        self.target_layers = target_layers
+        self.reshape_transform = reshape_transform
+        self.device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        self._hooks: Any = None
+
+    def __call__(
+        self,
+        input_tensor: Tensor,
+        targets: Targets | None = None,
+        aug_smooth: bool = False,
+        eigen_smooth: bool = False,
+    ) -> Array:
+        """The maps, float32 [N, H, W], 0 to 1.
+
+        Args:
+            input_tensor: [N, C, H, W]; volumes [N, C, D, H, W] are left to pytorch-grad-cam.
+            targets: one an image, a function of its output; None is the class with the highest score of each.
+            aug_smooth: the mean over the image and its mirror image, both also darker and brighter.
+            eigen_smooth: the weighted maps are projected on their first principal component, and not added up.
+
+        Raises:
+            ValueError: another number of targets than of images; a layer that the target does not depend on.
+            AssertionError: a layer that is not called.
+            ImportError: what is left to pytorch-grad-cam, where it is not installed.
+        """
+        if not aug_smooth:
+            return self.forward(input_tensor, targets, eigen_smooth)
+        if "tta_transforms" in vars(self):  # somebody wants other copies
+            other: Array = self.forward_augmentation_smoothing(input_tensor, targets, eigen_smooth)
+            return other
+        if input_tensor.dim() != 4:
+            return self._left(input_tensor, targets, eigen_smooth, aug_smooth=True)
+        found = []
+        for mirrored in (False, True):
+            for factor in (0.9, 1, 1.1):
+                copy = (input_tensor.flip(3) if mirrored else input_tensor) * factor
+                maps = self.forward(copy, targets, eigen_smooth)
+                found.append(maps[..., ::-1] if mirrored else maps)
+        mean: Array = np.asarray(found, np.float32).mean(axis=0)
+        return mean
+
+    def forward(self, input_tensor: Tensor, targets: Targets | None = None, eigen_smooth: bool = False) -> Array:
+        """The same without augmentation."""
+        if self._leaves(input_tensor, eigen_smooth) or self._brings(_STEPS):
+            return self._left(input_tensor, targets, eigen_smooth)
+        size = (input_tensor.shape[2], input_tensor.shape[3])
+        images = input_tensor.to(self.device)
+        with frozen_model(self.model), torch.no_grad():
+            chosen, calls, gradients = self._recorded(images, targets)
+        with frozen_model(self.model), torch.no_grad():
+            maps = []
+            for (number, value), gradient in zip(calls, gradients, strict=True):
+                A, G = self._reshaped(value.detach()), None if gradient is None else self._reshaped(gradient)
+                if A.dim() != 4:
+                    raise ValueError(
+                        f"target_layers[{number}] should give maps [N, K, h, w], got {list(A.shape)}; "
+                        "reshape_transform can make them"
+                    )
+                if self._formula is not None and not self._brings(_FORMULAS):
+                    one = self._formula_map(A, G, eigen_smooth)
+                else:
+                    one = self._layer_map(images, number, chosen, A, G, eigen_smooth)
+                maps.append(scaled(one.relu(), size))
+        found: Array = scaled(torch.stack(maps).mean(0)).float().cpu().numpy()
+        return found
+
+    def _recorded(
+        self, images: Tensor, targets: Targets | None
+    ) -> tuple[Targets, list[tuple[int, Tensor]], tuple[Tensor | None, ...]]:
+        """The targets, what the layers gave, each with its number, and the gradients for it (None: none are needed)."""
+
+        def differentiated(images: Tensor) -> Any:
+            with first_calls(self.target_layers) as calls:
+                outputs = self.model(images.clone())
+            chosen = targets
+            if chosen is None:
+                chosen = [ClassScore(int(category)) for category in outputs.detach().argmax(-1)]
+            if not self.uses_gradients:
+                return outputs, chosen, calls, (None,) * len(calls)
+            if len(chosen) != len(outputs):
+                raise ValueError(f"targets should have one entry for each of {len(outputs)} images, got {len(chosen)}")
+            values = [value for _, value in calls]
+            loss: Any = sum(target(output) for target, output in zip(chosen, outputs, strict=True))
+            return outputs, chosen, calls, torch.autograd.grad(loss, values, allow_unused=True)
+
+        outputs, chosen, calls, gradients = in_fast_order(self.model, (images,), differentiated)(images)
+        self.outputs = outputs.detach() if isinstance(outputs, Tensor) else outputs
+        for (number, _), gradient in zip(calls, gradients, strict=True):
+            if gradient is None and self.uses_gradients:
+                raise ValueError(f"targets should depend on each layer, but do not on target_layers[{number}]")
+        return chosen, calls, gradients
+
+    def _formula_map(self, A: Tensor, G: Tensor | None, eigen_smooth: bool) -> Tensor:
+        """The map of a layer [N, h, w] by the formula of the class."""
+        formula = self._formula
+        assert formula is not None
+        if not (eigen_smooth or formula.projected):
+            return formula.weighted(A, A if G is None else G).sum(1)
+        weighted = self._to_project(A, G)
+        found = projected(weighted)
+        return turned(found) if formula.projected and formula.turns else found
+
+    def _to_project(self, A: Tensor, G: Tensor | None) -> Tensor:
+        """The weighted maps, weighted by NumPy where it can be: the sign of a projection may hang on the last bit."""
+        if tool is not None and G is not None and "get_cam_weights" in vars(base(self._name)):
+            arrays = [each.float() if each.dtype in (torch.float16, torch.bfloat16) else each for each in (A, G)]
+            weights = self.get_cam_weights(None, None, None, *(each.cpu().numpy() for each in arrays))
+            return torch.as_tensor(weights, device=A.device)[:, :, None, None] * arrays[0]
+        assert self._formula is not None
+        return self._formula.weighted(A, A if G is None else G)
+
+    def _layer_map(
+        self, images: Tensor, number: int, targets: Targets, A: Tensor, G: Tensor | None, eigen_smooth: bool
+    ) -> Tensor:
+        """The same by the formula in NumPy that a derived class or pytorch-grad-cam brings."""
+        arrays = [None if each is None else each.float().cpu().numpy() for each in (A, G)]
+        found = self.get_cam_image(images, self.target_layers[number], targets, *arrays, eigen_smooth)
+        return torch.as_tensor(np.asarray(found), device=A.device)
+
+    def _reshaped(self, value: Tensor) -> Tensor:
+        return value if self.reshape_transform is None else self.reshape_transform(value)
+
+    def _brings(self, names: Sequence[str]) -> bool:
+        """Whether a class derived from ours defines any of these itself."""
+        for name in names:
+            owner = next((kind for kind in type(self).__mro__ if name in vars(kind)), None)
+            if owner is not None and owner.__module__.partition(".")[0] not in ("fastviz", "pytorch_grad_cam"):
+                return True
+        return False
+
+    def _leaves(self, input_tensor: Tensor, eigen_smooth: bool) -> bool:
+        """Whether a call is left to pytorch-grad-cam."""
+        return input_tensor.dim() != 4
+
+    def _options(self) -> dict[str, Any]:
+        """Further arguments of the constructor."""
+        return {}
+
+    def _left(
+        self, input_tensor: Tensor, targets: Targets | None, eigen_smooth: bool, *, aug_smooth: bool = False
+    ) -> Array:
+        """pytorch-grad-cam's own computation; the model's mode and its parameters' ``grad`` are put back."""
+        if tool is None:
+            raise ImportError(MISSING)
+        with self._untouched():
+            if self._brings(_STEPS):
+                try:
+                    own: Array = base("BaseCAM").forward(self, input_tensor, targets, eigen_smooth)
+                    return own
+                finally:
+                    self.__del__()
+            theirs = base(self._name)(self.model, self.target_layers, self.reshape_transform, **self._options())
+            if hasattr(self, "batch_size"):
+                theirs.batch_size = self.batch_size
+            try:
+                left: Array = theirs(input_tensor, targets, aug_smooth=aug_smooth, eigen_smooth=eigen_smooth)
+                return left
+            finally:
+                theirs.activations_and_grads.release()
+
+    @contextmanager
+    def _untouched(self) -> Iterator[None]:
+        held = [(parameter, parameter.grad) for parameter in self.model.parameters()]
+        with frozen_model(self.model):
+            try:
+                yield
+            finally:
+                for parameter, grad in held:
+                    parameter.grad = grad
+
+    @property
+    def activations_and_grads(self) -> Any:
+        """pytorch-grad-cam's recorder with its hooks, for methods of that library that ask for it; made then."""
+        if self._hooks is None:
+            self._hooks = tool.ActivationsAndGradients(
+                self.model, self.target_layers, self.reshape_transform, self.detach
+            )
+        return self._hooks
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.__del__()
+
+    def __del__(self) -> None:
+        if getattr(self, "_hooks", None) is not None:
+            self._hooks.release()
+            self._hooks = None
+
+
+class ClassScore:
+    """The score of a class."""
+
+    def __init__(self, category: int) -> None:
+        self.category = category
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """Of one output."""
+        return output[self.category]
+
+
+def scaled(maps: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    """Each of ``maps`` [N, h, w] scaled to 0 to 1, as float32 and at another size if one is given."""
+    maps = maps - maps.amin((1, 2), keepdim=True)
+    maps = (maps / (maps.amax((1, 2), keepdim=True) + _EPSILON)).float()
+    if size is None:
+        return maps
+    return functional.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def projected(maps: Tensor) -> Tensor:
+    """Maps [N, K, h, w] on their first principal component [N, h, w], float32, with the sign that NumPy gives it.
+
+    pytorch-grad-cam leaves the sign to NumPy's decomposition. A thin one has the same, in a fraction of the time.
+    """
+    found = []
+    for one in torch.where(maps.isnan(), 0, maps).cpu():
+        points = (one if one.dtype == torch.float64 else one.float()).flatten(1).numpy().T
+        points = points - points.mean(axis=0)
+        axis = np.linalg.svd(points, full_matrices=False)[2][0]
+        found.append(torch.from_numpy(np.float32(points @ axis)).reshape(one.shape[1:]))
+    return torch.stack(found).to(maps.device)
