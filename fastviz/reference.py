@@ -1,17 +1,28 @@
 """The slow definitions, from the papers, in plain torch: what `fastviz.ops` must equal. Tests and benchmarks use them.
 
-The signatures are those of `fastviz.ops`; arguments are not checked.
+Those of operators have the signatures of `fastviz.ops`; arguments are not checked.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["gram", "gram_loss", "guided_relu", "occlude", "patch_search", "splice", "total_variation"]
+__all__ = [
+    "gram",
+    "gram_loss",
+    "guided_relu",
+    "integrated_gradients",
+    "occlude",
+    "patch_search",
+    "shapley_values",
+    "splice",
+    "total_variation",
+]
 
 
 def occlude(images: Tensor, boxes: Tensor, image_index: Tensor | None = None, fill: float | Tensor = 0.0) -> Tensor:
@@ -151,3 +162,24 @@ def patch_search(sample: Tensor, neighbourhood: Tensor, mask: Tensor, weights: T
             if counts.any():
                 distances[y, x] = (used * squares)[counts].sum() / used.sum()
     return distances
+
+
+def integrated_gradients(
+    score: Callable[[Tensor], Tensor], x: Tensor, baseline: Tensor, places: Tensor, weights: Tensor
+) -> Tensor:
+    """``(x − x') Σ_k w_k ∂S/∂x (x' + a_k (x − x'))`` for one image [C, H, W], one place after another."""
+    total = torch.zeros_like(x)
+    for place, weight in zip(places.tolist(), weights.tolist(), strict=True):
+        point = (baseline + place * (x - baseline)).requires_grad_()
+        total += weight * torch.autograd.grad(score(point[None])[0], point)[0]
+    return (x - baseline) * total
+
+
+def shapley_values(value: Callable[[frozenset[int]], float], players: int) -> list[float]:
+    """What each player adds, the mean over all orders of joining: Shapley 1953, by its definition."""
+    orders = list(itertools.permutations(range(players)))
+    total = [0.0] * players
+    for order in orders:
+        for at, player in enumerate(order):
+            total[player] += value(frozenset(order[: at + 1])) - value(frozenset(order[:at]))
+    return [each / len(orders) for each in total]

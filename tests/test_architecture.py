@@ -34,7 +34,7 @@ FOLDERS = [
 ]
 # Folders and modules inside of folders, in the same order. What is not named stands with the folder itself, above them.
 INSIDE = {
-    "engine": ["optimize", "incremental", "gradients"],
+    "engine": ["masking", "optimize", "incremental", "gradients"],
     # Forward passes, batches and recordings use the fast convolutions. These need to know what a model can be run on.
     "execution": [
         "fast_conv",
@@ -65,6 +65,8 @@ EDGE = {
     "_util.output_folder",
     # vectors on disk beside the names of their images
     "methods.inspection.embedding_file",
+    # thousands of small parts of a plane, which tensors are slow at
+    "engine.masking.feature_boxes",
     # what it calls takes arrays: OpenCV's GrabCut
     "methods.attribution.segmentation",
 }

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from fastviz._util import checks
 from fastviz.evaluation._maps import own_maps, resized, scaled
+from fastviz.vectors.ranks import correlation, ranks
 
 __all__ = [
     "SIMILARITIES",
@@ -45,7 +46,7 @@ def rank_correlation(first: Tensor, second: Tensor, *, absolute: bool = False) -
     a, b = _pair(first, second)
     if absolute:
         a, b = a.abs(), b.abs()
-    return _correlation(_ranks(a.flatten(1)), _ranks(b.flatten(1))).to(a.dtype)
+    return correlation(ranks(a.flatten(1)), ranks(b.flatten(1))).to(a.dtype)
 
 
 def ssim(first: Tensor, second: Tensor, *, window: int = 11, deviation: float = 1.5, scale: bool = True) -> Tensor:
@@ -127,7 +128,7 @@ def hog_correlation(
             f"got {a.shape[1]}x{a.shape[2]}; give a smaller cell, or resize them"
         )
     descriptors = [_hog(each, cell, block, orientations) for each in (a, b)]
-    return _correlation(*descriptors).to(torch.promote_types(first.dtype, torch.float32))
+    return correlation(*descriptors).to(torch.promote_types(first.dtype, torch.float32))
 
 
 def top_k_intersection(first: Tensor, second: Tensor, *, k: int | float = 0.05, absolute: bool = False) -> Tensor:
@@ -263,22 +264,6 @@ def _planes(first: object, second: object, scale: bool) -> tuple[Tensor, Tensor]
     """Maps [N, h, w] in float64, scaled or not."""
     a, b = (own_maps(each, len(each)).double() for each in _pair(first, second))
     return (scaled(a), scaled(b)) if scale else (a, b)
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """The place of each value in its row [N, P], float64; equal ones share the mean of their places."""
-    ordered, order = values.sort(dim=1)
-    first = torch.searchsorted(ordered, ordered, right=False)
-    last = torch.searchsorted(ordered, ordered, right=True)
-    shared = (first + last - 1).double() / 2
-    return torch.empty_like(shared).scatter_(1, order, shared)
-
-
-def _correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Pearson's, of each row of [N, P]; NaN where one is constant."""
-    a, b = (each.double() - each.double().mean(1, keepdim=True) for each in (first, second))
-    norms = a.square().sum(1).sqrt() * b.square().sum(1).sqrt()
-    return torch.where(norms > 0, (a * b).sum(1) / torch.where(norms > 0, norms, 1), torch.nan).clamp(-1, 1)
 
 
 def _gaussian(side: int, deviation: float) -> Tensor:

@@ -25,9 +25,15 @@ from fastviz.methods.attribution.gradients import (
     smooth_grad,
 )
 from fastviz.methods.attribution.map_fusion import augmented, fuse_maps
+from fastviz.methods.attribution.noise_tunnel import noise_tunnel, smooth_grad_squared, var_grad
 from fastviz.methods.attribution.occlusion import OcclusionMap, occlusion
+from fastviz.methods.attribution.path import PathAttribution, gradient_shap, integrated_gradients
+from fastviz.methods.attribution.rise import RiseMap, rise
 from fastviz.methods.attribution.score_cam import score_cam
+from fastviz.methods.attribution.segment_maps import SegmentMap
 from fastviz.methods.attribution.segmentation import Segmentation, segment
+from fastviz.methods.attribution.shapley import feature_ablation, shapley_sampling
+from fastviz.methods.attribution.surrogates import kernel_shap, lime
 from fastviz.methods.inspection.activations import activation_grid, activations
 from fastviz.methods.inspection.embedding import Embedding, embedding, load_embedding
 from fastviz.methods.inspection.filters import filter_grid, filters
@@ -61,6 +67,9 @@ __all__ = [
     "OcclusionMap",
     "PatchPictures",
     "Patches",
+    "PathAttribution",
+    "RiseMap",
+    "SegmentMap",
     "Segmentation",
     "Styled",
     "ablation_cam",
@@ -77,6 +86,7 @@ __all__ = [
     "element_wise_cam",
     "embedding",
     "evolve",
+    "feature_ablation",
     "fill_hole",
     "filter_grid",
     "filters",
@@ -86,33 +96,42 @@ __all__ = [
     "fuse_maps",
     "grad_cam",
     "grad_cam_plus_plus",
+    "gradient_shap",
     "gradient_times_input",
     "guided_backprop",
     "guided_grad_cam",
     "hires_cam",
     "image_map",
     "input_gradient",
+    "integrated_gradients",
     "invert",
     "invert_all",
     "invertible_layers",
+    "kernel_shap",
     "layer_cam",
+    "lime",
     "load_embedding",
     "maximize",
     "maximize_code",
     "neighbour_sheet",
     "neighbours",
     "neural_texture",
+    "noise_tunnel",
     "occlusion",
     "patch_pictures",
     "patch_sheet",
     "patches",
     "recipro_cam",
+    "rise",
     "saliency",
     "score_cam",
     "segment",
+    "shapley_sampling",
     "smooth_grad",
+    "smooth_grad_squared",
     "squared",
     "style_transfer",
     "synthesize_texture",
+    "var_grad",
     "xgrad_cam",
 ]

@@ -28,9 +28,14 @@ from fastviz.methods.attribution.gradients import (
     saliency,
     smooth_grad,
 )
+from fastviz.methods.attribution.noise_tunnel import smooth_grad_squared, var_grad
 from fastviz.methods.attribution.occlusion import occlusion
+from fastviz.methods.attribution.path import gradient_shap, integrated_gradients
+from fastviz.methods.attribution.rise import rise
 from fastviz.methods.attribution.score_cam import score_cam
 from fastviz.methods.attribution.segmentation import segment
+from fastviz.methods.attribution.shapley import feature_ablation, shapley_sampling
+from fastviz.methods.attribution.surrogates import kernel_shap, lime
 from fastviz.methods.inspection.activations import activations
 from fastviz.methods.inspection.embedding import embedding
 from fastviz.methods.inspection.filters import filters
@@ -85,6 +90,7 @@ _ZEILER = "Zeiler, Fergus 2014, https://arxiv.org/abs/1311.2901"
 _EFROS = "Efros, Leung 1999, https://doi.org/10.1109/ICCV.1999.790383"
 _SELVARAJU = "Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391"
 _MUHAMMAD = "Muhammad, Yeasin 2020, https://arxiv.org/abs/2008.00299"
+_LUNDBERG = "Lundberg, Lee 2017, https://arxiv.org/abs/1705.07874"
 _NGUYEN = "Nguyen, Yosinski, Clune 2015, https://arxiv.org/abs/1412.1897"
 
 METHODS: dict[str, Method] = {
@@ -104,6 +110,34 @@ METHODS: dict[str, Method] = {
             smooth_grad,
             "Smilkov et al. 2017, https://arxiv.org/abs/1706.03825",
             "mean gradient over noisy copies of the image",
+            "gradient",
+        ),
+        Method(
+            "smooth_grad_squared",
+            smooth_grad_squared,
+            "Hooker et al. 2019, https://arxiv.org/abs/1806.10758",
+            "mean square of the gradient over noisy copies of the image",
+            "heat",
+        ),
+        Method(
+            "var_grad",
+            var_grad,
+            "Adebayo et al. 2018, https://arxiv.org/abs/1810.03292",
+            "variance of the gradient over noisy copies of the image",
+            "heat",
+        ),
+        Method(
+            "integrated_gradients",
+            integrated_gradients,
+            "Sundararajan, Taly, Yan 2017, https://arxiv.org/abs/1703.01365",
+            "gradient along the line from a baseline to the image, times the way",
+            "gradient",
+        ),
+        Method(
+            "gradient_shap",
+            gradient_shap,
+            _LUNDBERG,
+            "the same at random places, from random baselines",
             "gradient",
         ),
         Method(
@@ -202,6 +236,42 @@ METHODS: dict[str, Method] = {
         ),
         Method("segment", segment, _SIMONYAN, "the object cut out by GrabCut, told by saliency where it is", "mask"),
         Method("occlusion", occlusion, _ZEILER, "fall of the score when a window of the image is covered", "signed"),
+        Method(
+            "feature_ablation",
+            feature_ablation,
+            _ZEILER,
+            "fall of the score when a superpixel is left out",
+            "signed",
+        ),
+        Method(
+            "shapley_sampling",
+            shapley_sampling,
+            "Castro, Gómez, Tejada 2009, https://doi.org/10.1016/j.cor.2008.04.004",
+            "what a superpixel adds to the score, the mean over orders in which they join",
+            "signed",
+        ),
+        Method(
+            "kernel_shap",
+            kernel_shap,
+            _LUNDBERG,
+            "Shapley values of superpixels from a linear model of the score",
+            "signed",
+        ),
+        Method(
+            "lime",
+            lime,
+            "Ribeiro, Singh, Guestrin 2016, https://arxiv.org/abs/1602.04938",
+            "linear model of the score near the image, over superpixels",
+            "signed",
+        ),
+        Method(
+            "rise",
+            rise,
+            "Petsiuk, Das, Saenko 2018, https://arxiv.org/abs/1806.07421",
+            "mean of random masks, each weighted by the probability of the class under it",
+            "heat",
+            {"stop": 0.95},
+        ),
         Method(
             "filters",
             filters,

@@ -14,9 +14,9 @@ from torch import Tensor
 from fastviz._util.progress import bar
 from fastviz.compat.captum import _bases
 from fastviz.compat.captum._forward import formatted
-from fastviz.compat.captum._segments import Segments, segments
 from fastviz.compat.captum._sweep import ForCaptum, Job, accepted
 from fastviz.engine.incremental.window_grid import Grid
+from fastviz.engine.masking.feature_boxes import Segments, segments
 
 __all__ = ["FeatureAblation", "Occlusion"]
 

@@ -15,11 +15,7 @@ from torch import Tensor
 
 from fastviz.engine.incremental.convolution import in_best_order
 from fastviz.engine.incremental.execute import Batch, Clean, Runner, cut_out, planes, run_whole
-<<<<<<< ours
-from fastviz.engine.incremental.steps import Size, Step, memory_order
-=======
-from fastviz.engine.incremental.steps import Mean, Size, Step
->>>>>>> theirs
+from fastviz.engine.incremental.steps import Size, Step
 
 __all__ = ["AdvancingRunner", "Changes", "States", "paste", "start"]
 

@@ -143,7 +143,7 @@ def _covers(starts: Sequence[int], window: int, size: int) -> Tensor:
     return ((start <= position) & (position < start + window)).double()
 
 
-def filling(fill: object, images: Tensor, window: tuple[int, ...]) -> float | Tensor:
+def filling(fill: object, images: Tensor, window: tuple[int, ...], argument: str = "fill") -> float | Tensor:
     """``fill`` as ``ops.occlude`` takes it for the ``images`` [N, C, H, W]: a number, [C] or [1 or N, C, H, W].
 
     ``"mean"``: each image's own mean of each channel. ``"blur"``: each image under a Gaussian whose standard deviation
@@ -154,20 +154,20 @@ def filling(fill: object, images: Tensor, window: tuple[int, ...]) -> float | Te
         ValueError: another word; a tensor of another shape or on another device.
     """
     if isinstance(fill, str):
-        checks.one_of(fill, "fill", ("mean", "blur"))
+        checks.one_of(fill, argument, ("mean", "blur"))
         if fill == "mean":
             return images.mean(tuple(range(2, images.dim())), keepdim=True).expand(images.shape).contiguous()
         return tensors.gaussian_blur(images, tuple(_BLURS * side for side in window))
     if not isinstance(fill, Tensor):
         if isinstance(fill, bool) or not isinstance(fill, (int, float)):
-            raise TypeError(f'fill should be a number, a tensor, "mean" or "blur", got {type(fill).__name__}')
+            raise TypeError(f'{argument} should be a number, a tensor, "mean" or "blur", got {type(fill).__name__}')
         return float(fill)
     N, C, *size = images.shape
     if fill.shape not in ((), (C,), (C, *size), (N, C, *size)):
         allowed = f"[{C}], {[C, *size]} or {[N, C, *size]}"
-        raise ValueError(f"fill should have shape {allowed} for this x, got {list(fill.shape)}")
+        raise ValueError(f"{argument} should have shape {allowed} for this x, got {list(fill.shape)}")
     if fill.dim() and fill.device != images.device:
-        raise ValueError(f"fill should be on the device of x, {images.device}, got {fill.device}")
+        raise ValueError(f"{argument} should be on the device of x, {images.device}, got {fill.device}")
     if not fill.dim():
         return float(fill)
     fill = fill.detach().to(images.dtype)

@@ -10,12 +10,12 @@ that they see: the numbers are those of the whole image, see :mod:`fastviz.engin
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from fastviz import ops, targets
 from fastviz._util import checks
 from fastviz.engine.gradients import input_gradients
+from fastviz.engine.gradients import noise as noisy
 from fastviz.execution.inputs import input_batch
 from fastviz.execution.precision import Precision
 from fastviz.targets.selection import Target
@@ -143,25 +143,21 @@ def smooth_grad(
     torch.Size([1, 1, 2, 2])
     """
     checks.whole_number(samples, "samples", minimum=1)
-    if noise != 0:
-        checks.positive(noise, "noise")
     images = input_batch(model, x, axes=(1, 2, 3))
     selection = targets.resolve(target, model)
-    generator = torch.Generator().manual_seed(checks.whole_number(seed, "seed", minimum=0))
-    if selection.predicts and len(images):
+    random, deviation = noisy.generator(seed), noisy.deviations(images, noise)
+    if not len(images):
+        return selection.no_values(images, images.shape[1:])
+    if selection.predicts:
         selection = selection.with_predicted(input_gradients.predicted(model, images, batch_size, precision))
-    values = tuple(range(1, images.dim()))
-    deviation = noise * (images.amax(values, keepdim=True) - images.amin(values, keepdim=True))
-    total: Tensor | float = 0.0
-    for _ in range(samples):
-        # Drawn on the CPU: a seed gives the same noise on every device.
-        drawn = torch.empty_like(images, device="cpu").normal_(generator=generator)
-        noisy = images + deviation * drawn.to(images.device)
-        gradient = input_gradients.input_gradients(model, noisy, selection, batch_size=batch_size, precision=precision)
-        # The sum is kept in float32 at least: 50 gradients in bfloat16 would lose the small ones.
-        total = total + gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-    assert isinstance(total, Tensor)
-    return (total / samples).to(images.dtype)
+
+    def explain(copies: Tensor, numbers: Tensor) -> Tensor:
+        return input_gradients.input_gradients(
+            model, copies, selection.for_samples(numbers, len(images)), batch_size=batch_size, precision=precision
+        )
+
+    mean, _ = noisy.moments(explain, images, deviation, samples, random, len(images))
+    return mean.to(images.dtype)
 
 
 def guided_backprop(

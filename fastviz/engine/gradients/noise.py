@@ -1,0 +1,84 @@
+"""Means over noisy copies of images, a bounded number of copies at a time: memory does not grow with the samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from fastviz._util import checks
+
+__all__ = ["deviations", "generator", "moments", "noisy_copies"]
+
+
+def generator(seed: int) -> torch.Generator:
+    """Of random numbers of its own, on the CPU: a seed gives the same on every device.
+
+    Raises:
+        TypeError, ValueError: ``seed`` is no whole number from 0 on.
+    """
+    return torch.Generator().manual_seed(checks.whole_number(seed, "seed", minimum=0))
+
+
+def deviations(images: Tensor, noise: object) -> Tensor:
+    """Standard deviation of the noise for each of ``images``, [N, 1, 1, 1]: a fraction of its span of values.
+
+    Raises:
+        TypeError, ValueError: ``noise`` is no number of 0 or more.
+    """
+    if noise != 0:
+        checks.positive(noise, "noise")
+    assert isinstance(noise, (int, float))
+    if not len(images):
+        return images.new_zeros(0, 1, 1, 1)
+    return noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
+
+
+def noisy_copies(
+    images: Tensor, deviation: Tensor, samples: int, random: torch.Generator, at_once: int
+) -> Iterator[Tensor]:
+    """``samples`` noisy copies of the ``images`` [N, ...], [k, N, ...] at a time, with about ``at_once`` images.
+
+    The noise of a sample does not depend on ``at_once``.
+    """
+    copies = max(1, at_once // max(1, len(images)))
+    for first in range(0, samples, copies):
+        count = min(copies, samples - first)
+        drawn = [torch.empty_like(images, device="cpu").normal_(generator=random) for _ in range(count)]
+        yield torch.stack([images + deviation * each.to(images.device) for each in drawn])
+
+
+def moments(
+    explain: Callable[[Tensor, Tensor], Tensor],
+    images: Tensor,
+    deviation: Tensor,
+    samples: int,
+    random: torch.Generator,
+    at_once: int,
+) -> tuple[Tensor, Tensor]:
+    """Mean, and mean of squares, of what ``explain`` gives for noisy copies of the ``images``.
+
+    Args:
+        explain: gets images [B, ...] and the numbers of the images that they are copies of, int64 [B]; gives [B, ...].
+        images: [N, ...].
+        deviation: [N, 1, ...], of the noise of each.
+        samples: copies of each.
+        random: draws the noise.
+        at_once: images at a time.
+
+    Returns:
+        Two tensors [N, ...], in float32 at least: the sum of many numbers in 16 bits would lose the small ones.
+    """
+    N = len(images)
+    total: Tensor | float = 0.0
+    squares: Tensor | float = 0.0
+    with torch.inference_mode(False), torch.no_grad():
+        for copies in noisy_copies(images, deviation, samples, random, at_once):
+            found = explain(copies.flatten(0, 1), torch.arange(N).repeat(len(copies)))
+            wide = found.to(torch.promote_types(found.dtype, torch.float32)).unflatten(0, (len(copies), N))
+            for each in wide:
+                total, squares = total + each, squares + each * each
+    assert isinstance(total, Tensor)
+    assert isinstance(squares, Tensor)
+    return total / samples, squares / samples

@@ -1,0 +1,157 @@
+"""Gradients along straight lines from one image to another, added up with weights, one bounded batch at a time.
+
+The first convolution of a network is linear but for its bias. Along a line what it gives lies on a line too, and the
+gradients of its input are a linear map of those of its output: so it runs twice for a line and is differentiated once,
+however many places there are. That holds where nothing else reads the images, which a pass shows
+(:mod:`fastviz.execution.first_layer`); else whole passes run. Both are equal to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from fastviz import targets
+from fastviz.execution import cuda_graphs
+from fastviz.execution.batches import Batches
+from fastviz.execution.compiled import eager, has_compiled_parts
+from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.execution.fast_conv.memory_format import fast_convolutions, image_gradients, in_fast_order
+from fastviz.execution.first_layer import FirstConvolution, Noting, Replacing
+from fastviz.execution.inputs import require_gradients
+from fastviz.targets.selection import Selection
+
+__all__ = ["AT_ONCE", "line_gradients"]
+
+AT_ONCE = {"cpu": 16, "cuda": 64}
+"""Images in a pass where nothing else is said: more are not faster, and memory stays bounded."""
+
+
+def line_gradients(
+    model: nn.Module,
+    start: Tensor,
+    end: Tensor,
+    selection: Selection,
+    places: Tensor,
+    weights: Tensor,
+    *,
+    batch_size: int | None = None,
+    advance: Callable[[int], object] = lambda images: None,
+) -> Tensor:
+    """``Σ_k weights[k] · ∂S/∂x`` at ``x = start + places[k] · (end − start)``.
+
+    Args:
+        model: as :func:`fastviz.execution.inputs.input_batch` checks it, with its images.
+        start, end: [N, C, H, W], both ends of each line.
+        selection: one target a line or T, without "the predicted class".
+        places, weights: [K].
+        batch_size: images in a pass; None is :data:`AT_ONCE`.
+        advance: is told how many images are done.
+
+    Returns:
+        [N, C, H, W], or [N, T, C, H, W], in float32 at least.
+    """
+    require_gradients(model)
+    wide = torch.promote_types(start.dtype, torch.float32)
+    if not len(start):
+        return selection.no_values(start, start.shape[1:]).to(wide)
+    if selection.layers:
+        model = eager(model)
+    if selection.several and has_compiled_parts(model):
+        # What is compiled may give its memory away in a backward pass, so that there cannot be another one.
+        parts = (
+            line_gradients(model, start, end, each, places, weights, batch_size=batch_size, advance=advance)
+            for each in selection.split_targets()
+        )
+        return torch.stack(list(parts), dim=1)
+    with frozen_model(model):
+        lines = _Lines(model, selection, len(start), batch_size or AT_ONCE[start.device.type], advance)
+        lines.look(start[:1])
+        found = []
+        for numbers in torch.arange(len(start)).split(lines.at_once):
+            chosen = slice(int(numbers[0]), int(numbers[-1]) + 1)
+            found.append(lines.added_up(start[chosen], end[chosen], numbers, places.tolist(), weights.tolist()))
+        return torch.cat(found)
+
+
+@dataclass(eq=False)
+class _Lines:
+    """How the lines of one call are computed."""
+
+    model: nn.Module
+    selection: Selection
+    count: int
+    at_once: int
+    advance: Callable[[int], object]
+    first: FirstConvolution | None = field(default=None, init=False)
+
+    def look(self, image: Tensor) -> None:
+        """Run the model, to see whether images may go together and whether the first layer can be left out."""
+        batches, layers = Batches(self.model), self.selection.layers
+        two = image.expand(2, -1, -1, -1).clone()
+        if batches.together(two, lambda images: targets.run(self.model, images.clone(), layers)) == 1:
+            self.at_once = 1
+            if batches.reason:
+                return
+        if has_compiled_parts(self.model) or cuda_graphs.recordings(image) is not None:
+            return
+        with torch.no_grad(), Noting(two) as noting:
+            targets.run(self.model, two, layers)
+        self.first = noting.found
+
+    def added_up(
+        self, start: Tensor, end: Tensor, numbers: Tensor, places: list[float], weights: list[float]
+    ) -> Tensor:
+        """The weighted sum for lines that fit into a batch together; their ``numbers``, int64 [n]."""
+        n = len(start)
+        steps = max(1, self.at_once // n)
+        begin, finish = start.detach(), end.detach()
+        if self.first is not None:
+            with torch.no_grad():
+                begin, finish = self.first(begin), self.first(finish)
+        span = finish - begin
+        run = in_fast_order(self.model, "model", self._gradients)
+        total: Tensor | None = None
+        for first in range(0, len(places), steps):
+            some = places[first : first + steps]
+            points = torch.cat([torch.add(begin, span, alpha=place) for place in some])
+            chosen = self.selection.for_samples(numbers.repeat(len(some)), self.count)
+            gradients = run(points, start, chosen)
+            wide = gradients.to(torch.promote_types(gradients.dtype, torch.float32)).view(
+                len(some), n, *gradients.shape[1:]
+            )
+            if total is None:
+                total = torch.zeros_like(wide[0])
+            for gradient, weight in zip(wide, weights[first : first + steps], strict=True):
+                total.add_(gradient, alpha=weight)
+            self.advance(len(points))
+        assert total is not None
+        return total if self.first is None else self._through_first(total, start)
+
+    def _gradients(self, points: Tensor, start: Tensor, chosen: Selection) -> Tensor:
+        """The gradients for ``points``, images or what the first layer gives for them: [B, ...], or [B, T, ...]."""
+        leaf = (points.clone() if points.is_inference() else points.detach()).requires_grad_()
+        layers = self.selection.layers
+        with fast_convolutions(self.model, len(points)):
+            if self.first is None:
+                # The copy is for models that work in place on their input.
+                output, recorded = targets.run(self.model, leaf.clone(), layers)
+            else:
+                images = start[:1].expand(len(points), -1, -1, -1)
+                with Replacing(images, leaf.clone()):
+                    output, recorded = targets.run(self.model, images, layers)
+            values = chosen.values(output, recorded)
+            return targets.gradients(values, {"x": leaf})[0].contiguous()
+
+    def _through_first(self, gradient: Tensor, start: Tensor) -> Tensor:
+        """The gradient for the images from that for what the first layer gives, [n, ...] or [n, T, ...]."""
+        assert self.first is not None
+        columns = gradient.unbind(1) if self.selection.several else (gradient,)
+        leaf = start.detach().clone().to(gradient.dtype).requires_grad_()
+        with image_gradients(self.model), torch.enable_grad():
+            maps = self.first(leaf, bias=False)
+            found = [torch.autograd.grad(maps, leaf, each.to(maps), retain_graph=True)[0] for each in columns]
+        return torch.stack(found, dim=1) if self.selection.several else found[0]

@@ -1,0 +1,99 @@
+"""The mean of masks, weighted by what a network says under them, known before all masks have been tried.
+
+The masks are known without the network, all of them. What the network says under those that were not tried is
+predicted by a linear model of the mask, fitted to those that were; the error of the prediction where it is known
+corrects the mean (the regression estimator of survey sampling, Cochran 1977, chapter 7). With all masks tried it is the
+mean itself.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastviz.engine.masking.random_masks import RandomMasks
+from fastviz.vectors.ranks import correlation, ranks
+
+__all__ = ["MaskedMean"]
+
+_COARSE = 28
+"""Rows and columns at which maps are compared: masks are smooth."""
+
+_FEATURES = 14
+"""Rows and columns of what the linear model sees of a mask."""
+
+_PENALTY = 1e-2
+"""Of its coefficients, as a share of the mean square of what it sees times the number of masks."""
+
+_SPLITS = 4
+"""Halvings of the masks by which the error of the mean is measured."""
+
+_CHUNK = 256
+
+
+class MaskedMean:
+    """``1/(M · keep) Σ_i value_i · mask_i`` over M masks, estimated from the values of the first n.
+
+    Args:
+        masks: all M.
+        keep: the masks' mean.
+    """
+
+    def __init__(self, masks: RandomMasks, keep: float) -> None:
+        self.masks, self.keep = masks, keep
+        step = max(1, min(masks.size) // _COARSE)
+        numbers = torch.arange(len(masks)).split(_CHUNK)
+        coarse = [masks.of(at, step) for at in numbers]
+        self._coarse = torch.cat([each.flatten(1) for each in coarse])
+        sides = [min(_FEATURES, side) for side in coarse[0].shape[1:]]
+        seen = torch.cat([functional.adaptive_avg_pool2d(each[:, None], sides).flatten(1) for each in coarse])
+        seen = seen.double() - keep
+        self._features = torch.cat([torch.ones(len(seen), 1, dtype=torch.float64), seen], dim=1)
+
+    def weights(self, values: Tensor) -> Tensor:
+        """What each of all masks counts with, [M, T], for the ``values`` [n, T] of the first n of them."""
+        return self._weights(values, torch.arange(len(values)))
+
+    def _weights(self, values: Tensor, tried: Tensor) -> Tensor:
+        M, n = len(self.masks), len(tried)
+        if n == M:
+            return values.double()
+        seen = self._features[tried]
+        square = seen.T @ seen
+        penalty = torch.full((len(square),), _PENALTY * float(square.diagonal()[1:].mean()), dtype=torch.float64)
+        penalty[0] = 0  # the constant is free
+        found = torch.linalg.solve(square + torch.diag(penalty), seen.T @ values.double())
+        weights = self._features @ found
+        weights[tried] += (values.double() - weights[tried]) * (M / n)
+        return weights
+
+    def maps(self, weights: Tensor) -> Tensor:
+        """The mean at every pixel, float64 [T, H, W], for the ``weights`` [M, T]."""
+        total = torch.zeros(weights.shape[1], self.masks.size[0] * self.masks.size[1], dtype=torch.float64)
+        for at in torch.arange(len(self.masks)).split(_CHUNK):
+            total += (weights[at].T.float() @ self.masks.of(at).flatten(1)).double()
+        return (total / (len(self.masks) * self.keep)).view(-1, *self.masks.size)
+
+    def agreement(self, values: Tensor) -> float:
+        """The rank correlation, estimated, of the map from ``values`` [n, T] with that of all masks; the least of T.
+
+        The masks that were tried are halved by chance, always in the same ways. From n masks of M the mean is off by
+        half of the difference of its halves, times ``√(1 − n/M)``, but for its sign: so maps that are off by so much
+        are compared with the one at hand.
+        """
+        n, M = len(values), len(self.masks)
+        if n == M:
+            return 1.0
+        here = self._at_coarse(self._weights(values, torch.arange(n)))
+        random = torch.Generator().manual_seed(0)
+        found = []
+        for _ in range(_SPLITS):
+            order = torch.randperm(n, generator=random)
+            halves = [self._at_coarse(self._weights(values[at], at)) for at in (order[: n // 2], order[n // 2 :])]
+            error = (halves[0] - halves[1]) / 2 * (1 - n / M) ** 0.5
+            found += [correlation(ranks(here), ranks(other)) for other in (here + error, here - error)]
+        return float(torch.stack(found).mean(0).min())
+
+    def _at_coarse(self, weights: Tensor) -> Tensor:
+        return weights.T @ self._coarse.double()

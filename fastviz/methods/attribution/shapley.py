@@ -1,0 +1,167 @@
+"""What each segment of an image adds to the target: left out alone, or on average over the orders of joining."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fastviz._util import checks
+from fastviz._util.progress import bar
+from fastviz.engine import incremental
+from fastviz.engine.gradients.noise import generator
+from fastviz.engine.incremental.window_grid import Fill
+from fastviz.engine.masking.coalitions import Coalitions, coalitions
+from fastviz.engine.masking.feature_boxes import segments as feature_boxes
+from fastviz.engine.masking.segments import SEGMENTS
+from fastviz.methods.attribution.segment_maps import SegmentMap, segment_map
+from fastviz.targets.selection import Target
+
+__all__ = ["feature_ablation", "shapley_sampling"]
+
+
+def feature_ablation(
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    segments: int | Tensor = SEGMENTS,
+    fill: Fill = 0.0,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> SegmentMap:
+    """How much the target falls when one segment of the image is left out.
+
+    ``S(x) − S(x with the segment filled)``: captum's ``FeatureAblation`` over segments; Zeiler, Fergus 2014,
+    https://arxiv.org/abs/1311.2901, with segments in the place of squares. Only what a segment's box
+    changes is computed again, where the model allows it and there is enough work
+    (:func:`fastviz.engine.incremental.sweep`).
+
+    Args:
+        model: any module that maps ``x`` to scores [N, K] (or to anything, for targets inside the network).
+        x: [N, C, H, W], floating-point, as the model takes it; N may be 0.
+        target: what to measure; None is the class with the highest score of each image as it is. See
+            :data:`fastviz.Target`.
+        segments: whole numbers [H, W] or [N, H, W], pixels with the same number being a segment; or about how many
+            superpixels to cut each image into, by scikit-image's SLIC.
+        fill: what stands in a segment's place: a number, a value for each channel [C], an image [C, H, W], one an image
+            [N, C, H, W], ``"mean"`` or ``"blur"``, as for :func:`fastviz.occlusion`.
+        batch_size: pictures in a pass; None is 16 on a CPU and 128 on a GPU.
+        progress: show a bar, on a terminal.
+
+    Raises:
+        TypeError: ``model``, ``x``, ``target``, ``segments`` or ``fill`` is of the wrong type.
+        ValueError: a wrong shape or device; a class, layer, channel or position that does not exist.
+        ModuleNotFoundError: superpixels without scikit-image.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
+    >>> parts = torch.tensor([[0, 0], [1, 1]])
+    >>> found = feature_ablation(model, torch.ones(1, 1, 2, 2), target=1, segments=parts)
+    >>> torch.allclose(found.values[0], model[1].weight[1].view(2, 2).sum(1))
+    True
+    """
+    with coalitions(model, x, target, segments, fill, batch_size) as cut:
+        evaluations = sum(cut.counts)
+        with bar(progress, evaluations, text="feature ablation") as advance:
+            if cut.scores.selection.layers or not evaluations:
+                values, stats = [_left_out(cut, at, advance) for at in range(len(cut.images))], {"path": "dense"}
+            else:
+                values, stats = _swept(cut, batch_size, advance)
+        return segment_map(cut, values, evaluations=evaluations + len(values), **stats)
+
+
+def shapley_sampling(
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    segments: int | Tensor = SEGMENTS,
+    permutations: int = 25,
+    fill: Fill = 0.0,
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> SegmentMap:
+    """What each segment adds to the target when segments join one after another, the mean over random orders.
+
+    ``1/M Σ_π S(before π(s) and s) − S(before π(s))``: an estimate of Shapley values without bias; in each order what
+    the segments add makes S(x) − S(fill). Castro, Gómez, Tejada 2009, "Polynomial calculation of the Shapley value
+    based on sampling", https://doi.org/10.1016/j.cor.2008.04.004; captum's ``ShapleyValueSampling``. From one state to
+    the next one segment changes. Arguments and errors as in :func:`feature_ablation`, and:
+
+    Args:
+        model, x, target, segments, fill, batch_size, progress: as there.
+        permutations: orders an image, at least 1.
+        seed: of the orders, which come from a generator of its own.
+
+    Returns:
+        The values, and in ``errors`` their standard errors (NaN for one permutation).
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
+    >>> parts = torch.tensor([[0, 0], [1, 1]])
+    >>> found = shapley_sampling(model, torch.ones(1, 1, 2, 2), target=1, segments=parts, permutations=3)
+    >>> torch.allclose(found.values[0], model[1].weight[1].view(2, 2).sum(1))
+    True
+    """
+    checks.whole_number(permutations, "permutations", minimum=1)
+    random = generator(seed)
+    with coalitions(model, x, target, segments, fill, batch_size) as cut:
+        orders = [torch.stack([torch.randperm(S, generator=random) for _ in range(permutations)]) for S in cut.counts]
+        with bar(progress, sum(each.numel() for each in orders), text="shapley sampling") as advance:
+            added = [_added(cut, number, each, advance) for number, each in enumerate(orders)]
+        values, errors = [each.mean(0) for each in added], [each.std(0) / permutations**0.5 for each in added]
+        return segment_map(cut, values, errors, evaluations=sum(each.numel() for each in orders))
+
+
+def _left_out(cut: Coalitions, number: int, advance: Callable[[int], object]) -> Tensor:
+    """The fall without each segment, [S] or [T, S], by whole passes."""
+    rows = ~torch.eye(cut.counts[number], dtype=torch.bool)
+    return (cut.scores.clean[number] - cut.values(number, rows, advance)).movedim(0, -1)
+
+
+def _swept(
+    cut: Coalitions, batch_size: int | None, advance: Callable[[int], object]
+) -> tuple[list[Tensor], dict[str, object]]:
+    """The same for all images, recomputing what the boxes around segments change."""
+    scores, images = cut.scores, cut.images
+    found = feature_boxes(cut.index[:, None])
+    if found is None:  # too many boxes overlap
+        return [_left_out(cut, at, advance) for at in range(len(images))], {"path": "dense"}
+    falls = scores.clean.new_zeros(len(images), *scores.clean.shape[1:], max(cut.counts))
+    stats: dict[str, object] = {}
+    read = scores.selection.scores_read
+    for layer in found.layers:
+        sample = layer.masks.to(images.device)
+
+        def values(output: object, at: Tensor, sample: Tensor = sample) -> Tensor:
+            return scores.selection.for_samples(sample[at], len(images)).values(output, {})
+
+        swept = incremental.sweep(
+            *(scores.model, images, layer.boxes.to(images.device), sample),
+            torch.where(layer.covered.to(images.device), cut.fill, images),
+            values,
+            outputs=None if read is None else sorted(read),
+            batch_size=batch_size,
+            batches=scores.batches,
+            advance=advance,
+        )
+        falls[sample, ..., layer.features.to(images.device)] = scores.clean[sample] - swept.values
+        stats = {key: swept.stats[key] for key in ("path", "reason")}
+    return [falls[at, ..., :count] for at, count in enumerate(cut.counts)], stats
+
+
+def _added(cut: Coalitions, number: int, orders: Tensor, advance: Callable[[int], object]) -> Tensor:
+    """What each segment adds in each of the ``orders`` [M, S]: [M, S], or [M, T, S], in float64."""
+    M, S = orders.shape
+    rank = orders.argsort(1)
+    # the state after k segments have joined; none and all are the same in every order
+    states = rank[:, None, :] < torch.arange(1, S)[None, :, None]
+    rows = torch.cat([torch.zeros(1, S, dtype=torch.bool), states.reshape(-1, S)])
+    found = cut.values(number, rows, advance).double()
+    none, inner = found[:1].expand(M, *found.shape[1:]), found[1:].view(M, S - 1, *found.shape[1:])
+    whole = cut.scores.clean[number].double().expand_as(none)
+    path = torch.cat([none[:, None], inner, whole[:, None]], dim=1)
+    steps = path.diff(dim=1).movedim(1, -1)  # [M, S], or [M, T, S], in the order of joining
+    at = rank.to(steps.device)
+    return steps.gather(-1, at if steps.dim() == 2 else at[:, None].expand_as(steps))
