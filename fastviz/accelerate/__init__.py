@@ -26,6 +26,9 @@ TOOLS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
             "captum.attr": (
                 *("Occlusion", "FeatureAblation", "Saliency", "InputXGradient", "GuidedBackprop", "Deconvolution"),
                 *("NeuronGuidedBackprop", "NeuronDeconvolution", "LayerGradCam", "GuidedGradCam"),
+                *("IntegratedGradients", "GradientShap", "NoiseTunnel", "LayerActivation", "LayerGradientXActivation"),
+                *("InternalInfluence", "LayerConductance", "FeaturePermutation", "ShapleyValueSampling"),
+                *("ShapleyValues", "KernelShap", "Lime"),
             )
         },
     ),
@@ -49,6 +52,7 @@ TOOLS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
         "torchmetrics",
         {"torchmetrics.functional.image": ("total_variation",), "torchmetrics.image": ("TotalVariation",)},
     ),
+    "monai": ("monai", {"monai.visualize": ("OcclusionSensitivity",)}),
     "pystiche": (
         "pystiche",
         {"pystiche": ("gram_matrix",), "pystiche.loss.functional": ("total_variation_loss",)},
@@ -130,6 +134,7 @@ def accelerate(*tools: str, quiet: bool = False) -> Acceleration:
 
     Args:
         tools: ``"captum"``, ``"grad_cam"`` (pytorch-grad-cam), ``"torchcam"``, ``"kornia"``, ``"torchmetrics"``,
+            ``"monai"``,
             ``"pystiche"``; none for all that are installed and can be imported.
         quiet: do not say on standard error what was replaced.
 

@@ -61,7 +61,8 @@ class Method:
         function: what computes it; of the family ``"explain"`` it takes ``(model, x, target, **options)``.
         paper: short citation and link.
         summary: one line for lists.
-        draws: ``"heat"`` a map [N, h, w] of 0 or more; ``"signed"`` a map [N, h, w] of both signs; ``"gradient"`` a
+        draws: ``"heat"`` a map [N, h, w] of 0 or more; ``"signed"`` a map [N, h, w] of both
+            signs, or [N, C, h, w], whose sum over the channels is drawn; ``"gradient"`` a
             picture [N, C, H, W] of both signs; ``"mask"`` an object [N, H, W], 1 inside and 0
             outside; ``"picture"`` anything else that a person looks at.
         family: ``"explain"``: what in an image makes a target; ``"read"``: what a network holds and responds to;
@@ -131,14 +132,14 @@ METHODS: dict[str, Method] = {
             integrated_gradients,
             "Sundararajan, Taly, Yan 2017, https://arxiv.org/abs/1703.01365",
             "gradient along the line from a baseline to the image, times the way",
-            "gradient",
+            "signed",
         ),
         Method(
             "gradient_shap",
             gradient_shap,
             _LUNDBERG,
             "the same at random places, from random baselines",
-            "gradient",
+            "signed",
         ),
         Method(
             "deconvnet",

@@ -26,7 +26,17 @@ pytestmark = pytest.mark.filterwarnings("ignore:Setting (forward, )?backward hoo
 
 NAMES = ours.__all__
 PERTURBATIONS = ["Occlusion", "FeatureAblation"]
-OF_LAYERS = ["NeuronGuidedBackprop", "NeuronDeconvolution", "LayerGradCam", "GuidedGradCam"]
+OF_LAYERS = [
+    *("NeuronGuidedBackprop", "NeuronDeconvolution", "LayerGradCam", "GuidedGradCam"),
+    *("LayerActivation", "LayerGradientXActivation", "InternalInfluence", "LayerConductance"),
+]
+ALONE_TOO = [
+    *PERTURBATIONS,
+    *("NeuronGuidedBackprop", "NeuronDeconvolution", "LayerGradCam", "GuidedGradCam"),
+    *("Saliency", "InputXGradient", "GuidedBackprop", "Deconvolution", "IntegratedGradients"),
+    *("LayerActivation", "LayerGradientXActivation"),
+]
+"""Those that work without captum."""
 GRADIENTS = ["Saliency", "InputXGradient", "GuidedBackprop", "Deconvolution"]
 
 
@@ -71,6 +81,8 @@ def swept(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 def made(name: str, model: Any, layer: Any = None) -> tuple[Any, Any]:
     """captum's instance and ours."""
+    if name == "NoiseTunnel":
+        return theirs.NoiseTunnel(theirs.Saliency(model)), ours.NoiseTunnel(ours.Saliency(model))
     arguments = (model,) if layer is None else (model, layer)
     return getattr(theirs, name)(*arguments), getattr(ours, name)(*arguments)
 
@@ -117,7 +129,8 @@ def test_members_are_captums(name: str, model: nn.Sequential) -> None:
     assert mine.has_convergence_delta() == captums.has_convergence_delta()
     assert mine.forward_func is model
     assert hasattr(mine.attribute, "__wrapped__")
-    if name not in ("FeatureAblation", *OF_LAYERS):
+    futures = ("FeatureAblation", "FeaturePermutation", "ShapleyValueSampling", "ShapleyValues", "Lime", "KernelShap")
+    if name not in (*futures, *OF_LAYERS):
         with pytest.raises(NotImplementedError, match="attribute_future"):
             mine.attribute_future()
 
@@ -1044,7 +1057,12 @@ found = {
     **{name: getattr(captum, name)(model, model[0]).attribute(x, (1, 2, 2))
        for name in ("NeuronGuidedBackprop", "NeuronDeconvolution")},
     **{name: getattr(captum, name)(model, model[0]).attribute(x, 1) for name in ("LayerGradCam", "GuidedGradCam")},
+    "IntegratedGradients": captum.IntegratedGradients(model).attribute(x, target=1),
+    "LayerActivation": captum.LayerActivation(model, model[0]).attribute(x),
+    "LayerGradientXActivation": captum.LayerGradientXActivation(model, model[0]).attribute(x, 1),
 }
+assert captum.NoiseTunnel(captum.Saliency(model)).get_name() == "Noise Tunnel"
+assert captum.LayerConductance(model, model[0]).has_convergence_delta()
 assert captum.FeatureAblation.get_name() == "Feature Ablation"
 assert captum.Occlusion(model).multiplies_by_inputs and not captum.Saliency(model).has_convergence_delta()
 try:
@@ -1065,9 +1083,11 @@ def test_without_captum(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 8 * 8, 6)).eval()
     x = torch.randn(2, 3, 8, 8)
-    for name in NAMES:
+    for name in ALONE_TOO:
         attribution = getattr(theirs, name)(*((model, model[0]) if name in OF_LAYERS else (model,)))
         arguments: dict[str, Any] = {"neuron_selector": (1, 2, 2)} if name.startswith("Neuron") else {"target": 1}
+        if name == "LayerActivation":
+            arguments = {}
         if name == "Occlusion":
             arguments |= {"sliding_window_shapes": (3, 4, 4), "strides": (3, 2, 2)}
         if name == "FeatureAblation":

@@ -67,3 +67,9 @@ def test_a_map_of_zeros_is_said_and_not_drawn(draws: str, coarse: bool) -> None:
     assert torch.equal(picture[0], picture[2])  # grey, no colour of a scale
     assert picture[:, -20:].amax() > 0.9  # the words
     assert drawing.draw(draws, zeros[..., :4], photo[..., :10, :12]).shape == (3, 10, 12)
+
+
+def test_of_several_channels_of_both_signs_the_sum_is_drawn():
+    attribution, photo = torch.randn(3, 6, 6), torch.rand(3, 12, 12)
+    summed = drawing.draw("signed", attribution.sum(0), photo)
+    torch.testing.assert_close(drawing.draw("signed", attribution, photo), summed)

@@ -17,19 +17,45 @@ from fastviz.compat.captum.gradient import (
     NeuronGuidedBackprop,
     Saliency,
 )
+from fastviz.compat.captum.layers import (
+    InternalInfluence,
+    LayerActivation,
+    LayerConductance,
+    LayerGradientXActivation,
+)
+from fastviz.compat.captum.path import GradientShap, IntegratedGradients, NoiseTunnel
 from fastviz.compat.captum.perturbation import FeatureAblation, Occlusion
+from fastviz.compat.captum.sampling import (
+    FeaturePermutation,
+    KernelShap,
+    Lime,
+    ShapleyValues,
+    ShapleyValueSampling,
+)
 
 __all__ = [
     "Deconvolution",
     "FeatureAblation",
+    "FeaturePermutation",
+    "GradientShap",
     "GuidedBackprop",
     "GuidedGradCam",
     "InputXGradient",
+    "IntegratedGradients",
+    "InternalInfluence",
+    "KernelShap",
+    "LayerActivation",
+    "LayerConductance",
     "LayerGradCam",
+    "LayerGradientXActivation",
+    "Lime",
     "NeuronDeconvolution",
     "NeuronGuidedBackprop",
+    "NoiseTunnel",
     "Occlusion",
     "Saliency",
+    "ShapleyValueSampling",
+    "ShapleyValues",
 ]
 
 if _bases.data_loaders is not None:

@@ -9,14 +9,26 @@ from typing import Any
 __all__ = [
     "Deconvolution",
     "FeatureAblation",
+    "FeaturePermutation",
+    "GradientShap",
     "GuidedBackprop",
     "GuidedGradCam",
     "InputXGradient",
+    "IntegratedGradients",
+    "InternalInfluence",
+    "KernelShap",
+    "LayerActivation",
+    "LayerConductance",
     "LayerGradCam",
+    "LayerGradientXActivation",
+    "Lime",
     "NeuronDeconvolution",
     "NeuronGuidedBackprop",
+    "NoiseTunnel",
     "Occlusion",
     "Saliency",
+    "ShapleyValueSampling",
+    "ShapleyValues",
     "log_usage",
 ]
 
@@ -111,3 +123,79 @@ class LayerGradCam(_OfLayer):
 class GuidedGradCam(_Attribution):
     def __init__(self, model: Any, layer: Any, device_ids: list[int] | None = None) -> None:
         super().__init__(model)
+
+
+class _Path(_Attribution):
+    def __init__(self, forward_func: Callable[..., Any], multiply_by_inputs: bool = True) -> None:
+        super().__init__(forward_func)
+        self.multiplies_by_inputs = multiply_by_inputs
+
+    def has_convergence_delta(self) -> bool:
+        return True
+
+
+class IntegratedGradients(_Path):
+    pass
+
+
+class GradientShap(_Path):
+    pass
+
+
+class NoiseTunnel(_Attribution):
+    def __init__(self, attribution_method: Any) -> None:
+        super().__init__(attribution_method.forward_func)
+        self.attribution_method = attribution_method
+        self.multiplies_by_inputs = attribution_method.multiplies_by_inputs
+
+    def has_convergence_delta(self) -> bool:
+        return bool(self.attribution_method.has_convergence_delta())
+
+
+class LayerActivation(_OfLayer):
+    multiplies_by_inputs = True
+
+
+class LayerGradientXActivation(_OfLayer):
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: Any,
+        device_ids: list[int] | None = None,
+        multiply_by_inputs: bool = True,
+        memory_efficient: bool = False,
+    ) -> None:
+        super().__init__(forward_func, layer, device_ids)
+        self.multiplies_by_inputs = multiply_by_inputs
+        self._memory_efficient = memory_efficient
+
+
+class InternalInfluence(_OfLayer):
+    pass
+
+
+class LayerConductance(_OfLayer):
+    multiplies_by_inputs = True
+
+    def has_convergence_delta(self) -> bool:
+        return True
+
+
+class FeaturePermutation(FeatureAblation):
+    pass
+
+
+class ShapleyValueSampling(_Attribution):
+    multiplies_by_inputs = True
+
+
+class ShapleyValues(ShapleyValueSampling):
+    pass
+
+
+class Lime(_Attribution):
+    pass
+
+
+class KernelShap(Lime):
+    pass

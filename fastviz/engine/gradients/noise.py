@@ -22,7 +22,7 @@ def generator(seed: int) -> torch.Generator:
 
 
 def deviations(images: Tensor, noise: object) -> Tensor:
-    """Standard deviation of the noise for each of ``images``, [N, 1, 1, 1]: a fraction of its span of values.
+    """Standard deviation of the noise for each of ``images``, [N, 1, …]: a fraction of its span of values.
 
     Raises:
         TypeError, ValueError: ``noise`` is no number of 0 or more.
@@ -31,8 +31,9 @@ def deviations(images: Tensor, noise: object) -> Tensor:
         checks.positive(noise, "noise")
     assert isinstance(noise, (int, float))
     if not len(images):
-        return images.new_zeros(0, 1, 1, 1)
-    return noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
+        return images.new_zeros(0, *[1] * (images.dim() - 1))
+    values = tuple(range(1, images.dim()))
+    return noise * (images.amax(values, keepdim=True) - images.amin(values, keepdim=True))
 
 
 def noisy_copies(

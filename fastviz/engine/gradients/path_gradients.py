@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from fastviz import targets
 from fastviz.execution import cuda_graphs
-from fastviz.execution.batches import Batches
+from fastviz.execution.batches import Batches, Mixes
 from fastviz.execution.compiled import eager, has_compiled_parts
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.fast_conv.memory_format import fast_convolutions, image_gradients, in_fast_order
@@ -39,6 +40,7 @@ def line_gradients(
     weights: Tensor,
     *,
     batch_size: int | None = None,
+    mixing: Literal["alone", "refused"] = "alone",
     advance: Callable[[int], object] = lambda images: None,
 ) -> Tensor:
     """``Σ_k weights[k] · ∂S/∂x`` at ``x = start + places[k] · (end − start)``.
@@ -49,7 +51,11 @@ def line_gradients(
         selection: one target a line or T, without "the predicted class".
         places, weights: [K].
         batch_size: images in a pass; None is :data:`AT_ONCE`.
+        mixing: models that may mix the images of a batch get one at a time, or are refused.
         advance: is told how many images are done.
+
+    Raises:
+        Mixes: the images may meet in the model, and that is refused.
 
     Returns:
         [N, C, H, W], or [N, T, C, H, W], in float32 at least.
@@ -68,8 +74,10 @@ def line_gradients(
         )
         return torch.stack(list(parts), dim=1)
     with frozen_model(model):
-        lines = _Lines(model, selection, len(start), batch_size or AT_ONCE[start.device.type], advance)
-        lines.look(start[:1])
+        lines = _Lines(
+            model, selection, len(start), batch_size or AT_ONCE[start.device.type], advance, mixing == "alone"
+        )
+        lines.look(start[:1], mixing)
         found = []
         for numbers in torch.arange(len(start)).split(lines.at_once):
             chosen = slice(int(numbers[0]), int(numbers[-1]) + 1)
@@ -79,28 +87,35 @@ def line_gradients(
 
 @dataclass(eq=False)
 class _Lines:
-    """How the lines of one call are computed."""
+    """How the lines of one call are computed; ``words``: whether errors of the model are put into words."""
 
     model: nn.Module
     selection: Selection
     count: int
     at_once: int
     advance: Callable[[int], object]
+    words: bool
     first: FirstConvolution | None = field(default=None, init=False)
 
-    def look(self, image: Tensor) -> None:
+    def look(self, image: Tensor, mixing: str) -> None:
         """Run the model, to see whether images may go together and whether the first layer can be left out."""
         batches, layers = Batches(self.model), self.selection.layers
-        two = image.expand(2, -1, -1, -1).clone()
-        if batches.together(two, lambda images: targets.run(self.model, images.clone(), layers)) == 1:
+        noted: list[FirstConvolution | None] = []
+
+        def forward(images: Tensor) -> object:
+            with Noting(images) as noting:
+                found = targets.run(self.model, images, layers)
+            noted.append(noting.found)
+            return found
+
+        # copies: the model may work in place on its images
+        together = batches.together(image.expand(2, -1, -1, -1), forward) > 1
+        if not together:
+            if mixing == "refused":
+                raise Mixes(batches.reason)
             self.at_once = 1
-            if batches.reason:
-                return
-        if has_compiled_parts(self.model) or cuda_graphs.recordings(image) is not None:
-            return
-        with torch.no_grad(), Noting(two) as noting:
-            targets.run(self.model, two, layers)
-        self.first = noting.found
+        elif noted and not has_compiled_parts(self.model) and cuda_graphs.recordings(image) is None:
+            self.first = noted[-1]
 
     def added_up(
         self, start: Tensor, end: Tensor, numbers: Tensor, places: list[float], weights: list[float]
@@ -113,7 +128,8 @@ class _Lines:
             with torch.no_grad():
                 begin, finish = self.first(begin), self.first(finish)
         span = finish - begin
-        run = in_fast_order(self.model, "model", self._gradients)
+        # what goes in are no images where the first layer is left out, so no words about them
+        run = in_fast_order(self.model, "model", self._gradients, "x" if self.first is None and self.words else None)
         total: Tensor | None = None
         for first in range(0, len(places), steps):
             some = places[first : first + steps]

@@ -105,8 +105,8 @@ def smooth_grad_squared(
     """The mean square of the gradient over noisy copies of the image, the mean over the channels of each pixel.
 
     Hooker et al. 2019, "A Benchmark for Interpretability Methods", https://arxiv.org/abs/1806.10758.
-    :func:`noise_tunnel` of :func:`fastviz.input_gradient` with ``kind="smoothgrad_sq"``, whose arguments and errors
-    these are.
+    :func:`noise_tunnel` of :func:`fastviz.input_gradient` with ``kind="smoothgrad_sq"``. Arguments and errors as in
+    :func:`noise_tunnel`.
 
     Returns:
         [N, H, W] ([N, T, H, W] for T targets a sample), 0 or more.
@@ -131,8 +131,8 @@ def var_grad(
     """The variance of the gradient over noisy copies of the image, the mean over the channels of each pixel.
 
     Adebayo et al. 2018, "Local Explanation Methods for Deep Neural Networks", https://arxiv.org/abs/1810.03292.
-    :func:`noise_tunnel` of :func:`fastviz.input_gradient` with ``kind="vargrad"``, whose arguments and errors these
-    are.
+    :func:`noise_tunnel` of :func:`fastviz.input_gradient` with ``kind="vargrad"``. Arguments and errors as in
+    :func:`noise_tunnel`.
 
     Returns:
         [N, H, W] ([N, T, H, W] for T targets a sample), 0 or more.

@@ -41,6 +41,10 @@ class RiseMap(notebook.NotebookResult):
             map with the one that all masks would have given (1 where all were tried).
 
     With T targets a sample there is a dimension T behind N in both.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    >>> rise(model, torch.ones(1, 1, 8, 8), target=1, masks=20).stats["masks"]
+    [20]
     """
 
     attribution: Tensor
@@ -93,6 +97,9 @@ def rise(
         seed: of the masks, which come from a generator of its own.
         batch_size: pictures in a pass; None is 16 on a CPU and 128 on a GPU.
         progress: show a bar, on a terminal.
+
+    Returns:
+        The maps, and how many masks each took.
 
     Raises:
         TypeError: ``model``, ``x``, ``target`` or another argument is of the wrong type.

@@ -28,6 +28,10 @@ class SegmentMap(notebook.NotebookResult):
         stats: how it was computed: ``evaluations`` (pictures that the network saw), and what the method adds.
 
     With T targets a sample there is a dimension T behind N, in all but ``segments``.
+
+    >>> index = torch.zeros(1, 2, 2, dtype=torch.int64)
+    >>> SegmentMap(torch.ones(1, 2, 2), torch.ones(1, 1), index, torch.ones(1)).segments.shape
+    torch.Size([1, 2, 2])
     """
 
     attribution: Tensor

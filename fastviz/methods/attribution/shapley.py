@@ -50,6 +50,9 @@ def feature_ablation(
         batch_size: pictures in a pass; None is 16 on a CPU and 128 on a GPU.
         progress: show a bar, on a terminal.
 
+    Returns:
+        The falls, signed.
+
     Raises:
         TypeError: ``model``, ``x``, ``target``, ``segments`` or ``fill`` is of the wrong type.
         ValueError: a wrong shape or device; a class, layer, channel or position that does not exist.

@@ -46,6 +46,9 @@ def kernel_shap(
         samples: coalitions an image, at least 2, rounded up to pairs.
         seed: of the coalitions, which come from a generator of its own.
 
+    Returns:
+        The values, signed; those of an image add up to S(x) − S(fill).
+
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
     >>> parts = torch.tensor([[0, 0], [1, 1]])
     >>> found = kernel_shap(model, torch.ones(1, 1, 2, 2), target=1, segments=parts)

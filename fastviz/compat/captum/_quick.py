@@ -1,0 +1,103 @@
+"""captum's own code over a faster model: the same calls, in the same order, with the same random numbers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fastviz.compat._order import in_fast_order, may_round
+from fastviz.compat.captum import _bases
+from fastviz.compat.captum._forward import run, target_of, tensors
+from fastviz.compat.captum._sweep import ForCaptum, accepted
+from fastviz.execution.batches import Batches
+from fastviz.execution.differentiation import differentiate
+from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.execution.fast_conv.memory_format import fast_convolutions
+
+__all__ = ["AT_ONCE", "alone", "gradients", "quick"]
+
+AT_ONCE = 16
+"""Images in a pass where the caller asks for no number, or for more: more are not faster, and memory stays bounded."""
+
+Attribution = TypeVar("Attribution")
+
+
+def quick(attribution: Attribution) -> Attribution:
+    """``attribution`` with a function in the place of its model, which runs it without gradients in the fast order."""
+    other: Any = copy.copy(attribution)
+    model = other.forward_func
+    if not isinstance(model, nn.Module):
+        return attribution
+
+    def forward(*arguments: Any) -> Any:
+        images = arguments[0] if len(arguments) == 1 and isinstance(arguments[0], Tensor) else None
+        if images is None or not may_round(model, (images,)):
+            return model(*arguments)
+
+        def compute(batch: Tensor) -> Any:
+            with fast_convolutions(model, len(batch)):
+                return model(batch)
+
+        return in_fast_order(model, (images,), compute)(images)
+
+    other.forward_func = forward
+    return other  # type: ignore[no-any-return]
+
+
+def alone(attribution: Any, kind: type, inputs: object, baselines: object = None, extra: object = None) -> bool:
+    """Whether it is proved that the images of this call do not meet in the model, so that batches may be cut at will.
+
+    What is not a plain module with one batch of images is not looked at.
+    """
+    try:
+        call = accepted(attribution, kind, inputs, baselines, extra, 1)
+    except ForCaptum:
+        return False
+    two = call.images[:1].expand(2, -1, -1, -1)
+    batches = Batches(call.model)
+    with frozen_model(call.model), torch.no_grad():
+        return batches.together(two, lambda images: call.model(images.clone())) > 1
+
+
+def gradients(forward_fn: Any, inputs: Any, target_ind: Any = None, additional_forward_args: Any = None) -> Any:
+    """captum's ``compute_gradients``, in the fast order."""
+    each = tensors(inputs)
+
+    def differentiated(*images: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.inference_mode(False), torch.enable_grad():
+            leaves = tuple((x.clone() if x.is_inference() else x.detach()).requires_grad_() for x in images)
+            with fast_convolutions(forward_fn, len(leaves[0])) if faster else nullcontext():
+                output = run(forward_fn, tuple(leaf.clone() for leaf in leaves), target_ind, additional_forward_args)
+                if output[0].numel() != 1:
+                    raise AssertionError("Target not provided when necessary, cannot take gradient with respect to it")
+                return tuple(differentiate(output, leaves))
+
+    faster = may_round(forward_fn, each)
+    found = in_fast_order(forward_fn, each, differentiated)(*each)
+    return tuple(None if gradient is None else gradient.contiguous() for gradient in found)
+
+
+def in_parts(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """``compute``, a function as :func:`gradients`, for :data:`AT_ONCE` images at a time of one input."""
+
+    def computed(forward_fn: Any, inputs: Any, target_ind: Any = None, additional_forward_args: Any = None) -> Any:
+        each = tensors(inputs)
+        if len(each) != 1 or additional_forward_args is not None or len(each[0]) <= AT_ONCE:
+            return compute(forward_fn, inputs, target_ind, additional_forward_args)
+        parts = [
+            compute(forward_fn, (each[0][at],), target_of(target_ind, at), None)[0]
+            for at in torch.arange(len(each[0])).split(AT_ONCE)
+        ]
+        return (torch.cat(parts),)
+
+    return computed
+
+
+def is_captums(gradient_func: object) -> bool:
+    """Whether nobody has set another function for gradients."""
+    return gradient_func is _bases.compute_gradients

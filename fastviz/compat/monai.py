@@ -1,0 +1,226 @@
+"""Drop-in for MONAI's ``OcclusionSensitivity``: the same windows, weights and results, computed sooner.
+
+Nothing of MONAI is needed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastviz._util.progress import bar
+from fastviz.execution.batches import Batches
+from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.execution.fast_conv.memory_format import fast_convolutions, in_fast_order
+
+__all__ = ["OcclusionSensitivity"]
+
+_DEVIATION = 0.25
+"""Of the Gaussian that covers, as a share of the window's sides."""
+_WEIGHT_DEVIATION = 0.125
+"""Of the Gaussian that weighs windows over a pixel."""
+_LEAST_WEIGHT = 1e-3
+
+
+class OcclusionSensitivity:
+    """MONAI's ``OcclusionSensitivity``: what a network says of a picture or volume while windows of it are covered.
+
+    Arguments, results and errors are those of MONAI 1.1 and later, but that the results are plain tensors, the model
+    keeps its mode when a call raises, and windows go through the network in batches of ``n_batch`` only where images do
+    not meet in it.
+
+    Args:
+        nn_module: the network.
+        mask_size: sides of the windows, in pixels; one for all.
+        n_batch: windows in a pass.
+        verbose: show a bar, on a terminal.
+        mode: what covers: a number; ``"gaussian"`` (the window times one minus a Gaussian); ``"mean_patch"``,
+            ``"mean_img"``; or a function (image, window) that gives the covered window.
+        overlap: of neighbouring windows, 0 or more and below 1.
+        activate: True: softmax, or for pictures of one channel sigmoid; False: nothing; or a function of the output.
+
+    Raises:
+        NotImplementedError: another word for ``mode``.
+
+    >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    >>> sensitivity, likeliest = OcclusionSensitivity(network, mask_size=4, verbose=False)(torch.rand(1, 1, 8, 8))
+    >>> sensitivity.shape, likeliest.shape
+    (torch.Size([1, 3, 8, 8]), torch.Size([1, 1, 8, 8]))
+    """
+
+    def __init__(
+        self,
+        nn_module: nn.Module,
+        mask_size: int | Sequence[int] = 16,
+        n_batch: int = 16,
+        verbose: bool = True,
+        mode: str | float | Callable[..., Any] = "gaussian",
+        overlap: float = 0.6,
+        activate: bool | Callable[..., Any] = True,
+    ) -> None:
+        if isinstance(mode, str) and mode not in ("gaussian", "mean_patch", "mean_img"):
+            raise NotImplementedError(
+                f"mode should be a number, a function, gaussian, mean_patch or mean_img, got {mode}"
+            )
+        self.nn_module, self.mask_size, self.n_batch, self.verbose = nn_module, mask_size, n_batch, verbose
+        self.mode, self.overlap, self.activate = mode, overlap, activate
+
+    def __call__(self, x: Tensor, b_box: Sequence[int] | None = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Mean of the outputs over the windows that cover each pixel, [1, K, ...], and its largest class, [1, 1, ...].
+
+        Args:
+            x: one picture [1, C, H, W] or volume [1, C, H, W, D], or signal.
+            b_box: least and greatest place along each side, ``[min, max, ...]``; −1 is the border; only windows near
+                the box are tried, and the results are cut to it.
+            kwargs: for the network.
+
+        Raises:
+            ValueError: more than one picture; windows larger than it.
+        """
+        if x.shape[0] > 1:
+            raise ValueError("Expected batch size of 1.")
+        sides = x.dim() - 2
+        mask = [self.mask_size] * sides if isinstance(self.mask_size, int) else [int(each) for each in self.mask_size]
+        first, last = [0] * sides, list(x.shape[2:])
+        if b_box is not None:
+            # half of a window around the box, as far as there is picture
+            first = [max(low - (side - 1) // 2, 0) for low, side in zip(b_box[::2], mask, strict=True)]
+            last = [
+                size if high == -1 else min(high + (side - 1) // 2, size)
+                for high, side, size in zip(b_box[1::2], mask, x.shape[2:], strict=True)
+            ]
+            mask = [min(side, high - low) for side, low, high in zip(mask, first, last, strict=True)]
+        extent = [high - low for low, high in zip(first, last, strict=True)]
+        if any(side > size for side, size in zip(mask, extent, strict=True)):
+            raise ValueError(f"Image (spatial shape) {extent} should be bigger than mask {mask}.")
+        corners = _corners(extent, mask, self.overlap)
+        with frozen_model(self.nn_module), torch.no_grad():
+            outputs = self._outputs(x.detach(), [[c + f for c, f in zip(each, first, strict=True)] for each in corners],
+                                    mask, kwargs)  # fmt: skip
+        weight = _weights(mask, self.mode == "gaussian").to(outputs)
+        total = outputs.new_zeros(outputs.shape[1], *extent)
+        count = outputs.new_zeros(*extent)
+        for corner, output in zip(corners, outputs, strict=True):
+            place = _window(corner, mask)
+            total[(slice(None), *place)] += output.view(-1, *[1] * sides) * weight
+            count[place] += weight
+        found = (total / count)[None]
+        if b_box is not None:
+            found = _cut(found, b_box, first, x.shape[2:])
+        return found, found.argmax(dim=1, keepdim=True)
+
+    def _outputs(self, x: Tensor, corners: list[list[int]], mask: list[int], options: dict[str, Any]) -> Tensor:
+        """What the network gives with each window covered, [P, K]."""
+        model, batches, found = self.nn_module, Batches(self.nn_module), []
+        together = self.n_batch
+        if together > 1:
+            together = min(together, self.n_batch * batches.together(x.expand(2, *x.shape[1:]), _given(model, options)))
+            together = 1 if batches.reason else together
+
+        def compute(batch: Tensor) -> Any:
+            with fast_convolutions(model, len(batch)):
+                return self._activated(model(batch, **options), x)
+
+        run = in_fast_order(model, "model", compute, None) if x.dim() == 4 else compute
+        cover = self._cover(x, mask)
+        with bar(self.verbose, len(corners), text="occlusion sensitivity") as advance:
+            for start in range(0, len(corners), together):
+                some = corners[start : start + together]
+                batch = x.repeat(len(some), *[1] * (x.dim() - 1))
+                for image, corner in zip(batch.split(1), some, strict=True):
+                    place = (
+                        slice(None),
+                        slice(None),
+                        *(slice(at, at + side) for at, side in zip(corner, mask, strict=True)),
+                    )
+                    image[place] = cover(image[place])
+                found.append(run(batch))
+                advance(len(some))
+        return torch.cat(found)
+
+    def _activated(self, output: Tensor, x: Tensor) -> Tensor:
+        if callable(self.activate):
+            return self.activate(output)  # type: ignore[no-any-return]
+        if self.activate:
+            return output.sigmoid() if x.shape[1] == 1 else output.softmax(1)
+        return output
+
+    def _cover(self, x: Tensor, mask: list[int]) -> Callable[[Tensor], Any]:
+        """What becomes of a window [1, C, ...]."""
+        mode = self.mode
+        if mode == "gaussian":
+            kernel = _covering(mask).to(x)
+            return lambda window: window * kernel
+        if mode == "mean_img":
+            mean = x.mean().item()
+            return lambda window: mean
+        if mode == "mean_patch":
+            return lambda window: window.mean().item()
+        if callable(mode):
+            return lambda window: mode(x, window)
+        assert isinstance(mode, (int, float))
+        return lambda window: mode
+
+
+def _window(corner: list[int], mask: list[int]) -> tuple[slice, ...]:
+    return tuple(slice(at, at + side) for at, side in zip(corner, mask, strict=True))
+
+
+def _given(model: nn.Module, options: dict[str, Any]) -> Callable[[Tensor], object]:
+    return lambda images: model(images.clone(), **options)
+
+
+def _corners(extent: list[int], mask: list[int], overlap: float) -> list[list[int]]:
+    """Where windows begin: at every ``mask · (1 − overlap)``-th pixel, until one reaches the border; moved inwards."""
+    each = []
+    for size, side in zip(extent, mask, strict=True):
+        step = max(1, int(side * (1 - overlap))) if side != size else side
+        count = next(at for at in range(math.ceil(size / step) + 1) if at * step + side >= size) + 1
+        each.append([min(at * step, size - side) for at in range(count)])
+    return [list(corner) for corner in itertools.product(*each)]
+
+
+def _bell(side: int, deviation: float, middle: float) -> Tensor:
+    place = torch.arange(side, dtype=torch.float32) - middle
+    return torch.exp(-(place**2) / (2 * deviation**2))
+
+
+def _weights(mask: list[int], gaussian: bool) -> Tensor:
+    """How much a window counts for each of its pixels."""
+    weight = torch.ones(mask)
+    if not gaussian:
+        return weight
+    for axis, side in enumerate(mask):
+        shape = [-1 if at == axis else 1 for at in range(len(mask))]
+        weight = weight * _bell(side, _WEIGHT_DEVIATION * side, (side - 1) / 2).view(shape)
+    return weight.clamp(min=max(float(weight[weight != 0].min()), _LEAST_WEIGHT))
+
+
+def _covering(mask: list[int]) -> Tensor:
+    """One minus a Gaussian around the window's middle, scaled to 0 to 1."""
+    kernel = torch.ones(mask)
+    for axis, side in enumerate(mask):
+        shape = [-1 if at == axis else 1 for at in range(len(mask))]
+        kernel = kernel * _smoothed_point(side, _DEVIATION * side).view(shape)
+    flipped = -kernel
+    low, high = flipped.min(), flipped.max()
+    return (flipped - low) / (high - low) if high > low else torch.zeros_like(flipped)
+
+
+def _smoothed_point(side: int, deviation: float) -> Tensor:
+    """One at the middle of ``side`` pixels, under a Gaussian that is integrated over each pixel."""
+    edges = (torch.arange(side + 1, dtype=torch.float32) - side // 2 - 0.5) / (deviation * 2**0.5)
+    return torch.erf(edges).diff() / 2
+
+
+def _cut(found: Tensor, b_box: Sequence[int], first: list[int], size: Sequence[int]) -> Tensor:
+    place: list[slice] = [slice(None), slice(None)]
+    for low, high, begin, side in zip(b_box[::2], b_box[1::2], first, size, strict=True):
+        start = max(low, 0) - begin
+        place.append(slice(start, (high if high > 0 else side) - begin))
+    return found[tuple(place)]
