@@ -27,7 +27,7 @@ def explain(
     method: str | Callable[..., Any] = "saliency",
     device: Any = None,
     **options: Any,
-) -> np.ndarray:
+) -> np.ndarray[Any, Any]:
     """A map an input, as Quantus wants an ``explain_func`` to give them.
 
     Args:

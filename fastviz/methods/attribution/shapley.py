@@ -67,8 +67,9 @@ def feature_ablation(
     with coalitions(model, x, target, segments, fill, batch_size) as cut:
         evaluations = sum(cut.counts)
         with bar(progress, evaluations, text="feature ablation") as advance:
+            stats: dict[str, object] = {"path": "dense"}
             if cut.scores.selection.layers or not evaluations:
-                values, stats = [_left_out(cut, at, advance) for at in range(len(cut.images))], {"path": "dense"}
+                values = [_left_out(cut, at, advance) for at in range(len(cut.images))]
             else:
                 values, stats = _swept(cut, batch_size, advance)
         return segment_map(cut, values, evaluations=evaluations + len(values), **stats)
