@@ -26,6 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Setting (forward, )?backward hoo
 
 NAMES = ours.__all__
 PERTURBATIONS = ["Occlusion", "FeatureAblation"]
+NEURONS_AND_CAMS = ["NeuronGuidedBackprop", "NeuronDeconvolution", "LayerGradCam", "GuidedGradCam"]
 OF_LAYERS = [
     *("NeuronGuidedBackprop", "NeuronDeconvolution", "LayerGradCam", "GuidedGradCam"),
     *("LayerActivation", "LayerGradientXActivation", "InternalInfluence", "LayerConductance"),
@@ -38,6 +39,8 @@ ALONE_TOO = [
 ]
 """Those that work without captum."""
 GRADIENTS = ["Saliency", "InputXGradient", "GuidedBackprop", "Deconvolution"]
+TEN = [*PERTURBATIONS, *GRADIENTS, *NEURONS_AND_CAMS]
+"""Those whose tests stand here; the others have theirs in ``test_captum_sampling``."""
 
 
 def cnn(dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -789,7 +792,7 @@ class Views(nn.Module):
         return out
 
 
-@pytest.mark.parametrize("name", [*GRADIENTS, *OF_LAYERS])
+@pytest.mark.parametrize("name", [*GRADIENTS, *NEURONS_AND_CAMS])
 @pytest.mark.parametrize("made_model", [cnn, Views])
 def test_batches_in_another_memory_order(name: str, made_model: Callable[[], nn.Module]) -> None:
     """From four images on the model gets them in channels_last memory; what it gives is contiguous all the same."""
@@ -857,7 +860,7 @@ def test_inputs_that_grad_cam_cannot_be_resized_to(x: Tensor) -> None:
     assert found[1].shape == (0,)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TEN)
 def test_noise_tunnel(model: nn.Sequential, x: Tensor, name: str, swept: list[str]) -> None:
     results = []
     options: dict[str, Any] = {"target": [1, 4], "nt_samples": 3, "nt_type": "vargrad", "stdevs": 0.2}
@@ -899,7 +902,7 @@ def state(model: nn.Module) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*TEN, "IntegratedGradients", "LayerGradientXActivation"])
 def test_nothing_is_left_after_an_exception(name: str, x: Tensor) -> None:
     """captum leaves ``requires_grad`` on inputs, and hooks on inputs that go into a rectifier, when a call raises."""
     model = nn.Sequential(nn.ReLU(), *cnn())
@@ -993,7 +996,7 @@ def test_other_activations_are_named(x: Tensor) -> None:
         assert caught[0].filename == __file__
 
 
-@pytest.mark.parametrize("name", [*GRADIENTS, *OF_LAYERS])
+@pytest.mark.parametrize("name", [*GRADIENTS, *NEURONS_AND_CAMS])
 def test_frozen_parameters(x: Tensor, name: str) -> None:
     model, frozen = cnn(), cnn().requires_grad_(False)
     results = []
