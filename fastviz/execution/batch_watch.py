@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 from weakref import ref
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastviz.execution.batch_calls import (
@@ -37,7 +36,7 @@ from fastviz.execution.batch_places import (
     operands,
 )
 
-__all__ = ["Mixes", "Reads", "Watch", "unchanged_generators"]
+__all__ = ["Mixes", "Watch", "unchanged_generators", "version_of"]
 
 
 _SHAPE_ONLY = {
@@ -74,27 +73,6 @@ class unchanged_generators:  # noqa: N801 - used like a function
             return (random.getstate(),)
         name, keys, *place = library.random.get_state()
         return random.getstate(), name, keys.tobytes(), *place
-
-
-class Reads(TorchFunctionMode):
-    """Ends a pass that takes values of images out of torch, where no call can be seen."""
-
-    def __init__(self, watch: Watch) -> None:
-        super().__init__()
-        self._watch = watch
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in _READERS and args and isinstance(args[0], Tensor):
-            self._watch.read(args[0])
-        return func(*args, **(kwargs or {}))
-
-
-_READERS = {
-    *(Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, Tensor.storage, Tensor.untyped_storage),
-    *(Tensor.data_ptr, Tensor.apply_, Tensor.map_),
-}
 
 
 class _Operation(NamedTuple):
@@ -137,14 +115,19 @@ class Watch(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing is compiled under a mode, and asking so at each call takes longer than following it
 
-    def __init__(self, model: nn.Module, images: Tensor) -> None:
+    def __init__(self, images: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.count = len(images)
-        # by identity, as tensors compare by value; the reference tells another tensor that got the same identity
-        self._known: dict[int, tuple[Any, Known]] = {}
+        # By identity, as tensors compare by value; the reference tells another tensor that got the same identity, the
+        # version one that was written to since.
+        self._known: dict[int, tuple[Any, Known, int]] = {}
         # storages that were written to: how far apart their images lie
         self._storages: dict[int, tuple[Any, int]] = {}
-        self._note(images, Images(0))
+        # What was there before: everything that no call made, where all calls are seen. Else it is these, by identity
+        # and with their versions, and `unknown` is raised for others, and for what was written to unseen.
+        self.constants: dict[int, int] = {}
+        self.unknown: type[BaseException] | None = None
+        self.note(images, Images(0))
 
     def finish(self, result: object) -> None:
         """Raise if some tensor of ``result`` does not count the images in dimension 0."""
@@ -167,13 +150,30 @@ class Watch(TorchDispatchMode):
     def of(self, tensor: Tensor) -> Known:
         """What is known of a tensor. One that no call seen here made was there before, and depends on no image."""
         entry = self._known.get(id(tensor))
-        known = entry[1] if entry is not None and entry[0]() is tensor else SAME
+        version: int | None
+        if entry is not None and entry[0]() is tensor:
+            known, version = entry[1:]
+        else:
+            known, version = SAME, self.constants.get(id(tensor))
+        if self.unknown is not None and version != version_of(tensor):
+            raise self.unknown
         if self._storages and not isinstance(known, Images):
             return self._through_storage(tensor, known)
         return known
 
-    def _note(self, tensor: Tensor, known: Known) -> None:
-        self._known[id(tensor)] = (ref(tensor), known)
+    def images(self, tensor: Tensor) -> Images | None:
+        """Where a tensor counts images, if that is known at once."""
+        entry = self._known.get(id(tensor))
+        known = entry[1] if entry is not None and entry[0]() is tensor and entry[2] == version_of(tensor) else None
+        return known if isinstance(known, Images) else None
+
+    def is_constant(self, tensor: Tensor) -> bool:
+        """Whether it is known at once that no image takes part in a tensor."""
+        return not self._storages and isinstance(self.of(tensor), Same)
+
+    def note(self, tensor: Tensor, known: Known) -> None:
+        """What is known of a tensor from now on."""
+        self._known[id(tensor)] = (ref(tensor), known, version_of(tensor))
 
     # ------------------------------------------------------------------------------------------ one call
 
@@ -193,7 +193,7 @@ class Watch(TorchDispatchMode):
             others = (*args[1:], *kwargs.values())
             if isinstance(known, Images) and not any(isinstance(each, Tensor) for each in others):
                 result = func(*args, **kwargs)
-                self._note(result, known)
+                self.note(result, known)
                 return result
         place = self._plain(operation, args, kwargs) if operation.windowed else None
         if place is not None:
@@ -239,9 +239,9 @@ class Watch(TorchDispatchMode):
 
         What the rules below say of most calls, without looking each argument up by its name; None if they have to.
         """
-        if self._storages or kwargs or type(args[0]) not in PLAIN:
+        if self._storages or kwargs or self.unknown is not None or type(args[0]) not in PLAIN:
             return None
-        tensor, known = self._known.get(id(args[0]), (None, SAME))
+        tensor, known, _ = self._known.get(id(args[0]), (None, SAME, 0))
         if tensor is None or tensor() is not args[0] or not isinstance(known, Images) or known.dim:
             return None
         if any(id(each) in self._known for each in args[1:] if isinstance(each, Tensor)):
@@ -271,11 +271,11 @@ class Watch(TorchDispatchMode):
             raise Mixes(f"{name} may mix the images of a batch")
         results = list(leaves(result))
         if name == "fastviz::guided_relu":
-            self._note(results.pop(0), known)
+            self.note(results.pop(0), known)
         elif written is not None:
-            self._note(first, written)
+            self.note(first, written)
         for tensor in results:
-            self._note(tensor, mask)
+            self.note(tensor, mask)
         return result
 
     def _check_known(self, operation: _Operation, states: list[tuple[Tensor, Known]], given: dict[str, Any]) -> None:
@@ -300,7 +300,7 @@ class Watch(TorchDispatchMode):
             # what is made of memory that is not written yet, as a view of it, is not either
             known = next((each for _, each in states if not isinstance(each, Same)), SAME)
         for tensor in leaves(result):
-            self._note(tensor, known)
+            self.note(tensor, known)
 
     def _note_results(self, operation: _Operation, result: Any, expected: Images) -> None:
         first: Tensor | None = None
@@ -310,7 +310,7 @@ class Watch(TorchDispatchMode):
             fits = place.dim < tensor.dim() and tensor.shape[place.dim] == place.outer * self.count * place.inner
             if tensor is first and not fits:
                 raise Mixes(f"{operation.name} may mix the images of a batch")
-            self._note(tensor, place if fits and tensor.dim() == first.dim() else LOST)
+            self.note(tensor, place if fits and tensor.dim() == first.dim() else LOST)
 
     # --------------------------------------------------------------------------- places and constants
 
@@ -364,6 +364,14 @@ class Watch(TorchDispatchMode):
             if stride and step % stride == 0 and size == self.count * (step // stride):
                 return Images(dim, 1, step // stride)
         return LOST
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written to; 0 for those of inference mode, which do not count."""
+    try:
+        return tensor._version
+    except RuntimeError:
+        return 0
 
 
 def _storage(tensor: Tensor) -> Any:

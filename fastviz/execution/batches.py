@@ -10,13 +10,15 @@ calls are made.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fastviz.execution import cuda_graphs
-from fastviz.execution.batch_watch import Mixes, Reads, Watch, unchanged_generators
+from fastviz.execution.batch_functions import Functions, Reads, Unseen
+from fastviz.execution.batch_watch import Mixes, Watch, unchanged_generators
 from fastviz.execution.compiled import eager, has_compiled_parts
 from fastviz.execution.inputs import output_of
 
@@ -65,6 +67,10 @@ class Batches:
     def watched(self, forward: Callable[[Tensor], Result], images: Tensor) -> Result:
         """``forward(images)``, which is all that runs the model; to be called in functions that are given to the call.
 
+        Args:
+            forward: the pass. Where the calls that Python makes do not show all, it ends early, and is made again.
+            images: [B, ...].
+
         Raises:
             Mixes: the images may meet.
         """
@@ -82,11 +88,24 @@ class Batches:
         return result
 
     def _watched(self, forward: Callable[[Tensor], Result], images: Tensor) -> Result:
-        watch = Watch(self.model, images)
-        with cuda_graphs.paused(), unchanged_generators(), watch, Reads(watch):
-            result = forward(images)
-            watch.finish(result)
-        return result
+        def trial() -> Tensor:
+            # a pass that ends early may have written to its images; what differentiates by them cannot
+            return images if images.requires_grad else images.clone()
+
+        with cuda_graphs.paused(), unchanged_generators():
+            if not torch.is_inference_mode_enabled():
+                begun = trial()
+                watch = Watch(begun)
+                with suppress(Unseen), Functions(watch, self.model):
+                    result = forward(begun)
+                    watch.finish(result)
+                    return result
+            begun = trial()
+            watch = Watch(begun)
+            with watch, Reads(watch):
+                result = forward(begun)
+                watch.finish(result)
+            return result
 
     def together(self, images: Tensor, forward: Callable[[Tensor], object] | None = None) -> int:
         """How many of the ``images`` the model may get at once: all of them, or one.

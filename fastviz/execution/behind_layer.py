@@ -66,7 +66,8 @@ class BehindLayer:
             raise ValueError(f"layer {layer!r} was not called in the forward pass, so it has no output")
         self.maps, self.layer_output = found[0]
         self._fast: Callable[[Tensor], Any] = self._run
-        if self.maps.dim() == 4 and self.axes.order(self.layer_output) in (None, (0, 1, 2, 3)):
+        where = self.axes.planes(self.layer_output)
+        if self.maps.dim() == 4 and (where is None or where.order == (0, 1, 2, 3)):
             self._fast = in_fast_order(model, "model", self._run, None)
         self._notes: _Notes | None = _Notes(image)
         self.together = self._is_together()

@@ -38,8 +38,9 @@ def frozen_model(model: nn.Module) -> Iterator[None]:
     checks.devices(checks.module(model))
     try:
         with _lock:
+            others = len(_holders) > 0
             for module in model.modules():
-                if getattr(module, "training", False) or module in _holders:
+                if getattr(module, "training", False) or (others and module in _holders):
                     held.append(module)
                     _holders[module] = (_holders.get(module) or 0) + 1
                     module.training = False

@@ -4,6 +4,11 @@ The images stand in one dimension of every tensor, the same number of entries fo
 [N, C, H, W] for maps, [N * windows, tokens, C] where a transformer works in windows, [tokens, N, C] where it is
 sequence first. Which dimension of an output that is, the sizes say (see :func:`fastviz.graph.calls.image_dims`); a rule
 then proves that what is there for an image comes from that image alone. A call without a rule counts as mixing.
+
+:mod:`fastviz.execution.batch_calls` has rules of its own for calls made on real images. They may look at values
+(a constant with an entry for each image is the same for all, or not), and all that comes of them is a yes or a no. Here
+nothing has a value yet, the number of images is a symbol, and steps are built on where each tensor holds the images. A
+test holds that the rules here call no model apart that the others see mix.
 """
 
 from __future__ import annotations

@@ -89,6 +89,11 @@ class Kept(Generic[Made]):
         with self._lock:
             return any(entry.key == key for entry in self._entries.get(model) or [])
 
+    def peek(self, model: nn.Module, key: Hashable) -> Made | None:
+        """What is kept under this ``key``, in whatever state."""
+        with self._lock:
+            return next((entry.made for entry in self._entries.get(model) or [] if entry.key == key), None)  # type: ignore[return-value]
+
     def find(self, model: nn.Module, key: Hashable, state: object) -> Made | None:
         """What :meth:`get` would give without making it; None if it would have to."""
         with self._lock:

@@ -34,8 +34,8 @@ def draw(draws: str, attribution: Tensor, photo: Tensor, *, coarse: bool = False
         draws: ``"heat"`` lays a map of 0 or more over the photograph; ``"signed"`` lays a map of both signs over a grey
             photograph, red above zero and blue below; ``"gradient"`` shows a picture of both signs about middle grey;
             ``"mask"`` outlines what is above one half, see :func:`outlined`.
-        attribution: [h, w], or [C, h, w] for ``"gradient"``, of other than three channels their mean; floating-point. Of
-            several channels that are not drawn as a gradient their sum counts.
+        attribution: [h, w], or [C, h, w] for ``"gradient"``, of other than three channels their mean; floating-point.
+            Of several channels that are not drawn as a gradient their sum counts.
         photo: [3, H, W] in 0 to 1; [1, H, W] is grey, of four channels or more the first three are shown.
         coarse: whether a heat map has a layer's resolution (it is laid over the photograph evenly, "jet") and not that
             of the input (bright on dark, "inferno").

@@ -53,5 +53,6 @@ def constrained_least_squares(rows: Tensor, values: Tensor, weights: Tensor, tot
     basis = (torch.eye(D, dtype=torch.float64, device=x.device) - 2 * torch.outer(u, u))[:, 1:]
     root = w.sqrt()[:, None]
     rest = (y - x.sum(1) * even)[:, None]
-    found = torch.linalg.pinv(root * (x @ basis)) @ (root * rest)
-    return even + (basis @ found)[:, 0]
+    found: Tensor = torch.linalg.pinv(root * (x @ basis)) @ (root * rest)
+    coefficients: Tensor = even + (basis @ found)[:, 0]
+    return coefficients

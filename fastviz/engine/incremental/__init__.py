@@ -2,7 +2,7 @@
 
 from fastviz.engine.incremental.chain import Chain, Changes, outputs_of_changes
 from fastviz.engine.incremental.coarse_to_fine import drill_down
-from fastviz.engine.incremental.job import sampled_error, whole_passes
+from fastviz.engine.incremental.job import in_batches, in_whole_order, sampled_error, whole_passes
 from fastviz.engine.incremental.report import Plan, plan
 from fastviz.engine.incremental.sweep import Sweep, sweep
 from fastviz.engine.incremental.worth import counted, known
@@ -14,6 +14,8 @@ __all__ = [
     "Sweep",
     "counted",
     "drill_down",
+    "in_batches",
+    "in_whole_order",
     "known",
     "outputs_of_changes",
     "plan",

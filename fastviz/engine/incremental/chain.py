@@ -213,7 +213,7 @@ class _Run:
         made = kept(self.model, first)
         if made is None and trace == "auto":
             boxes = self.boxes[self.moves[:, 1:]].cpu()
-            reason = worth.refusal(worth.known(self.model, first), boxes, first, _STEPS_SAVE)
+            reason = worth.refusal(self.model, first, boxes, least=_STEPS_SAVE)
             if reason:
                 raise NotTraceable(reason)
         for again in (False, True):

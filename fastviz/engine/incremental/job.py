@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,19 @@ from fastviz.execution.fast_conv.memory_format import in_fast_order
 from fastviz.execution.full_precision import full_float32
 from fastviz.execution.inputs import input_batch, output_of
 
-__all__ = ["Evaluate", "Job", "in_batches", "new_job", "order_pays", "sampled_error", "whole_passes"]
+__all__ = [
+    "Evaluate",
+    "Job",
+    "even_batches",
+    "in_batches",
+    "in_whole_order",
+    "new_job",
+    "sampled_error",
+    "whole_passes",
+]
 
 Evaluate = Callable[[Any, Tensor], Tensor]
+Result = TypeVar("Result")
 
 _CHECKED = 16
 """Windows that approximate modes recompute exactly."""
@@ -54,11 +64,19 @@ def whole_passes(images: Tensor) -> int:
     return max(least, min(_MOST, _PIXELS // max(1, images.shape[2:].numel())))
 
 
-def order_pays(model: nn.Module, pixels: int) -> bool:
-    """Whether batches of so many pixels are worth the copies of a model's weights that another memory order takes."""
+def even_batches(count: int, batch_size: int) -> int:
+    """The size of batches if they are as many as it takes for ``count``, and all as large as one another."""
+    return math.ceil(count / max(1, math.ceil(count / batch_size)))
+
+
+def in_whole_order(model: nn.Module, pixels: int, run: Callable[[Tensor], Result]) -> Callable[[Tensor], Result]:
+    """``run`` on batches of so many pixels in the memory order in which the whole ``model`` is faster.
+
+    Another order takes copies of the weights, which have to be worth it.
+    """
     weights = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
     many = sum(weight.numel() for weight in weights if not nn.parameter.is_lazy(weight)) >= _MANY_WEIGHTS
-    return not many or pixels >= _MANY_PIXELS
+    return run if many and pixels < _MANY_PIXELS else in_fast_order(model, "model", run, None)
 
 
 @dataclass
@@ -77,6 +95,7 @@ class Job:
         batches: runs the model on batches, and on one image at a time where it may mix them.
         values: [P, ...], what came in; None before the first.
         clean: what the model gives for the images as they are; None where that is not known as one value.
+        done: how many of the first windows are there already.
     """
 
     model: nn.Module
@@ -90,6 +109,7 @@ class Job:
     batches: Batches
     values: Tensor | None = None
     clean: Any = None
+    done: int = 0
 
     @cached_property
     def boxes_by_images(self) -> Tensor:
@@ -98,8 +118,15 @@ class Job:
 
     @property
     def windows(self) -> Tensor:
-        """The numbers of all windows, int64 [P]."""
-        return torch.arange(len(self.boxes), device=self.images.device)
+        """The numbers of the windows to be done, int64."""
+        return torch.arange(self.done, len(self.boxes), device=self.images.device)
+
+    def begin(self, outputs: Tensor) -> None:
+        """Take the ``outputs`` of the first windows from a pass that was made before."""
+        self.put(outputs, torch.arange(len(outputs), device=self.images.device))
+        self.done = len(outputs)
+        self.stats.update(batch_size=len(outputs), batches=1)
+        self.advance(len(outputs))
 
     def put(self, output: Any, windows: Tensor) -> None:
         """Keep what ``evaluate`` makes of the ``output`` under ``windows``."""
@@ -116,6 +143,8 @@ class Job:
 
     def run_model(self, windows: Tensor, batch_size: int) -> None:
         """The model itself on images covered by ``windows``."""
+        if not len(windows):
+            return
         boxes = self.boxes_by_images
 
         def run(part: Tensor) -> None:
@@ -124,12 +153,8 @@ class Job:
                 self.put(output, numbers)
             self.advance(len(part))
 
-        # as many batches as it takes, all as large as one another
-        count = math.ceil(len(windows) / batch_size)
-        even = math.ceil(len(windows) / max(1, count))
-        passed: Callable[[Tensor], Any] = self.batches.run_model
-        if order_pays(self.model, even * self.images.shape[2:].numel()):
-            passed = in_fast_order(self.model, "model", passed, None)
+        even = even_batches(len(windows), batch_size)
+        passed = in_whole_order(self.model, even * self.images.shape[2:].numel(), self.batches.run_model)
         in_batches(windows, 1 if self.batches.reason else even, self.stats, run)
         if self.batches.reason:
             self.stats.update(alone=self.batches.reason, batch_size=1)
@@ -138,7 +163,7 @@ class Job:
         """Differences of ``values`` from the model itself for some windows, the same ones in each call."""
         chosen = torch.randperm(len(self.boxes), generator=torch.Generator().manual_seed(0))[:_CHECKED]
         windows = chosen.to(self.images.device)
-        exact = replace(self, values=None, stats=dict(self.stats), advance=lambda done: None)
+        exact = replace(self, values=None, stats=dict(self.stats), advance=lambda done: None, done=0)
         exact.run_model(windows, _CHECKED)
         difference = (exact.all_values()[windows] - values[windows]).abs().double()
         if not difference.numel():

@@ -17,7 +17,7 @@ from fastviz.graph.fingerprint import Kept, structure
 from fastviz.graph.model_graph import NotTraceable, trace
 from fastviz.graph.tracing import foreign_hooks
 
-__all__ = ["Network", "kept", "network"]
+__all__ = ["Network", "is_there", "kept", "network"]
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,11 @@ def kept(model: nn.Module, images: Tensor, dtype: torch.dtype | None = None) -> 
     if isinstance(found, str):
         raise NotTraceable(found)
     return found
+
+
+def is_there(model: nn.Module, images: Tensor) -> bool:
+    """Whether there are steps from an earlier call, perhaps of the model as it was then."""
+    return isinstance(_networks.peek(model, _key(images, None)), Network)
 
 
 def _key(images: Tensor, dtype: torch.dtype | None) -> Hashable:

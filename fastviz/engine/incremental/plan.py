@@ -154,7 +154,8 @@ def predicted(steps: Sequence[Step], groups: Sequence[Group], value_bytes: int) 
         cost = sum(group.schedule.cost.values(), Cost())
         share = len(group.windows) / windows
         work += Cost(cost.flops * share, cost.bytes * share)
-    return {"flops": work.flops, "dense_flops": dense.flops, "predicted_gain": dense.total / work.total}
+    gain = dense.total / work.total if work.total else 1.0  # a model that computes nothing, as one of dropout alone
+    return {"flops": work.flops, "dense_flops": dense.flops, "predicted_gain": gain}
 
 
 def _weights(steps: Sequence[Step], across: Sequence[Reached], value_bytes: int) -> dict[Step, float]:

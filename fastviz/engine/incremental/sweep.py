@@ -25,6 +25,7 @@ from fastviz.execution import cuda_graphs
 from fastviz.execution.batches import Batches
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.full_precision import full_float32
+from fastviz.execution.inputs import output_of
 from fastviz.execution.precision import Precision, checked_precision
 from fastviz.graph.model_graph import NotTraceable
 
@@ -68,6 +69,7 @@ def sweep(
     check: bool = True,
     trace: Tracing = "auto",
     clean: Any = None,
+    begun: Tensor | None = None,
     batches: Batches | None = None,
     advance: Callable[[int], object] = lambda windows: None,
 ) -> Sweep:
@@ -109,6 +111,8 @@ def sweep(
         check: whether approximate modes measure their error.
         trace: ``"auto"``: see above; ``"always"``: trace however few windows there are; ``"never"``: whole passes.
         clean: what the model gives for ``images``, if that is known; None runs it.
+        begun: what it gives under the first windows, as many as are known, which whole passes need not do again; None
+            is for none.
         batches: what is known of the model and batches of images from this call; None is nothing.
         advance: is called with the number of windows that are done.
 
@@ -133,10 +137,13 @@ def sweep(
     with frozen_model(job.model), torch.no_grad(), full_float32(device):
         job.clean = clean
         try:
-            made = _prepared(job, dtype, trace if not approximate or trace != "auto" else "always")
+            done = 0 if begun is None else len(begun)
+            made = _prepared(job, dtype, done, trace if not approximate or trace != "auto" else "always")
             made = made if outputs is None else made.only(outputs)
         except NotTraceable as error:
             job.stats.update(path="dense", reason=str(error), prepare_seconds=time.perf_counter() - started)
+            if begun is not None:
+                job.begin(begun)
             job.run_model(job.windows, batch_size or whole_passes(job.images))
             worth.spend(worth.known(job.model, job.images), len(job.boxes))
         else:
@@ -163,13 +170,14 @@ def sweep(
 
 def _note_seconds(job: Job, seconds: float, approximate: bool) -> None:
     """What the sweep took, in its ``stats`` and, for exact ones, for those to come."""
-    each = (seconds - job.stats["prepare_seconds"]) / max(1, len(job.boxes))
+    each = (seconds - job.stats["prepare_seconds"]) / max(1, len(job.windows))
     dense = job.stats["dense_seconds"]
     job.stats.update(seconds=seconds, measured_gain=None if dense is None else dense / each)
     if not approximate:
         on_rectangles = job.stats["path"] == "incremental"
         if not on_rectangles or dense is not None:
-            worth.timed(worth.known(job.model, job.images), job.boxes, each, dense if on_rectangles else None)
+            boxes = job.boxes[job.done :]
+            worth.timed(worth.known(job.model, job.images), boxes, each, dense if on_rectangles else None)
 
 
 def _check_limits(growth_cap: float | None, memory: int | None, batch_size: int | None) -> None:
@@ -183,16 +191,20 @@ def _check_limits(growth_cap: float | None, memory: int | None, batch_size: int 
 def _clean_outputs(job: Job) -> Any:
     """What the model gives for the images as they are; None where they are several and it gives no tensor."""
     found = []
+
+    def run(images: Tensor) -> Any:
+        with worth.counted(job.model, images):
+            return output_of(job.model, images)
+
     for part in job.images.split(whole_passes(job.images)):
-        with worth.counted(job.model, part):
-            found += job.batches(lambda images: job.batches.run_model(images.clone()), part)
+        found += job.batches(lambda images: job.batches.watched(run, images.clone()), part)
     if len(found) == 1:
         return found[0]
     return torch.cat(found) if all(isinstance(each, Tensor) for each in found) else None
 
 
-def _prepared(job: Job, dtype: torch.dtype | None, trace: Tracing) -> Network:
-    """The steps of the job's model, from an earlier call or because they pay.
+def _prepared(job: Job, dtype: torch.dtype | None, begun: int, trace: Tracing) -> Network:
+    """The steps of the job's model, from an earlier call or because they pay though some windows are ``begun``.
 
     Raises:
         NotTraceable: there are none, or they do not pay.
@@ -205,7 +217,10 @@ def _prepared(job: Job, dtype: torch.dtype | None, trace: Tracing) -> Network:
         job.clean = _clean_outputs(job)
     work = worth.known(job.model, job.images)
     found = kept(job.model, job.images, dtype)
-    reason = worth.refusal(work, job.boxes, job.images) if found is None else worth.slower(work, job.boxes)
+    if found is None:
+        reason = worth.refusal(job.model, job.images, job.boxes, begun)
+    else:
+        reason = worth.slower(work, job.boxes)
     if reason:
         raise NotTraceable(reason)
     if found is None and work is not None:

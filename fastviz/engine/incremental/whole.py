@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from fastviz.engine.incremental import worth
+from fastviz.engine.incremental.convolution import in_best_order
 from fastviz.engine.incremental.execute import run_whole
-from fastviz.engine.incremental.job import order_pays, whole_passes
+from fastviz.engine.incremental.job import in_whole_order, whole_passes
 from fastviz.engine.incremental.network import Network, kept, network
-from fastviz.engine.incremental.steps import memory_order
 from fastviz.execution.batches import Batches
-from fastviz.execution.fast_conv.memory_format import in_fast_order
 from fastviz.graph.model_graph import NotTraceable
 
 __all__ = ["WholeImages"]
@@ -46,9 +45,8 @@ class WholeImages:
             self.output = self._batches.run_model(image.clone())
         self.batch_size = whole_passes(image)
         self._steps = self._traced(model, image, count)
-        self._run: Callable[[Tensor], Any] = self._batches.run_model
-        if order_pays(model, self.batch_size * image.shape[2:].numel()):
-            self._run = in_fast_order(model, "model", self._run, None)
+        pixels = self.batch_size * image.shape[2:].numel()
+        self._run: Callable[[Tensor], Any] = in_whole_order(model, pixels, self._batches.run_model)
 
     @property
     def stepwise(self) -> bool:
@@ -59,7 +57,7 @@ class WholeImages:
         """The outputs for the ``images``: one of all of them, or one of each where they may meet in the model."""
         if self._steps is not None:
             steps = self._steps.steps
-            return [run_whole(steps, {steps[0]: images.contiguous(memory_format=memory_order(images))})[0]]
+            return [run_whole(steps, {steps[0]: in_best_order(images)})[0]]
         return self._batches(self._run, images)
 
     def _traced(self, model: nn.Module, image: Tensor, count: int) -> Network | None:
@@ -79,7 +77,7 @@ class WholeImages:
         for again in (False, True):
             if again:  # what an earlier call kept may be of the model as it was
                 found = network(model, image, anew=True)
-            output, _ = run_whole(found.steps, {found.steps[0]: image.contiguous(memory_format=memory_order(image))})
+            output, _ = run_whole(found.steps, {found.steps[0]: in_best_order(image)})
             if output.shape == expected.shape:
                 largest = float(expected.abs().max())
                 if float((output - expected).abs().max()) <= near * (largest or 1.0):

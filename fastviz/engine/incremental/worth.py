@@ -12,21 +12,24 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from fastviz._util.by_model import ByModel
+from fastviz.engine.incremental.job import even_batches, whole_passes
+from fastviz.engine.incremental.network import is_there
+from fastviz.execution.batch_functions import called
 
-__all__ = ["Work", "counted", "known", "refusal", "slower", "spend", "timed"]
+__all__ = ["Work", "beside_clean", "counted", "known", "refusal", "slower", "spend", "timed"]
 
 _RATE = {"cpu": 5e10, "cuda": 1e13}
 """Floating-point operations of whole passes a second, of a thread of a CPU or of a GPU."""
 
 _TRACE = (0.25, 0.0025)
-"""Seconds to trace a model and plan for it: at all, and for each ATen call."""
+"""Seconds to trace a model and plan for it: at all, and for each call of a pass."""
 
 _EFFICIENCY = 0.5
 """How fast small rectangles are worked on, against whole maps."""
@@ -59,7 +62,7 @@ class Work:
 
     Attributes:
         layers: where its operations are.
-        calls: ATen calls of a pass.
+        calls: calls of torch in a pass that give tensors.
         spent: operations of whole passes that sweeps have run since a trace was last made.
         whole: the least seconds a window that sweeps of whole passes took; infinite before the first.
         rectangles: the same for sweeps on rectangles of a kind (:func:`_kind`), and how many there were.
@@ -98,7 +101,10 @@ def known(model: nn.Module, images: Tensor) -> Work | None:
 
 @contextmanager
 def counted(model: nn.Module, images: Tensor) -> Iterator[None]:
-    """Count what one pass of ``model`` over ``images`` does, made inside; nothing if that is known already."""
+    """Count what one pass of ``model`` over ``images`` does, made inside, unless that is known already or it fails.
+
+    It belongs inside of :meth:`fastviz.execution.batches.Batches.watched`, which has many calls of its own.
+    """
     if known(model, images) is not None or not len(images):
         yield
         return
@@ -108,15 +114,18 @@ def counted(model: nn.Module, images: Tensor) -> Iterator[None]:
     _known.setdefault(model, dict)[tuple(images.shape[1:])] = work
 
 
-def refusal(work: Work | None, boxes: Tensor, images: Tensor, least: float = 1.0) -> str:
+def refusal(model: nn.Module, images: Tensor, boxes: Tensor, begun: int = 0, least: float = 1.0) -> str:
     """Why a model should not be traced for a sweep over ``boxes``; empty if it pays.
 
     Args:
-        work: what is known of the model for these images.
-        boxes: int64 [P, 2 · axes].
+        model: the network.
         images: [N, C, H, W], or signals or volumes.
+        boxes: int64 [P, 2 · axes].
+        begun: how many windows whole passes need not do any more; a sweep on rectangles does all, so that it gives the
+            same in each call.
         least: what the steps save at least, where they run on whole images too.
     """
+    work = known(model, images)
     if work is None or not work.calls:
         return "nothing is known of the cost of a pass"
     device = images.device.type
@@ -124,7 +133,8 @@ def refusal(work: Work | None, boxes: Tensor, images: Tensor, least: float = 1.0
     trace = (_TRACE[0] + _TRACE[1] * work.calls) * rate
     gain = max(least, work.gain(tuple(_sides(boxes).tolist()), tuple(images.shape[2:])))
     dense = work.operations * len(boxes)
-    if gain > 1.05 and (dense * (1 - 1 / gain) >= trace or (work.spent + dense) * _LOST >= trace):
+    saved = work.operations * (len(boxes) - begun) - dense / gain
+    if gain > 1.05 and (saved >= trace or (work.spent + dense) * _LOST >= trace):
         return ""
     return (
         f"tracing would cost more than it saves: some {trace / rate:.1f} s before {dense / rate:.2f} s of whole "
@@ -184,17 +194,44 @@ def spend(work: Work | None, windows: int) -> None:
             work.spent += work.operations * windows
 
 
-_POOLS = {f"{kind}_pool{axes}d" for kind in ("avg", "max") for axes in (1, 2, 3)}
-_AVERAGES = {
-    "mean", "amax", *(f"{kind}_pool{axes}d" for kind in ("_adaptive_avg", "adaptive_max") for axes in (1, 2, 3))
-}  # fmt: skip
+def beside_clean(
+    model: nn.Module,
+    images: Tensor,
+    boxes: Tensor,
+    batch_size: int | None = None,
+    trace: Literal["auto", "always", "never"] = "auto",
+) -> int:
+    """How many of the first windows belong into the pass over the clean images, where a sweep begins with whole passes.
+
+    A pass of its own for one image costs as much as several more in a batch. None do where there are steps, or where
+    it is known already that tracing pays.
+
+    Args:
+        model: the network.
+        images: [N, C, H, W], or signals or volumes.
+        boxes: of all windows, int64 [P, 2 · axes].
+        batch_size: images that the network sees at once; None is :func:`fastviz.engine.incremental.job.whole_passes`.
+        trace: as :func:`fastviz.engine.incremental.sweep` takes it.
+    """
+    work = known(model, images)
+    if trace == "always" or not len(images):
+        return 0
+    if trace == "auto":
+        traced = is_there(model, images)
+        if slower(work, boxes) == "" if traced else work is not None and not refusal(model, images, boxes):
+            return 0
+    even = even_batches(len(images) + len(boxes), batch_size or whole_passes(images))
+    return min(len(boxes), max(0, even - len(images)))
 
 
-class _Counter(TorchDispatchMode):
-    """Counts calls and operations, and follows how far the part of a map that a window changes grows."""
+class _Counter(TorchFunctionMode):
+    """Counts calls and operations, and follows how far the part of a map that a window changes grows.
+
+    It sees the calls that Python makes; what scripts and extensions do inside of theirs stays out.
+    """
 
     def __init__(self, images: Tensor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.layers: list[_Layer] = []
         self.calls = 0
         self._axis = -1 if images.dim() == 3 else -2  # growth is counted along a signal, or along rows
@@ -203,52 +240,91 @@ class _Counter(TorchDispatchMode):
         self._growth = 0.0
         self._averaged = False  # a map was averaged: what is changed by that is changed everywhere
 
-    def __torch_dispatch__(
+    def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.calls += 1
-        name = func._schema.name.removeprefix("aten::")
-        if name in ("convolution", "mkldnn_convolution", "cudnn_convolution"):
-            self._convolution(args, result)
-        elif name.removesuffix("_with_indices") in _POOLS:
-            self._grow(max(args[1]), args[0].shape[self._axis])
-        elif name in _AVERAGES:
-            output = result[0] if isinstance(result, tuple) else result
-            self._averaged |= args[0].dim() >= len(self._size) + 2 and output.numel() * 4 < args[0].numel()
-        elif name in ("mm", "addmm"):
-            self._product(args[-2], result)
-        elif name in ("bmm", "baddbmm"):
-            self._growth = math.inf
-            self._note(2.0 * result.numel() * args[-2].shape[-1])
-        elif "attention" in name:
-            self._growth = math.inf
-            query, key = args[0], args[1]
-            self._note(4.0 * query.numel() * key.shape[-2])
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        output = result[0] if isinstance(result, tuple) and result else result
+        if isinstance(output, Tensor):
+            self.calls += 1
+            note = _NOTED.get(func)
+            if note is not None:
+                with torch._C.DisableTorchFunction():  # what is asked here is for no other mode to see
+                    note(self, (*args, *kwargs.values()), output, kwargs)
         return result
 
-    def _convolution(self, args: tuple[Any, ...], result: Tensor) -> None:
-        weight = args[1]
-        flops = 2.0 * result.numel() * weight[0].numel()
-        if args[6] or result.dim() != len(self._size) + 2:
+    def _convolution(self, args: tuple[Any, ...], result: Tensor, named: dict[str, Any]) -> None:
+        image, weight = args[0], args[1]
+        if result.dim() != len(self._size) + 2:
             self._growth = math.inf
         elif result.shape[2:].numel() > 1:
             if self._averaged:
                 self._growth = math.inf
-            self._grow((max(weight.shape[2:]) - 1) * max(args[5]) + 1, args[0].shape[self._axis])
+            dilation = named.get("dilation", args[5] if len(args) > 5 else 1)
+            apart = dilation if isinstance(dilation, int) else max(dilation)
+            self._grow((max(weight.shape[2:]) - 1) * apart + 1, image.shape[self._axis])
             self._size = tuple(result.shape[2:])
-        self._note(flops)
+        self._note(2.0 * result.numel() * weight[0].numel())
 
-    def _product(self, first: Tensor, result: Tensor) -> None:
+    def _transposed(self, args: tuple[Any, ...], result: Tensor, named: dict[str, Any]) -> None:
+        self._growth = math.inf
+        self._note(2.0 * args[0].numel() * args[1][0].numel())
+
+    def _pool(self, args: tuple[Any, ...], result: Tensor, named: dict[str, Any]) -> None:
+        kernel = named.get("kernel_size", args[1])
+        if args[0].dim() == len(self._size) + 2:
+            self._grow(kernel if isinstance(kernel, int) else max(kernel), args[0].shape[self._axis])
+
+    def _average(self, args: tuple[Any, ...], result: Tensor, named: dict[str, Any]) -> None:
+        self._averaged |= args[0].dim() >= len(self._size) + 2 and result.numel() * 4 < args[0].numel()
+
+    def _linear(self, args: tuple[Any, ...], result: Tensor, named: dict[str, Any]) -> None:
         """Of vectors, one an image, on everything; of tokens or pixels, on the rectangle."""
-        flops = 2.0 * result.numel() * first.shape[1]
-        if result.shape[0] == self._count or self._averaged:
+        flops = 2.0 * result.numel() * args[0].shape[-1]
+        if result[..., 0].numel() == self._count or self._averaged:
             self.layers.append(_Layer(flops / self._count, (), math.inf))
         else:
             self._note(flops)
+
+    def _product(self, args: tuple[Any, ...], result: Tensor, named: dict[str, Any]) -> None:
+        if args[0].dim() <= 2:
+            self._linear(args, result, named)
+            return
+        self._growth = math.inf
+        self._note(2.0 * result.numel() * args[0].shape[-1])
+
+    def _attention(self, args: tuple[Any, ...], result: Tensor, named: dict[str, Any]) -> None:
+        self._growth = math.inf
+        query, key = args[0], args[1]
+        self._note(4.0 * query.numel() * key.shape[-2])
+
+    def _attention_layer(self, args: tuple[Any, ...], result: Tensor, named: dict[str, Any]) -> None:
+        """Of tokens first [L, N, E]: products with four matrices, and of tokens with each other."""
+        self._growth = math.inf
+        query, key = args[0], args[1]
+        self._note(query.numel() * (8.0 * query.shape[-1] + 4.0 * key.shape[0]))
 
     def _grow(self, kernel: int, rows: int) -> None:
         self._growth += (kernel - 1) * self._height / max(1, rows)
 
     def _note(self, flops: float) -> None:
         self.layers.append(_Layer(flops / self._count, self._size, self._growth))
+
+
+_NOTED = {
+    function: note
+    for names, note in (
+        ("conv1d conv2d conv3d", _Counter._convolution),
+        ("conv_transpose1d conv_transpose2d conv_transpose3d", _Counter._transposed),
+        ("max_pool1d avg_pool1d max_pool2d avg_pool2d max_pool3d avg_pool3d", _Counter._pool),
+        ("mean amax adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d", _Counter._average),
+        ("adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d", _Counter._average),
+        ("linear", _Counter._linear),
+        ("matmul __matmul__ mm bmm", _Counter._product),
+        ("scaled_dot_product_attention", _Counter._attention),
+        ("multi_head_attention_forward", _Counter._attention_layer),
+    )
+    for function in called(names)
+}
+"""What calls note, given all arguments in order, the result, and the arguments that came by name."""

@@ -46,8 +46,8 @@ class MaskedMean:
         numbers = torch.arange(len(masks)).split(_CHUNK)
         coarse = [masks.of(at, step) for at in numbers]
         self._coarse = torch.cat([each.flatten(1) for each in coarse])
-        sides = [min(_FEATURES, side) for side in coarse[0].shape[1:]]
-        seen = torch.cat([functional.adaptive_avg_pool2d(each[:, None], sides).flatten(1) for each in coarse])
+        rows, columns = (min(_FEATURES, side) for side in coarse[0].shape[1:])
+        seen = torch.cat([functional.adaptive_avg_pool2d(each[:, None], (rows, columns)).flatten(1) for each in coarse])
         seen = seen.double() - keep
         self._features = torch.cat([torch.ones(len(seen), 1, dtype=torch.float64), seen], dim=1)
 
@@ -64,7 +64,7 @@ class MaskedMean:
         penalty = torch.full((len(square),), _PENALTY * float(square.diagonal()[1:].mean()), dtype=torch.float64)
         penalty[0] = 0  # the constant is free
         found = torch.linalg.solve(square + torch.diag(penalty), seen.T @ values.double())
-        weights = self._features @ found
+        weights: Tensor = self._features @ found
         weights[tried] += (values.double() - weights[tried]) * (M / n)
         return weights
 

@@ -216,7 +216,10 @@ def _one_image(
         return rows.values(output, {}).reshape(count, -1)
 
     # from planes [1, K, h, w] back to the order that the layer gives
-    order = rest.axes.order(rest.layer_output) or (0, 1, 2, 3)
+    where = rest.axes.planes(rest.layer_output)
+    if where is not None and where.tokens is not None:
+        raise ValueError("layer should give maps [N, K, h, w] to change, and gives tokens; take a layer of maps")
+    order = (0, 1, 2, 3) if where is None else where.order
     back = [order.index(dim) for dim in range(4)]
     before = values(rest.output, 1)
     numbers = active(planes)

@@ -26,6 +26,7 @@ from fastviz.execution.full_precision import full_float32
 from fastviz.execution.inputs import input_batch
 from fastviz.execution.precision import Precision, checked_precision
 from fastviz.images import notebook
+from fastviz.methods.attribution.first_pass import FirstPass, first_pass
 from fastviz.targets.selection import Target
 
 __all__ = ["OcclusionMap", "occlusion"]
@@ -172,9 +173,12 @@ def occlusion(
     ):
         usual = _BATCH[images.device.type] if images.dim() < 5 else incremental.whole_passes(images)
         at_once = batch_size or usual
-        selection, baseline, outputs = _clean(batches, images, selection, at_once)
-        covered = _Covered(batches, images, outputs, windows.boxes,
-                           filling(fill, images, windows.window), selection, advance, classes)  # fmt: skip
+        covering = filling(fill, images, windows.window)
+        exact = precision == "model" and growth_cap is None and drill_down is None and not selection.layers
+        along = windows.boxes if exact else windows.boxes[:0]
+        first = first_pass(batches, images, selection, along, covering, options, at_once)
+        selection, baseline = first.selection, first.values
+        covered = _Covered(batches, images, first, windows.boxes, covering, selection, advance, classes)
         values, stats = covered.values(windows.shape, baseline, drill_down, options, at_once)
         # [N * P] or [N * P, T] → [N, *grid] or [N, T, *grid]
         scores = values.reshape(len(images), *windows.shape, *baseline.shape[1:])
@@ -183,8 +187,8 @@ def occlusion(
         attribution = windows.spread(baseline[(..., *(None for _ in windows.shape))] - scores)
     if images.is_cuda:
         torch.cuda.synchronize(images.device)  # else the seconds would be those of queueing the work
-    if outputs.missing is not None:
-        attribution[outputs.missing.to(attribution.device)] = 0.0
+    if first.missing is not None:
+        attribution[first.missing.to(attribution.device)] = 0.0
     stats |= {
         "windows": each,
         "evaluations": len(images) * (each + 1),
@@ -208,21 +212,6 @@ def _options(
     }
 
 
-@dataclass(frozen=True, eq=False)
-class _Outputs:
-    """What the model gives for the images as they are.
-
-    Attributes:
-        whole: for all images; None where that is no tensor.
-        example: for the first of them, whatever that is.
-        missing: bool [N] or [N, T], which targets are not there; None where all are.
-    """
-
-    whole: Tensor | None
-    example: object
-    missing: Tensor | None
-
-
 @dataclass(eq=False)
 class _Covered:
     """Images under windows, each image under each; windows are counted image after image.
@@ -230,7 +219,7 @@ class _Covered:
     Attributes:
         batches: of the model, in evaluation mode by the caller.
         images: [N, C, H, W], or signals or volumes.
-        outputs: what the model gives for the images as they are; None where that is no tensor.
+        outputs: what the model gives for the images as they are.
         boxes: int64 [P, 2 · axes], on the CPU, where sweeps are planned.
         fill: as ``ops.occlude`` takes it.
         selection: what is measured, for the N images.
@@ -241,7 +230,7 @@ class _Covered:
 
     batches: Batches
     images: Tensor
-    outputs: _Outputs
+    outputs: FirstPass
     boxes: Tensor
     fill: float | Tensor
     selection: targets.Selection
@@ -312,6 +301,7 @@ class _Covered:
             advance=self.advance,
             check=check,
             clean=self.outputs.whole if part is None else None,
+            begun=self.outputs.begun if part is None else None,
             batches=self.batches if part is None else None,
             **options,
         )
@@ -365,39 +355,3 @@ class _Covered:
 
 def _dense_stats(reason: str) -> dict[str, Any]:
     return {"path": "dense", "reason": reason}
-
-
-def _clean(
-    batches: Batches, images: Tensor, selection: targets.Selection, batch_size: int
-) -> tuple[targets.Selection, Tensor, _Outputs]:
-    """``selection`` with the predicted classes put in, its values for the ``images`` as they are, and the outputs."""
-    values: list[Tensor] = []
-    missing: list[Tensor | None] = []
-    predicted: list[Tensor] = []
-    outputs: list[object] = []
-
-    def measure(batch: Tensor, sample: Tensor) -> None:
-        with incremental.counted(batches.model, batch):
-            output, recorded = batches.watched(
-                lambda images: targets.run(batches.model, images.clone(), selection.layers, argument="x"), batch
-            )
-        if selection.predicts:
-            predicted.append(targets.predicted(output))
-        part = selection.for_samples(sample, len(images))
-        values.append(part.values(output, recorded))
-        missing.append(part.missing(output))
-        outputs.append(output if isinstance(output, Tensor) or not outputs else None)
-
-    numbers = torch.arange(len(images), device=images.device)
-    for sample in numbers.split(batch_size) if len(images) else ():
-        batches(measure, images[sample], sample)
-    settled = selection.with_predicted(torch.cat(predicted)) if predicted else selection
-    tensors = [each for each in outputs if isinstance(each, Tensor)]
-    whole = torch.cat(tensors) if tensors and len(tensors) == len(outputs) else None
-    found = torch.cat(values) if values else selection.no_values(images)
-    gone = [
-        torch.zeros(part.shape, dtype=torch.bool) if each is None else each
-        for each, part in zip(missing, values, strict=True)
-    ]
-    absent = torch.cat(gone) if any(each is not None for each in missing) else None
-    return settled, found, _Outputs(whole, outputs[0] if outputs else None, absent)

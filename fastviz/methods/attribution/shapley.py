@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,7 @@ def feature_ablation(
     with coalitions(model, x, target, segments, fill, batch_size) as cut:
         evaluations = sum(cut.counts)
         with bar(progress, evaluations, text="feature ablation") as advance:
-            stats: dict[str, object] = {"path": "dense"}
+            stats: dict[str, Any] = {"path": "dense"}
             if cut.scores.selection.layers or not evaluations:
                 values = [_left_out(cut, at, advance) for at in range(len(cut.images))]
             else:

@@ -1,0 +1,137 @@
+"""The first pass of a sweep: the model on the images as they are, and beside them on the first windows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastviz import ops, targets
+from fastviz._util.memory import is_out_of_memory
+from fastviz.engine import incremental
+from fastviz.engine.incremental import worth
+from fastviz.execution.batches import Batches
+
+__all__ = ["FirstPass", "first_pass"]
+
+
+@dataclass(frozen=True, eq=False)
+class FirstPass:
+    """What the model gives for the images as they are.
+
+    Attributes:
+        selection: what is measured, with the predicted classes put in.
+        values: the selection's values for the images, [N] or [N, T].
+        whole: the outputs for all images; None where that is no tensor.
+        example: the output for the first of them, whatever that is.
+        missing: bool [N] or [N, T], which targets are not there; None where all are.
+        begun: the outputs under the first windows; None where these are to be done.
+    """
+
+    selection: targets.Selection
+    values: Tensor
+    whole: Tensor | None
+    example: object
+    missing: Tensor | None
+    begun: Tensor | None = None
+
+
+def first_pass(
+    batches: Batches,
+    images: Tensor,
+    selection: targets.Selection,
+    boxes: Tensor,
+    fill: float | Tensor,
+    options: dict[str, Any],
+    batch_size: int,
+) -> FirstPass:
+    """Run the model on the images, and on the first windows with them where whole passes begin a sweep.
+
+    Where there is a trace, or where it turns out to pay, the images go alone: they then get the same bits in each call.
+
+    Args:
+        batches: of the model, in evaluation mode by the caller.
+        images: [N, C, H, W], or signals or volumes.
+        selection: what is measured.
+        boxes: int64 [P, 2 · axes], on the CPU; each image is covered by each of them. None where windows have to wait.
+        fill: as ``ops.occlude`` takes it.
+        options: of the sweep to come.
+        batch_size: images at once, where the images go alone.
+    """
+    every, trace = boxes.repeat(len(images), 1), options["trace"]
+    beside = worth.beside_clean(batches.model, images, every, options["batch_size"], trace) if len(boxes) else 0
+    if beside:
+        number = torch.arange(beside, device=images.device)
+        covered = ops.occlude(images, every[:beside].to(images.device), number // len(boxes), fill)
+        output = _together(batches, torch.cat([images, covered]))
+        if output is not None and (trace == "never" or worth.refusal(batches.model, images, every, beside)):
+            return _of_tensor(output, selection, len(images))
+    return _alone(batches, images, selection, batch_size)
+
+
+def _together(batches: Batches, images: Tensor) -> Tensor | None:
+    """The model's output for all ``images``; None if that is no tensor, or memory is too small for so many."""
+
+    def passed(part: Tensor) -> object:
+        with incremental.counted(batches.model, part):
+            return targets.run(batches.model, part, argument="x")[0]
+
+    def run(part: Tensor) -> object:
+        return batches.watched(passed, part)
+
+    try:
+        pixels = len(images) * images.shape[2:].numel()
+        found = batches(incremental.in_whole_order(batches.model, pixels, run), images)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+    tensors = [each for each in found if isinstance(each, Tensor) and each.dim()]
+    return torch.cat(tensors) if len(tensors) == len(found) else None
+
+
+def _of_tensor(output: Tensor, selection: targets.Selection, count: int) -> FirstPass:
+    """What there is to know of the ``output`` for ``count`` images, and behind them for windows."""
+    clean, begun = output[:count], output[count:]
+    settled = selection.with_predicted(targets.predicted(clean)) if selection.predicts else selection
+    part = settled.for_samples(torch.arange(count, device=output.device), count)
+    return FirstPass(settled, part.values(clean, {}), clean, clean, part.missing(clean), begun)
+
+
+def _alone(batches: Batches, images: Tensor, selection: targets.Selection, batch_size: int) -> FirstPass:
+    """The images, so many at once as memory allows."""
+    values: list[Tensor] = []
+    missing: list[Tensor | None] = []
+    predicted: list[Tensor] = []
+    outputs: list[object] = []
+
+    def passed(batch: Tensor) -> tuple[object, targets.Activations]:
+        with incremental.counted(batches.model, batch):
+            return targets.run(batches.model, batch.clone(), selection.layers, argument="x")
+
+    def measure(batch: Tensor, sample: Tensor) -> None:
+        output, recorded = batches.watched(passed, batch)
+        if selection.predicts:
+            predicted.append(targets.predicted(output))
+        part = selection.for_samples(sample, len(images))
+        values.append(part.values(output, recorded))
+        missing.append(part.missing(output))
+        outputs.append(output if isinstance(output, Tensor) or not outputs else None)
+
+    def run(sample: Tensor) -> None:
+        batches(measure, images[sample], sample)
+
+    counts = {"batch_size": 0, "batches": 0, "retries": 0}
+    incremental.in_batches(torch.arange(len(images), device=images.device), batch_size, counts, run)
+    settled = selection.with_predicted(torch.cat(predicted)) if predicted else selection
+    tensors = [each for each in outputs if isinstance(each, Tensor)]
+    whole = torch.cat(tensors) if tensors and len(tensors) == len(outputs) else None
+    found = torch.cat(values) if values else selection.no_values(images)
+    gone = [
+        torch.zeros(part.shape, dtype=torch.bool) if each is None else each
+        for each, part in zip(missing, values, strict=True)
+    ]
+    absent = torch.cat(gone) if any(each is not None for each in missing) else None
+    return FirstPass(settled, found, whole, outputs[0] if outputs else None, absent)
