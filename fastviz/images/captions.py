@@ -55,7 +55,7 @@ def panels(
 def over(picture: Tensor, words: str) -> Tensor:
     """``picture`` [3, H, W] in 0 to 1 with ``words`` in white at its lower border, where it is large enough for them.
 
-    >>> over(torch.zeros(3, 40, 200), "nothing").amax() > 0.5
+    >>> over(torch.zeros(3, 60, 200), "nothing").amax() > 0.5
     tensor(True)
     """
     height, width = picture.shape[-2:]
