@@ -881,12 +881,12 @@ def test_drilling_nothing_is_interpolation_and_bad_numbers_are_named() -> None:
 
 def test_memory_that_torch_holds_without_using_it_is_free(monkeypatch) -> None:
     """After a first sweep torch keeps most of a GPU's memory for itself; a second one found next to nothing free."""
-    from fastviz.engine.incremental.sweep import _free_memory
+    from fastviz.engine.incremental.limits import free_memory
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10, 100))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 80)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 20)
-    assert _free_memory(torch.device("cuda")) == 35
+    assert free_memory(torch.device("cuda")) == 35
 
 
 def test_maps_are_in_the_order_that_convolutions_want() -> None:
