@@ -30,7 +30,8 @@ class Naming:
     def __init__(self, out: Path) -> None:
         self._out = out
         self._folders: list[str] = []  # given before, absolute
-        self._files: dict[str, str] = {}  # name → absolute path, of what was given otherwise
+        self._files: set[str] = set()  # names of what was given otherwise
+        self._taken: set[str] = set()  # and its absolute paths
         self._odd: set[str] = set()  # names that are, or may be, those of two files, as bytes that are no UTF-8 do
 
     def of(self, place: str) -> Iterator[tuple[str, str, str]]:
@@ -39,15 +40,15 @@ class Naming:
         is_folder = os.path.isdir(place)
         found = paths.walk(place) if is_folder else ((str(path), name) for path, name in paths.find_relative(place))
         home = os.path.abspath(place)
-        taken = set(self._files.values())
         for path, relative in found:
             whole = os.path.join(home, relative) if is_folder else os.path.abspath(path)
-            if whole in taken or self._is_inside(whole) or is_own_picture(whole, self._out):
+            if whole in self._taken or self._is_inside(whole) or is_own_picture(whole, self._out):
                 continue
             uri = text(relative)
             name = self._free(uri, prefix)
             if not is_folder:
-                self._files[name] = whole
+                self._files.add(name)
+                self._taken.add(whole)
             elif name != relative or "\\x" in name:
                 self._odd.add(name)
             yield path, name, uri

@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -149,20 +149,25 @@ class Inputs:
     def _all(self, size: int) -> Iterator[Shard]:
         start = 0
         naming = Naming(self.out)
-        for kind, source in self._sources:
-            if kind == "files":
-                shards = _of_files(naming.of(source), size, start)
-            elif kind == ".tar":
-                shards = _of_tar(source, size, start)
-            elif kind == ".parquet":
-                shards = self._of_parquet(source, size, start)
-            elif kind == "python":
-                shards = _of_python(source, size)
-            else:
-                shards = self._of_text(source, kind, size, start)
-            for shard in shards:
-                start += len(shard.ids)
-                yield shard
+        for kind, group in groupby(self._sources, key=lambda each: each[0]):
+            sources = [source for _, source in group]
+            if kind == "files":  # those that are named one by one fill shards together
+                sources = [chain.from_iterable(map(naming.of, sources))]
+            for source in sources:
+                for shard in self._of_kind(kind, source, size, start):
+                    start += len(shard.ids)
+                    yield shard
+
+    def _of_kind(self, kind: str, source: Any, size: int, start: int) -> Iterator[Shard]:
+        if kind == "files":
+            return _of_files(source, size, start)
+        if kind == ".tar":
+            return _of_tar(source, size, start)
+        if kind == ".parquet":
+            return self._of_parquet(source, size, start)
+        if kind == "python":
+            return _of_python(source, size)
+        return self._of_text(source, kind, size, start)
 
     def _of_text(self, table: str, kind: str, size: int, start: int) -> Iterator[Shard]:
         """The files that a list (.txt), .csv or .tsv names, relative to its own folder."""

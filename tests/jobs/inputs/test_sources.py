@@ -59,6 +59,12 @@ def test_names_stay_when_folders_are_added(tmp_path):
     assert len(listed([tmp_path / "a", tmp_path / "a" / "1.png"])) == 2  # a file given twice is one input
 
 
+def test_files_named_one_by_one_share_their_shards(photos):
+    """As a shell gives them for a pattern; a shard each would make batches of one image."""
+    named = sorted(photos.iterdir())
+    assert [len(shard.ids) for shard in Inputs(named, Path("nowhere")).shards(2)] == [5]
+
+
 def test_folders_are_walked_in_the_order_of_find_images(tmp_path):
     for name in ("10.png", "2.png", "a/3.png", "a.png", "B/1.jpg", "a/b/c.gif", "a10/x.png", "a9/x.png", ".h/x.png"):
         photograph(tmp_path / "photos" / name)
