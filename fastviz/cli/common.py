@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
+    "NETWORK",
     "Device",
     "ModelName",
     "NetworkArgument",
@@ -48,9 +49,9 @@ class Stopped(Exception):  # noqa: N818 - it is no error
     """Ctrl-C, and what is left of the work in words."""
 
 
-_NETWORK = "The network: a name of `fastviz models`, timm/NAME, package.module:function, or a .pt2 file."
-ModelName = Annotated[str, typer.Option("--model", help=_NETWORK)]
-NetworkArgument = Annotated[str, typer.Argument(help=_NETWORK)]
+NETWORK = "The network: a name of `fastviz models`, timm/NAME, package.module:function, or a .pt2 file."
+ModelName = Annotated[str, typer.Option("--model", help=NETWORK)]
+NetworkArgument = Annotated[str, typer.Argument(help=NETWORK)]
 Weights = Annotated[
     str | None,
     typer.Option("--weights", help="A file of weights or a checkpoint, or DEFAULT for torchvision's or timm's own."),

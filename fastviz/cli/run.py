@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastviz.cli.common import Stopped, app, check_weights, failure_line, new_console, new_table
+from fastviz.cli.common import NETWORK, Stopped, app, check_weights, failure_line, new_console, new_table
+from fastviz.cli.told import tells_of_the_network
 
 if TYPE_CHECKING:
     from fastviz.jobs import Job, Summary
@@ -22,6 +23,7 @@ _SHOWN = 50
 
 
 @app.command()
+@tells_of_the_network
 def run(
     inputs: Annotated[
         list[str],
@@ -33,9 +35,9 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the tables; the same command goes on where it stopped.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="The network: see `fastviz models`; demo if not given.")] = None,
+    model: Annotated[str | None, typer.Option(help=f"{NETWORK} demo if not given.")] = None,
     weights: Annotated[
-        str | None, typer.Option(help="A file of weights or a checkpoint, or DEFAULT for torchvision's own.")
+        str | None, typer.Option(help="A file of weights or a checkpoint, or DEFAULT for torchvision's or timm's own.")
     ] = None,
     methods: Annotated[str | None, typer.Option(help="Names with commas between: see `fastviz methods`.")] = None,
     option: Annotated[

@@ -7,7 +7,7 @@ import inspect
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from fastviz.jobs.arguments import choose_methods
 from fastviz.jobs.inputs import Inputs
 from fastviz.jobs.tables.schema import MAPS, MapKind
 from fastviz.methods.registry import EXPLAINERS
+from fastviz.models.descriptions import Preprocessing
 from fastviz.targets.objectives import Objective
 
 __all__ = ["DEFAULT_METHODS", "Job", "read_yaml"]
@@ -130,13 +131,14 @@ class Job:
         words = json.dumps([method, values | self.options[method]], sort_keys=True, default=repr)
         return hashlib.sha256(words.encode()).hexdigest()[:16]
 
-    def settings(self, weights: str) -> dict[str, Any]:
+    def settings(self, weights: str, preprocessing: Preprocessing) -> dict[str, Any]:
         """What decides the results, as JSON values; ``weights`` is a hash of them all."""
         model = self.model if isinstance(self.model, str) else type(self.model).__name__
         target = self.target if isinstance(self.target, (str, int)) else repr(self.target)
         values = {
             "model": model,
             "weights": weights,
+            "preprocessing": asdict(preprocessing),
             "methods": self.options,
             "target": str(target),
             "top_k": self.top_k,

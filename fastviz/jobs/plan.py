@@ -87,7 +87,7 @@ def plan(job: Job, *, retry_failed: bool = True) -> Plan:
     need_pyarrow()
     home = Path(job.out)
     explainer = Explainer(job)
-    folder.check(home, job.settings(explainer.weights), overwrite=False)
+    folder.check(home, job.settings(explainer.weights, explainer.seen), overwrite=False)
     pending = Pending(job.source, Done.read(home, mend=False), retry_failed)
     first: list[Item] = []
     todo = 0

@@ -75,3 +75,23 @@ def test_the_real_network_of_timm(shared: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(cli.app, [str(word) for word in [*words, *told]])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "map.png").is_file()
+
+
+def test_a_job_goes_on_only_with_the_same_preparation(photo: Path) -> None:
+    pytest.importorskip("pyarrow")
+    words = [
+        "run",
+        photo,
+        "--out",
+        photo.with_name("job"),
+        "--methods",
+        "saliency",
+        "--workers",
+        0,
+        "--mean",
+        "0.5,0.4,0.3",
+    ]
+    assert CliRunner().invoke(cli.app, [str(word) for word in words]).exit_code == 0
+    again = CliRunner().invoke(cli.app, [str(word) for word in [*words[:-1], "0.1,0.1,0.1"]])
+    assert again.exit_code == 2
+    assert "made with other settings: preprocessing.mean" in again.output
