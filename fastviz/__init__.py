@@ -85,6 +85,7 @@ from fastviz.methods import (
     patch_pictures,
     patch_sheet,
     patches,
+    recipro_cam,
     rise,
     saliency,
     score_cam,
@@ -97,9 +98,6 @@ from fastviz.methods import (
     synthesize_texture,
     var_grad,
     xgrad_cam,
-)
-from fastviz.methods import (
-    recipro_cam as recipro_cam,
 )
 from fastviz.models.descriptions import class_names, describe
 from fastviz.models.loading import load_model, model_names
@@ -212,6 +210,7 @@ __all__ = [
     "pixel",
     "priors",
     "receptive_field",
+    "recipro_cam",
     "region_score",
     "rise",
     "saliency",

@@ -52,4 +52,4 @@ def shared() -> Path:
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models are traced for sweeps however little work there is."""
-    monkeypatch.setattr("fastviz.engine.incremental.worth.refusal", lambda *known: "")
+    monkeypatch.setattr("fastviz.engine.incremental.worth.refusal", lambda *known, **more: "")

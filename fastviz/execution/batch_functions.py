@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from fastviz.execution.batch_calls import PLAIN
-from fastviz.execution.batch_places import Images
+from fastviz.execution.batch_places import Images, leaves, operands
 from fastviz.execution.batch_watch import Watch, version_of
 
 __all__ = ["Functions", "Reads", "Unseen", "called"]
@@ -74,8 +74,13 @@ class Functions(TorchFunctionMode):
                 return result
         elif func in READERS and args and isinstance(args[0], Tensor):
             self._watch.read(args[0])
+        given = self._watch.as_noted(operands((*args, *kwargs.values())))
         with self._watch:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+        # torch counts what a call writes to, and what its views share, when the call is over
+        self._watch.renew(given)
+        self._watch.renew(leaves(result) if isinstance(result, (Tensor, tuple, list)) else ())
+        return result
 
 
 class Reads(TorchFunctionMode):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 from weakref import ref
@@ -170,6 +170,18 @@ class Watch(TorchDispatchMode):
     def is_constant(self, tensor: Tensor) -> bool:
         """Whether it is known at once that no image takes part in a tensor."""
         return not self._storages and isinstance(self.of(tensor), Same)
+
+    def as_noted(self, tensors: Iterable[Tensor]) -> list[Tensor]:
+        """Those of the ``tensors`` that nobody has written to since something was noted of them."""
+        entries = [(each, self._known.get(id(each))) for each in tensors]
+        return [each for each, entry in entries if entry is not None and entry[2] == version_of(each)]
+
+    def renew(self, tensors: Iterable[Tensor]) -> None:
+        """What is noted of ``tensors`` holds as they are now: a call that was seen wrote to them."""
+        for each in tensors:
+            entry = self._known.get(id(each))
+            if entry is not None and entry[0]() is each:
+                self.note(each, entry[1])
 
     def note(self, tensor: Tensor, known: Known) -> None:
         """What is known of a tensor from now on."""

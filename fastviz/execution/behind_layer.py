@@ -61,7 +61,8 @@ class BehindLayer:
             found[:] = [(tensor.clone(), tensor)]
 
         with hooked(model, {layer: note}), self.axes:
-            self.output = output_of(model, self.axes.images(image.clone()))
+            begun = image.clone()
+            self.output = output_of(model, self.axes.images(begun) if begun.dim() > 2 else begun)
         if not found:
             raise ValueError(f"layer {layer!r} was not called in the forward pass, so it has no output")
         self.maps, self.layer_output = found[0]

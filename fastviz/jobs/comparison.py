@@ -140,29 +140,18 @@ def compare(
     names = [*dict.fromkeys(methods), *([RANDOM] if control and RANDOM not in methods else [])]
     asked = list(dict.fromkeys([*measures, "agreement"]))
     chosen = _options({} if thorough else _quick(stream), options or {}, [*names, *asked])
-    settings = {
-        "network": digest(network), "methods": names, "measures": asked, "options": chosen, "labels": targets,
-        "objects": None if objects is None else Path(objects).read_text(errors="replace"),
-        "batch_size": batch_size, "seed": seed,
-    }  # fmt: skip
+    settings = _settings(network, names, asked, chosen, targets, objects) | {"batch_size": batch_size, "seed": seed}
     with locked(folder):
         journal = Journal(folder, settings, stream.files, overwrite=overwrite)
         batch_rows = row_batches(
-            *(network, stream, names, asked),
-            target=targets,
-            objects=where,
-            options=chosen,
-            batch_size=batch_size,
-            seed=seed,
-            progress=progress,
-            done=journal.done,
-        )
+            *(network, stream, names, asked), target=targets, objects=where, options=chosen, batch_size=batch_size,
+            seed=seed, progress=progress, done=journal.done,
+        )  # fmt: skip
         found = journal.keep(batch_rows)
         found.sort(key=lambda row: row["index"])  # else the order would be that of the batches
         if not found:
             journal.remove()
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in stream.failures[:3])
-            raise ValueError(f"photos should hold at least one photograph that can be read, got none ({reasons})")
+            raise ValueError(_no_photograph(stream))
         standing = statistics.standings(found, seed=seed)
         work = Output(folder, network, stream, names, asked, chosen, found, classes, standing)
         facts = _facts(model, weights, labels, objects, len({row["index"] for row in found}), thorough, seed)
@@ -173,6 +162,26 @@ def compare(
         seconds=time.perf_counter() - began,
         notes=work.notes,
     )
+
+
+def _settings(
+    network: nn.Module,
+    methods: list[str],
+    measures: list[str],
+    options: Options,
+    labels: object,
+    objects: str | os.PathLike[str] | None,
+) -> dict[str, Any]:
+    """What must be the same for a comparison that was stopped to go on."""
+    return {
+        "network": digest(network), "methods": methods, "measures": measures, "options": options, "labels": labels,
+        "objects": None if objects is None else Path(objects).read_text(errors="replace"),
+    }  # fmt: skip
+
+
+def _no_photograph(stream: Stream) -> str:
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in stream.failures[:3])
+    return f"photos should hold at least one photograph that can be read, got none ({reasons})"
 
 
 def _check_folder(folder: Path, overwrite: bool) -> None:

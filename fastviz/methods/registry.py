@@ -174,14 +174,14 @@ METHODS: dict[str, Method] = {
             "grad_cam_plus_plus",
             grad_cam_plus_plus,
             "Chattopadhay et al. 2018, https://arxiv.org/abs/1710.11063",
-            "Grad-CAM whose weights count the places that speak for the target",
+            "maps weighted by counts of the places that speak for the target",
             "heat",
         ),
         Method(
             "xgrad_cam",
             xgrad_cam,
             "Fu et al. 2020, https://arxiv.org/abs/2008.02312",
-            "Grad-CAM whose weights are means over where a map is active",
+            "maps weighted by the mean gradient over where they are active",
             "heat",
         ),
         Method(
@@ -255,7 +255,7 @@ METHODS: dict[str, Method] = {
             "kernel_shap",
             kernel_shap,
             _LUNDBERG,
-            "Shapley values of superpixels from a linear model of the score",
+            "superpixels' Shapley values, from a linear model of the score",
             "signed",
         ),
         Method(

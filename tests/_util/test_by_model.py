@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Iterator
 
@@ -17,10 +18,11 @@ from fastviz._util import by_model
 from fastviz._util.by_model import ByModel, forget
 from fastviz.engine.gradients import unit_gradients
 from fastviz.engine.incremental import network, worth
-from fastviz.execution import cuda_graphs, evaluation_mode
+from fastviz.execution import cuda_graphs, evaluation_mode, preparedness
 from fastviz.execution.fast_conv import memory_format
 from fastviz.graph import fingerprint, model_graph
 from fastviz.models import descriptions
+from fastviz.targets import part
 
 
 class Kept:
@@ -47,6 +49,7 @@ EVERYWHERE = {
     "networks with packed weights": network._networks._entries,
     "work of sweeps": worth._known,
     "descriptions": descriptions._descriptions,
+    "warnings of unprepared batches": preparedness._said,
 }
 
 
@@ -63,6 +66,8 @@ def used() -> nn.Module:
     fv.occlusion(model, x, window=4, stride=4)
     fv.patches(model, x, k=1)
     fv.activations(model, x)
+    with warnings.catch_warnings(action="ignore"):
+        fv.saliency(model, (200 * x + 50).round())
     return model
 
 
@@ -115,7 +120,8 @@ def places() -> Iterator[ByModel[object]]:
 def test_every_place_is_known_here() -> None:
     """A new place has to be added above, so that the tests see it."""
     locks = [each._making for each in (model_graph._layers, unit_gradients._studies, network._networks)]
-    known = [*EVERYWHERE.values(), *locks, evaluation_mode._holders]
+    # parts of outputs are of models that give more than scores
+    known = [*EVERYWHERE.values(), *locks, evaluation_mode._holders, part._made]
     assert {id(each) for each in places()} == {id(each) for each in known}
 
 

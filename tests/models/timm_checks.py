@@ -105,7 +105,8 @@ class _PlainNorms(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not torch.nn.functional.batch_norm:
+        # normalised weights have no statistics of their own
+        if func is not torch.nn.functional.batch_norm or args[1] is None:
             return func(*args, **(kwargs or {}))
         names = ("input", "mean", "var", "weight", "bias", "training", "momentum", "eps")
         given = {"weight": None, "bias": None, "eps": 1e-5, **dict(zip(names, args, strict=False)), **(kwargs or {})}

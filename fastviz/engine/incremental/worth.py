@@ -22,6 +22,7 @@ from fastviz._util.by_model import ByModel
 from fastviz.engine.incremental.job import even_batches, whole_passes
 from fastviz.engine.incremental.network import is_there
 from fastviz.execution.batch_functions import called
+from fastviz.execution.compiled import eager, has_compiled_parts
 
 __all__ = ["Work", "beside_clean", "counted", "known", "refusal", "slower", "spend", "timed"]
 
@@ -108,8 +109,14 @@ def counted(model: nn.Module, images: Tensor) -> Iterator[None]:
     if known(model, images) is not None or not len(images):
         yield
         return
-    with _Counter(images) as counter:
+    counter = _Counter(images)
+    if has_compiled_parts(model):  # compiled code refuses to run under a mode: its layers are counted beside it
+        with torch.no_grad(), counter:
+            eager(model)(images.detach().clone())
         yield
+    else:
+        with counter:
+            yield
     work = Work([layer for layer in counter.layers if layer.flops], counter.calls)
     _known.setdefault(model, dict)[tuple(images.shape[1:])] = work
 

@@ -45,7 +45,7 @@ def ablation_cam(
     """Maps weighted by what the target loses without them, ``ReLU(Σ_k w_k A_k)`` with ``w_k = (S − S_k) / S``.
 
     S is the target's value, S_k its value with channel k of the layer set to zero. Desai, Ramaswamy 2020,
-    "Ablation-CAM", https://openaccess.thecvf.com/content_WACV_2020/html/Desai_Ablation-CAM_WACV_2020_paper.html. No
+    "Ablation-CAM", https://doi.org/10.1109/WACV45572.2020.9093360. No
     gradient is used, so that none can vanish. Channels that are zero already are not computed; their weight is zero.
     pytorch-grad-cam sets channels of layers with negative values to numbers below -1e7 instead of zero.
 

@@ -130,7 +130,10 @@ def grad_cam_plus_plus(
         model, x, target, layer, size, batch_size, precision: as in :func:`fastviz.grad_cam`.
         eigen_smooth: the weighted maps are projected on their first principal component, and not added up.
 
-    Returns, raises and warns as :func:`fastviz.grad_cam` with one layer.
+    Result, errors and warnings as in :func:`fastviz.grad_cam` with one layer.
+
+    Returns:
+        Maps [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
     >>> grad_cam_plus_plus(model, torch.ones(1, 1, 8, 8), target=4).shape
@@ -153,7 +156,10 @@ def xgrad_cam(
     """Grad-CAM whose weights are means over where a map is active: ``ReLU(Σ_k w_k A_k)``.
 
     ``w_k = Σ_ij G_kij A_kij / (Σ_ij A_kij + 1e-7)``. Fu et al. 2020, "Axiom-based Grad-CAM",
-    https://arxiv.org/abs/2008.02312. Arguments, result and errors as of :func:`grad_cam_plus_plus`.
+    https://arxiv.org/abs/2008.02312. Arguments, result and errors as in :func:`grad_cam_plus_plus`.
+
+    Returns:
+        Maps [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
     >>> xgrad_cam(model, torch.ones(1, 1, 8, 8), target=4).shape
@@ -175,8 +181,11 @@ def layer_cam(
 ) -> Tensor:
     """Maps weighted place by place by the positive gradient, ``ReLU(Σ_k ReLU(G_k) A_k)``: good in early layers too.
 
-    Jiang et al. 2021, "LayerCAM", https://doi.org/10.1109/TIP.2021.3089943. Arguments, result and errors as of
+    Jiang et al. 2021, "LayerCAM", https://doi.org/10.1109/TIP.2021.3089943. Arguments, result and errors as in
     :func:`grad_cam_plus_plus`.
+
+    Returns:
+        Maps [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
     >>> layer_cam(model, torch.ones(1, 1, 8, 8), target=4, size=(8, 8)).shape
@@ -199,7 +208,10 @@ def hires_cam(
     """Gradient times map, ``ReLU(Σ_k G_k A_k)``: what each place adds to the score, where the rest is linear.
 
     Draelos, Carin 2020, "Use HiResCAM instead of Grad-CAM", https://arxiv.org/abs/2011.08891. Arguments, result and
-    errors as of :func:`grad_cam_plus_plus`; with ``eigen_smooth`` the paper's promise does not hold.
+    errors as in :func:`grad_cam_plus_plus`; with ``eigen_smooth`` the paper's promise does not hold.
+
+    Returns:
+        Maps [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
     >>> hires_cam(model, torch.ones(1, 1, 8, 8), target=4).shape
@@ -222,7 +234,10 @@ def element_wise_cam(
     """What of gradient times map is positive, ``Σ_k ReLU(G_k A_k)``: nothing that speaks against the target counts.
 
     "GradCAMElementWise" of pytorch-grad-cam, https://github.com/jacobgil/pytorch-grad-cam. Arguments, result and errors
-    as of :func:`grad_cam_plus_plus`.
+    as in :func:`grad_cam_plus_plus`.
+
+    Returns:
+        Maps [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
     >>> element_wise_cam(model, torch.ones(1, 1, 8, 8), target=4).shape
@@ -244,7 +259,10 @@ def eigen_grad_cam(
     """The positive part of the first principal component of gradient times map: Eigen-CAM that knows the target.
 
     Muhammad, Yeasin 2020, "Eigen-CAM", https://arxiv.org/abs/2008.00299, with ``G A`` in the place of A, as in
-    pytorch-grad-cam. Arguments, result and errors as of :func:`grad_cam_plus_plus`; the sign as of :func:`eigen_cam`.
+    pytorch-grad-cam. Arguments, result and errors as in :func:`grad_cam_plus_plus`; the sign as of :func:`eigen_cam`.
+
+    Returns:
+        Maps [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
     >>> eigen_grad_cam(model, torch.ones(1, 1, 8, 8), target=4).shape
@@ -274,7 +292,10 @@ def eigen_cam(
         model, x, layer, size, batch_size, precision: as in :func:`fastviz.grad_cam`.
         target: changes nothing but the shape: T targets a sample give the same map T times.
 
-    Returns, raises as :func:`fastviz.grad_cam` with one layer; there is no gradient that could be zero.
+    Result and errors as in :func:`fastviz.grad_cam` with one layer; there is no gradient that could be zero.
+
+    Returns:
+        Maps [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
     >>> eigen_cam(model, torch.ones(1, 1, 8, 8)).shape

@@ -10,6 +10,7 @@ that they see: the numbers are those of the whole image, see :mod:`fastviz.engin
 
 from __future__ import annotations
 
+import torch  # noqa: F401 - the examples use it
 from torch import Tensor, nn
 
 from fastviz import ops, targets

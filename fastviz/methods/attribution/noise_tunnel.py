@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
+import torch  # noqa: F401 - the examples use it
 from torch import Tensor, nn
 
 from fastviz import targets

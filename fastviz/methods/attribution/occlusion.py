@@ -156,12 +156,7 @@ def occlusion(
     selection = targets.resolve(target, model)
     model = of_any_batch(model)
     windows = grid(tuple(images.shape[2:]), window, stride, centred=centred, region=region)
-    if drill_down is not None:
-        checks.number(drill_down, "drill_down", low=0, high=1)
-        if len(windows.shape) == 3:
-            raise ValueError("drill_down should be None for volumes: it goes over rows and columns of windows")
-    if classes and drill_down is not None:
-        raise ValueError("classes needs every window, drill_down leaves windows out; choose one of them")
+    _check_drill_down(drill_down, classes, len(windows.shape))
     options = _options(precision, growth_cap, memory, batch_size, trace)
     batches = Batches(model)
     each = math.prod(windows.shape)
@@ -171,8 +166,7 @@ def occlusion(
         full_float32(images.device),
         bar(progress, len(images) * each, text="occlusion") as advance,
     ):
-        usual = _BATCH[images.device.type] if images.dim() < 5 else incremental.whole_passes(images)
-        at_once = batch_size or usual
+        at_once = batch_size or (_BATCH[images.device.type] if images.dim() < 5 else incremental.whole_passes(images))
         covering = filling(fill, images, windows.window)
         exact = precision == "model" and growth_cap is None and drill_down is None and not selection.layers
         along = windows.boxes if exact else windows.boxes[:0]
@@ -196,6 +190,16 @@ def occlusion(
     }
     winners = covered.winners.reshape(len(images), *windows.shape) if classes else None
     return OcclusionMap(attribution, scores, baseline, stats, winners)
+
+
+def _check_drill_down(drill_down: float | None, classes: bool, axes: int) -> None:
+    if drill_down is None:
+        return
+    checks.number(drill_down, "drill_down", low=0, high=1)
+    if axes == 3:
+        raise ValueError("drill_down should be None for volumes: it goes over rows and columns of windows")
+    if classes:
+        raise ValueError("classes needs every window, drill_down leaves windows out; choose one of them")
 
 
 def _options(

@@ -26,7 +26,7 @@ axes = pytest.mark.parametrize("axes", [1, 3])
 def many_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls and bytes cost nothing: as many groups, and as many steps on rectangles, as there can be."""
     module: Any = sys.modules["fastviz.engine.incremental.plan"]  # the package's name "plan" is the function
-    monkeypatch.setitem(module._CALL_FLOPS, "cpu", 0.0)
+    monkeypatch.setitem(module.CALL_FLOPS, "cpu", 0.0)
     monkeypatch.setattr(module, "FLOPS_PER_BYTE", 0.0)
 
 

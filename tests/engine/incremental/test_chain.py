@@ -255,8 +255,8 @@ def test_memory_that_runs_out_halves_the_batch(model, monkeypatch):
     changes = Changes(windows((72, 64), 16, 4), 20, torch.zeros_like(x))
     run = AdvancingRunner.run
 
-    def tight(self: AdvancingRunner, clean, states, numbers, row, column):
-        result = run(self, clean, states, numbers, row, column)
+    def tight(self: AdvancingRunner, clean, states, numbers, members):
+        result = run(self, clean, states, numbers, members)
         if len(numbers) > 1:
             raise MemoryError  # after the maps were written
         return result

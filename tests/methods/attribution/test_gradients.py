@@ -484,13 +484,15 @@ def test_models_that_cannot_be_differentiated_are_refused(x: Tensor) -> None:
         guided_backprop(unusable, x)
 
 
-def test_a_model_that_returns_several_things_is_refused(x: Tensor) -> None:
+def test_of_several_things_the_class_scores_are_taken(x: Tensor) -> None:
     class Pair(nn.Module):
         def forward(self, value: Tensor) -> tuple[Tensor, Tensor]:
             return value.flatten(1), value
 
-    with pytest.raises(TypeError, match=r"model should return one tensor of scores \[N, K\], got tuple"):
-        saliency(Pair(), x)
+    assert torch.equal(saliency(Pair(), x, 1), saliency(nn.Flatten(), x, 1))
+
+
+def test_what_is_no_model_is_refused(x: Tensor) -> None:
     with pytest.raises(TypeError, match=r"model should be a torch.nn.Module, got function"):
         saliency(lambda value: value, x)  # type: ignore[arg-type]
 

@@ -441,7 +441,9 @@ def test_bad_models_and_inputs_are_named(x: Tensor) -> None:
         def forward(self, value: Tensor) -> dict[str, Tensor]:
             return {"out": value}
 
-    with pytest.raises(TypeError, match=r"model should return one tensor of scores \[N, K\], got dict"):
+    with pytest.raises(
+        TypeError, match=r"model should return scores \[N, K\] for a class target, got a dictionary of 'out'"
+    ):
         occlusion(Pair(), x, window=3)
     with pytest.raises(TypeError, match=r"x should be a floating-point tensor, got torch.uint8"):
         occlusion(nn.Flatten(), x.byte(), window=3)
