@@ -29,11 +29,10 @@ that after. {incremental} sweep incrementally. "largest difference" is that of a
 "map" is the size of the Grad-CAM map at the layer that is taken where none is named. Written by
 `python -m tools.timm_table`.
 
-Batch norms are written out as their formula for the comparison: on the CPU torch 2.14's own gradient of them is wrong
-for inputs in some orders in memory (of LeViT, XCiT, lambda networks, EfficientViT and iFormer, by as much as the
-gradient itself), where that of fastviz agrees with the formula and with differences of the model's scores. Where the
-random weights make a network so unstable that the order of sums alone changes its scores by more than 1e-9, occlusion
-may differ as much.
+Batch norms are written out as their formula for the comparison: of LeViT, XCiT, lambda networks, EfficientViT
+and iFormer autograd's gradient through torch 2.14's own CPU batch norm differed from it, by up to the gradient's own
+size; why was not found. Where random weights make a network unstable, the methods may differ by more than 1e-9, and the
+table says so.
 
 | architecture | image | saliency, guided | occlusion | map | largest difference |
 | --- | --- | --- | --- | --- | --- |

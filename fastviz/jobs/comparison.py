@@ -105,7 +105,7 @@ def compare(
         photos: files, folders and patterns, see :func:`fastviz.images.find_images`.
         out: the folder to write, made if need be.
         model: a network, or the name of one to load with ``weights``, see :func:`fastviz.load_model`.
-        methods: names among those of ``fastviz explain``.
+        methods: names of methods that explain, see ``fastviz methods``.
         measures: names of ``fastviz.evaluation.MEASURES``.
         labels: what each photograph is explained for: see :func:`fastviz.jobs.annotations.read_labels`.
         objects: where the objects are: see :func:`fastviz.jobs.annotations.read_objects`.

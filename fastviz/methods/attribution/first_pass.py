@@ -55,7 +55,8 @@ def first_pass(
         batches: of the model, in evaluation mode by the caller.
         images: [N, C, H, W], or signals or volumes.
         selection: what is measured.
-        boxes: int64 [P, 2 · axes], on the CPU; each image is covered by each of them. None where windows have to wait.
+        boxes: int64 [P, 2 · axes], on the CPU; each image is covered by each of them.
+            Empty where the images should go alone.
         fill: as ``ops.occlude`` takes it.
         options: of the sweep to come.
         batch_size: images at once, where the images go alone.
