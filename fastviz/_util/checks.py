@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from fastviz._util.modules import every_module
+
 __all__ = [
     "device",
     "devices",
@@ -167,7 +169,7 @@ def devices(model: nn.Module) -> set[torch.device]:
         ValueError: it does not.
     """
     # each module's own tensors: a walk over the parameters and one over the buffers take many times as long
-    own = (tensors for module in model.modules() for tensors in (module._parameters, module._buffers))
+    own = (tensors for module in every_module(model) for tensors in (module._parameters, module._buffers))
     found = {value.device for tensors in own for value in tensors.values() if value is not None}
     for each in found:
         device(each, "model")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from fastviz._util.modules import every_module
 from fastviz.execution.batch_calls import PLAIN
 from fastviz.execution.batch_places import Images, leaves, operands
 from fastviz.execution.batch_watch import Watch, version_of
@@ -39,7 +40,7 @@ class Unseen(BaseException):
 def _own_tensors(model: nn.Module) -> dict[int, int]:
     """The parameters, buffers and plain attributes of a model, by identity, and their versions."""
     found = {}
-    for module in model.modules():
+    for module in every_module(model):
         for values in (module._parameters.values(), module._buffers.values(), vars(module).values()):
             found.update({id(each): version_of(each) for each in values if isinstance(each, Tensor)})
     return found

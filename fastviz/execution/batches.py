@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from fastviz._util.modules import every_module
 from fastviz.execution import cuda_graphs
 from fastviz.execution.batch_functions import Functions, Reads, Unseen
 from fastviz.execution.batch_watch import Mixes, Watch, unchanged_generators
@@ -133,10 +134,14 @@ class Batches:
 
 def _unseen(model: nn.Module) -> str:
     """Why a watched pass would not show all calls; empty if it does."""
-    for name, module in model.named_modules():
-        where = f"{name!r}" if name else "the model"
+    for module in every_module(model):
         if isinstance(module, torch.jit.ScriptModule):
-            return f"{where} is scripted, so that its calls cannot be seen"
+            return f"{_where(model, module)} is scripted, so that its calls cannot be seen"
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            return f"{where} is a {type(module).__name__}, whose calls other threads make"
+            return f"{_where(model, module)} is a {type(module).__name__}, whose calls other threads make"
     return ""
+
+
+def _where(model: nn.Module, part: nn.Module) -> str:
+    name = next((name for name, module in model.named_modules() if module is part), "")
+    return repr(name) if name else "the model"

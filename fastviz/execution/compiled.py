@@ -6,6 +6,8 @@ import copy
 
 from torch import nn
 
+from fastviz._util.modules import every_module
+
 __all__ = ["eager", "has_compiled_parts", "is_compiled"]
 
 
@@ -16,7 +18,7 @@ def is_compiled(module: nn.Module) -> bool:
 
 def has_compiled_parts(model: nn.Module) -> bool:
     """Whether ``torch.compile`` has compiled ``model`` or some module in it."""
-    return any(is_compiled(module) for module in model.modules())
+    return any(is_compiled(module) for module in every_module(model))
 
 
 def eager(model: nn.Module) -> nn.Module:

@@ -11,6 +11,7 @@ from torch import nn
 
 from fastviz._util import checks
 from fastviz._util.by_model import ByModel
+from fastviz._util.modules import every_module
 
 __all__ = ["frozen_model"]
 
@@ -39,7 +40,7 @@ def frozen_model(model: nn.Module) -> Iterator[None]:
     try:
         with _lock:
             others = len(_holders) > 0
-            for module in model.modules():
+            for module in every_module(model):
                 if getattr(module, "training", False) or (others and module in _holders):
                     held.append(module)
                     _holders[module] = (_holders.get(module) or 0) + 1

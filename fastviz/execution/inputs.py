@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastviz import models
 from fastviz._util import checks
 from fastviz._util.memory import is_out_of_memory
+from fastviz._util.modules import every_module
 from fastviz.execution import exported, quantised
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.preparedness import say_unprepared
@@ -67,7 +68,7 @@ def input_batch(
 def convolution_axes(model: nn.Module) -> set[int]:
     """How many axes the convolutions of ``model`` slide along: 1 for signals, 2 for images, 3 for volumes."""
     kinds = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-    return {axes for axes, kind in kinds.items() if any(isinstance(module, kind) for module in model.modules())}
+    return {axes for axes, kind in kinds.items() if any(isinstance(module, kind) for module in every_module(model))}
 
 
 def _is_one_input(model: nn.Module, batch: Tensor) -> bool:

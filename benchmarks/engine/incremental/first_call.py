@@ -2,16 +2,16 @@
 [--only NAME]``.
 
 For each network and size one grid of 6x6 windows. The plain loop copies the image, covers a window in each copy and
-runs batches of eight. Every network is new for the first call, whose time includes deciding, tracing and planning;
-later calls are the median of a few ("traced": those of a network that was told to trace). Networks of timm are measured
-where timm is installed. A gain below 0.97 is marked.
+runs batches of eight. Every network is new for a first call, whose time includes deciding, tracing and planning
+("traced": calls of a network that was told to trace). Medians of rounds in which all take turns. Networks of timm are
+measured where timm is installed. A gain below 0.97 is marked.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
-from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -63,29 +63,31 @@ def plain(model: nn.Module, image: Tensor, side: int, step: int) -> Tensor:
 
 
 def measured(name: str, size: int, rounds: int, device: torch.device) -> dict[str, Any]:
-    """One line of the result."""
+    """One line of the result: the loop and the sweeps take turns, so that a slow moment falls on all of them."""
     step = size // (ROWS + 1)
     side = size - step * (ROWS - 1)
     image = torch.randn(1, 3, size, size, device=device)
-    loop_model, model = network(name).to(device), network(name).to(device)
-    plain(loop_model, image, side, step)  # libraries choose their algorithms
-    paths: list[str] = []
+    model = network(name).to(device)
+    used, traced = copy.deepcopy(model), copy.deepcopy(model)
+    plain(model, image, side, step)  # libraries choose their algorithms
 
-    def sweep() -> None:
-        found = fv.occlusion(model, image, 1, window=side, stride=step)
-        paths.append(found.stats["path"])
+    def sweep(of: nn.Module, trace: str = "auto") -> str:
+        found = fv.occlusion(of, image, 1, window=side, stride=step, trace=trace)
+        return str(found.stats["path"])
 
-    def median(call: Callable[[], object]) -> float:
-        return statistics.median(seconds(call, device) for _ in range(rounds))
-
-    loop = median(lambda: plain(loop_model, image, side, step))
-    first = seconds(sweep, device)
-    later = median(sweep)
-    traced = network(name).to(device)
-    fv.occlusion(traced, image, 1, window=side, stride=step, trace="always")
-    prepared = median(lambda: fv.occlusion(traced, image, 1, window=side, stride=step))
-    again = median(lambda: plain(loop_model, image, side, step))
-    loop = min(loop, again)
+    sweep(used), sweep(traced, "always")
+    times: dict[str, list[float]] = {"plain": [], "first": [], "later": [], "traced": []}
+    for _ in range(rounds):
+        new = copy.deepcopy(model)
+        calls = {
+            "plain": lambda: plain(model, image, side, step),
+            "first": lambda new=new: sweep(new),
+            "later": lambda: sweep(used),
+            "traced": lambda: sweep(traced),
+        }
+        for key, call in calls.items():
+            times[key].append(seconds(call, device))
+    loop, first, later, prepared = (statistics.median(each) for each in times.values())
     return {
         "network": name,
         "size": size,
@@ -93,8 +95,8 @@ def measured(name: str, size: int, rounds: int, device: torch.device) -> dict[st
         "first": loop / first,
         "later": loop / later,
         "traced": loop / prepared,
-        "first_path": paths[0],
-        "later_path": paths[-1],
+        "first_path": sweep(copy.deepcopy(model)),
+        "later_path": sweep(used),
     }
 
 

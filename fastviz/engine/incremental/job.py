@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastviz import ops
 from fastviz._util import checks
 from fastviz._util.memory import is_out_of_memory
+from fastviz._util.modules import every_module
 from fastviz.execution import exported
 from fastviz.execution.batches import Batches
 from fastviz.execution.fast_conv.memory_format import in_fast_order
@@ -41,9 +42,9 @@ _CHECKED = 16
 _BATCH = {"cpu": 8, "cuda": 256}
 """Images that a model that runs as it is sees at once, if nothing else is said."""
 
-_PIXELS, _MOST = 8 * 128 * 128, 32
+_PIXELS, _LIGHT_PIXELS, _MOST = 14 * 128 * 128, 14 * 224 * 224, 32
 """On a CPU small images come more at once: so many pixels, and at most so many images. Each call then has enough to do
-against what it costs to make it, and the maps still stay near."""
+against what it costs to make it, and the maps still stay near. Networks of depthwise convolutions have less to do."""
 
 
 _VOXELS = {"cpu": 1 << 20, "cuda": 1 << 23}
@@ -54,14 +55,19 @@ _MANY_WEIGHTS, _MANY_PIXELS = 12_000_000, 400_000
 """A SelecSLS-42 (many weights on small maps) gains nothing by channels_last below so many pixels; a ResNet-18 does."""
 
 
-def whole_passes(images: Tensor) -> int:
-    """How many of ``images`` [N, C, H, W] a model that runs as it is sees at once, if nothing else is said."""
+def whole_passes(model: nn.Module, images: Tensor) -> int:
+    """How many of ``images`` [N, C, H, W] a ``model`` that runs as it is sees at once, if nothing else is said."""
     least = _BATCH[images.device.type]
     if images.dim() == 5:  # the maps of a volume take hundreds of MB
         return max(1, min(least, _VOXELS[images.device.type] // max(1, images.shape[2:].numel())))
     if images.device.type != "cpu":
         return least
-    return max(least, min(_MOST, _PIXELS // max(1, images.shape[2:].numel())))
+    pixels = _LIGHT_PIXELS if any(map(_is_depthwise, every_module(model))) else _PIXELS
+    return max(least, min(_MOST, pixels // max(1, images.shape[2:].numel())))
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
 
 
 def even_batches(count: int, batch_size: int) -> int:
@@ -74,7 +80,7 @@ def in_whole_order(model: nn.Module, pixels: int, run: Callable[[Tensor], Result
 
     Another order takes copies of the weights, which have to be worth it.
     """
-    weights = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
+    weights = [module.weight for module in every_module(model) if isinstance(module, nn.Conv2d)]
     many = sum(weight.numel() for weight in weights if not nn.parameter.is_lazy(weight)) >= _MANY_WEIGHTS
     return run if many and pixels < _MANY_PIXELS else in_fast_order(model, "model", run, None)
 

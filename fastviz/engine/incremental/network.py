@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastviz._util.modules import every_module
 from fastviz.engine.incremental.build import build
 from fastviz.engine.incremental.fuse import fuse, only_outputs
 from fastviz.engine.incremental.steps import Step
@@ -153,7 +154,7 @@ def _state(model: nn.Module) -> tuple[Any, ...]:
     limit: such a change of single values of a large tensor can miss the sample. Each sweep compares the steps with the
     model besides, so it shows all the same if it moves the outputs by more than rounding does.
     """
-    plain = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    plain = [value for module in every_module(model) for value in vars(module).values() if isinstance(value, Tensor)]
     tensors = [*model.parameters(), *model.buffers(), *plain]
     places = tuple((value.data_ptr(), tuple(value.shape), value.dtype, value.device) for value in tensors)
     versions = tuple(None if value.is_inference() else value._version for value in tensors)

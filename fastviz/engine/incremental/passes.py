@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastviz._util import checks
+from fastviz._util.modules import every_module
 from fastviz.engine.incremental.job import in_batches
 from fastviz.execution.compiled import is_compiled
 from fastviz.execution.evaluation_mode import frozen_model
@@ -56,7 +57,7 @@ def outputs_of_images(
     kept: list[Tensor] = []
     stats: dict[str, Any] = {"batch_size": 0, "batches": 0, "retries": 0}
     # what is compiled would be compiled anew
-    plain = not any(is_compiled(module) for module in model.modules())
+    plain = not any(is_compiled(module) for module in every_module(model))
 
     def compute(batch: Tensor, number: Tensor) -> Tensor:
         # Winograd's weights are transformed in each pass, which a few images do not pay for

@@ -144,7 +144,7 @@ def sweep(
             job.stats.update(path="dense", reason=str(error), prepare_seconds=time.perf_counter() - started)
             if begun is not None:
                 job.begin(begun)
-            job.run_model(job.windows, batch_size or whole_passes(job.images))
+            job.run_model(job.windows, batch_size or whole_passes(job.model, job.images))
             worth.spend(worth.known(job.model, job.images), len(job.boxes))
         else:
             job.stats["prepare_seconds"] = time.perf_counter() - started
@@ -196,7 +196,7 @@ def _clean_outputs(job: Job) -> Any:
         with worth.counted(job.model, images):
             return output_of(job.model, images)
 
-    for part in job.images.split(whole_passes(job.images)):
+    for part in job.images.split(whole_passes(job.model, job.images)):
         found += job.batches(lambda images: job.batches.watched(run, images.clone()), part)
     if len(found) == 1:
         return found[0]
@@ -261,7 +261,9 @@ class _Engine:
                 clean = self._clean(first, chunk)
             except UnusableError as error:
                 self.job.stats.update(path="dense", reason=str(error))
-                self.job.run_model(inside.nonzero().flatten(), self.batch_size or whole_passes(self.job.images))
+                self.job.run_model(
+                    inside.nonzero().flatten(), self.batch_size or whole_passes(self.job.model, self.job.images)
+                )
                 continue
             covered = self._covered(first, chunk)
             if not self.growth_cap and self.job.stats["dense_seconds"] is None:
@@ -269,7 +271,9 @@ class _Engine:
                     self._compare_window(clean, covered, inside)
                 except UnusableError as error:
                     self.job.stats.update(path="dense", reason=str(error))
-                    self.job.run_model(inside.nonzero().flatten(), self.batch_size or whole_passes(self.job.images))
+                    self.job.run_model(
+                        inside.nonzero().flatten(), self.batch_size or whole_passes(self.job.model, self.job.images)
+                    )
                     continue
             replays = None
             if cuda_graphs.recordings(self.images) is not None:

@@ -43,7 +43,7 @@ class WholeImages:
         self._batches = Batches(model)
         with worth.counted(model, image):
             self.output = self._batches.run_model(image.clone())
-        self.batch_size = whole_passes(image)
+        self.batch_size = whole_passes(model, image)
         self._steps = self._traced(model, image, count)
         pixels = self.batch_size * image.shape[2:].numel()
         self._run: Callable[[Tensor], Any] = in_whole_order(model, pixels, self._batches.run_model)

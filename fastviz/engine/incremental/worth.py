@@ -227,7 +227,7 @@ def beside_clean(
         traced = is_there(model, images)
         if slower(work, boxes) == "" if traced else work is not None and not refusal(model, images, boxes):
             return 0
-    even = even_batches(len(images) + len(boxes), batch_size or whole_passes(images))
+    even = even_batches(len(images) + len(boxes), batch_size or whole_passes(model, images))
     return min(len(boxes), max(0, even - len(images)))
 
 

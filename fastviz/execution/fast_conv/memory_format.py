@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastviz._util.by_model import ByModel
+from fastviz._util.modules import every_module
 from fastviz.execution.compiled import has_compiled_parts
 from fastviz.execution.fast_conv.frozen_batch_norm import FrozenBatchNorm
 from fastviz.execution.fast_conv.strided import StridedGradient
@@ -78,7 +79,7 @@ def in_fast_order(
     memory: it is run again with the images as they came, and later calls remember that. Errors of the model name the
     ``argument``, see :func:`fastviz.execution.inputs.usable`.
     """
-    convolutions = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
+    convolutions = [module.weight for module in every_module(model) if isinstance(module, nn.Conv2d)]
     weights = sum(weight.numel() for weight in convolutions if not nn.parameter.is_lazy(weight))
 
     def run(x: Tensor, /, *more: More.args, **options: More.kwargs) -> Result:

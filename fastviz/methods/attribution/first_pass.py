@@ -64,9 +64,10 @@ def first_pass(
     every, trace = boxes.repeat(len(images), 1), options["trace"]
     beside = worth.beside_clean(batches.model, images, every, options["batch_size"], trace) if len(boxes) else 0
     if beside:
-        number = torch.arange(beside, device=images.device)
-        covered = ops.occlude(images, every[:beside].to(images.device), number // len(boxes), fill)
-        output = _together(batches, torch.cat([images, covered]))
+        clean = torch.arange(len(images))
+        number = torch.cat([clean, torch.arange(beside) // len(boxes)])
+        windows = torch.cat([boxes.new_zeros(len(images), boxes.shape[1]), every[:beside]])  # empty: nothing is covered
+        output = _together(batches, ops.occlude(images, windows.to(images.device), number.to(images.device), fill))
         if output is not None and (trace == "never" or worth.refusal(batches.model, images, every, beside)):
             return _of_tensor(output, selection, len(images))
     return _alone(batches, images, selection, batch_size)

@@ -166,7 +166,9 @@ def occlusion(
         full_float32(images.device),
         bar(progress, len(images) * each, text="occlusion") as advance,
     ):
-        at_once = batch_size or (_BATCH[images.device.type] if images.dim() < 5 else incremental.whole_passes(images))
+        at_once = batch_size or (
+            _BATCH[images.device.type] if images.dim() < 5 else incremental.whole_passes(model, images)
+        )
         covering = filling(fill, images, windows.window)
         exact = precision == "model" and growth_cap is None and drill_down is None and not selection.layers
         along = windows.boxes if exact else windows.boxes[:0]

@@ -106,9 +106,14 @@ def test_few_windows_say_nothing_of_speed(model: nn.Module) -> None:
     assert work.whole == float("inf")
 
 
-@pytest.mark.parametrize(("side", "expected"), [(32, 32), (96, 14), (160, 8), (224, 8), (1000, 8)])
+@pytest.mark.parametrize(("side", "expected"), [(32, 32), (96, 24), (128, 14), (224, 8), (1000, 8)])
 def test_small_images_come_more_at_once(side: int, expected: int) -> None:
-    assert job.whole_passes(torch.zeros(1, 3, side, side)) == expected
+    assert job.whole_passes(nn.Conv2d(3, 3, 1), torch.zeros(1, 3, side, side)) == expected
+
+
+def test_networks_of_little_work_get_more_images_at_once() -> None:
+    light = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6))
+    assert job.whole_passes(light, torch.zeros(1, 3, 224, 224)) == 14
 
 
 def test_whole_passes_run_in_the_fast_order_where_it_pays() -> None:
