@@ -27,6 +27,10 @@ LIMIT_PIXELS = 100_000_000
 """The most pixels a picture may have unless a call says otherwise: beyond it lie mistakes and decompression bombs."""
 
 
+_BAND = 256
+"""Rows of a transparent picture that are converted at once."""
+
+
 def is_picture(value: object) -> bool:
     """Whether ``value`` is a Pillow picture.
 
@@ -67,7 +71,7 @@ def picture_of(pixels: Tensor) -> Image.Image:
 def decoded(image: Image.Image) -> Tensor:
     """The pixels [1 or 3, H, W] as float32 in 0 to 1, over white where transparent."""
     if image.mode.startswith("I;16"):
-        return tensor_of(np.asarray(image).astype(np.int32)) / 65535
+        return tensor_of(np.asarray(image).astype(np.float32)).div_(65535)
     if image.mode in ("I", "F"):
         # "I" has 32 bits but comes from 16-bit files (PGM, TIFF); "F" has no agreed range.
         limit = 65535 if image.mode == "I" else 1
@@ -76,10 +80,17 @@ def decoded(image: Image.Image) -> Tensor:
         if not (low >= 0 and high <= limit):
             raise ImageError(f"pixels of {values.dtype} should be 0 to {limit}, got {low:g} to {high:g}")
         return values / limit
-    if not is_plain(image):
-        rgba = tensor_of(np.array(image.convert("RGBA"))) / 255
-        return rgba[:3] * rgba[3:] + (1 - rgba[3:])
-    return tensor_of(np.array(plain(image))) / 255
+    return tensor_of(np.array(plain(image))) / 255 if is_plain(image) else _over_white(image)
+
+
+def _over_white(image: Image.Image) -> Tensor:
+    """[3, H, W], a band of rows at a time: four channels of floats of a large picture would be most of the memory."""
+    pixels = torch.empty(3, image.height, image.width)
+    for top in range(0, image.height, _BAND):
+        bottom = min(top + _BAND, image.height)
+        rgba = tensor_of(np.array(image.crop((0, top, image.width, bottom)).convert("RGBA"))) / 255
+        torch.add(rgba[:3] * rgba[3:], 1 - rgba[3:], out=pixels[:, top:bottom])
+    return pixels
 
 
 def is_plain(image: Image.Image) -> bool:

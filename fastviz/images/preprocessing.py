@@ -17,6 +17,9 @@ from fastviz.models.descriptions import Preprocessing
 
 __all__ = ["prepare", "preprocess", "restore", "settings_for"]
 
+_ROWS = 256
+"""Of a large picture that are looked at together; the first that has more than 8 bits tells."""
+
 _METHODS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -112,7 +115,9 @@ def preprocess(image: Tensor, preprocessing: Preprocessing) -> Tensor:
     if len(preprocessing.mean) != x.shape[1]:
         raise ValueError(f"image should have {len(preprocessing.mean)} channels as the model has, got {x.shape[1]}")
     size = _resized_size(x.shape[-2], x.shape[-1], preprocessing)
-    x = _normalize(_resize_as_pillow(x, size, _crop(size, preprocessing), preprocessing.interpolation), preprocessing)
+    different = x[:, :1] if x.stride(1) == 0 else x  # a grey picture in three channels is resized once
+    x = _resize_as_pillow(different, size, _crop(size, preprocessing), preprocessing.interpolation)
+    x = _normalize(x.expand(-1, len(preprocessing.mean), -1, -1), preprocessing)
     return x if image.dim() == 4 else x[0]
 
 
@@ -146,14 +151,19 @@ def _resize_as_pillow(x: Tensor, size: tuple[int, int], crop: tuple[int, int, in
     top, left, bottom, right = crop
     if size == tuple(x.shape[-2:]):
         return x[..., top:bottom, left:right]
-    levels = (x.detach() * 255).round()
-    eight_bits = torch.allclose(levels / 255, x.detach(), rtol=0, atol=1e-6)
+    eight_bits = all(_has_eight_bits(row) for picture in x.detach() for plane in picture for row in plane.split(_ROWS))
     if not eight_bits and size[0] * size[1] <= LIMIT_PIXELS:
         return tensors.resize(x, *size, mode)[..., top:bottom, left:right]
-    pixels = levels.to("cpu", torch.uint8) if eight_bits else x.detach().to("cpu", torch.float32)
+    levels = (x.detach() * 255).round().to(torch.uint8) if eight_bits else x.detach().float()
+    pixels = levels.cpu()
     resized = [_resize_picture(Image.fromarray(plane), size, crop, mode) for plane in pixels.flatten(0, 1).numpy()]
     kept = torch.from_numpy(np.stack([np.asarray(plane) for plane in resized]))
     return (kept.to(x) / 255 if eight_bits else kept.to(x).clamp(0, 1)).view(*x.shape[:2], *kept.shape[1:])
+
+
+def _has_eight_bits(x: Tensor) -> bool:
+    """Whether all values are multiples of 1/255."""
+    return torch.allclose((x * 255).round() / 255, x, rtol=0, atol=1e-6)
 
 
 def _resize_picture(

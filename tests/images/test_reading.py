@@ -435,3 +435,12 @@ def test_the_three_photographs_are_there() -> None:
     x, names = images.load_images(Path(images.__file__).parents[1] / "models" / "data" / "photos")
     assert names == ["espresso.jpg", "rocket.jpg", "tabby_cat.jpg"]
     assert x.std((1, 2, 3)).min() > 0.1
+
+
+def test_tall_transparent_pictures_are_blended_row_by_row_alike(tmp_path: Path) -> None:
+    """They are converted in bands."""
+    values = np.random.default_rng(0).integers(0, 256, (600, 3, 4), dtype=np.uint8)
+    Image.fromarray(values, "RGBA").save(tmp_path / "tall.png")
+    pixels = torch.from_numpy(values).permute(2, 0, 1).float() / 255
+    expected = pixels[:3] * pixels[3:] + (1 - pixels[3:])
+    assert_close(images.read_image(tmp_path / "tall.png"), expected)
