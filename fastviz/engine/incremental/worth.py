@@ -32,7 +32,7 @@ _RATE = {"cpu": 5e10, "cuda": 1e13}
 _TRACE = (0.25, 0.0025)
 """Seconds to trace a model and plan for it: at all, and for each call of a pass."""
 
-_EFFICIENCY = 0.5
+_EFFICIENCY = 0.8
 """How fast small rectangles are worked on, against whole maps."""
 
 _LOST = 0.03
