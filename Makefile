@@ -3,7 +3,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
-# One architecture makes a quick build; `make wheel` takes them all.
+# One architecture makes a quick build; `make wheels` takes them all.
 TORCH_CUDA_ARCH_LIST ?= 9.0
 THREADS ?= 0
 OUT ?= build/gpu-check
@@ -15,15 +15,25 @@ NUMERIC = tests/ops tests/execution/fast_conv tests/engine/gradients/test_input_
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile
 
 PY := $(VENV)/bin/python
-NATIVE := $(wildcard csrc/kernels/*.h csrc/kernels/*/*.h csrc/kernels/*/*.c* csrc/ops/*) setup.py fastviz/ops/_build.py
+NATIVE := $(wildcard csrc/kernels/*.h csrc/kernels/*/*.h csrc/kernels/*/*.c* csrc/ops/*) setup.py pyproject.toml fastviz/ops/_build.py
 # Compiled for the checkout's own use.
 ARCHITECTURE = TORCH_CUDA_ARCH_LIST="$(TORCH_CUDA_ARCH_LIST)"
+
+# A wheel takes all architectures, unless told; its name says for which CUDA its library is.
+RELEASED = $(if $(filter command line environment,$(origin TORCH_CUDA_ARCH_LIST)),$(ARCHITECTURE))
+CUDA_MAJOR = $$($(PY) -c 'import torch; print(torch.version.cuda.split(".")[0])')
+MANYLINUX = manylinux_2_28_$$(uname -m)
+NOT_BUNDLED = --exclude 'libtorch*.so' --exclude 'libc10*.so' --exclude 'libcudart.so.*'
+SETUP = PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) setup.py -q
+PYTHONS ?= $(PYTHON)
+TORCHES ?= torch==2.13.0
 
 # All three that compute: the kernels, torch and oneDNN.
 AS_AVX2 := FASTVIZ_CPU=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 AS_BASELINE := FASTVIZ_CPU=baseline ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
 
-.PHONY: demo test test-lesser build lint format types native-test sanitize bench readme api wheel abi-check gpu-check clean
+.PHONY: demo test test-lesser build lint format types native-test sanitize bench readme api wheels wheel-check \
+    aarch64-check gpu-check clean
 
 demo: build
 	$(PY) -m fastviz demo --out fastviz-demo
@@ -50,7 +60,7 @@ $(VENV)/.ready: tools/requirements.txt
 	touch $@
 
 fastviz/ops/_build.json: $(VENV)/.ready $(NATIVE)
-	$(ARCHITECTURE) PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) setup.py -q build_ext --inplace
+	$(ARCHITECTURE) $(SETUP) build_ext --inplace
 	touch $@
 
 # The checkout itself, for scripts elsewhere; the libraries are those of the line above.
@@ -94,22 +104,32 @@ readme: $(VENV)/.ready
 api: build
 	PYTHONPATH=. $(PY) tools/api.py > tests/repository/api.txt
 
-# All architectures, unless TORCH_CUDA_ARCH_LIST is given on the command line.
-wheel: $(VENV)/.ready
-	rm -rf dist
-	$(if $(filter command line environment,$(origin TORCH_CUDA_ARCH_LIST)),$(ARCHITECTURE)) \
-	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) setup.py -q bdist_wheel
+# For other machines, into dist/: the source distribution, a wheel without CUDA and one with it (all architectures,
+# unless TORCH_CUDA_ARCH_LIST is given; FASTVIZ_CUDA=0 leaves it out). torch brings its own libraries, and a symbol that
+# is newer than torch's oldest glibc is an error.
+wheels: $(VENV)/.ready
+	rm -rf dist build/wheels build/lib*
+	$(SETUP) sdist --dist-dir dist
+	FASTVIZ_CUDA=0 $(SETUP) bdist_wheel --dist-dir build/wheels
+ifneq ($(FASTVIZ_CUDA),0)
+	FASTVIZ_CUDA=1 $(RELEASED) $(SETUP) egg_info --tag-build=+cu$(CUDA_MAJOR) bdist_wheel --dist-dir build/wheels
+endif
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m auditwheel -v repair --only-plat --plat $(MANYLINUX) $(NOT_BUNDLED) \
+	    --wheel-dir dist build/wheels/*.whl 2> build/wheels/repair.log || { cat build/wheels/repair.log; exit 1; }
+	@ls dist
 
-# The wheel made here, beside a CPU-only torch of another version, passes the operator tests.
-abi-check: wheel
-	rm -rf build/abi && mkdir -p build/abi/tests
-	$(PYTHON) -m venv build/abi/venv
-	build/abi/venv/bin/python -m pip install -q torch==2.13.0 pytest dist/*.whl
-	cp tests/conftest.py build/abi/tests/ && mkdir build/abi/tests/ops
-	cp tests/ops/common.py $(filter-out %against_libraries.py,$(wildcard tests/ops/test_*.py)) build/abi/tests/ops/
-	cd build/abi && venv/bin/python -c "import torch, fastviz; print(torch.__version__, fastviz.ops.libraries())"
-	cd build/abi && venv/bin/python -m pytest -q -c /dev/null --rootdir . --import-mode=importlib tests -m "not cuda"
-	rm -rf build/abi
+# The wheels made here, in empty environments: beside a CPU-only torch of another version, the operator tests and the demo.
+# PYTHONS="python3.10 python3.13" TORCHES="torch==2.10.0 torch==2.14.1" try others.
+wheel-check: wheels
+	$(PY) tools/wheel_check.py $(addprefix --python ,$(PYTHONS)) $(addprefix --torch ,$(TORCHES)) dist/*.whl
+
+# The kernels and their C++ tests for another processor, in an emulator: needs Debian's g++-aarch64-linux-gnu and qemu-user.
+aarch64-check: $(VENV)/.ready
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -S . -B build/aarch64 -G Ninja -DFASTVIZ_CUDA=OFF \
+	    -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+	    "-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64;-L;/usr/aarch64-linux-gnu"
+	$(VENV)/bin/ninja -C build/aarch64
+	ctest --test-dir build/aarch64 --output-on-failure
 
 # For a machine with a GPU and no network: uses that machine's own python and its torch.
 gpu-check:

@@ -1,8 +1,8 @@
 """Builds the two native libraries, `fastviz/ops/_cpu.so` and, where a CUDA toolkit is found, `fastviz/ops/_cuda.so`.
 
 Environment: CUDA_HOME (the toolkit's own folder), FASTVIZ_CUDA=0 (leave `_cuda` out) or 1 (fail without it),
-TORCH_CUDA_ARCH_LIST (default 7.5 to 9.0 and PTX), FASTVIZ_WERROR=0 (warnings are no errors), MAX_JOBS,
-FASTVIZ_PREBUILT=1 (leave out both: an editable install of a checkout that has them).
+TORCH_CUDA_ARCH_LIST (default 7.5 to 9.0 and PTX), FASTVIZ_WERROR=0 or 1 (are warnings errors? in a checkout they are),
+MAX_JOBS, FASTVIZ_PREBUILT=1 (leave out both: an editable install of a checkout that has them).
 """
 
 from __future__ import annotations
@@ -139,17 +139,34 @@ if reason:
 else:
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5;8.0;8.6;8.9;9.0+PTX")
 
-warnings = ["-Wall", "-Wextra"] + (["-Werror"] if os.environ.get("FASTVIZ_WERROR", "1") == "1" else [])
+# In a checkout warnings are errors; whoever builds the source distribution has a compiler that was never tried.
+werror = os.environ.get("FASTVIZ_WERROR", "1" if (ROOT / ".git").exists() else "0")
+warnings = ["-Wall", "-Wextra"] + (["-Werror"] if werror == "1" else [])
 defines = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)]
 # torch's headers as system headers: their warnings are not ours.
 headers = [flag for path in include_paths() for flag in ("-isystem", path)]
-cxx = ["-O3", "-std=c++17", "-fopenmp-simd", "-fno-math-errno", "-fvisibility=hidden", "-g0", *warnings, *headers]
+# Absolute, because ninja runs elsewhere.
+first = ["-include", str(ROOT.resolve() / "csrc" / "ops" / "oldest_glibc.h")]
+cxx = [
+    "-O3",
+    "-std=c++17",
+    "-fopenmp-simd",
+    "-fno-math-errno",
+    "-fvisibility=hidden",
+    "-g0",
+    *warnings,
+    *headers,
+    *first,
+]
+# libgcc's conversions of 16-bit floats out of its static part: the shared one has them only since GCC 12.
+link = ["-lgcc"]
 extensions = [
     CppExtension(
         "fastviz.ops._cpu",
         sources("kernels/cpu", "ops"),
         define_macros=defines,
         extra_compile_args={"cxx": cxx},
+        extra_link_args=link,
         py_limited_api=True,
     )
 ]
@@ -162,6 +179,7 @@ if not reason:
             # USE_CUDA makes torch's headers declare the functions for streams and launch errors.
             define_macros=[*defines, ("FASTVIZ_CUDA", None), ("USE_CUDA", None)],
             extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-std=c++17", "--threads=2", *device_warnings]},
+            extra_link_args=link,
             py_limited_api=True,
         )
     )

@@ -10,7 +10,12 @@
 
 namespace fastviz {
 
+#ifdef __aarch64__
+// The same 16 bits. g++ has _Float16 in C++ since version 13 only; both widen to float before they compute.
+using float16 = __fp16;
+#else
 using float16 = _Float16;
+#endif
 
 /// The upper half of a float32, rounded to nearest even.
 struct bfloat16 {
