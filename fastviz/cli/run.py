@@ -199,10 +199,10 @@ def _print_plan(job: Job, found: Plan) -> None:
 def report(
     out: Annotated[Path, typer.Argument(help="The folder of a job.")],
 ) -> None:
-    """Write the results of a job as pages to look at: no server needed."""
-    from fastviz.jobs import report as pages
+    """Write the results of a job as a page to look at: no server needed."""
+    from fastviz.jobs.report import write
 
-    print(f"open {pages.pages(out)[0].resolve()}")
+    print(f"open {write(out).resolve()}")
 
 
 @app.command()

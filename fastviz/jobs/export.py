@@ -18,7 +18,7 @@ from fastviz.jobs.tables.results import Results
 from fastviz.jobs.tables.results import open as open_results
 from fastviz.jobs.tables.schema import decode_map
 
-__all__ = ["KINDS", "export"]
+__all__ = ["KINDS", "export", "path_of"]
 
 KINDS = ("npy", "png", "fiftyone", "coco-masks")
 """What can be written."""
@@ -115,7 +115,7 @@ def _fiftyone(results: Results, home: Path, threshold: float) -> str:
         sample = samples.setdefault(
             row["id"],
             {
-                "filepath": _path_of(row["source"]) or row["uri"],
+                "filepath": path_of(row["source"]) or row["uri"],
                 "tags": [],
                 "id_in_job": row["id"],
                 "prediction": {"_cls": "Classification", "label": row["target_name"], "confidence": row["probability"]},
@@ -131,7 +131,9 @@ def _fiftyone(results: Results, home: Path, threshold: float) -> str:
     return f"{len(samples)} samples (labels.json)"
 
 
-def _path_of(source: str) -> str | None:
+def path_of(source: str) -> str | None:
+    """The path that a row's ``source`` names, if that is a file of its own on this machine."""
+    """The path that a row's ``source`` names, if that is a file of its own on this machine."""
     from urllib.parse import unquote
 
     return unquote(source.removeprefix("file://")) if source.startswith("file://") and "#" not in source else None

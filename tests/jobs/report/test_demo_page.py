@@ -1,4 +1,4 @@
-"""The pages of a job and of the demo."""
+"""The page of the demo, and words for people."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 from fastviz import jobs
 from fastviz.jobs import report
 from fastviz.methods.registry import EXPLAINERS
-from tests.jobs.common import photograph
 
 
 def job(out: Path, network, photos: Path, **options) -> Path:
@@ -41,62 +40,6 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
-
-
-def test_a_page_holds_its_pictures_and_escapes_names(network, photos, tmp_path):
-    for name in ("a b#c.png", "<b>x.png", "sub/d.png", "new\nline.png"):
-        photograph(photos / name)
-    (photos / "bad<.jpg").write_bytes(b"")
-    out = job(tmp_path / "out", network, photos, thumbnails=True, overlays=True)
-    (path,) = report.pages(out)
-    page = Page(path)
-    assert path == out / "report.html"
-    assert len([each for each in page.references if each.startswith("data:image/jpeg;base64,")]) == 9 * 3
-    for words in (
-        "a b#c.png",
-        "<b>x.png",
-        "sub/d.png",
-        r"new\nline.png",
-        "bad<.jpg",
-        "is empty",
-        "Network",
-        "saliency",
-    ):
-        assert words in page.text
-
-
-def test_maps_without_overlays_are_drawn(network, photos, tmp_path):
-    (path,) = report.pages(job(tmp_path / "one", network, photos))
-    assert path.read_text().count("data:image/jpeg") == 5 * 2
-    (path,) = report.pages(job(tmp_path / "two", network, photos, thumbnails=True))
-    assert path.read_text().count("data:image/jpeg") == 5 * 3
-
-
-def test_a_page_says_what_is_predicted_if_that_is_another_class(network, photos, tmp_path):
-    first, second = (job(tmp_path / name, network, photos, target=name) for name in ("cat", "predicted"))
-    classes = {row["predicted_name"] for row in jobs.open(first).rows()}
-    for name in classes - {"cat"}:
-        assert f"predicted: {name}" in Page(report.pages(first)[0]).text
-    assert "predicted:" not in Page(report.pages(second)[0]).text
-
-
-def test_pages_refer_to_each_other_and_those_of_an_earlier_time_go(network, photos, tmp_path):
-    out = job(tmp_path / "out", network, photos)
-    paths = report.pages(out, per_page=2)
-    assert [path.name for path in paths] == ["report.html", "report_2.html", "report_3.html"]
-    assert {"report_2.html", "report_3.html"} <= set(Page(paths[0]).references)
-    assert "4.png" in Page(paths[2]).text
-    assert "4.png" not in Page(paths[1]).text
-    report.pages(out)
-    assert [path.name for path in out.glob("*.html")] == ["report.html"]
-
-
-def test_a_page_without_results_says_so(network, photos, tmp_path):
-    for path in photos.iterdir():
-        path.write_bytes(b"")
-    (path,) = report.pages(job(tmp_path / "out", network, photos))
-    assert "There are no results." in Page(path).text
-    assert "0.png" in Page(path).text
 
 
 def test_the_demo_page_is_one_file(network, photos, tmp_path):

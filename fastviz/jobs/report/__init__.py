@@ -1,0 +1,8 @@
+"""The pages that show a job, and the page of the demo."""
+
+from fastviz.jobs.report.demo_page import Scene, Section, demo_page
+from fastviz.jobs.report.page import percent, render
+from fastviz.jobs.report.pictures import drawn
+from fastviz.jobs.report.write import write
+
+__all__ = ["Scene", "Section", "demo_page", "drawn", "percent", "render", "write"]

@@ -1,0 +1,101 @@
+"""The page of the demo, and what other pages show as sections."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from fastviz.images import tensors
+from fastviz.images.pillow import picture_of
+from fastviz.jobs.report.page import render
+
+__all__ = ["Scene", "Section", "demo_page"]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A photograph of the demo.
+
+    Attributes:
+        name: of its file.
+        photo: what the network saw, [3, H, W] in 0 to 1.
+        overlays: method → its picture, as JPEG.
+        guesses: the most probable classes with their probabilities, the first one first.
+    """
+
+    name: str
+    photo: Tensor
+    overlays: Mapping[str, bytes]
+    guesses: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the demo's page below the photographs.
+
+    Attributes:
+        title: its heading.
+        text: one or two sentences: what one sees.
+        pictures: caption (may be empty) and picture [3, H, W] in 0 to 1, side by side where they fit.
+        paper: short citation and link, or empty.
+        pixelated: enlarge the pictures without smoothing, for small ones whose pixels matter.
+    """
+
+    title: str
+    text: str
+    pictures: Sequence[tuple[str, Tensor]]
+    paper: str = ""
+    pixelated: bool = False
+
+
+def demo_page(
+    out: str | os.PathLike[str],
+    scenes: Sequence[Scene],
+    *,
+    unfit: Mapping[str, str],
+    sections: Sequence[Section],
+    facts: Mapping[str, str],
+) -> Path:
+    """Write ``index.html``: the demo's pictures, a row a method, in one file that can be sent around.
+
+    Args:
+        out: the folder of the demo's job.
+        scenes: its photographs.
+        unfit: methods that do not suit the network → why.
+        sections: what follows below the photographs.
+        facts: name → value, for the foot of the page.
+
+    Returns:
+        The path of the page.
+    """
+    out = Path(out)
+    render(
+        out / "index.html",
+        "demo.html",
+        scenes=scenes,
+        unfit=unfit,
+        sections=sections,
+        jpeg=lambda content: _url_of(content, "jpeg"),
+        photo=lambda picture: _inline(picture_of(tensors.eight_bits(picture)), "JPEG"),
+        drawn=lambda picture: _inline(picture_of(tensors.eight_bits(picture)), "PNG"),
+        facts=facts,
+    )
+    return out / "index.html"
+
+
+def _inline(picture: Image.Image, kind: str) -> str:
+    """A picture as a ``data:`` URL."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **({"quality": 92} if kind == "JPEG" else {}))
+    return _url_of(buffer.getvalue(), kind.lower())
+
+
+def _url_of(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

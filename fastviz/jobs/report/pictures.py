@@ -1,0 +1,186 @@
+"""Pictures of rows: a map over its photograph, and many of them in one sheet, so that a page loads few files."""
+
+from __future__ import annotations
+
+import io
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from fastviz.images import drawing, tensors
+from fastviz.images.pillow import picture_of
+from fastviz.jobs.report.lines import Line
+from fastviz.jobs.tables.results import map_at
+from fastviz.jobs.tables.schema import decode_map
+from fastviz.methods.registry import EXPLAINERS
+
+__all__ = ["ACROSS", "A_SHEET", "Sheets", "drawn"]
+
+A_SHEET, ACROSS = 64, 8
+"""Pictures in a sheet, and side by side in it."""
+
+_COARSE = 32
+"""A heat map of at most so many pixels a side, and of less than half of the input's, has the resolution of a layer."""
+
+_HEAVY = ("map", "map_shape", "map_scale", "map_zero", "thumbnail", "overlay")
+_GROUPS = 3
+
+
+def drawn(row: dict[str, Any], thumbnail: bytes | None, kind: str = "JPEG") -> bytes | None:
+    """The map of a row over its thumbnail, or over nothing, as JPEG or PNG; None where there is no map."""
+    if row.get("map") is None:
+        return None
+    found = torch.from_numpy(decode_map(row["map"], row["map_shape"], row["map_scale"], row["map_zero"]).copy())
+    photo = _photo(thumbnail, found)
+    shown = picture_of(tensors.eight_bits(_over(row["method"], found, photo, photo.shape[-1])))
+    buffer = io.BytesIO()
+    shown.save(buffer, kind, **({"quality": 90} if kind == "JPEG" else {}))
+    return buffer.getvalue()
+
+
+def _photo(thumbnail: bytes | None, found: Tensor) -> Tensor:
+    """The thumbnail [3, H, W] in 0 to 1; where there is none, grey of the map's size."""
+    if thumbnail is None:
+        return torch.full((3, *found.shape[-2:]), 0.5)
+    with Image.open(io.BytesIO(thumbnail)) as picture:
+        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
+
+
+def _over(method: str, found: Tensor, photo: Tensor, width: int) -> Tensor:
+    """A map over its photograph; ``width`` is that of the network's input, as far as it is known."""
+    coarse = 2 * found.shape[-1] < width and found.shape[-1] <= _COARSE
+    return drawing.draw(EXPLAINERS[method].draws, found, photo, coarse=coarse)
+
+
+@dataclass(frozen=True)
+class _Heavy:
+    """A row group's maps and pictures; ``start`` is the number of its first row in the part."""
+
+    start: int
+    table: Any
+
+
+class Sheets:
+    """Draws sheets of a job's pictures; a few row groups of its parts are in memory.
+
+    A sheet of photographs has :data:`A_SHEET` of them, one a line. A sheet of maps has those of all methods of
+    :attr:`lines_a_sheet` lines, line by line.
+
+    Args:
+        methods: of the job, in order.
+        cell: height and width of each picture, in pixels; pictures of another shape are fitted into it.
+        width: of the network's input; None where that differs from image to image.
+    """
+
+    def __init__(self, methods: Sequence[str], cell: tuple[int, int], width: int | None = None) -> None:
+        self.methods, self.cell, self._width = list(methods), cell, width
+        # a power of two, so that a whole number of these sheets has the lines of a sheet of photographs
+        self.lines_a_sheet = 1 << max(0, (A_SHEET // max(1, len(self.methods))).bit_length() - 1)
+        self._groups: OrderedDict[tuple[Path, int, int], _Heavy] = OrderedDict()
+        self._starts: OrderedDict[tuple[Path, int], list[int]] = OrderedDict()
+
+    def photos(self, lines: Sequence[Line]) -> bytes:
+        """The sheet of the photographs of up to :data:`A_SHEET` lines, as JPEG."""
+        return self._sheet([self._photograph(line) for line in lines])
+
+    def maps(self, lines: Sequence[Line]) -> bytes:
+        """The sheet of the maps of up to :attr:`lines_a_sheet` lines, as JPEG."""
+        pictures: list[Image.Image | None] = []
+        for line in lines:
+            photo = self._photograph(line)
+            for method in self.methods:
+                number = line.rows.get(method)
+                pictures.append(None if number is None else self._map(line, method, number, photo))
+        return self._sheet(pictures)
+
+    def _sheet(self, pictures: Sequence[Image.Image | None]) -> bytes:
+        height, width = self.cell
+        sheet = Image.new("RGB", (ACROSS * width, -(-max(1, len(pictures)) // ACROSS) * height), (128, 128, 128))
+        for at, picture in enumerate(pictures):
+            if picture is not None:
+                row, column = divmod(at, ACROSS)
+                left = column * width + (width - picture.width) // 2
+                sheet.paste(picture, (left, row * height + (height - picture.height) // 2))
+        buffer = io.BytesIO()
+        sheet.save(buffer, "JPEG", quality=85)
+        return buffer.getvalue()
+
+    def thumbnail(self, line: Line) -> bytes | None:
+        """The photograph of a line as the job kept it, as JPEG; None if it did not."""
+        return self._value(line.part, line.first, "thumbnail")
+
+    def _photograph(self, line: Line) -> Image.Image | None:
+        content = self.thumbnail(line)
+        return None if content is None else self._fitted(content)
+
+    def _map(self, line: Line, method: str, number: int, photo: Image.Image | None) -> Image.Image | None:
+        overlay = self._value(line.part, number, "overlay")
+        if overlay is not None:
+            return self._fitted(overlay)
+        heavy = self._group(line.part, number)
+        found = map_at(heavy.table, number - heavy.start) if "map" in heavy.table.column_names else None
+        if found is None:
+            return None
+        values = torch.from_numpy(found)
+        if photo is None:
+            below = torch.full((3, *self._size(values.shape[-2], values.shape[-1])), 0.5)
+        else:
+            below = torch.from_numpy(np.array(photo)).permute(2, 0, 1).float() / 255
+        width = self._width or below.shape[-1]
+        if values.shape[-1] > below.shape[-1]:  # every pixel counts, not one in so many
+            values = functional.adaptive_avg_pool2d(values.reshape(1, -1, *values.shape[-2:]), below.shape[-2:])[0]
+            values = values if found.ndim == 3 else values[0]
+        return picture_of(tensors.eight_bits(_over(method, values, below, width)))
+
+    def _fitted(self, content: bytes) -> Image.Image:
+        """A JPEG file as a picture that fits into the cell."""
+        with Image.open(io.BytesIO(content)) as picture:
+            height, width = self._size(picture.height, picture.width)
+            picture.draft("RGB", (2 * width, 2 * height))
+            return picture.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+
+    def _size(self, height: int, width: int) -> tuple[int, int]:
+        scale = min(self.cell[0] / height, self.cell[1] / width)
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
+    # ---------------------------------------------------------------------------------------------------- from parts
+
+    def _value(self, part: Path, number: int, column: str) -> bytes | None:
+        heavy = self._group(part, number)
+        value = heavy.table[column][number - heavy.start].as_py()
+        return None if value is None else bytes(value)
+
+    def _group(self, part: Path, number: int) -> _Heavy:
+        """The row group that has the row with this ``number``."""
+        from pyarrow import parquet
+
+        stamp = part.stat().st_mtime_ns
+        starts = self._starts.get((part, stamp))
+        if starts is None:
+            metadata = parquet.read_metadata(part)
+            starts = [0]
+            for group in range(metadata.num_row_groups):
+                starts.append(starts[-1] + metadata.row_group(group).num_rows)
+            _remember(self._starts, (part, stamp), starts, 64)
+        group = int(np.searchsorted(starts, number, side="right")) - 1
+        heavy = self._groups.get((part, stamp, group))
+        if heavy is None:
+            with parquet.ParquetFile(part) as file:
+                names = [name for name in _HEAVY if name in file.schema_arrow.names]
+                heavy = _Heavy(starts[group], file.read_row_group(group, columns=names).combine_chunks())
+            _remember(self._groups, (part, stamp, group), heavy, _GROUPS)
+        return heavy
+
+
+def _remember(kept: OrderedDict[Any, Any], key: object, value: object, most: int) -> None:
+    kept[key] = value
+    while len(kept) > most:
+        kept.popitem(last=False)

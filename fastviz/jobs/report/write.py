@@ -1,0 +1,131 @@
+"""The report of a job as files: a page, its lines in scripts, and its pictures in sheets; it needs no server."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from fastviz._util.output_folder import remove, replace_stale
+from fastviz.jobs.report.distributions import Distributions
+from fastviz.jobs.report.lines import Line, block, lines_of
+from fastviz.jobs.report.page import asset, render, write_whole
+from fastviz.jobs.report.pictures import A_SHEET, ACROSS, Sheets
+from fastviz.jobs.tables.results import open as open_results
+
+__all__ = ["A_BLOCK", "FILES", "facts_of", "settings_of", "sheets_for", "write"]
+
+FILES = "report_files"
+"""The folder beside the page that has the rest of it."""
+
+A_BLOCK = 4096
+"""Lines in a script; a multiple of what a sheet holds."""
+
+_LARGE, _SMALL, _FEW = 224, 112, 6000
+"""Longer side of pictures in pixels: large where there are few of them."""
+
+
+def write(out: str | os.PathLike[str]) -> Path:
+    """Write the report of a job: ``report.html``, and beside it the folder ``report_files``, which belongs to it.
+
+    The page is for a browser without a server, and asks no other host for anything. A report of an earlier time is
+    replaced. Only a few images are in memory at a time.
+
+    Args:
+        out: the folder of a job, which may still run.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        ValueError: the folder holds no job.
+        OSError: a file cannot be written.
+    """
+    results = open_results(out)
+    home = results.out / FILES
+    if home.exists() and not home.is_dir():
+        remove(home)
+    home.mkdir(exist_ok=True)
+    parts = results.parts
+    sheets = sheets_for(results.job, len(results) + results.count(ok=True))
+    settings = settings_of(results.job, sheets)
+    counted = Distributions(sheets.methods)
+    written = []
+    every = (line for part in parts for line in lines_of(part))
+    while lines := list(islice(every, A_BLOCK)):
+        start = counted.lines
+        counted.add(lines)
+        for name, content in _pictures(lines, start, sheets, settings):
+            write_whole(home / name, content)
+            written.append(home / name)
+        content = json.dumps(block(lines, start, sheets.methods), separators=(",", ":")).encode()
+        written.append(home / f"lines-{start // A_BLOCK:05d}.js")
+        write_whole(written[-1], b"fastviz.add(" + content + b");\n")
+    for name in ("report.js", "report.css"):
+        written.append(home / name)
+        write_whole(written[-1], asset(name))
+    replace_stale(home, written, "*")
+    settings |= {"lines": counted.lines, "blocks": -(-counted.lines // A_BLOCK), "distributions": counted.values()}
+    page = results.out / "report.html"
+    render(
+        page,
+        "report.html",
+        page=settings,
+        facts=facts_of(results.job),
+        title=f"What {results.job['settings']['model']} looks at",
+        sources="'self' file:",
+    )
+    replace_stale(results.out, [page], "report_*.html")
+    return page
+
+
+def _pictures(
+    lines: Sequence[Line], start: int, sheets: Sheets, settings: Mapping[str, Any]
+) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each sheet, in the order of the lines, so that each part is read once."""
+    for first in range(0, len(lines), A_SHEET):
+        some = lines[first : first + A_SHEET]
+        if settings["photos"]:
+            yield f"photos-{(start + first) // A_SHEET:06d}.jpg", sheets.photos(some)
+        for place in range(0, len(some) if settings["maps"] else 0, sheets.lines_a_sheet):
+            number = (start + first + place) // sheets.lines_a_sheet
+            yield f"maps-{number:06d}.jpg", sheets.maps(some[place : place + sheets.lines_a_sheet])
+
+
+def sheets_for(job: Mapping[str, Any], pictures: int | None = None) -> Sheets:
+    """What draws the sheets of a job with this ``job.json``; large pictures where there are few of them."""
+    known = job["settings"]["preprocessing"]["size"]
+    size = known or (1, 1)
+    longest = _LARGE if pictures is not None and pictures <= _FEW else _SMALL
+    height, width = (max(16, 16 * round(longest * side / max(size) / 16)) for side in size)
+    return Sheets(list(job["settings"]["methods"]), (height, width), known and known[1])
+
+
+def settings_of(job: Mapping[str, Any], sheets: Sheets) -> dict[str, Any]:
+    """What the page's script is told of a job, as JSON values."""
+    settings = job["settings"]
+    return {
+        "live": False,
+        "methods": sheets.methods,
+        "cell": list(sheets.cell),
+        "photos": settings["thumbnails"],
+        "maps": settings["maps"] != "none" or settings["overlays"],
+        "a_sheet": A_SHEET,
+        "across": ACROSS,
+        "lines_a_sheet": sheets.lines_a_sheet,
+    }
+
+
+def facts_of(job: Mapping[str, Any]) -> dict[str, str]:
+    """What a page says of a job at its top."""
+    settings = job["settings"]
+    facts = {"Network": settings["model"], "Weights": job["weights"] or "", "Target": settings["target"]}
+    facts |= {
+        method.replace("_", " "): ", ".join(f"{name} {value}" for name, value in options.items())
+        for method, options in settings["methods"].items()
+    }
+    return {name: str(value) for name, value in facts.items() if value}
