@@ -61,8 +61,11 @@ def run(
     limit: Annotated[int | None, typer.Option(help="Only the first so many inputs.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:INDEX.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images at once; bounds the memory.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that decode.")] = None,
-    engine: Annotated[str | None, typer.Option(help="Who runs it: local.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that decode; with Ray, actors.")] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="Who runs it: local, or ray (of RAY_ADDRESS)."),
+    ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed/--no-retry-failed", help="Try again what failed before.")
     ] = True,

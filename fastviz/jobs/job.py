@@ -56,8 +56,9 @@ class Job:
         limit: only the first so many inputs.
         device: ``"auto"`` (a GPU if torch can use one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
         batch_size: images at once; None is as many as suit the device. Halved where the memory does not suffice.
-        workers: processes that decode ahead of the network; None is a share of the cores where that pays.
-        engine: who runs it: ``"local"``.
+        workers: processes that decode ahead of the network; None is a share of the cores where that pays. With Ray:
+            actors that hold the network; None is one a GPU of the cluster, or one every four cores.
+        engine: who runs it: ``"local"``, or ``"ray"``, the actors of a Ray cluster.
 
     Raises:
         TypeError, ValueError: an argument of another type or value; names the argument.

@@ -191,8 +191,9 @@ def _work(
     with (
         shown_progress(progress, expected, lambda: pending.skipped) as advance,
         Writer(home, explainer.schema, replaces=pending.replaces) as writer,
+        closing(engine(job, explainer, shards, left)) as batches,  # its processes end with it
     ):
-        for batch in engine(job, explainer, shards, left):
+        for batch in batches:
             writer.write(batch)
             advance(len(set(batch.column("id").to_pylist())))
             yield batch

@@ -9,14 +9,14 @@ give the same numbers. Where the rows go, and which inputs are done, is no matte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from fastviz._util import checks
 
 __all__ = ["Engine", "engine"]
 
-Engine = Callable[..., Iterator[Any]]
+Engine = Callable[..., Generator[Any, None, None]]
 
 
 def engine(name: str) -> Engine:
@@ -24,8 +24,12 @@ def engine(name: str) -> Engine:
 
     Raises:
         ValueError: there is no such engine; lists them.
+        ImportError: it needs a package that is not installed; says how.
     """
-    from fastviz.jobs.engines import local
+    from fastviz.jobs.engines import local, ray
 
-    engines: dict[str, Engine] = {"local": local.run}
-    return engines[checks.nearest(name, "engine", engines)]
+    engines: dict[str, Engine] = {"local": local.run, "ray": ray.run}
+    found = engines[checks.nearest(name, "engine", engines)]
+    if found is ray.run:
+        ray.need_ray()
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -19,13 +19,15 @@ from fastviz.jobs.job import Job
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["batches_of", "run"]
+    Rows = Generator[pa.RecordBatch, None, None]
+
+__all__ = ["batches_of", "cores", "run"]
 
 _PAYS = 256
 """Inputs below which no worker is started: that alone takes a second."""
 
 
-def run(job: Job, explainer: Explainer, shards: Iterator[list[Item]], expected: int | None) -> Iterator[pa.RecordBatch]:
+def run(job: Job, explainer: Explainer, shards: Iterator[list[Item]], expected: int | None) -> Rows:
     """Finished rows of all inputs in ``shards``; ``expected`` is about how many there are."""
     workers = _workers(job, explainer.device, expected)
     with _threads(workers):
@@ -50,7 +52,8 @@ def batches_of(shards: Iterator[list[Item]], batch_size: int) -> Iterator[list[I
             yield list(batch)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -62,14 +65,14 @@ def _workers(job: Job, device: torch.device, expected: int | None) -> int:
         return job.workers
     if expected is not None and expected < _PAYS:
         return 0
-    return _cores() // 4 if device.type == "cpu" else max(1, min(16, _cores() - 1))
+    return cores() // 4 if device.type == "cpu" else max(1, min(16, cores() - 1))
 
 
 @contextmanager
 def _threads(workers: int) -> Iterator[None]:
     """torch with as many threads as cores are left."""
     before = torch.get_num_threads()
-    torch.set_num_threads(max(1, min(before, _cores() - workers)))
+    torch.set_num_threads(max(1, min(before, cores() - workers)))
     try:
         yield
     finally:

@@ -49,7 +49,7 @@ def test_threads_and_workers_are_no_more_than_the_cores(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     before = torch.get_num_threads()
     for cores, on_cpu, on_gpu in ((1, 0, 1), (2, 0, 1), (4, 1, 3), (16, 4, 15), (64, 16, 16)):
-        monkeypatch.setattr(local, "_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(local, "cores", lambda cores=cores: cores)
         assert local._workers(job, cpu, 10_000) == local._workers(job, cpu, None) == on_cpu
         assert local._workers(job, gpu, 10_000) == on_gpu
         assert local._workers(job, gpu, 10) == 0
