@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from fastviz._util.modules import every_module
 
 __all__ = [
+    "LAYOUTS",
     "device",
     "devices",
     "image_batch",
@@ -73,13 +74,13 @@ def _dense(value: Tensor, argument: str) -> None:
         raise ValueError(f"{argument} should have no named dimensions, got {names}: give .rename(None)")
 
 
-_LAYOUTS = {1: "[N, C, L]", 2: "[N, C, H, W]", 3: "[N, C, D, H, W]"}
+LAYOUTS = {1: "[N, C, L]", 2: "[N, C, H, W]", 3: "[N, C, D, H, W]"}
 """Batches of signals, images and volumes, by their axes."""
 
 
 def image_batch(value: object, argument: str = "x", *, axes: tuple[int, ...] = (2,)) -> Tensor:
     """``value``, if it is a floating-point tensor [N, C, H, W], or a batch of inputs of another number of ``axes``."""
-    layout = " or ".join([", ".join(_LAYOUTS[each] for each in axes[:-1]), _LAYOUTS[axes[-1]]][len(axes) == 1 :])
+    layout = " or ".join([", ".join(LAYOUTS[each] for each in axes[:-1]), LAYOUTS[axes[-1]]][len(axes) == 1 :])
     return tensor(value, argument, dims=tuple(each + 2 for each in axes), layout=layout)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -29,7 +30,7 @@ _PERCENTILE = 99.0
 
 
 def draw_signal(
-    signal: Tensor, attribution: Tensor, draws: Draws = "signed", *, width: int = _WIDTH, height: int = _ROW
+    signal: Tensor, attribution: Tensor | None, draws: Draws = "signed", *, width: int = _WIDTH, height: int = _ROW
 ) -> Tensor:
     """A picture of a signal's channels as curves, one under another, on a band in the colours of its map.
 
@@ -38,7 +39,7 @@ def draw_signal(
 
     Args:
         signal: [C, L] or [L], finite; each channel is scaled to its own range.
-        attribution: [l], any length: resized linearly to L.
+        attribution: [l], any length: resized linearly to L. None draws the curves alone.
         draws: ``"signed"``: red speaks for the target, blue against it, white is neither; ``"heat"``: white is nothing,
             red is much. Values are scaled so that the 99th percentile of the magnitudes of those that are not
             zero is full colour.
@@ -54,27 +55,30 @@ def draw_signal(
     torch.Size([3, 192, 960])
     """
     checks.tensor(signal, "signal", dims=(1, 2), layout="[C, L]")
-    checks.tensor(attribution, "attribution", dims=(1,), layout="[L]")
+    if attribution is not None:
+        checks.tensor(attribution, "attribution", dims=(1,), layout="[L]")
     checks.one_of(draws, "draws", ("heat", "signed"))
     for value, argument in ((width, "width"), (height, "height")):
         checks.whole_number(value, argument, minimum=16)
     curves = signal.detach().float().cpu().reshape(-1, signal.shape[-1])
     if not curves.numel() or not bool(curves.isfinite().all()):
         raise ValueError(f"signal should be finite and not empty, got {list(signal.shape)}")
-    band = _band(attribution.detach().float().cpu(), curves.shape[1], width, draws)
+    band = torch.ones(3, 1, 1)
+    if attribution is not None:
+        band = _band(attribution.detach().float().cpu(), curves.shape[1], width, draws)
     rows = [_curve(curve, band.expand(3, height, width)) for curve in curves]
     picture = torch.cat(rows, dim=1)
-    return picture if attribution.any() else captions.over(picture * 0.6, "a map of zeros")
+    return picture if attribution is None or attribution.any() else captions.over(picture * 0.6, "a map of zeros")
 
 
 def draw_volume(
-    volume: Tensor, attribution: Tensor, draws: Draws = "signed", *, slices: int = 16, columns: int | None = None
+    volume: Tensor, attribution: Tensor | None, draws: Draws = "signed", *, slices: int = 16, columns: int | None = None
 ) -> Tensor:
     """A sheet of a volume's slices, front to back, each with its part of the map in colours over it.
 
     Args:
         volume: [D, H, W], or [C, D, H, W], whose channels are averaged; grey from its 1st to its 99th percentile.
-        attribution: [d, h, w], any size: resized linearly to D, H, W.
+        attribution: [d, h, w], any size: resized linearly to D, H, W. None shows the slices alone.
         draws: as for photographs: ``"signed"``: red speaks for the target, blue against it; ``"heat"``: bright is much.
             All slices share one scale.
         slices: how many at most, evenly spaced; their numbers stand on them.
@@ -90,7 +94,8 @@ def draw_volume(
     torch.Size([3, 268, 400])
     """
     checks.tensor(volume, "volume", dims=(3, 4), layout="[D, H, W] or [C, D, H, W]")
-    checks.tensor(attribution, "attribution", dims=(3,), layout="[D, H, W]")
+    if attribution is not None:
+        checks.tensor(attribution, "attribution", dims=(3,), layout="[D, H, W]")
     checks.one_of(draws, "draws", ("heat", "signed"))
     checks.whole_number(slices, "slices", minimum=1)
     grey = volume.detach().float().cpu()
@@ -99,18 +104,27 @@ def draw_volume(
         raise ValueError(f"volume should be finite and not empty, got {list(volume.shape)}")
     # normalize() keeps a number of extreme values on both sides
     shown = tensors.normalize(grey[None], percentile=_PERCENTILE, dims=3)[0]
-    found = attribution.detach().float().cpu()[None, None]
-    found = functional.interpolate(found, tuple(grey.shape), mode="trilinear")[0]
-    strength = _strength(found[0], draws)
-    scaled = strength * 0.5 + 0.5 if draws == "signed" else strength
+    scaled = None if attribution is None else _scaled(attribution, grey.shape, draws)
     times = max(1, -(-_CELL // max(grey.shape[1:])))
     cells = []
     for at in _evenly(len(grey), slices):
-        photo = shown[at].expand(3, -1, -1)
-        cell = drawing.laid(draws, scaled[at], photo) if found.any() else photo * 0.6
-        large = cell.repeat_interleave(times, 1).repeat_interleave(times, 2)
-        cells.append(captions.over(large, str(at) if found.any() else f"{at}: a map of zeros"))
+        photo, words = shown[at].expand(3, -1, -1), str(at)
+        if scaled is not None:
+            photo = drawing.laid(draws, scaled[at], photo)
+        elif attribution is not None:
+            photo, words = photo * 0.6, f"{at}: a map of zeros"
+        large = photo.repeat_interleave(times, 1).repeat_interleave(times, 2)
+        cells.append(captions.over(large, words))
     return tensors.grid(torch.stack(cells), columns=columns, padding=4)
+
+
+def _scaled(attribution: Tensor, size: Sequence[int], draws: Draws) -> Tensor | None:
+    """A map of a volume at its ``size``, from 0 to 1; None if it is zero everywhere."""
+    found = attribution.detach().float().cpu()[None, None]
+    strength = _strength(functional.interpolate(found, tuple(size), mode="trilinear")[0, 0], draws)
+    if not found.any():
+        return None
+    return strength * 0.5 + 0.5 if draws == "signed" else strength
 
 
 def _strength(values: Tensor, draws: Draws) -> Tensor:

@@ -20,10 +20,10 @@ from fastviz import images
 from fastviz._util import checks
 from fastviz._util.batch_size import images_at_once
 from fastviz._util.progress import bar
+from fastviz.images.items import INPUTS, Unbatched, image_of
 from fastviz.images.paths import Paths
-from fastviz.models.descriptions import Preprocessing
 
-__all__ = ["Batch", "Source", "Stream", "ahead", "batches", "image_of", "items_of"]
+__all__ = ["Batch", "Source", "Stream", "ahead", "batches"]
 
 Source = Paths | Tensor | Dataset[Any] | DataLoader[Any] | Sequence[Any]
 """Where images come from: files, folders and patterns; a dataset or DataLoader; a batch [N, C, H, W]. See
@@ -65,6 +65,7 @@ def batches(
     batch_size: int | None = None,
     size: int | tuple[int, int] | None = None,
     limit: int | None = None,
+    axes: int = 2,
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> Stream:
@@ -87,6 +88,8 @@ def batches(
             size (only floating-point items, and models without a fixed size, can have several).
         size: as in :func:`fastviz.load_images`; not for floating-point images.
         limit: only the first so many images of the source, readable or not; None for all.
+        axes: of an image: 2. 1 is for signals [C, L] and 3 for volumes [C, D, H, W], which are taken as they are, from
+            a tensor [N, ...], a dataset, a DataLoader or a list of floating-point tensors or arrays.
         device: where the images go; None is the model's, without a model the CPU.
         progress: show a bar on a terminal.
 
@@ -104,7 +107,7 @@ def batches(
     >>> [batch.names for batch in batches(torch.zeros(3, 3, 8, 8), batch_size=2)]
     [['0', '1'], ['2']]
     """
-    return Stream(source, model, batch_size, size, limit, device, progress)
+    return Stream(source, model, batch_size, size, limit, device, progress, axes)
 
 
 class Stream:
@@ -117,6 +120,7 @@ class Stream:
         failures: name and reason of the images that the last loop could not read, so far.
         device: where the images go.
         dtype: their dtype; None leaves it as the source has it.
+        axes: of an image: 2; of signals 1, of volumes 3.
     """
 
     def __init__(
@@ -128,7 +132,11 @@ class Stream:
         limit: int | None,
         device: torch.device | str | None,
         progress: bool,
+        axes: int = 2,
     ) -> None:
+        if axes not in INPUTS:
+            raise ValueError(f"axes should be 1 (signals), 2 (images) or 3 (volumes), got {axes!r}")
+        self.axes = axes
         self.preprocessing = images.settings_for(model if model is None else checks.module(model), size)
         self.failures: list[tuple[str, str]] = []
         self.files: list[Path] | None = None
@@ -142,22 +150,25 @@ class Stream:
         self._progress = progress
         self._items: Any = None
         self._order: Sequence[int] | None = None  # None: all
-        if type(source).__module__ == "numpy" and hasattr(source, "shape") and len(source.shape) != 4:
+        kind, layout = INPUTS[axes]
+        if axes == 2 and type(source).__module__ == "numpy" and hasattr(source, "shape") and len(source.shape) != 4:
             raise ValueError(f"source should have shape [N, H, W, 3] or [N, C, H, W], got {list(source.shape)}")
         if isinstance(source, Tensor):
             checks.device(source.device, "source")
-            if source.dtype != torch.uint8:
-                checks.image_batch(source, "source")
+            if source.dtype != torch.uint8 or axes != 2:
+                checks.image_batch(source, "source", axes=(axes,))
                 if 0 in source.shape[1:]:
                     raise ValueError(f"source should have a channel and a pixel, got shape {list(source.shape)}")
             elif source.dim() != 4 or source.shape[1] not in (1, 3):
                 raise ValueError(f"source of uint8 should have shape [N, 3 or 1, H, W], got {list(source.shape)}")
             self._set_items(source[:limit], len(source))
+        elif _are_paths(source) and axes != 2:
+            raise TypeError(f"source should be a tensor, dataset or list of {kind} {layout}, got paths of files")
         elif _are_paths(source):
             files, names = images.find_named(source)  # type: ignore[arg-type]
             self.files, self.names = files[:limit], names[:limit]
         elif isinstance(source, DataLoader):
-            self._items = _Unbatched(source)
+            self._items = Unbatched(source, axes)
         elif isinstance(source, IterableDataset):
             self._items = source
         elif hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, Mapping):
@@ -253,7 +264,7 @@ class Stream:
     def _load(self, index: int) -> Any:
         """The image at ``index`` as the network takes it, or why it cannot be read."""
         if self.files is None:
-            return self._try(lambda: image_of(self._items[index], f"item {index}", self.preprocessing))
+            return self._try(lambda: image_of(self._items[index], f"item {index}", self.preprocessing, self.axes))
         file = self.files[index]
         return self._try(lambda: images.read_prepared(file, self.preprocessing))
 
@@ -262,7 +273,7 @@ class Stream:
 
         def get() -> Any:
             item = next(iterator, _END)
-            return item if item is _END else image_of(item, f"item {index}", self.preprocessing)
+            return item if item is _END else image_of(item, f"item {index}", self.preprocessing, self.axes)
 
         return self._try(get)
 
@@ -281,25 +292,6 @@ class Stream:
         indices = [index for index, _ in read]
         stacked = torch.stack([image for _, image in read]).to(self.device, self.dtype)
         return Batch(stacked, [self._name(index) for index in indices], indices)
-
-
-class _Unbatched:
-    """The images of a DataLoader one by one: the stream makes batches of its own size."""
-
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        self._loader = loader
-
-    def __iter__(self) -> Iterator[Any]:
-        for at, batch in enumerate(self._loader):
-            if self._loader.batch_size is None and self._loader.batch_sampler is None:
-                yield batch  # an image: batches are switched off
-            else:
-                yield from _images_of(batch, f"batch {at}")
-
-
-def items_of(source: DataLoader[Any] | IterableDataset[Any]) -> Iterable[Any]:
-    """The items of a dataset that only iterates, or the images of a DataLoader's batches, one by one."""
-    return _Unbatched(source) if isinstance(source, DataLoader) else source
 
 
 def ahead(
@@ -322,117 +314,3 @@ def _are_paths(source: object) -> bool:
     if isinstance(source, (list, tuple)):
         return bool(source) and isinstance(source[0], (str, os.PathLike))
     return False
-
-
-_IMAGE_KEYS = ("image", "pixel_values", "img", "images", "x", "input", "inputs")
-"""Under which an item that is a dictionary has its image, the first that is there."""
-
-
-def image_of(item: Any, where: str, preprocessing: Preprocessing) -> Tensor:
-    """The image in an item of a dataset, as the network takes it; ``where`` says which item, in words."""
-    image = _found(item, where)
-    if images.is_picture(image):
-        return _prepared(lambda: images.prepare(image, preprocessing))
-    if type(image).__module__.partition(".")[0] == "numpy" and hasattr(image, "dtype"):
-        image = _of_array(image, where)
-    if not isinstance(image, Tensor):
-        raise TypeError(
-            f"source should give images as tensors [C, H, W], Pillow pictures or NumPy arrays, alone, first in a tuple "
-            f"or under {', '.join(map(repr, _IMAGE_KEYS[:3]))} in a dictionary; {where} is {_kind(item)}"
-        )
-    if image.dim() != 3:
-        raise ValueError(f"source should give images [C, H, W], got {list(image.shape)}: {where}")
-    if image.dtype != torch.uint8:
-        if not image.is_floating_point():
-            raise TypeError(
-                f"source should give images of uint8 (pictures) or floating-point (the network's input), got "
-                f"{image.dtype}: {where}"
-            )
-        if image.shape[0] > 4 and image.shape[2] in (1, 3):
-            raise ValueError(
-                f"source should give floating-point images [C, H, W], got {list(image.shape)}, which looks like "
-                f"[H, W, C]: {where}"
-            )
-        return image.detach()
-    if image.shape[0] not in (1, 3):
-        raise ValueError(f"source should give uint8 images [3, H, W] or [1, H, W], got {list(image.shape)}: {where}")
-    return _prepared(lambda: images.prepare(images.picture_of(image), preprocessing))
-
-
-def _found(item: Any, where: str) -> Any:
-    """What of an item is its image: itself, the first of a tuple or list, or what a dictionary has under a key."""
-    if isinstance(item, Mapping):
-        key = next((each for each in _IMAGE_KEYS if each in item), None)
-        if key is None:
-            keys = ", ".join(map(repr, item)) or "no keys"
-            raise TypeError(
-                f"source should give dictionaries with their image under one of {', '.join(map(repr, _IMAGE_KEYS))}, "
-                f"got {keys}: {where}"
-            )
-        return _found(item[key], where)
-    if isinstance(item, (tuple, list)) and item:
-        return _found(item[0], where)
-    return item
-
-
-def _of_array(array: Any, where: str) -> Tensor:
-    """A NumPy array as a tensor [C, H, W]: uint8 with its colours last, [H, W, 3], or grey, [H, W]; else as it is."""
-    if array.dtype.kind not in "uif" or (array.dtype.kind == "u" and array.dtype.itemsize > 1):
-        raise TypeError(
-            f"source should give arrays of uint8 [H, W, 3] or floating-point [C, H, W], got {array.dtype}: {where}"
-        )
-    tensor = torch.tensor(array)
-    if tensor.dtype != torch.uint8:
-        return tensor
-    if tensor.dim() == 2:
-        return tensor[None]
-    if tensor.dim() == 3 and tensor.shape[2] in (1, 3):
-        return tensor.permute(2, 0, 1)
-    if tensor.dim() == 3 and tensor.shape[0] in (1, 3):
-        return tensor
-    raise ValueError(
-        f"source should give uint8 arrays [H, W, 3], [H, W] or [3, H, W], got {list(tensor.shape)}: {where}"
-    )
-
-
-def _prepared(prepare: Callable[[], Tensor]) -> Tensor:
-    try:
-        return prepare()
-    except ValueError as error:  # so narrow that it cannot be resized
-        raise images.ImageError(str(error)) from error
-
-
-def _kind(item: Any) -> str:
-    """The type of an item, and of what is in it."""
-    inside = item.values() if isinstance(item, Mapping) else item if isinstance(item, (tuple, list)) else ()
-    types = ", ".join(type(each).__name__ for each in inside)
-    return type(item).__name__ + (f" of {types}" if types else "")
-
-
-def _images_of(batch: Any, where: str) -> Iterator[Any]:
-    """The images in a batch that a DataLoader gives: the rows of a tensor or array [N, ...], the items of a list."""
-    found: Any = batch
-    while isinstance(found, (Mapping, tuple, list)) and found:
-        first = _inside(found) if isinstance(found, Mapping) else found[0]
-        if not isinstance(found, Mapping) and _dimensions(first) in (2, 3):
-            break  # items as they are, collated by nothing
-        found = first
-    if _dimensions(found) not in (2, 3, 4) and not (isinstance(found, (tuple, list)) and found):
-        raise TypeError(f"source should give batches of images [N, C, H, W], got {_kind(batch)}: {where}")
-    if hasattr(found, "shape") and len(found.shape) != 4:
-        raise ValueError(f"source should give batches of images [N, C, H, W], got {list(found.shape)}: {where}")
-    yield from found
-
-
-def _inside(value: Any) -> Any:
-    """What a dictionary has under a key of images, or a tuple or list as its first; None for others."""
-    if isinstance(value, Mapping):
-        return next((value[key] for key in _IMAGE_KEYS if key in value), None)
-    return value[0] if isinstance(value, (tuple, list)) and value else None
-
-
-def _dimensions(item: Any) -> int:
-    """Those of the image or batch in an item of any kind: 3 for a Pillow picture, 0 where there is none."""
-    while isinstance(item, (Mapping, tuple, list)):
-        item = _inside(item)
-    return 3 if images.is_picture(item) else len(getattr(item, "shape", ()))

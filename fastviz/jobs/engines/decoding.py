@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastviz import images
 from fastviz.images import tensors
-from fastviz.images.streams import image_of
+from fastviz.images.items import image_of
 from fastviz.jobs.inputs.items import Item, digest
 from fastviz.jobs.inputs.sources import label_of
 from fastviz.models.descriptions import Preprocessing

@@ -381,7 +381,7 @@ def _samples(tar: tarfile.TarFile) -> Iterator[tuple[TarPlace, str | None]]:
 
 def _of_python(source: Any, size: int) -> Iterator[Shard]:
     """The items of a dataset, a list, a tensor or a DataLoader, called by their numbers."""
-    from fastviz.images.streams import items_of
+    from fastviz.images.items import items_of
 
     if isinstance(source, (DataLoader, IterableDataset)):
         items = enumerate(items_of(source))

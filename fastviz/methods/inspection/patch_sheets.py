@@ -29,6 +29,8 @@ _OUTSIDE = 0.5
 _EMPTY = 1.0
 """Brightness where a channel has fewer than k places."""
 _CELL, _LARGE_CELL, _SHEET_WIDTH = 64, 144, 1700
+_SIGNAL, _SLICES = (48, 220), 3
+"""Height and width of a channel of a signal, and how many slices of a volume, in the picture of a patch."""
 # One bright pixel would otherwise leave the rest of a gradient grey.
 _PERCENTILE = 99.0
 
@@ -37,15 +39,17 @@ _PERCENTILE = 99.0
 class PatchPictures(NotebookResult):
     """The patches of some channels as pictures, float32 on the CPU in 0 to 1.
 
-    h and w are the height and width of the layer's receptive field, or of the image where that is smaller.
+    h and w are the height and width of the layer's receptive field, or of the image where that is smaller. Of signals
+    and volumes they are those of a drawing: curves, or slices side by side, in the colours of guided backprop.
 
     Attributes:
         found: the places.
         channels: the channels shown, n of them.
         photos: [n, k, 3, h, w], what each unit sees, middle grey beyond the border of the image; white where there is
-            no place.
+            no place. Of signals and volumes drawings, 0 beyond the border, as convolutions have it there.
         guided: the same of guided backprop from each unit, scaled for each patch so that the 99th percentile of the
-            magnitudes is black or white, and zero middle grey; None if not wanted.
+            magnitudes is black or white, and zero middle grey; None if not wanted, and of signals and volumes, whose
+            drawings show it: red where a higher value excites the unit, blue where a lower one does.
 
     >>> from fastviz.methods.inspection.patches import patches
     >>> model, x = nn.Sequential(nn.Conv2d(3, 4, 5), nn.ReLU()), torch.rand(2, 3, 16, 16)
@@ -110,8 +114,9 @@ def patch_pictures(
     stream = open_stream(model, source, at_once)
     corners, size = _windows(found)
     k = found.values.shape[1]
-    photos = torch.full((len(chosen), k, 3, *size), _EMPTY)
-    maps = torch.full_like(photos, _EMPTY) if guided else None
+    sides = size if len(size) == 2 else (1, 1)
+    photos = torch.full((len(chosen), k, 3, *sides), _EMPTY)
+    maps = torch.full_like(photos, _EMPTY) if guided and len(size) == 2 else None
     # (number of the image, place on the sheet, rank): image by image, so that each is read once
     hits = sorted(
         (int(found.images[channel, rank]), at, rank)
@@ -124,11 +129,19 @@ def patch_pictures(
             at, rank = (torch.tensor([hit[column] for hit in part]) for column in (1, 2))
             channel = torch.tensor(chosen)[at]
             where = corners[channel, rank]
-            shown = images.restore(x.float().cpu(), stream.preprocessing)
-            photos[at, rank] = _cut(shown, where, size, _OUTSIDE)
-            if maps is not None:
-                gradient = _guided(model, x, found, channel, rank)
-                maps[at, rank] = _grey(_cut(gradient.float().cpu(), where, size, 0.0))
+            seen = None
+            if guided:
+                seen = _cut(_guided(model, x, found, channel, rank).float().cpu(), where, size, 0.0)
+            if len(size) != 2:
+                drawn = _drawn(_cut(x.float().cpu(), where, size, 0.0), seen)
+                if photos.shape[2:] != drawn.shape[1:]:
+                    photos = drawn.new_full((len(chosen), k, *drawn.shape[1:]), _EMPTY)
+                photos[at, rank] = drawn
+            else:
+                shown = images.restore(x.float().cpu(), stream.preprocessing)
+                photos[at, rank] = _cut(shown, where, size, _OUTSIDE)
+            if maps is not None and seen is not None:
+                maps[at, rank] = _grey(seen)
             advance(len(part))
     return PatchPictures(found, chosen, photos, maps)
 
@@ -171,9 +184,7 @@ def patch_sheet(shown: PatchPictures, channel: int | None = None, *, columns: in
     across = max(1, min(len(blocks), fit))
     height = blocks[0][1].shape[1]
     rows = [captions.panels(blocks[at : at + across], height=height) for at in range(0, len(blocks), across)]
-    width = rows[0].shape[2]
-    body = torch.cat([functional.pad(row, (0, width - row.shape[2]), value=1.0) for row in rows], dim=1)
-    return _titled(f"{layer}: channels by number, with their highest and lowest activation", body)
+    return _titled(f"{layer}: channels by number, with their highest and lowest activation", _stacked(rows))
 
 
 # -------------------------------------------------------------------------------------------------------- cutting
@@ -191,29 +202,44 @@ def _channels(channels: int | Sequence[int] | None, count: int) -> tuple[int, ..
     return tuple(dict.fromkeys(given))
 
 
-def _windows(found: Patches) -> tuple[Tensor, tuple[int, int]]:
-    """Top and left of the window to show of each place, [C, k, 2], and the height and width of all.
+def _windows(found: Patches) -> tuple[Tensor, tuple[int, ...]]:
+    """The first corner (top and left) of the window to show of each place, [C, k, axes], and the size of all.
 
     A field larger than the image is shown as the whole image: the rest would be grey.
     """
-    fields = found.fields.cpu()
+    fields, inputs = found.fields.cpu(), found.input_size
     field = found.receptive_field
-    sizes = found.input_size if field is None else field.size
-    whole = [sizes[axis] >= found.input_size[axis] for axis in (0, 1)]
-    corners = fields[..., :2].masked_fill(torch.tensor(whole), 0)
-    height, width = (min(sizes[axis], found.input_size[axis]) for axis in (0, 1))
-    return corners, (height, width)
+    sizes = inputs if field is None else field.size
+    whole = [side >= given for side, given in zip(sizes, inputs, strict=True)]
+    corners = fields[..., : len(inputs)].masked_fill(torch.tensor(whole), 0)
+    return corners, tuple(min(side, given) for side, given in zip(sizes, inputs, strict=True))
 
 
-def _cut(x: Tensor, corners: Tensor, size: tuple[int, int], outside: float) -> Tensor:
-    """The windows [n, C, h, w] of ``x`` [n, C, H, W] from ``corners`` [n, 2] on, ``outside`` beyond the border."""
-    height, width = size
-    around = functional.pad(x, (width, width, height, height), value=outside)
-    windows = [
-        picture[:, top + height : top + 2 * height, left + width : left + 2 * width]
-        for picture, (top, left) in zip(around, corners.tolist(), strict=True)
-    ]
+def _cut(x: Tensor, corners: Tensor, size: tuple[int, ...], outside: float) -> Tensor:
+    """The windows [n, C, *size] of ``x`` [n, C, ...] from ``corners`` [n, axes] on, ``outside`` beyond the border."""
+    around = functional.pad(x, [side for side in reversed(size) for _ in range(2)], value=outside)
+    windows = []
+    for picture, corner in zip(around, corners.tolist(), strict=True):
+        inside = (slice(at + side, at + 2 * side) for at, side in zip(corner, size, strict=True))
+        windows.append(picture[(slice(None), *inside)])
     return torch.stack(windows)
+
+
+def _drawn(windows: Tensor, gradients: Tensor | None) -> Tensor:
+    """Windows of signals [n, C, l] or volumes [n, C, d, h, w] as pictures [n, 3, H, W], their gradients in colours.
+
+    Of the channels of a gradient the one with the largest magnitude counts, with its sign.
+    """
+    drawn = []
+    for at, window in enumerate(windows):
+        band = None
+        if gradients is not None:
+            band = gradients[at].gather(0, gradients[at].abs().argmax(0, keepdim=True))[0]
+        if window.dim() == 2:
+            drawn.append(images.draw_signal(window, band, width=_SIGNAL[1], height=_SIGNAL[0]))
+        else:
+            drawn.append(images.draw_volume(window, band, slices=_SLICES, columns=min(_SLICES, window.shape[1])))
+    return torch.stack(drawn)
 
 
 def _read(
@@ -230,11 +256,13 @@ def _read(
 
 def _guided(model: nn.Module, x: Tensor, found: Patches, channel: Tensor, rank: Tensor) -> Tensor:
     places = found.positions.cpu()[channel, rank]
-    unit = targets.neuron(found.layer, channel, (places[:, 0], places[:, 1]))
+    unit = targets.neuron(found.layer, channel, tuple(places.unbind(1)))
     with warnings.catch_warnings():
         # before the first rectifier guided backprop is the gradient, as it should be
         warnings.filterwarnings("ignore", "the model has no rectifier", RectifierWarning)
-        return input_gradients(model, input_batch(model, x), targets.resolve(unit, model), rule="guided")
+        return input_gradients(
+            model, input_batch(model, x, axes=(1, 2, 3)), targets.resolve(unit, model), rule="guided"
+        )
 
 
 def _grey(gradient: Tensor) -> Tensor:
@@ -249,15 +277,15 @@ def _grey(gradient: Tensor) -> Tensor:
 def _row(shown: PatchPictures, at: int) -> Tensor:
     """The patches of one channel side by side."""
     values = shown.found.values[shown.channels[at]].tolist()
-    parts = [_fitted(shown.photos[at], _LARGE_CELL)]
+    parts = [_fitted(shown, shown.photos[at], _LARGE_CELL)]
     if shown.guided is not None:
-        parts.append(_fitted(shown.guided[at], _LARGE_CELL))
+        parts.append(_fitted(shown, shown.guided[at], _LARGE_CELL))
     gap = torch.ones(*parts[0].shape[:2], 6, parts[0].shape[3])
     column = torch.cat([parts[0], *(piece for part in parts[1:] for piece in (gap, part))], dim=2)
-    return captions.panels(
-        [("" if value == -torch.inf else _words(value), one) for value, one in zip(values, column, strict=True)],
-        height=column.shape[2],
-    )
+    cells = [("" if value == -torch.inf else _words(value), one) for value, one in zip(values, column, strict=True)]
+    across = len(cells) if _are_images(shown) else max(1, _SHEET_WIDTH // column.shape[3])
+    rows = [captions.panels(cells[at : at + across], height=column.shape[2]) for at in range(0, len(cells), across)]
+    return _stacked(rows)
 
 
 def _block(shown: PatchPictures, at: int) -> tuple[str, Tensor]:
@@ -265,9 +293,9 @@ def _block(shown: PatchPictures, at: int) -> tuple[str, Tensor]:
     channel = shown.channels[at]
     values = [value for value in shown.found.values[channel].tolist() if value > -torch.inf]
     words = f"{channel}   " + (f"{_words(values[0])} to {_words(values[-1])}" if values else "no activation")
-    parts = [tensors.grid(_fitted(shown.photos[at], _CELL), padding=1)]
+    parts = [tensors.grid(_fitted(shown, shown.photos[at], _CELL), padding=1)]
     if shown.guided is not None:
-        parts.append(tensors.grid(_fitted(shown.guided[at], _CELL), padding=1))
+        parts.append(tensors.grid(_fitted(shown, shown.guided[at], _CELL), padding=1))
     return words, torch.cat(parts, dim=2)
 
 
@@ -276,13 +304,28 @@ def _words(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _fitted(patches: Tensor, cell: int) -> Tensor:
-    """Patches [n, 3, h, w] with their longer side at ``cell`` pixels; far enlarged, single pixels stay visible."""
+def _are_images(shown: PatchPictures) -> bool:
+    return len(shown.found.input_size) == 2
+
+
+def _fitted(shown: PatchPictures, patches: Tensor, cell: int) -> Tensor:
+    """Patches [n, 3, h, w] with their longer side at ``cell`` pixels; far enlarged, single pixels stay visible.
+
+    Drawings of signals and volumes have their size.
+    """
+    if not _are_images(shown):
+        return patches
     scale = cell / max(patches.shape[2:])
     height, width = (max(1, round(side * scale)) for side in patches.shape[2:])
     if scale > 4:
         return functional.interpolate(patches, (height, width), mode="nearest-exact")
     return tensors.resize(patches, height, width, "bicubic")
+
+
+def _stacked(rows: Sequence[Tensor]) -> Tensor:
+    """Pictures of one height one under another, the first the widest."""
+    width = rows[0].shape[2]
+    return torch.cat([functional.pad(row, (0, width - row.shape[2]), value=1.0) for row in rows], dim=1)
 
 
 def _titled(title: str, body: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from fastviz.execution import forward
 from fastviz.execution.batches import Batches
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.hooks import Hook, floating_output, hookable, hooked, layer_module
-from fastviz.execution.inputs import output_of
+from fastviz.execution.inputs import convolution_axes, output_of
 from fastviz.execution.precision import Precision, checked_precision
 from fastviz.graph.receptive_field import ReceptiveField
 from fastviz.images import streams
@@ -28,6 +28,10 @@ from fastviz.images.streams import Source, Stream
 from fastviz.vectors import top_k
 
 __all__ = ["Patches", "open_stream", "patches"]
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_PLACES = {1: "(place,) in signals", 2: "(row, column)", 3: "(slice, row, column) in volumes"}
+"""Of maps with so many axes."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -40,9 +44,11 @@ class Patches(NotebookResult):
         layer: torch's dotted name.
         values: [C, k], the activations, highest first.
         images: int64 [C, k], the position of each image in the source.
-        positions: int64 [C, k, 2], row and column of the unit in the layer's map.
+        positions: int64 [C, k, 2], row and column of the unit in the layer's map; of signals [C, k, 1], of volumes
+            [C, k, 3].
         names: position of an image → its name, for the images that occur.
-        input_size: height and width of the images as the network takes them, in pixels.
+        input_size: height and width of the images as the network takes them, in pixels; length of signals; depth,
+            height and width of volumes.
         receptive_field: the pixels that a unit depends on; None if that is the whole image, or not known.
         reason: why there is no receptive field; empty if there is one.
 
@@ -56,20 +62,23 @@ class Patches(NotebookResult):
     images: Tensor
     positions: Tensor
     names: Mapping[int, str]
-    input_size: tuple[int, int]
+    input_size: tuple[int, ...]
     receptive_field: ReceptiveField | None
     reason: str = ""
 
     @property
     def boxes(self) -> Tensor:
-        """int64 [C, k, 4]: top, left, bottom, right (half open, in pixels) of what each unit sees of its image."""
-        height, width = self.input_size
-        return self.fields.clamp(min=0).minimum(self.fields.new_tensor([height, width, height, width]))
+        """int64 [C, k, 4]: top, left, bottom, right (half open, in pixels) of what each unit sees of its image.
+
+        Of signals [C, k, 2]: from, to; of volumes [C, k, 6]: front, top, left, back, bottom, right.
+        """
+        return self.fields.clamp(min=0).minimum(self.fields.new_tensor([*self.input_size, *self.input_size]))
 
     @property
     def fields(self) -> Tensor:
         """The same with what lies in the padding: below 0, and beyond the height or width, at the border."""
-        field = self.receptive_field or ReceptiveField(self.input_size, (0, 0), (0, 0))
+        zeros = (0,) * len(self.input_size)
+        field = self.receptive_field or ReceptiveField(self.input_size, zeros, zeros)
         stride, start, size = (self.positions.new_tensor(pair) for pair in (field.stride, field.start, field.size))
         corner = self.positions * stride + start
         return torch.cat([corner, corner + size], dim=-1).masked_fill(self.images[..., None] < 0, 0)
@@ -84,7 +93,7 @@ def patches(
     layers: None = None,
     k: int = 9,
     one_per_image: bool = True,
-    position: tuple[int, int] | None = None,
+    position: tuple[int, ...] | None = None,
     batch_size: int | None = None,
     precision: Precision = "model",
     progress: bool = False,
@@ -98,7 +107,7 @@ def patches(
     layers: Sequence[str] | None = None,
     k: int = 9,
     one_per_image: bool = True,
-    position: tuple[int, int] | None = None,
+    position: tuple[int, ...] | None = None,
     batch_size: int | None = None,
     precision: Precision = "model",
     progress: bool = False,
@@ -111,7 +120,7 @@ def patches(
     layers: Sequence[str] | None = None,
     k: int = 9,
     one_per_image: bool = True,
-    position: tuple[int, int] | None = None,
+    position: tuple[int, ...] | None = None,
     batch_size: int | None = None,
     precision: Precision = "model",
     progress: bool = False,
@@ -128,19 +137,20 @@ def patches(
     that holds NaN, and values of −∞, give no place.
 
     Args:
-        model: any module that takes images [N, C, H, W].
+        model: any module that takes images [N, C, H, W], signals [N, C, L] or volumes [N, C, D, H, W].
         source: files, folders and patterns, a dataset or a tensor of images, see
             :func:`fastviz.images.streams.batches`; or what that returned, whose batch size and bar are used then.
             Pictures of different sizes are brought to one by the model's preprocessing. What cannot be read is left
-            out, with a warning for files given here.
-        layer: torch's dotted name of a layer whose output is feature maps [N, C, H, W]; where it is called several
-            times, its last output counts.
+            out, with a warning for files given here. Signals and volumes: a tensor, or a dataset, DataLoader or list of
+            [C, L] or [C, D, H, W] for a model whose convolutions are all of one or all of three axes.
+        layer: torch's dotted name of a layer whose output is feature maps [N, C, H, W], of signals [N, C, L], of
+            volumes [N, C, D, H, W]; where it is called several times, its last output counts.
         layers: several such names, in place of ``layer``. None, where ``layer`` is None too: every convolution, after
             the batch norm that follows it directly where one does (under the name of that), before the rectifier, which
             changes no order among positive values. Convolutions whose maps are single pixels (gates) are left out.
         k: places a channel.
         one_per_image: at most one place an image and channel; False takes neighbours in one image, too.
-        position: row and column: only the unit there, of each channel.
+        position: row and column (of signals one number, of volumes three): only the unit there, of each channel.
         batch_size: images the network sees at once; None is 32.
         precision: see :func:`fastviz.input_gradient`.
         progress: show a bar, on a terminal.
@@ -192,7 +202,16 @@ def open_stream(model: nn.Module, source: Source | Stream, batch_size: int | Non
     """``source`` as a stream of batches for ``model``."""
     if isinstance(source, Stream):
         return source
-    return streams.batches(source, model=model, batch_size=batch_size, progress=progress)
+    axes = _axes(checks.module(model), source)
+    return streams.batches(source, model=model, batch_size=batch_size, progress=progress, axes=axes)
+
+
+def _axes(model: nn.Module, source: Source) -> int:
+    """How many axes the images of ``source`` have: 1 of signals, 3 of volumes."""
+    slides = convolution_axes(model)
+    if len(slides) == 1:
+        return slides.pop()
+    return source.dim() - 2 if isinstance(source, Tensor) and source.dim() in (3, 5) else 2
 
 
 # -------------------------------------------------------------------------------------------------------- the pass
@@ -206,13 +225,13 @@ class _Watch:
         layers: Mapping[str, graph.Layer],
         k: int,
         one_per_image: bool,
-        spot: tuple[int, int] | None,
+        spot: tuple[int, ...] | None,
         images: Tensor,
         precision: Precision,
     ) -> None:
         self._precision, self._dtype = precision, images.dtype
         self._layers, self._k, self._one_per_image, self._spot = layers, k, one_per_image, spot
-        self._size = (images.shape[2], images.shape[3])
+        self._size = tuple(images.shape[2:])
         self._hooks: dict[str, Hook] = {name: partial(self._note, name) for name in layers}
         self._calls: Counter[str] = Counter()
         self._noted: dict[str, tuple[Tensor, Tensor]] = {}
@@ -228,9 +247,10 @@ class _Watch:
         numbers = torch.tensor(batch.indices, device=batch.images.device)
         for name, (values, places) in self._noted.items():
             if name not in self._best:
-                self._best[name] = top_k.TopK(self._k, len(values), dtype=values.dtype, device=values.device)
+                axes = len(self._size)
+                self._best[name] = top_k.TopK(self._k, len(values), axes=axes, dtype=values.dtype, device=values.device)
             places = torch.cat([numbers[places[..., :1]], places[..., 1:]], dim=2)
-            self._best[name].add(values, places + places.new_tensor([0, *(self._spot or (0, 0))]))
+            self._best[name].add(values, places + places.new_tensor([0, *(self._spot or (0,) * len(self._size))]))
         self._noted = {}
 
     def outputs(self, model: nn.Module, images: Tensor) -> list[object]:
@@ -259,7 +279,7 @@ class _Watch:
 
     def _note(self, name: str, module: nn.Module, inputs: Any, output: object) -> None:
         # What a layer gave before is replaced: its last call counts.
-        maps = _maps(name, output)
+        maps = _maps(name, output, len(self._size))
         maps = maps if self._precision == "model" else maps.to(self._dtype)
         if self._spot is not None:
             maps = _unit(name, maps, self._spot)
@@ -267,34 +287,33 @@ class _Watch:
         self._noted[name] = top_k.best_per_image(maps) if alone else top_k.best_places(maps, self._k)
 
 
-def _maps(name: str, output: object) -> Tensor:
+def _maps(name: str, output: object, axes: int) -> Tensor:
     """The ``output`` of layer ``name``, if it is feature maps."""
     maps = floating_output(name, output)
-    if maps.dim() != 4 or not maps.numel():
+    if maps.dim() != axes + 2 or not maps.numel():
         raise ValueError(
-            f"layer {name!r} should give feature maps [N, C, H, W], got {list(maps.shape)}: name a convolution or "
-            "another layer with maps (in transformers, the patch embedding)"
+            f"layer {name!r} should give feature maps {checks.LAYOUTS[axes]}, got {list(maps.shape)}: name a "
+            "convolution or another layer with maps (in transformers, the patch embedding)"
         )
     return maps
 
 
-def _unit(name: str, maps: Tensor, spot: tuple[int, int]) -> Tensor:
-    row, column = spot
-    if row >= maps.shape[2] or column >= maps.shape[3]:
-        raise ValueError(
-            f"position should be inside the map of layer {name!r}, {maps.shape[2]}x{maps.shape[3]}, got {spot}"
-        )
-    return maps[:, :, row : row + 1, column : column + 1]
+def _unit(name: str, maps: Tensor, spot: tuple[int, ...]) -> Tensor:
+    size = maps.shape[2:]
+    if len(spot) != len(size):
+        raise ValueError(f"position should be {_PLACES[len(size)]}, got {spot!r}")
+    if any(at >= side for at, side in zip(spot, size, strict=True)):
+        raise ValueError(f"position should be inside the map of layer {name!r}, {'x'.join(map(str, size))}, got {spot}")
+    return maps[(slice(None), slice(None), *(slice(at, at + 1) for at in spot))]
 
 
 # ---------------------------------------------------------------------------------------------------- which layers
 
 
-def _spot(position: Sequence[int]) -> tuple[int, int]:
-    if not isinstance(position, (tuple, list)) or len(position) != 2:
+def _spot(position: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(position, (tuple, list)) or len(position) not in _PLACES:
         raise ValueError(f"position should be (row, column), got {position!r}")
-    row, column = (checks.whole_number(each, "position", minimum=0) for each in position)
-    return row, column
+    return tuple(checks.whole_number(each, "position", minimum=0) for each in position)
 
 
 def _convolutions(model: nn.Module, image: Tensor) -> list[str]:
@@ -306,9 +325,9 @@ def _convolutions(model: nn.Module, image: Tensor) -> list[str]:
     outputs: list[tuple[weakref.ref[Tensor], int, str]] = []  # of convolutions, how often changed in place, of which
 
     def note(name: str, module: nn.Module, inputs: Any, output: object) -> None:
-        if not isinstance(output, Tensor) or output.dim() != 4 or output.shape[2:].numel() == 1:
+        if not isinstance(output, Tensor) or output.dim() != image.dim() or output.shape[2:].numel() == 1:
             return
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, _CONVOLUTIONS):
             chosen[name] = None
             outputs.append((weakref.ref(output), output._version, name))
             return
@@ -318,30 +337,34 @@ def _convolutions(model: nn.Module, image: Tensor) -> list[str]:
                 del chosen[maker]
                 chosen[name] = None
 
-    kinds = (nn.Conv2d, nn.modules.batchnorm._BatchNorm)
+    kinds = (*_CONVOLUTIONS, nn.modules.batchnorm._BatchNorm)
     with hooked(model, {name: partial(note, name) for name in hookable(model, kinds)}):
         output_of(model, image)
     if not chosen:
-        raise ValueError("model should have convolutions (nn.Conv2d) that it calls; give the names of other layers")
+        raise ValueError(
+            "model should have convolutions (nn.Conv1d, nn.Conv2d, nn.Conv3d) that it calls; give the names of other "
+            "layers"
+        )
     return list(chosen)
 
 
 def _entries(model: nn.Module, names: Sequence[str], images: Tensor) -> dict[str, graph.Layer]:
     """What the graph says of each layer, if its maps have their channels second."""
-    size = (images.shape[2], images.shape[3])
+    size = tuple(images.shape[2:])
+    axes = len(size)
     entries = {entry.name: entry for entry in graph.layers(model, size, images.shape[1])}
-    convolved = {module.out_channels for module in model.modules() if isinstance(module, nn.Conv2d)}
+    convolved = {module.out_channels for module in model.modules() if isinstance(module, _CONVOLUTIONS)}
     found = {}
     for name in names:
         # One that the graph does not have is not called, or gives no tensor: the pass will say which.
         entry = found[name] = entries.get(name) or graph.Layer(name, "", (), 0, None, "the graph does not have it")
-        if len(entry.shape) != 3 or entry.layout == (2, 3):
+        if len(entry.shape) != axes + 1 or entry.layout == tuple(range(2, axes + 2)):
             continue
         # Without a layout, as behind gates over the whole image, the number of channels must speak for it.
         if entry.layout is not None or entry.shape[0] not in convolved:
             shape = ", ".join(map(str, entry.shape))
             raise ValueError(
-                f"layer {name!r} should give feature maps [N, C, H, W]; its output [N, {shape}] does not have, or "
-                "is not known to have, its channels second: name a convolution"
+                f"layer {name!r} should give feature maps {checks.LAYOUTS[axes]}; its output [N, {shape}] does not "
+                "have, or is not known to have, its channels second: name a convolution"
             )
     return found
