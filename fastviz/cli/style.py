@@ -73,16 +73,17 @@ def style(
     of_styles = longest if style_size is None else checks.whole_number(style_size, "--style-size", minimum=1)
     shown = shrunk(images.read_image(photo), longest)
     drawn = [shrunk(images.read_image(sample_path(name)), of_styles) for name in styles]
-    where = None if not mask else _masks(mask, shown)
-    shares = None if style_weights is None else _numbers(style_weights)
+    shares = [1.0] * len(drawn) if style_weights is None else _numbers(style_weights, len(drawn))
+    where = _masks(mask, shown, len(drawn)) if mask else [None] * len(drawn)
     network, place = load_network(model, weights, device)
     frame = frame_of(network, (shown.shape[1], shown.shape[2]))
     made = methods.style_transfer(
         network,
         frame.image(shown[None]).to(place),
-        [frame.image(each[None]).to(place) for each in drawn],
-        style_weights=shares,
-        masks=where,
+        [
+            methods.Style(frame.image(each[None]).to(place), share, region)
+            for each, share, region in zip(drawn, shares, where, strict=True)
+        ],
         layers=layer_names(layers),
         content_layers=layer_names(content_layers),
         style_weight=style_weight,
@@ -101,23 +102,26 @@ def style(
         raise Stopped(f"{out} has what there was so far")
 
 
-def _numbers(words: str) -> list[float]:
+def _numbers(words: str, count: int) -> list[float]:
     try:
-        return [float(word) for word in words.split(",")]
+        found = [float(word) for word in words.split(",")]
     except ValueError:
         raise ValueError(f"--style-weights should be numbers with commas between, got {words!r}") from None
+    if len(found) != count:
+        raise ValueError(f"--style-weights should have one number a style, {count}, got {len(found)}")
+    return found
 
 
-def _masks(paths: list[Path], photo: Tensor) -> Tensor:
-    """The brightness of the pictures at ``paths`` at the size of ``photo``: [S, H, W]."""
-    import torch
-
+def _masks(paths: list[Path], photo: Tensor, count: int) -> list[Tensor | None]:
+    """The brightness of the pictures at ``paths`` at the size of ``photo``: [H, W] each."""
     from fastviz import images
     from fastviz.images import tensors
 
+    if len(paths) != count:
+        raise ValueError(f"--mask should be given once a style, {count} times, got {len(paths)}")
     height, width = photo.shape[1:]
     read = [images.read_image(path).mean(0, keepdim=True) for path in paths]
-    return torch.cat([tensors.resize(each[None], height, width, "bilinear")[0] for each in read])
+    return [tensors.resize(each[None], height, width, "bilinear")[0, 0] for each in read]
 
 
 def demo_section(network: nn.Module, photo: Path) -> Section:

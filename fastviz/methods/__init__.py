@@ -48,7 +48,7 @@ from fastviz.methods.synthesis.dream_objectives import squared
 from fastviz.methods.synthesis.inversion import Inverted, invert, invert_all, invertible_layers
 from fastviz.methods.synthesis.latent_maximization import CodeImages, maximize_code
 from fastviz.methods.synthesis.neural_texture import neural_texture
-from fastviz.methods.synthesis.style_transfer import Styled, style_transfer
+from fastviz.methods.synthesis.style_transfer import Style, Styled, style_transfer
 from fastviz.methods.synthesis.texture_synthesis import fill_hole, synthesize_texture
 
 __all__ = [
@@ -71,6 +71,7 @@ __all__ = [
     "RiseMap",
     "SegmentMap",
     "Segmentation",
+    "Style",
     "Styled",
     "ablation_cam",
     "activation_grid",

@@ -68,10 +68,11 @@ def test_every_option(photo, tmp_path, monkeypatch):
         *("--levels", 1, "--steps", 2, "--optimizer", "adam", "--preview-every", 1, "--out", tmp_path / "a.png"),
     )
     assert seen["content"].shape == (1, 3, 56, 72)
-    assert [tuple(each.shape) for each in seen["drawn"]] == [(1, 3, 48, 48), (1, 3, 37, 48)]
-    assert seen["style_weights"] == [3.0, 1.0]
-    assert seen["masks"].shape == (2, 56, 72)
-    torch.testing.assert_close(seen["masks"].sum(0), torch.ones(56, 72))
+    first, second = seen["drawn"]
+    assert (first.images.shape, second.images.shape) == ((1, 3, 48, 48), (1, 3, 37, 48))
+    assert (first.weight, second.weight) == (3.0, 1.0)
+    torch.testing.assert_close(first.mask + second.mask, torch.ones(56, 72))
+    assert bool((first.mask > second.mask)[:, :20].all())
     assert seen["layers"] == ["relu1", "relu2_1"]
     assert seen["content_layers"] == ["relu3_1"]
     loop = seen["optimization"]
@@ -106,7 +107,7 @@ def test_previews_appear_under_the_name(photo, tmp_path, monkeypatch):
     [
         (["nowhere.png"], "image 'nowhere.png': there is no such file"),
         (["brick", "--mask", "nowhere.png"], "image 'nowhere.png': there is no such file"),
-        (["brick", "--style-weights", "1,2"], "style_weights should have one number a style, 1, got 2"),
+        (["brick", "--style-weights", "1,2"], "--style-weights should have one number a style, 1, got 2"),
         (["brick", "--style-weights", "a"], "--style-weights should be numbers with commas between, got 'a'"),
         (["brick", "--size", 0], "--size should be at least 1, got 0"),
         (["brick", "--size", 6], "for the built-in network, got [1, 3, 6, 6]"),

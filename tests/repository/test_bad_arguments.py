@@ -281,8 +281,9 @@ OPTIONS: list[tuple[str, Callable[..., object], list[tuple[str, list[object]]]]]
     ("style_transfer", lambda m, **k: fv.style_transfer(
         m, photos(), **{"style": photos(count=1), "layers": "0", "content_layers": "2", "steps": 1} | k
     ), [
-        ("style", [3, [], photos(5)]), ("style_weights", [[NAN], [-1], [1, 2], 3]),
-        ("masks", [torch.rand(3), 3]), ("layers", [3, []]), ("content_layers", [3]), ("levels", [0, 1.5]),
+        ("style", [3, [], photos(5), *(fv.Style(photos(count=1), weight) for weight in (NAN, -1, "a", [1]))]),
+        ("style", [fv.Style(photos(count=1), mask=mask) for mask in (torch.rand(3), 3)]),
+        ("layers", [3, []]), ("content_layers", [3]), ("levels", [0, 1.5]),
     ]),
     ("fool", lambda m, **k: fv.fool(m, photos(), **{"target": (m(photos()).argmax(1) + 1) % 4, "steps": 1} | k), [
         ("method", ["nope", 3]), ("norm", ["1"]), ("goal", [NAN, 1, "a"]), ("step", [NAN, -1.0]), ("steps", [0, 1.5]),

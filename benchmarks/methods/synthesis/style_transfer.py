@@ -62,15 +62,31 @@ def plain_loop(network: nn.Sequential, content: Tensor, style: Tensor, steps: in
     return history, image.detach()
 
 
-def transfer(model: nn.Module, content: Tensor, style: Tensor, steps: int) -> Made:
+@torch.no_grad()
+def papers_weights(network: nn.Sequential, content: Tensor, style: Tensor) -> dict[str, dict[str, float]]:
+    """The paper's weights, each multiplied by the scale that fastviz divides the loss of its layer by."""
+    of_style, of_content = {}, {}
+    painted, shown = style, content
+    for number, layer in enumerate(network):
+        painted, shown = layer(painted), layer(shown)
+        if number in STYLE:
+            of_style[f"features.{number}"] = float(painted.square().mean()) ** 2 / len(STYLE)
+        if number == CONTENT:
+            of_content[f"features.{number}"] = float(shown.square().sum())
+    return {"layers": of_style, "content_layers": of_content}
+
+
+def transfer(
+    model: nn.Module, content: Tensor, style: Tensor, steps: int, weights: dict[str, dict[str, float]]
+) -> Made:
     """The same by fastviz."""
     made = fv.style_transfer(
         *(model, content, style),
         style_weight=BETA,
         variation_weight=0,
-        rescale=False,
         levels=1,
         steps=steps,
+        **weights,
         optimization=fv.Optimization(canvas=Pixels(clip=False), optimizer="adam", learning_rate=RATE),
     )
     return made.history[:, 0].tolist(), made.images
@@ -91,9 +107,10 @@ def main() -> None:
         F.interpolate(torch.rand(1, 3, side, side) ** power, (options.size,) * 2, mode="bicubic").to(options.device)
         for side, power in ((32, 1), (64, 4))
     )
+    weights = papers_weights(network, content, style)
     last = [each.to(memory_format=torch.channels_last) for each in (content, style)]
     calls = {
-        "fastviz": lambda: transfer(model, content, style, options.steps),
+        "fastviz": lambda: transfer(model, content, style, options.steps, weights),
         "plain PyTorch loop": lambda: plain_loop(network, content, style, options.steps),
         "the loop in channels_last": lambda: plain_loop(reordered, *last, options.steps),
     }

@@ -88,14 +88,13 @@ class StyleLoss:
         self._styles: dict[str, list[_Region]] = {}
         self._guides: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
 
-    def take_content(self, images: Tensor, layers: Mapping[str, float], *, rescale: bool) -> None:
+    def take_content(self, images: Tensor, layers: Mapping[str, float]) -> None:
         """Aim at the features of ``images`` [N, C, H, W] in the ``layers``, each with its weight."""
         found = self._features(images)
         for name, weight in layers.items():
             features = found[name]
             size = features.flatten(1).square().sum(1)
-            scale = torch.where(size > 0, size, 1) if rescale else torch.ones_like(size)
-            self._contents[name] = features, weight / (2 * scale)
+            self._contents[name] = features, weight / (2 * torch.where(size > 0, size, 1))
 
     def take_styles(
         self,
@@ -104,7 +103,6 @@ class StyleLoss:
         shares: Sequence[float],
         *,
         masks: Tensor | None = None,
-        rescale: bool,
     ) -> None:
         """Aim at the Gram matrices of the ``styles`` [1 or N, C, h, w] in the ``layers``.
 
@@ -120,10 +118,10 @@ class StyleLoss:
                 blend = grams[0] * shares[0]
                 for gram, share in zip(grams[1:], shares[1:], strict=True):
                     blend = blend + gram * share
-                self._styles[name] = [_region(blend, weight, None, rescale)]
+                self._styles[name] = [_region(blend, weight, None)]
             else:
                 self._styles[name] = [
-                    _region(gram, weight * share * len(shares), mask[None, None], rescale)
+                    _region(gram, weight * share * len(shares), mask[None, None])
                     for gram, share, mask in zip(grams, shares, masks, strict=True)
                 ]
 
@@ -159,9 +157,9 @@ class StyleLoss:
         return self._guides[name, number]
 
 
-def _region(gram: Tensor, weight: float, mask: Tensor | None, rescale: bool) -> _Region:
-    """The region whose loss is weight · ‖G / M − gram‖² / (4 N²), or, rescaled, / (4 (tr gram)²)."""
-    size = gram.diagonal(dim1=1, dim2=2).sum(1) if rescale else gram.new_full((1,), gram.shape[1])
+def _region(gram: Tensor, weight: float, mask: Tensor | None) -> _Region:
+    """The region whose loss is weight · ‖G / M − gram‖² / (4 (tr gram)²)."""
+    size = gram.diagonal(dim1=1, dim2=2).sum(1)
     return _Region(gram, weight / (4 * torch.where(size > 0, size, 1).square()), mask)
 
 

@@ -79,7 +79,7 @@ def neural_texture(
 
     def losses(_: Size, part: float) -> StyleLoss:
         found = StyleLoss(network, 1.0, samples.new_zeros(len(samples)))
-        found.take_styles([frame.image(shrunk(shown, part))], weights, [1.0], rescale=True)
+        found.take_styles([frame.image(shrunk(shown, part))], weights, [1.0])
         return found
 
     options = with_defaults(optimization, optimizer="lbfgs", start="noise")

@@ -19,12 +19,36 @@ from fastviz.execution.inputs import input_batch
 from fastviz.execution.precision import Precision
 from fastviz.images import notebook, tensors
 
-__all__ = ["Styled", "style_transfer"]
+__all__ = ["Style", "Styled", "style_transfer"]
 
 _SMALLEST = 160
 """Coarse levels with a shorter side than this, in pixels, are left out: they would lose what the content shows."""
 _LUMINANCE = (0.299, 0.587, 0.114)
 """Y of YIQ: how bright red, green and blue are."""
+
+
+@dataclass(frozen=True, eq=False)
+class Style:
+    """One of several styles, as :func:`style_transfer` takes it.
+
+    Attributes:
+        images: [1 or N, C, h, w], as the model takes them, of any size.
+        weight: how much of this style, compared with the weights of the others; 0 or more.
+        mask: [H, W] of 0 to 1, of the size of the content: where this style goes. Either all styles have a mask or
+            none.
+
+    >>> import fastviz as fv
+    >>> model, photo, ground = fv.load_model("demo"), torch.rand(1, 3, 64, 64), torch.zeros(64, 64)
+    >>> ground[32:] = 1
+    >>> grass = fv.Style(torch.rand(1, 3, 48, 48), mask=ground)
+    >>> brick = fv.Style(torch.rand(1, 3, 64, 64), mask=1 - ground)
+    >>> fv.style_transfer(model, photo, [grass, brick], steps=1).pictures.shape
+    torch.Size([1, 3, 64, 64])
+    """
+
+    images: Tensor
+    weight: float = 1.0
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -81,15 +105,12 @@ class Styled(notebook.NotebookResult):
 def style_transfer(
     model: nn.Module,
     content: Tensor,
-    style: Tensor | Sequence[Tensor],
+    style: Tensor | Style | Sequence[Tensor | Style],
     *,
-    style_weights: Sequence[float] | None = None,
-    masks: Tensor | None = None,
     layers: Layers = None,
     content_layers: Layers = None,
     style_weight: float = 300.0,
     variation_weight: float = 0.01,
-    rescale: bool = True,
     preserve_colours: bool = False,
     levels: int = 2,
     steps: int = 100,
@@ -110,10 +131,10 @@ def style_transfer(
     We depart from it in this:
 
     - The style may be of any size: with m places, A is multiplied by M / m, which is 1 for the paper's equal sizes.
-    - They rescaled VGG so that its mean activations are 1, and tuned α / β at one size. Instead, with ``rescale``, the
-      loss of each layer is divided by its own scale, L_content by ‖P‖², and E_l by the square of the mean square of
-      the style's features, (tr A / (N m))². The same weights then serve any network, layer and size. Without it they
-      are the paper's, in the network's own units.
+    - They rescaled VGG so that its mean activations are 1, and tuned α / β at one size. Instead, the loss of each layer
+      is divided by its own scale: L_content by ‖P‖², and E_l by the square of the mean square of the style's features,
+      (tr A / (N m))². The same weights then serve any network, layer and size. A layer whose weight is multiplied by
+      its scale has the paper's loss.
     - The optimiser changes the amplitudes of waves, the faster ones damped by frequency^½, with the colours of
       photographs (``canvas="fourier"``). Large parts then take on the style's colours as soon as small parts take on
       its strokes; L-BFGS over pixels (``canvas="pixels"``) gets there late. Pictures stay between black and white.
@@ -123,9 +144,9 @@ def style_transfer(
       content and style shrunk alike: there, the network sees strokes that are twice as long.
 
     Several styles blend: with shares v_s, Σ v_s = 1, the loss is that of the mean Gram matrix Σ v_s A_s, which has the
-    gradient of Σ_s v_s E_l(A_s) and costs no more than one style. With ``masks`` T_s each style has a region of its own
-    (Gatys et al. 2017): features are multiplied by T_s, so that G and M become Σ T_s² f fᵀ and Σ T_s² over the places,
-    and the loss is weighted by Σ T_s² / M. Where all masks are 0 only the content counts.
+    gradient of Σ_s v_s E_l(A_s) and costs no more than one style. With masks T_s (:class:`Style`) each style has a
+    region of its own (Gatys et al. 2017): features are multiplied by T_s, so that G and M become Σ T_s² f fᵀ and Σ T_s²
+    over the places, and the loss is weighted by Σ T_s² / M. Where all masks are 0 only the content counts.
 
     Colours can be preserved (Gatys et al. 2016, https://arxiv.org/abs/1606.05897): the transfer sees grey pictures, the
     style's brought to the mean and standard deviation of the content's, and the result has the content's I and Q of
@@ -140,16 +161,13 @@ def style_transfer(
         model: any module with maps; not changed.
         content: [N, C, H, W], photographs as the model takes them, of any size that it can run on:
             ``frame_of(model, (H, W)).image(pictures)`` of :mod:`fastviz.canvas`.
-        style: [1 or N, C, h, w], or a list of several such, each of its own size. Strokes keep their size in pixels: a
-            smaller style image makes them finer.
-        style_weights: one number a style, 0 or more; None weighs them evenly.
-        masks: [S, H, W] of 0 to 1, one for each of the S styles: where it goes.
+        style: [1 or N, C, h, w], a :class:`Style`, or a list of several such, each of its own size. Tensors weigh 1.
+            Strokes keep their size in pixels: a smaller style image makes them finer.
         layers: of the style: a name, several, or names with their w_l; None is
             :func:`fastviz.engine.optimize.usual_layers.style_layers`.
         content_layers: likewise; the losses of several add up. α is 1, or what is given here: ``{"relu4_2": 0.1}``.
         style_weight: β, 0 or more.
         variation_weight: see above, 0 or more.
-        rescale: see above.
         preserve_colours: see above; for images of three channels.
         levels: sizes, each half of the next; those with a shorter side below 160 pixels are left out, and 1 is the
             whole size only.
@@ -178,14 +196,13 @@ def style_transfer(
     (torch.Size([1, 3, 64, 80]), True)
     """
     photos = input_batch(model, content, "content", narrows=True).detach()
-    styles = _styles(model, style, photos)
-    shares = _shares(style_weights, len(styles))
-    regions = None if masks is None else _regions(masks, len(styles), photos)
+    styles = _styles(style)
+    shares, regions = _shares(styles), _regions(styles, photos)
     beta = checks.number(style_weight, "style_weight", low=0)
     of_style, of_content = _layers(model, layers, content_layers, beta)
     frame = frame_of(model, (photos.shape[2], photos.shape[3]), photos.shape[1])
     original = shown = frame.picture(photos)
-    samples = [frame.picture(each) for each in styles]
+    samples = [frame.picture(_style_batch(each, photos)) for each in styles]
     if preserve_colours:
         shown, samples = _grey(shown, samples)
     network = FeatureNetwork(
@@ -195,8 +212,8 @@ def style_transfer(
     def losses(size: Size, part: float) -> StyleLoss:
         found = StyleLoss(network, beta, photos.new_zeros(len(photos)))
         smaller = [frame.image(shrunk(each, part)) for each in samples]
-        found.take_styles(smaller, of_style, shares, masks=regions, rescale=rescale)
-        found.take_content(frame.image(tensors.resize(shown, *size, "bicubic")), of_content, rescale=rescale)
+        found.take_styles(smaller, of_style, shares, masks=regions)
+        found.take_content(frame.image(tensors.resize(shown, *size, "bicubic")), of_content)
         return found
 
     made = optimize_in_levels(
@@ -256,24 +273,26 @@ def _recoloured(made: Tensor, photos: Tensor) -> Tensor:
 # ----------------------------------------------------------------------------------------------------- arguments
 
 
-def _styles(model: nn.Module, style: Any, photos: Tensor) -> list[Tensor]:
-    """Batches [1 or N, C, h, w], one a style."""
-    given = [style] if isinstance(style, Tensor) else style
-    if not isinstance(given, Sequence) or isinstance(given, str):
-        raise TypeError(f"style should be a tensor or a list of tensors, got {type(style).__name__}")
-    if not given:
+def _styles(given: Any) -> list[Style]:
+    """What was given, as a list of styles."""
+    several = [given] if isinstance(given, (Tensor, Style)) else given
+    if not isinstance(several, Sequence) or isinstance(several, str):
+        raise TypeError(f"style should be a tensor, a Style or a list of them, got {type(given).__name__}")
+    if not several:
         raise ValueError("style should be at least one image, got none")
-    found = []
-    for images in given:
-        batch = checks.image_batch(images, "style").detach()
-        if 0 in batch.shape[1:] or batch.shape[1] != photos.shape[1]:
-            raise ValueError(f"style should have {photos.shape[1]} channels and a pixel, got {list(batch.shape)}")
-        if len(batch) not in (1, len(photos)):
-            raise ValueError(f"style should have 1 or {len(photos)} images, as content has, got {len(batch)}")
-        if batch.device != photos.device:
-            raise ValueError(f"style should be on the device of content, {photos.device}, got {batch.device}")
-        found.append(batch.to(photos.dtype))
-    return found
+    return [each if isinstance(each, Style) else Style(each) for each in several]
+
+
+def _style_batch(style: Style, photos: Tensor) -> Tensor:
+    """The images of a style, [1 or N, C, h, w], in the dtype of the photographs."""
+    batch = checks.image_batch(style.images, "style").detach()
+    if 0 in batch.shape[1:] or batch.shape[1] != photos.shape[1]:
+        raise ValueError(f"style should have {photos.shape[1]} channels and a pixel, got {list(batch.shape)}")
+    if len(batch) not in (1, len(photos)):
+        raise ValueError(f"style should have 1 or {len(photos)} images, as content has, got {len(batch)}")
+    if batch.device != photos.device:
+        raise ValueError(f"style should be on the device of content, {photos.device}, got {batch.device}")
+    return batch.to(photos.dtype)
 
 
 def _layers(
@@ -285,28 +304,32 @@ def _layers(
     return of_style, layer_weights(content_layers, "content_layers", usual[1])
 
 
-def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
+def _shares(styles: Sequence[Style]) -> list[float]:
     """The part of each style, 1 in sum."""
-    if weights is None:
-        return [1 / count] * count
-    if not isinstance(weights, Sequence):
-        raise TypeError(f"style_weights should be a list of numbers, one a style, got {weights!r}")
-    found = [checks.number(weight, "style_weights", low=0) for weight in weights]
-    if len(found) != count:
-        raise ValueError(f"style_weights should have one number a style, {count}, got {len(found)}")
-    if not sum(found):
-        raise ValueError(f"style_weights should have a number above 0, got {found}")
-    return [weight / sum(found) for weight in found]
+    weights = [checks.number(style.weight, "the weight of a style", low=0) for style in styles]
+    if not sum(weights):
+        raise ValueError(f"one style should have a weight above 0, got {weights}")
+    return [weight / sum(weights) for weight in weights]
 
 
-def _regions(masks: object, count: int, photos: Tensor) -> Tensor:
-    """The masks, checked: [S, H, W] on the device and in the dtype of the photographs."""
-    H, W = photos.shape[2:]
-    found = checks.tensor(masks, "masks", floating=False)
-    if tuple(found.shape) != (count, H, W):
-        raise ValueError(f"masks should have shape {[count, H, W]}, one a style, got {list(found.shape)}")
-    found = found.detach().to(photos)
-    tensors.check_range(found, "masks")
-    if not found.flatten(1).amax(1).all():
-        raise ValueError("masks should each have a place above 0, got one that is 0 everywhere")
-    return found
+def _regions(styles: Sequence[Style], photos: Tensor) -> Tensor | None:
+    """The masks, checked: [S, H, W] on the device and in the dtype of the photographs; None where there are none."""
+    masks = [style.mask for style in styles if style.mask is not None]
+    if not masks:
+        return None
+    if len(masks) < len(styles):
+        raise ValueError(f"either all styles should have a mask or none, got {len(masks)} for {len(styles)} styles")
+    found = []
+    for mask in masks:
+        region = checks.tensor(mask, "the mask of a style", floating=False)
+        if region.shape != photos.shape[2:]:
+            raise ValueError(
+                f"the mask of a style should have the size of content, {list(photos.shape[2:])}, "
+                f"got {list(region.shape)}"
+            )
+        region = region.detach().to(photos)
+        tensors.check_range(region, "the mask of a style")
+        if not bool(region.any()):
+            raise ValueError("the mask of a style should have a place above 0, got one that is 0 everywhere")
+        found.append(region)
+    return torch.stack(found)

@@ -29,6 +29,38 @@ def neural_texture(*args: object, **options: object) -> fv.Styled:
     return fv.neural_texture(*args, **split(options))
 
 
+def features(model: nn.Sequential, image: Tensor, last: str) -> dict[str, Tensor]:
+    """What the layers up to the ``last`` give, by their names."""
+    found = {}
+    for name, layer in model.named_children():
+        image = layer(image) if not isinstance(layer, nn.ReLU) else image.relu()
+        found[name] = image
+        if name == last:
+            break
+    return found
+
+
+def gram(maps: Tensor) -> Tensor:
+    rows = maps.flatten(2)[0]
+    return rows @ rows.T
+
+
+@torch.no_grad()
+def papers_weights(
+    model: nn.Sequential, content: Tensor, styles: list[tuple[float, Tensor]], alpha: float, of_style: tuple[str, ...],
+    of_content: str,
+) -> dict[str, dict[str, float]]:  # fmt: skip
+    """Weights with which the loss is the paper's: each layer's multiplied by the scale that its loss is divided by."""
+    squared = features(model, content, of_content)[of_content].square().sum()
+    scales = dict.fromkeys(of_style, 0.0)
+    for share, style in styles:
+        found = features(model, style, of_style[-1])
+        for name in of_style:
+            scales[name] += share * float(found[name].square().mean())
+    weights = {name: scale**2 / len(of_style) for name, scale in scales.items()}
+    return {"layers": weights, "content_layers": {of_content: alpha * float(squared)}}
+
+
 def described(model: nn.Module, channels: int = 3) -> nn.Module:
     """``model`` for pictures as they are."""
     settings = models.Preprocessing((16, 16), 16, (0.0,) * channels, (1.0,) * channels)

@@ -13,23 +13,32 @@ from torch.nn import functional as F
 import fastviz as fv
 from fastviz.engine.optimize.canvas import Pixels, frame_of
 from fastviz.engine.optimize.usual_layers import style_layers
-from tests.methods.synthesis.style_common import described, f64, noise, small, style_transfer
+from tests.methods.synthesis.style_common import (
+    described,
+    f64,
+    features,
+    gram,
+    noise,
+    papers_weights,
+    small,
+    style_transfer,
+)
 
 FREE = Pixels(clip=False)
 
 
-PLAIN = {"levels": 1, "variation_weight": 0.0, "rescale": False, "canvas": FREE}
+PLAIN = {"levels": 1, "variation_weight": 0.0, "canvas": FREE}
 OF_STYLE, OF_CONTENT = ("1", "3", "6"), "3"
 
 
 # ------------------------------------------------------------------------------------------- the formulas by hand
 
 IMAGE = torch.tensor([[[[1.0, 2.0]], [[0.0, 1.0]]]], dtype=f64)  # F = [[1, 2], [0, 1]], G = [[5, 2], [2, 1]]
-CONTENT = torch.tensor([[[[0.0, 2.0]], [[0.0, 0.0]]]], dtype=f64)  # ½ Σ (F − P)² = 1
-STYLE = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]], dtype=f64)  # A = identity: Σ (G − A)² = 24
+CONTENT = torch.tensor([[[[0.0, 2.0]], [[0.0, 0.0]]]], dtype=f64)  # ½ Σ (F − P)² = 1, ‖P‖² = 4
+STYLE = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]], dtype=f64)  # A = identity: Σ (G − A)² = 24, (tr A / (N m))² = 1/4
 
 
-def by_hand(style: Tensor = STYLE, **options: object) -> tuple[float, float]:
+def by_hand(style: Tensor | fv.Style | list[fv.Style] = STYLE, **options: object) -> tuple[float, float]:
     """Content and style loss of ``IMAGE`` in a network that gives the image itself."""
     network = described(nn.Sequential(nn.Identity(), nn.Conv2d(2, 1, 1).double()), channels=2)
     made = style_transfer(
@@ -40,12 +49,13 @@ def by_hand(style: Tensor = STYLE, **options: object) -> tuple[float, float]:
 
 
 def test_losses_by_hand():
-    assert by_hand() == pytest.approx((1.0, 24 / (4 * 2**2 * 2**2)))
+    assert by_hand() == pytest.approx((1.0 / 4, 24 / (4 * 2**2 * 2**2) * 4))
 
 
-def test_losses_by_hand_rescaled():
-    # ‖P‖² = 4; tr A / M = 1 and the mean Gram matrices differ by 24 / M² = 6.
-    assert by_hand(rescale=True) == pytest.approx((1.0 / 4, 6 / 4))
+def test_weights_times_scales_give_the_papers_losses():
+    given = papers_weights(nn.Sequential(nn.Identity()), CONTENT, [(1.0, STYLE)], 1.0, ("0",), "0")
+    assert given == {"layers": {"0": 1 / 4}, "content_layers": {"0": 4.0}}
+    assert by_hand(**given) == pytest.approx((1.0, 24 / (4 * 2**2 * 2**2)))
 
 
 def test_a_style_of_another_size_counts_a_place_as_much():
@@ -53,20 +63,20 @@ def test_a_style_of_another_size_counts_a_place_as_much():
 
 
 def test_weights_of_layers_multiply():
-    assert by_hand(layers={"0": 3.0}, content_layers={"0": 0.5}) == pytest.approx((0.5, 3 * 0.375))
+    assert by_hand(layers={"0": 3.0}, content_layers={"0": 0.5}) == pytest.approx((0.125, 3 * 1.5))
 
 
 def test_regions_by_hand():
     # One place each: G = [1, 0; 0, 0] against A / 2, and [4, 2; 2, 1]; each half of the picture.
-    left, right = (torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]], dtype=f64)[[k]] for k in (0, 1))
+    left, right = torch.tensor([[1.0, 0.0]], dtype=f64), torch.tensor([[0.0, 1.0]], dtype=f64)
     first, second = 0.25 + 0.25, 3.5**2 + 2 * 4 + 0.25
-    assert by_hand(masks=left)[1] == pytest.approx(0.5 * first / 16)
-    assert by_hand(masks=right)[1] == pytest.approx(0.5 * second / 16)
-    both = by_hand([STYLE, STYLE], masks=torch.cat([left, right]))[1]
-    assert both == pytest.approx(0.5 * (first + second) / 16)
-    assert by_hand(masks=torch.ones(1, 1, 2)) == pytest.approx(by_hand())
-    weighted = by_hand([STYLE, STYLE], masks=torch.cat([left, right]), style_weights=(3, 1))[1]
-    assert weighted == pytest.approx(0.5 * (1.5 * first + 0.5 * second) / 16)
+    assert by_hand(fv.Style(STYLE, mask=left))[1] == pytest.approx(0.5 * first / 4)
+    assert by_hand(fv.Style(STYLE, mask=right))[1] == pytest.approx(0.5 * second / 4)
+    both = by_hand([fv.Style(STYLE, mask=left), fv.Style(STYLE, mask=right)])[1]
+    assert both == pytest.approx(0.5 * (first + second) / 4)
+    assert by_hand(fv.Style(STYLE, mask=torch.ones(1, 2))) == pytest.approx(by_hand())
+    weighted = by_hand([fv.Style(STYLE, 3, left), fv.Style(STYLE, 1, right)])[1]
+    assert weighted == pytest.approx(0.5 * (1.5 * first + 0.5 * second) / 4)
 
 
 # ------------------------------------------------------------------------------------------------- step by step
@@ -83,29 +93,16 @@ def gatys_loop(
     rate: float = 0.02,
 ) -> tuple[list[float], Tensor]:
     """The loss before each of ten steps of Adam, and the image after them: the paper as people write it."""
-
-    def features(image: Tensor) -> dict[str, Tensor]:
-        found = {}
-        for name, layer in model.named_children():
-            image = layer(image) if not isinstance(layer, nn.ReLU) else F.relu(image)
-            found[name] = image
-            if name == of_style[-1]:
-                return found
-        raise AssertionError
-
-    def gram(maps: Tensor) -> Tensor:
-        rows = maps.flatten(2)[0]
-        return rows @ rows.T
-
+    last = of_style[-1]
     with torch.no_grad():
-        wanted = features(content)[of_content]
-        targets = [(v, {n: (gram(m), m[0, 0].numel()) for n, m in features(s).items()}) for v, s in styles]
+        wanted = features(model, content, last)[of_content]
+        targets = [(v, {n: (gram(m), m[0, 0].numel()) for n, m in features(model, s, last).items()}) for v, s in styles]
     image = content.clone().requires_grad_()
     optimiser = torch.optim.Adam([image], lr=rate)
     history = []
     for _ in range(10):
         optimiser.zero_grad()
-        found = features(image)
+        found = features(model, image, last)
         loss = alpha * 0.5 * (found[of_content] - wanted).square().sum()
         for share, grams in targets:
             for name in of_style:
@@ -124,8 +121,8 @@ def test_the_papers_loop_step_by_step(size):
     model, content, style = small(), noise(1, 3, 16, 16), noise(1, 3, *size, seed=1) ** 3
     history, image = gatys_loop(model, content, [(1.0, style)], 0.1, 1e3)
     made = style_transfer(
-        model, content, style, layers=OF_STYLE, content_layers={OF_CONTENT: 0.1}, style_weight=1e3,
-        optimizer="adam", steps=10, **PLAIN,
+        model, content, style, style_weight=1e3, optimizer="adam", steps=10, **PLAIN,
+        **papers_weights(model, content, [(1.0, style)], 0.1, OF_STYLE, OF_CONTENT),
     )  # fmt: skip
     torch.testing.assert_close(made.history[:, 0], torch.tensor(history, dtype=f64), rtol=1e-8, atol=0)
     torch.testing.assert_close(made.images, image.clamp(0, 1), rtol=0, atol=1e-8)
@@ -135,10 +132,11 @@ def test_the_papers_loop_step_by_step(size):
 def test_a_blend_follows_the_gradient_of_the_weighted_losses():
     model, content = small(), noise(1, 3, 16, 16)
     styles = [noise(1, 3, 16, 16, seed=1) ** 2, noise(1, 3, 18, 22, seed=2) ** 4]
-    _, image = gatys_loop(model, content, [(0.75, styles[0]), (0.25, styles[1])], 0.1, 1e3)
+    shares = [(0.75, styles[0]), (0.25, styles[1])]
+    _, image = gatys_loop(model, content, shares, 0.1, 1e3)
     made = style_transfer(
-        model, content, styles, style_weights=(3, 1), layers=OF_STYLE, content_layers={OF_CONTENT: 0.1},
-        style_weight=1e3, optimizer="adam", steps=10, **PLAIN,
+        model, content, [fv.Style(styles[0], 3), styles[1]], style_weight=1e3, optimizer="adam", steps=10, **PLAIN,
+        **papers_weights(model, content, shares, 0.1, OF_STYLE, OF_CONTENT),
     )  # fmt: skip
     torch.testing.assert_close(made.images, image.clamp(0, 1), rtol=0, atol=1e-6)
 
@@ -158,12 +156,12 @@ def test_vgg_19_in_float32_step_by_step():
         if isinstance(layer, nn.Conv2d):  # else the features fade from layer to layer
             layer.weight.data *= math.sqrt(6)
     content, style = noise(1, 3, 32, 32).float(), noise(1, 3, 32, 48, seed=1).float() ** 3
-    made = style_transfer(
-        model, content, style, content_layers={"22": 1e-3}, style_weight=1.0, optimizer="adam", learning_rate=1e-3,
-        steps=10, **PLAIN,
-    )  # fmt: skip
     layers = ("1", "6", "11", "20", "29"), "22"
     plain = copy.deepcopy(model)
+    weights = papers_weights(plain, content, [(1.0, style)], 1e-3, *layers)
+    made = style_transfer(
+        model, content, style, style_weight=1.0, optimizer="adam", learning_rate=1e-3, steps=10, **PLAIN, **weights
+    )
     wanted, _ = gatys_loop(plain, content, [(1.0, style)], 1e-3, 1.0, *layers, rate=1e-3)
     torch.testing.assert_close(made.history[:, 0].double(), torch.tensor(wanted, dtype=f64), rtol=1e-4, atol=0)
 
@@ -200,10 +198,10 @@ def test_losses_are_those_of_the_returned_images():
 
 
 def test_where_no_mask_is_only_the_content_counts():
-    mask = torch.zeros(1, 16, 20)
-    mask[:, :, :8] = 1
-    content = noise(1, 3, 16, 20)
-    made = styled(content=content, masks=mask, layers=["1", "3"], variation_weight=0, steps=1, canvas="pixels")
+    mask = torch.zeros(16, 20)
+    mask[:, :8] = 1
+    content, style = noise(1, 3, 16, 20), fv.Style(noise(1, 3, 12, 12, seed=1), mask=mask)
+    made = styled(content=content, style=style, layers=["1", "3"], variation_weight=0, steps=1, canvas="pixels")
     change = (made.pictures - content).abs().amax((0, 1, 2))
     assert bool((change[:8] > 1e-4).all())
     # Two convolutions see a pixel each beyond the mask, and a first step follows their gradient.
@@ -217,8 +215,9 @@ def test_two_regions_get_a_style_each():
     dark, bright = (torch.full((1, 3, 8, 8), value, dtype=f64) for value in (0.1, 0.9))
     network = described(nn.Sequential(nn.Identity(), nn.Conv2d(3, 3, 1).double()))
     made = styled(
-        model=network, content=noise(1, 3, 16, 20), style=[dark, bright], masks=masks, layers="0",
-        content_layers={"0": 1e-9}, variation_weight=0, steps=30, canvas="pixels",
+        model=network, content=noise(1, 3, 16, 20),
+        style=[fv.Style(dark, mask=masks[0]), fv.Style(bright, mask=masks[1])],
+        layers="0", content_layers={"0": 1e-9}, variation_weight=0, steps=30, canvas="pixels",
     )  # fmt: skip
     left, right = made.pictures.square().mean((0, 1, 2)).split(10)
     assert float(left.mean()) == pytest.approx(0.01, abs=1e-3)
@@ -238,7 +237,7 @@ def test_preserved_colours():
 
 def test_a_style_of_one_colour_is_no_problem():
     flat = torch.full((1, 3, 12, 12), 0.4, dtype=f64)
-    for options in ({}, {"preserve_colours": True}, {"rescale": False}):
+    for options in ({}, {"preserve_colours": True}):
         made = styled(style=flat, **options)
         assert bool(made.pictures.isfinite().all())
     black = styled(style=0 * flat, model=described(nn.Sequential(nn.Identity(), nn.Conv2d(3, 3, 1).double())),
@@ -329,6 +328,8 @@ def test_the_model_is_left_as_it_was():
 
 # ----------------------------------------------------------------------------------------------------- bad input
 
+DRAWN = noise(1, 3, 12, 12)
+
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
@@ -340,14 +341,15 @@ def test_the_model_is_left_as_it_was():
         ({"style": noise(3, 3, 12, 12)}, ValueError, "style should have 1 or 2 images, as content has, got 3"),
         ({"style": noise(3, 12, 12)}, ValueError, r"style should have shape \[N, C, H, W\]"),
         ({"style": []}, ValueError, "style should be at least one image, got none"),
-        ({"style": "brick"}, TypeError, "style should be a tensor or a list of tensors, got str"),
-        ({"style_weights": (1, 2)}, ValueError, "style_weights should have one number a style, 1, got 2"),
-        ({"style_weights": (0,)}, ValueError, "style_weights should have a number above 0"),
-        ({"style_weights": (-1,)}, ValueError, "style_weights should be finite and at least 0, got -1"),
-        ({"masks": torch.ones(2, 16, 20)}, ValueError, r"masks should have shape \[1, 16, 20\], one a style, got \[2"),
-        ({"masks": torch.zeros(1, 16, 20)}, ValueError, "masks should each have a place above 0"),
-        ({"masks": 2 * torch.ones(1, 16, 20)}, ValueError, "masks should have values 0 to 1, got 2 to 2"),
-        ({"masks": [1]}, TypeError, "masks should be a tensor, got list"),
+        ({"style": "brick"}, TypeError, "style should be a tensor, a Style or a list of them, got str"),
+        ({"style": [noise(1, 3, 12, 12), 3]}, TypeError, "style should be a tensor, got int"),
+        ({"style": fv.Style(DRAWN, 0)}, ValueError, "one style should have a weight above 0"),
+        ({"style": fv.Style(DRAWN, -1)}, ValueError, "the weight of a style should be finite and at least 0, got -1"),
+        ({"style": fv.Style(DRAWN, mask=torch.ones(2, 16, 20))}, ValueError, r"size of content, \[16, 20\], got \[2"),
+        ({"style": fv.Style(DRAWN, mask=torch.zeros(16, 20))}, ValueError, "should have a place above 0"),
+        ({"style": fv.Style(DRAWN, mask=2 * torch.ones(16, 20))}, ValueError, "should have values 0 to 1, got 2 to 2"),
+        ({"style": fv.Style(DRAWN, mask=[1])}, TypeError, "the mask of a style should be a tensor, got list"),
+        ({"style": [DRAWN, fv.Style(DRAWN, mask=torch.ones(16, 20))]}, ValueError, "should have a mask or none, got 1"),
         ({"layers": "7"}, ValueError, r"should give maps \[N, C, H, W\], layer '7' gives shape"),
         ({"layers": ["1", "no"]}, ValueError, "layer 'no' is not known"),
         ({"layers": []}, ValueError, "layers should have at least one layer, got none"),
