@@ -10,10 +10,10 @@ BATCH = 32
 """Images in a pass where ``batch_size`` is None: more are hardly faster, and memory would grow with their number."""
 
 
-def images_at_once(batch_size: int | None) -> int:
-    """``batch_size``, or :data:`BATCH` for None.
+def images_at_once(batch_size: int | None, usual: int = BATCH) -> int:
+    """``batch_size``, or the ``usual`` number for None.
 
     Raises:
         TypeError, ValueError: it is no number of images.
     """
-    return BATCH if batch_size is None else checks.whole_number(batch_size, "batch_size", minimum=1)
+    return usual if batch_size is None else checks.whole_number(batch_size, "batch_size", minimum=1)

@@ -150,14 +150,25 @@ def layer_names(layer: object, layers: object) -> list[str] | None:
 
 
 def device(value: torch.device | str, argument: str = "device") -> torch.device:
-    """``value`` as a device, if fastviz computes there: a CPU, or a GPU that torch calls cuda and that is here."""
+    """``value`` as a device, if fastviz computes there: a CPU, or a GPU that torch calls cuda and that is here.
+
+    ``"auto"`` is the first GPU that torch can use, else the CPU.
+
+    Raises:
+        ValueError: no name of a device, one that is not there, or one of another type.
+    """
+    if value == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(value)
         if place.type in ("cpu", "cuda"):
             torch.empty(0, device=place)
     except (RuntimeError, TypeError, AssertionError) as error:  # no such word, or nothing of the sort in this machine
         said = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"{argument} should be one that torch can use here, got {value!r} ({said})") from error
+        raise ValueError(
+            f"{argument} should be auto, cpu, cuda or cuda:INDEX, and one that torch can use here, "
+            f"got {str(value)!r} ({said})"
+        ) from error
     if place.type not in ("cpu", "cuda"):
         raise ValueError(f"{argument} should be on a device of type cpu or cuda, got {str(place)!r}")
     return place

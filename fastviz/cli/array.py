@@ -10,7 +10,7 @@ import typer
 from fastviz.cli.common import Device, ModelName, Weights, app, load_network
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 __all__ = ["array"]
 
@@ -27,7 +27,7 @@ def array(
     model: ModelName,
     weights: Weights = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(_METHODS)}.")] = "grad_cam",
-    target: Annotated[int | None, typer.Option(help="A class index; the predicted class if not given.")] = None,
+    target: Annotated[str, typer.Option(help='"predicted", a class index or a class name.')] = "predicted",
     layer: Annotated[str | None, typer.Option(help="Layer for Grad-CAM.")] = None,
     slices: Annotated[int, typer.Option(help="Of a volume: how many at most.")] = 16,
     map_file: Annotated[Path | None, typer.Option("--map", help="Write the map itself, too: .npy.")] = None,
@@ -50,7 +50,7 @@ def array(
     values = _read(file)
     network, place = load_network(model, weights, device)
     options: dict[str, Any] = {} if layer is None else {"layer": layer}
-    made = entry.function(network, values[None].to(place), target, **options)
+    made = entry.function(network, values[None].to(place), _class_index(target, network), **options)
     found: Tensor = getattr(made, "attribution", made)[0].float().cpu()
     if found.dim() == values.dim():  # a value for each channel
         found = found.mean(0)
@@ -67,6 +67,16 @@ def array(
     what = "signal" if values.dim() == 2 else "volume"
     print(f"{what} of {values.shape[0]} channels and {'x'.join(map(str, values.shape[1:]))} values")
     print(f"picture: {out}")
+
+
+def _class_index(target: str, network: nn.Module) -> int | None:
+    """Index of the class that ``target`` means; names are asked for only where one is given, as few networks of signals
+    and volumes have them."""
+    from fastviz import jobs, models
+
+    if target == "predicted" or target.isdigit():
+        return None if target == "predicted" else int(target)
+    return jobs.target_index(target, models.class_names(network))
 
 
 def _read(file: Path) -> Tensor:

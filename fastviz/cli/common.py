@@ -202,10 +202,11 @@ def failure_line(name: str, reason: str) -> str:
 
 def load_network(model: str, weights: str | None, device: str = "auto") -> tuple[nn.Module, torch.device]:
     """The network that ``--model`` and ``--weights`` name, on the device that ``--device`` names."""
-    from fastviz import jobs, models
+    from fastviz import models
+    from fastviz._util import checks
 
     check_weights(model, weights)
-    place = jobs.choose_device(device)
+    place = checks.device(device)
     return models.load_model(model, weights).to(place), place
 
 

@@ -107,11 +107,11 @@ def _sections(network: nn.Module) -> list[Section]:
 def _demo_facts(seconds: float) -> dict[str, str]:
     import torch
 
-    from fastviz import jobs
+    from fastviz._util import checks
 
     threads = torch.get_num_threads()
     return {
         "Time": f"{seconds:.1f} s",
-        "Device": f"{jobs.choose_device()}, {threads} thread{'s' if threads > 1 else ''}",
+        "Device": f"{checks.device('auto')}, {threads} thread{'s' if threads > 1 else ''}",
         "torch": torch.__version__,
     }

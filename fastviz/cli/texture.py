@@ -67,7 +67,7 @@ def texture(
     device: Device = "auto",
 ) -> None:
     """Grow a texture pixel by pixel from a sample (Efros, Leung), fill a hole, or match a network's view (Gatys)."""
-    from fastviz import images, jobs
+    from fastviz import images
     from fastviz._util import checks
 
     images.picture_path(out, "--out")
@@ -83,7 +83,7 @@ def texture(
         network, place = load_network(model, weights, device)
         _match(network, place, shrunk(picture, longest), _size(size or "256"), seed, matching, out)
     else:
-        _grow(picture, jobs.choose_device(device), _size(size or "128"), longest, seed, growing, out)
+        _grow(picture, checks.device(device), _size(size or "128"), longest, seed, growing, out)
 
 
 def _given(**options: Any) -> dict[str, Any]:

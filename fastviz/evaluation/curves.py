@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastviz._util import checks
+from fastviz._util.progress import Advance, bar
 from fastviz.engine.incremental import Changes, outputs_of_changes
 from fastviz.evaluation._maps import Channels, Regions, Ties, labels_of, pixel_maps, rank, region_means
 from fastviz.evaluation._seeds import Seed
@@ -69,7 +69,7 @@ def deletion(
     channels: Channels = "max_abs",
     seed: Seed = 0,
     batch_size: int | None = None,
-    advance: Callable[[int], object] = lambda states: None,
+    progress: bool = False,
 ) -> Curve:
     """How fast the target falls when the pixels that a map ranks highest are taken away first: low is good.
 
@@ -98,7 +98,7 @@ def deletion(
         channels: see :data:`fastviz.evaluation.Channels`.
         seed: of a ``"uniform"`` substrate: see :data:`fastviz.evaluation.Seed`.
         batch_size: changed images that the network sees at once; None is 8 on a CPU and 128 on a GPU.
-        advance: is called with the number of changed images that are done.
+        progress: show a bar, on a terminal.
 
     Returns:
         A :class:`Curve` on the device of ``x``.
@@ -115,7 +115,9 @@ def deletion(
     """
     read = reading(model, x, target, value, batch_size)
     order = _order(read.images, maps, regions, step, ties, channels)
-    return _curve(read, order, substitute(substrate, read.images, seed), False, spacing, batch_size, advance)
+    other = substitute(substrate, read.images, seed)
+    with bar(progress, _states(read, order), text="deletion", unit="images") as advance:
+        return _curve(read, order, other, False, spacing, batch_size, advance)
 
 
 def insertion(
@@ -133,7 +135,7 @@ def insertion(
     channels: Channels = "max_abs",
     seed: Seed = 0,
     batch_size: int | None = None,
-    advance: Callable[[int], object] = lambda states: None,
+    progress: bool = False,
 ) -> Curve:
     """How fast the target rises when the pixels that a map ranks highest are shown first: high is good.
 
@@ -152,7 +154,9 @@ def insertion(
     """
     read = reading(model, x, target, value, batch_size)
     order = _order(read.images, maps, regions, step, ties, channels)
-    return _curve(read, order, substitute(substrate, read.images, seed), True, spacing, batch_size, advance)
+    other = substitute(substrate, read.images, seed)
+    with bar(progress, _states(read, order), text="insertion", unit="images") as advance:
+        return _curve(read, order, other, True, spacing, batch_size, advance)
 
 
 def region_perturbation(
@@ -172,7 +176,7 @@ def region_perturbation(
     channels: Channels = "max_abs",
     seed: Seed = 0,
     batch_size: int | None = None,
-    advance: Callable[[int], object] = lambda states: None,
+    progress: bool = False,
 ) -> Curve:
     """What the target does when regions are perturbed, the most relevant first (MoRF) or the least (LeRF).
 
@@ -185,7 +189,7 @@ def region_perturbation(
     Quantus' ``RegionPerturbation`` is ``regions=patch_size``, ``steps=regions_evaluation``.
 
     Args:
-        model, x, maps, target, spacing, ties, channels, batch_size, advance: as in :func:`deletion`.
+        model, x, maps, target, spacing, ties, channels, batch_size, progress: as in :func:`deletion`.
         order: ``"morf"`` or ``"lerf"``.
         regions: see :data:`fastviz.evaluation.Regions`; None perturbs single pixels.
         steps: regions to perturb, one after another; all where there are fewer, and for None.
@@ -212,13 +216,14 @@ def region_perturbation(
     ranked = _order(read.images, maps, regions, 1, ties, channels, falling=order == "morf")
     if steps is not None:
         ranked = _Order(ranked.step, min(steps, ranked.steps))
-    found = [
-        _curve(
-            *(read, ranked, substitute(substrate, read.images, seed, repeat), False, spacing),
-            *(batch_size, advance),
-        )
-        for repeat in range(repeats)
-    ]
+    with bar(progress, repeats * _states(read, ranked), text="region perturbation", unit="images") as advance:
+        found = [
+            _curve(
+                *(read, ranked, substitute(substrate, read.images, seed, repeat), False, spacing),
+                *(batch_size, advance),
+            )
+            for repeat in range(repeats)
+        ]
     values = torch.stack([curve.values for curve in found]).mean(0)
     fractions = found[0].fractions
     return Curve(values, fractions, _area(values, fractions, spacing), read.clean)
@@ -260,6 +265,11 @@ def _order(
     return _Order(places // at_a_time + 1, -(-count // at_a_time))
 
 
+def _states(read: Reading, order: _Order) -> int:
+    """How many images a curve of each image takes: the first is the one before any change."""
+    return len(read.images) * (order.steps + 1)
+
+
 def _curve(
     read: Reading,
     order: _Order,
@@ -267,7 +277,7 @@ def _curve(
     reveal: bool,
     spacing: Spacing,
     batch_size: int | None,
-    advance: Callable[[int], object],
+    advance: Advance,
 ) -> Curve:
     checks.one_of(spacing, "spacing", ("fraction", "steps"))
     changes = Changes(order.step, order.steps, other, reveal=reveal)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastviz import targets
 from fastviz._util import checks
+from fastviz._util.batch_size import images_at_once
 from fastviz._util.progress import bar
 from fastviz.evaluation._explain import Explain, explained, settled
 from fastviz.evaluation._maps import Channels, own_maps
@@ -44,6 +45,8 @@ that is not in it has no object."""
 Options = Mapping[str, Mapping[str, Any]]
 """Name of a method or measure → further arguments of its function."""
 
+_BATCH = 8
+"""Images in a batch where nothing else is said."""
 _CHANNELS: dict[str, Channels] = {"gradient_times_input": "sum"}
 """How maps with a number for each channel become one number a pixel, where it is not the largest absolute value: the
 shares that add up to the score are added up."""
@@ -59,7 +62,7 @@ def evaluate(
     objects: WhereObjects | None = None,
     options: Options | None = None,
     limit: int | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Any:
@@ -80,7 +83,7 @@ def evaluate(
         objects: see :data:`fastviz.evaluation.WhereObjects`; the pointing game and its like need them.
         options: name of a method or measure → further arguments, e.g. ``{"deletion": {"step": 448}}``.
         limit: only the first so many images; None for all.
-        batch_size: images in a batch.
+        batch_size: images in a batch; None is 8.
         seed: of all that the measures draw; image i of the source gets ``seed + i``, so that batches change nothing. A
             method that draws has a seed of its own, and may draw by the place in the batch, as ``smooth_grad`` does.
         progress: show a bar on a terminal.
@@ -121,7 +124,7 @@ def rows(
     objects: WhereObjects | None = None,
     options: Options | None = None,
     limit: int | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Iterator[Row]:
@@ -163,7 +166,7 @@ def row_batches(
     objects: WhereObjects | None = None,
     options: Options | None = None,
     limit: int | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     seed: int = 0,
     progress: bool = False,
     done: Collection[int] = (),
@@ -181,8 +184,9 @@ def row_batches(
     checks.whole_number(seed, "seed", minimum=0)
     if not isinstance(target, Mapping):
         targets.resolve(target, model)
-    stream = images if isinstance(images, Stream) else batches(images, model=model, batch_size=batch_size, limit=limit)
-    work = _Work(model, chosen, wanted, target, objects, options or {}, seed, batch_size)
+    at_once = images_at_once(batch_size, _BATCH)
+    stream = images if isinstance(images, Stream) else batches(images, model=model, batch_size=at_once, limit=limit)
+    work = _Work(model, chosen, wanted, target, objects, options or {}, seed, at_once)
     return _streamed(work, stream, progress, done)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fastviz._util import checks
+from fastviz._util.batch_size import images_at_once
+from fastviz._util.progress import bar
 from fastviz.evaluation._explain import Explain, explained, settled
 from fastviz.evaluation._maps import own_maps, resized
 from fastviz.evaluation.similarity import SIMILARITIES
@@ -67,7 +69,7 @@ def parameter_randomisation(
     size: tuple[int, int] | None = None,
     seed: int = 0,
     batch_size: int | None = None,
-    advance: Callable[[int], object] = lambda steps: None,
+    progress: bool = False,
 ) -> Randomisation:
     """Maps of a network whose parameters are drawn anew layer by layer, and how alike they stay: low is good.
 
@@ -94,7 +96,7 @@ def parameter_randomisation(
         size: height and width that maps are brought to before they are compared; None leaves them.
         seed: of the new parameters. torch's global state is put back.
         batch_size: images that the method sees at once; None is 8.
-        advance: is called with 1 after each step, the first of which is the network as it is.
+        progress: show a bar, on a terminal.
 
     Returns:
         A :class:`Randomisation`: maps of S + 1 networks, and similarities [S, N] by name.
@@ -115,7 +117,7 @@ def parameter_randomisation(
     checks.one_of(initial, "initial", ("reset", "normal", "permutation"))
     functions = {name: SIMILARITIES[checks.nearest(name, "similarity", SIMILARITIES)] for name in similarities}
     checks.whole_number(seed, "seed", minimum=0)
-    at_once = _AT_ONCE if batch_size is None else checks.whole_number(batch_size, "batch_size", minimum=1)
+    at_once = images_at_once(batch_size, _AT_ONCE)
     groups = _groups(model, images, layers, steps)
     objective = settled(model, images, target, at_once)
     changed = _copied(model)
@@ -126,18 +128,20 @@ def parameter_randomisation(
             explained(explain, network, images[part], objective.for_samples(part, len(images)))
             for part in numbers.split(at_once)
         ]
-        advance(1)
         return torch.cat(found)
 
-    maps = [maps_of(model)]
-    for number, group in enumerate(groups):
-        kept = _parameters(changed, group)
-        with _seeded(seed + number, images.device):
-            for name in group:
-                _draw(layer_module(changed, name), name, initial)
-        maps.append(maps_of(changed))
-        if order == "independent":
-            _put_back(changed, kept)
+    with bar(progress, len(groups) + 1, text="parameter randomisation", unit="networks") as advance:
+        maps = [maps_of(model)]
+        advance(1)
+        for number, group in enumerate(groups):
+            kept = _parameters(changed, group)
+            with _seeded(seed + number):
+                for name in group:
+                    _draw(layer_module(changed, name), name, initial)
+            maps.append(maps_of(changed))
+            if order == "independent":
+                _put_back(changed, kept)
+            advance(1)
     clean = _compared(maps[0], size)
     similarity = {
         name: torch.stack([function(clean, _compared(each, size)) for each in maps[1:]])
@@ -216,31 +220,26 @@ def _put_back(model: nn.Module, kept: Mapping[str, Tensor]) -> None:
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's generators from ``seed``, and as they were afterwards: ``reset_parameters`` takes no other."""
-    generators = [torch.default_generator]
-    if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        generators.append(torch.cuda.default_generators[index])
-    states = [each.get_state() for each in generators]
+def _seeded(seed: int) -> Iterator[None]:
+    """torch's CPU generator from ``seed``, and as it was afterwards: ``reset_parameters`` takes no other."""
+    state = torch.default_generator.get_state()
     try:
-        for each in generators:
-            each.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         yield
     finally:
-        for each, state in zip(generators, states, strict=True):
-            each.set_state(state)
+        torch.default_generator.set_state(state)
 
 
 def _draw(layer: nn.Module, name: str, initial: Initial) -> None:
-    """New parameters for a layer and the layers inside of it, in place."""
+    """New parameters for a layer and the layers inside of it, in place; drawn on the CPU for every device."""
     with torch.no_grad():
         for inner, module in layer.named_modules():
             own = list(module.parameters(recurse=False))
             if not own:
                 continue
             if initial == "reset":
-                reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+                fresh = copy.deepcopy(module).cpu()
+                reset = getattr(fresh, "reset_parameters", None) or getattr(fresh, "_reset_parameters", None)
                 if reset is None:
                     full = f"{name}.{inner}".rstrip(".")
                     raise ValueError(
@@ -248,15 +247,17 @@ def _draw(layer: nn.Module, name: str, initial: Initial) -> None:
                         'choose initial="normal" or "permutation", or other layers'
                     )
                 reset()
+                module.load_state_dict(fresh.state_dict())
                 continue
             for parameter in own:
                 if initial == "permutation":
                     flat = parameter.flatten()
-                    shuffled = flat[torch.randperm(len(flat), device=flat.device)]
+                    shuffled = flat[torch.randperm(len(flat)).to(flat.device)]
                     parameter.copy_(shuffled.reshape(parameter.shape))
                 elif parameter.numel() > 1:
                     deviation, mean = torch.std_mean(parameter.float(), correction=0)
-                    parameter.copy_(torch.randn_like(parameter) * deviation + mean)
+                    drawn = torch.empty_like(parameter, device="cpu").normal_()
+                    parameter.copy_(drawn.to(parameter.device) * deviation + mean)
 
 
 def _compared(maps: Tensor, size: tuple[int, int] | None) -> Tensor:

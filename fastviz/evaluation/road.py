@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastviz._util import checks
+from fastviz._util.progress import Advance, bar
 from fastviz.engine.incremental.passes import outputs_of_images
 from fastviz.evaluation._imputation import imputed
 from fastviz.evaluation._maps import Channels, Ties, pixel_maps, rank
@@ -64,7 +65,7 @@ def road(
     channels: Channels = "max_abs",
     seed: Seed = 0,
     batch_size: int | None = None,
-    advance: Callable[[int], object] = lambda states: None,
+    progress: bool = False,
 ) -> Road:
     """What the target does when pixels are removed and filled in from their neighbours, most and least relevant first.
 
@@ -85,7 +86,7 @@ def road(
             ones together, which can be all of them: the image is then its mean colour.
         value: see :data:`fastviz.evaluation.Value`.
         seed: of the noise: see :data:`fastviz.evaluation.Seed`.
-        advance: is called with the number of filled-in images that are done, of 2·N·P.
+        progress: show a bar, on a terminal.
 
     Returns:
         A :class:`Road` on the device of ``x``.
@@ -109,11 +110,11 @@ def road(
     _finite(read.images)
     N, P = len(heat), len(shares)
     seeds = seeds_of(seed, N)
-    found = []
-    for sign in (1, -1):
+
+    def values_without(sign: int, advance: Advance) -> Tensor:
         masks = _removed(sign * heat, shares, removal, ties)
 
-        def filled(number: Tensor, masks: Tensor = masks, sign: int = sign) -> Tensor:
+        def filled(number: Tensor) -> Tensor:
             image = number // P
             pictures = imputed(read.images, masks[image, number % P], image)
             if noise:
@@ -121,15 +122,17 @@ def road(
                 pictures = torch.where(masks[image, number % P][:, None], shaken, pictures)
             return pictures
 
-        stored = _Ahead(filled, N * P)
-
         def value_of(output: Any, number: Tensor) -> Tensor:
             return read.of(output, number // P)
 
+        take = _Ahead(filled, N * P).take
         values = outputs_of_images(
-            model, stored.take, N * P, value_of, like=read.images, batch_size=batch_size, advance=advance
+            model, take, N * P, value_of, like=read.images, batch_size=batch_size, advance=advance
         )
-        found.append(values.reshape(N, P))
+        return values.reshape(N, P)
+
+    with bar(progress, 2 * N * P, text="ROAD", unit="images") as advance:
+        found = [values_without(sign, advance) for sign in (1, -1)]
     return Road(torch.tensor(shares, device=heat.device), found[0], found[1], read.clean)
 
 

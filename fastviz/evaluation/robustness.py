@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from fastviz import ops
 from fastviz._util import checks
+from fastviz._util.batch_size import images_at_once
+from fastviz._util.progress import bar
 from fastviz.engine.incremental.passes import outputs_of_images
 from fastviz.evaluation._explain import Explain, explained, settled
 from fastviz.evaluation._maps import resized
@@ -43,6 +45,7 @@ def infidelity(
     value: Value = "target",
     seed: Seed = 0,
     batch_size: int | None = None,
+    progress: bool = False,
 ) -> Tensor:
     """How far a map is from telling what perturbations do: mean of ``(Iᵀ Φ − (f(x) − f(x − I)))²``, low is good.
 
@@ -67,7 +70,8 @@ def infidelity(
         scaled: scale each map by the factor that fits best, ``β = Σ (IᵀΦ) Δf / Σ (IᵀΦ)²``: the scale-free form.
         value: see :data:`fastviz.evaluation.Value`.
         seed: of squares and noise: see :data:`fastviz.evaluation.Seed`.
-        batch_size: perturbed images that the network sees at once.
+        batch_size: perturbed images that the network sees at once; None is 8 on a CPU and 128 on a GPU.
+        progress: show a bar, on a terminal.
 
     Returns:
         [N], 0 or more.
@@ -111,11 +115,13 @@ def infidelity(
         products[number] = (weights[image].double() * factor.double()).flatten(1).sum(1)
         return changed
 
-    after = outputs_of_images(
-        *(model, perturbed, N * samples, lambda output, number: read.of(output, number // samples)),
-        like=images,
-        batch_size=batch_size,
-    )
+    with bar(progress, N * samples, text="infidelity", unit="images") as advance:
+        after = outputs_of_images(
+            *(model, perturbed, N * samples, lambda output, number: read.of(output, number // samples)),
+            like=images,
+            batch_size=batch_size,
+            advance=advance,
+        )
     found = products.reshape(N, samples)
     falls = read.clean.double()[:, None] - after.double().reshape(N, samples)
     if scaled:
@@ -143,6 +149,7 @@ def max_sensitivity(
     relative: bool = True,
     seed: Seed = 0,
     batch_size: int | None = None,
+    progress: bool = False,
 ) -> Tensor:
     """How much a map can change when the input hardly does: largest ``‖Φ(x + δ) − Φ(x)‖ / ‖Φ(x)‖``, low is good.
 
@@ -161,6 +168,7 @@ def max_sensitivity(
         relative: divide by the norm of the map, as captum and the authors' code do; a map of zeros divides by 1.
         seed: see :data:`fastviz.evaluation.Seed`.
         batch_size: images that the method sees at once; None is 8.
+        progress: show a bar, on a terminal.
 
     Returns:
         [N], 0 or more.
@@ -176,7 +184,7 @@ def max_sensitivity(
     images = input_batch(model, x).detach()
     checks.positive(radius, "radius")
     checks.whole_number(samples, "samples", minimum=1)
-    at_once = _AT_ONCE if batch_size is None else checks.whole_number(batch_size, "batch_size", minimum=1)
+    at_once = images_at_once(batch_size, _AT_ONCE)
     N = len(images)
     objective = settled(model, images, target, at_once)
     if not N:
@@ -186,15 +194,17 @@ def max_sensitivity(
     maps = [explained(explain, model, images[part], objective.for_samples(part, N)) for part in numbers.split(at_once)]
     clean = torch.cat(maps).double().flatten(1)
     largest = torch.zeros(N, dtype=torch.float64, device=images.device)
-    for part in torch.arange(N * samples, device=images.device).split(at_once):
-        image = part // samples
-        shape = images.shape[1:]
-        moves = [torch.empty(shape).uniform_(-radius, radius, generator=drawn[at]) for at in image.tolist()]
-        found = explained(
-            explain, model, images[image] + torch.stack(moves).to(images), objective.for_samples(image, N)
-        )
-        change = (found.double().flatten(1) - clean[image]).norm(dim=1)
-        largest.scatter_reduce_(0, image, change, "amax")
+    with bar(progress, N * samples, text="max-sensitivity", unit="images") as advance:
+        for part in torch.arange(N * samples, device=images.device).split(at_once):
+            image = part // samples
+            shape = images.shape[1:]
+            moves = [torch.empty(shape).uniform_(-radius, radius, generator=drawn[at]) for at in image.tolist()]
+            found = explained(
+                explain, model, images[image] + torch.stack(moves).to(images), objective.for_samples(image, N)
+            )
+            change = (found.double().flatten(1) - clean[image]).norm(dim=1)
+            largest.scatter_reduce_(0, image, change, "amax")
+            advance(len(part))
     if relative:
         norms = clean.norm(dim=1)
         largest = largest / torch.where(norms > 0, norms, 1)

@@ -1,6 +1,5 @@
 """Many images times many methods: a job, the engines that run it, its tables on disk, and the pages that show them."""
 
-from fastviz._util.device import choose_device
 from fastviz.jobs.arguments import choose_methods, target_index
 from fastviz.jobs.job import Job
 from fastviz.jobs.run import Interrupted, Summary, TooManyFailures, run
@@ -12,7 +11,6 @@ __all__ = [
     "Results",
     "Summary",
     "TooManyFailures",
-    "choose_device",
     "choose_methods",
     "open",
     "run",

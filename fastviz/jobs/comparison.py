@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fastviz import models
-from fastviz._util.device import choose_device
+from fastviz._util import checks
 from fastviz._util.output_folder import locked
 from fastviz.evaluation import Row, statistics
 from fastviz.evaluation.evaluate import Options, row_batches
@@ -130,7 +130,7 @@ def compare(
     charts.check_installed()
     folder = Path(out).expanduser()
     _check_folder(folder, overwrite)
-    network = models.load_model(model, weights).to(choose_device(device)) if isinstance(model, str) else model
+    network = models.load_model(model, weights).to(checks.device(device)) if isinstance(model, str) else model
     stream = batches(list(photos), model=network, batch_size=batch_size, limit=limit)
     assert stream.files is not None
     assert stream.names is not None

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fastviz import images, models
-from fastviz._util.device import choose_device
+from fastviz._util import checks
 from fastviz._util.memory import images_at_once, is_out_of_memory
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.images import drawing, tensors
@@ -85,7 +85,7 @@ class Explainer:
             self.model = job.model
             self.device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
         else:
-            self.device = choose_device(job.device)
+            self.device = checks.device(job.device)
             self.model = models.load_model(job.model, job.weights).to(self.device)
         self.seen = models.preprocessing(self.model)
         self.shown = enlarged(self.seen) if job.thumbnails or job.overlays else None

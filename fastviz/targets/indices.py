@@ -95,12 +95,14 @@ def class_scores(output: object) -> Tensor:
     if scores is None:
         raise TypeError(
             f"model should return scores [N, K] for a class target, got {output_kind(output)}, in which they cannot be "
-            "told: wrap it in a module that returns them, or explain a neuron, channel or layer"
+            "told: wrap it in a module that returns them, or give a target that can be, such as "
+            "fastviz.output(function) or fastviz.channel(layer, k)"
         )
     if scores.dim() != 2 or not scores.shape[1] or not scores.is_floating_point():
         raise ValueError(
             f"model should return floating-point scores [N, K] for a class target, got {scores.dtype} of shape "
-            f"{list(scores.shape)}; explain a neuron, channel or layer instead, or wrap it"
+            f"{list(scores.shape)}; give another target, such as fastviz.region_score(k, mask), fastviz.pixel(k, row, "
+            "column) or fastviz.channel(layer, k), or wrap it"
         )
     return scores
 

@@ -57,6 +57,7 @@ def moments(
     samples: int,
     random: torch.Generator,
     at_once: int,
+    advance: Callable[[int], object] = lambda copies: None,
 ) -> tuple[Tensor, Tensor]:
     """Mean, and mean of squares, of what ``explain`` gives for noisy copies of the ``images``.
 
@@ -67,6 +68,7 @@ def moments(
         samples: copies of each.
         random: draws the noise.
         at_once: images at a time.
+        advance: is called with the number of copies that are done.
 
     Returns:
         Two tensors [N, ...], in float32 at least: the sum of many numbers in 16 bits would lose the small ones.
@@ -80,6 +82,7 @@ def moments(
             wide = found.to(torch.promote_types(found.dtype, torch.float32)).unflatten(0, (len(copies), N))
             for each in wide:
                 total, squares = total + each, squares + each * each
+            advance(len(copies) * N)
     assert isinstance(total, Tensor)
     assert isinstance(squares, Tensor)
     return total / samples, squares / samples

@@ -199,7 +199,9 @@ def target_objective(
         raise ValueError("target should have at least one class, got an empty tensor")
     selection = targets.resolve(target, model)
     if selection.predicts:
-        raise ValueError("target should say which class: there is no image yet that could be predicted, got None")
+        raise ValueError(
+            "target should say which class, such as 3: there is no image yet whose class could be predicted, got None"
+        )
     parts = [(objective, objective.samples or 1) for objective in selection.objectives]
     network = FeatureNetwork(
         model, selection.layers, output=selection.reads_output, precision=precision, argument=argument

@@ -301,7 +301,7 @@ def class_batch(target: object, count: int, device: torch.device) -> Tensor:
         ValueError: a class that does not exist, none at all, or more than one dimension.
     """
     if isinstance(target, bool) or not isinstance(target, (int, Sequence, Tensor)) or isinstance(target, str):
-        raise TypeError(f"target should be a class index or several, got {type(target).__name__}")
+        raise TypeError(f"target should be the class to be seen, an index or several, got {type(target).__name__}")
     classes = torch.as_tensor(target, device=device)
     if classes.dim() > 1 or not classes.numel():
         raise ValueError(f"target should be one class or a list of them, got shape {list(classes.shape)}")

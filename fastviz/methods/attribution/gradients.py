@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastviz import ops, targets
 from fastviz._util import checks
+from fastviz._util.progress import bar
 from fastviz.engine.gradients import input_gradients
 from fastviz.engine.gradients import noise as noisy
 from fastviz.execution.inputs import input_batch
@@ -123,6 +124,7 @@ def smooth_grad(
     seed: int = 0,
     batch_size: int | None = None,
     precision: Precision = "model",
+    progress: bool = False,
 ) -> Tensor:
     """The mean gradient of the target over noisy copies of the input: ``1/n Σ_i ∂S/∂x (x + ε_i)``.
 
@@ -135,6 +137,7 @@ def smooth_grad(
         noise: standard deviation of the Gaussian noise ε, as a fraction of max(x) − min(x) of each image; 0 or more.
         seed: of the noise, which comes from a generator of its own: torch's global state does not change. Image i gets
             the noise of the i-th place in the batch.
+        progress: show a bar, on a terminal.
 
     Returns:
         [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed. The paper draws its absolute values.
@@ -157,7 +160,8 @@ def smooth_grad(
             model, copies, selection.for_samples(numbers, len(images)), batch_size=batch_size, precision=precision
         )
 
-    mean, _ = noisy.moments(explain, images, deviation, samples, random, len(images))
+    with bar(progress, samples * len(images), text="smooth grad", unit="images") as advance:
+        mean, _ = noisy.moments(explain, images, deviation, samples, random, len(images), advance)
     return mean.to(images.dtype)
 
 

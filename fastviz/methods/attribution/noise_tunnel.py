@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from fastviz import targets
 from fastviz._util import checks
+from fastviz._util.progress import bar
 from fastviz.engine.gradients import input_gradients
 from fastviz.engine.gradients import noise as noisy
 from fastviz.engine.gradients.path_gradients import AT_ONCE
 from fastviz.execution.inputs import input_batch
+from fastviz.execution.precision import Precision
 from fastviz.methods.attribution.gradients import input_gradient
 from fastviz.targets.selection import Selection, Target
 
@@ -31,6 +33,7 @@ def noise_tunnel(
     noise: float = 0.1,
     seed: int = 0,
     batch_size: int | None = None,
+    progress: bool = False,
     **options: Any,
 ) -> Tensor:
     """What a gradient method gives on noisy copies of the image, averaged in one of three ways.
@@ -50,6 +53,7 @@ def noise_tunnel(
         noise: standard deviation of the Gaussian noise, as a fraction of max(x) − min(x) of each image; 0 or more.
         seed: of the noise, which comes from a generator of its own.
         batch_size: images that the method gets at once; None is 16 on a CPU and 64 on a GPU.
+        progress: show a bar, on a terminal.
         options: further arguments of the method.
 
     Returns:
@@ -87,7 +91,8 @@ def noise_tunnel(
         return found
 
     at_once = batch_size or AT_ONCE[images.device.type]
-    mean, squares = noisy.moments(explain, images, deviation, samples, random, at_once)
+    with bar(progress, samples * len(images), text=kind, unit="images") as advance:
+        mean, squares = noisy.moments(explain, images, deviation, samples, random, at_once, advance)
     found = {"smoothgrad": mean, "smoothgrad_sq": squares}.get(kind)
     # Rounding can leave the difference below zero, where there is no variance.
     return ((squares - mean * mean).clamp(min=0) if found is None else found).to(dtype)
@@ -102,12 +107,14 @@ def smooth_grad_squared(
     noise: float = 0.1,
     seed: int = 0,
     batch_size: int | None = None,
+    precision: Precision = "model",
+    progress: bool = False,
 ) -> Tensor:
     """The mean square of the gradient over noisy copies of the image, the mean over the channels of each pixel.
 
     Hooker et al. 2019, "A Benchmark for Interpretability Methods", https://arxiv.org/abs/1806.10758.
     :func:`noise_tunnel` of :func:`fastviz.input_gradient` with ``kind="smoothgrad_sq"``. Arguments and errors as in
-    :func:`noise_tunnel`.
+    :func:`noise_tunnel`, ``precision`` as in :func:`fastviz.input_gradient`.
 
     Returns:
         [N, H, W] ([N, T, H, W] for T targets a sample), 0 or more.
@@ -115,8 +122,9 @@ def smooth_grad_squared(
     >>> smooth_grad_squared(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.ones(1, 3, 2, 2), 1).shape
     torch.Size([1, 2, 2])
     """
-    options = {"samples": samples, "noise": noise, "seed": seed, "batch_size": batch_size}
-    return noise_tunnel(input_gradient, model, x, target, kind="smoothgrad_sq", **options).mean(-3)  # type: ignore[arg-type]
+    options = {"samples": samples, "noise": noise, "seed": seed, "batch_size": batch_size, "precision": precision}
+    found = noise_tunnel(input_gradient, model, x, target, kind="smoothgrad_sq", progress=progress, **options)  # type: ignore[arg-type]
+    return found.mean(-3)
 
 
 def var_grad(
@@ -128,12 +136,14 @@ def var_grad(
     noise: float = 0.1,
     seed: int = 0,
     batch_size: int | None = None,
+    precision: Precision = "model",
+    progress: bool = False,
 ) -> Tensor:
     """The variance of the gradient over noisy copies of the image, the mean over the channels of each pixel.
 
     Adebayo et al. 2018, "Local Explanation Methods for Deep Neural Networks", https://arxiv.org/abs/1810.03292.
     :func:`noise_tunnel` of :func:`fastviz.input_gradient` with ``kind="vargrad"``. Arguments and errors as in
-    :func:`noise_tunnel`.
+    :func:`noise_tunnel`, ``precision`` as in :func:`fastviz.input_gradient`.
 
     Returns:
         [N, H, W] ([N, T, H, W] for T targets a sample), 0 or more.
@@ -141,8 +151,9 @@ def var_grad(
     >>> var_grad(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.ones(1, 3, 2, 2), 1).amax().item() < 1e-6
     True
     """
-    options = {"samples": samples, "noise": noise, "seed": seed, "batch_size": batch_size}
-    return noise_tunnel(input_gradient, model, x, target, kind="vargrad", **options).mean(-3)  # type: ignore[arg-type]
+    options = {"samples": samples, "noise": noise, "seed": seed, "batch_size": batch_size, "precision": precision}
+    found = noise_tunnel(input_gradient, model, x, target, kind="vargrad", progress=progress, **options)  # type: ignore[arg-type]
+    return found.mean(-3)
 
 
 def _maps(found: Any) -> Tensor:

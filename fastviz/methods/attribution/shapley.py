@@ -113,10 +113,12 @@ def shapley_sampling(
     random = generator(seed)
     with coalitions(model, x, target, segments, fill, batch_size) as cut:
         orders = [torch.stack([torch.randperm(S, generator=random) for _ in range(permutations)]) for S in cut.counts]
-        with bar(progress, sum(each.numel() for each in orders), text="shapley sampling") as advance:
+        # none of the segments, and each order's states between none and all: all is the image as it is
+        pictures = sum(1 + permutations * (S - 1) for S in cut.counts)
+        with bar(progress, pictures, text="shapley sampling") as advance:
             added = [_added(cut, number, each, advance) for number, each in enumerate(orders)]
         values, errors = [each.mean(0) for each in added], [each.std(0) / permutations**0.5 for each in added]
-        return segment_map(cut, values, errors, evaluations=sum(each.numel() for each in orders))
+        return segment_map(cut, values, errors, evaluations=pictures + len(values))
 
 
 def _left_out(cut: Coalitions, number: int, advance: Callable[[int], object]) -> Tensor:
