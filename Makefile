@@ -55,8 +55,8 @@ $(VENV)/.ready: tools/requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q $(TORCH)
 	$(PY) -m pip install -q -r tools/requirements.txt
-	# pystiche asks for older libraries than it needs for what the tests compare.
-	$(PY) -m pip install -q --no-deps pystiche==1.0.1
+	# They ask for older libraries than they need for what the tests compare.
+	$(PY) -m pip install -q --no-deps pystiche==1.0.1 torch-lucent==0.1.8
 	touch $@
 
 fastviz/ops/_build.json: $(VENV)/.ready $(NATIVE)

@@ -47,6 +47,15 @@ TOOLS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
         },
     ),
     "torchcam": ("torchcam", {"torchcam.methods": ("ScoreCAM", "SSCAM", "ISCAM")}),
+    "lucent": (
+        "lucent",
+        {
+            "lucent.optvis.render": ("render_vis",),
+            "lucent.optvis.transform": (
+                *("jitter", "normalize", "pad", "random_rotate", "random_scale", "standard_transforms"),
+            ),
+        },
+    ),
     "kornia": ("kornia", {"kornia.losses": ("total_variation", "TotalVariation")}),
     "torchmetrics": (
         "torchmetrics",
@@ -133,9 +142,8 @@ def accelerate(*tools: str, quiet: bool = False) -> Acceleration:
     order, the last one that ends puts the names back, also in modules that were imported in between.
 
     Args:
-        tools: ``"captum"``, ``"grad_cam"`` (pytorch-grad-cam), ``"torchcam"``, ``"kornia"``, ``"torchmetrics"``,
-            ``"monai"``,
-            ``"pystiche"``; none for all that are installed and can be imported.
+        tools: ``"captum"``, ``"grad_cam"`` (pytorch-grad-cam), ``"torchcam"``, ``"lucent"``, ``"kornia"``,
+            ``"torchmetrics"``, ``"monai"``, ``"pystiche"``; none for all that are installed and can be imported.
         quiet: do not say on standard error what was replaced.
 
     Returns:
@@ -205,7 +213,7 @@ def _own_names(thing: object) -> set[tuple[int, str]]:
     """Names by which functions of a class find the class in their module, as ``super(Name, self)`` does."""
     return {
         (id(function.__globals__), name)
-        for function in vars(thing).values()
+        for function in getattr(thing, "__dict__", {}).values()
         if isinstance(function, FunctionType)
         for name in function.__code__.co_names
         if function.__globals__.get(name) is thing
