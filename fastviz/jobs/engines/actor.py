@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastviz import models
-from fastviz._util.device import choose_device
+from fastviz._util import checks
 from fastviz.jobs.engines.decoding import Decoded, Decoder
 from fastviz.jobs.explainer import Explainer
 from fastviz.jobs.inputs import Item
@@ -69,7 +69,7 @@ class Actor:
             TypeError, ValueError: what the explainer raises.
         """
         torch.set_num_threads(cores)
-        place = choose_device(device)
+        place = checks.device(device)
         model = torch.load(io.BytesIO(shipped.model), map_location=place, weights_only=False)
         models.describe(model, preprocessing=shipped.preprocessing, class_names=shipped.class_names)
         self._explainer = Explainer(replace(shipped.job, model=model))
