@@ -23,6 +23,8 @@ TESTS = ROOT / "tests"
 NEEDS = ["pytest", "pytest-timeout"]
 ELSEWHERE = {"test_against_libraries.py"}
 
+INSTALL = ["-m", "pip", "install", "-q", "--no-compile"]
+
 WHAT_IT_IS = """
 import json, sys, torch, fastviz
 where = fastviz.ops.libraries()
@@ -62,9 +64,9 @@ def check(python: str, torch: str, wheels: list[Path]) -> None:
         copy_tests(folder)
         subprocess.run([python, "-m", "venv", folder / "venv"], check=True)
         inside = folder / "venv" / "bin" / "python"
-        run(inside, "-m", "pip", "install", "-q", torch, *NEEDS, str(wheels[0]), cwd=folder)
+        run(inside, *INSTALL, torch, *NEEDS, str(wheels[0]), cwd=folder)
         for wheel in wheels:
-            run(inside, "-m", "pip", "install", "-q", "--no-deps", "--force-reinstall", str(wheel), cwd=folder)
+            run(inside, *INSTALL, "--no-deps", "--force-reinstall", str(wheel), cwd=folder)
             print(f"{wheel.name}\n  {run(inside, '-c', WHAT_IT_IS, cwd=folder).strip()}", flush=True)
             options = ["-c", os.devnull, "--rootdir", ".", "--import-mode=importlib", "-m", "not cuda"]
             said = run(inside, "-m", "pytest", "-q", "tests", *options, cwd=folder)

@@ -227,9 +227,8 @@ def test_the_same_command_gives_the_same_files(folder, tmp_path):
     runs = []
     for name in ("one", "two"):
         torch.rand(3)
-        compare(
-            [folder], tmp_path / name, methods=["saliency"], measures=["sparseness", "morf"], batch_size=1 + len(runs)
-        )
+        settings = {"measures": ["sparseness", "morf"], "options": {"morf": {"steps": 8}}, "batch_size": 1 + len(runs)}
+        compare([folder], tmp_path / name, methods=["saliency"], **settings)
         runs.append(lines(tmp_path / name / "table.csv"))
     for first, second in zip(*runs, strict=True):
         assert float(first["value"]) == pytest.approx(float(second["value"]), abs=1e-5, nan_ok=True)

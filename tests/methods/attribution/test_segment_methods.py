@@ -72,7 +72,7 @@ def test_feature_ablation_by_rectangles(traced: None, model: nn.Module, x: Tenso
 
 def test_shapley_sampling_of_all_orders_is_exact(model: nn.Module, x: Tensor, parts: Tensor) -> None:
     """All orders of four segments: what sampling estimates, and its sum in any order."""
-    found = fv.shapley_sampling(model, x, 2, segments=parts, permutations=600, fill=0.25)
+    found = fv.shapley_sampling(model, x, 2, segments=parts, permutations=200, fill=0.25)
     index, counts = numbered(parts, x)
     assert counts == [6, 4]
     for number, count in enumerate(counts):

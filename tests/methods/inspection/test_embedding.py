@@ -154,7 +154,7 @@ def test_architectures(name):
     vision = pytest.importorskip("torchvision.models")
     layer, numbers, first = ARCHITECTURES[name]
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    side = 299 if name == "inception_v3" else 224
+    side = {"inception_v3": 96, "vit_b_16": 224}.get(name, 64)
     with torch.device("meta"):
         model = vision.get_model(name, weights=None, **options).eval()
     model.to_empty(device="cpu")
