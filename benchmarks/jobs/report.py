@@ -54,7 +54,6 @@ TAKES = """
   one.value = value;
   one.dispatchEvent(new Event("input", { bubbles: true }));
   return new Promise(done => {
-    const before = document.getElementById("count").textContent;
     requestAnimationFrame(() => setTimeout(() => requestAnimationFrame(() => done(performance.now() - started)), 0));
   });
 }
@@ -126,6 +125,12 @@ def frames(times: list[float]) -> dict[str, float]:
     }
 
 
+def until(page: Any, expression: str) -> None:
+    """Wait until ``expression`` holds in the page, which forbids playwright's own way."""
+    while not page.evaluate(expression):
+        page.wait_for_timeout(10)
+
+
 def seen(page_path: Path, chromium: str | None) -> dict[str, Any]:
     """What the browser says of the page."""
     from playwright.sync_api import sync_playwright
@@ -137,11 +142,11 @@ def seen(page_path: Path, chromium: str | None) -> dict[str, Any]:
         page.on("request", lambda request: asked.append(request.url))
         began = time.perf_counter()
         page.goto(page_path.resolve().as_uri())
-        page.wait_for_function("performance.getEntriesByName('fastviz-lines').length > 0")
+        until(page, "performance.getEntriesByName('fastviz-lines').length > 0")
         paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
         first = page.evaluate("performance.getEntriesByName('fastviz-lines')[0].startTime")
         total = page.evaluate("JSON.parse(document.getElementById('page').textContent).lines")
-        page.wait_for_function(f"fastviz.lines.id.length === {total}", timeout=600_000)
+        until(page, f"fastviz.lines.id.length === {total}")
         every = time.perf_counter() - began
         page.wait_for_timeout(1000)
         found: dict[str, Any] = {

@@ -329,9 +329,10 @@ list.addEventListener("keydown", event => {
 // ------------------------------------------------------------------------------------------------ one image, large
 
 const detail = at("detail");
+let opened = 0;  // apart from the focus, which the browser gives back to where it was when the dialog closes
 function open(place_) {
-  focused = Math.max(0, Math.min(order.length - 1, place_));
-  const line = order[focused], facts = element("dl", "facts");
+  opened = Math.max(0, Math.min(order.length - 1, place_));
+  const line = order[opened], facts = element("dl", "facts");
   at("detail-name").textContent = lines.id[line];
   const fact = (name, value) => { if (value) { const one = element("div"); one.append(element("dt", "", name), element("dd", "", value)); facts.append(one); } };
   fact("Explained", lines.target[line] < 0 ? "" : `${names[lines.target[line]]} ${percent(lines.probability[line])}`);
@@ -354,17 +355,17 @@ function open(place_) {
     at("detail-facts").append(inside);
   }
   at("detail-pictures").replaceChildren(pictures);
-  at("before").disabled = focused === 0; at("after").disabled = focused >= order.length - 1;
+  at("before").disabled = opened === 0; at("after").disabled = opened >= order.length - 1;
   if (!detail.open) detail.showModal();
 }
-at("before").addEventListener("click", () => open(focused - 1));
-at("after").addEventListener("click", () => open(focused + 1));
+at("before").addEventListener("click", () => open(opened - 1));
+at("after").addEventListener("click", () => open(opened + 1));
 detail.addEventListener("keydown", event => {
-  if (event.key === "ArrowLeft" && focused > 0) open(focused - 1);
-  if (event.key === "ArrowRight" && focused < order.length - 1) open(focused + 1);
+  if (event.key === "ArrowLeft" && opened > 0) open(opened - 1);
+  if (event.key === "ArrowRight" && opened < order.length - 1) open(opened + 1);
 });
 detail.addEventListener("click", event => { if (event.target === detail) detail.close(); });
-detail.addEventListener("close", () => show(focused));
+detail.addEventListener("close", () => show(opened));
 
 // ---------------------------------------------------------------------------------------------------------- charts
 
