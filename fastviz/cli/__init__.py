@@ -15,6 +15,7 @@ from fastviz.cli import (
     reading,
     run,
     segment,
+    serve,
     style,
     texture,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "reading",
     "run",
     "segment",
+    "serve",
     "style",
     "texture",
 ]

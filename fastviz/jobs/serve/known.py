@@ -1,0 +1,84 @@
+"""Photographs that the panel knows: to choose from, and to search for what excites a channel."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from fastviz import images
+from fastviz.images import tensors
+from fastviz.jobs.inputs.items import FilePlace
+from fastviz.jobs.serve.live import Live
+from fastviz.jobs.serve.uploads import LIMIT_PIXELS
+from fastviz.models.descriptions import Preprocessing
+
+__all__ = ["Known", "small"]
+
+_SHOWN = 300
+
+
+class Known:
+    """Pictures by their number, read when they are asked for.
+
+    Args:
+        files: name → file; none at all where a job gives them.
+        live: the job whose first images they are.
+        most: so many images of a job.
+    """
+
+    def __init__(self, files: dict[str, Path], live: Live | None = None, most: int = 60) -> None:
+        self._files, self._live, self._most = files, live, most
+        self._check: Callable[[], None] = lambda: None
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in what a running job has done since."""
+        self._lines = {} if self._files or self._live is None else self._live.some(self._most)
+        self.names = list(self._files or self._lines)
+
+    def checked(self, check: Callable[[], None]) -> Known:
+        """The same pictures; ``check`` is called before each is read, and ends the reading if it raises."""
+        found = copy.copy(self)
+        found._check = check
+        return found
+
+    def content(self, number: int) -> tuple[str, bytes]:
+        """Name and bytes of a picture file.
+
+        Raises:
+            LookupError: there is none with this number.
+            ImageError: it cannot be read.
+        """
+        if not 0 <= number < len(self.names):
+            raise LookupError("There is no such photograph.")
+        name = self.names[number]
+        if self._live is not None and not self._files:
+            return self._live.photograph(self._lines[name])
+        return name, FilePlace(str(self._files[name])).read()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, number: int) -> Tensor:
+        """A picture as uint8 [3, H, W], which :func:`fastviz.batches` prepares as it prepares files."""
+        self._check()
+        name, content = self.content(number)
+        return tensors.eight_bits(_read(content, name, None, None))
+
+
+def small(name: str, content: bytes, square: int | None = None) -> bytes:
+    """A picture file as a small JPEG: whole, or the ``square`` in its middle with so many pixels a side."""
+    picture = _read(content, name, None if square is None else (square, square), square or _SHOWN)
+    buffer = io.BytesIO()
+    images.picture_of(tensors.eight_bits(picture)).save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def _read(content: bytes, name: str, size: tuple[int, int] | None, resize: int | None) -> Tensor:
+    """A picture [3, H, W] in 0 to 1."""
+    view = Preprocessing(size, resize, (0.0,) * 3, (1.0,) * 3)
+    return images.read_views(content, [view], limit_pixels=LIMIT_PIXELS, name=name)[0]
