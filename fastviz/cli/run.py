@@ -47,7 +47,7 @@ def run(
         str | None, typer.Option(help='"predicted", "label" (the inputs\' own), a class index or a class name.')
     ] = None,
     top_k: Annotated[int | None, typer.Option(help="Explain so many of the most probable classes.")] = None,
-    maps: Annotated[str | None, typer.Option(help="float32, float16, uint8 or none.")] = None,
+    maps: Annotated[str | None, typer.Option(help="float32, float16, uint8, uint6 or none.")] = None,
     map_size: Annotated[int | None, typer.Option(help="Resize all maps to so many pixels square.")] = None,
     thumbnails: Annotated[
         bool | None, typer.Option("--thumbnails/--no-thumbnails", help="Keep a small picture of each image.")

@@ -176,10 +176,11 @@ def find_named(paths: Paths) -> tuple[list[Path], list[str]]:
     return list(files), list(names)
 
 
-def walk(folder: str) -> Iterator[tuple[str, str]]:
+def walk(folder: str, *, ordered: bool = True) -> Iterator[tuple[str, str]]:
     """The image files in a folder, its subfolders and, entered last, linked folders: paths, and paths relative to it.
 
-    In the order of :func:`find_images`, with the names of one folder in memory at a time. No folder is entered twice.
+    In the order of :func:`find_images`, or with ``ordered=False`` as the disk has them; the names of one folder are in
+    memory at a time. No folder is entered twice.
 
     Raises:
         ImageError: a folder cannot be read.
@@ -194,9 +195,11 @@ def walk(folder: str) -> Iterator[tuple[str, str]]:
         entered.add(real)
         try:
             with os.scandir(place) as found:
-                entries = sorted((each for each in found if not each.name.startswith(".")), key=_natural_name)
+                entries = [each for each in found if not each.name.startswith(".")]
         except OSError as error:
             _raise(error)
+        if ordered:
+            entries.sort(key=_natural_name)
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 yield from inside(entry.path, f"{relative}{entry.name}/")

@@ -17,6 +17,7 @@ from torch import nn
 from fastviz._util import checks
 from fastviz.jobs.arguments import choose_methods
 from fastviz.jobs.inputs import Inputs
+from fastviz.jobs.places import Place, place_of
 from fastviz.jobs.tables.schema import MAPS, MapKind
 from fastviz.methods.registry import EXPLAINERS
 from fastviz.models.descriptions import Preprocessing
@@ -38,7 +39,7 @@ class Job:
     Attributes:
         inputs: files, folders, patterns, lists (.txt), tables (.csv, .tsv, .parquet), tar shards, or a dataset, a
             DataLoader, a list of images or a tensor: see :class:`fastviz.jobs.inputs.Inputs`.
-        out: the folder of the results.
+        out: the folder of the results, or a place in S3 (``s3://BUCKET/KEY``).
         model: a name for :func:`fastviz.load_model`, or a module.
         weights: as :func:`fastviz.load_model` takes them.
         methods: names of the registry (see ``fastviz.METHODS``), or a dictionary of name → options; a list may mix
@@ -47,7 +48,7 @@ class Job:
             ``fastviz.neuron(...)``.
         top_k: so many of the most probable classes instead of one; only with ``target="predicted"``.
         maps: ``"float32"`` as the methods give them, ``"float16"``, ``"uint8"`` (256 steps from the smallest to the
-            largest value of each map), or ``"none"``.
+            largest value of each map), ``"uint6"`` (64 steps, which take half the space), or ``"none"``.
         map_size: height and width to which all maps are resized (bilinear), or one number for both; None leaves them.
         thumbnails: keep a small JPEG of what the network saw.
         overlays: keep each map as a JPEG for people, drawn over the photograph.
@@ -92,7 +93,7 @@ class Job:
         def set_(name: str, value: object) -> None:
             object.__setattr__(self, name, value)
 
-        set_("out", Path(os.path.expanduser(self.out)))
+        set_("out", place_of(self.out))
         set_("options", _options(self.methods))
         if not isinstance(self.model, (str, nn.Module)):
             raise TypeError(f"model should be a name or a torch module, got {type(self.model).__name__}")
@@ -120,10 +121,15 @@ class Job:
             if getattr(self, name) is not None:
                 checks.whole_number(getattr(self, name), name, minimum=minimum)
 
+    @property
+    def home(self) -> Place:
+        """Where the results go, as a path or an address in S3."""
+        return place_of(self.out)
+
     @cached_property
     def source(self) -> Inputs:
         """The inputs as a stream."""
-        return Inputs(self.inputs, Path(self.out), self.image_column, self.label_column, self.id_column, self.limit)
+        return Inputs(self.inputs, self.home, self.image_column, self.label_column, self.id_column, self.limit)
 
     def parameters(self, method: str) -> str:
         """A hash of all that decides the numbers of a method: its name and every option, those not given too."""

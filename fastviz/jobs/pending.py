@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastviz.jobs.inputs import Inputs, Item, Shard
 from fastviz.jobs.inputs.items import digest
+from fastviz.jobs.places import Place
 from fastviz.jobs.tables.done import Done, Names, hashes_of
 
 __all__ = ["Pending"]
@@ -33,14 +33,14 @@ class Pending:
     source: Inputs
     done: Done
     retry: bool
-    replaces: dict[str, Path] = field(default_factory=dict)
+    replaces: dict[str, Place] = field(default_factory=dict)
     skipped: int = 0
     failed: int = 0
     doubled: list[str] = field(default_factory=list)
 
     def shards(self, batch_size: int) -> Iterator[list[Item]]:
         """What is left of each shard, in order."""
-        given = Names(self.source.out if self.source.out.is_dir() else None)
+        given = Names(self.source.out)
         for shard in self.source.shards(batch_size):
             hashes = hashes_of(shard.ids)
             new = self._first_time(given, shard.ids, hashes)
@@ -51,8 +51,8 @@ class Pending:
     def _first_time(self, given: Names, ids: Sequence[str], hashes: Any) -> Any:
         """bool [n]: whether an input was not given before."""
         new = given.find(hashes) < 0
-        _, first = np.unique(hashes, axis=0, return_index=True)
-        if len(first) < len(ids):
+        if len(np.unique(hashes[:, 0])) < len(ids):  # else no two can be the same
+            _, first = np.unique(hashes, axis=0, return_index=True)
             once = np.zeros(len(ids), dtype=bool)
             once[first] = True
             new &= once

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fastviz.jobs.engines.decoding import Decoder
@@ -85,7 +84,7 @@ def plan(job: Job, *, retry_failed: bool = True) -> Plan:
     (2, 0, 1)
     """
     need_pyarrow()
-    home = Path(job.out)
+    home = job.home
     explainer = Explainer(job)
     folder.check(home, job.settings(explainer.weights, explainer.seen), overwrite=False)
     pending = Pending(job.source, Done.read(home, mend=False), retry_failed)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fastviz._util import checks, output_folder
-from fastviz.jobs import engines
+from fastviz._util import checks
+from fastviz.jobs import engines, places
 from fastviz.jobs.explainer import Explainer
 from fastviz.jobs.job import Job, read_yaml
 from fastviz.jobs.pending import Pending
@@ -146,7 +145,7 @@ def run(
     job = as_job(inputs, out, **options)
     if max_failures is not None:
         checks.whole_number(max_failures, "max_failures", minimum=0)
-    home = Path(job.out)
+    home = job.home
     folder.check(home, {}, overwrite=True)  # refused before the model is loaded
     job.source.count()  # refused before the model is loaded, too
     engines.engine(job.engine)
@@ -156,18 +155,18 @@ def run(
 
     summary = Summary(seconds=dict.fromkeys(job.options, 0.0))
     try:
-        with output_folder.locked(home):
+        with places.locked(home) as check:
             if folder.check(home, settings, overwrite=overwrite):  # another run may have ended since
                 folder.clear(home)
             pending = Pending(job.source, Done.read(home), retry_failed)
             try:
                 # closed, and so all written, before the lock is given back, however this ends
-                with closing(_work(job, explainer, pending, settings, progress)) as batches:
+                with closing(_work(job, explainer, pending, settings, progress, check)) as batches:
                     for batch in batches:
                         _count(batch, summary)
                         if max_failures is not None and summary.failed > max_failures:
                             raise TooManyFailures(summary, max_failures)
-                summary.removed = drop_vanished(home, pending.done) if job.limit is None else 0
+                summary.removed = drop_vanished(pending.done, job.source.paths()) if job.limit is None else 0
             finally:
                 summary.skipped, summary.doubled = pending.skipped - pending.failed, pending.doubled
                 summary.failed += pending.failed
@@ -180,17 +179,22 @@ def run(
 
 
 def _work(
-    job: Job, explainer: Explainer, pending: Pending, settings: dict[str, Any], progress: bool
+    job: Job,
+    explainer: Explainer,
+    pending: Pending,
+    settings: dict[str, Any],
+    progress: bool,
+    check: Callable[[], None],
 ) -> Generator[pa.RecordBatch, None, None]:
     """Everything that is pending: finished rows, which are given to the writer before they come."""
-    home = Path(job.out)
+    home = job.home
     expected = job.source.count()
     left = None if expected is None else expected - pending.done.names.total
     engine = engines.engine(job.engine)
     shards = _described(pending.shards(explainer.batch_size), home, job, settings)
     with (
         shown_progress(progress, expected, lambda: pending.skipped) as advance,
-        Writer(home, explainer.schema, replaces=pending.replaces) as writer,
+        Writer(home, explainer.schema, replaces=pending.replaces, check=check) as writer,
         closing(engine(job, explainer, shards, left)) as batches,  # its processes end with it
     ):
         for batch in batches:
@@ -199,7 +203,7 @@ def _work(
             yield batch
 
 
-def _described(shards: Iterator[Any], home: Path, job: Job, settings: dict[str, Any]) -> Iterator[Any]:
+def _described(shards: Iterator[Any], home: places.Place, job: Job, settings: dict[str, Any]) -> Iterator[Any]:
     """``shards``; when the first comes the job is described in its folder: a start that fails leaves nothing."""
     for shard in shards:
         if not (home / folder.JOB).exists():

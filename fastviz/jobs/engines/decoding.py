@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -16,8 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from fastviz import images
 from fastviz.images import tensors
 from fastviz.images.items import image_of
+from fastviz.jobs.inputs.datasets import label_of
 from fastviz.jobs.inputs.items import Item, digest
-from fastviz.jobs.inputs.sources import label_of
+from fastviz.jobs.s3 import in_use
 from fastviz.models.descriptions import Preprocessing
 
 __all__ = ["Decoded", "Decoder"]
@@ -93,6 +95,8 @@ class Decoder(Dataset[Any]):
                 waiting.append(batch)
                 yield batch
 
+        first = next(batches, None)
+        batches = batches if first is None else chain([first], batches)
         source = given()
         while True:
             try:
@@ -125,6 +129,8 @@ class Decoder(Dataset[Any]):
                 num_workers=workers,
                 collate_fn=_as_it_is,
                 worker_init_fn=_one_thread,
+                # connections to S3 do not bear a fork
+                multiprocessing_context="spawn" if in_use() else None,
             )
             return iter(loader)
 

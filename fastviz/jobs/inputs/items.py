@@ -14,6 +14,9 @@ from urllib.parse import quote
 import numpy as np
 
 from fastviz.images.paths import ImageError
+from fastviz.jobs.inputs.objects import read_object, stamps_in
+from fastviz.jobs.places import open_file, open_parquet
+from fastviz.jobs.s3 import S3Path, is_s3
 
 __all__ = [
     "UNKNOWN",
@@ -99,6 +102,8 @@ class FilePlace:
 
     def read(self) -> bytes:
         """As :class:`Place` says."""
+        if is_s3(self.path):
+            return read_object(self.path, LIMIT_BYTES)
         try:
             status = os.stat(self.path)
         except FileNotFoundError:
@@ -129,7 +134,7 @@ class TarPlace:
         """As :class:`Place` says."""
         if self.size > LIMIT_BYTES:
             raise ImageError(f"image {self.member!r}: {self.size} bytes are more than the {LIMIT_BYTES} allowed")
-        with open(self.path, "rb") as file:
+        with open_file(self.path) as file:
             file.seek(self.offset)
             found = file.read(self.size)
         if len(found) < self.size:
@@ -153,7 +158,8 @@ class RowPlace:
 
     def read(self) -> bytes:
         """As :class:`Place` says."""
-        value = _column(self.path, os.stat(self.path).st_mtime_ns, self.column, self.group)[self.row].as_py()
+        modified = 0 if is_s3(self.path) else os.stat(self.path).st_mtime_ns
+        value = _column(self.path, modified, self.column, self.group)[self.row].as_py()
         if isinstance(value, dict):  # how Hugging Face keeps images
             value = value.get("bytes") or (FilePlace(value["path"]).read() if value.get("path") else None)
         if not isinstance(value, bytes):
@@ -164,9 +170,7 @@ class RowPlace:
 @lru_cache(maxsize=2)
 def _column(path: str, modified: int, column: str, group: int) -> Any:
     """One column of a row group: its neighbours are asked for next."""
-    from pyarrow import parquet
-
-    with parquet.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         return file.read_row_group(group, columns=[column]).column(column)
 
 
@@ -190,6 +194,8 @@ class DatasetPlace:
 
 def stamp_of(path: str) -> Stamp:
     """The stamp of a file now; :data:`UNKNOWN` where there is none, which reading it will say."""
+    if is_s3(path):
+        return stamps_in([path])[path]
     try:
         status = os.stat(path)
     except OSError:
@@ -208,6 +214,8 @@ def text(name: str) -> str:
 
 def file_url(path: str) -> str:
     """A path as a URL, by its bytes; what has a scheme of its own stays."""
+    if is_s3(path):
+        return f"s3://{quote(S3Path(path).path)}"
     return text(path) if "://" in path else "file://" + quote(os.fsencode(os.path.abspath(path)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import io
 import os
 import re
 import tarfile
@@ -11,44 +12,47 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, groupby, islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from fastviz.images import paths
+from fastviz.jobs.inputs.datasets import LABELS, check_object, shards_of
 from fastviz.jobs.inputs.files import Naming, count_files
 from fastviz.jobs.inputs.items import (
-    UNKNOWN,
-    DatasetPlace,
     FilePlace,
     Item,
     RowPlace,
     Shard,
+    Stamp,
     TarPlace,
     stamp_of,
     text,
 )
+from fastviz.jobs.inputs.objects import images_in, objects_of, stamps_in
+from fastviz.jobs.places import Place, beside, open_file, open_parquet
+from fastviz.jobs.s3 import S3Path, is_s3
 
-__all__ = ["SHARD", "Inputs", "label_of"]
+__all__ = ["SHARD", "Inputs"]
 
-SHARD = 256
+SHARD = 2048
 """Inputs in a shard, about: a multiple of the batch."""
+
+_SMALL_SHARD = 256
+"""The same where inputs are in memory, or come to be known only by going through an archive."""
 
 _TABLES = (".csv", ".tsv", ".parquet", ".txt", ".tar")
 
 _PATHS = ("image", "path", "file", "filename", "file_name", "image_path", "filepath", "uri", "url", "key")
 _BYTES = ("image", "bytes", "image_bytes", "content", "jpg", "png", "data")
-_LABELS = ("label", "class", "class_name", "target", "class_index", "cls", "category")
 _IDS = ("id", "image_id", "__key__", "uid")
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 # What WebDataset's readers take as pictures and as labels, by the ending behind a key.
 _PICTURES = ("jpg", "jpeg", "png", "webp", "ppm", "bmp", "gif", "tif", "tiff", "avif", "jp2", "img", "image")
-_TAR_LABELS = ("cls", "cls2", "index", "label", "txt.cls")
+_TARLABELS = ("cls", "cls2", "index", "label", "txt.cls")
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Inputs:
     """
 
     given: Any
-    out: Path
+    out: Place
     image_column: str | None = None
     label_column: str | None = None
     id_column: str | None = None
@@ -81,9 +85,8 @@ class Inputs:
         Raises:
             TypeError, ValueError: what was given does not exist or holds no images (said by name).
         """
-        size = batch_size * max(1, SHARD // batch_size)
         left = self.limit
-        for shard in self._all(size):
+        for shard in self._all(batch_size):
             if left is not None:
                 if left <= 0:
                     return
@@ -92,15 +95,21 @@ class Inputs:
             yield shard
 
     def count(self) -> int | None:
-        """How many there are, where that is known without reading them all."""
+        """How many there are, where that is known without reading them all; folders are gone through the first time."""
+        return self._count
+
+    @cached_property
+    def _count(self) -> int | None:
         total = 0
         for kind, source in self._sources:
             if kind == "files":
-                total += count_files(source)
+                count = count_files(source)
+                if count is None:
+                    return self.limit
+                total += count
             elif kind == ".parquet":
-                from pyarrow import parquet
-
-                total += parquet.read_metadata(source).num_rows
+                with open_parquet(source) as file:
+                    total += file.metadata.num_rows
             elif kind == "python" and hasattr(source, "__len__") and not isinstance(source, DataLoader):
                 total += len(source)
             else:
@@ -124,12 +133,18 @@ class Inputs:
         if not given:
             if isinstance(self.given, (list, tuple)) and not self.given:
                 raise ValueError("inputs should name at least one image, got none")
-            _check_object(self.given)
+            check_object(self.given)
             return [("python", self.given)]
         found: list[tuple[str, Any]] = []
         for place in (place for one in given for place in _expanded(one)):
-            ending = os.path.splitext(place)[1].lower()
-            if ending not in _TABLES or os.path.isdir(place):
+            ending = _ending(place)
+            if is_s3(place):
+                if ending not in _TABLES and next(images_in(place), None) is None:
+                    raise ValueError(f"inputs: paths should hold at least one image, got none in {place!r}")
+                found.append((ending if ending in _TABLES else "files", place))
+            elif ending not in _TABLES and os.path.isfile(place):
+                found.append(("files", place))
+            elif ending not in _TABLES or os.path.isdir(place):
                 if os.path.isdir(place) and next(paths.walk(place), None) is None:
                     raise ValueError(f"inputs: paths should hold at least one image, got none in {place!r}")
                 if not os.path.isdir(place):
@@ -146,13 +161,15 @@ class Inputs:
             )
         return found
 
-    def _all(self, size: int) -> Iterator[Shard]:
+    def _all(self, batch_size: int) -> Iterator[Shard]:
         start = 0
         naming = Naming(self.out)
         for kind, group in groupby(self._sources, key=lambda each: each[0]):
             sources = [source for _, source in group]
             if kind == "files":  # those that are named one by one fill shards together
                 sources = [chain.from_iterable(map(naming.of, sources))]
+            most = _SMALL_SHARD if kind in (".tar", "python") else SHARD
+            size = batch_size * max(1, most // batch_size)
             for source in sources:
                 for shard in self._of_kind(kind, source, size, start):
                     start += len(shard.ids)
@@ -166,13 +183,13 @@ class Inputs:
         if kind == ".parquet":
             return self._of_parquet(source, size, start)
         if kind == "python":
-            return _of_python(source, size)
+            return shards_of(source, size)
         return self._of_text(source, kind, size, start)
 
     def _of_text(self, table: str, kind: str, size: int, start: int) -> Iterator[Shard]:
         """The files that a list (.txt), .csv or .tsv names, relative to its own folder."""
-        folder = os.path.dirname(table)
-        with open(table, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        opened = open_file(table)
+        with io.TextIOWrapper(opened, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             if kind == ".txt":
                 rows: Iterator[tuple[str, str | None, str | None]] = (
                     (line.rstrip("\r\n"), None, None) for line in file if line.strip()
@@ -180,7 +197,7 @@ class Inputs:
             else:
                 rows = self._csv_rows(csv.reader(file, delimiter="\t" if kind == ".tsv" else ","), table)
             while chunk := list(islice(rows, size)):
-                yield _shard_of_paths(chunk, folder, start)
+                yield _shard_of_paths(chunk, table, start)
                 start += len(chunk)
 
     def _csv_rows(self, lines: Iterator[list[str]], table: str) -> Iterator[tuple[str, str | None, str | None]]:
@@ -188,7 +205,7 @@ class Inputs:
         if not header:
             raise ValueError(f"inputs: {table} is empty")
         image = self._pick(header, self.image_column, _PATHS, "image_column", table)
-        label = self._pick(header, self.label_column, _LABELS, "label_column", table, needed=False)
+        label = self._pick(header, self.label_column, LABELS, "label_column", table, needed=False)
         ident = self._pick(header, self.id_column, _IDS, "id_column", table, needed=False)
         at = [None if name is None else header.index(name) for name in (image, label, ident)]
         for number, line in enumerate(lines, start=2):
@@ -202,16 +219,15 @@ class Inputs:
     def _of_parquet(self, table: str, size: int, start: int) -> Iterator[Shard]:
         """The rows of a Parquet file: a column of paths, or of the bytes themselves."""
         import pyarrow as pa
-        from pyarrow import parquet
 
         try:
-            with parquet.ParquetFile(table) as file:
+            with open_parquet(table) as file:
                 schema, groups = file.schema_arrow, file.num_row_groups
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(f"inputs: {table} cannot be read as Parquet: {error}") from None
         columns = schema.names
         image = self._pick(columns, self.image_column, (*_BYTES, *_PATHS), "image_column", table)
-        label = self._pick(columns, self.label_column, _LABELS, "label_column", table, needed=False)
+        label = self._pick(columns, self.label_column, LABELS, "label_column", table, needed=False)
         ident = self._pick(columns, self.id_column, _IDS, "id_column", table, needed=False)
         kind = schema.field(image).type
         named = pa.types.is_string(kind) or pa.types.is_large_string(kind)
@@ -219,9 +235,9 @@ class Inputs:
             raise ValueError(f"inputs: column {image!r} of {table} should hold paths or bytes, got {kind}")
         wanted = [name for name in dict.fromkeys((image if named else None, label, ident)) if name is not None]
         stamp = stamp_of(table)
-        name = text(os.path.basename(table))
+        name = _name(table)
         for group in range(groups):
-            with parquet.ParquetFile(table) as file:
+            with open_parquet(table) as file:
                 count = file.metadata.row_group(group).num_rows
                 rows: Any = file.read_row_group(group, columns=wanted) if wanted else None
             for first in range(0, count, size):
@@ -233,7 +249,7 @@ class Inputs:
                     for column in (image if named else None, label, ident)
                 ]
                 if named:
-                    yield _shard_of_paths(list(zip(*parts, strict=True)), os.path.dirname(table), start)
+                    yield _shard_of_paths(list(zip(*parts, strict=True)), table, start)
                 else:
                     ids = [f"{name}/{group}.{row}" for row in range(first, last)] if ident is None else parts[2]
                     yield _shard_of_rows(table, str(image), group, first, ids, parts[1], stamp, start)
@@ -268,12 +284,14 @@ class Inputs:
 
 def _expanded(given: str) -> list[str]:
     """The tables and shards that a pattern means, in order; what is no pattern of them stays."""
-    if os.path.exists(given) or os.path.splitext(given)[1].lower() not in _TABLES:
+    if _ending(given) not in _TABLES or (not is_s3(given) and os.path.exists(given)):
         return [given]
     if braces := _RANGE.search(given):  # how WebDataset writes shards: {0000..0099}
         first, last = braces[1], braces[2]
         numbers = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
         return [place for number in numbers for place in _expanded(given.replace(braces[0], number, 1))]
+    if is_s3(given):
+        return objects_of(given)
     if not glob.has_magic(given):
         return [given]
     found = sorted(glob.glob(given, recursive=True))
@@ -282,25 +300,45 @@ def _expanded(given: str) -> list[str]:
     return found
 
 
-def _of_files(files: Iterator[tuple[str, str, str]], size: int, start: int) -> Iterator[Shard]:
+def _ending(place: str) -> str:
+    """The ending of a file's name, in small letters."""
+    return os.path.splitext(S3Path(place).name if is_s3(place) else place)[1].lower()
+
+
+def _name(place: str) -> str:
+    """The name of a file, as text."""
+    return text(S3Path(place).name if is_s3(place) else os.path.basename(place))
+
+
+def _of_files(files: Iterator[tuple[str, str, str, Stamp | None]], size: int, start: int) -> Iterator[Shard]:
     while chunk := list(islice(files, size)):
-        places, ids, uris = (list(each) for each in zip(*chunk, strict=True))
-        yield _file_shard(places, ids, uris, None, start)
+        places, ids, uris, stamps = (list(each) for each in zip(*chunk, strict=True))
+        yield _file_shard(places, ids, uris, None, start, stamps)  # type: ignore[arg-type]
         start += len(chunk)
 
 
-def _shard_of_paths(rows: Sequence[tuple[Any, Any, Any]], folder: str, start: int) -> Shard:
-    """Rows (path, label, id) of a table; paths are relative to its ``folder``."""
-    files = [os.path.join(folder, os.path.expanduser(path)) for path, _, _ in rows]
+def _shard_of_paths(rows: Sequence[tuple[Any, Any, Any]], table: str, start: int) -> Shard:
+    """Rows (path, label, id) of a ``table``; paths are relative to its folder."""
+    files = [beside(table, path) for path, _, _ in rows]
     uris = [text(path) for path, _, _ in rows]
     ids = [uri if ident is None else text(ident) for uri, (_, _, ident) in zip(uris, rows, strict=True)]
     return _file_shard(files, ids, uris, [label for _, label, _ in rows], start)
 
 
 def _file_shard(
-    files: Sequence[str], ids: Sequence[str], uris: Sequence[str], labels: Sequence[str | None] | None, start: int
+    files: Sequence[str],
+    ids: Sequence[str],
+    uris: Sequence[str],
+    labels: Sequence[str | None] | None,
+    start: int,
+    known: Sequence[Stamp | None] | None = None,
 ) -> Shard:
-    stamps = [stamp_of(path) for path in files]
+    asked = [path for path, stamp in zip(files, known or [None] * len(files), strict=True) if stamp is None]
+    far = stamps_in(asked)
+    stamps = [
+        stamp or far.get(path) or stamp_of(path)
+        for path, stamp in zip(files, known or [None] * len(files), strict=True)
+    ]
 
     def make(at: int) -> Item:
         label = None if labels is None else labels[at]
@@ -328,9 +366,9 @@ def _shard_of_rows(
 def _of_tar(archive: str, size: int, start: int) -> Iterator[Shard]:
     """The pictures in a tar archive, with the labels that WebDataset keeps beside them."""
     stamp = stamp_of(archive)
-    name = text(os.path.basename(archive))
+    name = _name(archive)
     try:
-        with tarfile.open(archive, "r:") as tar:
+        with open_file(archive) as file, tarfile.open(fileobj=_in_pieces(file, archive), mode="r:") as tar:
             samples = _samples(tar)
             while chunk := list(islice(samples, size)):
                 ids = [f"{name}/{text(place.member)}" for place, _ in chunk]
@@ -338,6 +376,11 @@ def _of_tar(archive: str, size: int, start: int) -> Iterator[Shard]:
                 start += len(chunk)
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"inputs: {archive} cannot be read as a tar archive (uncompressed): {error}") from None
+
+
+def _in_pieces(file: Any, archive: str) -> Any:
+    """``file``; one in S3 is read in pieces that hold many small files, not a header at a time."""
+    return io.BufferedReader(file, 1 << 20) if is_s3(archive) else file
 
 
 @dataclass(frozen=True)
@@ -373,56 +416,7 @@ def _samples(tar: tarfile.TarFile) -> Iterator[tuple[TarPlace, str | None]]:
             key, places, label = (folder, stem), [], None
         if ending.lower().rpartition(".")[2] in _PICTURES:
             places.append(TarPlace("", member.name, member.offset_data, member.size))
-        elif ending.lower() in _TAR_LABELS and member.size < 1000:
+        elif ending.lower() in _TARLABELS and member.size < 1000:
             content = tar.extractfile(member)
             label = None if content is None else content.read().decode("utf-8", "replace").strip()
     yield from ((place, label) for place in places)
-
-
-def _of_python(source: Any, size: int) -> Iterator[Shard]:
-    """The items of a dataset, a list, a tensor or a DataLoader, called by their numbers."""
-    from fastviz.images.items import items_of
-
-    if isinstance(source, (DataLoader, IterableDataset)):
-        items = enumerate(items_of(source))
-        while chunk := list(islice(items, size)):
-            yield _python_shard(source, [index for index, _ in chunk], [item for _, item in chunk])
-        return
-    for first in range(0, len(source), size):
-        yield _python_shard(source, list(range(first, min(first + size, len(source)))), None)
-
-
-def _check_object(source: Any) -> None:
-    """Refuse what holds no images."""
-    if isinstance(source, (DataLoader, IterableDataset)):
-        return
-    if not (hasattr(source, "__getitem__") and hasattr(source, "__len__")) or isinstance(source, dict):
-        raise TypeError(
-            "inputs should be paths, tables, tar shards, a tensor [N, C, H, W], a list of images, a torch Dataset or "
-            f"DataLoader, got {type(source).__name__}"
-        )
-    if not len(source):
-        raise ValueError("inputs should hold at least one image, got none")
-
-
-def _python_shard(source: Any, indices: Sequence[int], items: Sequence[Any] | None) -> Shard:
-    ids = [str(index) for index in indices]
-
-    def make(at: int) -> Item:
-        item = None if items is None else items[at]
-        return Item(ids[at], ids[at], indices[at], DatasetPlace(source, indices[at], item), label_of(item), UNKNOWN)
-
-    return Shard(ids, np.zeros((len(ids), 3), dtype=np.int64), make)
-
-
-def label_of(item: Any) -> str | None:
-    """The label beside the image in an item of a DataLoader or of a dataset that iterates."""
-    if isinstance(item, (tuple, list)) and len(item) > 1:
-        value = item[1]
-    elif isinstance(item, dict):
-        value = next((item[name] for name in _LABELS if name in item), None)
-    else:
-        return None
-    if isinstance(value, torch.Tensor):
-        value = value.item() if value.numel() == 1 else None
-    return str(value) if isinstance(value, (int, str)) else None

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from fastviz._util import output_folder
+from fastviz.jobs.places import Place, open_parquet, remove
+from fastviz.jobs.s3 import S3Path
 from fastviz.jobs.tables.folder import parts
 
 __all__ = ["Done", "Names", "hashes_of"]
@@ -41,11 +42,12 @@ def hashes_of(ids: Sequence[str]) -> Array:
 class Names:
     """Names that were added, with a record each, in sorted runs on disk.
 
-    ``folder`` is where the unnamed file lies.
+    ``folder`` is where the unnamed file lies, if that is a folder on this machine.
     """
 
-    def __init__(self, folder: Path | None = None, fields: Any = None) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed with the object
+    def __init__(self, folder: Place | None = None, fields: Any = None) -> None:
+        here = folder if isinstance(folder, Path) and folder.is_dir() else None
+        self._file = tempfile.TemporaryFile(dir=here)  # noqa: SIM115 - closed with the object
         weakref.finalize(self, self._file.close)
         self._fields = np.dtype(fields or [("none", "V0")])
         # first and second half of the hashes, records: [n] each; number of the first
@@ -130,27 +132,28 @@ class Done:
     """
 
     names: Names
-    files: list[Path]
+    files: list[Place]
     seen: Array
     damaged: list[str]
 
     @staticmethod
-    def read(out: Path, *, mend: bool = True) -> Done:
+    def read(out: Place, *, mend: bool = True) -> Done:
         """What the parts in ``out`` hold. One that cannot be read is removed (``mend``): its inputs are done again."""
         import pyarrow as pa
-        from pyarrow import parquet
 
-        names = Names(out if out.is_dir() else None, _FIELDS)
-        files: list[Path] = []
+        names = Names(out, _FIELDS)
+        files: list[Place] = []
         damaged: list[str] = []
         for path in parts(out):
             try:
-                with parquet.ParquetFile(path) as file:
+                with open_parquet(path) as file:
                     found = [_of_group(file, group) for group in range(file.num_row_groups)]
             except (OSError, pa.ArrowInvalid, KeyError) as error:
+                if isinstance(path, S3Path) and isinstance(error, OSError):
+                    raise  # the server or the way to it: no reason to remove anything
                 warnings.warn(f"{path} is damaged and is done again: {' '.join(str(error).split())}", stacklevel=2)
                 if mend:
-                    output_folder.remove(path)
+                    remove(path)
                 damaged.append(path.name)
                 continue
             for ids, records in found:
@@ -175,20 +178,23 @@ class Done:
 
 def _of_group(file: Any, group: int) -> tuple[list[str], Array]:
     """The inputs in a row group, each once, with their records."""
+    import pyarrow.compute as pc
+
     columns = ["id", "hash", "bytes", "modified", "changed", "status"]
     table = file.read_row_group(group, columns=columns)
-    ids = table["id"].to_pylist()
+    ids = table["id"].combine_chunks()
     # The rows of one input follow one another.
-    first = [at for at, name in enumerate(ids) if not at or name != ids[at - 1]]
-    failed = np.array([status != "ok" for status in table["status"].to_pylist()], dtype=bool)
+    differs = pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False) if len(ids) else np.zeros(0, bool)
+    first = np.concatenate([np.zeros(min(1, len(ids)), np.int64), differs.nonzero()[0] + 1])
+    failed = pc.not_equal(table["status"], "ok").to_numpy()
     records = np.zeros(len(first), _FIELDS)
-    if first:
+    if len(first):
         records["failed"] = np.logical_or.reduceat(failed, first)
     stamps = np.stack([table[name].to_numpy() for name in ("bytes", "modified", "changed")], axis=1)
     records["stamp"] = mixed(stamps[first])
-    digests = table["hash"].take(first).to_pylist() if first else []
-    records["digest"] = [0 if each is None else int(each[:16], 16) for each in digests]
-    return [ids[at] for at in first], records
+    digests = pc.utf8_slice_codeunits(table["hash"].take(first), 0, 16).to_pylist()
+    records["digest"] = [0 if each is None else int(each, 16) for each in digests]
+    return ids.take(first).to_pylist(), records
 
 
 def mixed(stamps: Array) -> Array:

@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fastviz._util import output_folder
-from fastviz._util.files import whole_file
+from fastviz.jobs.places import Place, open_parquet, place_of, remove, whole_file
+from fastviz.jobs.s3 import S3Path
 
 __all__ = [
     "JOB",
@@ -42,22 +42,23 @@ _PART = re.compile(r"part-(\d{5,})\.parquet")
 _PICTURES, _SHEETS = "report_files", "contact_sheet"
 
 
-def parts(out: str | os.PathLike[str]) -> list[Path]:
+def parts(out: str | os.PathLike[str]) -> list[Any]:
     """The parts in a job's folder, in the order of their numbers."""
+    home = place_of(out)
     try:
-        names = os.listdir(out)
+        names = [each.base_name for each in home.entries()] if isinstance(home, S3Path) else os.listdir(home)
     except (FileNotFoundError, NotADirectoryError):
         return []
     found = [(int(match[1]), name) for name in names if (match := _PART.fullmatch(name))]
-    return [Path(out, name) for _, name in sorted(found)]
+    return [home / name for _, name in sorted(found)]
 
 
-def part_path(out: Path, number: int) -> Path:
+def part_path(out: Place, number: int) -> Place:
     """The path of the part with this number."""
     return out / f"part-{number:05d}.parquet"
 
 
-def next_number(out: Path) -> int:
+def next_number(out: Place) -> int:
     """The number of the next part."""
     return max((int(path.stem.removeprefix("part-")) for path in parts(out)), default=-1) + 1
 
@@ -67,49 +68,45 @@ def read_job(out: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         ValueError: there is none, or it is damaged or of another version.
+        OSError: the server cannot be reached or refuses.
     """
-    path = Path(out) / JOB
+    path = place_of(out) / JOB
     try:
         found = json.loads(path.read_bytes())
         if found["fastviz_job"] == SCHEMA_VERSION and isinstance(found["settings"], dict):
             return dict(found)
     except FileNotFoundError:
         raise ValueError(f"out: {os.fspath(out)} holds no job (there is no {JOB})") from None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        pass
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        if isinstance(path, S3Path) and isinstance(error, OSError):
+            raise  # the server or the way to it: nothing is said of the job
     raise ValueError(f"out: {path} is damaged or of another version of fastviz")
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Place, value: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
-    if path.is_dir():
-        output_folder.remove(path)
+    if isinstance(path, Path) and path.is_dir():
+        remove(path)
     with whole_file(path) as file:
         file.write(json.dumps(value, indent=2, default=str).encode() + b"\n")
 
 
-def check(out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> bool:
+def check(out: Place, settings: Mapping[str, Any], *, overwrite: bool) -> bool:
     """Whether a run begins anew in ``out``; False goes on with what is there.
 
     Raises:
         OSError: it cannot be written.
         ValueError: it holds results of other settings, of unknown ones, or files that fastviz did not make.
     """
-    there = out
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir():
-        raise NotADirectoryError(f"out: {there} is not a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f"out: {there} cannot be written: permission denied")
+    _can_be_written(out)
     ours = parts(out)
-    if not ours and not os.path.lexists(out / JOB):
+    if not ours and not _is_there(out / JOB):
         return True
     try:
         found = read_job(out)["settings"]
     except ValueError as error:
         if not any(_is_part(path) for path in ours):
-            named = ", ".join(path.name for path in [out / JOB, *ours[:2]] if os.path.lexists(path))
+            named = ", ".join(path.name for path in [out / JOB, *ours[:2]] if _is_there(path))
             if not _was_job(out / JOB):
                 raise ValueError(f"out: {out} has {named} that fastviz did not make; give another folder") from None
         if overwrite:
@@ -129,6 +126,24 @@ def check(out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> bool:
     return False
 
 
+def _can_be_written(out: Place) -> None:
+    if isinstance(out, S3Path):
+        if not out.root.exists():
+            raise FileNotFoundError(f"out: there is no bucket {out.bucket!r} that can be seen with these credentials")
+        return
+    there = out
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise NotADirectoryError(f"out: {there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"out: {there} cannot be written: permission denied")
+
+
+def _is_there(path: Place) -> bool:
+    return path.exists() if isinstance(path, S3Path) else os.path.lexists(path)
+
+
 def differences(there: Any, now: Any, name: str = "") -> list[str]:
     """What differs between two settings, in words: ``methods.occlusion.window: 8 there, 16 now``.
 
@@ -145,15 +160,15 @@ def differences(there: Any, now: Any, name: str = "") -> list[str]:
     return [] if there == now else [f"{name}: {_short(there)} there, {_short(now)} now"]
 
 
-def clear(out: Path) -> None:
+def clear(out: Place) -> None:
     """Remove an earlier job."""
     for path in (*parts(out), out / JOB, out / STATS):
-        output_folder.remove(path)
+        remove(path)
 
 
-def is_own_picture(path: str, out: Path) -> bool:
+def is_own_picture(path: str, out: Place) -> bool:
     """Whether the absolute ``path`` is a picture that fastviz wrote into the job's folder."""
-    home = os.path.abspath(out)
+    home = out.url if isinstance(out, S3Path) else os.path.abspath(out)
     return path.startswith((os.path.join(home, _PICTURES) + os.sep, os.path.join(home, _SHEETS)))
 
 
@@ -164,17 +179,16 @@ def _short(value: Any) -> str:
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
-def _is_part(path: Path) -> bool:
+def _is_part(path: Place) -> bool:
     """Whether a file of a part's name has a part's columns, or is a damaged one."""
     import pyarrow as pa
-    from pyarrow import parquet
 
-    with suppress(OSError, pa.ArrowInvalid):
-        return {"id", "method", "status"} <= set(parquet.read_schema(path).names)
+    with suppress(OSError, pa.ArrowInvalid), open_parquet(path) as file:
+        return {"id", "method", "status"} <= set(file.schema_arrow.names)
     return False
 
 
-def _was_job(path: Path) -> bool:
+def _was_job(path: Place) -> bool:
     with suppress(OSError):
         return b'"fastviz_job"' in path.read_bytes()[:4000]
     return False

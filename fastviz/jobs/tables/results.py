@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastviz._util import checks
+from fastviz.jobs.places import Place, open_parquet, place_of
+from fastviz.jobs.s3 import S3Path
 from fastviz.jobs.tables import folder
 from fastviz.jobs.tables.schema import decode_map, need_pyarrow
 
@@ -43,7 +44,7 @@ def open(out: str | os.PathLike[str]) -> Results:
     ValueError: out: no such folder holds no job (there is no job.json)
     """
     need_pyarrow()
-    return Results(Path(os.path.expanduser(out)))
+    return Results(place_of(out))
 
 
 class Results:
@@ -54,7 +55,7 @@ class Results:
         job: what is in its ``job.json``.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Place) -> None:
         self.out = out
         self.job = folder.read_job(out)
 
@@ -63,17 +64,14 @@ class Results:
 
     def __len__(self) -> int:
         """The number of rows."""
-        from pyarrow import parquet
-
-        return sum(parquet.read_metadata(path).num_rows for path in self.parts)
+        return sum(_metadata(path).num_rows for path in self.parts)
 
     def count(self, *, ok: bool) -> int:
         """How many images there are: those that are done, or with ``ok=False`` those that failed."""
-        from pyarrow import parquet
-
         images = 0
         for path in self.parts:
-            table = parquet.read_table(path, columns=["id", "status"])
+            with open_parquet(path) as file:
+                table = file.read(["id", "status"])
             ids = set(table["id"].to_pylist())
             bad = {
                 name
@@ -84,23 +82,25 @@ class Results:
         return images
 
     @property
-    def parts(self) -> list[Path]:
+    def parts(self) -> list[Any]:
         """The files of the tables now."""
         return folder.parts(self.out)
 
     @property
     def schema(self) -> pa.Schema:
         """The columns, see :mod:`fastviz.jobs.tables.schema`."""
-        from pyarrow import parquet
-
         if not self.parts:
             raise ValueError(f"out: {self.out} holds no rows yet")
-        return parquet.read_schema(self.parts[0])
+        with open_parquet(self.parts[0]) as file:
+            return file.schema_arrow
 
     def dataset(self) -> dataset.Dataset:
         """The parts as a pyarrow dataset, which reads only the columns and rows that are asked for."""
         from pyarrow import dataset
 
+        if isinstance(self.out, S3Path):
+            where: dict[str, Any] = {"filesystem": self.out.filesystem}
+            return dataset.dataset([path.path for path in self.parts], schema=self.schema, format="parquet", **where)
         return dataset.dataset([str(path) for path in self.parts], schema=self.schema, format="parquet")
 
     def table(self, columns: Sequence[str] | None = None, filter: Any = None) -> pa.Table:
@@ -144,8 +144,10 @@ class Results:
         if not self.parts:
             raise ValueError(f"out: {self.out} holds no rows yet")
         with duckdb.connect() as connection:
-            rows = connection.read_parquet([str(path) for path in self.parts])
-            rows.create_view("results")
+            if isinstance(self.out, S3Path):  # DuckDB would have to download what reads S3
+                connection.register("results", self.dataset())
+            else:
+                connection.read_parquet([str(path) for path in self.parts]).create_view("results")
             for name, value in tables.items():
                 connection.register(name, value)
             try:
@@ -211,6 +213,11 @@ class Results:
         if columns is None:
             return None
         return [checks.nearest(name, "columns", self.schema.names) for name in columns]
+
+
+def _metadata(path: Place) -> Any:
+    with open_parquet(path) as file:
+        return file.metadata
 
 
 def map_at(table: Any, at: int) -> Any:

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = ["MAPS", "MapKind", "batch_of", "decode_map", "encode_map", "need_pyarrow", "schema_of"]
 
-MapKind = Literal["float32", "float16", "uint8", "none"]
-"""How maps are stored: as they are, in 16 bits, in 8 bits, or not at all."""
+MapKind = Literal["float32", "float16", "uint8", "uint6", "none"]
+"""How maps are stored: as they are, in 16 bits, in 256 steps, in 64 steps, or not at all."""
 
-MAPS = ("float32", "float16", "uint8", "none")
+MAPS = ("float32", "float16", "uint8", "uint6", "none")
+
+_STEPS = {"uint8": 255, "uint6": 63}
 
 Array = np.ndarray[Any, Any]
 
@@ -64,7 +66,7 @@ def schema_of(maps: MapKind, shapes: Sequence[tuple[int, ...] | None], metadata:
         pa.field("error", pa.string()),
     ]
     if maps != "none":
-        value = {"float32": pa.float32(), "float16": pa.float16(), "uint8": pa.uint8()}[maps]
+        value = {"float32": pa.float32(), "float16": pa.float16(), "uint8": pa.uint8(), "uint6": pa.uint8()}[maps]
         one = shapes[0] if shapes and len(set(shapes)) == 1 else None
         kind = pa.list_(value) if one is None else pa.fixed_shape_tensor(value, one)
         fields += [
@@ -81,8 +83,8 @@ def encode_map(found: Array, maps: MapKind) -> tuple[Array, float, int]:
     """A float32 map as it is stored, with its scale and zero point.
 
     8 bits: 256 equal steps from the smallest to the largest value, zero among them and kept exactly; no value is off by
-    more than one half of a step (one step at the ends). 16 bits: divided by a power of two, so that the largest
-    magnitude is below 2 and no small map falls out of the range of float16.
+    more than one half of a step (one step at the ends). 6 bits: the same with 64 steps, in bytes too. 16 bits: divided
+    by a power of two, so that the largest magnitude is below 2 and no small map falls out of the range of float16.
 
     >>> encode_map(np.array([0.0, 51.0, 255.0], dtype=np.float32), "uint8")
     (array([  0,  51, 255], dtype=uint8), 1.0, 0)
@@ -96,12 +98,12 @@ def encode_map(found: Array, maps: MapKind) -> tuple[Array, float, int]:
         return (found.astype(np.float64) / power).astype(np.float16), power, 0
     low, high = min(float(found.min(initial=0.0)), 0.0), max(float(found.max(initial=0.0)), 0.0)
     # as float32, as it is kept beside the map
-    scale = float(np.float32((high - low) / 255))
+    scale = float(np.float32((high - low) / _STEPS[maps]))
     if scale <= 0 or not math.isfinite(scale):
         scale = 1.0
     zero = round(-low / scale)
     steps = np.rint(found.astype(np.float64) / scale) + zero
-    return steps.clip(0, 255).astype(np.uint8), scale, zero
+    return steps.clip(0, _STEPS[maps]).astype(np.uint8), scale, zero
 
 
 def decode_map(stored: Any, shape: Sequence[int], scale: float, zero: int) -> Array:

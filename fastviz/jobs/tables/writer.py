@@ -8,10 +8,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastviz._util.files import whole_file
+from fastviz.jobs.places import Place, open_parquet, remove, whole_file
 from fastviz.jobs.tables import folder
 
 if TYPE_CHECKING:
@@ -42,18 +41,20 @@ class Writer:
         out: the folder.
         schema: of the rows.
         replaces: id → part that holds older rows of it; these are dropped just before the new ones appear.
-        published: called in the thread with the ids of each part that has appeared.
+        published: called in the thread with the number of images of each part that has appeared.
+        check: called in the thread before anything appears; raises where that must not be.
     """
 
     def __init__(
         self,
-        out: Path,
+        out: Place,
         schema: pa.Schema,
         *,
-        replaces: dict[str, Path] | None = None,
+        replaces: dict[str, Place] | None = None,
         published: Callable[[int], None] = lambda images: None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        self._out, self._schema, self._published = out, schema, published
+        self._out, self._schema, self._published, self._check = out, schema, published, check
         self._replaces = {} if replaces is None else replaces
         self._queue: queue.Queue[Any] = queue.Queue(_QUEUE)
         self._error: BaseException | None = None
@@ -132,7 +133,7 @@ class Writer:
         if batch.num_rows:
             self._good.add(batch, set(ids) - failed, self._path)
 
-    def _path(self) -> Path:
+    def _path(self) -> Place:
         used = {part.path for part in (self._good, self._bad)}
         number = folder.next_number(self._out)
         while folder.part_path(self._out, number) in used:
@@ -144,8 +145,10 @@ class Writer:
 
         In this order no moment has a row twice; a run that is killed in between does these images again.
         """
+        if self._good.ids or self._bad.ids:
+            self._check()
         for part in (self._good, self._bad):
-            older: dict[Path, set[str]] = defaultdict(set)
+            older: dict[Place, set[str]] = defaultdict(set)
             for name in part.ids & self._replaces.keys():
                 older[self._replaces.pop(name)].add(name)
             for path, names in older.items():
@@ -170,10 +173,10 @@ class _Part:
         self._bytes = 0
         self.bytes = 0
         self.ids: set[str] = set()
-        self.path: Path | None = None
+        self.path: Place | None = None
         self.began = float("inf")
 
-    def add(self, batch: pa.RecordBatch, ids: Collection[str], path: Callable[[], Path]) -> None:
+    def add(self, batch: pa.RecordBatch, ids: Collection[str], path: Callable[[], Place]) -> None:
         if self._writer is None:
             self.path = path()
             self.began = time.monotonic()
@@ -235,15 +238,14 @@ def new_file(file: Any, schema: pa.Schema) -> Any:
     return parquet.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True, **packed)
 
 
-def drop(path: Path, ids: Collection[str]) -> None:
+def drop(path: Place, ids: Collection[str]) -> None:
     """Remove the rows of these images from a part; the part itself where nothing is left of it."""
     import pyarrow as pa
-    from pyarrow import parquet
 
     if not path.exists():
         return
     kept = 0
-    with parquet.ParquetFile(path) as old:
+    with open_parquet(path) as old:
         schema = old.schema_arrow
         groups = range(old.num_row_groups)
         for group in groups:
@@ -257,4 +259,4 @@ def drop(path: Path, ids: Collection[str]) -> None:
                     if table.num_rows:
                         writer.write_table(table, row_group_size=table.num_rows)
     if not kept:
-        path.unlink()
+        remove(path)

@@ -17,7 +17,7 @@ def test_eight_bits_by_hand():
     np.testing.assert_allclose(decode_map(stored, (1, 3), scale, zero), [[-2, 0, 3.1]], atol=1e-6)
 
 
-@pytest.mark.parametrize("maps", ["float32", "float16", "uint8"])
+@pytest.mark.parametrize("maps", ["float32", "float16", "uint8", "uint6"])
 @pytest.mark.parametrize("scale", [1e-38, 1e-20, 1.0, 1e20, 1e38])
 @pytest.mark.parametrize("sign", [1, 0, -1])
 def test_what_comes_back_is_near(maps, scale, sign):
@@ -26,14 +26,14 @@ def test_what_comes_back_is_near(maps, scale, sign):
     values[0, 0] = 0
     stored, *code = encode_map(values, maps)
     found = decode_map(stored, values.shape, *code)
-    step = {"float32": 0, "float16": 2**-10, "uint8": 1 / 255}[maps]
+    step = {"float32": 0, "float16": 2**-10, "uint8": 1 / 255, "uint6": 1 / 63}[maps]
     span = float(max(values.max(), 0)) - float(min(values.min(), 0))
     assert found.dtype == np.float32
     assert np.abs(found.astype(np.float64) - values).max() <= step * span * (1 + 1e-5) + 1e-44
     assert found[0, 0] == 0
 
 
-@pytest.mark.parametrize("maps", ["float16", "uint8"])
+@pytest.mark.parametrize("maps", ["float16", "uint8", "uint6"])
 def test_maps_of_nothing(maps):
     stored, *code = encode_map(np.zeros((3, 3), dtype=np.float32), maps)
     assert (decode_map(stored, (3, 3), *code) == 0).all()

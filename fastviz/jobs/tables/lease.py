@@ -1,0 +1,171 @@
+"""One run at a time into a place in S3, where no operating system releases a lock when its process ends.
+
+Each run has an object of its own beside the results, and renews it. A run may write when it sees no other; of two that
+come at once the one whose name is first does. It is safe because S3 shows an object to everybody as soon as its writing
+has ended: of two runs that each write and then look, at least one sees the other.
+
+An object that is not renewed for :data:`LEASE` seconds is that of a dead run. On the machine and in the container of
+the dead process nobody has to wait for that. A run that was stopped for longer (a suspended machine) finds that its
+object is gone, and writes nothing more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from fastviz.jobs.s3 import S3Path
+
+__all__ = ["BEAT", "LEASE", "leased"]
+
+BEAT = 10.0
+"""Seconds between two renewals."""
+
+LEASE = 60.0
+"""Seconds after which a run that renewed nothing is dead."""
+
+_NAME = ".fastviz-lock-"
+
+
+@contextmanager
+def leased(out: S3Path) -> Iterator[Callable[[], None]]:
+    """``out`` for this run alone; gives what is to be called before each writing.
+
+    Raises:
+        ValueError: another run is writing into it.
+        OSError: the server cannot be reached or refuses; or, from what is given, the lock was lost.
+    """
+    lease = _Lease(out)
+    try:
+        lease.take()
+        yield lease.check
+    finally:
+        lease.give_back()
+
+
+class _Lease:
+    """A run's own object."""
+
+    def __init__(self, out: S3Path) -> None:
+        self._out = out
+        self._mine = out / f"{_NAME}{uuid.uuid4().hex}"
+        self._holds = False
+        self._beats = 0
+        self._writing = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="fastviz-lease", daemon=True)
+
+    def take(self) -> None:
+        """Wait until no other run is there."""
+        self._renew()
+        self._thread.start()
+        watched: dict[str, tuple[bytes, float]] = {}
+        while others := self._others():
+            for place in others:
+                with suppress(FileNotFoundError):
+                    self._look_at(place, watched)
+            self._ended.wait(min(1.0, BEAT / 4))
+        self._holds = True
+        self._renew()
+        if self._others(holding=True):  # it took the place of a run that was stopped, and goes on
+            raise self._refusal({})
+
+    def give_back(self) -> None:
+        """Remove the object."""
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        with suppress(OSError):
+            self._mine.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Refuse to write when the object is gone: another run has taken this one for dead."""
+        if not self._mine.is_file():
+            raise OSError(f"out: another run of fastviz has taken over {self._out}, because this one stood still")
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT):
+            with suppress(OSError):  # tried again; check() looks before anything is written
+                if self._mine.is_file():  # what is gone is not made again: somebody else writes there
+                    self._renew()
+
+    def _renew(self) -> None:
+        with self._writing:
+            self._beats += 1
+            words = _words() | {"holds": self._holds, "beats": self._beats}
+            self._mine.write_bytes(json.dumps(words).encode())
+
+    def _others(self, *, holding: bool = False) -> list[S3Path]:
+        places = [self._out / entry.base_name for entry in self._out.entries() if entry.base_name.startswith(_NAME)]
+        others = [place for place in places if place.name != self._mine.name]
+        return [place for place in others if not holding or _read(place).get("holds")]
+
+    def _look_at(self, place: S3Path, watched: dict[str, tuple[bytes, float]]) -> None:
+        """Remove another run's object if that is dead; refuse if it lives and goes first."""
+        content = place.read_bytes()
+        words = _parsed(content)
+        before, since = watched.setdefault(place.name, (content, time.monotonic()))
+        if _is_gone(words) or (content == before and time.monotonic() - since >= LEASE):
+            place.unlink(missing_ok=True)
+        elif (content != before or _is_here(words)) and (words.get("holds") or place.name < self._mine.name):
+            raise self._refusal(words)
+
+    def _refusal(self, words: dict[str, Any]) -> ValueError:
+        who = f" (process {words['process']} on {words['host']})" if "process" in words else ""
+        return ValueError(
+            f"out: another run of fastviz{who} is writing into {self._out}; wait for its end, or give another folder"
+        )
+
+
+def _words() -> dict[str, Any]:
+    """Which process this is: its number means something on one boot of a machine, in one container."""
+    return {"process": os.getpid(), "began": _began(os.getpid()), "host": socket.gethostname(), "place": _place()}
+
+
+def _began(process: int) -> str:
+    """When a process on this machine began, which tells it from an earlier one with its number; empty if it is gone."""
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _place() -> str:
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _is_here(words: dict[str, Any]) -> bool:
+    """Whether the other run's process, if it lives, can be seen from here."""
+    return bool(words.get("place")) and bool(words.get("began")) and words["place"] == _place()
+
+
+def _is_gone(words: dict[str, Any]) -> bool:
+    """Whether the other run's process has ended for sure."""
+    return _is_here(words) and _began(int(words["process"])) != words["began"]
+
+
+def _read(place: S3Path) -> dict[str, Any]:
+    try:
+        return _parsed(place.read_bytes())
+    except FileNotFoundError:
+        return {}
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    with suppress(ValueError):
+        found = json.loads(content)
+        if isinstance(found, dict):
+            return found
+    return {}
