@@ -48,11 +48,11 @@ def maps_of(out: Path) -> dict[tuple[str, str], Any]:
 
 
 def main() -> None:
-    arguments = parser(__doc__, "jobs-kills")
+    arguments = parser(__doc__, "jobs/kills")
     arguments.add_argument("images", type=Path)
     arguments.add_argument("--count", type=int, default=2000)
     arguments.add_argument("--kills", type=int, default=100)
-    given = parse(arguments, "jobs-kills")
+    given = parse(arguments, "jobs/kills")
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
     model = fv.load_model("demo")
     files = images.find_images(given.images)[: given.count]

@@ -152,10 +152,10 @@ def _memory() -> int:
 
 
 def main() -> None:
-    arguments = parser(__doc__, "jobs-resume")
+    arguments = parser(__doc__, "jobs/resume")
     arguments.add_argument("--images", type=int, default=500_000)
     arguments.add_argument("--names", type=int, default=10_000_000)
-    given = parse(arguments, "jobs-resume")
+    given = parse(arguments, "jobs/resume")
     rows = [measured(kind, given.images) for kind in ("Parquet file", "folder")]
     rows.append(many_names(given.names))
     print(json.dumps(rows, indent=2))

@@ -3,16 +3,21 @@
 Saliency and Grad-CAM of the built-in network over a folder of images. The bare loop reads batches of the same size and
 runs the two methods, and keeps nothing; a second one reads the images before the clock starts. The script goes image by
 image through captum and writes a ``.npy`` for each method. The job writes its tables. All in chunks by turns.
+
+Then the whole job by the local engine and by Ray, on two cores: with two actors of one core each. An actor takes
+seconds to start, so a Ray run of one batch an actor is measured too, and the ratio is given with and without that.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +62,42 @@ def captum_script(model: nn.Module, files: Sequence[Path], out: Path) -> None:
             np.save(path, found.detach().numpy())
 
 
+def against_ray(model: nn.Module, files: Sequence[Path], size: int, rounds: int) -> dict[str, Any]:
+    """The same job by both engines on two cores, by turns."""
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[:2])  # also of the processes that Ray starts
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    times: dict[str, list[float]] = {"local": [], "ray": [], "ray, a batch an actor": []}
+    try:
+        for _ in range(rounds):
+            for name in times:
+                part = files[: 2 * size] if "batch" in name else files
+                options = {"model": model, "methods": METHODS, "batch_size": size}
+                if name != "local":
+                    options |= {"engine": "ray", "workers": 2}
+                with tempfile.TemporaryDirectory() as out:
+                    times[name].append(timed(partial(jobs.run, part, out, **options)))
+                    assert jobs.open(out).count(ok=True) == len(part)
+    finally:
+        ray.shutdown()
+        os.sched_setaffinity(0, cores)
+    median = {name: float(np.median(each)) for name, each in times.items()}
+    both = 2 * size / len(files) * median["local"]
+    start = max(0.0, median["ray, a batch an actor"] - both)
+    return {
+        "what": f"the same by Ray, 2 actors on 2 cores, {len(files)} images",
+        "images": len(files),
+        "seconds": {name: round(value, 2) for name, value in median.items()},
+        "seconds_to_start": round(start, 2),
+        "ray_over_local": round(median["ray"] / median["local"], 3),
+        "ray_over_local_without_the_start": round((median["ray"] - start) / median["local"], 3),
+        "targets": {"ray_over_local_without_the_start": 1.15},
+    }
+
+
 def timed(call: Callable[[], object]) -> float:
     started = time.perf_counter()
     call()
@@ -64,12 +105,13 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    arguments = parser(__doc__, "jobs-throughput")
+    arguments = parser(__doc__, "jobs/throughput")
     arguments.add_argument("images", type=Path)
     arguments.add_argument("--count", type=int, default=5000)
     arguments.add_argument("--chunks", type=int, default=4)
     arguments.add_argument("--script", type=int, default=500, help="images for the captum script")
-    given = parse(arguments, "jobs-throughput")
+    arguments.add_argument("--ray-rounds", type=int, default=3, help="0 leaves Ray out")
+    given = parse(arguments, "jobs/throughput")
     model = fv.load_model("demo")
     files = images.find_images(given.images)[: given.count]
     home = Path(tempfile.mkdtemp())
@@ -109,6 +151,8 @@ def main() -> None:
         }
     ]
     shutil.rmtree(home)
+    if given.ray_rounds:
+        rows.append(against_ray(model, files, size, given.ray_rounds))
     print(json.dumps(rows, indent=2))
     write(given.out, rows, given.device)
 
