@@ -79,7 +79,7 @@ class Objective:
         return self * -1
 
     def __sub__(self, other: Any) -> Objective:
-        return self + (-1 * other)
+        return Objective.__add__(self, -1 * other)
 
     def __mul__(self, other: float) -> Objective:
         if not isinstance(other, (int, float)):

@@ -276,7 +276,8 @@ class _Rendering:
             loss = self.pictures[number].objective(found)
             losses[number] = loss.detach()
             total = total + loss
-        return total
+        whole_loss: Tensor = total
+        return whole_loss
 
     def _groups(self, numbers: range, places: dict[int, slice], leaf: Tensor) -> Iterator[list[int]]:
         """Objectives of the same layers, as many as the network sees at once."""
@@ -360,4 +361,4 @@ def _show(array: np.ndarray[Any, Any]) -> None:
     """Pictures [N, H, W, C] in 0 to 1 in a notebook."""
     from IPython.display import display
 
-    display(_in_a_row(torch.from_numpy(array).permute(0, 3, 1, 2)))
+    display(_in_a_row(torch.from_numpy(array).permute(0, 3, 1, 2)))  # type: ignore[no-untyped-call]
