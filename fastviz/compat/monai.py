@@ -8,12 +8,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from fastviz._util.progress import bar
+from fastviz._util.progress import Advance, bar
+from fastviz.engine import incremental
 from fastviz.execution.batches import Batches
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.fast_conv.memory_format import fast_convolutions, in_fast_order
@@ -27,17 +28,22 @@ _WEIGHT_DEVIATION = 0.125
 _LEAST_WEIGHT = 1e-3
 
 
+Cover: TypeAlias = Callable[[Tensor], Any]
+"""What becomes of a window [1, C, ...]: a tensor of its shape, or a number."""
+
+
 class OcclusionSensitivity:
     """MONAI's ``OcclusionSensitivity``: what a network says of a picture or volume while windows of it are covered.
 
-    Arguments, results and errors are those of MONAI 1.1 and later, but that the results are plain tensors, the model
-    keeps its mode when a call raises, and windows go through the network in batches of ``n_batch`` only where images do
-    not meet in it.
+    Arguments, results and errors are those of MONAI 1.1 and later, but that the results are plain tensors and the model
+    keeps its mode when a call raises. Only what a window changes is computed again
+    (:func:`fastviz.engine.incremental.sweep`); networks that get further arguments run whole, in batches of ``n_batch``
+    where images do not meet in them.
 
     Args:
         nn_module: the network.
         mask_size: sides of the windows, in pixels; one for all.
-        n_batch: windows in a pass.
+        n_batch: windows in a pass, where whole pictures go through the network.
         verbose: show a bar, on a terminal.
         mode: what covers: a number; ``"gaussian"`` (the window times one minus a Gaussian); ``"mean_patch"``,
             ``"mean_img"``; or a function (image, window) that gives the covered window.
@@ -116,6 +122,54 @@ class OcclusionSensitivity:
 
     def _outputs(self, x: Tensor, corners: list[list[int]], mask: list[int], options: dict[str, Any]) -> Tensor:
         """What the network gives with each window covered, [P, K]."""
+        cover = self._cover(x, mask)
+        with bar(self.verbose, len(corners), text="occlusion sensitivity") as advance:
+            if not options:
+                with incremental.counted(self.nn_module, x):
+                    clean = self.nn_module(x.clone())
+                if isinstance(clean, Tensor) and clean.is_floating_point() and len(clean) == 1:
+                    return self._swept(x, corners, mask, cover, clean, advance)
+            return self._whole(x, corners, mask, cover, options, advance)
+
+    def _swept(
+        self, x: Tensor, corners: list[list[int]], mask: list[int], cover: Cover, clean: Tensor, advance: Advance
+    ) -> Tensor:
+        """The same, computed only where a window changes something."""
+        boxes = torch.tensor(
+            [[*corner, *(at + side for at, side in zip(corner, mask, strict=True))] for corner in corners]
+        )
+        fill: float | Tensor
+        if self.mode == "mean_img" or isinstance(self.mode, (int, float)):
+            layers, fill = torch.zeros(len(corners), dtype=torch.int64), float(cover(x))
+        else:
+            # what covers hangs on the window: those that do not overlap share a picture of what covers them
+            layers = _apart(boxes)
+            fill = x.repeat(int(layers.max()) + 1, *[1] * (x.dim() - 1))
+            for layer, corner in zip(layers.tolist(), corners, strict=True):
+                place = (slice(None), *_window(corner, mask))
+                fill[(slice(layer, layer + 1), *place)] = cover(x[(slice(None), *place)])
+        count = int(layers.max()) + 1
+        return incremental.sweep(
+            self.nn_module,
+            x.repeat(count, *[1] * (x.dim() - 1)),
+            boxes.to(x.device),
+            layers.to(x.device),
+            fill,
+            lambda output, number: self._activated(output, x),
+            clean=clean.expand(count, *clean.shape[1:]),
+            advance=advance,
+        ).values
+
+    def _whole(
+        self,
+        x: Tensor,
+        corners: list[list[int]],
+        mask: list[int],
+        cover: Cover,
+        options: dict[str, Any],
+        advance: Advance,
+    ) -> Tensor:
+        """The same by whole pictures, for networks with further arguments, or that give something else."""
         model, batches, found = self.nn_module, Batches(self.nn_module), []
         together = self.n_batch
         if together > 1:
@@ -127,20 +181,14 @@ class OcclusionSensitivity:
                 return self._activated(model(batch, **options), x)
 
         run = in_fast_order(model, "model", compute, None) if x.dim() == 4 else compute
-        cover = self._cover(x, mask)
-        with bar(self.verbose, len(corners), text="occlusion sensitivity") as advance:
-            for start in range(0, len(corners), together):
-                some = corners[start : start + together]
-                batch = x.repeat(len(some), *[1] * (x.dim() - 1))
-                for image, corner in zip(batch.split(1), some, strict=True):
-                    place = (
-                        slice(None),
-                        slice(None),
-                        *(slice(at, at + side) for at, side in zip(corner, mask, strict=True)),
-                    )
-                    image[place] = cover(image[place])
-                found.append(run(batch))
-                advance(len(some))
+        for start in range(0, len(corners), together):
+            some = corners[start : start + together]
+            batch = x.repeat(len(some), *[1] * (x.dim() - 1))
+            for image, corner in zip(batch.split(1), some, strict=True):
+                place = (slice(None), slice(None), *_window(corner, mask))
+                image[place] = cover(image[place])
+            found.append(run(batch))
+            advance(len(some))
         return torch.cat(found)
 
     def _activated(self, output: Tensor, x: Tensor) -> Tensor:
@@ -150,7 +198,7 @@ class OcclusionSensitivity:
             return output.sigmoid() if x.shape[1] == 1 else output.softmax(1)
         return output
 
-    def _cover(self, x: Tensor, mask: list[int]) -> Callable[[Tensor], Any]:
+    def _cover(self, x: Tensor, mask: list[int]) -> Cover:
         """What becomes of a window [1, C, ...]."""
         mode = self.mode
         if mode == "gaussian":
@@ -169,6 +217,17 @@ class OcclusionSensitivity:
 
 def _window(corner: list[int], mask: list[int]) -> tuple[slice, ...]:
     return tuple(slice(at, at + side) for at, side in zip(corner, mask, strict=True))
+
+
+def _apart(boxes: Tensor) -> Tensor:
+    """A layer for each of the ``boxes`` [P, 2 · axes], int64 [P], so that those of one layer do not overlap."""
+    begins, ends = boxes.chunk(2, dim=1)
+    layers = torch.zeros(len(boxes), dtype=torch.int64)
+    for at in range(1, len(boxes)):
+        meets = ((begins[:at] < ends[at]) & (begins[at] < ends[:at])).all(1)
+        taken = set(layers[:at][meets].tolist())
+        layers[at] = next(layer for layer in itertools.count() if layer not in taken)
+    return layers
 
 
 def _given(model: nn.Module, options: dict[str, Any]) -> Callable[[Tensor], object]:

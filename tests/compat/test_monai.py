@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastviz.compat import monai as ours
+from fastviz.engine import incremental
 
 
 def network(sides: int, channels: int = 2) -> nn.Module:
@@ -53,6 +54,38 @@ def test_monai(name: str) -> None:
     assert mine.shape == likeliest.shape
     assert float((mine == torch.as_tensor(likeliest.numpy())).float().mean()) > 0.97  # ties by rounding
     assert model.training
+
+
+@pytest.mark.parametrize("mode", ["gaussian", 0.2, "mean_patch", lambda x, window: window.flip(-1) + x.mean()])
+@pytest.mark.parametrize("sides", [2, 3])
+def test_windows_are_computed_incrementally(monkeypatch: pytest.MonkeyPatch, sides: int, mode: Any) -> None:
+    """As by whole volumes, which networks with further arguments get; windows overlap by more than half."""
+    sweep = incremental.sweep
+    paths: list[str] = []
+
+    def traced(*arguments: Any, **options: Any) -> Any:
+        swept = sweep(*arguments, **options, trace="always")
+        paths.append(swept.stats["path"])
+        return swept
+
+    monkeypatch.setattr(incremental, "sweep", traced)
+    convolution = (nn.Conv2d, nn.Conv3d)[sides - 2]
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(convolution(2, 6, 3, padding=1), nn.ReLU(), convolution(6, 6, 3, stride=2), nn.ReLU()),
+        *(convolution(6, 6, 3, padding=1), nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(6, 4)),
+    ).eval()
+
+    class Further(nn.Module):
+        def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+            return model(x) * scale
+
+    x = torch.rand(1, 2, *(25, 27, 21)[:sides], generator=torch.Generator().manual_seed(1))
+    options: dict[str, Any] = {"mask_size": 5, "mode": mode, "verbose": False}
+    found, _ = ours.OcclusionSensitivity(model, **options)(x)
+    expected, _ = ours.OcclusionSensitivity(Further(), **options)(x, scale=1.0)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert paths == ["incremental"]
 
 
 def test_by_hand() -> None:
