@@ -126,7 +126,7 @@ def _fiftyone(results: Results, home: Path, threshold: float) -> str:
     heat = sorted({name for sample in samples.values() for name in sample if name in methods})
     fields = {"filepath": "fiftyone.core.fields.StringField", "id_in_job": "fiftyone.core.fields.StringField"}
     fields |= {"prediction": label.format("Classification")} | {name: label.format("Heatmap") for name in heat}
-    content = {"name": results.out.resolve().name, "media_type": "image", "sample_fields": fields}
+    content = {"name": results.out.name, "media_type": "image", "sample_fields": fields}
     write_json(home / "labels.json", content | {"samples": list(samples.values())})
     return f"{len(samples)} samples (labels.json)"
 

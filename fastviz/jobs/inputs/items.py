@@ -136,7 +136,7 @@ class TarPlace:
             raise ImageError(f"image {self.member!r}: {self.size} bytes are more than the {LIMIT_BYTES} allowed")
         with open_file(self.path) as file:
             file.seek(self.offset)
-            found = file.read(self.size)
+            found: bytes = file.read(self.size)
         if len(found) < self.size:
             raise ImageError(f"image {self.member!r}: cut off, {self.path} ends before it does")
         return found

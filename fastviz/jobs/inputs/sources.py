@@ -313,7 +313,7 @@ def _name(place: str) -> str:
 def _of_files(files: Iterator[tuple[str, str, str, Stamp | None]], size: int, start: int) -> Iterator[Shard]:
     while chunk := list(islice(files, size)):
         places, ids, uris, stamps = (list(each) for each in zip(*chunk, strict=True))
-        yield _file_shard(places, ids, uris, None, start, stamps)  # type: ignore[arg-type]
+        yield _file_shard(places, ids, uris, None, start, stamps)
         start += len(chunk)
 
 

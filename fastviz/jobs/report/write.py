@@ -42,11 +42,14 @@ def write(out: str | os.PathLike[str]) -> Path:
 
     Raises:
         ImportError: pyarrow is not installed.
-        ValueError: the folder holds no job.
+        ValueError: the folder holds no job, or is in S3.
         OSError: a file cannot be written.
     """
     results = open_results(out)
-    home = results.out / FILES
+    folder = results.out
+    if not isinstance(folder, Path):
+        raise ValueError(f"out should be a folder of this machine, where the page can lie beside it, got {folder}")
+    home = folder / FILES
     if home.exists() and not home.is_dir():
         remove(home)
     home.mkdir(exist_ok=True)
@@ -70,7 +73,7 @@ def write(out: str | os.PathLike[str]) -> Path:
         write_whole(written[-1], asset(name))
     replace_stale(home, written, "*")
     settings |= {"lines": counted.lines, "blocks": -(-counted.lines // A_BLOCK), "distributions": counted.values()}
-    page = results.out / "report.html"
+    page = folder / "report.html"
     render(
         page,
         "report.html",
@@ -79,7 +82,7 @@ def write(out: str | os.PathLike[str]) -> Path:
         title=f"What {results.job['settings']['model']} looks at",
         sources="'self' file:",
     )
-    replace_stale(results.out, [page], "report_*.html")
+    replace_stale(folder, [page], "report_*.html")
     return page
 
 

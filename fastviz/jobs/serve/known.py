@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from fastviz import images
 from fastviz.images import tensors
@@ -21,7 +22,7 @@ __all__ = ["Known", "small"]
 _SHOWN = 300
 
 
-class Known:
+class Known(Dataset[Tensor]):
     """Pictures by their number, read when they are asked for.
 
     Args:

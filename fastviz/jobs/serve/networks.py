@@ -95,7 +95,7 @@ def of_job(job: Mapping[str, Any], device: torch.device) -> Network:
     """
     name = job["settings"]["model"]
     model = models.load_model(name, job["weights"]).to(device)
-    told = {
+    told: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in job["settings"]["preprocessing"].items()
     }

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastviz._util.device import choose_device
+from fastviz._util import checks
 from fastviz.images.paths import find_named
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def built(
     from fastviz.jobs.serve.networks import network_of, of_job
 
     live = None if out is None else Live(out)
-    place = choose_device(device)
+    place = checks.device(device)
     networks, without = [], ""
     if not models and live is not None:
         try:
