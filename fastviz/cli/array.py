@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastviz.cli.common import Device, ModelName, Weights, app, load_network
+from fastviz.cli.common import TARGET, Device, ModelName, Weights, app, load_network, target_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,7 +27,7 @@ def array(
     model: ModelName,
     weights: Weights = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(_METHODS)}.")] = "grad_cam",
-    target: Annotated[str, typer.Option(help='"predicted", a class index or a class name.')] = "predicted",
+    target: Annotated[str, typer.Option(help=TARGET)] = "predicted",
     layer: Annotated[str | None, typer.Option(help="Layer for Grad-CAM.")] = None,
     slices: Annotated[int, typer.Option(help="Of a volume: how many at most.")] = 16,
     map_file: Annotated[Path | None, typer.Option("--map", help="Write the map itself, too: .npy.")] = None,
@@ -50,7 +50,7 @@ def array(
     values = _read(file)
     network, place = load_network(model, weights, device)
     options: dict[str, Any] = {} if layer is None else {"layer": layer}
-    made = entry.function(network, values[None].to(place), _class_index(target, network), **options)
+    made = entry.function(network, values[None].to(place), target_of(target, network), **options)
     found: Tensor = getattr(made, "attribution", made)[0].float().cpu()
     if found.dim() == values.dim():  # a value for each channel
         found = found.mean(0)
@@ -69,28 +69,13 @@ def array(
     print(f"picture: {out}")
 
 
-def _class_index(target: str, network: nn.Module) -> int | None:
-    """Index of the class that ``target`` means; names are asked for only where one is given, as few networks of signals
-    and volumes have them."""
-    from fastviz import jobs, models
-
-    if target == "predicted" or target.isdigit():
-        return None if target == "predicted" else int(target)
-    return jobs.target_index(target, models.class_names(network))
-
-
 def _read(file: Path) -> Tensor:
     """The signal [C, L] or volume [C, D, H, W] in a NumPy file, float32."""
-    import numpy as np
     import torch
 
-    try:
-        values = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        reason = "there is no such file" if not file.exists() else str(error).splitlines()[0]
-        raise ValueError(f"{file} cannot be read as a NumPy array: {reason}") from error
-    if not isinstance(values, np.ndarray) or values.ndim not in (1, 2, 3, 4) or values.dtype.kind not in "fiu":
-        shape = list(values.shape) if isinstance(values, np.ndarray) else type(values).__name__
-        raise ValueError(f"{file} should hold numbers [L], [C, L], [D, H, W] or [C, D, H, W], got {shape}")
-    array = torch.from_numpy(values.astype(np.float32))
-    return array[None] if values.ndim in (1, 3) else array
+    from fastviz import images
+
+    values = images.read_array(file)
+    if values.dim() not in (1, 2, 3, 4) or values.dtype == torch.bool:
+        raise ValueError(f"{file} should hold numbers [L], [C, L], [D, H, W] or [C, D, H, W], got {list(values.shape)}")
+    return (values[None] if values.dim() in (1, 3) else values).float()

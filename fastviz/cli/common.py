@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from fastviz.targets import Objective
+
 __all__ = [
     "NETWORK",
+    "TARGET",
     "Device",
     "ModelName",
     "NetworkArgument",
@@ -32,6 +35,7 @@ __all__ = [
     "Weights",
     "app",
     "check_weights",
+    "class_names",
     "failure_line",
     "layer_names",
     "load_network",
@@ -39,6 +43,7 @@ __all__ = [
     "new_console",
     "new_table",
     "numbers",
+    "target_of",
 ]
 
 # A pipe has no width; rich would take 80 and cut the tables.
@@ -56,6 +61,11 @@ Weights = Annotated[
     str | None,
     typer.Option("--weights", help="A file of weights or a checkpoint, or DEFAULT for torchvision's or timm's own."),
 ]
+
+TARGET = (
+    '"predicted", a class index or name, or what one writes in Python: region_score(1, "mask.png"), pixel(1, 8, 8), '
+    'class_score(3) - class_score(5), neuron("LAYER", 7), ... (docs/targets.md)'
+)
 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:INDEX.")]
 
@@ -208,6 +218,23 @@ def load_network(model: str, weights: str | None, device: str = "auto") -> tuple
     check_weights(model, weights)
     place = checks.device(device)
     return models.load_model(model, weights).to(place), place
+
+
+def class_names(network: nn.Module) -> list[str]:
+    """What its classes are called; none where that is not known."""
+    from fastviz import models
+
+    try:
+        return models.class_names(network)
+    except ValueError:
+        return []
+
+
+def target_of(words: str, network: nn.Module) -> int | Objective | None:
+    """What ``--target`` means for ``network``; None is the predicted class."""
+    from fastviz.targets import parse_target
+
+    return parse_target(words, class_names(network))
 
 
 def layer_names(words: str | None) -> list[str] | None:

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastviz.cli.common import Device, ModelName, Stopped, Weights, app, failure_line, load_network
+from fastviz.cli.common import (
+    TARGET,
+    Device,
+    ModelName,
+    Stopped,
+    Weights,
+    app,
+    failure_line,
+    load_network,
+    target_of,
+)
 from fastviz.cli.told import tells_of_the_network
 
 if TYPE_CHECKING:
@@ -44,6 +54,7 @@ def dream(
     ] = None,
     channel: Annotated[int | None, typer.Option(help="Only of this channel of --layer.")] = None,
     class_: Annotated[str | None, typer.Option("--class", help="Dream of a class instead: its name or index.")] = None,
+    target: Annotated[str | None, typer.Option(help=f"Dream of anything else: {TARGET}")] = None,
     guide: Annotated[
         Path | None, typer.Option(help="A picture whose features are to appear, as --layer sees them.")
     ] = None,
@@ -73,16 +84,16 @@ def dream(
     from fastviz import images
     from fastviz._util import checks
 
-    if (layer is not None and class_ is not None) or (channel is not None and layer is None):
-        raise ValueError("give one of: --layer, --layer with --channel, --class")
+    if sum(each is not None for each in (layer, class_, target)) > 1 or (channel is not None and layer is None):
+        raise ValueError("give one of: --layer, --layer with --channel, --class, --target")
     checks.whole_number(size, "--size", minimum=1)
     files, names = images.find_named(photos)
     single = out.suffix != "" and not out.is_dir()
     _check(out, single, len(files), frames, overwrite)
     network, place = load_network(model, weights, device)
-    target = _target(network, layer, channel, class_)
+    wanted = _target(network, layer, channel, class_, target)
     options: dict[str, Any] = {
-        "layer": layer if target is None else None,
+        "layer": layer if wanted is None else None,
         "octave_scale": octave_scale,
         "tile": tile,
         "seed": seed,
@@ -93,11 +104,11 @@ def dream(
     options |= {name: value for name, value in given.items() if value is not None}
     if frames is not None:
         x = _prepared(network, files[0], size, place)
-        _fly(network, x, target, out, {"frames": frames, "zoom": zoom, **options})
+        _fly(network, x, wanted, out, {"frames": frames, "zoom": zoom, **options})
     elif single:
-        _dream(network, _prepared(network, files[0], size, place), target, out, options)
+        _dream(network, _prepared(network, files[0], size, place), wanted, out, options)
     else:
-        _dream_all(network, list(zip(files, names, strict=True)), target, out, size, place, options)
+        _dream_all(network, list(zip(files, names, strict=True)), wanted, out, size, place, options)
 
 
 def _check(out: Path, single: bool, photographs: int, frames: int | None, overwrite: bool) -> None:
@@ -116,13 +127,20 @@ def _check(out: Path, single: bool, photographs: int, frames: int | None, overwr
             raise ValueError(f"--out holds frames already: {out}; --overwrite replaces them")
 
 
-def _target(network: nn.Module, layer: str | None, channel: int | None, class_: str | None) -> Target:
+def _target(
+    network: nn.Module, layer: str | None, channel: int | None, class_: str | None, words: str | None = None
+) -> Target:
     """What is dreamt of where it is not the whole of a layer."""
     from fastviz import jobs, models, targets
     from fastviz.execution.hooks import layer_module
 
     if layer is not None:
         layer_module(network, layer)
+    if words is not None:
+        wanted = target_of(words, network)
+        if wanted is None:
+            raise ValueError('--target should be a class or an objective, got "predicted"')
+        return wanted
     if class_ is not None:
         index = jobs.target_index(class_, models.class_names(network))
         if index is None:

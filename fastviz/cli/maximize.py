@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastviz.cli.common import (
+    TARGET,
     Device,
     NetworkArgument,
     Stopped,
@@ -19,6 +20,7 @@ from fastviz.cli.common import (
     new_console,
     new_table,
     numbers,
+    target_of,
 )
 from fastviz.cli.told import tells_of_the_network
 
@@ -61,6 +63,7 @@ def maximize(
     code: Annotated[
         str | None, typer.Option(help="Make the code of this layer that the classes like most, then a picture of it.")
     ] = None,
+    target: Annotated[str | None, typer.Option(help=f"Anything else: {TARGET}")] = None,
     size: Annotated[int | None, typer.Option(help="Height and width in pixels.")] = None,
     start: Annotated[str, typer.Option(help="zeros (the mean colour), grey or noise.")] = "zeros",
     starts: Annotated[int, typer.Option(help="Pictures of each target.")] = 1,
@@ -88,19 +91,19 @@ def maximize(
     from fastviz.engine.optimize import Optimization
 
     images.picture_path(out, "--out")
-    if (classes is None) == (layer is None):
-        raise ValueError("give one of: --class, --layer")
+    if sum(each is not None for each in (classes, layer, target)) != 1:
+        raise ValueError("give one of: --class, --layer, --target")
     if layer is None and (channels is not None or unit):
         raise ValueError("--channel and --unit go with --layer only")
     if code is not None and (canvas != "fourier" or start != "zeros" or goal or preview_every or checkpoint):
         raise ValueError("--code goes with --class or --layer, --size, --starts, --steps, --seed and --batch-size only")
     network, _ = load_network(model, weights, device)
-    captions, target = _classes(network, classes) if classes else _channels(network, layer or "", channels, unit)
+    captions, wanted = _wanted(network, classes, target, layer, channels, unit)
     captions = [caption for caption in captions for _ in range(starts)]
     options: dict[str, Any] = {"size": size, "starts": starts, "seed": seed, "batch_size": batch_size, "progress": True}
     options |= {} if steps is None else {"steps": steps}
     if code is not None:
-        drawn = _decoded(network, target, code, options)
+        drawn = _decoded(network, wanted, code, options)
     else:
         optimization = Optimization(
             start=start,
@@ -109,7 +112,7 @@ def maximize(
             preview_every=10 if preview_every is None else preview_every,
             checkpoint=checkpoint,
         )
-        drawn = _maximized(network, target, options | {"goal": goal, "optimization": optimization})
+        drawn = _maximized(network, wanted, options | {"goal": goal, "optimization": optimization})
     titles = [_title(*each) for each in zip(captions, drawn.values, drawn.probability, strict=True)]
     images.save_image(sheet(list(zip(titles, drawn.pictures.cpu(), strict=True))), out)
     _print(captions, drawn)
@@ -159,6 +162,18 @@ def _previewing(network: nn.Module, captions: Sequence[str], out: Path) -> Previ
         images.save_image(sheet(list(zip(captions, images.restore(batch.cpu(), seen), strict=True))), out)
 
     return preview
+
+
+def _wanted(
+    network: nn.Module, classes: str | None, target: str | None, layer: str | None, channels: str | None, unit: bool
+) -> tuple[list[str], Target]:
+    """A caption a picture, and what is drawn."""
+    if target is not None:
+        wanted = target_of(target, network)
+        if wanted is None:
+            raise ValueError('--target should be a class or an objective, got "predicted"')
+        return [target], wanted
+    return _classes(network, classes) if classes else _channels(network, layer or "", channels, unit)
 
 
 def _classes(network: nn.Module, words: str) -> tuple[list[str], Target]:

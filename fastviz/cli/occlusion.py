@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastviz.cli.common import Device, ModelName, NetworkArgument, Weights, app, load_network
+from fastviz.cli.common import (
+    TARGET,
+    Device,
+    ModelName,
+    NetworkArgument,
+    Weights,
+    app,
+    class_names,
+    load_network,
+    target_of,
+)
 from fastviz.cli.told import tells_of_the_network
 
 if TYPE_CHECKING:
@@ -71,7 +81,7 @@ def occlusion(
     out: Annotated[Path, typer.Option(help="The picture to write: .png or .jpg.")],
     model: ModelName = "demo",
     weights: Weights = None,
-    target: Annotated[str, typer.Option(help='"predicted", a class index or a class name.')] = "predicted",
+    target: Annotated[str, typer.Option(help=TARGET)] = "predicted",
     window: Window = None,
     stride: Stride = None,
     centred: Annotated[
@@ -87,31 +97,35 @@ def occlusion(
     """Cover a photograph window by window: map, scores and winning classes in one picture; what was saved in words."""
     import torch
 
-    from fastviz import images, jobs, methods, models
+    from fastviz import images, methods, models
     from fastviz.engine import incremental
+    from fastviz.execution.model_outputs import scores_in
+    from fastviz.targets import class_scores
 
     images.picture_path(out, "--out")
     network, place = load_network(model, weights, device)
     seen = models.preprocessing(network)
     x = images.read_prepared(photo, seen)[None].to(place)
-    names = models.class_names(network)
+    names, wanted = class_names(network), target_of(target, network)
+    with torch.no_grad():
+        scores = scores_in(network(x))
     found = methods.occlusion(
-        *(network, x, jobs.target_index(target, names)),
+        *(network, x, wanted),
         window=window,
         stride=stride,
         centred=centred,
         fill=_filling(fill),
-        classes=drill_down is None,
+        classes=drill_down is None and scores is not None,
         precision=precision,  # type: ignore[arg-type]  # checked there
         growth_cap=growth_cap,
         drill_down=drill_down,
         progress=True,
     )
-    with torch.no_grad():
-        predicted = int(network(x)[0].argmax())
-    index = jobs.target_index(target, names)
+    if wanted is None:
+        wanted = int(class_scores(scores)[0].argmax())
+    names = names or [f"class {index}" for index in range(0 if scores is None else scores.shape[1])]
     shown = images.restore(x[0].cpu(), seen)
-    images.save_image(_picture(shown, found, names, names[predicted if index is None else index]), out)
+    images.save_image(_picture(shown, found, names, names[wanted] if isinstance(wanted, int) else target), out)
     if show_plan:
         print(incremental.plan(network, (x.shape[2], x.shape[3]), window, stride, centred=centred))
     print("\n".join(_words(found, network)))

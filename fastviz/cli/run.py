@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastviz.cli.common import NETWORK, Stopped, app, check_weights, failure_line, new_console, new_table
+from fastviz.cli.common import NETWORK, TARGET, Stopped, app, check_weights, failure_line, new_console, new_table
 from fastviz.cli.told import tells_of_the_network
 
 if TYPE_CHECKING:
@@ -43,9 +43,7 @@ def run(
     option: Annotated[
         list[str] | None, typer.Option(metavar="METHOD.NAME=VALUE", help="An option of a method; may be repeated.")
     ] = None,
-    target: Annotated[
-        str | None, typer.Option(help='"predicted", "label" (the inputs\' own), a class index or a class name.')
-    ] = None,
+    target: Annotated[str | None, typer.Option(help=f'"label" (the inputs\' own), {TARGET}')] = None,
     top_k: Annotated[int | None, typer.Option(help="Explain so many of the most probable classes.")] = None,
     maps: Annotated[str | None, typer.Option(help="float32, float16, uint8, uint6 or none.")] = None,
     map_size: Annotated[int | None, typer.Option(help="Resize all maps to so many pixels square.")] = None,

@@ -10,13 +10,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastviz.cli.common import Device, ModelName, Stopped, Weights, app, failure_line, load_network
+from fastviz.cli.common import (
+    TARGET,
+    Device,
+    ModelName,
+    Stopped,
+    Weights,
+    app,
+    class_names,
+    failure_line,
+    load_network,
+    target_of,
+)
 from fastviz.cli.told import tells_of_the_network
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fastviz.images.streams import Batch, Stream
+    from fastviz.targets import Objective
 
 __all__ = ["segment"]
 
@@ -34,7 +46,7 @@ def segment(
     out: Annotated[Path, typer.Option(help="Folder for masks, overlays, boxes and contact sheets.")],
     model: ModelName = "demo",
     weights: Weights = None,
-    target: Annotated[str, typer.Option(help='"predicted", a class index or a class name.')] = "predicted",
+    target: Annotated[str, typer.Option(help=TARGET)] = "predicted",
     saliency: Annotated[str, typer.Option(help="guided_backprop or saliency.")] = "guided_backprop",
     foreground: Annotated[float, typer.Option(help="Quantile of saliency from which on it is object.")] = 0.95,
     background: Annotated[float, typer.Option(help="Quantile up to which it is background.")] = 0.30,
@@ -48,7 +60,6 @@ def segment(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds.")] = False,
 ) -> None:
     """Cut out the object that the network sees in each photograph: masks, overlays, boxes and contact sheets."""
-    from fastviz import jobs, models
     from fastviz._util import output_folder
     from fastviz.images import streams
 
@@ -58,8 +69,7 @@ def segment(
         network, _ = load_network(model, weights, device)
         stream = streams.batches(photos, model=network, batch_size=batch_size, limit=limit, progress=True)
         stems = output_folder.unique_names(stream.names or [])
-        names = models.class_names(network)
-        wanted = jobs.target_index(target, names)
+        names, wanted = class_names(network), target_of(target, network)
         options = {
             "saliency": saliency,
             "foreground": foreground,
@@ -72,7 +82,7 @@ def segment(
         done: list[dict[str, Any]] = []
         try:
             for batch in stream:
-                found = list(_segmented(network, batch, stream, stems, wanted, names, options))
+                found = list(_segmented(network, batch, stream, stems, (target, wanted), names, options))
                 if not done:
                     _clear(out)
                 for line, mask, photo in found:
@@ -108,7 +118,7 @@ def _segmented(
     batch: Batch,
     stream: Stream,
     stems: list[str],
-    wanted: int | None,
+    target: tuple[str, int | Objective | None],
     names: list[str],
     options: dict[str, Any],
 ) -> Iterator[tuple[dict[str, Any], Tensor, Tensor]]:
@@ -116,19 +126,24 @@ def _segmented(
     import torch
 
     from fastviz import methods
+    from fastviz.targets import Objective, class_scores
 
-    with torch.no_grad():
-        probabilities = network(batch.images).softmax(1)
-    targets = probabilities.argmax(1) if wanted is None else torch.full((len(batch),), wanted)
+    words, wanted = target
+    targets: Any = wanted
+    probabilities = None
+    if not isinstance(wanted, Objective):
+        with torch.no_grad():
+            probabilities = class_scores(network(batch.images)).softmax(1)
+        targets = probabilities.argmax(1) if wanted is None else torch.full((len(batch),), wanted)
     pictures = stream.pictures(batch)
     found = methods.segment(network, batch.images, targets, images=pictures, **options)
     for at, name in enumerate(batch.names):
-        mask, target = found.mask[at], int(targets[at])
+        mask, index = found.mask[at], None if probabilities is None else int(targets[at])
         line = {
             "file": name,
-            "class": names[target],
-            "target": target,
-            "probability": round(float(probabilities[at, target]), 6),
+            "class": words if index is None else names[index] if names else f"class {index}",
+            "target": index,
+            "probability": None if probabilities is None else round(float(probabilities[at, index]), 6),
             "found": bool(mask.any()),
             "box": dict(zip(("top", "left", "bottom", "right"), found.boxes[at].tolist(), strict=True)),
             "area": round(float(mask.float().mean()), 6),

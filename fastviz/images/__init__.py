@@ -1,6 +1,7 @@
 """Images in and out: files, preprocessing and back, streams, colour maps, overlays, grids."""
 
 from fastviz.images.arrays import draw_signal, draw_volume
+from fastviz.images.numbers import read_array, read_mask
 from fastviz.images.paths import ImageError, find_images, find_named
 from fastviz.images.pillow import LIMIT_PIXELS, is_picture, picture_of
 from fastviz.images.preprocessing import prepare, preprocess, restore, settings_for
@@ -26,7 +27,9 @@ __all__ = [
     "picture_path",
     "prepare",
     "preprocess",
+    "read_array",
     "read_image",
+    "read_mask",
     "read_prepared",
     "read_views",
     "restore",

@@ -28,6 +28,7 @@ from fastviz.jobs.tables.schema import batch_of, encode_map, schema_of
 from fastviz.methods.registry import EXPLAINERS
 from fastviz.models.descriptions import Preprocessing
 from fastviz.targets.objectives import Objective
+from fastviz.targets.parsing import is_expression, parse_target
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -94,6 +95,7 @@ class Explainer:
         self.batch_size = job.batch_size or at_once
         self._limit = self.batch_size  # after the memory did not suffice
         self.scores = Scores(self.model, self.device)
+        self._of_classes = not isinstance(job.target, Objective) and not is_expression(str(job.target))
         self.names = self._class_names(size)
         self.target = self._target()
         self.weights = _hash_of(self.model)
@@ -111,7 +113,7 @@ class Explainer:
             return models.class_names(self.model)
         except ValueError:
             black = torch.zeros(1, len(self.seen.mean), *size)
-            scores = self.scores.of(black, needed=not isinstance(self.job.target, Objective))
+            scores = self.scores.of(black, needed=self._of_classes)
             return None if scores is None else [f"class {index}" for index in range(scores.shape[1])]
 
     def _target(self) -> int | Objective | str:
@@ -119,9 +121,9 @@ class Explainer:
         target = self.job.target
         if isinstance(target, Objective) or target in ("predicted", "label"):
             return target  # type: ignore[no-any-return]
-        index = target_index(str(target), self.names or [])
-        assert index is not None
-        return index
+        found = parse_target(str(target), self.names or [])
+        assert found is not None
+        return found
 
     def _shapes(self, size: tuple[int, int]) -> dict[str, tuple[int, ...] | None]:
         """The shape of each method's map of one image, from a batch of no images, which also checks all options."""
@@ -193,7 +195,7 @@ class Explainer:
             wanted = self.target if isinstance(self.target, int) else None
             scores, maps = self.scores.beside(first, x, wanted, self.job.options[first])
         if scores is None:
-            scores = self.scores.of(x, needed=not isinstance(self.target, Objective))
+            scores = self.scores.of(x, needed=self._of_classes)
         seconds = (time.perf_counter() - started) / len(found)
         for at, one in enumerate(found):
             if scores is not None:
@@ -300,7 +302,7 @@ class Explainer:
 
     def _target_columns(self, one: _Image, target: int | None) -> dict[str, Any]:
         if target is None:
-            return {"target_name": repr(self.job.target)}
+            return {"target_name": self.job.target if isinstance(self.job.target, str) else repr(self.job.target)}
         name = None if self.names is None else self.names[target]
         probability = None if one.probabilities is None else float(one.probabilities[target])
         return {"target": target, "target_name": name, "probability": probability}

@@ -44,8 +44,8 @@ class Job:
         weights: as :func:`fastviz.load_model` takes them.
         methods: names of the registry (see ``fastviz.METHODS``), or a dictionary of name → options; a list may mix
             names and such dictionaries.
-        target: ``"predicted"``; ``"label"``, the label of each input; a class index or name; or an objective such as
-            ``fastviz.neuron(...)``.
+        target: ``"predicted"``; ``"label"``, the label of each input; a class index or name; an objective such as
+            ``fastviz.neuron(...)``; or one in words, see :func:`fastviz.targets.parsing.parse_target`.
         top_k: so many of the most probable classes instead of one; only with ``target="predicted"``.
         maps: ``"float32"`` as the methods give them, ``"float16"``, ``"uint8"`` (256 steps from the smallest to the
             largest value of each map), ``"uint6"`` (64 steps, which take half the space), or ``"none"``.
@@ -138,10 +138,11 @@ class Job:
         words = json.dumps([method, values | self.options[method]], sort_keys=True, default=repr)
         return hashlib.sha256(words.encode()).hexdigest()[:16]
 
-    def settings(self, weights: str, preprocessing: Preprocessing) -> dict[str, Any]:
-        """What decides the results, as JSON values; ``weights`` is a hash of them all."""
+    def settings(self, weights: str, preprocessing: Preprocessing, target: object) -> dict[str, Any]:
+        """What decides the results, as JSON values; ``weights`` is a hash of them all, ``target`` what was meant."""
         model = self.model if isinstance(self.model, str) else type(self.model).__name__
-        target = self.target if isinstance(self.target, (str, int)) else repr(self.target)
+        # the words for an objective may name a file, whose content counts
+        target = repr(target) if isinstance(target, Objective) else self.target
         values = {
             "model": model,
             "weights": weights,

@@ -86,7 +86,7 @@ def plan(job: Job, *, retry_failed: bool = True) -> Plan:
     need_pyarrow()
     home = job.home
     explainer = Explainer(job)
-    folder.check(home, job.settings(explainer.weights, explainer.seen), overwrite=False)
+    folder.check(home, job.settings(explainer.weights, explainer.seen, explainer.target), overwrite=False)
     pending = Pending(job.source, Done.read(home, mend=False), retry_failed)
     first: list[Item] = []
     todo = 0

@@ -150,7 +150,7 @@ def run(
     job.source.count()  # refused before the model is loaded, too
     engines.engine(job.engine)
     explainer = Explainer(job)
-    settings = job.settings(explainer.weights, explainer.seen)
+    settings = job.settings(explainer.weights, explainer.seen, explainer.target)
     folder.check(home, settings, overwrite=overwrite)
 
     summary = Summary(seconds=dict.fromkeys(job.options, 0.0))

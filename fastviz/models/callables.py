@@ -17,7 +17,7 @@ from fastviz._util import checks
 from fastviz.models import weight_files
 from fastviz.models.descriptions import ModelInfo, rename
 
-__all__ = ["is_callable_name", "load"]
+__all__ = ["is_callable_name", "load", "named"]
 
 _FORM = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
@@ -39,7 +39,7 @@ def load(name: str, weights: str | os.PathLike[str] | None) -> nn.Module:
         TypeError: what it gives is no torch module.
         ValueError: the function failed, or the weights do not fit.
     """
-    made = _found(name)
+    made = named(name)
     # A function, a class, or a network that stands in the module as it is.
     model = made if isinstance(made, nn.Module) else _called(made, name)
     if not isinstance(model, nn.Module):
@@ -63,8 +63,12 @@ def _called(made: Callable[[], Any], name: str) -> Any:
         ) from error
 
 
-def _found(name: str) -> Any:
-    """What stands under ``name``."""
+def named(name: str, what: str = "model") -> Any:
+    """What stands under ``name``: something that can be called; ``what`` is what errors call it.
+
+    Raises:
+        ImportError: there is no such module or name in it, importing it failed, or it cannot be called.
+    """
     place, _, inside = name.partition(":")
     with _here_too():
         try:
@@ -73,24 +77,24 @@ def _found(name: str) -> Any:
             if error.name is not None and (place == error.name or place.startswith(f"{error.name}.")):
                 folders = ", ".join(str(Path(folder or ".").resolve()) for folder in sys.path)
                 raise ModuleNotFoundError(
-                    f"model {name!r}: there is no module {error.name!r}; looked in {folders} "
+                    f"{what} {name!r}: there is no module {error.name!r}; looked in {folders} "
                     "(PYTHONPATH=FOLDER adds a folder)",
                     name=error.name,
                 ) from error
-            raise ImportError(f"model {name!r}: importing {place} failed: {error}") from error
+            raise ImportError(f"{what} {name!r}: importing {place} failed: {error}") from error
         except Exception as error:
-            raise ImportError(f"model {name!r}: importing {place} failed: {type(error).__name__}: {error}") from error
+            raise ImportError(f"{what} {name!r}: importing {place} failed: {type(error).__name__}: {error}") from error
     where = f"{place} ({getattr(value, '__file__', None) or 'a package without a file'})"
     for part in inside.split("."):
         if not hasattr(value, part):
             known = [each for each in dir(value) if callable(getattr(value, each, None)) and not each.startswith("_")]
             try:
-                checks.nearest(part, f"model {name!r}: in {where} the name", known)
+                checks.nearest(part, f"{what} {name!r}: in {where} the name", known)
             except ValueError as error:
                 raise ImportError(str(error)) from None
         value = getattr(value, part)
     if not callable(value):
-        raise ImportError(f"model {name!r}: {inside} in {where} should be a function, got {type(value).__name__}")
+        raise ImportError(f"{what} {name!r}: {inside} in {where} should be a function, got {type(value).__name__}")
     return value
 
 

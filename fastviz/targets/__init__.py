@@ -5,6 +5,7 @@ from fastviz.targets.functions import output
 from fastviz.targets.indices import Activations, Index, class_scores, predicted
 from fastviz.targets.objectives import Objective, channel, class_probability, class_score, layer, neuron
 from fastviz.targets.outputs import maps_of
+from fastviz.targets.parsing import is_expression, parse_target, target_index
 from fastviz.targets.part import part_of_output
 from fastviz.targets.regions import pixel, region_score
 from fastviz.targets.running import gradients, run
@@ -23,10 +24,12 @@ __all__ = [
     "class_score",
     "class_scores",
     "gradients",
+    "is_expression",
     "layer",
     "maps_of",
     "neuron",
     "output",
+    "parse_target",
     "part_of_output",
     "pixel",
     "predicted",
@@ -34,4 +37,5 @@ __all__ = [
     "resolve",
     "run",
     "similarity",
+    "target_index",
 ]

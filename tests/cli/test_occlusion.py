@@ -103,3 +103,30 @@ def test_panels_put_captions_above_and_the_legend_below():
     below = legend[:, 54:].flatten(1).T
     for colour in ([0.0, 1, 0], [0.0, 0, 1]):
         assert bool((below == torch.tensor(colour)).all(1).any())
+
+
+def test_a_region_of_a_segmentation_network_in_words(tmp_path, monkeypatch):
+    """The score of a mask, from a module of one's own and a file: nothing of it has classes with names."""
+    (tmp_path / "nets_in_words.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        torch.manual_seed(0)\n"
+        "        self.body = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1))\n"
+        "    def forward(self, x):\n"
+        "        return {'out': self.body(x)}\n"
+    )
+    mask = torch.zeros(3, 64, 64)
+    mask[:, 16:32, 16:32] = 1
+    images.save_image(mask, tmp_path / "mask.png")
+    monkeypatch.chdir(tmp_path)
+    net = ("--model", "nets_in_words:Net", "--size", 64, "--window", 16, "--stride", 16)
+    words = "region_score(1, 'mask.png') - 0.5 * pixel(2, 3, 3)"
+    assert "16 windows in" in run("occlusion", PHOTO, *net, "--target", words, "--out", "map.png")
+    # three pictures: there is no class that wins
+    assert images.read_image(tmp_path / "map.png").shape == (3, 2 * 8 + 26 + 320, 3 * 328 + 8)
+    said = run("occlusion", PHOTO, *net, "--target", "region_score(1, 'mask.pgn')", "--out", "map.png", status=2)
+    assert "mask.pgn" in said
+    said = run("occlusion", PHOTO, *net, "--out", "map.png", status=2)
+    assert "model should return scores [N, K] for a class target" in said

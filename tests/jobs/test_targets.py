@@ -53,3 +53,26 @@ def test_a_region_in_a_job(segmenter: nn.Module, photos: Path, tmp_path: Path) -
     assert (again.done, again.skipped) == (0, summary.done)
     with pytest.raises(ValueError, match="target"):
         jobs.run([photos], out, model=segmenter, methods=methods, target=fv.region_score(1, ~mask))
+
+
+def test_the_words_are_the_target(segmenter: nn.Module, photos: Path, tmp_path: Path) -> None:
+    """As the objective itself; another content of the file of a mask is another target."""
+    mask = torch.zeros(3, 16, 16)
+    mask[:, 4:10, 5:12] = 1
+    file, out = tmp_path / "mask.png", tmp_path / "out"
+    images.save_image(mask, file)
+    words = f"region_score(1, {str(file)!r})"
+    summary = jobs.run([photos], out, model=segmenter, methods=["saliency"], target=words)
+    assert summary.failed == 0
+    x, names = images.load_images(photos, model=segmenter)
+    expected = fv.saliency(segmenter, x, fv.region_score(1, mask[0].bool()))
+    for at, name in enumerate(names):
+        np.testing.assert_allclose(jobs.open(out).maps(name)["saliency"], expected[at].numpy(), rtol=1e-5, atol=1e-8)
+    target = fv.region_score(1, mask[0].bool())
+    again = jobs.run([photos], out, model=segmenter, methods=["saliency"], target=target)
+    assert (again.done, again.skipped) == (0, summary.done)
+    images.save_image(1 - mask, file)
+    with pytest.raises(ValueError, match="target"):
+        jobs.run([photos], out, model=segmenter, methods=["saliency"], target=words)
+    with pytest.raises(ValueError, match="there are 'predicted', a class index"):
+        jobs.run([photos], tmp_path / "other", model=segmenter, methods=["saliency"], target="regin_score(1)")
