@@ -10,7 +10,7 @@ import typer
 from fastviz.cli.common import TARGET, Device, ModelName, Weights, app, load_network, target_of
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 __all__ = ["array"]
 

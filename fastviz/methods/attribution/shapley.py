@@ -93,7 +93,8 @@ def shapley_sampling(
     ``1/M Σ_π S(before π(s) and s) − S(before π(s))``: an estimate of Shapley values without bias; in each order what
     the segments add makes S(x) − S(fill). Castro, Gómez, Tejada 2009, "Polynomial calculation of the Shapley value
     based on sampling", https://doi.org/10.1016/j.cor.2008.04.004; captum's ``ShapleyValueSampling``. From one state to
-    the next one segment changes. Arguments and errors as in :func:`feature_ablation`, and:
+    the next one segment changes, and only what its box changes is computed again where that saves work
+    (:func:`fastviz.engine.incremental.outputs_of_changes`). Arguments and errors as in :func:`feature_ablation`, and:
 
     Args:
         model, x, target, segments, fill, batch_size, progress: as there.
@@ -113,12 +114,11 @@ def shapley_sampling(
     random = generator(seed)
     with coalitions(model, x, target, segments, fill, batch_size) as cut:
         orders = [torch.stack([torch.randperm(S, generator=random) for _ in range(permutations)]) for S in cut.counts]
-        # none of the segments, and each order's states between none and all: all is the image as it is
-        pictures = sum(1 + permutations * (S - 1) for S in cut.counts)
-        with bar(progress, pictures, text="shapley sampling") as advance:
-            added = [_added(cut, number, each, advance) for number, each in enumerate(orders)]
+        with bar(progress, sum(each.numel() for each in orders), text="shapley sampling") as advance:
+            run = _Passes(cut, batch_size, advance)
+            added = [_added(cut, number, each, run) for number, each in enumerate(orders)]
         values, errors = [each.mean(0) for each in added], [each.std(0) / permutations**0.5 for each in added]
-        return segment_map(cut, values, errors, evaluations=pictures + len(values))
+        return segment_map(cut, values, errors, evaluations=sum(each.numel() for each in orders), **run.stats)
 
 
 def _left_out(cut: Coalitions, number: int, advance: Callable[[int], object]) -> Tensor:
@@ -158,17 +158,58 @@ def _swept(
     return [falls[at, ..., :count] for at, count in enumerate(cut.counts)], stats
 
 
-def _added(cut: Coalitions, number: int, orders: Tensor, advance: Callable[[int], object]) -> Tensor:
+def _added(cut: Coalitions, number: int, orders: Tensor, run: _Passes) -> Tensor:
     """What each segment adds in each of the ``orders`` [M, S]: [M, S], or [M, T, S], in float64."""
-    M, S = orders.shape
     rank = orders.argsort(1)
-    # the state after k segments have joined; none and all are the same in every order
-    states = rank[:, None, :] < torch.arange(1, S)[None, :, None]
-    rows = torch.cat([torch.zeros(1, S, dtype=torch.bool), states.reshape(-1, S)])
-    found = cut.values(number, rows, advance).double()
-    none, inner = found[:1].expand(M, *found.shape[1:]), found[1:].view(M, S - 1, *found.shape[1:])
-    whole = cut.scores.clean[number].double().expand_as(none)
-    path = torch.cat([none[:, None], inner, whole[:, None]], dim=1)
-    steps = path.diff(dim=1).movedim(1, -1)  # [M, S], or [M, T, S], in the order of joining
+    states = run.grown(number, rank).double()  # [M, S, ...]: before each segment joins
+    whole = cut.scores.clean[number].double().expand_as(states[:, 0])
+    steps = torch.cat([states, whole[:, None]], dim=1).diff(dim=1).movedim(1, -1)
     at = rank.to(steps.device)
     return steps.gather(-1, at if steps.dim() == 2 else at[:, None].expand_as(steps))
+
+
+class _Passes:
+    """Images whose segments join one after another, for one call."""
+
+    def __init__(self, cut: Coalitions, batch_size: int | None, advance: Callable[[int], object]) -> None:
+        self.cut, self.batch_size, self.advance = cut, batch_size, advance
+        self.stats: dict[str, object] = {"path": "dense"}
+
+    def grown(self, number: int, rank: Tensor) -> Tensor:
+        """Values [M, S, ...] of an image before each of its segments joins: ``rank`` [M, S] is when each does."""
+        scores = self.cut.scores
+        two = scores.images[number : number + 1].expand(2, -1, -1, -1)
+        if scores.selection.layers or scores.batches.together(two) < 2:
+            return self._dense(number, rank)
+        M, S = rank.shape
+        device = scores.images.device
+        changes = incremental.Changes(
+            rank.to(device)[:, self.cut.index[number]] + 1,
+            S - 1,  # the last segment makes the image as it is, whose value is known
+            self.cut.fill[number : number + 1],
+            image=torch.zeros(M, dtype=torch.int64, device=device),
+            reveal=True,
+        )
+
+        def values(output: object, sequence: Tensor) -> Tensor:
+            return scores.selection.for_samples(torch.full_like(sequence, number), len(scores.images)).values(
+                output, {}
+            )
+
+        chain = incremental.outputs_of_changes(
+            *(scores.model, scores.images[number : number + 1], changes, values),
+            batch_size=self.batch_size,
+            advance=self.advance,
+        )
+        self.stats = {key: chain.stats[key] for key in ("path", "reason")}
+        return chain.values
+
+    def _dense(self, number: int, rank: Tensor) -> Tensor:
+        """The same by whole pictures, in the order of :meth:`Coalitions.values`."""
+        M, S = rank.shape
+        states = rank[:, None, :] < torch.arange(1, S)[None, :, None]
+        # no segment has joined: the same in every order
+        rows = torch.cat([torch.zeros(1, S, dtype=torch.bool), states.reshape(-1, S)])
+        found = self.cut.values(number, rows, self.advance)
+        none, inner = found[:1].expand(M, *found.shape[1:]), found[1:].view(M, S - 1, *found.shape[1:])
+        return torch.cat([none[:, None], inner], dim=1)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import fastviz as fv
 from fastviz import reference
+from fastviz.engine import incremental
 from fastviz.engine.masking.segments import numbered
 from fastviz.images.superpixels import superpixels
 
@@ -82,6 +83,27 @@ def test_shapley_sampling_of_all_orders_is_exact(model: nn.Module, x: Tensor, pa
         reached = model(x)[number, 2] - model(torch.full_like(x[:1], 0.25))[0, 2]
         torch.testing.assert_close(found.values[number].sum(), reached.detach())
     assert not found.values[1, 4:].any()
+
+
+@pytest.mark.parametrize("segments", [4, 1])
+def test_shapley_sampling_goes_from_state_to_state(
+    monkeypatch: pytest.MonkeyPatch, model: nn.Module, segments: int
+) -> None:
+    """Computed on rectangles it is what whole pictures give, which a target inside the network asks for."""
+    chain = incremental.outputs_of_changes
+    monkeypatch.setattr(incremental, "outputs_of_changes", lambda *a, **b: chain(*a, **b, trace="always"))
+    monkeypatch.setattr("fastviz.engine.incremental.chain._LEAST_GAIN", 0.0)
+    wide = nn.Sequential(*model[:5], nn.AdaptiveAvgPool2d(3), *model[5:]).double().eval()
+    x = torch.randn(2, 3, 40, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    parts = torch.arange(40)[:, None] // (40 // segments) * segments + torch.arange(40) // (40 // segments)
+    options = {"segments": parts, "permutations": 3, "fill": "blur", "seed": 2}
+    found = fv.shapley_sampling(wide, x, 3, **options)
+    dense = fv.shapley_sampling(wide, x, fv.class_score(3) + 0.0 * fv.channel("0", 1), **options)
+    assert found.stats["path"] == "chain"
+    assert dense.stats["path"] == "dense"
+    assert found.stats["evaluations"] == 2 * 3 * segments**2
+    torch.testing.assert_close(found.values, dense.values, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.errors, dense.errors, rtol=1e-6, atol=1e-9)
 
 
 def test_shapley_sampling_is_its_formula(model: nn.Module, x: Tensor, parts: Tensor) -> None:
