@@ -100,24 +100,30 @@ class Layers(base("BaseCAM")):  # type: ignore[misc]
             return self._left(input_tensor, targets, eigen_smooth)
         size = (input_tensor.shape[2], input_tensor.shape[3])
         images = input_tensor.to(self.device)
-        with frozen_model(self.model), torch.no_grad():
-            chosen, calls, gradients = self._recorded(images, targets)
-        with frozen_model(self.model), torch.no_grad():
-            maps = []
-            for (number, value), gradient in zip(calls, gradients, strict=True):
-                A, G = self._reshaped(value.detach()), None if gradient is None else self._reshaped(gradient)
-                if A.dim() != 4:
-                    raise ValueError(
-                        f"target_layers[{number}] should give maps [N, K, h, w], got {list(A.shape)}; "
-                        "reshape_transform can make them"
-                    )
-                if self._formula is not None and not self._brings(_FORMULAS):
-                    one = self._formula_map(A, G, eigen_smooth)
-                else:
-                    one = self._layer_map(images, number, chosen, A, G, eigen_smooth)
-                maps.append(scaled(one.relu(), size))
+        with frozen_model(self.model):
+            with torch.no_grad():
+                chosen, calls, gradients = self._recorded(images, targets)
+            with torch.no_grad():  # a layer's call has switched gradients on
+                maps = [
+                    scaled(self._map(images, number, value, gradient, chosen, eigen_smooth).relu(), size)
+                    for (number, value), gradient in zip(calls, gradients, strict=True)
+                ]
         found: Array = scaled(torch.stack(maps).mean(0)).float().cpu().numpy()
         return found
+
+    def _map(
+        self, images: Tensor, number: int, value: Tensor, gradient: Tensor | None, targets: Targets, eigen_smooth: bool
+    ) -> Tensor:
+        """The map of one layer [N, h, w], from what it gave and the gradient for that."""
+        A, G = self._reshaped(value.detach()), None if gradient is None else self._reshaped(gradient)
+        if A.dim() != 4:
+            raise ValueError(
+                f"target_layers[{number}] should give maps [N, K, h, w], got {list(A.shape)}; "
+                "reshape_transform can make them"
+            )
+        if self._formula is not None and not self._brings(_FORMULAS):
+            return self._formula_map(A, G, eigen_smooth)
+        return self._layer_map(images, number, targets, A, G, eigen_smooth)
 
     def _recorded(
         self, images: Tensor, targets: Targets | None
