@@ -85,12 +85,7 @@ def infidelity(
     tensor([0.])
     """
     checks.whole_number(samples, "samples", minimum=1)
-    if isinstance(perturbation, str):
-        checks.one_of(perturbation, "perturbation", ("square", "noise"))
-    elif not callable(perturbation):
-        raise TypeError(f"perturbation should be a word or a function, got {type(perturbation).__name__}")
-    if indicator and perturbation != "square":
-        raise ValueError('indicator needs perturbation="square"')
+    _check_perturbation(perturbation, indicator)
     checks.positive(noise, "noise")
     read = reading(model, x, target, value, batch_size)
     images = read.images
@@ -128,6 +123,15 @@ def infidelity(
         squares = found.square().sum(1, keepdim=True)
         found = found * (found * falls).sum(1, keepdim=True) / torch.where(squares > 0, squares, 1)
     return (found - falls).square().mean(1).to(read.clean.dtype)
+
+
+def _check_perturbation(perturbation: object, indicator: bool) -> None:
+    if isinstance(perturbation, str):
+        checks.one_of(perturbation, "perturbation", ("square", "noise"))
+    elif not callable(perturbation):
+        raise TypeError(f"perturbation should be a word or a function, got {type(perturbation).__name__}")
+    if indicator and perturbation != "square":
+        raise ValueError('indicator needs perturbation="square"')
 
 
 def _drawn(images: Tensor, number: Tensor, samples: int, seeds: Sequence[int]) -> Tensor:

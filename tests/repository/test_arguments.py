@@ -225,7 +225,9 @@ def test_commands_explain_the_predicted_class_or_say_what_to_pass() -> None:
     options = {
         name: option for name, command in commands.items() for option in command.params if option.name == "target"
     }
-    assert set(options) == {"array", "fool", "occlusion", "run", "segment"}
+    assert set(options) == {"array", "dream", "fool", "maximize", "occlusion", "run", "segment"}
+    for name in ("dream", "maximize"):  # beside --layer and --class
+        assert options[name].default is None
     for name in ("array", "occlusion", "segment"):
         assert options[name].default == "predicted"
     for name in ("array", "occlusion", "run", "segment"):
