@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Any
@@ -35,7 +35,7 @@ class Distributions:
         self._methods = list(methods)
         self._classes: Counter[str] = Counter()
         self._probabilities: dict[str, list[int]] = {}
-        self._sums: Counter[str] = Counter()
+        self._sums: defaultdict[str, float] = defaultdict(float)
         self._seconds = {method: [0] * (_DECADES * _A_DECADE) for method in methods}
         self._reasons: Counter[str] = Counter()
 
@@ -48,7 +48,7 @@ class Distributions:
                 self._reasons[_without_names(line)] += 1
             if line.target is not None and line.probability is not None:
                 self._classes[line.target] += 1
-                self._sums[line.target] += line.probability  # type: ignore[assignment]
+                self._sums[line.target] += line.probability
                 bins = self._probabilities.setdefault(line.target, [0] * _BINS)
                 bins[min(_BINS - 1, int(line.probability * _BINS))] += 1
             for method, seconds in line.seconds.items():

@@ -134,11 +134,10 @@ class Sheets:
             below = torch.full((3, *self._size(values.shape[-2], values.shape[-1])), 0.5)
         else:
             below = torch.from_numpy(np.array(photo)).permute(2, 0, 1).float() / 255
-        width = self._width or below.shape[-1]
-        if values.shape[-1] > below.shape[-1]:  # every pixel counts, not one in so many
-            values = functional.adaptive_avg_pool2d(
-                values.reshape(1, -1, *values.shape[-2:]), (below.shape[-2], below.shape[-1])
-            )[0]
+        size = (below.shape[-2], below.shape[-1])
+        width = self._width or size[1]
+        if values.shape[-1] > size[1]:  # every pixel counts, not one in so many
+            values = functional.adaptive_avg_pool2d(values.reshape(1, -1, *values.shape[-2:]), size)[0]
             values = values if found.ndim == 3 else values[0]
         return picture_of(tensors.eight_bits(_over(method, values, below, width)))
 
