@@ -32,8 +32,8 @@ TORCHES ?= torch==2.13.0
 AS_AVX2 := FASTVIZ_CPU=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 AS_BASELINE := FASTVIZ_CPU=baseline ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
 
-.PHONY: demo test test-lesser build lint format types native-test sanitize bench readme api wheels wheel-check \
-    aarch64-check gpu-check clean
+.PHONY: demo test test-lesser build lint format types native-test sanitize bench readme docs gallery api wheels \
+    wheel-check aarch64-check gpu-check clean
 
 demo: build
 	$(PY) -m fastviz demo --out fastviz-demo
@@ -99,6 +99,16 @@ bench: build
 
 readme: $(VENV)/.ready
 	$(PY) -m benchmarks.readme
+
+# The site, in build/site: every warning is an error, the notebooks run, links are followed, nothing comes from another host.
+docs: build
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(PY) -m mkdocs build -q -f tools/site/mkdocs.yml
+	$(PY) tools/site/check.py build/site
+	@echo open build/site/index.html
+
+# The pictures of the gallery anew, to be looked at.
+gallery: build
+	$(PY) tools/gallery.py
 
 # The public names and their signatures, which a test compares.
 api: build

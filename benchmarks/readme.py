@@ -1,4 +1,4 @@
-"""Writes the measured table between its marks in README.md from the result files: ``python -m benchmarks.readme``."""
+"""Writes the measured tables into docs/measured.md and five figures into README.md: ``python -m benchmarks.readme``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.common import RESULTS
 
 README = Path(__file__).parents[1] / "README.md"
+MEASURED = README.parent / "docs" / "measured.md"
 BEGIN, END = "<!-- results: begin (made by `make readme`) -->", "<!-- results: end -->"
 
 
@@ -83,15 +84,47 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def replaced(readme: str) -> str:
-    """The README's text with the table in it."""
-    before, _, rest = readme.partition(BEGIN)
+FIGURES = [
+    ("occlusion-cpu.json", "occlusion", "vgg16, 196 windows", "tuned captum"),
+    ("occlusion-cpu.json", "occlusion", "resnet50, 196 windows", "tuned captum"),
+    ("compat-cpu.json", "pytorch-grad-cam GradCAM", "squeezenet1_0, batch of 8", "as it is"),
+    ("gradients-cpu.json", "saliency of a folder", "resnet50, 64 JPEG files", "captum, picture by picture"),
+    ("texture-cpu.json", "synthesize_texture", "3x64x64 to 96x96, window 11", "OpenCV, a pixel at a time"),
+]
+"""File, name, case and rival of the rows that the README shows."""
+
+
+def figures() -> str:
+    """The README's short table: five rows, and the worst and the best of all occlusion sweeps."""
+    results = {name: json.loads((RESULTS / name).read_text()) for name, *_ in FIGURES}
+    machine = results[FIGURES[0][0]]["machine"]
+    lines = ["", "| what | case | against | times sooner |", "| --- | --- | --- | ---: |"]
+    for file, name, case, rival in FIGURES:
+        row = next(each for each in results[file]["rows"] if (each["name"], each["case"]) == (name, case))
+        lines.append(f"| {name} | {case} | {rival} | {row['ratios'][rival]:.1f} |")
+    gains = sorted(
+        (row["ratios"]["tuned captum"], row["case"].partition(",")[0]) for row in results["occlusion-cpu.json"]["rows"]
+    )
+    (least, worst), (most, best) = gains[0], gains[-1]
+    lines += [
+        "",
+        f"Occlusion of {len(gains)} networks: from {least:.2f} ({worst}) to {most:.2f} times ({best}). "
+        f"{machine['processor']}, {machine['threads']} threads; torch {machine['torch']}; {machine['date']}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def replaced(text: str, made: str) -> str:
+    """A page's text with what was made between its marks."""
+    before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    return f"{before}{BEGIN}\n{made}\n{END}{after}"
 
 
 def main() -> None:
-    README.write_text(replaced(README.read_text()))
+    for page, made in ((README, figures()), (MEASURED, table())):
+        page.write_text(replaced(page.read_text(), made))
 
 
 if __name__ == "__main__":

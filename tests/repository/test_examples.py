@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import json
 import os
 import pkgutil
 import re
@@ -20,7 +21,7 @@ import fastviz
 from fastviz.cli import app
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def snippets(page: Path, language: str) -> list[str]:
@@ -41,48 +42,39 @@ def test_docstrings(name: str) -> None:
     assert doctest.testmod(module).failed == 0, "see the captured output"
 
 
-# What makes the snippets quick: weights drawn at random in place of a download, one image, and few steps.
-QUICK = """
-import functools
-import fastviz
-
-torch = __import__("torch")
-torch.manual_seed(0)
-load_model = fastviz.load_model
-fastviz.load_model = lambda name, weights=None: load_model(name, weights=None)
-load_images = fastviz.load_images
-fastviz.load_images = lambda paths, model: [part[:1] for part in load_images(paths, model=model)]
-few = {"deletion": {"step": 0.5}, "insertion": {"step": 0.5}, "road": {"removed": (50,)}}
-quick = {"maximize": {"steps": 1}, "invert": {"steps": 1}, "fool": {"steps": 1}}
-quick["evaluate"] = {"options": few, "limit": 1}
-for name, options in quick.items():
-    setattr(fastviz, name, functools.partial(getattr(fastviz, name), **options))
-for name, options in {**few, "parameter_randomisation": {"steps": 1}}.items():
-    setattr(fastviz.evaluation, name, functools.partial(getattr(fastviz.evaluation, name), **options))
-"""
+SHOWN = {str(page.relative_to(ROOT)): "\n".join(snippets(page, "python")) for page in PAGES}
+SHOWN = {name: code for name, code in SHOWN.items() if code}
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if snippets(page, "python")], ids=lambda page: page.name)
-def test_python_snippets(page: Path, tmp_path: Path) -> None:
-    pytest.importorskip("torchvision")
-    pytest.importorskip("sklearn")
-    photos = shutil.copytree(ROOT / "fastviz" / "models" / "data" / "photos", tmp_path / "photos")
-    for photo in list(photos.glob("*.jpg")):  # t-SNE and the neighbours want more than the three
-        for number in range(2):
-            shutil.copy(photo, photos / f"{number}-{photo.name}")
-    shown = snippets(page, "python")
-    script = tmp_path / "snippets.py"
-    script.write_text("\n".join([QUICK, *shown]))
+@pytest.fixture(scope="module")
+def went_wrong(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Page → what went wrong with its Python snippets, run one after the other beside a folder of photographs."""
+    for needed in ("pandas", "sklearn", "timm", "torchvision"):
+        pytest.importorskip(needed)
+    pages = {}
+    for name, code in SHOWN.items():
+        folder = tmp_path_factory.mktemp("page")
+        photos = shutil.copytree(ROOT / "fastviz" / "models" / "data" / "photos", folder / "photos")
+        if "fv.tsne(" in code or "fv.neighbours(" in code:  # they want more than the three
+            for photo in list(photos.glob("*.jpg")):
+                for number in range(2):
+                    shutil.copy(photo, photos / f"{number}-{photo.name}")
+        pages[name] = {"code": code, "folder": str(folder)}
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", script], capture_output=True, text=True, check=False, cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        [sys.executable, "-W", "ignore", Path(__file__).with_name("pages.py")], input=json.dumps(pages),
+        stdout=subprocess.PIPE, text=True, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_python_snippets(name: str, went_wrong: dict[str, str]) -> None:
+    assert not went_wrong[name], went_wrong[name]
 
 
 def commands() -> list[str]:
     lines = [line for page in PAGES for block in snippets(page, "sh") for line in block.splitlines()]
-    return [line for line in lines if line.startswith("fastviz ")]
+    return sorted({line for line in lines if line.startswith("fastviz ")})
 
 
 @pytest.mark.parametrize("line", commands())

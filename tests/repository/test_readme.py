@@ -1,19 +1,22 @@
-"""What the README says is so: its table comes from the committed results, its methods are those of the registry."""
+"""What the README says is so: its tables come from the committed results, its methods are those of the registry."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from benchmarks.readme import README, replaced
+import pytest
+
+from benchmarks.readme import MEASURED, README, figures, replaced, table
 from fastviz.methods.registry import METHODS
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_measured_table_is_made_from_the_results():
-    text = README.read_text()
-    assert replaced(text) == text, "run `make readme`"
+@pytest.mark.parametrize(("page", "made"), [(README, figures), (MEASURED, table)], ids=["README", "measured"])
+def test_measured_tables_are_made_from_the_results(page, made):
+    text = page.read_text()
+    assert replaced(text, made()) == text, "run `make readme`"
     assert "| what | case |" in text
 
 

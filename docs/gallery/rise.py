@@ -1,0 +1,14 @@
+"""RISE: the mean of random masks, weighted by the probability under each."""
+
+import torch
+
+import fastviz as fv
+from fastviz.images.drawing import draw
+
+model = fv.load_model("demo")
+x, names = fv.load_images("photos/", model=model)
+photos, _ = fv.load_images("photos/", size=256)  # the same photographs, larger
+
+maps = fv.rise(model, x, masks=2000).attribution
+pictures = [draw("heat", each, photo, coarse=True) for each, photo in zip(maps, photos, strict=True)]
+fv.images.save_image(fv.images.grid(torch.stack(pictures), columns=3), "rise.png")

@@ -1,0 +1,14 @@
+"""Score-CAM: maps weighted by the score of the photograph seen through each."""
+
+import torch
+
+import fastviz as fv
+from fastviz.images.drawing import draw
+
+model = fv.load_model("demo")
+x, names = fv.load_images("photos/", model=model)
+photos, _ = fv.load_images("photos/", size=256)  # the same photographs, larger
+
+maps = fv.score_cam(model, x, layer="relu4_2")
+pictures = [draw("heat", each, photo, coarse=True) for each, photo in zip(maps, photos, strict=True)]
+fv.images.save_image(fv.images.grid(torch.stack(pictures), columns=3), "score_cam.png")

@@ -1,0 +1,14 @@
+"""VarGrad: the variance of the gradient over noisy copies."""
+
+import torch
+
+import fastviz as fv
+from fastviz.images.drawing import draw
+
+model = fv.load_model("demo")
+x, names = fv.load_images("photos/", model=model)
+photos, _ = fv.load_images("photos/", size=256)  # the same photographs, larger
+
+maps = fv.var_grad(model, x)
+pictures = [draw("heat", each, photo) for each, photo in zip(maps, photos, strict=True)]
+fv.images.save_image(fv.images.grid(torch.stack(pictures), columns=3), "var_grad.png")
