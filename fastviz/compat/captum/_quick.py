@@ -19,12 +19,18 @@ from fastviz.execution.differentiation import differentiate
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.fast_conv.memory_format import fast_convolutions
 
-__all__ = ["AT_ONCE", "alone", "gradients", "quick"]
+__all__ = ["AT_ONCE", "alone", "at_once", "gradients", "in_parts", "internal_batch", "is_captums", "own", "quick"]
 
 AT_ONCE = 16
 """Images in a pass where the caller asks for no number, or for more: more are not faster, and memory stays bounded."""
 
 Attribution = TypeVar("Attribution")
+
+
+def own(kind: Any) -> Callable[..., Any]:
+    """captum's own ``attribute`` of the class ``kind``, without the note of its use, which ours makes."""
+    computed: Callable[..., Any] = kind.attribute.__wrapped__
+    return computed
 
 
 def quick(attribution: Attribution) -> Attribution:
@@ -62,6 +68,22 @@ def alone(attribution: Any, kind: type, inputs: object, baselines: object = None
     batches = Batches(call.model)
     with frozen_model(call.model), torch.no_grad():
         return batches.together(two, lambda images: call.model(images.clone())) > 1
+
+
+def at_once(attribution: Any, kind: type, inputs: object, extra: object, asked: Any) -> Any:
+    """How many perturbations go through the model together: more than ``asked`` where images do not meet in it."""
+    if type(asked) is not int or asked < 1 or asked * len(tensors(inputs)[0]) >= AT_ONCE:
+        return asked
+    if not alone(attribution, kind, inputs, None, extra):
+        return asked
+    return max(asked, AT_ONCE // len(tensors(inputs)[0]))
+
+
+def internal_batch(attribution: Any, kind: type, inputs: object, points: int = 1) -> int | None:
+    """The ``internal_batch_size`` where none is asked for, at least ``points`` an image; None where images may meet."""
+    if not alone(attribution, kind, inputs):
+        return None
+    return max(AT_ONCE, points * len(tensors(inputs)[0]))
 
 
 def gradients(forward_fn: Any, inputs: Any, target_ind: Any = None, additional_forward_args: Any = None) -> Any:

@@ -17,6 +17,7 @@ from fastviz.compat._order import in_fast_order, may_round
 from fastviz.compat.captum import _bases
 from fastviz.compat.captum._forward import formatted, run, tensors
 from fastviz.compat.captum._layers import in_parallel, neurons
+from fastviz.compat.captum._quick import own
 from fastviz.execution.differentiation import differentiate
 from fastviz.execution.fast_conv.memory_format import fast_convolutions
 from fastviz.execution.rectifiers import rectifier_rule
@@ -114,7 +115,7 @@ class NeuronGuidedBackprop(_bases.NeuronGuidedBackprop):
     ) -> Tensors:
         """The attributions, of the shapes of the inputs: see captum's ``NeuronGuidedBackprop.attribute``."""
         if in_parallel(self.forward_func, self.device_ids):
-            return _bases.NeuronGuidedBackprop.attribute.__wrapped__(  # type: ignore[no-any-return]
+            return own(_bases.NeuronGuidedBackprop)(  # type: ignore[no-any-return]
                 self, inputs, neuron_selector, additional_forward_args, attribute_to_neuron_input
             )
         value = _neuron_value(self.layer, neuron_selector, attribute_to_neuron_input)
@@ -142,7 +143,7 @@ class NeuronDeconvolution(_bases.NeuronDeconvolution):
     ) -> Tensors:
         """The attributions, of the shapes of the inputs: see captum's ``NeuronDeconvolution.attribute``."""
         if in_parallel(self.forward_func, self.device_ids):
-            return _bases.NeuronDeconvolution.attribute.__wrapped__(  # type: ignore[no-any-return]
+            return own(_bases.NeuronDeconvolution)(  # type: ignore[no-any-return]
                 self, inputs, neuron_selector, additional_forward_args, attribute_to_neuron_input
             )
         value = _neuron_value(self.layer, neuron_selector, attribute_to_neuron_input)
@@ -172,7 +173,7 @@ class LayerGradCam(_bases.LayerGradCam):
     ) -> Tensors:
         """The attributions [N, 1, ...] of the layer's size: see captum's ``LayerGradCam.attribute``."""
         if in_parallel(self.forward_func, self.device_ids):
-            return _bases.LayerGradCam.attribute.__wrapped__(  # type: ignore[no-any-return]
+            return own(_bases.LayerGradCam)(  # type: ignore[no-any-return]
                 self,
                 inputs,
                 target,

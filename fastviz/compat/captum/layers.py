@@ -12,7 +12,7 @@ from fastviz.compat._order import in_fast_order
 from fastviz.compat.captum import _bases
 from fastviz.compat.captum._forward import run, tensors
 from fastviz.compat.captum._layers import in_parallel
-from fastviz.compat.captum._quick import AT_ONCE, alone
+from fastviz.compat.captum._quick import internal_batch, own
 
 __all__ = ["InternalInfluence", "LayerActivation", "LayerConductance", "LayerGradientXActivation"]
 
@@ -31,9 +31,7 @@ class LayerActivation(_bases.LayerActivation):
     ) -> Any:
         """The layer's outputs: see captum's ``LayerActivation.attribute``."""
         if not isinstance(self.layer, torch.nn.Module) or in_parallel(self.forward_func, self.device_ids):
-            return _bases.LayerActivation.attribute.__wrapped__(
-                self, inputs, additional_forward_args, attribute_to_layer_input
-            )
+            return own(_bases.LayerActivation)(self, inputs, additional_forward_args, attribute_to_layer_input)
         each = tensors(inputs)
 
         def compute(*images: Tensor) -> list[Tensor]:
@@ -65,7 +63,7 @@ class LayerGradientXActivation(_bases.LayerGradientXActivation):
         """The attributions of the layer's size: see captum's ``LayerGradientXActivation.attribute``."""
         several = not isinstance(self.layer, torch.nn.Module) or getattr(self, "_memory_efficient", False)
         if several or in_parallel(self.forward_func, self.device_ids):
-            return _bases.LayerGradientXActivation.attribute.__wrapped__(
+            return own(_bases.LayerGradientXActivation)(
                 self, inputs, target, additional_forward_args, attribute_to_layer_input, grad_kwargs
             )
         each = tensors(inputs)
@@ -110,9 +108,9 @@ class InternalInfluence(_bases.InternalInfluence):
         grad_kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """The attributions of the layer's size: see captum's ``InternalInfluence.attribute``."""
-        if internal_batch_size is None and not grad_kwargs and alone(self, InternalInfluence, inputs):
-            internal_batch_size = max(AT_ONCE, len(tensors(inputs)[0]))
-        return _bases.InternalInfluence.attribute.__wrapped__(
+        if internal_batch_size is None and not grad_kwargs:
+            internal_batch_size = internal_batch(self, InternalInfluence, inputs)
+        return own(_bases.InternalInfluence)(
             *(self, inputs, baselines, target, additional_forward_args, n_steps, method, internal_batch_size),
             *(attribute_to_layer_input, grad_kwargs),
         )
@@ -139,9 +137,9 @@ class LayerConductance(_bases.LayerConductance):
         grad_kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """The attributions of the layer's size, and the delta: see captum's ``LayerConductance.attribute``."""
-        if internal_batch_size is None and not grad_kwargs and alone(self, LayerConductance, inputs):
-            internal_batch_size = max(AT_ONCE, 2 * len(tensors(inputs)[0]))
-        return _bases.LayerConductance.attribute.__wrapped__(
+        if internal_batch_size is None and not grad_kwargs:
+            internal_batch_size = internal_batch(self, LayerConductance, inputs, points=2)
+        return own(_bases.LayerConductance)(
             *(self, inputs, baselines, target, additional_forward_args, n_steps, method, internal_batch_size),
             return_convergence_delta=return_convergence_delta,
             attribute_to_layer_input=attribute_to_layer_input,

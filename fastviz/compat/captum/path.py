@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastviz.compat.captum import _bases
 from fastviz.compat.captum._forward import formatted, select, target_of, tensors
-from fastviz.compat.captum._quick import AT_ONCE, alone, gradients, in_parts, is_captums
+from fastviz.compat.captum._quick import AT_ONCE, alone, gradients, in_parts, is_captums, own
 from fastviz.compat.captum._sweep import Call, ForCaptum, accepted
 from fastviz.engine.gradients.path_gradients import line_gradients
 from fastviz.engine.gradients.quadrature import Quadrature, quadrature
@@ -71,7 +71,7 @@ class IntegratedGradients(_bases.IntegratedGradients):
             shares, begin = self._shares(call, target, n_steps, method, internal_batch_size)
         except (ForCaptum, Mixes) as reason:
             _log.debug("IntegratedGradients takes captum's own path: %s", reason)
-            return _bases.IntegratedGradients.attribute.__wrapped__(
+            return own(_bases.IntegratedGradients)(
                 *(self, inputs, baselines, target, additional_forward_args, n_steps, method, internal_batch_size),
                 return_convergence_delta=return_convergence_delta,
             )
@@ -131,7 +131,7 @@ class GradientShap(_bases.GradientShap):
             other = _bases.GradientShap(self.forward_func, self.multiplies_by_inputs)
             separate = alone(self, GradientShap, inputs, None, additional_forward_args)
             other.gradient_func = in_parts(gradients) if separate else gradients
-        return _bases.GradientShap.attribute.__wrapped__(
+        return own(_bases.GradientShap)(
             *(other, inputs, baselines, n_samples, stdevs, target, additional_forward_args),
             return_convergence_delta=return_convergence_delta,
         )
@@ -159,7 +159,7 @@ class NoiseTunnel(_bases.NoiseTunnel):
         other: Any = self
         if _bases.installed and self._is_separable(inputs, nt_samples, kwargs):
             other = _InParts(self.attribution_method)
-        return _bases.NoiseTunnel.attribute.__wrapped__(
+        return own(_bases.NoiseTunnel)(
             *(other, inputs, nt_type, nt_samples, nt_samples_batch_size, stdevs, draw_baseline_from_distrib), **kwargs
         )
 

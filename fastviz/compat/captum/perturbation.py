@@ -14,6 +14,7 @@ from torch import Tensor
 from fastviz._util.progress import bar
 from fastviz.compat.captum import _bases
 from fastviz.compat.captum._forward import formatted
+from fastviz.compat.captum._quick import own
 from fastviz.compat.captum._sweep import ForCaptum, Job, accepted
 from fastviz.engine.incremental.window_grid import Grid
 from fastviz.engine.masking.feature_boxes import Segments, segments
@@ -62,7 +63,7 @@ class Occlusion(_bases.Occlusion):
             _log.debug("Occlusion takes captum's own path: %s", reason)
             job = None
         if job is None:
-            return _bases.Occlusion.attribute.__wrapped__(  # type: ignore[no-any-return]
+            return own(_bases.Occlusion)(  # type: ignore[no-any-return]
                 self,
                 inputs,
                 sliding_window_shapes,
@@ -121,7 +122,7 @@ class FeatureAblation(_bases.FeatureAblation):
             _log.debug("FeatureAblation takes captum's own path: %s", reason)
             job = None
         if job is None:
-            return _bases.FeatureAblation.attribute.__wrapped__(  # type: ignore[no-any-return]
+            return own(_bases.FeatureAblation)(  # type: ignore[no-any-return]
                 self,
                 inputs,
                 baselines=baselines,

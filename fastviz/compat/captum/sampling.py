@@ -8,21 +8,11 @@ import torch
 from torch import Tensor
 
 from fastviz.compat.captum import _bases
-from fastviz.compat.captum._forward import tensors
-from fastviz.compat.captum._quick import AT_ONCE, alone, quick
+from fastviz.compat.captum._quick import at_once, own, quick
 
 __all__ = ["FeaturePermutation", "KernelShap", "Lime", "ShapleyValueSampling", "ShapleyValues"]
 
 Tensors = Tensor | tuple[Tensor, ...]
-
-
-def _at_once(attribution: Any, kind: type, inputs: object, extra: object, asked: Any, most: int = AT_ONCE) -> Any:
-    """How many perturbations go through the model together: more than ``asked`` where images do not meet in it."""
-    if type(asked) is not int or asked < 1 or asked * len(tensors(inputs)[0]) >= most:
-        return asked
-    if not alone(attribution, kind, inputs, None, extra):
-        return asked
-    return max(asked, most // len(tensors(inputs)[0]))
 
 
 class FeaturePermutation(_bases.FeaturePermutation):
@@ -44,7 +34,7 @@ class FeaturePermutation(_bases.FeaturePermutation):
     ) -> Any:
         """The attributions, of the shapes of the inputs: see captum's ``FeaturePermutation.attribute``."""
         with torch.no_grad():
-            return _bases.FeaturePermutation.attribute.__wrapped__(
+            return own(_bases.FeaturePermutation)(
                 *(quick(self), inputs, target, additional_forward_args, feature_mask, perturbations_per_eval),
                 show_progress=show_progress,
                 **kwargs,
@@ -71,8 +61,8 @@ class ShapleyValueSampling(_bases.ShapleyValueSampling):
         show_progress: bool = False,
     ) -> Any:
         """The attributions, of the shapes of the inputs: see captum's ``ShapleyValueSampling.attribute``."""
-        per_eval = _at_once(self, ShapleyValueSampling, inputs, additional_forward_args, perturbations_per_eval)
-        return _bases.ShapleyValueSampling.attribute.__wrapped__(
+        per_eval = at_once(self, ShapleyValueSampling, inputs, additional_forward_args, perturbations_per_eval)
+        return own(_bases.ShapleyValueSampling)(
             *(quick(self), inputs, baselines, target, additional_forward_args, feature_mask, n_samples, per_eval),
             show_progress=show_progress,
         )
@@ -96,8 +86,8 @@ class ShapleyValues(_bases.ShapleyValues):
         show_progress: bool = False,
     ) -> Any:
         """The attributions, of the shapes of the inputs: see captum's ``ShapleyValues.attribute``."""
-        per_eval = _at_once(self, ShapleyValues, inputs, additional_forward_args, perturbations_per_eval)
-        return _bases.ShapleyValues.attribute.__wrapped__(
+        per_eval = at_once(self, ShapleyValues, inputs, additional_forward_args, perturbations_per_eval)
+        return own(_bases.ShapleyValues)(
             *(quick(self), inputs, baselines, target, additional_forward_args, feature_mask, per_eval),
             show_progress=show_progress,
         )
@@ -124,8 +114,8 @@ class Lime(_bases.Lime):
         show_progress: bool = False,
     ) -> Any:
         """The attributions, or the coefficients: see captum's ``Lime.attribute``."""
-        per_eval = _at_once(self, Lime, _first(inputs), additional_forward_args, perturbations_per_eval)
-        return _bases.Lime.attribute.__wrapped__(
+        per_eval = at_once(self, Lime, _first(inputs), additional_forward_args, perturbations_per_eval)
+        return own(_bases.Lime)(
             *(quick(self), inputs, baselines, target, additional_forward_args, feature_mask, n_samples, per_eval),
             *(return_input_shape, show_progress),
         )
@@ -151,8 +141,8 @@ class KernelShap(_bases.KernelShap):
         show_progress: bool = False,
     ) -> Any:
         """The attributions, or the coefficients: see captum's ``KernelShap.attribute``."""
-        per_eval = _at_once(self, KernelShap, _first(inputs), additional_forward_args, perturbations_per_eval)
-        return _bases.KernelShap.attribute.__wrapped__(
+        per_eval = at_once(self, KernelShap, _first(inputs), additional_forward_args, perturbations_per_eval)
+        return own(_bases.KernelShap)(
             *(quick(self), inputs, baselines, target, additional_forward_args, feature_mask, n_samples, per_eval),
             *(return_input_shape, show_progress),
         )
