@@ -347,7 +347,7 @@ def test_batches_shrink_where_the_memory_does_not_suffice(network, photos, tmp_p
         ({"top_k": 0}, "top_k should be at least 1, got 0"),
         ({"workers": -1}, "workers should be at least 0, got -1"),
         ({"max_failures": -1}, "max_failures should be at least 0, got -1"),
-        ({"engine": "rai"}, "engine 'rai' is not known; there are: local"),
+        ({"engine": "rai"}, "engine 'rai' is not known; nearest: ray"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_written(network, photos, tmp_path, options, match):
