@@ -220,7 +220,7 @@ def loop(options: dict[str, Any]) -> dict[str, Any]:
 
 OPTIONS: list[tuple[str, Callable[..., object], list[tuple[str, list[object]]]]] = [
     ("saliency", lambda m, **k: fv.saliency(m, photos(), **{"target": 1} | k), [
-        ("target", [-1, 99, "cat", 1.5, NAN, [], torch.tensor([1, 2, 3]), torch.rand(2), True]),
+        ("target", [-1, 99, "cat", 1.5, NAN, [], torch.tensor([1, 2, 3]), torch.ones(2), True]),
         ("batch_size", [0, -1, 1.5, "a", NAN]), ("precision", ["half", 3]),
     ]),
     ("smooth_grad", lambda m, **k: fv.smooth_grad(m, photos(), 1, **{"samples": 2} | k), [
@@ -250,14 +250,14 @@ OPTIONS: list[tuple[str, Callable[..., object], list[tuple[str, list[object]]]]]
     ]),
     ("full_grad", lambda m, **k: fv.full_grad(m, photos(), 1, **k), [("batch_size", [0]), ("precision", ["half"])]),
     ("fuse_maps", lambda m, **k: fv.fuse_maps(**{"maps": [torch.rand(2, 3, 3)]} | k), [
-        ("maps", [[], [3], [torch.rand(2, 2)], [torch.rand(1, 2, 2), torch.rand(2, 2, 2)]]), ("how", ["min", 3]),
+        ("maps", [[], [3], [torch.ones(2, 2)], [torch.ones(1, 2, 2), torch.ones(2, 2, 2)]]), ("how", ["min", 3]),
     ]),
     ("guided_grad_cam", lambda m, **k: fv.guided_grad_cam(m, photos(), 1, **k), [("layer", ["nope", 3, ["2"]])]),
     ("activations", lambda m, **k: fv.activations(m, photos(), **k), [
         ("layer", [3, ["2"]]), ("layers", [3, [3], [], "2"]), ("batch_size", [0, "a"]), ("device", ["nope", 3]),
     ]),
     ("activation_grid", lambda m, **k: fv.activation_grid(torch.rand(4, 5, 5), **k), [
-        ("image", [torch.rand(2, 3, 4), 3]), ("scale", ["a", 3]), ("columns", [0, -1, 1.5, "a"]),
+        ("image", [torch.ones(2, 3, 4), 3]), ("scale", ["a", 3]), ("columns", [0, -1, 1.5, "a"]),
     ]),
     ("segment", lambda m, **k: fv.segment(m, photos(), 1, **k), [
         ("foreground", [NAN, -1.0, 1.5, "a"]), ("background", [NAN, 2]), ("smoothing", [NAN, -1.0, "a"]),
@@ -265,7 +265,7 @@ OPTIONS: list[tuple[str, Callable[..., object], list[tuple[str, list[object]]]]]
     ]),
     ("maximize", lambda m, **k: fv.maximize(m, **{"target": 1, "steps": 1, "size": 16} | loop(k)), [
         ("target", [-1, 99, "cat", 1.5, NAN, []]), ("size", [0, -3, (0, 4), (1, 2, 3), "a", NAN, 4.5]),
-        ("start", ["nope", 3, torch.rand(1, 3, 4, 4)]), ("starts", [0, -1, 1.5]), ("canvas", ["nope", 3]),
+        ("start", ["nope", 3, torch.ones(1, 3, 4, 4)]), ("starts", [0, -1, 1.5]), ("canvas", ["nope", 3]),
         ("priors", [3, [3]]), ("transforms", [3, [3]]), ("optimizer", ["nope", 3]),
         ("learning_rate", [NAN, -1.0, "a"]), ("steps", [-1, 1.5]), ("goal", [NAN, "a"]), ("seed", [-1, 1.5]),
         ("batch_size", [0, "a"]), ("preview", [3]), ("preview_every", [0]), ("checkpoint", [3]),
@@ -276,13 +276,13 @@ OPTIONS: list[tuple[str, Callable[..., object], list[tuple[str, list[object]]]]]
     ]),
     ("deep_dream", lambda m, **k: fv.deep_dream(m, photos(), **{"layer": "0", "octaves": 1, "steps": 1} | k), [
         ("octaves", [0, 1.5]), ("octave_scale", [NAN, 1.0, "a"]), ("steps", [-1]), ("strength", [NAN, 0, "a"]),
-        ("jitter", [-1, 1.5]), ("canvas", ["nope", 3]), ("tile", [0, "a"]), ("guide", [3, torch.rand(2, 3)]),
+        ("jitter", [-1, 1.5]), ("canvas", ["nope", 3]), ("tile", [0, "a"]), ("guide", [3, torch.ones(2, 3)]),
     ]),
     ("style_transfer", lambda m, **k: fv.style_transfer(
         m, photos(), **{"style": photos(count=1), "layers": "0", "content_layers": "2", "steps": 1} | k
     ), [
         ("style", [3, [], photos(5), *(fv.Style(photos(count=1), weight) for weight in (NAN, -1, "a", [1]))]),
-        ("style", [fv.Style(photos(count=1), mask=mask) for mask in (torch.rand(3), 3)]),
+        ("style", [fv.Style(photos(count=1), mask=mask) for mask in (torch.ones(3), 3)]),
         ("layers", [3, []]), ("content_layers", [3]), ("levels", [0, 1.5]),
     ]),
     ("fool", lambda m, **k: fv.fool(m, photos(), **{"target": (m(photos()).argmax(1) + 1) % 4, "steps": 1} | k), [
