@@ -158,13 +158,20 @@ def test_guided_grad_cam(precise: nn.Module, x: Tensor, target: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("window", "stride", "fill"), [((32, 32), (32, 32), 0.0), ((50, 70), (40, 60), 0.5), ((90, 64), (70, 64), "blur")]
+    ("count", "window", "stride", "fill"),
+    [(1, (32, 32), (32, 32), 0.0), (2, (64, 80), (60, 70), 0.5), (2, (90, 64), (70, 64), "blur")],
 )
 def test_occlusion(
-    network: nn.Module, x: Tensor, target: Tensor, window: tuple[int, int], stride: tuple[int, int], fill: Any
+    network: nn.Module,
+    x: Tensor,
+    target: Tensor,
+    count: int,
+    window: tuple[int, int],
+    stride: tuple[int, int],
+    fill: Any,
 ) -> None:
     """Windows that divide the image, windows that the border cuts off, an image for the cover."""
-    images, k = x[:2], target[:2]
+    images, k = x[:count], target[:count]
     if fill == "blur":
         fill = F.avg_pool2d(images, 15, stride=1, padding=7)
     expected = attr.Occlusion(network).attribute(
