@@ -124,7 +124,7 @@ def test_saliency_and_gradient_times_input(precise: nn.Module, x: Tensor, target
 
 
 def test_single_units(precise: nn.Module, x: Tensor) -> None:
-    network, x = precise, x.double()
+    network, x = precise, x[:1].double()
     unit, layer = neuron("features.7.expand3x3", 5, (20, 11)), "features.7.expand3x3"
     model = for_captum(network)
     module = model.get_submodule(layer)
