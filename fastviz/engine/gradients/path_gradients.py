@@ -166,8 +166,9 @@ class _Lines:
         """The gradient for the images from that for what the first layer gives, [n, ...] or [n, T, ...]."""
         assert self.first is not None
         columns = gradient.unbind(1) if self.selection.several else (gradient,)
-        leaf = start.detach().clone().to(gradient.dtype).requires_grad_()
+        # in the dtype of the layer, which is that of the images
+        leaf = start.detach().clone().requires_grad_()
         with image_gradients(self.model), torch.enable_grad():
             maps = self.first(leaf, bias=False)
-            found = [torch.autograd.grad(maps, leaf, each.to(maps), retain_graph=True)[0] for each in columns]
+            found = [torch.autograd.grad(maps, leaf, each.to(maps), retain_graph=True)[0].to(each) for each in columns]
         return torch.stack(found, dim=1) if self.selection.several else found[0]

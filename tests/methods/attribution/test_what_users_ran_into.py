@@ -149,3 +149,33 @@ def test_maps_of_16_bits_are_drawn(dtype: torch.dtype) -> None:
     picture = drawing.draw("heat", found[0], x[0].float(), coarse=True)
     assert picture.dtype == torch.float32
     assert picture.isfinite().all()
+
+
+# ------------------------------------------------------------------------------------------------------- many passes
+
+
+def test_one_picture_of_45x90_with_4_channels() -> None:
+    """nolearn #218: windows centred on pixels, of a picture that is no square; against a loop."""
+    model = classifier(4).to(f64)
+    x = torch.randn(1, 4, 45, 90, dtype=f64)
+    found = fv.occlusion(model, x, 1, window=15, stride=15, centred=True)
+    expected = []
+    with torch.no_grad():
+        for row in range(0, 45, 15):
+            for column in range(0, 90, 15):
+                covered = x.clone()
+                covered[:, :, max(0, row - 7) : row + 8, max(0, column - 7) : column + 8] = 0
+                expected.append(model(covered)[0, 1])
+    torch.testing.assert_close(found.scores, torch.stack(expected).view(1, 3, 6))
+    assert found.attribution.shape == (1, 45, 90)
+
+
+def test_a_deletion_curve_costs_a_row_a_step() -> None:
+    """Quantus #96, #350: 100 steps cost at most the rows of 101 passes, in batches and not one by one."""
+    model, x = classifier(), torch.rand(1, 3, 64, 64)
+    maps, passes = fv.saliency(model, x, 1), []
+    model.register_forward_pre_hook(lambda module, given: passes.append(len(given[0])))
+    curve = fv.evaluation.deletion(model, x, maps, 1, step=0.01)
+    assert curve.values.shape == (1, 101)
+    assert sum(passes) <= 101 + 4  # what looks at the model first
+    assert len(passes) < 30
