@@ -26,6 +26,7 @@ __all__ = [
     "module",
     "names",
     "nearest",
+    "not_exporting",
     "number",
     "one_of",
     "path",
@@ -89,6 +90,15 @@ def module(value: object, argument: str = "model") -> nn.Module:
     if not isinstance(value, nn.Module):
         raise TypeError(f"{argument} should be a torch.nn.Module, got {type(value).__name__}")
     return value
+
+
+def not_exporting() -> None:
+    """A ValueError inside of ``torch.export``, which cannot follow what methods do with a network."""
+    if torch.compiler.is_exporting():
+        raise ValueError(
+            "a method of fastviz (saliency, Grad-CAM, occlusion, ...) cannot be exported: its program would give the "
+            "map of the example for every input; export the network itself, and call the method on that"
+        )
 
 
 def one_of(value: object, argument: str, choices: Iterable[str]) -> str:

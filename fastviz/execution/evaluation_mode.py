@@ -36,6 +36,7 @@ def frozen_model(model: nn.Module) -> Iterator[None]:
     True
     """
     held: list[nn.Module] = []
+    checks.not_exporting()
     checks.devices(checks.module(model))
     try:
         with _lock:

@@ -37,8 +37,9 @@ def input_batch(
         TypeError: ``model`` is not a module, or needs more than images; ``x`` is not a floating-point tensor, or of a
             dtype that ``model`` refuses.
         ValueError: ``x`` has another number of dimensions, no channels or pixels, or is on a device on which the model
-            has nothing, or that is neither a CPU nor a GPU that torch calls cuda.
+            has nothing, or that is neither a CPU nor a GPU that torch calls cuda; inside of ``torch.export``.
     """
+    checks.not_exporting()
     _only_images(checks.module(model))
     batch = checks.image_batch(x, argument, axes=axes)
     if batch.dim() - 1 in axes and _is_one_input(model, batch):
@@ -177,14 +178,10 @@ def require_gradients(model: nn.Module) -> None:
     """Refuse a ``model`` with parameters or buffers that cannot take part in a graph, or with quantised layers.
 
     Raises:
-        ValueError: some were made under ``torch.inference_mode()``, a layer computes with integers, or this runs inside
-            of ``torch.export``, in whose programs gradients would be constants.
+        ValueError: some were made under ``torch.inference_mode()``, or a layer computes with integers; this runs inside
+            of ``torch.export``.
     """
-    if torch.compiler.is_exporting():
-        raise ValueError(
-            "a method that takes gradients (saliency, Grad-CAM, guided backprop, ...) cannot be exported, as its map "
-            "would be that of the example for every input"
-        )
+    checks.not_exporting()
     if any(value.is_inference() for value in chain(model.parameters(), model.buffers())):
         raise ValueError(
             "model should not have parameters made under torch.inference_mode(), which take no part in gradients; "

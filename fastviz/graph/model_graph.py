@@ -317,6 +317,7 @@ def example_images(
     A size that is not given is that of :func:`fastviz.models.preprocessing`, and so are the channels, or those of the
     first convolution where the model cannot take so many.
     """
+    checks.not_exporting()
     known = preprocessing(model)
     if input_size is not None:
         if not isinstance(input_size, (tuple, list)) or len(input_size) not in (1, 2, 3):
