@@ -7,13 +7,13 @@ from fastviz._util import checks
 __all__ = ["BATCH", "images_at_once"]
 
 BATCH = 32
-"""Images in a pass where ``batch_size`` is None: more are hardly faster, and memory would grow with their number."""
+"""Images in a pass where ``batch_size`` is None: more images are hardly faster and take more memory."""
 
 
 def images_at_once(batch_size: int | None, usual: int = BATCH) -> int:
     """``batch_size``, or the ``usual`` number for None.
 
     Raises:
-        TypeError, ValueError: it is no number of images.
+        TypeError, ValueError: it is not a number of images.
     """
     return usual if batch_size is None else checks.whole_number(batch_size, "batch_size", minimum=1)

@@ -16,18 +16,18 @@ __all__ = ["ByModel", "forget"]
 Value = TypeVar("Value")
 
 _lock = threading.RLock()
-"""Only where two steps belong together: single operations of a dictionary need none. What runs when a model is freed
-must not wait for a lock, as that may happen anywhere, in any thread."""
+"""Held only where two steps belong together; single operations on a dictionary need no lock. Code that runs when a
+model is freed must not wait for a lock, because a model can be freed anywhere, in any thread."""
 
 
 class ByModel(Generic[Value]):
-    """Model → value, for as long as the model lives or until :func:`forget`; for several threads.
+    """Maps models to values, each for as long as the model lives or until :func:`forget`. Safe for several threads.
 
     Models are told apart by identity, whatever their ``__eq__`` says. A value must not refer to its model, which would
     otherwise never be freed.
 
     Args:
-        in_use: whether values belong to a ``with`` block that is still open, which :func:`forget` must not undo.
+        in_use: whether values belong to a ``with`` block that is still open; :func:`forget` leaves those alone.
 
     >>> kept, model = ByModel[str](), nn.ReLU()
     >>> kept[model] = "words"
@@ -91,13 +91,13 @@ _forgettable: WeakSet[ByModel[Any]] = WeakSet()
 def forget(model: nn.Module) -> None:
     """Free all that fastviz keeps for ``model``: traces, packed weights, proofs, recorded passes, and its description.
 
-    Without this call it is freed when the model itself is. The next call of a method works everything out anew and
-    gives the same results, with one exception: what :func:`fastviz.load_model` and :func:`fastviz.describe` noted
-    (preprocessing, class names, name and weights) is gone, so describe the model again if it is used with pictures or
-    class names. Inside of :func:`fastviz.cuda_graphs` the passes recorded for the model are freed too.
+    Without this call, all of it is freed when the model itself is freed. The next call of a method works everything out
+    anew and gives the same results, with one exception: what :func:`fastviz.load_model` and :func:`fastviz.describe`
+    noted (preprocessing, class names, name and weights) is gone, so describe the model again if it is used with
+    pictures or class names. Inside of :func:`fastviz.cuda_graphs` the passes recorded for the model are freed too.
 
-    A model that runs in another thread meanwhile is not disturbed. Copies of a model, and models that hold it as a
-    part, have entries of their own, which stay.
+    A model that another thread is running is not disturbed. Copies of a model, and models that hold it as a part, have
+    entries of their own, which stay.
 
     Args:
         model: any module, whether anything is kept for it or not; for what ``torch.compile`` returned, the module

@@ -1,4 +1,4 @@
-"""Checks of arguments, and their wording: which argument, what is needed, what came."""
+"""Checks of arguments. Each error names the argument, says what is needed and what it got."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _LISTED = 8
-"""Known names that are listed where none is near."""
+"""How many known names an error lists when none is similar."""
 
 
 def tensor(
@@ -111,7 +111,7 @@ def one_of(value: object, argument: str, choices: Iterable[str]) -> str:
 
 
 def nearest(value: object, argument: str, known: Iterable[str]) -> str:
-    """``value``, if it is one of the ``known`` names; else a ValueError with the nearest, or with the first of them."""
+    """``value``, if it is one of the ``known`` names. The error lists the most similar names, or the first few."""
     names = tuple(known)
     if not isinstance(value, str):
         raise TypeError(f"{argument} should be a name, got {value!r}")
@@ -173,7 +173,7 @@ def device(value: torch.device | str, argument: str = "device") -> torch.device:
         place = torch.device(value)
         if place.type in ("cpu", "cuda"):
             torch.empty(0, device=place)
-    except (RuntimeError, TypeError, AssertionError) as error:  # no such word, or nothing of the sort in this machine
+    except (RuntimeError, TypeError, AssertionError) as error:  # no device's name, or no such device here
         said = (str(error).splitlines() or [""])[0]
         raise ValueError(
             f"{argument} should be auto, cpu, cuda or cuda:INDEX, and one that torch can use here, "

@@ -1,4 +1,4 @@
-"""Files that are never half there: written under another name, flushed, then renamed."""
+"""Files that are written completely or not at all: under another name, flushed, then renamed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import IO
 
 __all__ = ["remove_unfinished", "whole_file"]
 
-# The process is part of the name: a later run sees by it whether the writer still lives.
+# The name holds the number of the process, so that a later run can tell whether the writer is still alive.
 _UNFINISHED = re.compile(r"\.fastviz-(\d+)-\d+\.part")
 _numbers = count()
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A file to write bytes to, which appears under its name when the ``with`` ends well, and else not at all.
+    """A file to write bytes to, which appears under its name only if the ``with`` block ends without an error.
 
     Written under another name beside ``path``, flushed to the disk, then renamed; an older file stays until then.
 
@@ -43,7 +43,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 def remove_unfinished(folder: Path, *, deep: bool) -> None:
-    """Remove what processes that are gone left half-written in a folder, and with ``deep`` in those inside it."""
+    """Remove half-written files that dead processes left in a folder, and with ``deep`` in its subfolders."""
     for place, folders, files in os.walk(folder):
         for name in files:
             match = _UNFINISHED.fullmatch(name)
@@ -61,6 +61,6 @@ def _lives(process: int) -> bool:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # the process belongs to another user
         return True
     return True

@@ -10,8 +10,8 @@ from torch import Tensor
 
 __all__ = ["images_at_once", "is_out_of_memory", "what_fits"]
 
-# What the CPU's allocator says on Linux and macOS and on Windows, what C++ says, and what libraries on a GPU say that
-# allocate by themselves. Only torch's own allocator for GPUs has an error class.
+# Messages of the CPU's allocator (Linux and macOS, Windows), of C++, and of GPU libraries that allocate memory
+# themselves. Only torch's own GPU allocator has an error class.
 _WORDS = (
     "can't allocate memory",
     "not enough memory",
@@ -22,8 +22,8 @@ _WORDS = (
 )
 
 _PIXELS_AT_ONCE = 200_000
-"""Of the images of a pass on a CPU. Of 64 images of 128x128 through a SqueezeNet, 8 or 16 at a time take a fifth less
-time than 64, whose maps do not fit the caches, and than 4, which leave them empty."""
+"""Pixels of all images of one pass on a CPU. For 64 images of 128x128 through a SqueezeNet, batches of 8 or 16 take a
+fifth less time than one batch of 64, whose maps do not fit into the caches, and than batches of 4."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

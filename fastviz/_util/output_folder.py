@@ -1,4 +1,4 @@
-"""Folders that a run writes into: one run at a time, nothing left of runs that died, names that any file may have."""
+"""Folders that a run writes into: one run at a time, leftovers of killed runs removed, safe file names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["clear_way", "locked", "printable", "remove", "replace_stale", "uniqu
 
 _LOCK = ".fastviz.lock"
 
-# Most file systems end at 255 bytes; what is added to a name (a number, a method, an ending) needs room.
+# Most file systems allow 255 bytes. This leaves room for what is added to a name: a number, a method, an ending.
 _LONGEST = 150
 
 # The errors of file systems without locks; the run goes on without one.
@@ -27,7 +27,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 @contextmanager
 def locked(folder: Path, parts: Sequence[str] = ()) -> Iterator[None]:
-    """The folder, made if need be, for this run alone; a folder that stays empty is removed again.
+    """Lock the folder for this run. It is created if needed, and removed again if it stays empty.
 
     The operating system releases the lock when the process ends, however it ends. Half-written files that a killed run
     left in ``folder`` and in its folders ``parts`` are removed first.
@@ -45,7 +45,7 @@ def locked(folder: Path, parts: Sequence[str] = ()) -> Iterator[None]:
             remove_unfinished(place, deep=place != folder)
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is held: no other run can have locked this one
+        path.unlink(missing_ok=True)  # removed while still locked, so that no other run can hold it
         os.close(descriptor)
         with suppress(OSError):
             for place in made:
@@ -72,16 +72,16 @@ def _lock(path: Path) -> int:
         try:
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 os.ftruncate(descriptor, 0)
-                with suppress(OSError):  # a full disk is no reason to refuse a run that may write nothing
+                with suppress(OSError):  # the run may write nothing, so a full disk does not stop it
                     os.write(descriptor, str(os.getpid()).encode())
                 return descriptor
         except FileNotFoundError:
             pass
-        os.close(descriptor)  # the run that held it has removed it meanwhile: another file is the lock now
+        os.close(descriptor)  # The run that held it has removed the file; open the new one.
 
 
 def clear_way(folder: Path, name: str) -> None:
-    """Make the folders that the file ``name`` inside ``folder`` needs, and remove what stands in its place or theirs.
+    """Make the folders that the file ``name`` inside ``folder`` needs, and remove whatever blocks them.
 
     A job's folder may have been damaged: a file where a folder should be, or a folder where a file should be.
     """
@@ -91,7 +91,7 @@ def clear_way(folder: Path, name: str) -> None:
         try:
             place.mkdir(exist_ok=True)
         except FileExistsError:
-            # Several threads write: another may have made the folder meanwhile.
+            # Another writing thread may have created the folder by now.
             with suppress(IsADirectoryError, PermissionError, FileNotFoundError):
                 place.unlink()
             place.mkdir(exist_ok=True)
@@ -118,7 +118,7 @@ def replace_stale(out: Path, written: Sequence[Path], stale: str) -> list[Path]:
 
 
 def printable(name: str) -> str:
-    """A file name as text in one line: what cannot be shown as an escape, a byte that is no UTF-8 too.
+    """A file name as text in one line: characters that cannot be shown, and bytes that are not UTF-8, are escaped.
 
     >>> print(printable("new\\nline \\udce9"))
     new\\nline \\xe9
@@ -127,7 +127,7 @@ def printable(name: str) -> str:
 
 
 def _shows(character: str) -> bool:
-    # Spaces of other widths stand in many people's file names, and joiners in emoji.
+    # Unusual spaces are common in file names, and emoji contain joiners.
     return character.isprintable() or character == "\u200d" or unicodedata.category(character) == "Zs"
 
 
@@ -141,8 +141,8 @@ def _escape(character: str) -> str:
 def unique_names(names: Sequence[str], taken: Iterable[str] = ()) -> list[str]:
     """A name of a file to write for each of the ``names`` (paths with "/"), no two the same nor any in ``taken``.
 
-    Letters in lower and upper case, and accents written in two ways, count as the same, as they do on macOS. What
-    cannot be shown becomes "_", long parts are cut. Names that need nothing of this stay as they are.
+    Letters in lower and upper case, and accents written in two ways, count as the same, as they do on macOS. Characters
+    that cannot be shown become "_", and long parts are cut. Other names stay as they are.
 
     >>> unique_names(["a", "A", "a/b\\n"])
     ['a', 'A-2', 'a/b_']
@@ -151,7 +151,7 @@ def unique_names(names: Sequence[str], taken: Iterable[str] = ()) -> list[str]:
     seen = {_folded(name) for name in taken}
     for name in names:
         *folders, last = name.split("/")
-        # A folder a.png would stand where the picture of a photograph called a has its file.
+        # A folder "a.png" would clash with the picture of a photograph called "a".
         parents = [part + "_" * part.lower().endswith((".png", ".npz")) for part in map(_plain, folders)]
         first = chosen = "/".join([*parents, _plain(last)])
         number = 1

@@ -11,10 +11,10 @@ __all__ = ["packed_convolutions"]
 
 @cache
 def packed_convolutions(dtype: torch.dtype) -> bool:
-    """Whether oneDNN convolves values of this type with weights that were packed before.
+    """Whether oneDNN can convolve values of this type with weights that were packed beforehand.
 
-    It needs AVX-512 for bfloat16 and still more for float16, and ``ONEDNN_MAX_CPU_ISA`` can take that away, which
-    torch's own questions do not see: so a small convolution is tried, once in a process.
+    It needs AVX-512 for bfloat16 and still more for float16, and ``ONEDNN_MAX_CPU_ISA`` can disable that without
+    torch's own queries noticing. So a small convolution is tried, once in a process.
 
     >>> packed_convolutions(torch.int32)
     False

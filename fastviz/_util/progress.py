@@ -10,7 +10,7 @@ __all__ = ["Advance", "bar"]
 
 
 class Advance(Protocol):
-    """What a call tells its bar: so many more steps are done, and, if given, what is being worked on."""
+    """Tells a bar how many more steps are done and, if given, what is being worked on."""
 
     def __call__(self, steps: int, text: str | None = None) -> None: ...
 
@@ -25,9 +25,9 @@ def bar(wanted: bool, total: int | None, *, done: int = 0, text: str = "", unit:
 
     Args:
         wanted: False shows nothing anywhere.
-        total: steps in all; None where it is not known.
+        total: the total number of steps; None if unknown.
         done: steps that were done before.
-        text: what stands left of the bar, until the function is given other words.
+        text: text to the left of the bar, until the function is given another.
         unit: what is counted, in words.
 
     >>> with bar(False, 10) as advance:

@@ -1,7 +1,8 @@
-"""What every command shares: the program itself, errors in one line, tables, the options that name a network.
+"""What all commands share: the program, one-line errors, tables, and the options that name a network.
 
-An error is one line on standard error, ``fastviz: error: …``, and exit status 2; status 1 means that the rest was done;
-130 that Ctrl-C stopped it. With the environment variable ``FASTVIZ_TRACEBACK`` set, errors show where they arose.
+An error is one line on standard error, ``fastviz: error: …``, and exit status 2; status 1 means that only a part
+failed, and 130 that Ctrl-C stopped it. If the environment variable ``FASTVIZ_TRACEBACK`` is set, errors come with a
+traceback.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ _WIDTH_OF_A_PIPE = 180
 
 
 class Stopped(Exception):  # noqa: N818 - it is no error
-    """Ctrl-C, and what is left of the work in words."""
+    """Raised for Ctrl-C; the message says what is left of the work."""
 
 
 NETWORK = "The network: a name of `fastviz models`, timm/NAME, package.module:function, or a .pt2 file."
@@ -84,7 +85,7 @@ class _Commands(TyperGroup):
     ) -> Any:
         """Run, and end in ``SystemExit`` unless ``standalone_mode`` is off."""
         for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):  # the name of a file may hold what no encoding has
+            if isinstance(stream, io.TextIOWrapper):  # a file name may hold bytes that no encoding has
                 stream.reconfigure(errors="backslashreplace")
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
@@ -129,16 +130,16 @@ def _in_words(error: Exception) -> tuple[str, int]:
 
     from fastviz._util.memory import is_out_of_memory
 
-    if hasattr(error, "format_message"):  # what typer says of arguments
+    if hasattr(error, "format_message"):  # typer's own errors about arguments
         return " ".join(error.format_message().split()), 2
-    # A MemoryError with words is our own, and says what would fit.
+    # A MemoryError with a message is our own and says what would fit.
     if is_out_of_memory(error) and not (isinstance(error, MemoryError) and str(error).startswith("out of memory")):
         place = "the GPU is " if isinstance(error, torch.OutOfMemoryError) else ""
         return f"{place}out of memory; try a smaller --batch-size", 2
     if isinstance(error, OSError) and error.strerror:
         said = ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
         return said + ("; what is done is kept" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""), 2
-    # RuntimeError is how torch refuses what a model or a device cannot do.
+    # torch raises RuntimeError for what a model or a device cannot do.
     if isinstance(error, (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError)) and str(error):
         return " ".join(str(error).split()).removeprefix("fastviz: "), 2
     name = type(error).__name__
@@ -191,7 +192,7 @@ def _options(
 
 
 def check_weights(model: str, weights: str | None) -> None:
-    """Refuse a network with random weights: what it shows would mean nothing."""
+    """Refuse a network with random weights, whose results would be meaningless."""
     from fastviz.models.loading import has_own_weights
 
     if weights is None and not has_own_weights(model):
@@ -202,7 +203,7 @@ def check_weights(model: str, weights: str | None) -> None:
 
 
 def failure_line(name: str, reason: str) -> str:
-    """Why a file was left out, in one line that names it once."""
+    """One line that names a file and says why it was left out."""
     from fastviz._util.output_folder import printable
 
     line, shown = printable(" ".join(reason.split())), printable(name)

@@ -1,4 +1,4 @@
-"""``fastviz compare``: which map is any good, for a network and a folder of photographs."""
+"""``fastviz compare``: which methods give good maps for a network, measured on photographs."""
 
 from __future__ import annotations
 

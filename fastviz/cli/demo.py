@@ -51,13 +51,14 @@ def demo(
 
 
 def _methods_for(network: nn.Module, x: Any) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The names of the methods that suit ``network``, and of the others with the reason, tried on one picture ``x``."""
+    """The methods that work for ``network``, and the others with the reason, found by trying each on one picture
+    ``x``."""
     from fastviz.methods.registry import EXPLAINERS
 
     fit, unfit = [], {}
     for name, method in EXPLAINERS.items():
         try:
-            # A method of many passes is tried with as few as possible; whether it suits the network is the same.
+            # Methods with many passes are tried with as few as possible: whether they work does not depend on it.
             windows = "window" in inspect.signature(method.function).parameters
             method.function(network, x, **({"window": min(x.shape[-2:])} if windows else {}))
             fit.append(name)
@@ -67,7 +68,7 @@ def _methods_for(network: nn.Module, x: Any) -> tuple[tuple[str, ...], dict[str,
 
 
 def _scenes(network: nn.Module, out: Path) -> list[Scene]:
-    """The photographs of the demo with the three classes that the network thinks of first."""
+    """The photographs of the demo with the three most probable classes."""
     import torch
 
     from fastviz import images, jobs, models
@@ -88,7 +89,7 @@ def _scenes(network: nn.Module, out: Path) -> list[Scene]:
 
 
 def _sections(network: nn.Module) -> list[Section]:
-    """What the page shows below the photographs, a function a family of methods."""
+    """The page's sections below the photographs, one function for each family of methods."""
     from fastviz.cli import dream, fool, invert, maximize, patches, reading, style, texture
 
     return [

@@ -1,4 +1,4 @@
-"""``fastviz dream``: photographs with more of what a network sees in them, and flights into such a dream."""
+"""``fastviz dream``: DeepDream pictures, and zooms into them."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def dream(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the frames that the folder holds.")] = False,
 ) -> None:
     """Change photographs until a network sees more of what it sees in them: DeepDream."""
-    # Long for the declarations of its options, which typer reads from the signature.
+    # Long because typer reads the options from the signature.
     from fastviz import images
     from fastviz._util import checks
 
@@ -150,7 +150,8 @@ def _target(
 
 
 def _prepared(network: nn.Module, path: Path, size: int | None, place: torch.device) -> Tensor:
-    """A picture as the network takes it, [1, C, H, W]: with a longer side of ``size`` pixels, None as it is used to."""
+    """A picture as the network takes it, [1, C, H, W]: with a longer side of ``size`` pixels, or, for None, as the
+    network usually gets it."""
     from fastviz import images, models
 
     picture, seen = images.read_image(path), models.preprocessing(network)
@@ -235,7 +236,7 @@ def _fly(network: nn.Module, x: Tensor, target: Target, out: Path, options: dict
             images.save_image(_shown(picture), out / _FRAME.format(made + 1))
             made += 1
     except KeyboardInterrupt:
-        pass  # between two frames; within one, there are just fewer of them
+        pass  # between two frames; within a frame, there is just one fewer
     if made:
         written = (out / _FRAME.format(number + 1) for number in range(made))
         animation.save_gif((images.read_image(path) for path in written), out / _FILM)

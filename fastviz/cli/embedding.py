@@ -1,4 +1,5 @@
-"""``fastviz embed`` and ``fastviz neighbours``: photographs where a network puts them, and what lies near what."""
+"""``fastviz embed`` and ``fastviz neighbours``: photographs arranged by a network's features, and nearest
+neighbours."""
 
 from __future__ import annotations
 
@@ -187,7 +188,7 @@ def _vectors(
 
 
 def _two_columns(coordinates: Tensor) -> Tensor:
-    """Coordinates [N, 2], also where the vectors have one number."""
+    """Coordinates [N, 2], even if the vectors have only one number."""
     from torch.nn import functional
 
     return functional.pad(coordinates, (0, 2 - coordinates.shape[1]))

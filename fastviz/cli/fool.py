@@ -25,9 +25,9 @@ __all__ = ["demo_section", "fool"]
 _SHOWN = 320
 """Height of the pictures that are compared, in pixels."""
 _DEMO_TARGETS = ("koala", "king penguin")
-"""What the demo makes of a photograph, and of noise."""
+"""The demo's targets for a photograph and for noise."""
 _MAGNIFIED = 10
-"""How much larger than it is the difference is shown."""
+"""Factor by which the shown difference is enlarged."""
 
 
 @app.command()
@@ -153,7 +153,7 @@ def _compared(network: nn.Module, found: Fooled, x: Tensor, names: list[str]) ->
 
 
 def _write_invented(network: nn.Module, made: FoolingImages, names: list[str], out: Path, unit: str) -> None:
-    """The picture that shows nothing, and the numbers."""
+    """Write the picture made from nothing, and print the numbers."""
     from fastviz import images, models
 
     images.save_image(images.restore(made.images[0].cpu(), models.preprocessing(network)), out)
@@ -165,7 +165,7 @@ def _write_invented(network: nn.Module, made: FoolingImages, names: list[str], o
 
 
 def _give_up(why: str) -> None:
-    """End with status 1: the pictures are there, what was asked for is not."""
+    """End with status 1: the pictures were written, but the goal was not reached."""
     print(f"fastviz: {why}", file=sys.stderr)
     raise typer.Exit(1)
 
@@ -198,7 +198,7 @@ def demo_section(network: nn.Module, photo: Path) -> Section:
     x = images.preprocess(images.read_image(photo), seen)[None]
     shown = _compared(network, methods.fool(network, x, koala, quantize=True), x, names)
     noise = methods.fool_from_noise(network, penguin, quantize=True)
-    # For any class, which takes seconds; one that is chosen takes minutes.
+    # For any class, which takes seconds; a chosen class takes minutes.
     pattern = methods.evolve(network, population=16, generations=40, goal=0.9)
     for words, made in (("noise", noise), ("evolved", pattern)):
         picture = images.restore(made.images[0], seen)

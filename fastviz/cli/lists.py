@@ -1,4 +1,4 @@
-"""``fastviz methods``, ``models``, ``layers`` and ``info``: what there is."""
+"""``fastviz methods``, ``models``, ``layers`` and ``info``: what is available."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ _COLUMNS = 5
 _HEIGHT = 224
 """Of small pictures on a sheet, in pixels; larger ones keep their size."""
 _CHANNELS = 10
-"""Channels that are drawn unless they are named."""
+"""Number of channels that are drawn if none are named."""
 
 
 @app.command()
@@ -86,7 +86,7 @@ def maximize(
 
     Channels of a layer: fastviz maximize squeezenet1_0 --weights DEFAULT --layer features.9 --channel 0-9 --out a.png
     """
-    # Long for the declarations of its options, which typer reads from the signature.
+    # Long because typer reads the options from the signature.
     from fastviz import images
     from fastviz.engine.optimize import Optimization
 
@@ -142,11 +142,11 @@ def _maximized(network: nn.Module, target: Target, options: dict[str, Any]) -> _
 
 
 def _decoded(network: nn.Module, target: Target, layer: str, options: dict[str, Any]) -> _Drawn:
-    """The same by way of the code of a layer."""
+    """The same, through the code of a layer."""
     from fastviz import methods
 
     made = methods.maximize_code(network, target, layer, **options)
-    if made.decoded is None:  # Ctrl-C came before there was anything to see
+    if made.decoded is None:  # Ctrl-C came before there was a picture
         raise KeyboardInterrupt
     values, probability = made.values.tolist(), made.probability.tolist()
     return _Drawn(made.decoded.pictures, values, probability, [""] * len(values), made.interrupted)

@@ -1,4 +1,4 @@
-"""``fastviz occlusion`` and ``fastviz plan``: one photograph under windows, and what the sweep over them computes."""
+"""``fastviz occlusion`` and ``fastviz plan``: an occlusion sweep over one photograph, and what a sweep computes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["occlusion", "plan"]
 _SHOWN = 320
 """Height of each of the pictures, in pixels."""
 _COLOURS = ("4c72b0", "dd8452", "55a868", "c44e52", "8172b3", "937860", "da8bc3", "ccb974")
-"""Of the classes that win most often; the others are grey."""
+"""Colours of the classes that win most often; the others are grey."""
 
 Window = Annotated[int | None, typer.Option(help="Height and width of the window, in pixels; a seventh if not given.")]
 Stride = Annotated[int | None, typer.Option(help="Step between windows, in pixels; half of the window if not given.")]

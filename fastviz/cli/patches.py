@@ -36,7 +36,7 @@ __all__ = ["demo_section", "patches"]
 
 _HITS, _SHEETS = "hits.jsonl", "sheets"
 _SHOWN = 12
-"""Channels a layer that are drawn unless they are named."""
+"""Number of channels of a layer that are drawn if none are named."""
 _DEMO_LAYER, _DEMO_CHANNELS = "conv3_1", (2, 3, 4, 15, 16, 17, 20, 23)
 
 
@@ -189,7 +189,7 @@ def demo_section(network: nn.Module, photos: Sequence[Path]) -> Section:
     from fastviz import methods
     from fastviz.jobs import report
 
-    # With three photographs, one place in each would leave nothing to compare.
+    # With only three photographs, one place in each would be too few to compare.
     found = methods.patches(network, photos, _DEMO_LAYER, one_per_image=False)
     shown = methods.patch_pictures(network, found, photos, _DEMO_CHANNELS)
     return report.Section(

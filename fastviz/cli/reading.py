@@ -1,4 +1,4 @@
-"""``fastviz filters`` and ``fastviz activations``: what a network holds, and what its layers answer to a photograph."""
+"""``fastviz filters`` and ``fastviz activations``: a network's weights, and its layers' responses to a photograph."""
 
 from __future__ import annotations
 

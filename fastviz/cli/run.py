@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["export", "report", "run"]
 
 _SHOWN = 50
-"""Failures that are printed; all are in the tables."""
+"""Number of failures that are printed; the tables hold all of them."""
 
 
 @app.command()
@@ -114,7 +114,7 @@ def run(
 
 
 def _job(inputs: list[str], options: dict[str, Any], method_options: list[str]) -> Job:
-    """The job of the command line, or of its file where that is given; words on the command line count more."""
+    """The job of the command line, or of its file where that is given; options on the command line take precedence."""
     from fastviz.jobs.job import DEFAULT_METHODS, read_yaml
     from fastviz.jobs.run import as_job
 

@@ -122,7 +122,8 @@ def _segmented(
     names: list[str],
     options: dict[str, Any],
 ) -> Iterator[tuple[dict[str, Any], Tensor, Tensor]]:
-    """What is written of each photograph of a batch: its line, its mask [h, w], and what the network saw [3, h, w]."""
+    """For each photograph of a batch: its line of results, its mask [h, w], and the picture that the network saw [3, h,
+    w]."""
     import torch
 
     from fastviz import methods
@@ -155,7 +156,7 @@ def _segmented(
 
 
 def _clear(out: Path) -> None:
-    """Empty the folder of what an earlier run left in it."""
+    """Remove an earlier run's results from the folder."""
     from fastviz._util.output_folder import remove
 
     for part in (_BOXES, _MASKS, _OVERLAYS):

@@ -1,4 +1,4 @@
-"""``fastviz style``: a photograph in the manner of other pictures."""
+"""``fastviz style``: a photograph in the style of other pictures."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def style(
     device: Device = "auto",
 ) -> None:
     """Paint a photograph in the style of other pictures, as a network sees style (Gatys, Ecker, Bethge)."""
-    # Long for the declarations of its options, which typer reads from the signature.
+    # Long because typer reads the options from the signature.
     from fastviz import images, methods
     from fastviz._util import checks
     from fastviz.engine.optimize import Optimization

@@ -157,7 +157,7 @@ def previewing(frame: Frame, out: Path, every: int | None) -> dict[str, Any]:
 
 
 def losses(made: Styled) -> str:
-    """How far a picture came, in one line."""
+    """The final losses of a picture, in one line."""
     before, after = float(made.history[0, 0]), float(made.history[-1, 0])
     return f"loss {before:.4g} before, {after:.4g} after {int(made.steps[0])} steps"
 
@@ -192,7 +192,7 @@ def shrunk(picture: Tensor, longest: int) -> Tensor:
 
 
 def demo_section() -> Section:
-    """What the demo page shows of textures: each sample beside what grew from it."""
+    """The demo page's textures: each sample beside the texture grown from it."""
     from fastviz import images, methods
     from fastviz.jobs import report
 
@@ -213,7 +213,7 @@ def demo_section() -> Section:
 
 
 def neural_section(network: nn.Module) -> Section:
-    """What the demo page shows of textures that a network cannot tell from a sample."""
+    """The demo page's neural textures: each sample beside the texture made from it."""
     from fastviz import images, methods
     from fastviz.engine.optimize.canvas import frame_of
     from fastviz.jobs import report

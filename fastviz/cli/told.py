@@ -26,9 +26,8 @@ _OPTIONS: dict[str, Any] = {
 
 
 def tells_of_the_network(command: Command) -> Command:
-    """``command`` with these options, those apart that it has itself; its networks are loaded with what they tell.
-
-    To be put between it and ``app.command()``.
+    """Add these options to ``command``, except those that it has itself. Its networks are loaded accordingly. A
+    decorator that goes below ``app.command()``.
     """
     signature = inspect.signature(command, eval_str=True)
     added = {name: kind for name, kind in _OPTIONS.items() if name not in signature.parameters}

@@ -13,7 +13,7 @@ from fastviz.engine.gradients.input_gradients import predicted
 from fastviz.targets.objectives import Objective
 from fastviz.targets.selection import Target
 
-__all__ = ["Explain", "explained", "settled"]
+__all__ = ["Explain", "explained", "single_objective"]
 
 Explain = Callable[[nn.Module, Tensor, Any], Any]
 """A method: gets a model, images [N, C, H, W] and a target; gives maps [N, h, w] or [N, C, h, w], or an object with
@@ -38,7 +38,7 @@ def explained(explain: Explain, model: nn.Module, images: Tensor, target: Target
     return found.detach()
 
 
-def settled(model: nn.Module, images: Tensor, target: Target, batch_size: int | None) -> Objective:
+def single_objective(model: nn.Module, images: Tensor, target: Target, batch_size: int | None) -> Objective:
     """``target`` as one objective, with the predicted classes of the ``images`` put in.
 
     Raises:

@@ -15,7 +15,7 @@ from fastviz import targets
 from fastviz._util import checks
 from fastviz._util.batch_size import images_at_once
 from fastviz._util.progress import bar
-from fastviz.evaluation._explain import Explain, explained, settled
+from fastviz.evaluation._explain import Explain, explained, single_objective
 from fastviz.evaluation._maps import Channels, own_maps
 from fastviz.evaluation._seeds import generator
 from fastviz.evaluation._values import reading
@@ -250,7 +250,7 @@ class _Work:
         """The rows of some images."""
         images = batch.images.detach()
         count = len(batch)
-        objective = settled(self.model, images, self._target(batch), self.batch_size)
+        objective = single_objective(self.model, images, self._target(batch), self.batch_size)
         clean = reading(self.model, images, objective, "probability", self.batch_size).clean
         classes = _classes(objective, count)
         seeds = [self.seed + index for index in batch.indices]
@@ -261,6 +261,7 @@ class _Work:
             usable[name] = found.flatten(1).isfinite().all(1)
             again[name] = _remembered(explain, self.model, images, found)
             maps[name] = own_maps(found.nan_to_num(0.0, 0.0, 0.0), count, channels)
+        # A second loop: some measures compare a method's maps with those of all others.
         for name in self.methods:
             case = Case(self.model, images, objective, name, again[name], maps, masks, seeds, self.batch_size)
             for measure in self.measures:

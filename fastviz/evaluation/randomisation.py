@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastviz._util import checks
 from fastviz._util.batch_size import images_at_once
 from fastviz._util.progress import bar
-from fastviz.evaluation._explain import Explain, explained, settled
+from fastviz.evaluation._explain import Explain, explained, single_objective
 from fastviz.evaluation._maps import own_maps, resized
 from fastviz.evaluation.similarity import SIMILARITIES
 from fastviz.execution import forward
@@ -119,7 +119,7 @@ def parameter_randomisation(
     checks.whole_number(seed, "seed", minimum=0)
     at_once = images_at_once(batch_size, _AT_ONCE)
     groups = _groups(model, images, layers, steps)
-    objective = settled(model, images, target, at_once)
+    objective = single_objective(model, images, target, at_once)
     changed = _copied(model)
 
     def maps_of(network: nn.Module) -> Tensor:

@@ -13,7 +13,7 @@ from fastviz._util import checks
 from fastviz._util.batch_size import images_at_once
 from fastviz._util.progress import bar
 from fastviz.engine.incremental.passes import outputs_of_images
-from fastviz.evaluation._explain import Explain, explained, settled
+from fastviz.evaluation._explain import Explain, explained, single_objective
 from fastviz.evaluation._maps import resized
 from fastviz.evaluation._seeds import Seed, generator, seeds_of
 from fastviz.evaluation._values import Value, reading
@@ -120,8 +120,7 @@ def infidelity(
     found = products.reshape(N, samples)
     falls = read.clean.double()[:, None] - after.double().reshape(N, samples)
     if scaled:
-        squares = found.square().sum(1, keepdim=True)
-        found = found * (found * falls).sum(1, keepdim=True) / torch.where(squares > 0, squares, 1)
+        found = _best_scaled(found, falls)
     return (found - falls).square().mean(1).to(read.clean.dtype)
 
 
@@ -132,6 +131,12 @@ def _check_perturbation(perturbation: object, indicator: bool) -> None:
         raise TypeError(f"perturbation should be a word or a function, got {type(perturbation).__name__}")
     if indicator and perturbation != "square":
         raise ValueError('indicator needs perturbation="square"')
+
+
+def _best_scaled(found: Tensor, falls: Tensor) -> Tensor:
+    """``found`` [N, samples] times the factor of each row that brings it nearest to ``falls``."""
+    squares = found.square().sum(1, keepdim=True)
+    return found * (found * falls).sum(1, keepdim=True) / torch.where(squares > 0, squares, 1)
 
 
 def _drawn(images: Tensor, number: Tensor, samples: int, seeds: Sequence[int]) -> Tensor:
@@ -190,7 +195,7 @@ def max_sensitivity(
     checks.whole_number(samples, "samples", minimum=1)
     at_once = images_at_once(batch_size, _AT_ONCE)
     N = len(images)
-    objective = settled(model, images, target, at_once)
+    objective = single_objective(model, images, target, at_once)
     if not N:
         return images.new_zeros(0)
     drawn = [generator(each) for each in seeds_of(seed, N)]

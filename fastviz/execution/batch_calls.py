@@ -1,6 +1,7 @@
-"""Which ATen calls keep the images of a batch apart: a rule for each kind of call.
+"""Which ATen calls keep the images of a batch separate: a rule for each kind of call.
 
-Each rule gets the arguments of a call by name, and tells where the (first) result counts images; None if they may meet.
+Each rule gets the arguments of a call by name, and returns where the (first) result holds the images; None if they may
+mix.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ PLAIN = (Tensor, nn.Parameter)
 
 LEAST_DIMS = {"convolution", "max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d"}
 TRAINING = {"native_batch_norm": 5, "cudnn_batch_norm": 5}
-"""Where the frequent calls of a network say whether they are in training mode."""
+"""The argument by which frequent calls of a network know whether they are in training mode."""
 
 
 def _input(watch: Watch, given: dict[str, Any], *names: str) -> tuple[Tensor, Images] | None:
@@ -64,14 +65,14 @@ def _axis(dim: int, dims: int) -> int:
 
 
 def _resized(place: Images, count: int, before: Sequence[int], after: Sequence[int]) -> Images | None:
-    """Where a tensor of shape ``before`` counts images as one of shape ``after``, its values in the same order."""
+    """Where a tensor holds the images after a reshape from ``before`` to ``after``."""
     ahead = place.outer
     for size in before[: place.dim]:
         ahead *= size
     passed = 1
     for dim, size in enumerate(after):
         if size and passed * size > ahead:
-            # this dimension has what is left of the places ahead, all images, and perhaps places behind them
+            # this dimension holds the remaining entries before the images, all images, and perhaps entries after them
             if ahead % passed or size % (ahead // passed * count):
                 return None
             outer = ahead // passed
@@ -112,7 +113,7 @@ def _repeat(watch: Watch, given: dict[str, Any]) -> Images | None:
 
 
 def _order(watch: Watch, given: dict[str, Any], order: Sequence[int]) -> Images | None:
-    """For calls that put old dimensions (-1: a new one) into this order."""
+    """For calls that arrange the old dimensions in this order (-1: a new one)."""
     found = _input(watch, given, "self")
     if found is None or found[1].dim not in order:
         return None
@@ -148,7 +149,7 @@ def _squeeze(watch: Watch, given: dict[str, Any]) -> Images | None:
 
 
 def _elsewhere(watch: Watch, given: dict[str, Any]) -> Images | None:
-    """Calls that work along some dimensions, which must not be that of the images."""
+    """Calls along some dimensions, which must not include that of the images."""
     found = _input(watch, given, "self", "input")
     if found is None:
         return None
@@ -177,7 +178,7 @@ def _select(watch: Watch, given: dict[str, Any]) -> Images | None:
 
 
 def _slice(watch: Watch, given: dict[str, Any]) -> Images | None:
-    """Slices, of all images where it is along theirs."""
+    """Slices; along the images' dimension only of all images."""
     place = _elsewhere(watch, given)
     if place is not None:
         return place
@@ -224,7 +225,7 @@ def _padded(watch: Watch, given: dict[str, Any]) -> Images | None:
 
 
 def of_batch_norm(watch: Watch, given: dict[str, Any]) -> Images | None:
-    """With kept statistics image by image; with those of the batch only if images count as channels."""
+    """With running statistics image by image; with batch statistics only if each image is a channel of its own."""
     found = _input(watch, given, "input")
     if found is None:
         return None
@@ -274,7 +275,7 @@ def _product(watch: Watch, given: dict[str, Any]) -> Images | None:
 
 
 class _Shaped:
-    """Stands for the product, in a sum with it."""
+    """A placeholder for the product in a sum with it."""
 
     def __init__(self, dims: int) -> None:
         self._dims = dims
@@ -357,7 +358,7 @@ def _triangle(watch: Watch, given: dict[str, Any]) -> Images | None:
 
 
 def _restrided(watch: Watch, given: dict[str, Any]) -> Images | None:
-    """Other strides for dimensions with one place only, which mean nothing: poolings do that to their results."""
+    """Other strides for dimensions of size 1, which mean nothing; poolings do that to their results."""
     found = _input(watch, given, "self")
     if found is None or list(given["size"]) != list(found[0].shape) or given["storage_offset"] is not None:
         return None

@@ -1,14 +1,14 @@
-"""The frequent calls of a network, told apart as Python makes them: the quick half of the watch over a batch.
+"""The frequent calls of a network, recognised as Python makes them: the fast part of watching a batch.
 
 Every call of torch from Python is seen here, before torch splits it into ATen calls. What most networks consist of
-(convolutions, normalisations with kept statistics, rectifiers, sums of maps, products with weights) is settled at once:
-its images stand in one argument, all else was there before. Any other call runs under
+(convolutions, normalisations with kept statistics, rectifiers, sums of maps, products with weights) is decided at once:
+one argument holds the images, and all others existed before. Any other call runs under
 :class:`fastviz.execution.batch_watch.Watch`, which follows each of its ATen calls.
 
-What code makes where Python's calls do not show it (an extension, say) would pass for a constant here. So only the
-model's own tensors, and what calls that were seen made, count as known, as long as nobody writes to them unseen.
-Anything else ends this way of looking (:class:`Unseen`), and the pass is watched ATen call by ATen call instead. So is
-all in inference mode, where torch does not count what is written to.
+Tensors made where Python's calls do not show it (in an extension, say) would look like constants here. So only the
+model's own tensors and the results of calls that were seen count as known, as long as nothing unseen writes to them.
+Anything else raises :class:`Unseen`, and the pass is watched ATen call by ATen call instead. The same holds in
+inference mode, where torch does not count writes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _own_tensors(model: nn.Module) -> dict[int, int]:
 
 
 class Functions(TorchFunctionMode):
-    """Follows the images through the calls that Python makes; leaves what it does not know to the watch.
+    """Follows the images through Python's calls, and leaves unknown calls to the watch.
 
     Args:
         watch: what is known of the tensors of this pass; not entered.
@@ -78,14 +78,14 @@ class Functions(TorchFunctionMode):
         given = self._watch.as_noted(operands((*args, *kwargs.values())))
         with self._watch:
             result = func(*args, **kwargs)
-        # torch counts what a call writes to, and what its views share, when the call is over
+        # torch counts writes, also through shared views, when the call has ended
         self._watch.renew(given)
         self._watch.renew(leaves(result) if isinstance(result, (Tensor, tuple, list)) else ())
         return result
 
 
 class Reads(TorchFunctionMode):
-    """Ends a pass that takes values of images out of torch, where no ATen call is made."""
+    """Ends a pass that reads values of images outside of torch, without an ATen call."""
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ READERS = {
 
 
 def _look(watch: Watch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Images | None:
-    """Calls that look at a tensor's shape or kind; no tensor comes of them."""
+    """Calls that read a tensor's shape or kind and give no tensor."""
     raise AssertionError
 
 
@@ -127,7 +127,7 @@ def _first(watch: Watch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple
 
 
 def _constant(watch: Watch, values: Iterable[Any]) -> bool:
-    """Whether no image takes part in any tensor of an argument list; lists of tensors are not looked at."""
+    """Whether no tensor in an argument list depends on the images. Lists of tensors are not checked."""
     for value in values:
         if isinstance(value, Tensor):
             if not watch.is_constant(value):
@@ -138,7 +138,7 @@ def _constant(watch: Watch, values: Iterable[Any]) -> bool:
 
 
 def _of_rank(rank: int) -> Rule:
-    """Image by image, in maps of so many dimensions: convolutions, pools."""
+    """Calls that act image by image on maps of this rank: convolutions, pools."""
 
     def rule(watch: Watch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Images | None:
         found = _first(watch, args, kwargs)
@@ -195,7 +195,7 @@ def _permute(watch: Watch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ima
 
 
 def _pairwise(watch: Watch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Images | None:
-    """Sums and products of maps of images with others of the same, with constants, or with a number."""
+    """Sums and products of maps with other maps of the same images, with constants or with a number."""
     if len(args) != 2 or kwargs.keys() - {"alpha"} or not isinstance(kwargs.get("alpha", 1), (int, float)):
         return None
     first, second = args
@@ -214,7 +214,7 @@ def _pairwise(watch: Watch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Im
 
 
 def _joined(watch: Watch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Images | None:
-    """Maps of the same images, one set of channels behind the other."""
+    """Maps of the same images, joined along their channels."""
     tensors = args[0] if args else kwargs.get("tensors")
     dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
     if not isinstance(tensors, (list, tuple)) or not tensors or not isinstance(dim, int):
@@ -272,4 +272,4 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys(_LOOKS, _look),
     **{getattr(Tensor, name).__get__: _look for name in _SHOWS},
 }
-"""What a call of a function keeps apart; a rule that cannot tell leaves it to the watch."""
+"""The rule for each function; a rule that cannot decide leaves the call to the watch."""

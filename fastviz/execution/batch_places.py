@@ -1,4 +1,4 @@
-"""Where a tensor counts the images of a batch, and the tensors of a call."""
+"""Where a tensor holds the images of a batch, and the tensors of a call."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 
 
 class Images(NamedTuple):
-    """Where a tensor counts images: in dimension ``dim``, of outer · N · inner places with the images in the middle."""
+    """Where a tensor holds images: in dimension ``dim``, of size outer · N · inner, with the images in the middle."""
 
     dim: int
     outer: int = 1
@@ -32,15 +32,15 @@ class Images(NamedTuple):
 
 
 class Same:
-    """No part of a tensor depends on the images."""
+    """The tensor does not depend on the images."""
 
 
 class Unwritten:
-    """Memory that nobody has written to yet."""
+    """Memory that has not been written to yet."""
 
 
 class Lost:
-    """Images take part in a tensor; where, is not known."""
+    """The tensor depends on the images, but where it holds them is not known."""
 
 
 class Tiles:

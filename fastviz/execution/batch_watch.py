@@ -57,7 +57,7 @@ class Mixes(BaseException):
 
 
 class unchanged_generators:  # noqa: N801 - used like a function
-    """Raises for passes that draw numbers from the generators of Python or NumPy: torch's are seen anyway."""
+    """Raises if a pass draws numbers from Python's or NumPy's generators; torch's are seen anyway."""
 
     def __enter__(self) -> None:
         self._before = self._states()
@@ -76,7 +76,7 @@ class unchanged_generators:  # noqa: N801 - used like a function
 
 
 class _Operation(NamedTuple):
-    """What is known of an ATen overload, whatever its arguments."""
+    """What is known of an ATen overload independently of its arguments."""
 
     name: str
     parameters: tuple[str, ...]
@@ -109,11 +109,12 @@ def _operation(func: Any) -> _Operation:
 
 
 class Watch(TorchDispatchMode):
-    """Follows the images of a batch through every call; raises :class:`Mixes` where they may meet."""
+    """Follows the images of a batch through every call; raises :class:`Mixes` where they may mix."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled under a mode, and asking so at each call takes longer than following it
+        # Nothing is compiled under a mode. Checking that at each call would take longer than following the call.
+        return False
 
     def __init__(self, images: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -121,7 +122,7 @@ class Watch(TorchDispatchMode):
         # By identity, as tensors compare by value; the reference tells another tensor that got the same identity, the
         # version one that was written to since.
         self._known: dict[int, tuple[Any, Known, int]] = {}
-        # storages that were written to: how far apart their images lie
+        # storages that were written to, with the distance between their images
         self._storages: dict[int, tuple[Any, int]] = {}
         # What was there before: everything that no call made, where all calls are seen. Else it is these, by identity
         # and with their versions, and `unknown` is raised for others, and for what was written to unseen.
@@ -130,7 +131,7 @@ class Watch(TorchDispatchMode):
         self.note(images, Images(0))
 
     def finish(self, result: object) -> None:
-        """Raise if some tensor of ``result`` does not count the images in dimension 0."""
+        """Raise if some tensor of ``result`` does not hold the images in dimension 0."""
         for tensor in leaves(result):
             known = self.of(tensor)
             if isinstance(known, Images):
@@ -148,7 +149,7 @@ class Watch(TorchDispatchMode):
             raise Mixes("the model reads values of its batch into Python")
 
     def of(self, tensor: Tensor) -> Known:
-        """What is known of a tensor. One that no call seen here made was there before, and depends on no image."""
+        """What is known of a tensor. If no call seen here made it, it existed before and depends on no image."""
         entry = self._known.get(id(tensor))
         version: int | None
         if entry is not None and entry[0]() is tensor:
@@ -162,29 +163,29 @@ class Watch(TorchDispatchMode):
         return known
 
     def images(self, tensor: Tensor) -> Images | None:
-        """Where a tensor counts images, if that is known at once."""
+        """Where a tensor holds images, if that is known directly."""
         entry = self._known.get(id(tensor))
         known = entry[1] if entry is not None and entry[0]() is tensor and entry[2] == version_of(tensor) else None
         return known if isinstance(known, Images) else None
 
     def is_constant(self, tensor: Tensor) -> bool:
-        """Whether it is known at once that no image takes part in a tensor."""
+        """Whether it is known directly that a tensor does not depend on the images."""
         return not self._storages and isinstance(self.of(tensor), Same)
 
     def as_noted(self, tensors: Iterable[Tensor]) -> list[Tensor]:
-        """Those of the ``tensors`` that nobody has written to since something was noted of them."""
+        """Those of the ``tensors`` that have not been written to since they were noted."""
         entries = [(each, self._known.get(id(each))) for each in tensors]
         return [each for each, entry in entries if entry is not None and entry[2] == version_of(each)]
 
     def renew(self, tensors: Iterable[Tensor]) -> None:
-        """What is noted of ``tensors`` holds as they are now: a call that was seen wrote to them."""
+        """Mark the notes on ``tensors`` as current: a call that was seen wrote to them."""
         for each in tensors:
             entry = self._known.get(id(each))
             if entry is not None and entry[0]() is each:
                 self.note(each, entry[1])
 
     def note(self, tensor: Tensor, known: Known) -> None:
-        """What is known of a tensor from now on."""
+        """Note what is known of a tensor from now on."""
         self._known[id(tensor)] = (ref(tensor), known, version_of(tensor))
 
     # ------------------------------------------------------------------------------------------ one call
@@ -200,7 +201,7 @@ class Watch(TorchDispatchMode):
             if result is not NotImplemented:
                 return result
         if operation.single and type(args[0]) in PLAIN:
-            # what most calls are: value by value of one tensor
+            # the most common kind: value by value of one tensor
             known = self.of(args[0])
             others = (*args[1:], *kwargs.values())
             if isinstance(known, Images) and not any(isinstance(each, Tensor) for each in others):
@@ -264,7 +265,7 @@ class Watch(TorchDispatchMode):
         return known if at is not None and len(args) > at and args[at] is False else None
 
     def _own(self, operation: _Operation, states: list[tuple[Tensor, Known]], result: Any) -> Any:
-        """This package's own operators, which keep images apart."""
+        """This package's own operators, which keep images separate."""
         kinds = [known for _, known in states]
         written: Known | None
         mask: Known
@@ -291,13 +292,13 @@ class Watch(TorchDispatchMode):
         return result
 
     def _check_known(self, operation: _Operation, states: list[tuple[Tensor, Known]], given: dict[str, Any]) -> None:
-        """Raise for operands that cannot be told from where they come."""
+        """Raise for operands of unknown origin."""
         overwritten = [given[name] for name in operation.written] if operation.name == "copy" else []
         for tensor, known in states:
             if isinstance(known, (Images, Same)) or any(tensor is each for each in overwritten):
                 continue
             if tensor.numel() == 0:
-                continue  # a batch norm's results that nobody asked for
+                continue  # a batch norm's unused results
             raise Mixes(f"{operation.name} gets a tensor of which it is not known what it depends on")
 
     def _note_fixed(self, operation: _Operation, states: list[tuple[Tensor, Known]], result: Any) -> None:
@@ -309,7 +310,7 @@ class Watch(TorchDispatchMode):
         elif operation.name in _SHAPE_ONLY or operation.written:
             known = SAME
         else:
-            # what is made of memory that is not written yet, as a view of it, is not either
+            # a view of memory that is not written yet is not written either
             known = next((each for _, each in states if not isinstance(each, Same)), SAME)
         for tensor in leaves(result):
             self.note(tensor, known)
@@ -327,7 +328,7 @@ class Watch(TorchDispatchMode):
     # --------------------------------------------------------------------------- places and constants
 
     def aligned(self, states: Sequence[tuple[Tensor, Known]], dims: int) -> Images | None:
-        """Where the result of a pointwise call with ``dims`` dimensions counts images; None if operands differ."""
+        """Where the result of a pointwise call with ``dims`` dimensions holds images; None if the operands differ."""
         found: Images | None = None
         for tensor, known in states:
             if isinstance(known, Images):
@@ -343,7 +344,7 @@ class Watch(TorchDispatchMode):
         return found
 
     def is_uniform(self, tensor: Tensor, place: Images) -> bool:
-        """Whether a tensor that no image takes part in gives each the same; all of a size of 1 does."""
+        """Whether a tensor that does not depend on the images is the same for each, as any with size 1 there is."""
         size = tensor.shape[place.dim]
         if size == 1 or tensor.stride(place.dim) == 0:
             return True
@@ -355,7 +356,7 @@ class Watch(TorchDispatchMode):
     # --------------------------------------------------------------------------------------- memory
 
     def _note_written(self, tensor: Tensor) -> None:
-        """Note what else shares the memory of a tensor that images were written to."""
+        """Note the other tensors that share memory with one that images were written to."""
         known = self.of(tensor)
         assert isinstance(known, Images)
         step = tensor.stride(known.dim) * known.inner
@@ -363,11 +364,11 @@ class Watch(TorchDispatchMode):
         before = self._storages.get(storage._cdata)
         if known.outer != 1 or (before is not None and before[1] != step):
             raise Mixes("memory is written to in a way that cannot be followed")
-        # the storage is held, so that its number is not given to another
+        # the storage is kept alive so that its id is not reused
         self._storages[storage._cdata] = (storage, step)
 
     def _through_storage(self, tensor: Tensor, known: Known) -> Known:
-        """The same for a tensor whose memory images were written to through another one."""
+        """The same for a tensor whose memory was written to through another one."""
         written = self._storages.get(_storage(tensor)._cdata)
         if written is None:
             return known
@@ -379,7 +380,7 @@ class Watch(TorchDispatchMode):
 
 
 def version_of(tensor: Tensor) -> int:
-    """How often a tensor was written to; 0 for those of inference mode, which do not count."""
+    """How often a tensor was written to; 0 for inference tensors, which do not count writes."""
     try:
         return tensor._version
     except RuntimeError:

@@ -1,10 +1,9 @@
-"""Whether a model keeps the images of a batch apart. If so it runs on batches, else on one image at a time.
+"""Whether a model keeps the images of a batch separate. If so it runs on batches, else on one image at a time.
 
-Nothing is assumed and nothing is sampled: while a batch goes through the model, every ATen call that it makes is
-seen, and for each tensor it is known which dimension counts images. A call that could let one image into the result of
-another (a maximum over all of a batch, statistics of a batch, a value read into Python, a call that is not known) ends
-the pass, and each image goes alone. What is left is a proof: no call mixed images, and no value of them decided which
-calls are made.
+Nothing is assumed or sampled: while a batch goes through the model, every ATen call is seen, and for each tensor it is
+known which dimension holds the images. A call that could let one image into the result of another (a maximum over all
+of a batch, statistics of a batch, a value read into Python, an unknown call) ends the pass, and each image runs alone.
+A pass that goes through is a proof: no call mixed images, and no value of theirs decided which calls were made.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ Result = TypeVar("Result")
 
 
 class Batches:
-    """Runs functions of images on whole batches where that is proved to change nothing, else on one image at a time.
+    """Runs functions of images on whole batches if that provably changes nothing, else on one image at a time.
 
-    The first batch of each size of images is watched; a batch of one image needs no proof. For one call of a method:
-    what is proved holds for the model as it is now.
+    The first batch of each size of images is watched; a batch of one image needs no proof. An object serves one call of
+    a method, since a proof holds only for the model as it is now.
 
     Attributes:
-        reason: why each image goes alone; empty as long as it need not.
+        reason: why each image runs alone; empty as long as batches work.
 
     >>> batches = Batches(nn.BatchNorm2d(1, track_running_stats=False))
     >>> [len(part) for part in batches(batches.run_model, torch.rand(3, 1, 4, 4))], batches.reason
@@ -45,11 +44,11 @@ class Batches:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.reason = _unseen(model)
-        # inside of cuda_graphs() the model's code does not run again, so that one proof is enough
+        # inside cuda_graphs() the model's code does not run again, so one proof is enough
         self._proved: set[object] = cuda_graphs.proved(model)
 
     def __call__(self, function: Callable[..., Result], images: Tensor, *more: Tensor) -> list[Result]:
-        """``[function(images, *more)]``, or a result for each image where the images may meet.
+        """``[function(images, *more)]``, or one result for each image if the images may mix.
 
         Args:
             function: of images [B, ...] and what goes with them; passes of the model in it go through :meth:`watched`.
@@ -66,20 +65,21 @@ class Batches:
         ]  # fmt: skip
 
     def watched(self, forward: Callable[[Tensor], Result], images: Tensor) -> Result:
-        """``forward(images)``, which is all that runs the model; to be called in functions that are given to the call.
+        """``forward(images)``, which must contain all runs of the model. Called within the functions that are given to
+        the call.
 
         Args:
-            forward: the pass. Where the calls that Python makes do not show all, it ends early, and is made again.
+            forward: the pass. If Python's calls do not show everything, it ends early and runs again.
             images: [B, ...].
 
         Raises:
-            Mixes: the images may meet.
+            Mixes: the images may mix.
         """
         shape = (tuple(images.shape[1:]), images.dtype, images.device)
         if len(images) < 2 or shape in self._proved:
             return forward(images)
         if has_compiled_parts(self.model):
-            # Compiled code makes calls of its own: the same layers are watched as Python code, in a pass beside it.
+            # Compiled code makes other calls. So the same layers are watched as Python code, in a separate pass.
             with torch.no_grad():
                 self._watched(eager(self.model), images.detach().clone())
             result = forward(images)
@@ -90,7 +90,7 @@ class Batches:
 
     def _watched(self, forward: Callable[[Tensor], Result], images: Tensor) -> Result:
         def trial() -> Tensor:
-            # a pass that ends early may have written to its images; what differentiates by them cannot
+            # a pass that ended early may have written to its images, unless they require gradients
             return images if images.requires_grad else images.clone()
 
         with cuda_graphs.paused(), unchanged_generators():
@@ -109,9 +109,8 @@ class Batches:
             return result
 
     def together(self, images: Tensor, forward: Callable[[Tensor], object] | None = None) -> int:
-        """How many of the ``images`` the model may get at once: all of them, or one.
-
-        For streams, whose results do not come back in one piece: it takes a pass over two images, once for a size.
+        """How many of the ``images`` the model may get at once: all or one. For streams, whose results are not
+        collected in one piece. It takes one pass over two images for each size.
 
         Args:
             images: [N, ...].

@@ -1,4 +1,4 @@
-"""Models of which ``torch.compile`` has compiled the whole or a part."""
+"""Models that ``torch.compile`` has compiled, wholly or in part."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ def has_compiled_parts(model: nn.Module) -> bool:
 def eager(model: nn.Module) -> nn.Module:
     """``model`` without what ``torch.compile`` made of it or its parts: the same layers and weights, as Python code.
 
-    Compiled code does not call hooks that were added after the compilation, and keeps calling those that were there. A
-    model without compiled parts is returned itself. A module around something compiled is copied, without its weights.
+    Compiled code does not call hooks added after the compilation, and keeps calling earlier ones even if they were
+    removed. A model without compiled parts is returned itself. A module around something compiled is copied, without
+    its weights.
     """
     if not has_compiled_parts(model):
         return model

@@ -1,4 +1,4 @@
-"""CUDA graphs: what a GPU does again and again with the same shapes, recorded once and replayed without Python."""
+"""CUDA graphs: passes that a GPU repeats with the same shapes are recorded once and replayed without Python."""
 
 from __future__ import annotations
 
@@ -17,32 +17,33 @@ from fastviz._util.by_model import ByModel
 from fastviz.execution.differentiation import differentiate
 from fastviz.execution.hooks import has_hooks
 
-__all__ = ["Recordings", "circumstances", "cuda_graphs", "paused", "proved", "recordings"]
+__all__ = ["CapturedPasses", "circumstances", "cuda_graphs", "paused", "proved", "recordings"]
 
 Outputs: TypeAlias = tuple[Any, ...]
 
 _EAGER = 2
-"""Calls with the same shapes before one is recorded: fewer would cost more to record than they save."""
+"""Calls with the same shapes before one is recorded; recording earlier would cost more than it saves."""
 _WARM_UPS = 2
-"""Runs beside the others before recording, in which libraries choose their algorithms and take their memory."""
+"""Warm-up runs before recording, in which libraries choose algorithms and allocate memory."""
 _MOST = 32
-"""Recordings at a time; each keeps the memory of a pass."""
+"""The most recordings at a time; each keeps the memory of a pass."""
 
-_current: ContextVar[Recordings | None] = ContextVar("fastviz_cuda_graphs", default=None)
+_current: ContextVar[CapturedPasses | None] = ContextVar("fastviz_cuda_graphs", default=None)
 
 
 @contextmanager
 def cuda_graphs() -> Iterator[None]:
-    """Inside, passes on a GPU that repeat with the same shapes are recorded once as CUDA graphs, and replayed.
+    """Within the ``with`` block, passes on a GPU that repeat with the same shapes are recorded once as CUDA graphs and
+    replayed.
 
-    The same kernels run on the same numbers, without Python and launches between them: it pays where these take longer
-    than the kernels, for few or small images and deep networks. It holds for the gradient methods (not for Grad-CAM and
-    the like, whose gradients begin at a layer), for images that are optimised towards targets or codes
+    The same kernels run on the same numbers, without Python and launches in between. It pays if those take longer than
+    the kernels: for few or small images and deep networks. It holds for the gradient methods (not for Grad-CAM and the
+    like, whose gradients begin at a layer), for images that are optimised towards targets or codes
     (:func:`fastviz.maximize`, :func:`fastviz.invert`, :func:`fastviz.fool`) and for occlusion sweeps. Third and later
     passes are replayed. Each recorded shape, 32 at most, keeps the memory of a pass until the end of the ``with``, or
-    until the model is freed or forgotten (:func:`fastviz.forget`). Further ones, and models with hooks, run as outside.
-    So does what cannot be recorded, such as a model that reads values from the GPU, with a ``RuntimeWarning`` that says
-    why. On a CPU nothing changes.
+    until the model is freed or forgotten (:func:`fastviz.forget`). Further shapes, and models with hooks, run normally.
+    So does a pass that cannot be recorded, such as that of a model that reads values from the GPU; a ``RuntimeWarning``
+    says why. On a CPU nothing changes.
 
     The model may get new weights inside, in place or not, but should not be changed otherwise: its Python code does not
     run again.
@@ -59,21 +60,21 @@ def cuda_graphs() -> Iterator[None]:
     >>> with cuda_graphs():
     ...     maps = [saliency(model, torch.rand(2, 3, 64, 64), 3) for _ in range(4)]
     """
-    token = _current.set(Recordings())
+    token = _current.set(CapturedPasses())
     try:
         yield
     finally:
         _current.reset(token)
 
 
-def recordings(*inputs: Tensor) -> Recordings | None:
-    """Those of the :func:`cuda_graphs` that this call is inside of, if the ``inputs`` are on a GPU."""
+def recordings(*inputs: Tensor) -> CapturedPasses | None:
+    """The recordings of the enclosing :func:`cuda_graphs`, if the ``inputs`` are on a GPU."""
     return _current.get() if all(_on_gpu(each) for each in inputs) else None
 
 
 @contextmanager
 def paused() -> Iterator[None]:
-    """Inside, nothing is recorded or replayed."""
+    """Within the ``with`` block nothing is recorded or replayed."""
     token = _current.set(None)
     try:
         yield
@@ -82,7 +83,8 @@ def paused() -> Iterator[None]:
 
 
 def proved(model: nn.Module) -> set[object]:
-    """What is noted of ``model`` for as long as the ``with`` of :func:`cuda_graphs` lasts; outside, a new set."""
+    """Notes about ``model`` that last as long as the ``with`` block of :func:`cuda_graphs`; outside of one, a new
+    set."""
     current = _current.get()
     return set() if current is None else current.proved.setdefault(model, set)
 
@@ -92,9 +94,8 @@ def _on_gpu(x: Tensor) -> bool:
 
 
 def circumstances(model: nn.Module, device: torch.device) -> tuple[Hashable, ...] | None:
-    """What a pass of ``model`` on a ``device`` depends on besides its inputs and that can change inside of a ``with``.
-
-    None for a model whose passes should not be recorded: hooks would not be called again.
+    """Everything besides the inputs that a pass of ``model`` on a ``device`` depends on and that can change within a
+    ``with`` block. None for a model with hooks, whose passes are not recorded because a replay does not call hooks.
     """
     if any(has_hooks(module) for module in model.modules()):
         return None
@@ -104,26 +105,26 @@ def circumstances(model: nn.Module, device: torch.device) -> tuple[Hashable, ...
     return weights, modes, lower, torch.is_grad_enabled()
 
 
-class Recordings:
-    """Recorded passes by what they depend on.
+class CapturedPasses:
+    """Recorded passes, found by everything that they depend on.
 
     ``shared_memory`` is for functions without gradients: one graph's memory is used by the next.
     """
 
     def __init__(self, *, shared_memory: bool = False) -> None:
-        # by what is replayed: of a model until it is freed or forgotten, of other functions as long as this object
-        self._of_functions: dict[Hashable, int | _Recording] = {}
-        self._of_models: ByModel[dict[Hashable, int | _Recording]] = ByModel()
+        # Passes of a model are kept until it is freed or forgotten, those of other functions as long as this object.
+        self._of_functions: dict[Hashable, int | _CapturedPass] = {}
+        self._of_models: ByModel[dict[Hashable, int | _CapturedPass]] = ByModel()
         self.proved: ByModel[set[object]] = ByModel()
         self._pool = torch.cuda.graph_pool_handle() if shared_memory else None
 
     def replayed(
         self, key: Hashable, function: Callable[..., Outputs], *inputs: Tensor, model: nn.Module | None = None
     ) -> Outputs:
-        """``function(*inputs)``, by a recording if there have been calls with this ``key`` and inputs of these shapes.
+        """``function(*inputs)``, replayed if there have been calls with this ``key`` and inputs of these shapes.
 
-        What is returned and what gradients come back belong to the caller, but the gradients have to be asked for
-        before the next call with the same key and shapes.
+        The outputs and gradients belong to the caller, but gradients have to be computed before the next call with the
+        same key and shapes.
 
         Args:
             key: all that the outputs depend on beside the values of the ``inputs``.
@@ -137,17 +138,17 @@ class Recordings:
         known = kept.get(whole, 0)
         if known == _EAGER:
             known = kept[whole] = self._recorded(function, inputs)
-        if isinstance(known, _Recording):
+        if isinstance(known, _CapturedPass):
             return known(*inputs)
         kept[whole] = known + 1
         return function(*inputs)
 
-    def _recorded(self, function: Callable[..., Outputs], inputs: Sequence[Tensor]) -> int | _Recording:
+    def _recorded(self, function: Callable[..., Outputs], inputs: Sequence[Tensor]) -> int | _CapturedPass:
         kept = [self._of_functions, *self._of_models.values()]
-        if sum(isinstance(each, _Recording) for entries in kept for each in list(entries.values())) >= _MOST:
+        if sum(isinstance(each, _CapturedPass) for entries in kept for each in list(entries.values())) >= _MOST:
             return _EAGER + 1
         try:
-            return _Recording(function, inputs, self._pool)
+            return _CapturedPass(function, inputs, self._pool)
         except (RuntimeError, TypeError) as error:
             warn(f"a pass cannot be recorded as a CUDA graph, and runs without: {error}", RuntimeWarning, stacklevel=2)
             return _EAGER + 1
@@ -157,8 +158,8 @@ def _signature(x: Tensor) -> tuple[Hashable, ...]:
     return x.shape, x.stride(), x.dtype, x.device, x.requires_grad
 
 
-class _Recording:
-    """A function on memory of its own: a graph of its forward pass and one of its backward pass."""
+class _CapturedPass:
+    """A function recorded with its own memory: one graph of its forward pass and one of its backward pass."""
 
     def __init__(self, function: Callable[..., Outputs], inputs: Sequence[Tensor], pool: Any) -> None:
         # torch.cuda.make_graphed_callables would free what the forward pass keeps with the first backward pass, of
@@ -167,7 +168,7 @@ class _Recording:
         self.turn = 0
         device = inputs[0].device
         side = torch.cuda.Stream(device)
-        # Casts of weights that autocast keeps would be gone when they are replayed.
+        # Casts of weights that autocast caches would be gone at the replay.
         kind, lower = device.type, torch.is_autocast_enabled(device.type)
         with torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=lower, cache_enabled=False):
             side.wait_stream(torch.cuda.current_stream(device))
@@ -203,10 +204,10 @@ class _Recording:
 
 
 class _Replay(torch.autograd.Function):
-    """The passes of a recording on its memory, into and out of which everything is copied."""
+    """Replays a recording; inputs and outputs are copied into and out of its memory."""
 
     @staticmethod
-    def forward(ctx: Any, recording: _Recording, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, recording: _CapturedPass, *inputs: Tensor) -> tuple[Tensor, ...]:
         for held, given in zip(recording.inputs, inputs, strict=True):
             held.detach().copy_(given)
         recording.forward.replay()
@@ -222,7 +223,7 @@ class _Replay(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        recording: _Recording = ctx.recording
+        recording: _CapturedPass = ctx.recording
         if ctx.turn != recording.turn:
             raise RuntimeError("gradients of a replayed pass should be asked for before the pass is replayed again")
         given = [grad for grad, has in zip(grads, ctx.differentiable, strict=True) if has]

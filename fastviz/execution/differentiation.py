@@ -1,4 +1,4 @@
-"""Backward passes that keep the modes of torch functions on."""
+"""Backward passes during which torch function modes stay active."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def differentiate(
     *,
     retain_graph: bool = False,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of the sum of ``output`` for the ``inputs``; None for one on which it does not depend.
+    """Gradients of the sum of ``output`` for the ``inputs``; None for an input that it does not depend on.
 
     Of the sum of several outputs times their ``weights``, if these are given.
 

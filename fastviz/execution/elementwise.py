@@ -1,8 +1,8 @@
-"""What elementwise calls make of one tensor, found by running each of them on a few probe numbers as well.
+"""What a chain of elementwise calls computes, found by also running each call on a few probe numbers.
 
 A rectifier need not be written with ``relu``: ``torch.where(x > 0, x, 0)``, ``x * (x > 0)`` and ``(x + x.abs()) / 2``
-are some. Each call of such a chain is run once more with the :data:`PROBES` in the place of ``x``; their values and
-slopes say what was computed, whatever the spelling.
+are some. Each call of such a chain runs once more with the :data:`PROBES` in place of ``x``. Their values and slopes
+show what was computed, however it was written.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from torch.utils.weak import WeakIdKeyDictionary
 __all__ = ["ELEMENTWISE", "WAYS_OUT", "Form", "Forms", "Kind", "Rectifier", "kind_of", "tensors_in", "version_of"]
 
 _LARGEST = 10
-"""The probes go from 2^-30 to 2^10, so that a threshold near zero is told from zero, and a bound is passed."""
+"""Probes from 2^-30 to 2^10, so that a threshold near zero differs from zero, and bounds are exceeded."""
 
 with torch.inference_mode(False), torch.enable_grad():
     _POWERS = torch.arange(-30, _LARGEST + 1, dtype=torch.float64, device="cpu").exp2()
     PROBES = torch.cat([-_POWERS.flip(0), torch.zeros(1, dtype=torch.float64, device="cpu"), _POWERS]).requires_grad_()
 _POSITIVE: list[float] = _POWERS.tolist()
-_ZERO = len(_POWERS)  # the place of 0 among the probes
+_ZERO = len(_POWERS)  # the index of 0 among the probes
 _AT_64 = len(_POWERS) - _LARGEST + 6  # how far from it 64 and -64 are
 _NEAR = 1e-12
 
@@ -60,7 +60,7 @@ _COMPARISONS = frozenset(
     {"gt", "ge", "lt", "le", "greater", "greater_equal", "less", "less_equal", "sign", "sgn", "signbit", "heaviside"}
 )
 WAYS_OUT = frozenset({"numpy", "array", "tolist"})
-"""Calls after which values are computed on outside of torch."""
+"""Calls after which values leave torch."""
 _JOINTS = frozenset({"stack", "cat", "concat", "concatenate"})
 _LARGEST_OF = frozenset({"max", "amax", "sort", "topk"})
 _CHOICES = frozenset({"maximum", "fmax", "max"})
@@ -97,18 +97,18 @@ class Rectifier(NamedTuple):
 
 @dataclass(frozen=True)
 class Form:
-    """A tensor as an elementwise function of another one, its origin: its values at the probes, in their graph."""
+    """A tensor as an elementwise function of another one, its origin, represented by its values at the probes."""
 
     origin: Callable[[], Tensor | None]
     version: int
     values: Tensor
     has_rule: bool
-    """Whether a rectifier that got its rule is on a way from the origin."""
+    """Whether a rectifier with the rule lies on some path from the origin."""
     is_ruled: bool
-    """Whether one is on every way that gradients take."""
+    """Whether one lies on every path that gradients take."""
 
     def read(self) -> Rectifier | None:
-        """The rectifier that this is, if it is one."""
+        """The rectifier that this function is; None if it is none."""
         if not (self.values.requires_grad and self.values.is_floating_point()):
             return None
         (slopes,) = torch.autograd.grad(self.values.sum(), PROBES, retain_graph=True, allow_unused=True)
@@ -125,7 +125,7 @@ class Form:
 
     @property
     def is_one_sided(self) -> bool:
-        """Whether it lets positive values through, and less of negative ones, as smooth rectifiers do too."""
+        """Whether it passes positive values and damps negative ones, as smooth rectifiers also do."""
         if not (self.values.requires_grad and self.values.is_floating_point()):
             return False
         values = self.values.detach().double().tolist()
@@ -151,11 +151,11 @@ def _rectifier(values: list[float], slopes: list[float]) -> tuple[float, float |
 
 
 class _UnknownError(Exception):
-    """A call is no elementwise function of the tensor it was tried for."""
+    """A call is not an elementwise function of the tensor in question."""
 
 
 class Forms:
-    """What is known of the tensors of a forward pass, as long as they live."""
+    """The forms of the tensors of a forward pass, kept as long as the tensors live."""
 
     def __init__(self) -> None:
         self._forms: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -163,8 +163,8 @@ class Forms:
         self._stacks: WeakIdKeyDictionary = WeakIdKeyDictionary()  # activations beside something constant
 
     def note_rectifier(self, y: Tensor, x: Tensor, upper: float | None, slope: float = 1.0) -> None:
-        """``y`` is the rectifier of ``x``, and got its rule."""
-        # x is not held: the map in front of a rectifier is freed as soon as the model lets it go.
+        """Note that ``y`` is the rectifier of ``x`` and got the rule."""
+        # x is not kept: the map before a rectifier should be freed as soon as the model releases it.
         forms = [Form(weakref.ref(x), version_of(x), _noted(upper, slope), True, True)]
         for form in self._of(x):
             with torch.enable_grad():
@@ -224,7 +224,7 @@ class Forms:
         self._stacks.clear()
 
     def watches(self, kind: Kind) -> bool:
-        """Whether calls of this kind have to be seen though they are not elementwise."""
+        """Whether calls of this kind matter although they are not elementwise."""
         return (
             bool(self._masks)
             or kind.name in _JOINTS
@@ -233,7 +233,7 @@ class Forms:
         )
 
     def differs(self, x: Tensor) -> bool:
-        """Whether ``x`` is made of values that take part in a graph, even where it does not itself."""
+        """Whether ``x`` was made from values in an autograd graph, even if it is not in one itself."""
         return x.requires_grad or bool(self._of(x))
 
     def _of(self, x: Tensor) -> list[Form]:
@@ -253,7 +253,7 @@ class Forms:
                 has_rule = has_rule or form.has_rule
                 is_ruled = is_ruled and (form.is_ruled or not each.requires_grad)
             elif each.requires_grad or (kind.name in _ARITHMETIC and (each.numel() > 1 or each.device.type != "cpu")):
-                # To read values is to wait for a GPU: that is for calls that may rectify, not for sums and products.
+                # Reading values waits for the GPU, so only calls that may rectify do it, not sums and products.
                 return None
             else:
                 others.append(each)

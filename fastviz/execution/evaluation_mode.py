@@ -1,4 +1,4 @@
-"""A model in evaluation mode while it is used; afterwards its modules have their training flags back."""
+"""Holds a model in evaluation mode while it is used, then restores its modules' training flags."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _lock = threading.Lock()
 
 @contextmanager
 def frozen_model(model: nn.Module) -> Iterator[None]:
-    """Keep ``model`` in evaluation mode while inside, with gradients on and inference mode off.
+    """Keep ``model`` in evaluation mode within the ``with`` block, with gradients on and inference mode off.
 
     Each submodule gets its own training flag back when the last ``with`` that holds it ends, also in other threads and
-    when the body raises. Neither ``train()`` nor ``eval()`` is called, so what a model overrides there does not run.
+    when the body raises. Neither ``train()`` nor ``eval()`` is called, so a model's own versions of them do not run.
 
     >>> model = nn.Sequential(nn.Dropout())
     >>> with frozen_model(model):

@@ -16,7 +16,7 @@ def is_exported(model: nn.Module) -> bool:
 
 
 def fixed_batch(model: nn.Module) -> int | None:
-    """How many images a module of ``torch.export`` takes, neither more nor fewer; None if that is open."""
+    """The fixed number of images that a module of ``torch.export`` takes; None if it takes any number."""
     if not is_exported(model):
         return None
     assert isinstance(model, fx.GraphModule)
@@ -28,7 +28,7 @@ def fixed_batch(model: nn.Module) -> int | None:
 
 
 def of_any_batch(model: nn.Module) -> nn.Module:
-    """``model`` itself, or around one of a fixed batch one that takes any: the last image fills up what is missing."""
+    """``model`` itself; or, for a fixed batch, a wrapper that takes any number and pads with the last image."""
     size = fixed_batch(model)
     return model if size is None else _AnyBatch(model, size)
 

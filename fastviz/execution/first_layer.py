@@ -1,4 +1,4 @@
-"""The first convolution of a model, seen and left out: passes that know what it would give need not compute it."""
+"""Finding and skipping a model's first convolution, for passes that already know its output."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["FirstConvolution", "Noting", "Replacing"]
+__all__ = ["FirstConvolution", "FirstConvolutionFinder", "FirstConvolutionReplaced"]
 
 _FACTS = {"shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "layout", "is_leaf", "names"}
 _QUESTIONS = {"size", "dim", "numel", "is_floating_point", "stride", "is_contiguous", "get_device", "ndimension"}
-"""What a model may ask of its images without reading one of their values."""
+"""What a model may ask of its images without reading their values."""
 
 
 @dataclass(frozen=True, eq=False)
 class FirstConvolution:
-    """A convolution that reads the images, and is all that does.
+    """The only call that reads the images: a convolution.
 
     Attributes:
-        arguments: what it was called with beside the images, by name.
-        shape: of what it gave.
+        arguments: its other arguments, by name.
+        shape: of its output.
     """
 
     arguments: dict[str, Any]
     shape: tuple[int, ...]
 
     def __call__(self, images: Tensor, *, bias: bool = True) -> Tensor:
-        """What it gives for ``images``; without its bias it is linear."""
+        """The convolution of ``images``; without its bias it is linear."""
         arguments = self.arguments if bias else self.arguments | {"bias": None}
         return F.conv2d(images, **arguments)
 
 
-class Noting(TorchFunctionMode):
-    """Inside, notes what is done with ``images``: the tensor itself, not a copy.
+class FirstConvolutionFinder(TorchFunctionMode):
+    """Within the ``with`` block, watches what reads ``images``: the tensor itself, not a copy.
 
     Attributes:
-        found: the convolution, once it was called; None as well if something else read the images, or it was called
+        found: the convolution, once it has been called; also None if something else read the images, or it was called
             twice.
 
     >>> import torch
     >>> model, x = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU()), torch.ones(1, 1, 5, 5)
-    >>> with Noting(x) as noting:
+    >>> with FirstConvolutionFinder(x) as finder:
     ...     _ = model(x)
-    >>> noting.found.shape
+    >>> finder.found.shape
     (1, 2, 3, 3)
     """
 
@@ -71,8 +71,9 @@ class Noting(TorchFunctionMode):
         return result
 
 
-class Replacing(TorchFunctionMode):
-    """Inside, the convolution of ``images``, the tensor itself, gives ``maps`` and is not computed."""
+class FirstConvolutionReplaced(TorchFunctionMode):
+    """Within the ``with`` block, the convolution of ``images``, the tensor itself, returns ``maps`` without
+    computing."""
 
     def __init__(self, images: Tensor, maps: Tensor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Models that take more than images, with all but the images fixed."""
+"""Models with several inputs, with all but the images fixed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["fix_inputs"]
 
 
 def fix_inputs(model: nn.Module, *more: Any, image: int | str = 0, **named: Any) -> nn.Module:
-    """``model`` as a function of images alone: its further inputs are these, in every pass.
+    """``model`` as a function of images alone, with fixed further inputs.
 
-    The way to give a model with several inputs to any method: ``fv.saliency(fv.fix_inputs(model, age), x)`` runs
+    This lets any method explain a model with several inputs: ``fv.saliency(fv.fix_inputs(model, age), x)`` runs
     ``model(x, age)``. The result shares the modules, parameters, layer names and description of ``model``, which is not
-    changed; what is set on ``model`` itself later is not taken over.
+    changed; attributes set on ``model`` later are not copied.
 
     Args:
         model: any module.
@@ -31,8 +31,8 @@ def fix_inputs(model: nn.Module, *more: Any, image: int | str = 0, **named: Any)
         named: further inputs by name.
 
     Tensors go to the device of the images. One whose first dimension is 1, also inside of lists and dictionaries, is
-    repeated for each image, so that ``[1, D]`` goes with any number of them; everything else is given as it is, and
-    belongs to all images alike: explain images with inputs of their own one at a time.
+    repeated for each image, so that ``[1, D]`` goes with any number of them; everything else is passed unchanged and
+    shared by all images. To explain images with inputs of their own, do so one at a time.
 
     Returns:
         A module that maps ``x`` to what ``model`` gives.
@@ -67,7 +67,7 @@ def fix_inputs(model: nn.Module, *more: Any, image: int | str = 0, **named: Any)
 
 
 class _Script(nn.Module):
-    """Around a script, whose forward cannot be replaced."""
+    """A wrapper for scripts, whose forward cannot be replaced."""
 
     def __init__(self, script: nn.Module, forward: Callable[[Tensor], Any]) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def _run(forward: Callable[..., Any], more: tuple[Any, ...], image: int | str, n
         if not isinstance(value, Tensor):
             return value
         value = value.to(x.device)
-        # Also for one image: the course of a pass should not depend on how many there are.
+        # Also for one image: the calls of a pass should not depend on the number of images.
         return value.expand(len(x), *value.shape[1:]) if value.dim() and len(value) == 1 else value
 
     fixed, by_name = pytree.tree_map(fitted, (list(more), dict(named)))

@@ -1,4 +1,4 @@
-"""Forward passes: what layers give, passes that end at the layers asked for, one vector an image from a layer."""
+"""Forward passes: layer outputs, passes that end at the requested layers, and one vector an image from a layer."""
 
 from __future__ import annotations
 
@@ -54,14 +54,15 @@ def hooked_until(
     *,
     passed_on: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[Counter[str]]:
-    """Hooks as of :func:`fastviz.execution.hooks.hooked`; the block ends when the layers have been called often enough.
+    """Hooks like :func:`fastviz.execution.hooks.hooked`; the ``with`` block ends once the layers have been called often
+    enough.
 
     Args:
         model: any module; not changed.
         hooks: layer name → what is called after each of its calls.
         calls: layer name → calls in one forward pass. After the last of them the rest of the ``with`` block is skipped,
             so that an output that is assigned in it stays unassigned. None or empty: the pass runs to its end.
-        passed_on: makes what the model goes on with of what a hook returned; not called where the pass ends.
+        passed_on: converts a hook's result into what the model continues with; not called if the pass ends there.
 
     Yields:
         How often each layer has been called.
@@ -93,7 +94,7 @@ def hooked_until(
         try:
             yield counts
         except _PassEnded as end:
-            # a pass inside another one ends only itself
+            # a nested pass ends only itself
             if end.counts is not counts:
                 raise
 
@@ -139,7 +140,7 @@ def _not_called(name: str) -> ValueError:
 
 
 class _LayerOutputs(dict[str, Tensor]):
-    """Layer name → output; asking for a layer that was not called says so."""
+    """Maps layer names to outputs; looking up a layer that was not called raises an error that says so."""
 
     def __missing__(self, name: str) -> Tensor:
         raise _not_called(name)
@@ -195,7 +196,7 @@ def layer_outputs(
 def noting(
     model: nn.Module, note: Callable[[object], Note], layers: Iterable[str] | None = None
 ) -> Iterator[list[tuple[str, Note]]]:
-    """Note something about every output of the ``layers`` while the model runs inside.
+    """Record a note about every output of the ``layers`` while the model runs within the ``with`` block.
 
     Args:
         model: any module; not changed.
@@ -247,7 +248,7 @@ def called(model: nn.Module, images: Tensor, kinds: tuple[type[nn.Module], ...])
 
 
 def penultimate(model: nn.Module, images: Tensor) -> str:
-    """The last linear layer or convolution that ``model`` calls: what goes into it is what it decides by.
+    """The last linear layer or convolution that ``model`` calls; its input is what the model decides by.
 
     Raises:
         ValueError: it calls none.
@@ -291,7 +292,7 @@ def vectors(value: object, layer: str, pool: Pool, planes: Planes | None = None)
             f"{list(exact.shape)}"
         )
     if pool == "flatten" or exact.dim() == 2:
-        return exact.flatten(1).clone()  # what comes behind the layer may change its output in place
+        return exact.flatten(1).clone()  # calls after the layer may change its output in place
     if exact.dim() == 3:
         return exact.mean(1)
     return (exact if planes is None else planes.laid(exact)).mean((2, 3))

@@ -1,4 +1,4 @@
-"""float32 as it is on a GPU, while several passes must agree to rounding."""
+"""Full float32 on a GPU, for passes that must agree up to rounding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hooks on the layers of a model that act in one thread and are removed afterwards."""
+"""Hooks on a model's layers that act in one thread only and are removed afterwards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 
 
 Hook = Callable[[nn.Module, Any, object], "Tensor | None"]
-"""What torch calls after a module, with the module, its inputs and its output; a tensor returned is the output then."""
+"""Called after a module, with the module, its inputs and its output. A returned tensor replaces the output."""
 
 
 def layer_module(model: nn.Module, name: str) -> nn.Module:
@@ -43,7 +43,7 @@ def layer_module(model: nn.Module, name: str) -> nn.Module:
     if name and isinstance(model, torch.jit.ScriptModule):
         raise ValueError(f"layer {name!r} should not be inside a scripted module, where nothing can be recorded")
     with suppress(AttributeError):
-        if not isinstance(model, torch.jit.ScriptModule):  # which do not have it
+        if not isinstance(model, torch.jit.ScriptModule):  # scripts lack get_submodule
             return model.get_submodule(name)
     modules: dict[str, nn.Module] = dict(model.named_modules())
     for full, module in list(modules.items()):
@@ -67,8 +67,7 @@ def hookable(model: nn.Module, kinds: type[nn.Module] | tuple[type[nn.Module], .
 class OwnHook:
     """A hook of fastviz's own: it acts only in the thread that made it, and that thread removes it when it is done.
 
-    Models with hooks of other people are run in other, slower ways; for an own hook of another thread that is not
-    needed.
+    Models with foreign hooks take slower paths; fastviz's own hooks for another thread do not require that.
     """
 
     def __init__(self, hook: Callable[..., Any]) -> None:
@@ -85,7 +84,7 @@ def has_hooks(module: nn.Module, *, backward: bool = True) -> bool:
     hooks = [module._forward_hooks, module._forward_pre_hooks]
     if backward:
         hooks += [module._backward_hooks, module._backward_pre_hooks]
-    # Lists, because another thread may add and remove hooks meanwhile.
+    # Copied to lists, because another thread may add or remove hooks.
     return any(not is_of_another_thread(hook) for each in hooks for hook in list(each.values()))
 
 

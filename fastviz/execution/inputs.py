@@ -1,4 +1,4 @@
-"""Whether a model can be run on an input, said before the run where that can be seen, else after it has failed."""
+"""Checks whether a model can run on an input: before the run if possible, else by explaining the failure."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def input_batch(
     ``axes`` says how many the method works on: 1 are signals [N, C, L], 3 volumes [N, C, D, H, W].
 
     Another dtype than that of the first parameter is tried on one image: some models cast their input themselves.
-    ``narrows`` says that the caller gives a model of 16 bits the images in its dtype. Images that do not look prepared
-    for the model are warned of.
+    ``narrows`` says that the caller converts the images for a 16-bit model. A warning is given for images that do not
+    look prepared for the model.
 
     Raises:
         TypeError: ``model`` is not a module, or needs more than images; ``x`` is not a floating-point tensor, or of a
@@ -43,7 +43,7 @@ def input_batch(
     _only_images(checks.module(model))
     batch = checks.image_batch(x, argument, axes=axes)
     if batch.dim() - 1 in axes and _is_one_input(model, batch):
-        checks.image_batch(x, argument, axes=(batch.dim() - 1,))  # says that it lacks the dimension of the batch
+        checks.image_batch(x, argument, axes=(batch.dim() - 1,))  # this error says that the batch dimension is missing
     if 0 in batch.shape[1:]:
         raise ValueError(f"{argument} should have at least one channel and one pixel, got {list(batch.shape)}")
     fixed = exported.fixed_batch(model)
@@ -73,7 +73,7 @@ def convolution_axes(model: nn.Module) -> set[int]:
 
 
 def _is_one_input(model: nn.Module, batch: Tensor) -> bool:
-    """Whether a batch, of signals say, is one image [C, H, W] in truth: all convolutions have an axis more."""
+    """Whether a batch (of signals, say) is really one image [C, H, W], because all convolutions have one more axis."""
     return convolution_axes(model) == {batch.dim() - 1} and _runs(model, batch[None])
 
 
@@ -81,7 +81,7 @@ def _only_images(model: nn.Module) -> None:
     """Refuse a ``model`` that cannot be called with images alone, and say how it can."""
     try:
         parameters = inspect.signature(model.forward).parameters.values()
-    except (TypeError, ValueError):  # scripts have none
+    except (TypeError, ValueError):  # scripts have no signature
         return
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     needed = [each.name for each in parameters if each.default is each.empty and each.kind not in several]
@@ -104,10 +104,11 @@ def output_of(model: nn.Module, x: Tensor, argument: str = "x") -> Any:
 
 @contextmanager
 def usable(model: nn.Module, x: Tensor, argument: str | None = "x") -> Iterator[None]:
-    """Says of what ``model`` refuses while inside, where it is run on ``x``, which argument it was, and a cure.
+    """Within the ``with`` block, explains errors of ``model`` when it runs on ``x``: which argument is wrong, and a
+    fix.
 
-    ``"size"`` is for images that were made in a size that the caller chose. For no ``argument`` what it says comes as
-    it is.
+    ``"size"`` is for images that were made in a size that the caller chose. Without an ``argument`` errors pass
+    unchanged.
 
     Raises:
         UnusableInputError: what torch says of the model and ``x``, unless memory ran out, with their shape and dtype.
@@ -153,7 +154,7 @@ def _unusable(model: nn.Module, x: Tensor, shape: list[int], argument: str, erro
 
 
 def _wrong_dtype(model: nn.Module, x: Tensor, argument: str) -> str | None:
-    """What to say if ``model`` can be run on ``x`` in the dtype of its parameters only; None if that is not it."""
+    """The message if ``model`` can run on ``x`` only in the dtype of its parameters; None if that is not the cause."""
     own = next((value.dtype for value in model.parameters() if value.is_floating_point()), x.dtype)
     if own == x.dtype or not x.numel() or _runs(model, x[:1]) or not _runs(model, x[:1].to(own)):
         return None

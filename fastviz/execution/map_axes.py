@@ -1,10 +1,9 @@
-"""Which dimensions of a tensor are the places of the input, followed through a forward pass.
+"""Follows, through a forward pass, which dimensions of a tensor are positions in the input.
 
 A map need not be [N, C, H, W]: networks with layer norms hold [N, H, W, C], and those with attention tokens, windows or
-heads. Convolutions say which dimensions are which; from there permutations, reshapes and calls that leave the places
-alone are followed. Places may stand in one dimension, as tokens do, with class and register tokens before or behind
-them. What is not known to leave the places alone loses them. Signals [N, C, L] and volumes [N, C, D, H, W] go the same
-way.
+heads. Convolutions show which dimensions are which. From there, permutations, reshapes and calls that keep positions
+are followed. Positions may lie in one dimension, as tokens do, with class and register tokens before or after them.
+After any other call they are unknown. Signals [N, C, L] and volumes [N, C, D, H, W] go the same way.
 """
 
 from __future__ import annotations
@@ -98,7 +97,7 @@ _POINTWISE = frozenset(
 _RESHAPES = frozenset({"view", "reshape", "flatten", "unflatten", "unsafe_view"})
 _JOINS = frozenset({"cat", "concat", "concatenate"})
 _SPLITS = frozenset({"split", "split_with_sizes", "chunk", "tensor_split", "narrow"})
-# What each query gives stands where the query stood.
+# The result for a query has the query's position.
 _OF_QUERIES = frozenset({"multi_head_attention_forward", "scaled_dot_product_attention"})
 _ON_TOKENS = frozenset({"linear", "layer_norm", "rms_norm", "multi_head_attention_forward"}) | {
     "scaled_dot_product_attention"
@@ -106,7 +105,7 @@ _ON_TOKENS = frozenset({"linear", "layer_norm", "rms_norm", "multi_head_attentio
 
 
 class Axes(TorchFunctionMode):
-    """Inside, what this thread computes is followed.
+    """Within the ``with`` block, this thread's computation is followed.
 
     ``on_tokens`` says whether layers with weights, or attention, ran on tensors of three dimensions or more that are no
     maps.

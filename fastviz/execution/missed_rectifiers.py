@@ -1,4 +1,4 @@
-"""Activations that did not get the backward rule: found by autograd node, by call and in scripted code."""
+"""Finds activations that did not get the backward rule: by autograd node, by call and in scripted code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def call_label(kind: elementwise.Kind) -> str:
 
 
 def _place_of_call() -> str:
-    """File and line of the call that is being intercepted, in the source of who wrote the model; "" if not known."""
+    """File and line of the call that is being intercepted, in the model's own source; "" if unknown."""
     ours, torchs = f"{Path(__file__).parent}{os.sep}", f"{Path(torch.__file__).parent}{os.sep}"
     frame: Any = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(ours):
@@ -39,7 +39,7 @@ def _place_of_call() -> str:
     return ""
 
 
-# What rectifiers and similar activations are made of, in scripted code.
+# Functions that rectifiers and similar activations consist of in scripted code.
 _SCRIPTED_CHOICES = (
     *("relu", "relu_", "relu6", "relu6_", "hardtanh", "hardtanh_", "threshold", "threshold_", "clamp", "clamp_"),
     *("clamp_min", "clamp_min_", "leaky_relu", "leaky_relu_", "prelu", "elu", "elu_", "selu", "selu_", "celu", "silu"),
@@ -116,7 +116,7 @@ def graph_nodes(output: Tensor) -> Iterator[Any]:
         waiting.extend(following for following, _ in node.next_functions)
 
 
-# Autograd nodes of activations to which the rules are not applied → what their users call them.
+# Autograd nodes of activations that the rules do not cover → their common names.
 _OTHER_ACTIVATIONS = {
     "Celu": "CELU",
     "Elu": "ELU or SELU",
@@ -135,7 +135,7 @@ _OTHER_ACTIVATIONS = {
 
 
 def activation_name(node: Any) -> str | None:
-    """What the activation whose autograd node this is would be called; None if it is no activation, or had the rule."""
+    """The name of the activation with this autograd node; None if it is no activation, or got the rule."""
     name = node.name()
     kind = re.sub(r"Backward\d*$", "", name)
     if kind in _OTHER_ACTIVATIONS:
@@ -155,10 +155,10 @@ def activation_name(node: Any) -> str | None:
 
 
 def _foreign_function(node: Any) -> str | None:
-    """The name and place of an autograd function of somebody else's, which may do anything; None for other nodes."""
+    """The name and place of a foreign autograd function, which may do anything; None for other nodes."""
     function = getattr(node, "_forward_cls", None)
     if function is None:
-        # One in C++ can only be told by its name.
+        # One written in C++ is only recognisable by its name.
         return node.name() if "relu" in node.name().lower() and "fastviz" not in node.name().lower() else None
     if function.__module__.partition(".")[0] in ("fastviz", "torch"):
         return None

@@ -1,4 +1,4 @@
-"""What models give: scores in tensors, tuples, lists, dictionaries, dataclasses and other objects."""
+"""Model outputs: finding scores in tensors, tuples, lists, dictionaries, dataclasses and other objects."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from torch.utils import _pytree as pytree
 __all__ = ["map_tensors", "scores_in", "split_tensors"]
 
 _NAMES = ("logits", "scores", "out", "output", "outputs", "pred", "prediction", "predictions", "preds", "y")
-"""Where scores are looked for in dictionaries and objects, the first that holds scores."""
+"""Names under which dictionaries and objects may hold scores; the first that does counts."""
 
 _CERTAIN = ("logits", "scores", "out")
-"""Names that need no word where something else has the shape of scores, too."""
+"""Names that are clear enough that no warning is needed if something else also has the shape of scores."""
 
 _NEVER = ("boxes", "bboxes", "pred_boxes", "keypoints")
-"""Names of tensors of two dimensions that are no scores."""
+"""Names of two-dimensional tensors that are not scores."""
 
 
 def scores_in(output: object) -> Tensor | None:
-    """The scores [N, K] in what a model gave; None where they cannot be told.
+    """The scores [N, K] in a model's output; None if they cannot be identified.
 
     A tensor itself. In a dictionary, a dataclass or another object: what is called ``logits``, ``scores``, ``out``,
     ``output``, … (the first of these that holds scores), else its only scores. In a tuple or list: the first entry, as
@@ -44,7 +44,7 @@ def scores_in(output: object) -> Tensor | None:
     if values is None:
         return None
     ordered = isinstance(output, Sequence) and not _named_tuple(output)
-    # A list of dictionaries has one an image, as detection networks give them.
+    # A list of dictionaries has one for each image, as from detection networks.
     inside = {key: value for key, value in values.items() if key not in _NEVER and (not ordered or _plain(value))}
     found = {key: scores for key, value in inside.items() if (scores := _as_scores(value)) is not None}
     if len(found) == 1:
@@ -92,7 +92,8 @@ def _inside(output: object) -> Mapping[Any, object] | None:
 
 
 def map_tensors(function: Callable[[Tensor], Any], output: Any) -> Any:
-    """``output`` with what ``function`` makes of each tensor in it, in lists, dictionaries, dataclasses and objects."""
+    """``output`` with ``function`` applied to each tensor in it, inside lists, dictionaries, dataclasses and
+    objects."""
 
     def mapped(value: Any) -> Any:
         if isinstance(value, Tensor):

@@ -1,4 +1,4 @@
-"""The function modes of torch that a piece of code is inside of."""
+"""The torch function modes that are currently active."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ __all__ = ["no_function_modes"]
 
 @contextmanager
 def no_function_modes() -> Iterator[None]:
-    """Leave out the modes that the caller is in, such as faster convolutions: they would be recorded, not the model.
-
-    torch has no public way to do that; these are the functions that its own modes are entered and left by.
+    """Suspend the active modes, such as faster convolutions, which would otherwise be recorded instead of the model.
+    torch has no public way to do that; these are the functions by which its own modes are entered and left.
     """
     held = [overrides._pop_mode() for _ in range(torch._C._len_torch_function_stack())]
     try:

@@ -1,4 +1,4 @@
-"""The precision that a forward pass is asked to have."""
+"""The precision of a forward pass."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def reduced_precision(x: Tensor, precision: Precision) -> AbstractContextManager
 def widened(
     output: object, layers: Mapping[str, Tensor], dtype: torch.dtype, precision: Precision
 ) -> tuple[object, Mapping[str, Tensor]]:
-    """The output of a model and of its layers in this dtype, if ``precision`` gave them another one."""
+    """The output of a model and of its layers, converted to this dtype if ``precision`` changed it."""
     if precision == "model":
         return output, layers
     return in_dtype(output, dtype), {name: value.to(dtype) for name, value in layers.items()}

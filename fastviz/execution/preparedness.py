@@ -1,4 +1,4 @@
-"""Whether a batch of images looks prepared for its network, and one word about it where it does not."""
+"""Warns if a batch of images does not look prepared for its network."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fastviz.models.descriptions import is_described
 __all__ = ["say_unprepared"]
 
 _said: ByModel[bool] = ByModel()
-"""Models of which it was said; those on a GPU also once they were looked at, because looking waits for the GPU."""
+"""Models that were warned about. Those on a GPU are also noted once checked, because checking waits for the GPU."""
 
-# A range this wide is a picture's, and not that of a black one.
+# A range this wide is that of a picture, not of a black image.
 _PICTURE = 0.3
-# Normalised pictures stay far below.
+# Normalised pictures stay far below this.
 _LARGE = 32
 
 

@@ -1,4 +1,4 @@
-"""Models that compute with integers in places, through which no gradient goes."""
+"""Models with integer layers, through which no gradient passes."""
 
 from __future__ import annotations
 

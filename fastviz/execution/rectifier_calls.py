@@ -40,7 +40,7 @@ def _spellings() -> dict[Callable[..., object], tuple[str, bool]]:
             for home in (torch, Tensor, functional, torch._C._nn):
                 if hasattr(home, variant):
                     table[getattr(home, variant)] = (name, in_place)
-            # What torch.export and torch.fx graphs call.
+            # ATen calls, as in torch.export and torch.fx graphs.
             packet = getattr(torch.ops.aten, variant)
             for function in (packet, *(getattr(packet, overload) for overload in packet.overloads())):
                 table[function] = (name, in_place)
@@ -49,7 +49,7 @@ def _spellings() -> dict[Callable[..., object], tuple[str, bool]]:
 
 SPELLINGS = _spellings()
 
-# What rectifiers are made of where no call says so, in code that is being compiled.
+# Calls that rectifiers written by hand consist of, in code that is being compiled.
 COMPARISONS = frozenset(
     getattr(home, name)
     for name in ("gt", "ge", "lt", "le", "__gt__", "__ge__", "__lt__", "__le__", "maximum", "fmax", "sign", "heaviside")
@@ -59,7 +59,7 @@ COMPARISONS = frozenset(
 
 
 def _number(bound: object) -> float | None:
-    """A bound of ``clamp`` as a number; NaN for a tensor whose value cannot be had without waiting for a device."""
+    """A bound of ``clamp`` as a number; NaN for a tensor whose value cannot be read without waiting for a device."""
     if isinstance(bound, Tensor):
         return float(bound) if bound.numel() == 1 and bound.device.type == "cpu" else torch.nan
     return bound  # type: ignore[return-value]

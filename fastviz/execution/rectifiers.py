@@ -1,4 +1,4 @@
-"""Another backward rule for every rectifier (ReLU) that is called inside a ``with``."""
+"""Another backward rule for every rectifier (ReLU) called within a ``with`` block."""
 
 from __future__ import annotations
 
@@ -76,12 +76,12 @@ class Rectifiers(TorchFunctionMode):
         return y
 
     def _other(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], spelled: bool) -> Any:
-        """A call that is no rectifier by its name, but may complete one that is written by hand."""
+        """Handle a call that is not a rectifier by name but may complete a hand-written one."""
         kind = elementwise.kind_of(func)
         watched = kind.elementwise and "out" not in kwargs and bool(args or not kind.in_place)
         if not (watched or self._forms.watches(kind)):
             return func(*args, **kwargs)
-        # Other modes have no business with what is only looked at.
+        # Other modes need not see calls that only inspect values.
         with torch._C.DisableTorchFunction():
             forms = self._forms.tried(func, kind, args, kwargs) if watched else []
             followed = self._followed(func, kind, forms, args, kwargs) if torch.is_grad_enabled() else None
@@ -103,7 +103,7 @@ class Rectifiers(TorchFunctionMode):
     def _followed(
         self, func: Callable[..., Any], kind: elementwise.Kind, forms: list[elementwise.Form], args: Any, kwargs: Any
     ) -> Tensor | None:
-        """What a call gives, if it is a rectifier of some tensor, with the rule; else None."""
+        """The result of a call with the rule, if it completes a rectifier of some tensor; else None."""
         for form in forms:
             x, found = form.origin(), None if form.is_ruled else form.read()
             if found is None or x is None or not x.requires_grad or elementwise.version_of(x) != form.version:
@@ -118,7 +118,7 @@ class Rectifiers(TorchFunctionMode):
                 continue
             z = self.rectified(x if found.sign > 0 else -x, found.upper)
             z = z if found.slope == 1 else z * found.slope
-            # The probes speak for finite numbers; these are the real ones.
+            # The probes only cover finite numbers; check the real values.
             near = 4 * torch.finfo(y.dtype).eps
             if not torch.allclose(z.detach(), y, rtol=near, atol=near * float(y.abs().max()) if y.numel() else 0):
                 continue
@@ -149,7 +149,7 @@ class Rectifiers(TorchFunctionMode):
         return ops.guided_relu_(x, self.rule, upper)
 
     def missed(self, output: Tensor) -> Counter[str]:
-        """Activations in the graph of ``output`` that did not get the rule → how often each is there."""
+        """Activations in the graph of ``output`` that did not get the rule, with their counts."""
         names = (self._choices.get(node) or activation_name(node) for node in graph_nodes(output))
         return Counter(name for name in names if name is not None) + self._left
 
@@ -194,16 +194,16 @@ def rectifier_rule(rule: ops.Rule, *, model: nn.Module | None = None) -> Iterato
     ``(x + x.abs()) / 2``, see :mod:`fastviz.execution.elementwise`.
 
     A bounded one is ``min(max(x, 0), bound)``: the rule holds for the ``max``, and the ordinary gradient, zero from the
-    bound on, for the ``min``. In-place calls change their argument as ever. Nothing is patched: other threads, and what
-    comes after the ``with``, are not affected.
+    bound on, for the ``min``. In-place calls still change their argument. Nothing is patched: other threads, and code
+    after the ``with`` block, are not affected.
 
     The backward pass belongs inside too, by :func:`fastviz.execution.differentiation.differentiate`, because
     ``torch.utils.checkpoint`` runs parts of the model again in it.
 
     Yields an object with ``count``, the number of intercepted calls, and ``check(output)``, which raises a
     :class:`RectifierWarning` that names what was not intercepted: other activations (GELU, …), also those written by
-    hand, with their place in the source; other people's autograd functions, scripted code, and what is computed outside
-    of torch, into none of which one can see. ``model`` lets it name scripted modules.
+    hand, with their place in the source; other people's autograd functions, scripted code, and computations outside of
+    torch, none of which can be inspected. ``model`` lets it name scripted modules.
 
     >>> from fastviz.execution.differentiation import differentiate
     >>> x = torch.tensor([-1.0, 2.0, 3.0], requires_grad=True)

@@ -1,4 +1,4 @@
-"""The graph of a model: its calls, its layers with their shapes, receptive fields, and what each call depends on."""
+"""The graph of a model: its calls and what each depends on, its layers' shapes and receptive fields."""
 
 from fastviz.graph.model_graph import (
     Layer,

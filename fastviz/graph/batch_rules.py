@@ -2,13 +2,13 @@
 
 The images stand in one dimension of every tensor, the same number of entries for each, one image after the other:
 [N, C, H, W] for maps, [N * windows, tokens, C] where a transformer works in windows, [tokens, N, C] where it is
-sequence first. Which dimension of an output that is, the sizes say (see :func:`fastviz.graph.calls.image_dims`); a rule
-then proves that what is there for an image comes from that image alone. A call without a rule counts as mixing.
+sequence first. The sizes show which dimension of an output that is (see :func:`fastviz.graph.calls.image_dims`). A rule
+then proves that the entries of an image depend on that image alone. A call without a rule counts as mixing.
 
-:mod:`fastviz.execution.batch_calls` has rules of its own for calls made on real images. They may look at values
-(a constant with an entry for each image is the same for all, or not), and all that comes of them is a yes or a no. Here
-nothing has a value yet, the number of images is a symbol, and steps are built on where each tensor holds the images. A
-test holds that the rules here call no model apart that the others see mix.
+:mod:`fastviz.execution.batch_calls` has rules of its own for calls made on real images. Those may look at values
+(whether a constant with an entry for each image is the same for all, say), and only answer yes or no. Here there are no
+values yet, the number of images is a symbol, and the steps of a sweep are built from the places of the images. A test
+checks that no model that mixes images by those rules counts as separate by these.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Place(NamedTuple):
 
     Attributes:
         dim: the dimension, of ``ahead`` × images × some number of entries.
-        ahead: how many times all images follow each other there: 1, but for [tokens * N, C].
+        ahead: how often the whole batch is repeated in it: 1, except for [tokens * N, C].
     """
 
     dim: int
@@ -44,7 +44,7 @@ Rule = Callable[[fx.Node, dict[str, Any], Moving, int], bool]
 
 
 def images_apart(node: fx.Node, moving: Mapping[fx.Node, Place]) -> Place | None:
-    """Where the images are in the output of ``node``, if the call keeps them apart; else None."""
+    """The place of the images in the output of ``node``, if the call keeps them separate; else None."""
     dims, name, pointwise = image_dims(node), call_name(node), is_pointwise(node.target)
     if len(dims) != 1:
         return None
@@ -108,14 +108,14 @@ _VIEWS = {
 }
 
 _IN_PLACE = {"linear", "layer_norm", "softmax", "split", "chunk", "unbind", "select", "slice"}
-"""Calls that leave the dimension of the images as it is, whatever else stands in it."""
+"""Calls that keep the dimension of the images, whatever else it holds."""
 
 SPLITS = {"chunk", "split", "split_with_sizes", "tensor_split", "unbind"}
 """Calls that give a list of parts."""
 
 
 def _elementwise(node: fx.Node, arguments: dict[str, Any], moving: Moving, images: int) -> bool:
-    """The images of all sources meet; what is constant has no such dimension, or one of size 1."""
+    """All sources hold the images in the same dimension; constants lack it, or have size 1 there."""
     out = shape_of(node)
     if call_name(node) in ("prelu", "_prelu_kernel"):  # its weights belong to dimension 1
         return set(moving) == {arguments.get("self")} and images == 0
@@ -138,10 +138,10 @@ def _over_dims(node: fx.Node, arguments: dict[str, Any], moving: Moving, images:
 
 
 def _aligned(node: fx.Node, arguments: dict[str, Any], moving: Moving, images: int) -> bool:
-    """As above, and several sources have their images at the same place."""
+    """As above, with the images at the same place in all sources."""
     sizes = {shape_of(source)[dim] for source, dim in moving.items()} | {shape_of(node)[images]}
     if call_name(node).startswith("scatter") and arguments["index"] not in moving:
-        return False  # it would write into the first images only
+        return False  # it would write to the first images only
     return _over_dims(node, arguments, moving, images) and set(moving.values()) == {images} and len(sizes) == 1
 
 
@@ -171,7 +171,7 @@ def _indexed(node: fx.Node, arguments: dict[str, Any], moving: Moving, images: i
 
 
 def _viewed(node: fx.Node, moving: Mapping[fx.Node, Place], images: int) -> Place | None:
-    """A view keeps the images where as much stands before them as did."""
+    """A view keeps the images if the dimensions before them hold as many entries as before."""
     ((source, place),) = moving.items()
     ahead = math.prod(shape_of(source)[: place.dim]) * place.ahead
     before = math.prod(shape_of(node)[:images])
@@ -192,14 +192,14 @@ def _permuted(node: fx.Node, arguments: dict[str, Any], moving: Moving, images: 
 
 
 def _expanded(node: fx.Node, arguments: dict[str, Any], moving: Moving, images: int) -> bool:
-    """Also repeated: the images not at all."""
+    """Repeating along other dimensions than that of the images."""
     ((source, dim),) = moving.items()
     shape, out = shape_of(source), shape_of(node)
     return len(out) - len(shape) + dim == images and shape[dim] == out[images]
 
 
 def _first(node: fx.Node, arguments: dict[str, Any], moving: Moving, images: int) -> bool:
-    """Layers for [N, C, ...]: all that differs from image to image has the images first."""
+    """Layers for [N, C, ...]: every source that depends on the images holds them first."""
     return images == 0 and all(dim == 0 and shape_of(source)[0] == shape_of(node)[0] for source, dim in moving.items())
 
 

@@ -51,7 +51,7 @@ def shapes_of(node: fx.Node) -> list[tuple[int, ...]]:
 def image_dims(node: fx.Node) -> tuple[int, ...]:
     """The dimensions of the node's (first) output that grow with the number of images.
 
-    Known where the pass was recorded for two numbers of images; else those that are as long as the batch.
+    They are known exactly if the pass was recorded for two numbers of images; else they are those as long as the batch.
     """
     known: tuple[int, ...] | None = node.meta.get("images")
     return known if known is not None else tuple(dim for dim, size in enumerate(shape_of(node)) if size == BATCH)

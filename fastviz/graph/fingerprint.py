@@ -1,4 +1,4 @@
-"""What a model is made of, to tell whether what was worked out for it still holds, and where that is kept."""
+"""A model's structure, to tell whether results kept for it are still valid, and the cache of such results."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from torch import Tensor, nn
 
 from fastviz._util.by_model import ByModel
 
-__all__ = ["Kept", "structure"]
+__all__ = ["StructureCache", "structure"]
 
 Made = TypeVar("Made")
 
 
 def structure(model: nn.Module) -> list[object]:
-    """What the course of a forward pass can depend on, to be compared with an earlier one.
+    """Everything about a model that can change which calls a forward pass makes, for comparison with an earlier state.
 
     Names, classes and plain attributes of all modules (numbers, words, lists, dicts and dataclasses of them, and
-    functions by their identity), and the shapes and dtypes of parameters, buffers and other tensors; no values of
-    tensors, and not whether a module is in training mode. Nothing in it refers to the model, which would
-    otherwise never be freed.
+    functions by their identity), and the shapes and dtypes of parameters, buffers and other tensors; but no values of
+    tensors and no training flags. It holds no reference to the model, which could otherwise never be freed.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 3))
     >>> before = structure(model)
@@ -46,8 +45,8 @@ _NOT_STRUCTURE = {"training", *vars(nn.Module())}
 
 
 def _frozen(value: object) -> object:
-    """A copy of plain ``value`` that compares with others; of anything else its class."""
-    # what is frequent first: the question whether something is a Number takes longest
+    """A comparable copy of a plain ``value``; for anything else its class."""
+    # frequent types first; the check for Number takes longest
     if isinstance(value, (int, float, str, type(None), bytes, Enum, torch.dtype, torch.device, Number)):
         return value
     if isinstance(value, (list, tuple)):
@@ -67,13 +66,13 @@ class _Entry(NamedTuple):
     made: object
 
 
-class Kept(Generic[Made]):
-    """What was made of models, for as long as each lives and stays in the same state.
+class StructureCache(Generic[Made]):
+    """Results for models, each kept as long as its model lives and its state is the same.
 
     Args:
-        count: how many a model, under different keys; the one that was asked for longest ago gives way.
+        count: results kept for each model, under different keys; the least recently used one is dropped.
 
-    >>> kept, model = Kept[str](2), nn.ReLU()
+    >>> kept, model = StructureCache[str](2), nn.ReLU()
     >>> [kept.get(model, "key", structure(model), lambda: words) for words in ("made", "new")]
     ['made', 'made']
     """
@@ -85,31 +84,31 @@ class Kept(Generic[Made]):
         self._lock = threading.Lock()
 
     def has(self, model: nn.Module, key: Hashable) -> bool:
-        """Whether something is kept under this ``key``, in whatever state: to be asked before a state is worked out."""
+        """Whether a result is kept under this ``key``, for any state: cheap to ask before computing the state."""
         with self._lock:
             return any(entry.key == key for entry in self._entries.get(model) or [])
 
     def peek(self, model: nn.Module, key: Hashable) -> Made | None:
-        """What is kept under this ``key``, in whatever state."""
+        """The result kept under this ``key``, for any state."""
         with self._lock:
             return next((entry.made for entry in self._entries.get(model) or [] if entry.key == key), None)  # type: ignore[return-value]
 
     def find(self, model: nn.Module, key: Hashable, state: object) -> Made | None:
-        """What :meth:`get` would give without making it; None if it would have to."""
+        """The result that :meth:`get` would return, or None if it would have to make it."""
         with self._lock:
             entries = self._entries.get(model) or []
             return next((entry.made for entry in entries if entry.key == key and entry.state == state), None)  # type: ignore[return-value]
 
     def drop(self, model: nn.Module, key: Hashable) -> None:
-        """Forget what is kept under this ``key``."""
+        """Drop the result kept under this ``key``."""
         with self._lock:
             self._entries[model] = [entry for entry in self._entries.get(model) or [] if entry.key != key]
 
     def get(self, model: nn.Module, key: Hashable, state: object, make: Callable[[], Made]) -> Made:
         """What ``make`` gave for this ``key``, now or in an earlier call in the same ``state``.
 
-        One thread at a time for each model, so that threads that ask for the same share it; other models do not wait.
-        What was made in another state is dropped. Neither may refer to the model.
+        For each model only one thread works at a time, so that threads share results; other models do not wait. Results
+        for other states are dropped. Neither the state nor the result may refer to the model.
         """
         making = self._making.setdefault(model, threading.RLock)
         with making:

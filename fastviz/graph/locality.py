@@ -51,7 +51,7 @@ def classify(node: fx.Node, known: Known) -> Reach:
 
 
 def _is_map(node: fx.Node) -> bool:
-    """Whether windows can be cut from it: not from complex numbers."""
+    """Whether windows can be cut from it, which complex numbers do not allow."""
     value = node.meta["val"]
     values = value if isinstance(value, (list, tuple)) else [value]
     return not any(isinstance(each, Tensor) and each.is_complex() for each in values)
@@ -65,7 +65,7 @@ def _getitem(node: fx.Node, known: Known) -> Reach:
         return Reach("opaque")
     if reach.is_local and (index == 0 or call_name(source) not in _POSITIONS):
         return Reach("pointwise", reach.layout)
-    # indices that count positions of the whole map are right only if the whole map is there
+    # indices into the whole map are only right if the whole map is present
     return Reach("filled" if reach.kind == "filled" else "global", images=dims[0], ahead=reach.ahead)
 
 
@@ -107,7 +107,7 @@ def _has_places(constant: fx.Node, layout: Layout, ndim: int) -> bool:
 
 
 def _channelwise(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None:
-    """Batch norm, PReLU and channel shuffle: what they do depends on the place in dimension 1."""
+    """Batch norm, PReLU and channel shuffle, which act by the index in dimension 1."""
     found = _source(arguments.get("input", arguments.get("self")), known)
     if found is None or 1 in found[1] or arguments.get("training", False):
         return None
@@ -171,7 +171,7 @@ def _scatter(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | 
 
 
 def _einsum(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None:
-    """One map, whose rows and columns stay and meet no constant."""
+    """A product with one map, whose rows and columns stay and are not combined with a constant."""
     terms = einsum_terms(node)
     maps = [at for at, operand in enumerate(arguments["tensors"]) if known[operand].kind != "constant"]
     if terms is None or len(maps) != 1:
@@ -242,7 +242,7 @@ def _reorder(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | 
 
 
 def _view(node: fx.Node, arguments: dict[str, Any], known: Known) -> Reach | None:
-    """A view stays local if the axes of the map are whole dimensions of it, with as much before them as they had."""
+    """A view stays local if the map's axes remain whole dimensions, with as many entries before them as before."""
     found = _source(arguments["self"], known)
     if found is None:
         return None

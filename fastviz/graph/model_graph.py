@@ -14,7 +14,7 @@ from fastviz._util import checks
 from fastviz.execution import exported
 from fastviz.graph import tracing
 from fastviz.graph.calls import BATCH, call_name, is_random, shapes_of
-from fastviz.graph.fingerprint import Kept, structure
+from fastviz.graph.fingerprint import StructureCache, structure
 from fastviz.graph.locality import classify
 from fastviz.graph.reach import Layout, Reach
 from fastviz.graph.receptive_field import ReceptiveField
@@ -34,8 +34,8 @@ __all__ = [
     "trace",
 ]
 
-# For a few sizes of images of each model: a trace of a large network takes seconds.
-_layers: Kept[list[Layer]] = Kept(4)
+# Kept for a few image sizes of each model, since tracing a large network takes seconds.
+_layers: StructureCache[list[Layer]] = StructureCache(4)
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class Trace:
             tensors, not copies.
         image: the placeholder of the images.
         reaches: what each node depends on.
-        mixes: what may mix the images of a batch, or is drawn by chance, in words that begin with the call; empty if
-            each image provably goes its own way, in batches of any size.
+        mixes: the call that may mix the images of a batch or draws random numbers, in words; empty if the images
+            provably stay separate, in batches of any size.
     """
 
     graph: fx.Graph
@@ -102,9 +102,8 @@ def trace(model: nn.Module, input_size: tuple[int, ...] | None = None, channels:
 
 
 def traced(model: nn.Module, input_size: tuple[int, ...] | None, channels: int | None) -> tuple[Trace, Recording]:
-    """The graph, whatever the model gives, and its modules' outputs; recorded for a batch and for one image.
-
-    The second pass shows what depends on the number of images.
+    """The graph and the modules' outputs, whatever the model returns. It is recorded for a batch and for one image; the
+    second pass shows what depends on the number of images.
 
     Raises:
         NotTraceable: the model cannot be traced.
@@ -126,7 +125,7 @@ def compare(many: Recording, single: Recording) -> str:
         single: those for one.
 
     Returns:
-        Why the course of the model depends on the number of images; empty if it does not.
+        Why the model's calls depend on the number of images; empty if they do not.
     """
     twins: dict[fx.Node, fx.Node] = {}
     if len(many.graph.nodes) != len(single.graph.nodes):
@@ -170,7 +169,7 @@ _SIZED = {
 
 
 def _same(value: Any, other: Any, twins: dict[fx.Node, fx.Node], *, sized: bool) -> bool:
-    """Whether two calls have the same arguments, but for sizes of batches where those are allowed (``sized``)."""
+    """Whether two calls have the same arguments, except for batch sizes where those are allowed (``sized``)."""
     if isinstance(value, fx.Node):
         return twins[value] is other
     if isinstance(value, (list, tuple)):
@@ -180,7 +179,7 @@ def _same(value: Any, other: Any, twins: dict[fx.Node, fx.Node], *, sized: bool)
         return value.keys() == other.keys() and all(_same(value[key], other[key], twins, sized=sized) for key in value)
     if sized and isinstance(value, int) and isinstance(other, int) and value == BATCH * other:
         return True
-    if isinstance(value, torch.ScriptObject):  # packed weights, which do not compare
+    if isinstance(value, torch.ScriptObject):  # packed weights cannot be compared
         return type(value) is type(other)
     return bool(value == other) or (value != value and other != other)
 
@@ -199,7 +198,7 @@ def reaches_of(graph: fx.Graph, image: fx.Node) -> dict[fx.Node, Reach]:
 
 
 def _mixing_call(graph: fx.Graph, reaches: dict[fx.Node, Reach]) -> str:
-    """The first call that is not proved to keep images apart, and where it stands."""
+    """The first call that is not proved to keep images separate, and its place."""
     node = next((node for node in graph.nodes if node in reaches and reaches[node].kind == "opaque"), None)
     if node is None:
         return ""
@@ -216,15 +215,15 @@ def label(node: fx.Node) -> str:
 def layers(model: nn.Module, input_size: tuple[int, ...] | None = None, channels: int | None = None) -> list[Layer]:
     """Every module that the forward pass calls and that gives a tensor, in the order of ``model.named_modules()``.
 
-    What was found is remembered for as long as the model lives and keeps its structure
+    The result is kept as long as the model lives and its structure stays the same
     (:func:`fastviz.graph.fingerprint.structure`).
 
     Args:
         model: the network; not touched.
         input_size: height and width of the image in pixels, length of a signal, or depth, height and width of a volume;
             None asks :func:`fastviz.models.preprocessing` (``fastviz.models.describe`` registers your own model's).
-        channels: of the image; None asks there, too, and takes those of the first convolution where the model cannot
-            take so many.
+        channels: of the image; None asks there, too, and falls back on those of the first convolution if the model
+            cannot take that many.
 
     Returns:
         A :class:`Layer` for each: its name, its kind, the shape of its output for one image, its receptive field.
@@ -300,7 +299,7 @@ def receptive_field(
 
 @dataclass(frozen=True)
 class _Traced:
-    """What the graph says of an output: the receptive field, or why there is none."""
+    """The receptive field of an output by the graph, or why there is none."""
 
     field: ReceptiveField | None
     reason: str = ""
@@ -356,7 +355,7 @@ def _runs(model: nn.Module, size: tuple[int, ...], channels: int) -> bool:
 
 
 def _shapes_by_running(model: nn.Module, input_size: tuple[int, ...], channels: int) -> dict[str, tuple[int, ...]]:
-    """What the modules of a model that cannot be traced give for one image, by name: the model runs, as a copy."""
+    """The outputs for one image, by module name, of a model that cannot be traced: a copy of it runs."""
     if exported.fixed_batch(model) is not None:
         raise ValueError("model should not be exported for a fixed batch: give the module it was made from")
     if isinstance(model, torch.jit.ScriptModule):
@@ -392,7 +391,7 @@ def _per_image(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
 
 
 def _fields_of_nodes(traced: Trace) -> dict[fx.Node, _Traced]:
-    """What the graph says of every call that depends on the image."""
+    """The receptive field of every call that depends on the image, by the graph."""
     layout = traced.reaches[traced.image].layout or ()
     fields: dict[fx.Node, tuple[Field, ...]] = {traced.image: tuple(Field() for _ in layout)}
     found = {traced.image: _Traced(_receptive_field(fields[traced.image]), layout=layout)}

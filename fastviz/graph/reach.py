@@ -1,4 +1,4 @@
-"""What the output of one call depends on, in words: the answer of :func:`fastviz.graph.locality.classify`."""
+"""What the output of one call depends on: the result of :func:`fastviz.graph.locality.classify`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Reach:
         slides: the window along each of them; None unless ``"windowed"``.
         positional: whether a constant takes part whose values differ from position to position.
         images: the dimension that holds the images; 0 for maps.
-        ahead: how many times all images follow each other in it; 1 for maps.
+        ahead: how often the whole batch is repeated in it; 1 for maps.
     """
 
     kind: Kind

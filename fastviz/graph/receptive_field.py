@@ -1,4 +1,4 @@
-"""The pixels that a unit of a layer depends on, and the boxes of an image that are enough for one unit."""
+"""The pixels that a unit of a layer depends on, and boxes of the image that suffice to compute one unit."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ReceptiveField:
         return (*(start for start, _ in intervals), *(stop for _, stop in intervals))
 
     def crop(self, position: tuple[int, ...], input_size: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """A box of the image that is enough for one unit, and where the unit is in the map of that box alone.
+        """A box of the image that suffices to compute one unit, and the unit's position in the map of that box alone.
 
         The box holds the unit's field, cut to the image, and begins at a multiple of the stride, so that the windows of
         all layers before fall on the same pixels as in the whole image; padding touches the unit only where it does

@@ -1,7 +1,7 @@
 """Rectangle geometry of sliding windows: which outputs a change of the input reaches, which inputs an output reads.
 
-Everything works on one axis at a time with plain ints; rows and columns of a map are two axes that never meet.
-Intervals are pairs ``(start, stop)``, half open, in positions of a map; an empty one has ``start >= stop``.
+Everything works on one axis at a time with plain ints; rows and columns of a map are two independent axes. Intervals
+are pairs ``(start, stop)``, half open, in positions of a map; an empty one has ``start >= stop``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ EMPTY: Interval = (0, 0)
 
 
 def length(interval: Interval) -> int:
-    """Number of positions in ``interval``: 0 if it is empty.
+    """The number of positions in ``interval``; 0 if it is empty.
 
     >>> length((3, 7)), length((7, 3))
     (4, 0)

@@ -1,9 +1,9 @@
-"""What a forward pass calls, recorded without data: ATen calls as a graph, and what each module gave.
+"""Recording a forward pass without data: its ATen calls as a graph, and each module's output.
 
-The modules of the model are copied, not what they hold; they run on images without data (``FakeTensorMode``) while a
-dispatch mode writes down every call. In inference mode nothing is split up for autograd before that, so convolutions,
-linear layers and norms arrive as they were called. Code that looks at values cannot run without them: such models
-are refused. Nothing is switched for the whole process, so other threads are not touched.
+The modules are copied, but not their tensors. They run on images without data (``FakeTensorMode``) while a dispatch
+mode records every call. In inference mode autograd does not decompose calls first, so convolutions, linear layers and
+norms arrive whole. Code that looks at values cannot run without data, so such models are refused. No process-wide
+setting changes, so other threads are not affected.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ __all__ = ["NotTraceable", "Output", "Recording", "foreign_hooks", "record", "tw
 
 
 class NotTraceable(ValueError):  # noqa: N818 - it says what is the case, not that something broke
-    """The course of the model cannot be recorded as a graph; the message says why."""
+    """The model cannot be recorded as a graph; the message says why."""
 
 
 FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError, ArithmeticError)
-"""What code that is given images without data, or of an unusual size, stops with."""
+"""Errors that code may raise for images without data, or of an unusual size."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,11 @@ class Recording:
 
 
 class _Stop(BaseException):
-    """Ends a pass where nothing after it is needed; models that catch errors do not catch it."""
+    """Ends a pass early. Models that catch errors do not catch this."""
 
 
 class _AliasedError(Exception):
-    """Something that has views is written to; the calls have to be made functional by torch."""
+    """A tensor with views is written to; torch has to make the calls functional."""
 
 
 def record(
@@ -157,7 +157,8 @@ def _recorded(
 
 
 class _SlowPaths(TorchFunctionMode):
-    """Does nothing, but torch's transformers do not take their one call for a whole layer while a mode is active."""
+    """Does nothing itself. But while any mode is active, torch's transformers do not replace a whole layer by one fused
+    call."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -176,7 +177,7 @@ class _Recorder(TorchDispatchMode):
         self._until = until
         self._count = 0
         self._nodes: dict[int, fx.Node] = {}
-        # tensors stay alive, so that none gets the id of one before
+        # tensors are kept alive so that no id is reused
         self._tensors: dict[int, Tensor] = {}
         self._sharing: dict[int, list[int]] = {}
         self._stack: list[tuple[str, type]] = []
@@ -248,7 +249,7 @@ class _Recorder(TorchDispatchMode):
                 self._put(value, part)
 
     def _functional(self, func: Any, name: str, args: tuple[Any, ...]) -> Any:
-        """The call that gives what ``func`` would write into its first argument."""
+        """The functional call that returns what ``func`` would write into its first argument."""
         written = args[0] if args else None
         if not isinstance(written, FakeTensor):
             raise NotTraceable(f"the model writes to its own tensors, with {name}")
@@ -270,7 +271,7 @@ class _Recorder(TorchDispatchMode):
         self._nodes[key] = node
 
     def _find(self, tensor: Tensor) -> fx.Node | None:
-        """The node of what ``tensor`` holds now; None if no call made it."""
+        """The node that made the current value of ``tensor``; None if no call did."""
         tensor = _unwrapped(tensor)
         if id(tensor) in self._nodes:
             return self._nodes[id(tensor)]
@@ -307,7 +308,7 @@ class _Recorder(TorchDispatchMode):
         return node
 
     def finish(self, result: Any) -> Any:
-        """Keep what the model gave."""
+        """Record the model's result."""
         self.recording.result = self._result(result)
         return result
 
@@ -322,7 +323,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def _normalized(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What ``func`` gives; what a batch norm gives is known without its long way through torch's decompositions."""
+    """The result of ``func``. For a batch norm it is known without the slow way through torch's decompositions."""
     if func is torch.ops.aten.batch_norm.default and len(args) > 5 and not args[5] and isinstance(args[0], FakeTensor):
         return torch.empty_like(args[0])
     return func(*args, **kwargs)
@@ -333,7 +334,7 @@ _LIKE = {f"{kind}{what}{like}" for kind in ("", "new_") for what in ("zeros", "o
 
 
 def _as_fill(result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> tuple[Any, tuple[Any, Any]]:
-    """The call that makes ``result`` without a tensor whose shape, dtype or device it takes over."""
+    """The call that makes ``result`` with explicit shape, dtype and device, instead of copying them from a tensor."""
     value: Any = float("one" in name)
     if "full" in name:
         value = kwargs["fill_value"] if "fill_value" in kwargs else args[1 if len(args) == 2 else -1]
@@ -362,7 +363,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 def foreign_hooks(module: nn.Module) -> bool:
     """Whether ``module`` has forward hooks that are neither torch's own nor fastviz's own for another thread."""
-    # Lists, because another thread may add and remove hooks meanwhile.
+    # Copied to lists, because another thread may add or remove hooks.
     hooks = [hook for name in _HOOKS[:2] for hook in list(getattr(module, name).values())]
     return any(not _is_torchs(hook) and not is_of_another_thread(hook) for hook in hooks)
 
@@ -381,8 +382,8 @@ def watchable(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def twin_of(model: nn.Module, *, copy_buffers: bool = False) -> nn.Module:
     """A copy of the modules in evaluation mode around the very same parameters, buffers and other objects.
 
-    Lists and dicts in the modules are copied, too, so that what a forward pass keeps is kept in the copy; locks, files
-    and whatever else cannot be copied are shared. Hooks that are not torch's own are left out, and what
+    Lists and dicts in the modules are copied, too, so that anything a forward pass stores stays in the copy. Locks,
+    files and other objects that cannot be copied are shared. Hooks that are not torch's own are left out, and what
     ``torch.compile`` made is left for the module that it was made of. With ``copy_buffers`` a pass with data leaves the
     model's own buffers as they are.
     """

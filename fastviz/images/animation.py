@@ -1,4 +1,4 @@
-"""Pictures one after the other: GIF files."""
+"""Animations: GIF files."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["save_gif"]
 
 
 def save_gif(frames: Iterable[Tensor], path: str | os.PathLike[str], *, seconds: float = 0.08) -> None:
-    """Write pictures as a GIF that is shown over and over, each picture with the 256 colours that suit it best.
+    """Write pictures as a looping GIF, each with its own best 256 colours.
 
-    The frames are taken one at a time, so that a generator may make or read them meanwhile. The file appears under its
-    name when it is complete, replacing an older one.
+    Frames are consumed one at a time, so a generator can make or read them on the fly. The file appears, or replaces an
+    older one, only when it is complete.
 
     Args:
         frames: pictures [3, H, W] in 0 to 1, all of one size.
         path: ends in .gif; the folder exists.
-        seconds: that each is shown; GIF knows hundredths, and most programs nothing below two of them.
+        seconds: how long each is shown. GIF counts in hundredths, and most programs ignore anything below two.
 
     Raises:
         TypeError: a frame is not a floating-point tensor.
@@ -63,6 +63,6 @@ def _drawn(frames: Iterable[Tensor]) -> Iterator[Image.Image]:
         size = frame.shape
         tensors.check_range(frame, "frames")
         picture = picture_of(tensors.eight_bits(frame))
-        # An octree keeps the colours of small things, which Pillow's usual median cut makes grey.
+        # An octree keeps the colours of small objects, which Pillow's default median cut turns grey.
         palette = picture.quantize(256, Image.Quantize.FASTOCTREE)
         yield picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)

@@ -1,4 +1,4 @@
-"""Signals and volumes to look at: curves with a coloured band behind them, sheets of slices."""
+"""Pictures of signals and volumes: curves on a coloured band, sheets of slices."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Draws = Literal["heat", "signed"]
 
 _WIDTH, _ROW, _PADDING = 960, 96, 6
 _FINE = 2
-"""Curves are drawn so many times as large, and made small: their edges are smooth then."""
+"""Curves are drawn this many times larger and shrunk, for smooth edges."""
 
 _CELL = 112
 """Slices smaller than this are enlarged, by whole numbers."""
@@ -34,8 +34,8 @@ def draw_signal(
 ) -> Tensor:
     """A picture of a signal's channels as curves, one under another, on a band in the colours of its map.
 
-    Of a signal with more samples than the picture has columns each column shows the lowest and the highest value, and
-    the strongest of its map, so that nothing short is lost.
+    If a signal has more samples than the picture has columns, each column shows the lowest and the highest value and
+    the strongest of the map, so that short events stay visible.
 
     Args:
         signal: [C, L] or [L], finite; each channel is scaled to its own range.
@@ -130,7 +130,7 @@ def _scaled(attribution: Tensor, size: Sequence[int], draws: Draws) -> Tensor | 
 def _strength(values: Tensor, draws: Draws) -> Tensor:
     """``values`` from -1 (``"signed"``) or 0 to 1: 1 is the 99th percentile of the magnitudes of those that are not 0.
 
-    Of all magnitudes it would be 0 where a map is empty but for a hundredth of a long signal or a large volume.
+    With zeros included it would be 0 for a map that is empty but for a hundredth of a long signal or a large volume.
     """
     if not bool(values.isfinite().all()):
         raise ValueError("attribution should be finite, got NaN or infinity")
@@ -154,7 +154,7 @@ def _band(attribution: Tensor, length: int, width: int, draws: Draws) -> Tensor:
         raise ValueError("attribution should have at least one value, got none")
     full = functional.interpolate(attribution[None, None], length, mode="linear")[0]
     strength = _strength(full, draws)
-    # the strongest of the samples of a column, with its sign
+    # the strongest sample of each column, with its sign
     high = functional.adaptive_max_pool1d(strength, width) if length > width else _stretched(strength, width)
     low = -functional.adaptive_max_pool1d(-strength, width) if length > width else high
     strongest = torch.where(high.abs() >= low.abs(), high, low)

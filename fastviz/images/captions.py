@@ -1,4 +1,4 @@
-"""Pictures with words: panels side by side with a caption each, and a legend of colours."""
+"""Pictures with text: captioned panels side by side, and a legend of colours."""
 
 from __future__ import annotations
 

@@ -16,19 +16,19 @@ LEGENDS = {
     "gradient": "grey: nothing; lighter: a higher value there raises the score; darker: lowers it",
     "mask": "bright, with an outline: the object; the thin line: its box",
 }
-"""What the colours of each kind of drawing mean, in words; the kinds are those of the registry."""
+"""The meaning of the colours, in words, for each kind of drawing in the registry."""
 
 _OUTLINE, _BOX = torch.tensor([1.0, 0.1, 0.8]).view(3, 1, 1), torch.tensor([1.0, 0.9, 0.2]).view(3, 1, 1)
 
-# One bright pixel would otherwise leave the rest of a map dark.
+# Otherwise a single bright pixel would leave the rest of the map dark.
 _PERCENTILE = 99.0
 
 
 def draw(draws: str, attribution: Tensor, photo: Tensor, *, coarse: bool = False) -> Tensor:
-    """Picture [3, H, W] in 0 to 1 of a map, made for people.
+    """A picture [3, H, W] in 0 to 1 of a map, for people to look at.
 
     Values are scaled so that the 99th percentile of their magnitudes is full colour, and the map is resized to the
-    photograph (bilinear). A map of zeros says nothing: the photograph in grey, with these words on it.
+    photograph (bilinear). For a map of zeros: the photograph in grey, with words that say so.
 
     Args:
         draws: ``"heat"`` lays a map of 0 or more over the photograph; ``"signed"`` lays a map of both signs over a grey
@@ -69,7 +69,7 @@ def laid(draws: str, value: Tensor, photo: Tensor) -> Tensor:
 
 
 def outlined(photo: Tensor, mask: Tensor) -> Tensor:
-    """Picture [3, H, W] of an object: the photograph dark outside of it, its outline, and the smallest box around it.
+    """A picture [3, H, W] of an object: the photograph, darkened outside the object, with its outline and bounding box.
 
     Args:
         photo: [3, H, W] in 0 to 1.
@@ -89,5 +89,5 @@ def outlined(photo: Tensor, mask: Tensor) -> Tensor:
 
 
 def _grown(mask: Tensor, by: int) -> Tensor:
-    """A mask [H, W] of 0 and 1 and what is within ``by`` pixels of it."""
+    """A mask [H, W] of 0 and 1, grown by ``by`` pixels."""
     return functional.max_pool2d(mask[None], 2 * by + 1, stride=1, padding=by)[0]

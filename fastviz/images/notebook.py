@@ -1,4 +1,4 @@
-"""How results show themselves: their shapes in ``repr``, and in a notebook a contact sheet with captions."""
+"""How results are displayed: shapes in ``repr``, and a captioned contact sheet in notebooks."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["NotebookResult", "contact_sheet", "signed", "words"]
 _SIDE = 160
 """Longest side of a picture on a sheet, in pixels; smaller pictures are enlarged by the notebook."""
 _MOST = 24
-"""Pictures on a sheet; of the others their number is told."""
+"""The most pictures on a sheet; of the others only the number is shown."""
 
 
 class NotebookResult:
     """Base of the frozen dataclasses that methods return.
 
-    They are declared with ``@dataclass(frozen=True, eq=False, repr=False)``. Whoever has other pictures than those in
+    They are declared with ``@dataclass(frozen=True, eq=False, repr=False)``. A class whose pictures are not in
     ``pictures`` defines :meth:`shown`.
     """
 

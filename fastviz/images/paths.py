@@ -1,4 +1,4 @@
-"""Which image files a path, a folder or a pattern means."""
+"""The image files that a path, a folder or a pattern names."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class Identity:
-    """What tells whether a file is still the same: its content, and what may spare reading it.
+    """What shows whether a file is still the same: its content, and metadata that may make reading it unnecessary.
 
     Attributes:
         bytes: its size.
-        modified: when it was modified (ns since 1970): programs set that as they like.
+        modified: when it was modified (ns since 1970): programs can set that freely.
         changed: when anything of it, its name too, was changed (ns since 1970): only the operating system sets it.
         digest: SHA-256 of its content; empty where it is not known; then no file counts as the same.
     """
@@ -64,12 +64,13 @@ class Identity:
             OSError: it cannot be read.
         """
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would block
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         return Identity(status.st_size, status.st_mtime_ns, status.st_ctime_ns, digest(path))
 
     def still(self, path: Path) -> Identity | None:
-        """That of the file now, if its content is still this one; it is only read where the file system is in doubt."""
+        """The file's current identity, if its content is unchanged. The file is read only if the metadata leave
+        doubt."""
         try:
             status = path.stat()
             if not self.digest or status.st_size != self.bytes:

@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 LIMIT_PIXELS = 100_000_000
-"""The most pixels a picture may have unless a call says otherwise: beyond it lie mistakes and decompression bombs."""
+"""The most pixels a picture may have unless a call says otherwise: larger ones are mistakes or decompression bombs."""
 
 
 _BAND = 256
@@ -103,7 +103,7 @@ def without_opaque_alpha(image: Image.Image) -> Image.Image:
     """The picture without its alpha channel, if that is opaque everywhere (as in most screenshots)."""
     if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I"):  # 16-bit grey: an alpha of 8 bits would cost it its low byte
+    if image.mode.startswith("I"):  # 16-bit grey: an 8-bit alpha channel would cost the low byte
         return image
     layers = image if image.mode in ("RGBA", "LA") else image.convert("RGBA")
     if layers.getchannel("A").getextrema()[0] != 255:

@@ -50,7 +50,7 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
 
 
 def settings_for(model: nn.Module | None, size: int | tuple[int, int] | None = None) -> Preprocessing:
-    """How :func:`load_images` prepares pictures for ``model``.
+    """The preprocessing that :func:`load_images` uses for ``model``.
 
     Args:
         model: None is no normalization: values 0 to 1.
@@ -172,7 +172,7 @@ def _resize_picture(
     """The ``crop`` (top, left, bottom, right) of a Pillow picture resized to ``size`` (height, width)."""
     (height, width), (top, left, bottom, right) = size, crop
     if height * width > LIMIT_PIXELS and size != (image.height, image.width):
-        # Pillow can compute a part of the resized picture: the filter reaches beyond the box as in the whole.
+        # Pillow can compute a part of the resized picture; its filter reaches beyond the box as in the whole picture.
         down, across = image.height / height, image.width / width
         box = (left * across, top * down, right * across, bottom * down)
         return image.resize((right - left, bottom - top), _METHODS[mode], box=box)

@@ -24,7 +24,7 @@ __all__ = ["Read", "load_images", "read_image", "read_prepared", "read_views"]
 
 Read = TypeVar("Read")
 
-# What is decoded: pixels only. Pillow's other formats include ones that start programs (EPS) or fetch what is missing.
+# Formats with pixels only. Some of Pillow's others start programs (EPS) or fetch missing parts.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TIFF", "WEBP")
 
 _TURNS = {
@@ -41,11 +41,11 @@ _TURNS = {
 def read_image(path: str | os.PathLike[str], *, limit_pixels: int = LIMIT_PIXELS) -> Tensor:
     """The picture in a file, [3, H, W] float32 in 0 to 1, turned as its EXIF orientation says.
 
-    Greyscale becomes three equal channels. What is transparent is laid over white. CMYK is converted by
-    (1 - ink)(1 - black), without colour profiles; in a JPEG file it is taken to be stored inverted, as Adobe does.
-    Of an animation the first frame. 8-bit values are divided by 255, 16-bit grey by 65535; of 16-bit colour, and 16-bit
-    grey with transparency, Pillow gives the high byte, which is off by less than 1/255. Floating-point pixels (TIFF)
-    are taken as they are, if in 0 to 1.
+    Greyscale becomes three equal channels. Transparent pixels are blended with white. CMYK is converted by (1 - ink)(1
+    - black), without colour profiles; in a JPEG file it is taken to be stored inverted, as Adobe does. An animation
+    gives its first frame. 8-bit values are divided by 255, 16-bit grey by 65535; of 16-bit colour, and 16-bit grey with
+    transparency, Pillow gives the high byte, which is off by less than 1/255. Floating-point pixels (TIFF) are taken as
+    they are, if in 0 to 1.
 
     Args:
         path: a file in one of the formats AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PBM/PGM/PPM, QOI, TIFF, WebP,
@@ -133,7 +133,7 @@ def read_views(
 def _read(
     path: str | os.PathLike[str] | bytes, limit_pixels: int, use: Callable[[Image.Image], Read], name: str = ""
 ) -> Read:
-    """What ``use`` makes of the picture in a file, decoded and upright; an ImageError if there is none."""
+    """The result of ``use`` for the picture in a file, decoded and upright; an ImageError if there is none."""
     checks.whole_number(limit_pixels, "limit_pixels", minimum=1)
     content = path if isinstance(path, bytes) else None
     file = Path(name if isinstance(path, bytes) else os.path.expanduser(path))
@@ -158,7 +158,7 @@ def _read(
         raise ImageError(f"image {str(file)!r}: does not fit in memory") from error
     except (PermissionError, NotADirectoryError) as error:
         raise ImageError(f"image {str(file)!r}: {error.strerror}") from error
-    # What a broken file raises is up to the decoder that meets it; all of it means the same to the caller.
+    # A broken file can raise anything, depending on the decoder. To the caller it all means the same.
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ImageError(f"image {str(file)!r}: broken or cut off ({reason})") from error
@@ -172,7 +172,8 @@ def _formats() -> tuple[str, ...]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) where there is none or the EXIF block is broken: the pixels are still good."""
+    """The EXIF orientation; 1 (upright) if it is missing or the EXIF block is broken, since the pixels are still
+    good."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except (ArithmeticError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error):

@@ -1,4 +1,4 @@
-"""Many images as batches for a network: decoded ahead by threads, a few batches in memory however many there are."""
+"""Many images as batches for a network: decoded ahead by threads, with only a few batches in memory."""
 
 from __future__ import annotations
 
@@ -69,10 +69,11 @@ def batches(
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> Stream:
-    """The images of ``source`` in order, as batches for ``model``: to be used in a ``for`` loop, more than once.
+    """The images of ``source`` in order, as batches for ``model``: to be used in a ``for`` loop, any number of times.
 
-    While the network works on one batch, threads read the next: at most two batches ahead. They end with the loop,
-    however it ends. A picture that cannot be read is left out and noted in ``failures`` of what is returned.
+    While the network works on one batch, threads read the next: at most two batches ahead. They stop when the loop
+        ends, for whatever reason. A picture that cannot be read is left out and noted in ``failures`` of what is
+        returned.
 
     Args:
         source: files, folders and patterns (see :func:`fastviz.images.find_images`); a dataset, by index or by
@@ -93,8 +94,8 @@ def batches(
         device: where the images go; None is the model's, without a model the CPU.
         progress: show a bar on a terminal.
 
-    A dataset is read by one thread, since it may not be made for several; a folder by four. A DataLoader reads as it
-    was made to, with its own workers; its order is that of the images, so one that shuffles gives others each time.
+    A dataset is read by one thread, since it may not support several; a folder by four. A DataLoader uses its own
+    workers and its own order, so one that shuffles gives another order each time.
 
     Returns:
         An iterable of :class:`Batch`, whose images are [n, C, h, w].
@@ -218,7 +219,7 @@ class Stream:
         return part
 
     def image(self, which: int | str) -> Tensor:
-        """One image again, by its position or name, as it is in the batches: [C, h, w].
+        """One image by its position or name, as it is in the batches: [C, h, w].
 
         Raises:
             ValueError: it does not exist, or cannot be read (again): a dataset that only iterates.
@@ -236,11 +237,11 @@ class Stream:
         return image
 
     def picture(self, which: int | str) -> Tensor:
-        """The same to look at: [3, h, w], float32 on the CPU in 0 to 1."""
+        """The same image for display: [3, h, w], float32 on the CPU in 0 to 1."""
         return images.restore(self.image(which).float().cpu(), self.preprocessing)
 
     def pictures(self, batch: Batch) -> Tensor:
-        """The images of ``batch`` to look at: [n, 3, h, w], float32, on the device, in 0 to 1."""
+        """The images of ``batch`` for display: [n, 3, h, w], float32, on the device, in 0 to 1."""
         return images.restore(batch.images.float(), self.preprocessing)
 
     # ------------------------------------------------------------------------------------------------- reading
@@ -278,10 +279,10 @@ class Stream:
         return self._try(get)
 
     def _try(self, get: Callable[[], Any]) -> Any:
-        """What ``get`` gives, or the reason where the picture itself is at fault."""
+        """The result of ``get``, or the reason why the picture itself cannot be read."""
         try:
             return get()
-        # What Pillow raises for files that are no pictures is an OSError.
+        # Pillow raises an OSError for files that are not pictures.
         except (images.ImageError, OSError) as error:
             return " ".join(str(error).split()) or type(error).__name__
 
@@ -308,7 +309,7 @@ def ahead(
 
 
 def _are_paths(source: object) -> bool:
-    """Whether ``source`` is a path or several; what comes of a generator can only be paths."""
+    """Whether ``source`` is a path or several; a generator can only yield paths."""
     if isinstance(source, (str, os.PathLike)):
         return True
     if isinstance(source, (list, tuple)):

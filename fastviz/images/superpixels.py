@@ -1,4 +1,4 @@
-"""Superpixels: parts of a picture whose pixels lie together and look alike, by scikit-image's SLIC."""
+"""Superpixels: connected parts of a picture with similar colours, by scikit-image's SLIC."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["superpixels"]
 
 _COMPACTNESS = 10.0
 _SMOOTHING = 1.0
-"""What SLIC papers and LIME's users take: compactness 10 in CIELAB, a Gaussian of one pixel before."""
+"""The usual values for SLIC and LIME: compactness 10 in CIELAB, after a Gaussian of one pixel."""
 
 
 def superpixels(pictures: Tensor, count: int) -> Tensor:

@@ -178,9 +178,8 @@ def grid(pictures: Tensor, *, columns: int | None = None, padding: int = 2, back
 
 
 def coloured(pictures: Tensor) -> Tensor:
-    """Pictures [..., 3, H, W] of pictures [..., C, H, W]: one channel is grey, of four the first three are shown.
-
-    Of more than four, too; of two the mean in grey.
+    """Pictures [..., 3, H, W] of [..., C, H, W]: one channel is shown as grey, two as their mean in grey, and of four
+    or more the first three.
 
     >>> coloured(torch.rand(2, 4, 8, 8)).shape
     torch.Size([2, 3, 8, 8])

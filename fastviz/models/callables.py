@@ -1,4 +1,4 @@
-"""``package.module:function``: networks that other people's code makes."""
+"""Networks made by other people's code, named ``package.module:function``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def is_callable_name(name: str) -> bool:
 
 
 def load(name: str, weights: str | os.PathLike[str] | None) -> nn.Module:
-    """The network that the function ``name`` gives, called without arguments, with the ``weights`` of a file.
+    """The network that the function ``name`` returns when called without arguments, with ``weights`` from a file.
 
     Raises:
         ImportError: there is no such module or name in it, or importing it failed.
@@ -49,7 +49,7 @@ def load(name: str, weights: str | os.PathLike[str] | None) -> nn.Module:
         source = str(Path(os.path.expanduser(weights)))
         _fill(model, name, Path(source))
     rename(model, ModelInfo(name, source))
-    return model.eval() or model  # some people's eval() gives None
+    return model.eval() or model  # some overridden eval() methods return None
 
 
 def _called(made: Callable[[], Any], name: str) -> Any:
@@ -100,7 +100,7 @@ def named(name: str, what: str = "model") -> Any:
 
 @contextmanager
 def _here_too() -> Iterator[None]:
-    """Modules of the current folder are found too, as they are by ``python -m``."""
+    """Make modules of the current folder importable, as ``python -m`` does."""
     here = os.getcwd()
     added = here not in sys.path and "" not in sys.path
     if added:
@@ -113,7 +113,7 @@ def _here_too() -> Iterator[None]:
 
 
 def _fill(model: nn.Module, name: str, path: Path) -> None:
-    """Give ``model`` the weights in a file, all of them, or say what does not fit."""
+    """Load all weights in a file into ``model``, or raise an error that says what does not fit."""
     state, source = weight_files.read(path), str(path)
     state = weight_files.chosen(state, model.state_dict(), source)
     problem = weight_files.fill(model, state)

@@ -1,4 +1,4 @@
-"""What a small file beside the weights, or options, tell of a network: how images are prepared, what classes are."""
+"""What a small file beside the weights, or options, say about a network: how to prepare images, and the classes."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ __all__ = ["Card", "apply", "beside", "read", "read_labels", "telling"]
 
 @dataclass(frozen=True)
 class Card:
-    """What is told of a network; None is what is known of it otherwise.
+    """What a file or options say about a network; for None, what is otherwise known of it applies.
 
     Attributes:
         mean: one number a channel, in units of a picture with values 0 to 1; subtracted.
         std: one number a channel; divided by.
         size: height and width of the input in pixels.
-        resize: length in pixels to which the shorter side is resized before the centre crop of ``size``. None, where
-            ``size`` is told: the longer side of that.
+        resize: length in pixels to which the shorter side is resized before the centre crop of ``size``. None: the
+            longer side of ``size``, if that is given.
         interpolation: ``"bilinear"`` or ``"bicubic"``.
         labels: the names of the classes, index = class.
     """
@@ -45,10 +45,10 @@ class Card:
     labels: tuple[str, ...] | None = None
 
     def over(self, other: Card) -> Card:
-        """This card, with what it does not tell from the ``other``."""
+        """This card, completed by the ``other``."""
         told = {each.name: value for each in fields(self) if (value := getattr(self, each.name)) is not None}
         if "size" in told and "resize" not in told:
-            told["resize"] = None  # that of the other is for its size
+            told["resize"] = None  # the other's belongs to the other's size
         return replace(other, **told)
 
 
@@ -59,7 +59,8 @@ _told: ContextVar[Card | None] = ContextVar("told", default=None)
 
 @contextmanager
 def telling(card: Card) -> Iterator[None]:
-    """Inside it :func:`fastviz.load_model` describes what it loads by ``card``: for options of a command."""
+    """Within the ``with`` block, :func:`fastviz.load_model` describes what it loads by ``card``: for options of a
+    command."""
     token = _told.set(card)
     try:
         yield
@@ -68,10 +69,10 @@ def telling(card: Card) -> Iterator[None]:
 
 
 def apply(model: nn.Module, weights: str | os.PathLike[str] | None) -> None:
-    """Describe ``model`` by the file beside its ``weights`` and by the options that hold now, which come first.
+    """Describe ``model`` by the file beside its ``weights`` and by the current options, which take precedence.
 
     Raises:
-        ValueError: what they tell does not fit together, or not the network.
+        ValueError: they contradict each other, or do not fit the network.
     """
     card = (_told.get() or Card()).over(Card() if weights is None else beside(weights))
     if card == Card():
@@ -89,13 +90,14 @@ def apply(model: nn.Module, weights: str | os.PathLike[str] | None) -> None:
 
 
 def _as_many(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Both with as many numbers: a single one holds for all channels."""
+    """Both with the same length: a single number holds for all channels."""
     channels = max(len(mean), len(std))
     return mean * channels if len(mean) == 1 else mean, std * channels if len(std) == 1 else std
 
 
 def _check_labels(model: nn.Module, settings: Preprocessing) -> None:
-    """One pass of a black image tells how many classes there are; a network that cannot be run says so itself later."""
+    """A pass over a black image shows the number of classes; a network that cannot be run raises its own error
+    later."""
     black = torch.zeros(1, len(settings.mean), *(settings.size or (224, 224)))
     black = black.to(next((each for each in model.parameters() if each.is_floating_point()), black))
     try:
@@ -109,12 +111,12 @@ def _check_labels(model: nn.Module, settings: Preprocessing) -> None:
 
 
 def beside(weights: str | os.PathLike[str]) -> Card:
-    """What the file beside a file of ``weights`` tells: ``NAME.toml`` or ``NAME.json`` for ``NAME.safetensors``.
+    """The card in the file beside a file of ``weights``: ``NAME.toml`` or ``NAME.json`` for ``NAME.safetensors``.
 
-    A file that holds none of the words of a card is somebody else's, and is left alone.
+    A file with none of a card's keys belongs to another program and is ignored.
 
     Raises:
-        ValueError: it cannot be read, or holds words that no card has beside those that one has.
+        ValueError: it cannot be read, or mixes a card's keys with unknown ones.
     """
     path = Path(os.path.expanduser(weights))
     for ending in (".toml", ".json"):

@@ -39,11 +39,11 @@ CLASS_NAMES = (
 class DemoNetwork(nn.Sequential):
     """Scores of 20 classes from RGB pictures of 64x64 pixels, in the style of VGG.
 
-    ``[N, 3, 64, 64]`` (normalized as torchvision's ImageNet networks are) → ``[N, 20]``. A first convolution of 7x7, so
-    that its filters can be looked at, seven of 3x3 and two fully connected layers before the scores (``fc6``, ``fc7``).
-    The convolutions run on pictures of other sizes too, where a pass ends at one of them.
-    With ``batch_norm=True``, as it is trained, each convolution is followed by a batch norm; the shipped weights have
-    them folded in.
+    ``[N, 3, 64, 64]`` (normalized as torchvision's ImageNet networks are) → ``[N, 20]``. It has a first convolution of
+    7x7, large enough for its filters to be looked at, seven of 3x3, and two fully connected layers before the scores
+    (``fc6``, ``fc7``). The convolutions run on pictures of other sizes too, where a pass ends at one of them. With
+    ``batch_norm=True``, used for training, a batch norm follows each convolution; the shipped weights have them folded
+    in.
     """
 
     def __init__(self, *, batch_norm: bool = False) -> None:
@@ -85,7 +85,7 @@ class DemoNetwork(nn.Sequential):
         if len(given) != 4 or given[1] != 3:
             raise _wrong(given)
         for layer in self:
-            # Only here, so that a pass that ends before, at a layer with maps, may be one of any size.
+            # Checked only here: passes that end earlier, at a layer with maps, may have any size.
             small = isinstance(layer, nn.MaxPool2d) and min(x.shape[2:]) < 2
             if given[2:] != [INPUT_SIZE, INPUT_SIZE] and (small or isinstance(layer, nn.Flatten)):
                 raise _wrong(given)

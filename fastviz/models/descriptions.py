@@ -1,4 +1,4 @@
-"""What fastviz knows of a model: how images are prepared for it, its class names, its origin."""
+"""What fastviz knows about a model: how to prepare images for it, its class names, its origin."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ DEMO = Description(
     CLASS_NAMES,
 )
 
-# Weak, so that describing a model does not keep it alive; beside the model, so that the model stays as it is.
+# Weak references do not keep the model alive. Nothing is stored on the model, which stays unchanged.
 _descriptions: ByModel[Description] = ByModel()
 
 
@@ -69,7 +69,7 @@ def class_names(model: nn.Module) -> list[str]:
     """The names of the model's classes, index = class.
 
     They are known for models that :func:`load_model` made (a torchvision network with 1000 classes has ImageNet's
-    names, also with random weights) and for models that :func:`describe` was told about.
+    names, also with random weights) and for models registered with :func:`describe`.
 
     Args:
         model: any torch module.
@@ -98,10 +98,10 @@ def preprocessing(model: nn.Module) -> Preprocessing:
     """How pictures are prepared for ``model``.
 
     A model of :func:`load_model` has torchvision's published values: those of its weights by name, else those of the
-    network's first published weights. A model that :func:`describe` was told about has what was told. For every other
-    module it is: the shorter side resized to 256 pixels, a centre crop of 224x224, ImageNet's mean and standard
-    deviation. If its first convolution takes another number of channels than 3 (see :func:`guess_channels`), each
-    channel has the averages of ImageNet's values over the colours, 0.449 and 0.226.
+    network's first published weights. A model registered with :func:`describe` has the preprocessing given there. For
+    every other module, the default applies: the shorter side resized to 256 pixels, a centre crop of 224x224,
+    ImageNet's mean and standard deviation. If its first convolution takes another number of channels than 3 (see
+    :func:`guess_channels`), each channel has the averages of ImageNet's values over the colours, 0.449 and 0.226.
 
     Args:
         model: any torch module.
@@ -121,7 +121,7 @@ def preprocessing(model: nn.Module) -> Preprocessing:
 def preprocessing_of(model: nn.Module, channels: int, argument: str = "x") -> Preprocessing:
     """:func:`preprocessing`, for a batch of images that has this many ``channels``.
 
-    The channels of the batch outweigh a guess from the model's modules, but not a description of the model.
+    The batch's number of channels overrides a guess from the model's modules, but not a description of the model.
 
     Args:
         model: any torch module.
@@ -171,7 +171,7 @@ def guess_channels(model: nn.Module) -> int | None:
 
 
 def model_info(model: nn.Module) -> ModelInfo:
-    """The name of ``model`` and where its weights come from.
+    """The name of ``model`` and the origin of its weights.
 
     Args:
         model: any torch module.
@@ -193,8 +193,8 @@ def describe(
 ) -> None:
     """Tell fastviz how pictures are prepared for ``model`` and what its classes are called; None changes nothing.
 
-    The description is kept beside the model, which is not changed, for as long as the model lives. A copy of the model
-    has no description.
+    The description is kept as long as the model lives; the model itself is not changed. A copy of the model has no
+    description.
 
     Args:
         model: any torch module.
@@ -225,17 +225,17 @@ def describe(
 
 
 def remember(model: nn.Module, description: Description) -> None:
-    """Keep ``description`` beside ``model``, in place of an older one."""
+    """Store ``description`` for ``model``, replacing an older one."""
     _descriptions[_unwrapped(model)] = description
 
 
 def rename(model: nn.Module, info: ModelInfo) -> None:
-    """Keep ``info`` beside ``model``, and what else is known of it."""
+    """Store ``info`` for ``model``, and keep what else is known of it."""
     remember(model, replace(_describe(model), info=info))
 
 
 def describe_as(model: nn.Module, other: nn.Module) -> None:
-    """Keep beside ``model`` what is known of the ``other``, if anything is."""
+    """Copy what is known of the ``other`` model, if anything, to ``model``."""
     if is_described(other):
         remember(model, _describe(other))
 

@@ -39,17 +39,17 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> nn.M
             drawn from torch's generator (for ``"demo"``: its own trained weights; for a function: those that it gives).
 
     A file may hold float16, bfloat16 or float64; the parameters keep the dtype that the network is made in, float32. It
-    may be the checkpoint of a training script, with the state dict under one of the usual keys and what wrappers leave
-    before every name, see :func:`fastviz.models.weight_files.unpack`, and for networks of torchvision and timm hold
-    another number of classes than 1000 (then give their names with :func:`describe`); for those of timm another number
-    of channels of the images, too. Where it holds two sets of weights, plain and averaged, a warning says which is
-    taken: the plain one. Files are read with ``torch.load(weights_only=True)`` and a few harmless classes beside
-    tensors (NumPy's numbers, ``argparse.Namespace``), so no code in them runs. A file named as torchvision's download
-    is known as those weights. NaN and infinite values are warned of. Where an architecture's authors published their
-    weights in another layout than timm's, timm's own conversion is taken, and a warning says so.
+    may be the checkpoint of a training script, with the state dict under one of the usual keys and with wrappers'
+    prefixes, see :func:`fastviz.models.weight_files.unpack`. For networks of torchvision and timm it may have another
+    number of classes than 1000 (give their names with :func:`describe`), for those of timm another number of image
+    channels, too. Where it holds two sets of weights, plain and averaged, a warning says which is taken: the plain one.
+    Files are read with ``torch.load(weights_only=True)`` and a few harmless classes beside tensors (NumPy's numbers,
+    ``argparse.Namespace``), so no code in them runs. A file named as torchvision's download is known as those weights.
+    A warning names NaN and infinite values. Where an architecture's authors published their weights in another layout
+    than timm's, timm's own conversion is taken, and a warning says so.
 
     How images are prepared and what the classes are called is what the weights' publishers say (torchvision's, timm's),
-    unless a small file beside the file of weights tells otherwise: ``NAME.toml`` or ``NAME.json`` beside
+    unless a small file beside the file of weights says otherwise: ``NAME.toml`` or ``NAME.json`` beside
     ``NAME.safetensors``, with any of the words ``mean``, ``std``, ``size``, ``resize``, ``interpolation`` and
     ``labels``, see :class:`fastviz.models.cards.Card`; or :func:`describe` does.
 
@@ -125,7 +125,7 @@ def model_names(pattern: str | None = None) -> list[str]:
 
 
 def has_own_weights(name: str) -> bool:
-    """Whether the network ``name`` comes with weights: the demo, what a function makes, and what is in a file."""
+    """Whether the network ``name`` comes with weights, as the demo, the result of a function and a file do."""
     return name == "demo" or callables.is_callable_name(name) or programs.is_file_name(name)
 
 

@@ -63,7 +63,7 @@ class Preprocessing:
 
 
 IMAGENET = Preprocessing((224, 224), 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""What most networks that were trained on ImageNet take, and what is taken where nothing is known."""
+"""What most networks trained on ImageNet take; the default where nothing is known."""
 
 # The means over ImageNet's three colours, for images with another number of channels.
 _GREY_MEAN, _GREY_STD = 0.449, 0.226

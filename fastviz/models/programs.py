@@ -1,4 +1,4 @@
-"""Networks that files hold as a whole: programs of ``torch.export`` and TorchScript."""
+"""Whole networks in files: programs of ``torch.export`` and TorchScript."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def is_file_name(name: str) -> bool:
 def load(name: str, weights: object) -> nn.Module:
     """The network in the file ``name``.
 
-    What ``torch.export.save`` wrote keeps the layers' names: it runs layer by layer, as the module that it was made of
-    did. A TorchScript program (``torch.jit.save``) stays one, whose layers cannot be seen.
+    A program of ``torch.export.save`` keeps the layers' names and runs layer by layer, like the original module. A
+    TorchScript program (``torch.jit.save``) stays one; its layers are not accessible.
 
     Raises:
         ValueError: no such file, another kind of file, or a broken one; or ``weights`` beside it.
@@ -43,7 +43,7 @@ def load(name: str, weights: object) -> nn.Module:
         raise ValueError(f"weights should not be given for {name!r}: it is a program ({kind}) that holds its own")
     try:
         model = _exported(path) if kind == "exported" else torch.jit.load(str(path), map_location="cpu")
-    except Exception as error:  # what a broken file raises is up to the parser that meets it
+    except Exception as error:  # a broken file can raise anything: it depends on the parser
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"model {name!r} cannot be read: {said}") from error
     if kind == "TorchScript":
@@ -53,7 +53,7 @@ def load(name: str, weights: object) -> nn.Module:
 
 
 def _exported(path: Path) -> nn.Module:
-    """The program as modules with the names that its layers had, for any number of images where that can be."""
+    """The program as modules with the original layer names, for any number of images where possible."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own file format
         program = torch.export.load(path)
@@ -70,9 +70,8 @@ def _exported(path: Path) -> nn.Module:
 
 
 def _of_any_batch(model: torch.export.UnflattenedModule, images: Tensor) -> torch.export.UnflattenedModule:
-    """A program for a fixed number of ``images`` exported once more, for any; ``model`` itself where it is tied to it.
-
-    Two passes tell whether the images of a larger batch still go their own ways.
+    """A program for a fixed number of ``images`` exported once more, for any; ``model`` itself if it cannot be
+    separated from that number. Two passes check whether the images of a larger batch stay independent.
     """
     generator = torch.Generator().manual_seed(0)
     many = torch.rand((2 * len(images), *images.shape[1:]), generator=generator).to(images.dtype)
@@ -84,14 +83,14 @@ def _of_any_batch(model: torch.export.UnflattenedModule, images: Tensor) -> torc
             apart = torch.cat([model(part) for part in many.split(len(images))])
             torch.testing.assert_close(free(many), apart)
         return free
-    except Exception:  # torch.export has many ways to say that it cannot be
+    except Exception:  # torch.export raises many kinds of errors for that
         return model
     finally:
         model.check_input_constraints = True
 
 
 def _refuse(path: Path, name: str) -> None:
-    """Say what a file is that holds no program."""
+    """Raise an error that says what the file is, since it holds no program."""
     if not path.is_file():
         raise ValueError(f"model {name!r}: no such file")
     if path.suffix.lower() == ".onnx":

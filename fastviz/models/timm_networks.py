@@ -23,7 +23,7 @@ from fastviz.models.descriptions import Description, ModelInfo, guess_channels, 
 __all__ = ["PREFIX", "load", "names"]
 
 PREFIX = "timm/"
-"""What stands before the names of timm's networks."""
+"""The prefix of the names of timm's networks."""
 
 
 def names() -> list[str]:
@@ -74,7 +74,7 @@ def _timm() -> Any | None:
 
 
 def _tags(architecture: str) -> list[str]:
-    """The published weights of an architecture, as timm calls them behind the dot."""
+    """The names of an architecture's published weights: what timm writes after the dot."""
     from timm.models import list_pretrained
 
     found = (str(name).partition(".") for name in list_pretrained(f"{architecture}*"))
@@ -82,7 +82,7 @@ def _tags(architecture: str) -> list[str]:
 
 
 def _filled(make: Callable[..., nn.Module], name: str, path: Path) -> nn.Module:
-    """The network with the weights in a file: as many classes and channels as they have."""
+    """The network with the weights in a file, built for their number of classes and channels."""
     state, source = weight_files.read(path), str(path)
     with torch.random.fork_rng([]):
         model = make()
@@ -103,7 +103,7 @@ def _filled(make: Callable[..., nn.Module], name: str, path: Path) -> nn.Module:
 
 
 def _fitted(make: Callable[..., nn.Module], model: nn.Module, state: dict[str, Tensor]) -> tuple[nn.Module, str]:
-    """The network filled with ``state``, made anew where that has other sizes than ``model``, and what does not fit."""
+    """The network filled with ``state``, rebuilt if its sizes differ from ``model``'s, and what does not fit."""
     options = _sizes(model, state)
     if options:
         with torch.random.fork_rng([]):
@@ -128,7 +128,7 @@ def _sizes(model: nn.Module, state: dict[str, Tensor]) -> dict[str, int]:
 
 
 def _converted(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """``state`` as timm itself rewrites what the architecture's authors published; None where it has no such code."""
+    """``state`` converted by timm's own code from the authors' published layout; None if timm has no such code."""
     rewrite = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if rewrite is None:
         return None
@@ -158,7 +158,7 @@ def _pretrained(timm: Any, called: str) -> nn.Module:
 
 @contextmanager
 def _short_words() -> Iterator[bool]:
-    """Inside it the hub is not asked again and again where its name cannot even be looked up; gives whether so."""
+    """Within the ``with`` block the hub is not retried if its name cannot be resolved; yields whether that is so."""
     from huggingface_hub import constants
 
     offline = not urllib.request.getproxies() and not _has_address(str(constants.ENDPOINT))

@@ -1,4 +1,4 @@
-"""What timm's networks say of themselves, in their ``pretrained_cfg``: how pictures are prepared, what classes are."""
+"""What the ``pretrained_cfg`` of timm's networks says: how to prepare pictures, and the classes."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def preprocessing(model: nn.Module, channels: int) -> Preprocessing | None:
 
     As ``timm.data.create_transform(**resolve_model_data_config(model))`` does it for evaluation: the shorter side
     resized to ``floor(size / crop_pct)`` and a centre crop, or, where the mode is ``"squash"``, the whole picture
-    resized to the size. The few networks that pad at the border, or cut off something after squashing, are prepared
-    for without that. A network made for another size of image than timm's own has that size.
+    resized to the size. For the few networks that pad at the border, or crop after squashing, that step is left out. A
+    network made for another size of image than timm's own has that size.
     """
     settings = of(model)
     if settings is None:

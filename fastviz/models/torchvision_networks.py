@@ -47,7 +47,7 @@ def load(name: str, weights: str | os.PathLike[str] | None) -> nn.Module:
         return _finish(model, name, None, next(iter(published)), _IMAGENET_CLASSES)
     choice = _choose_weights(weights, name, published)
     if isinstance(choice, Path):
-        # A file that keeps the name of a download is those weights; any other is prepared for as the oldest are.
+        # A file with the name of a download is taken for those weights. Any other gets the preprocessing of the oldest.
         member = next((m for m in published if Path(m.url).stem == choice.stem), next(iter(published)))
         state, source = weight_files.read(choice), str(choice)
     else:
@@ -97,7 +97,7 @@ def _build(name: str, member: Any, classes: int, *, trained: bool) -> nn.Module:
 
 
 def _finish(model: nn.Module, name: str, source: str | None, member: Any, classes: int) -> nn.Module:
-    """``model`` in evaluation mode and described, prepared for as torchvision's weights ``member`` are."""
+    """``model`` in evaluation mode and described, with the preprocessing of torchvision's weights ``member``."""
     transform = member.transforms()
     categories = member.meta.get("categories")
     preprocessing = Preprocessing(

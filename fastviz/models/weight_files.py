@@ -1,4 +1,4 @@
-"""State dicts in files, and how they go into a network: the half of ``fastviz.models`` that knows no torchvision."""
+"""Reading state dicts from files and loading them into networks; independent of torchvision."""
 
 from __future__ import annotations
 
@@ -42,9 +42,8 @@ _BUFFERS = ("running_mean", "running_var", "relative_coords_table")
 
 
 class NoWeightsYet(TorchFunctionMode):
-    """Inside it new modules get tensors without memory (device "meta"), for :func:`fill`.
-
-    Quicker than random weights that are thrown away, and no random number is drawn. Not a plain
+    """Within the ``with`` block new modules get tensors without memory (device "meta"), for :func:`fill`. That is
+    quicker than drawing random weights only to replace them, and draws no random numbers. Not a plain
     ``torch.device("meta")``, because RegNet computes its layers' sizes with tensors.
     """
 
@@ -60,10 +59,9 @@ class NoWeightsYet(TorchFunctionMode):
 def read(path: Path) -> dict[str, Tensor]:
     """The state dict in a file, on the CPU, whatever the file is called. No code in it runs.
 
-    By its content, not its name, it is a safetensors file or one that ``torch.save`` wrote. Beside tensors the latter
-    may hold what training scripts put there and what cannot do anything when it is loaded: ``argparse.Namespace``,
-    NumPy's numbers and arrays, paths, ordered and default dictionaries. See :func:`unpack` for where in it the state
-    dict may be.
+    By its content, not its name, it is a safetensors file or one that ``torch.save`` wrote. Besides tensors, the latter
+    may hold harmless objects that training scripts put there: ``argparse.Namespace``, NumPy's numbers and arrays,
+    paths, ordered and default dictionaries. See :func:`unpack` for where the state dict may be.
 
     Raises:
         ValueError: no such file, another kind of file, a broken one, or one that wants to run code.
@@ -78,7 +76,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
     try:
         loaded: object = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
-    # What a broken file raises is up to the parser that meets it; all of it means the same to the caller.
+    # A broken file can raise anything, depending on the parser. To the caller it all means the same.
     except Exception as error:
         wanted = _REFUSED.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if wanted:
@@ -108,7 +106,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _kind_of_file(path: Path) -> str:
-    """What a file is that holds a program instead of weights, or only says where weights are; else empty."""
+    """A description of a file that holds a program instead of weights, or only points to weights; else empty."""
     with path.open("rb") as file:
         start = file.read(64)
     if start.startswith(b"version https://git-lfs"):
@@ -144,12 +142,12 @@ def program_kind(path: Path) -> str:
 
 
 def _names_in(path: Path) -> set[str]:
-    """The names in a ZIP archive, without their first folder; none in what is no such archive, or a broken one."""
+    """The names in a ZIP archive, without their first folder; empty if it is broken or no archive."""
     try:
         with zipfile.ZipFile(path) as file:
             return {name.partition("/")[2] or name for name in file.namelist()}
     except (OSError, zipfile.BadZipFile):
-        return set()  # torch says what is wrong with it
+        return set()  # torch's own error will say what is wrong
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -164,22 +162,21 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> object:
     """What ``torch.save`` wrote; beside tensors only values of :func:`_harmless` classes."""
-    # As a file that is open: of a path torch would take the ending's word for what is in it.
+    # Given as an open file: for a path, torch would infer the content from the ending.
     with torch.serialization.safe_globals(_harmless()), path.open("rb") as file:
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _harmless() -> list[Any]:
-    """Classes that training scripts leave in checkpoints, and that can be made and filled without side effects.
-
-    Each was read: a namespace, dictionaries and sets are containers; a path is words until it is used; NumPy's numbers
-    and arrays are made of bytes (arrays of objects need a pickle inside the pickle, under the same rule).
+    """Classes that training scripts leave in checkpoints and that can be built without side effects. The code of each
+    was checked: namespaces, dictionaries and sets are containers; a path does nothing until it is used; NumPy's numbers
+    and arrays are built from bytes (arrays of objects need a nested pickle, under the same rule).
     """
     import numpy as np
 
     multiarray: Any = (np._core if hasattr(np, "_core") else np.core).multiarray
     dtypes = {type(np.dtype(kind)) for kind in np.typecodes["All"].replace("O", "")}
-    # NumPy 2 and Python 3.13 moved what older files name, and the other way round.
+    # NumPy 2 and Python 3.13 moved some classes; files may name the old or the new place.
     arrays = [
         (function, f"numpy.{core}.multiarray.{name}")
         for core in ("core", "_core")
@@ -208,25 +205,26 @@ def _harmless() -> list[Any]:
 
 
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params")
-"""Where checkpoints keep the weights that were trained, the first that is there."""
+"""Keys under which checkpoints keep the trained weights; the first that exists counts."""
 
 _AVERAGED_KEYS = (
     *("model_ema", "state_dict_ema", "ema_state_dict", "model_ema_state_dict", "ema", "ema_model", "params_ema"),
     *("averaged_model", "swa_model", "swa_state_dict", "shadow"),
 )
-"""Where checkpoints keep the running mean of the weights; taken where there are no others, or named when left."""
+"""Keys under which checkpoints keep a running mean of the weights. It is used if there are no others; else a warning
+names it."""
 
 _WRAPPERS = ("module.", "model.", "_orig_mod.", "net.", "network.", "encoder.", "backbone.", "_fsdp_wrapped_module.")
 
 
 def unpack(loaded: object, source: str) -> dict[str, Tensor]:
-    """The names and tensors in what a file held: a state dict, or the one inside a training checkpoint.
+    """The state dict in what a file held, which may be a whole training checkpoint.
 
     A checkpoint has it under ``"state_dict"``, ``"model_state_dict"``, ``"model"``, ``"module"``, ``"net"``,
     ``"network"``, ``"weights"`` or ``"params"``, the first that is there, also one inside another; or under a name of
     its own, if only one holds a state dict. Where there is also a running mean of the weights (``"model_ema"``,
     ``"state_dict_ema"``, ``"ema"`` and the like), a warning says that the plain weights are taken; where there is only
-    that, it is taken, and a warning says so. What wrappers leave before every name is taken away: ``"module."`` (data
+    that, it is taken, and a warning says so. Prefixes that wrappers add to every name are removed: ``"module."`` (data
     parallel, averaged), ``"_orig_mod."`` (compiled), ``"model."``, ``"net."`` (Lightning), in any combination; and the
     counter of an averaged model.
 
@@ -253,7 +251,7 @@ _EXTRA_STATE = "_extra_state"
 
 
 def _state_dict(loaded: object, source: str) -> object:
-    """The state dict inside a checkpoint, as deep as it lies."""
+    """The state dict inside a checkpoint, at any depth."""
     trail: list[str] = []
     mean = left = ""
     while isinstance(loaded, Mapping) and not _is_state_dict(loaded):
@@ -291,14 +289,14 @@ def _holds_tensors(value: object) -> bool:
 
 
 def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``state`` without the counter of an averaged model, and without what wrappers leave before every name."""
+    """``state`` without the counter of an averaged model and without wrappers' prefixes."""
     state = {key: value for key, value in state.items() if key != "n_averaged"}
     while state:
         prefix = next((each for each in _WRAPPERS if all(key.startswith(each) for key in state)), None)
         if prefix is None:
             break
         state = {key.removeprefix(prefix): value for key, value in state.items()}
-    # Data parallel wraps modules inside of the network, too, and so does a compiled block.
+    # Data parallelism and compiled blocks also wrap modules inside the network.
     return {
         re.sub(r"(^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.", r"\1", key): value
         for key, value in state.items()
@@ -326,7 +324,7 @@ def chosen(state: dict[str, Tensor], expected: Iterable[str], source: str) -> di
 
 
 def check_finite(state: Mapping[str, Tensor], source: str) -> None:
-    """A warning that names tensors with NaN or infinite values: whatever a network says with them means nothing."""
+    """Warn, by name, of tensors with NaN or infinite values: a network's outputs are meaningless with them."""
     bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         warnings.warn(f"weights {source!r} hold NaN or infinite values: {first_names(bad)}", stacklevel=4)

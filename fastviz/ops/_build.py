@@ -1,4 +1,4 @@
-"""What the build writes down and the import reads: are the native libraries there, and made from these sources?"""
+"""The build's record, read at import: whether the native libraries exist and were built from these sources."""
 
 from __future__ import annotations
 

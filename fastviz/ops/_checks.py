@@ -1,4 +1,4 @@
-"""Checks that several operators make of their arguments."""
+"""Checks of arguments that several operators share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastviz.ops._library import libraries
 __all__ = ["MOST_VALUES", "called", "check_like", "check_supported", "image_index_of", "integers"]
 
 MOST_VALUES = 2**60
-"""Of a tensor: a number of 64 bits does not count the bytes of more."""
+"""The most values of a tensor: beyond, 64 bits cannot count the bytes."""
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -61,9 +61,8 @@ def image_index_of(value: Tensor | None, images: Tensor, images_argument: str, w
 
 
 def called(operator: Callable[..., Tensor], *arguments: object) -> Tensor:
-    """What an operator gives; what it says of values that it looked at itself is a ValueError of one line.
-
-    Looking here as well would take as long again, and could not be compiled.
+    """Call an operator; its complaints about values become a ValueError of one line. Checking values here as well would
+    take as long again, and could not be compiled.
     """
     if torch.compiler.is_compiling():
         return operator(*arguments)

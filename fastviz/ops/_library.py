@@ -1,4 +1,4 @@
-"""Loads the native libraries, or stops with the reason and the command that mends it."""
+"""Loads the native libraries, or stops with the reason and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def load() -> None:
 
 
 def _load_cuda(why_not_built: str | None) -> str:
-    """The path of the CUDA library, or why it is not loaded: a CPU-only torch or machine is no error."""
+    """The path of the CUDA library, or why it is not loaded. A CPU-only torch or machine is not an error."""
     library = _FOLDER / "_cuda.so"
     if torch.version.cuda is None:
         return f"not loaded: torch {torch.__version__} is built without CUDA"

@@ -1,4 +1,4 @@
-"""What tells torch of each operator its output without running it, and its derivative."""
+"""Registration with torch: each operator's fake implementation and derivative."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 def memory_format(dims: int, *, channels_last: bool) -> torch.memory_format:
-    """torch's word for the order of pictures [N, C, H, W] or volumes [N, C, D, H, W]."""
+    """torch's memory format for pictures [N, C, H, W] or volumes [N, C, D, H, W]."""
     if not channels_last:
         return torch.contiguous_format
     return torch.channels_last_3d if dims == 5 else torch.channels_last
@@ -49,7 +49,7 @@ def register(name: str, fake: Callable[..., Any], setup: Callable[..., None], ba
 
 
 def refuse_derivative(name: str) -> None:
-    """Make an operator raise where its derivative is asked for."""
+    """Make an operator raise an error if its derivative is requested."""
 
     def backward(ctx: Any, grad: Tensor) -> None:
         raise RuntimeError(f"fastviz.ops.{name} has no derivative")
@@ -58,7 +58,7 @@ def refuse_derivative(name: str) -> None:
 
 
 def refuse_second_order(name: str) -> None:
-    """Make a backward operator raise where its own derivative is asked for."""
+    """Make a backward operator raise an error if its own derivative is requested."""
 
     def backward(ctx: Any, *grads: Tensor | None) -> None:
         raise RuntimeError(f"fastviz.ops.{name} has no derivative of second order (double backward)")

@@ -1,4 +1,4 @@
-"""Removed pixels filled in from their neighbours, plane by plane."""
+"""Filling in removed pixels from their neighbours, plane by plane."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def fill_in(values: Tensor, removed: Tensor, accuracy: float, most_steps: int) -
     Each becomes the weighted mean of its 8 neighbours, filled in or not; csrc/kernels/kernels.h says how.
 
     Args:
-        values: [B, C, H, W], float64, contiguous, finite; what is removed does not count.
+        values: [B, C, H, W], float64, contiguous, finite; removed values are ignored.
         removed: bool [B, H, W], in each picture some pixels and not all.
         accuracy: largest estimated error, as a fraction of the largest absolute value that is known of a plane.
         most_steps: of the solver.

@@ -22,9 +22,9 @@ def grow_texture(
 ) -> None:
     """Fill pixels of ``canvas`` in turn, on the CPU.
 
-    The loop of :func:`fastviz.synthesize_texture` in one call; csrc/kernels/kernels.h says what it computes. Windows
-    are given up as soon as their sum over the first known pixels, those of the largest weight, is above that of the
-    windows that can still be chosen; sums only grow, so that the choice is that of the full search.
+    The loop of :func:`fastviz.synthesize_texture` in one call; csrc/kernels/kernels.h says what it computes. The search
+    drops a window as soon as its sum over the known pixels with the largest weights exceeds that of the windows that
+    can still be chosen. Sums only grow, so the choice equals that of the full search.
 
     Args:
         canvas: values [C, H, W], which of them are filled [H, W] bool, and the window that each came from [H, W] int64

@@ -26,9 +26,9 @@ def guided_relu(x: Tensor, rule: Rule = "guided", upper: float | None = None) ->
     - ``"guided"``: R·(x > 0)·(R > 0), Springenberg et al. 2015, https://arxiv.org/abs/1412.6806;
     - ``"deconvnet"``: R·(R > 0), Zeiler and Fergus 2014, https://arxiv.org/abs/1311.2901.
 
-    The rule is that of the maximum; a bound has its derivative, so that R is first multiplied by (x < upper). All are
-    strict at zero and at the bound. NaN stays NaN, as torch's ReLU has it: it counts as above 0, in x and in R. One bit
-    a value is kept for the backward pass, none for ``"deconvnet"`` without a bound.
+    The rule is that of the maximum; a bound has its derivative, so that R is first multiplied by (x < upper). All
+    comparisons are strict at zero and at the bound. NaN stays NaN, as in torch's ReLU: it counts as above 0, in x and
+    in R. One bit a value is kept for the backward pass, none for ``"deconvnet"`` without a bound.
 
     Args:
         x: any shape.
@@ -57,9 +57,10 @@ def guided_relu(x: Tensor, rule: Rule = "guided", upper: float | None = None) ->
 
 
 def guided_relu_(x: Tensor, rule: Rule = "guided", upper: float | None = None) -> Tensor:
-    """:func:`guided_relu` written over ``x``, which is returned: no memory for the output, and half of the traffic.
+    """:func:`guided_relu` written over ``x``, which is returned: it needs no memory for the output and half of the
+    traffic.
 
-    For tensors that are no views, and not for code that ``torch.compile`` sees.
+    Not for views, and not for code that is compiled by ``torch.compile``.
 
     Args:
         x: any shape, in contiguous or channels_last memory.
@@ -97,7 +98,7 @@ class _InPlaceRectifier(torch.autograd.Function):
         ctx.rule, ctx.channels_last = rule, is_channels_last(x)
         ctx.save_for_backward(native._guided_relu_in_place(x, rule, upper, with_mask))
         ctx.mark_dirty(x)
-        # so that autograd refuses to use values that it kept from before
+        # so that autograd refuses to use values saved before
         torch.autograd.graph.increment_version(x)
         return x
 

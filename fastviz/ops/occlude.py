@@ -24,10 +24,10 @@ def occlude(images: Tensor, boxes: Tensor, image_index: Tensor | None = None, fi
     Args:
         images: [N, C, H, W], or signals [N, C, L], or volumes [N, C, D, H, W].
         boxes: [P, 4], integers: top, left, bottom, right in pixels, half open; of signals [P, 2]: start, stop; of
-            volumes [P, 6]: front, top, left, back, bottom, right. What lies outside of the image is cut off; an empty
-            box changes nothing. Boxes may overlap.
+            volumes [P, 6]: front, top, left, back, bottom, right. Boxes are clipped to the image; an empty box changes
+            nothing. Boxes may overlap.
         image_index: [P], integers from 0 to N - 1; may be left out for one image. On the CPU an index out of range
-            raises; on CUDA, where looking would mean waiting, it gives a picture of NaN.
+            raises; on CUDA, where a check would have to wait, it gives a picture of NaN.
         fill: a number, one value a channel [C], or pictures [1 or N, C, H, W] (or signals, or volumes).
 
     Returns:
@@ -57,7 +57,7 @@ def occlude(images: Tensor, boxes: Tensor, image_index: Tensor | None = None, fi
         value = float(fill)
     if images.dim() > 3:
         return called(native.occlude, images, boxes, image_index, pictures, value)
-    # a signal is a picture of one row; boxes without rows cover all of them
+    # a signal is a picture of one row, which its boxes cover
     pictures = None if pictures is None else pictures.unsqueeze(2)
     return called(native.occlude, images.unsqueeze(2), boxes, image_index, pictures, value).squeeze(2)
 
@@ -104,7 +104,7 @@ def _windows_of_images(boxes: Tensor, image_index: Tensor | None, images: int) -
     """Window numbers sorted by image (kept in order within one), and where in them each image's begin."""
     windows = boxes.shape[0]
     if image_index is None:
-        # all of the first image; nothing is copied from the host, which could not be recorded in a CUDA graph
+        # One image only. A copy from the host could not be captured in a CUDA graph.
         starts = torch.arange(images + 1, device=boxes.device).clamp(max=1) * windows
         return torch.arange(windows, device=boxes.device), starts
     ordered, order = image_index.sort(stable=True)

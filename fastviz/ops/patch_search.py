@@ -22,8 +22,8 @@ def patch_search(sample: Tensor, neighbourhood: Tensor, mask: Tensor, weights: T
 
     the inner loop of Efros and Leung 1999, https://doi.org/10.1109/ICCV.1999.790383: a weighted mean over the known
     pixels, summed over the channels. It is 0 for every window where no weight is left, and exactly 0 for a window that
-    equals the neighbourhood; differences are squared as they are, not by way of a correlation, which would round that
-    away. Pixels of u_ij = 0 are not looked at, so that NaN may stand there. Not differentiable.
+    equals the neighbourhood; differences are squared directly: a correlation would lose this to rounding. Pixels with
+    u_ij = 0 are never read, so they may be NaN. Not differentiable.
 
     Args:
         sample: [C, H, W].

@@ -78,7 +78,7 @@ def splice(
     image_index = image_index_of(image_index, clean, "clean", windows)
     if axes > 1:
         return called(native.splice, clean, dirty, *origins, list(window_size), image_index, float(pad_value))
-    # a signal is a picture of one row, and origins without rows begin at the first
+    # a signal is a picture of one row, where its windows begin
     clean, dirty, size = clean.unsqueeze(2), dirty.unsqueeze(2), [1, *window_size]
     return called(native.splice, clean, dirty, *origins, size, image_index, float(pad_value)).squeeze(2)
 

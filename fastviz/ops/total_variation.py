@@ -36,8 +36,8 @@ def total_variation(
     - ``norm="l2"``: Σ v² + h².
 
     ``border="crop"`` sums over the pixels that have both neighbours, ``"zero"`` over all of them, a missing difference
-    being 0. Where the gradient does not exist (v = h = 0 with β < 2, |0|) it is 0. The value takes one pass over ``x``,
-    the gradient another one; nothing but ``x`` is kept for it.
+    being 0. Where the gradient does not exist (v = h = 0 with β < 2, |0|) it is 0. The value takes one pass over ``x``
+    and the gradient another, which needs nothing but ``x``.
 
     The definitions of other libraries: kornia ``norm="l1", border="zero"``, each channel a picture of its own (its
     ``reduction="mean"`` is ``"pixel_mean"`` here); torchmetrics ``norm="l1", border="zero"`` and ``reduction="sum"`` or

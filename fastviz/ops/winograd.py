@@ -13,7 +13,7 @@ __all__ = ["winograd_maps", "winograd_tiles"]
 
 
 def winograd_tiles(x: Tensor, padding: Sequence[int], tiles: Sequence[int], begin: int, end: int) -> Tensor:
-    """What tiles of a 3×3 convolution read, transformed: [36, end − begin, C]; see
+    """The transformed inputs of tiles of a 3×3 convolution: [36, end − begin, C]; see
     :func:`fastviz.execution.fast_conv.winograd.convolved`.
 
     On the CPU only.

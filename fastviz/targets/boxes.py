@@ -26,7 +26,7 @@ class _Box(Objective):
     def values(self, output: object, activations: Activations) -> Tensor:
         found = []
         for each, index in self._chosen(output):
-            # Nothing times the scores keeps the graph where there is no such box.
+            # Zero times the scores keeps the graph where there is no such box.
             found.append(each["scores"].sum() * 0.0 if index is None else each["scores"][index])
         return torch.stack(found) if found else self.box.new_zeros(0)
 
@@ -36,7 +36,7 @@ class _Box(Objective):
         return gone, f"no {kind} overlaps the given one by {self.overlap:g} or more"
 
     def _chosen(self, output: object) -> list[tuple[Mapping[str, Tensor], int | None]]:
-        """What the network found in each image, and the number of the box that overlaps most there."""
+        """The detections in each image, and the number of the box that overlaps most."""
         from torchvision.ops import box_iou  # costs time to import
 
         images = detections(output)
@@ -70,8 +70,8 @@ class _Box(Objective):
 def box_score(box: Tensor, k: Index | None = None, *, overlap: float = 0.5) -> Objective:
     """The score of the box that overlaps most with a given one, in what a detection network returns.
 
-    Overlap is intersection over union; of boxes that overlap as much the first counts. The gradient is that of the
-    score alone: which box it is is decided anew for each input, and held for its gradient.
+    Overlap is intersection over union; if several boxes overlap equally, the first counts. The box is chosen anew for
+    each input; the gradient is that of its score, with the choice held fixed.
 
     Args:
         box: left, top, right and bottom in pixels, [4] or [N, 4], one a sample: torchvision's order.
@@ -79,8 +79,8 @@ def box_score(box: Tensor, k: Index | None = None, *, overlap: float = 0.5) -> O
         overlap: the least overlap, above 0 and up to 1, for a box to be the one that is meant.
 
     Returns:
-        An objective with one value a sample, [N]: 0 where there is no such box. Methods say so of the images as they
-        are, whose maps are then zero. A network that returns only boxes above a score gives 0 below it.
+        An objective with one value a sample, [N]: 0 where there is no such box. Methods warn if that happens for an
+        unchanged image, whose map is then zero. A network that returns only boxes above a score gives 0 below it.
 
     Raises:
         TypeError: ``box`` is no tensor of numbers, ``k`` not whole.

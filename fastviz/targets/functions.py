@@ -1,4 +1,4 @@
-"""Any number a sample that a function of the user's reads off the model's output."""
+"""Targets that a user's own function computes from the model's output."""
 
 from __future__ import annotations
 
@@ -45,14 +45,13 @@ class _Output(Objective):
 
 
 def output(function: Callable[[Any], Tensor]) -> Objective:
-    """What ``function`` makes of the model's output: for heads of any kind.
+    """The value that ``function`` computes from the model's output, for heads of any kind.
 
     Args:
         function: gets what the model returned for a batch (a tensor, a dictionary, a tuple, …) and returns a
             floating-point tensor [N], one number a sample, which depends on nothing but that sample's part of the
             output. It is called with batches of any size: samples are explained together, or one by one, and an image
-            under many windows is a batch. Written with torch's functions, it takes part in gradients, and in traces of
-            the model.
+            under many windows is a batch. If it is written with torch's functions, gradients and traces go through it.
 
     Returns:
         An objective with one value a sample, [N].

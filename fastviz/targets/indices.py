@@ -40,7 +40,7 @@ def checked_index(value: object, argument: str) -> Index | None:
             raise TypeError(f"{argument} should be a tensor of whole numbers, got {value.dtype}")
         if value.dim() != 1:
             raise ValueError(f"{argument} should have shape [N], one number a sample, got {list(value.shape)}")
-        return value.detach().long().cpu()  # where it is looked at without waiting for a device
+        return value.detach().long().cpu()  # on the CPU, values are read without waiting for a device
     if isinstance(value, Tensor):
         value = value.item()
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""The idea of a target: one number a sample, which adds, subtracts and multiplies by numbers."""
+"""The base class of all targets: one number a sample."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Objective(ABC):
 
     @property
     def samples(self) -> int | None:
-        """For how many samples its tensors of numbers are; None if it has none, and fits any number."""
+        """The number of samples that its tensors of indices are for; None if it holds none and fits any batch."""
         return None
 
     @property
@@ -76,18 +76,18 @@ class Objective(ABC):
         """Values [N] from the ``output`` of the model and the ``activations`` of :attr:`layers`."""
 
     def missing(self, output: object) -> tuple[Tensor, str] | None:
-        """For which samples what it names is not there, bool [N], so that its value is 0; and why, in words.
+        """Samples for which the target does not exist, bool [N], so that its value is 0; and the reason, in words.
 
-        None for an objective whose target is always there.
+        None for an objective whose target always exists.
         """
         return None
 
     @property
     def parts(self) -> Mapping[Hashable, Objective] | None:
-        """The parts of an output that it reads, and who takes each out of it (:meth:`part`).
+        """The parts of an output that it reads, each with the objective that extracts it (:meth:`part`).
 
         A sweep of a model that gives something else than one tensor of scores runs the model with these for its output,
-        so that what one sample's values do not need is never made. None for an objective that has no such part.
+        so that nothing else is computed. None for an objective that reads no particular part.
         """
         return None
 
@@ -112,12 +112,13 @@ class Objective(ABC):
         return self
 
     def __repr__(self) -> str:
-        # The same in every process: what a job was about is compared by it.
+        # The same in every process: jobs are compared by it.
         inside = ", ".join(f"{name.lstrip('_')}={shown(value)}" for name, value in vars(self).items())
         return f"{type(self).__name__.lstrip('_')}({inside})"
 
     def _beside(self, index: Tensor, like: Tensor) -> Tensor:
-        """``index``, which belongs to the objective, on the device of ``like``: copied once, as a copy waits for it."""
+        """``index``, which belongs to the objective, on the device of ``like``. It is copied once, because a copy waits
+        for the device."""
         if index.device == like.device:
             return index
         try:
@@ -172,7 +173,7 @@ class _Sum(Objective):
         return torch.stack(parts).sum(0)
 
     def missing(self, output: object) -> tuple[Tensor, str] | None:
-        # A sum is there as long as one of its terms is.
+        # A sum exists if any of its terms does.
         found = [term.missing(output) for _, term in self.terms]
         known = [each for each in found if each is not None]
         if len(known) < len(found):

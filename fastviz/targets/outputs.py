@@ -1,4 +1,5 @@
-"""What targets read in a model's output: its maps, its boxes, its vectors, and shares of it, whatever holds them."""
+"""What targets read in a model's output: its maps, boxes and vectors, and parts for some of the images, whatever holds
+them."""
 
 from __future__ import annotations
 
@@ -12,11 +13,11 @@ from fastviz.execution.model_outputs import split_tensors
 __all__ = ["detections", "maps_of", "output_kind", "split_output"]
 
 _MAPS = ("out", "logits", "masks", "output")
-"""Where networks keep their maps: torchvision's segmentation networks under the first, others under the second."""
+"""Keys under which networks return their maps: the first is that of torchvision's segmentation networks."""
 
 
 def output_kind(output: object) -> str:
-    """What ``output`` is, for errors."""
+    """The kind of ``output`` in words, for errors."""
     if isinstance(output, Tensor):
         return f"a tensor {list(output.shape)} of {output.dtype}"
     if isinstance(output, Mapping):

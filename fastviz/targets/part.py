@@ -1,4 +1,4 @@
-"""A model that gives only what targets read of its output: one tensor, for sweeps that need one."""
+"""A model reduced to the part of its output that targets read, as one tensor: sweeps need that."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from fastviz.targets.selection import Selection
 __all__ = ["PartOfOutput", "part_of_output"]
 
 _KEPT = 4
-"""For so many kinds of targets of a model, as traces are kept with them."""
+"""Number of kinds of targets for which reduced models, and traces with them, are kept."""
 
 
 class PartOfOutput(nn.Module):
-    """``model``, and behind it what takes the parts of targets out of its output.
+    """``model``, followed by the extraction of the parts that targets read.
 
-    It holds a twin of the model around the very same modules and parameters, and functions of the caller's only as
-    long as the caller does: it is kept with the model, which must not live for ever by it.
+    It holds a twin of the model around the very same modules and parameters, and the caller's functions only by weak
+    references. It is kept with the model, and must not keep the model alive.
     """
 
     def __init__(self, model: nn.Module, parts: Mapping[Hashable, Objective]) -> None:
@@ -42,7 +42,7 @@ class PartOfOutput(nn.Module):
         return same and all(not isinstance(held, ref) or held() is parts[key] for key, held in self._takers.items())
 
     def refresh(self, model: nn.Module) -> None:
-        """Take over what was set on the ``model`` itself since."""
+        """Copy attributes that have been set on ``model`` since."""
         vars(self.model).update(vars(model))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,7 +59,8 @@ class PartOfOutput(nn.Module):
 
 
 def part_of_output(model: nn.Module, selection: Selection, output: object) -> tuple[PartOfOutput, Any] | None:
-    """The model with the parts that ``selection`` reads for its output, and what cuts that output into them again.
+    """The model with the parts that ``selection`` reads for its output, and a function that splits that output into the
+    parts.
 
     Args:
         model: any module.

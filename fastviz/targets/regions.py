@@ -23,7 +23,7 @@ __all__ = ["pixel", "region_score"]
 
 
 class _MapTarget(Objective):
-    """Something of the map of class ``k``: an int, or a tensor [N]."""
+    """Base of targets that read the map of class ``k``: an int, or a tensor [N]."""
 
     def __init__(self, k: Index) -> None:
         self.k = k
@@ -83,7 +83,7 @@ class _Region(_MapTarget):
             )
         if not self._is_shared and len(mask) != len(maps):
             raise ValueError(f"mask should be [H, W], or one a sample, {len(maps)}, got {list(self.mask.shape)}")
-        # Sums of a map of 16 bits would lose small parts; what an empty mask leaves keeps the graph.
+        # Sums in 16 bits would lose small values. For an empty mask, the zero sum keeps the graph.
         wide = torch.promote_types(maps.dtype, torch.float32)
         weight = self._beside(self.mask, maps).to(wide).reshape(1 if self._is_shared else len(maps), -1)
         total = (maps.reshape(len(maps), -1).to(wide) * weight).sum(1)

@@ -31,9 +31,14 @@ def run(
     """Output of the model for ``x`` and the activations of ``layers``, from one forward pass.
 
     A model that works in place on its input changes ``x``. ``start_gradients`` and ``calls`` as in
-    :func:`fastviz.execution.forward.layer_outputs`; with ``calls`` the output is None. Errors of the model call ``x``
-    the ``argument``, and come as they are for None. With ``batches`` the pass is watched, see
+    :func:`fastviz.execution.forward.layer_outputs`; with ``calls`` the output is None. Errors of the model name ``x``
+    by ``argument``; with None they pass unchanged. With ``batches`` the pass is watched, see
     :meth:`fastviz.execution.batches.Batches.watched`.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    >>> output, activations = run(model, torch.ones(2, 1, 2, 2), ["0"])
+    >>> output.shape, activations["0"].shape
+    (torch.Size([2, 3]), torch.Size([2, 4]))
     """
     if batches is not None:
         return batches.watched(
@@ -84,6 +89,11 @@ def gradients(values: Tensor, inputs: Mapping[str, Tensor]) -> list[Tensor]:
 
     Raises:
         ValueError: a value does not depend on an input, which is called by its key in ``inputs``.
+
+    >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+    >>> gradients(x.square().sum(1), {"x": x})
+    [tensor([[2., 4.],
+            [6., 8.]])]
     """
     columns = values.unbind(1) if values.dim() == 2 else (values,)
     tensors = list(inputs.values())

@@ -61,9 +61,8 @@ class Selection:
         return all_parts(self.objectives)
 
     def missing(self, output: object, *, stacklevel: int = 2) -> Tensor | None:
-        """For which samples a target is not there in the model's ``output``: bool [N], [N, T]; None if all are.
-
-        Their values are 0.
+        """Samples whose target does not exist in the model's ``output``: bool [N] or [N, T]; None if all exist. Their
+        values are 0.
 
         Warns:
             UserWarning: there are some, and why.

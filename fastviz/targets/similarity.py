@@ -1,4 +1,4 @@
-"""How like a given vector the features of an image are."""
+"""The similarity of an image's features to a given vector."""
 
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ def _pooled(features: Tensor, length: int, what: str) -> Tensor:
 
 
 def similarity(vector: Tensor, layer: str | None = None) -> Objective:
-    """How like ``vector`` the features of an image are, ``cos(f, v) = f · v / (‖f‖ ‖v‖)``: what makes two images alike.
+    """The cosine similarity of an image's features to ``vector``, ``cos(f, v) = f · v / (‖f‖ ‖v‖)``: it explains what
+    makes two images alike.
 
     Args:
         vector: [D], or [N, D], one a sample: for example a row of ``fastviz.embedding(model, images, layer).vectors``.

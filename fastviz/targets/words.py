@@ -1,4 +1,4 @@
-"""A target in words: the same for the same target, in every process, so that jobs know what they were about."""
+"""A target in words, the same in every process, so that jobs can tell whether they explain the same target."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 __all__ = ["shown"]
 
 _SHORT = 8
-"""Tensors of more values are told by a digest of them."""
+"""Tensors with more values are described by a digest."""
 
 
 def shown(value: object) -> str:
@@ -38,7 +38,7 @@ def shown(value: object) -> str:
 
 
 def _function(function: Callable[..., Any]) -> str:
-    """Module and name, and for what was written in Python a digest of its code and of what it closes over."""
+    """Module and name; for a Python function also a digest of its code and closure."""
     if isinstance(function, functools.partial):
         return f"partial({_function(function.func)}, {shown(function.args)}, {shown(function.keywords)})"
     named = function if hasattr(function, "__qualname__") else type(function)

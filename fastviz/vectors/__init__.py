@@ -1,1 +1,1 @@
-"""Tensors in, tensors out: projections, nearest neighbours, the strongest entries, places on a plane."""
+"""Tensors in, tensors out: projections, nearest neighbours, the highest entries, layouts on a plane."""

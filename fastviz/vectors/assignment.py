@@ -1,4 +1,4 @@
-"""Points on a plane given to cells, none two in one: in a scatter, or in a grid without holes."""
+"""Assignment of points on a plane to cells, at most one a cell: for scatters, and grids without holes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fastviz._util import checks
 __all__ = ["Box", "arrange", "cells_of"]
 
 _EXACT_POINTS, _EXACT_CELLS = 2048, 8192
-"""Up to so many points and cells the best assignment of all is found; it takes about 5 seconds there."""
+"""Up to this many points and cells the optimal assignment is computed, which takes about 5 seconds at the limit."""
 
 _WINDOW = 20
-"""Side, in cells, of the windows within which a larger assignment is the best."""
+"""Side, in cells, of the windows within which larger assignments are optimal."""
 
 _SWEEPS, _WORTHWHILE = 12, 0.002
 
@@ -27,8 +27,8 @@ _CELLS_A_POINT = 3.0
 def cells_of(coordinates: Tensor, layout: Literal["scatter", "grid"] = "scatter") -> tuple[Tensor, tuple[int, int]]:
     """Where ``coordinates`` [N, 2] fall on the cells of a map, float64 [N, 2]; and how many rows and columns it has.
 
-    Points are from 0 to the number of rows and columns; cell (i, j) has its centre at (i + 0.5, j + 0.5). An axis on
-    which all are the same is in the middle.
+    Points are from 0 to the number of rows and columns; cell (i, j) has its centre at (i + 0.5, j + 0.5). If all points
+    have the same coordinate on an axis, they lie in its middle.
     """
     checks.one_of(layout, "layout", ("scatter", "grid"))
     checks.tensor(coordinates, "coordinates", dims=(2,), layout="[N, 2]")
@@ -55,13 +55,13 @@ def cells_of(coordinates: Tensor, layout: Literal["scatter", "grid"] = "scatter"
 
 
 def arrange(points: Tensor, rows: int, columns: int) -> Tensor:
-    """A cell of its own for each point, near it: int64 [N], row · ``columns`` + column.
+    """Assign each point a cell of its own nearby: int64 [N], row · ``columns`` + column.
 
-    The sum of squared distances from the points to the centres of their cells is the least that there is for up to
-    2,048 points and 8,192 cells (by scipy's ``linear_sum_assignment``, which takes seconds there). Beyond, the plane is
-    halved, again and again, at the cells' borders, each half taking the points on its side as far as they fit; then the
-    assignment within windows of 20×20 cells is made the best, window after window, half a window apart, until that
-    gains no more. The sum came out at most 2 % above the least where both were computed.
+    The sum of squared distances from the points to the centres of their cells is minimal for up to 2,048 points and
+    8,192 cells (by scipy's ``linear_sum_assignment``, which takes seconds there). Beyond, the plane is halved, again
+    and again, at the cells' borders, and each half takes the points on its side as far as they fit. Then the assignment
+    within windows of 20×20 cells, half a window apart, is made optimal, window after window, until nothing improves.
+    Where both were computed, the sum was at most 2 % above the minimum.
 
     Args:
         points: float64 [N, 2], row and column, see :func:`cells_of`; N at most rows · columns.
@@ -105,7 +105,7 @@ def _distance(points: Tensor, cell: Tensor, columns: int) -> float:
 
 
 def _assign(points: Tensor, members: Tensor, box: Box, columns: int, cell: Tensor) -> None:
-    """Give the ``members`` the cells of ``box`` that are the best for them together."""
+    """Assign the cells of ``box`` to the ``members`` optimally."""
     if not len(members):
         return
     try:

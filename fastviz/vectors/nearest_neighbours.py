@@ -16,19 +16,19 @@ _NUMBERS = 1 << 22
 """How many numbers of candidates are compared at a time."""
 
 _SPARE = 8
-"""Candidates beyond the k wanted, so that the rounding of the products seldom leaves a query open."""
+"""Extra candidates beyond the k wanted, so that rounding seldom leaves a query undecided."""
 
 _LONG = 1 << 14
-"""Longer vectors are multiplied in float64: the bound on their rounding in float32 would leave most queries open."""
+"""Longer vectors are multiplied in float64: in float32 the bound on rounding would leave most queries undecided."""
 
 
 def nearest(vectors: Tensor, k: int, *, queries: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The ``k`` nearest of the ``vectors`` to each of them: indices [Q, k] and Euclidean distances [Q, k].
 
-    A vector is no neighbour of itself, but of its copies; of neighbours at one distance the first in order comes first.
-    Candidates come from ``‖a‖² + ‖b‖² − 2 a·b`` by matrix products, in blocks; their distances ``‖a − b‖`` in float64
-    decide. Where the bound on the rounding of the products does not exclude that a neighbour was missed, a query is
-    compared with all vectors in float64. So the answer is always that of brute force.
+    A vector is not its own neighbour, but its copies are. Neighbours at equal distances come in their order. Candidates
+    come from ``‖a‖² + ‖b‖² − 2 a·b`` by matrix products, in blocks; their distances ``‖a − b‖`` in float64 decide.
+    If, by the bound on the rounding of the products, a neighbour could have been missed, the query is compared with all
+    vectors in float64. So the result always equals brute force.
 
     Args:
         vectors: [N, D], floating-point and finite.
@@ -75,7 +75,7 @@ def _indices(queries: Tensor, N: int) -> Tensor:
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
-    """float32 where torch multiplies with all of its digits, which on a GPU and by request it may not."""
+    """float32 if torch multiplies it in full precision, which may be off on a GPU or by request; else float64."""
     exact = x.device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
     return torch.float32 if x.dtype == torch.float32 and exact and x.shape[1] <= _LONG else torch.float64
 

@@ -15,10 +15,10 @@ from fastviz._util import checks
 __all__ = ["Components", "pca", "tsne"]
 
 _SMALL = 1024
-"""Up to this many vectors or dimensions all components are computed at once; beyond, only those that are asked for."""
+"""Up to this many vectors or dimensions, all components are computed; beyond, only those requested."""
 
 _NUMBERS = 1 << 20
-"""How many numbers are centred at a time: they stay in the cache, and there is no second copy of all vectors."""
+"""How many numbers are centred at a time: they fit into the cache, and no second copy of all vectors is needed."""
 
 _TSNE_DIMENSIONS = 50
 
@@ -48,14 +48,14 @@ class Components:
 
 
 def pca(vectors: Tensor, dimensions: int = 2) -> Components:
-    """The principal components of ``vectors``: where they differ most. Pearson 1901; Hotelling 1933.
+    """The principal components of ``vectors``: the directions of largest variance. Pearson 1901; Hotelling 1933.
 
     Coordinates are ``(V − mean) Uᵀ`` with U the leading eigenvectors of the covariance: scikit-learn's ``PCA``, its
     signs included. With at most 1,024 vectors or dimensions by the eigenvectors of the smaller product, in float64;
     beyond by a block Krylov method with restarts (Zhou, Saad 2008, "Block Krylov–Schur method for large symmetric
     eigenvalue problems", https://doi.org/10.1007/s11075-008-9192-9) that goes on until every residual
-    ``‖Cu − λu‖`` is below 1e-5 of the largest eigenvalue (1e-9 in float64). Directions whose variances are closer to
-    each other than that may come out mixed.
+    ``‖Cu − λu‖`` is below 1e-5 of the largest eigenvalue (1e-9 in float64). Directions whose variances differ by less
+    than that may be mixed.
 
     Args:
         vectors: [N, D], float32 or float64, N at least 2, finite. Vectors that are all the same have coordinates 0.
@@ -78,7 +78,7 @@ def pca(vectors: Tensor, dimensions: int = 2) -> Components:
         raise ValueError(f"dimensions should be at most {min(N, D)} for {N} vectors of {D} numbers, got {k}")
     mean = x.mean(0, dtype=torch.float64).to(x.dtype)
     total = torch.stack([((rows - mean) ** 2).sum(dtype=torch.float64) for rows in _parts(x)]).sum()
-    # Where all vectors are the same, what is left of them is the rounding of their mean.
+    # If all vectors are equal, only the rounding of their mean remains.
     if total <= N * D * (torch.finfo(x.dtype).eps * x.abs().max().double()) ** 2:
         zero = x.new_zeros(k)
         directions = torch.eye(k, D, dtype=x.dtype, device=x.device)
@@ -123,7 +123,7 @@ def _by_dimensions(x: Tensor, mean: Tensor, k: int) -> Tensor:
 
 
 def _by_vectors(x: Tensor, mean: Tensor, k: int) -> Tensor:
-    """The same from the products of the vectors with each other, where those are fewer than dimensions."""
+    """The same from the vectors' Gram matrix, for fewer vectors than dimensions."""
     total = torch.zeros(len(x), len(x), dtype=torch.float64, device=x.device)
     step = max(1, _NUMBERS // len(x))
     parts = [slice(start, start + step) for start in range(0, x.shape[1], step)]
@@ -136,7 +136,8 @@ def _by_vectors(x: Tensor, mean: Tensor, k: int) -> Tensor:
 
 
 class _Covariance:
-    """``(X − mean)ᵀ (X − mean)`` on blocks [D, b], without the matrix unless many blocks are asked for."""
+    """``(X − mean)ᵀ (X − mean)`` on blocks [D, b], computed without forming the matrix unless many blocks are
+    needed."""
 
     def __init__(self, x: Tensor, mean: Tensor) -> None:
         self._x, self._mean = x, mean
@@ -255,7 +256,7 @@ def tsne(
     found = pca(x, min(_TSNE_DIMENSIONS, N, D))
     if not found.variance.any():
         raise ValueError(f"vectors should not all be the same for t-SNE, and these {N} are")
-    # The first components, as small as both engines want them, and noise: points on a line could not leave it.
+    # The first components, scaled down as both engines expect, plus noise: points on a line could never leave it.
     start = found.coordinates[:, :2] if D > 1 else functional.pad(found.coordinates, (0, 1))
     noise = torch.randn(N, 2, generator=torch.Generator().manual_seed(seed), dtype=x.dtype).to(x.device)
     start = 1e-4 * (start / start[:, 0].std() + 0.01 * noise)

@@ -1,4 +1,4 @@
-"""Ranks of numbers, and how two rows of numbers go together."""
+"""Ranks of numbers, and correlations of rows."""
 
 from __future__ import annotations
 

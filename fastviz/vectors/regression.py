@@ -43,10 +43,10 @@ def constrained_least_squares(rows: Tensor, values: Tensor, weights: Tensor, tot
     tensor([2., 3.], dtype=torch.float64)
     """
     x, y, w, total = (each.double() for each in (rows, values, weights, total))
-    # β = total / D + what adds up to nothing, in a basis of such vectors
+    # β = total / D + a vector that sums to zero, written in a basis of such vectors
     D = x.shape[1]
     even = total / D
-    # Householder: the columns of I − 2uuᵀ but the first are orthonormal, and add up to nothing
+    # Householder: all columns of I − 2uuᵀ but the first are orthonormal and sum to zero.
     u = torch.ones(D, dtype=torch.float64, device=x.device)
     u[0] += D**0.5
     u /= u.norm()

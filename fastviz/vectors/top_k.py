@@ -12,7 +12,7 @@ __all__ = ["TopK", "best_per_image", "best_places"]
 
 
 class TopK:
-    """The ``k`` highest values that each channel had, and where; equal ones in the order in which they came.
+    """The ``k`` highest values of each channel so far, and their places; equal values in order of arrival.
 
     Attributes:
         values: [C, k], highest first; −∞ where there have been fewer than ``k``.
@@ -39,7 +39,7 @@ class TopK:
         self.places = torch.full((channels, k, 1 + axes), -1, device=device)
 
     def add(self, values: Tensor, places: Tensor) -> None:
-        """Take in ``values`` [C, m] at ``places`` [C, m, 3], in order and after all before; −∞ is ignored."""
+        """Add ``values`` [C, m] at ``places`` [C, m, 3], in order, after all earlier ones; −∞ is ignored."""
         # The earlier values stand first and the sort is stable, so a new −∞ never displaces an entry.
         every = torch.cat([self.values, values], dim=1)
         kept = _highest(every, self.values.shape[1])
@@ -123,7 +123,8 @@ def _of_rows(places: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _highest(values: Tensor, k: int) -> Tensor:
-    """Where the ``k`` highest of each row of ``values`` are, highest first, equal ones in order (topk keeps none)."""
+    """Positions of the ``k`` highest of each row of ``values``, highest first, equal ones in order (topk keeps no
+    order)."""
     return values.sort(dim=1, descending=True, stable=True).indices[:, :k]
 
 

@@ -113,7 +113,7 @@ def places() -> Iterator[ByModel[object]]:
     """Everything by model that a module of fastviz holds."""
     for name, module in list(sys.modules.items()):
         for value in list(vars(module).values()) if name.startswith("fastviz") else []:
-            inside = vars(value).values() if isinstance(value, fingerprint.Kept) else [value]
+            inside = vars(value).values() if isinstance(value, fingerprint.StructureCache) else [value]
             yield from (each for each in inside if isinstance(each, ByModel))
 
 
@@ -221,7 +221,7 @@ def test_recorded_passes_go_with_their_model(monkeypatch: pytest.MonkeyPatch) ->
         def __call__(self, x: Tensor) -> tuple[Tensor]:
             return (x,)
 
-    monkeypatch.setattr(cuda_graphs, "_Recording", Recording)
+    monkeypatch.setattr(cuda_graphs, "_CapturedPass", Recording)
     with fv.cuda_graphs():
         recordings = cuda_graphs.recordings()
         assert recordings is not None

@@ -226,7 +226,7 @@ def test_not_more_than_so_many_are_kept(on_a_gpu, monkeypatch):
 
 
 def test_gradients_after_another_replay_are_refused(on_a_gpu):
-    made = cuda_graphs.Recordings()
+    made = cuda_graphs.CapturedPasses()
     x = torch.ones(2, requires_grad=True)
     for _ in range(2):
         made.replayed("square", lambda x: (x * x, None), x)

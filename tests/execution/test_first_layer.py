@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastviz.execution.first_layer import Noting, Replacing
+from fastviz.execution.first_layer import FirstConvolutionFinder, FirstConvolutionReplaced
 
 
 def of(forward):
@@ -40,18 +40,18 @@ LEFT = {
 @pytest.mark.parametrize("name", TAKEN)
 def test_found_and_replaced(name: str) -> None:
     model, x = of(TAKEN[name]), torch.randn(2, 3, 8, 8)
-    with Noting(x) as noting:
+    with FirstConvolutionFinder(x) as finder:
         expected = model(x)
-    assert noting.found is not None
-    maps = noting.found(x)
+    assert finder.found is not None
+    maps = finder.found(x)
     placeholder = torch.full_like(x, torch.nan)
-    with Replacing(placeholder, maps):
+    with FirstConvolutionReplaced(placeholder, maps):
         torch.testing.assert_close(model(placeholder), expected)
 
 
 @pytest.mark.parametrize("name", LEFT)
 def test_not_found(name: str) -> None:
     x = torch.randn(2, 3, 8, 8)
-    with Noting(x) as noting:
+    with FirstConvolutionFinder(x) as finder:
         of(LEFT[name])(x)
-    assert noting.found is None
+    assert finder.found is None

@@ -18,7 +18,7 @@ from torch.nn import functional
 from fastviz import graph, models
 from fastviz.engine.incremental import sweep
 from fastviz.graph import tracing
-from fastviz.graph.fingerprint import Kept, structure
+from fastviz.graph.fingerprint import StructureCache, structure
 
 
 @dataclass
@@ -100,7 +100,7 @@ def test_kept_results() -> None:
 
         return kept.get(of, key, state, make)
 
-    kept = Kept[str](2)
+    kept = StructureCache[str](2)
     assert [ask("a"), ask("a"), ask("b"), ask("a")] == ["a1", "a1", "b2", "a1"]
     assert ask("a", of=other) == "a3"
     assert ask("c") == "c4"  # takes the place of b, asked for longest ago

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastviz.compat.grad_cam._base import Layers, Targets, projected
 from fastviz.compat.grad_cam._tool import base, tool
 from fastviz.engine.incremental.whole import WholeImages
-from fastviz.execution.behind_layer import BehindLayer
+from fastviz.execution.after_layer import AfterLayer
 from fastviz.methods.attribution.score_cam import mask_values
 
 __all__ = ["AblationCAM", "ScoreCAM"]
@@ -101,12 +101,12 @@ class AblationCAM(Layers, base("AblationCAM")):  # type: ignore[misc]
         layer = self.target_layers[number]
         name = next(name for name, module in self.model.named_modules() if module is layer)
         weights = [
-            self._weights(BehindLayer(self.model, name, image), target, maps)
+            self._weights(AfterLayer(self.model, name, image), target, maps)
             for image, target, maps in zip(images.split(1), targets, A, strict=False)
         ]
         return _weighted(torch.stack(weights), A, eigen_smooth)
 
-    def _weights(self, rest: BehindLayer, target: Callable[[Any], Tensor], maps: Tensor) -> Tensor:
+    def _weights(self, rest: AfterLayer, target: Callable[[Any], Tensor], maps: Tensor) -> Tensor:
         """``(S − S_k) / S`` for each channel of one image's ``maps`` [K, h, w]; 0 for those that are not ablated."""
         score = target(rest.output[0]).reshape(())
         chosen = self._channels(maps)

@@ -1,4 +1,4 @@
-"""The layer that class activation maps are made from where none is named, and its maps as planes.
+"""The default layer for class activation maps, and its maps as planes.
 
 Maps [N, K, h, w] are planes already; [N, h, w, K] and tokens [N, L, K] are laid out as such, class and register tokens
 left out. Signals and volumes have maps [N, K, l] and [N, K, d, h, w].
@@ -50,13 +50,14 @@ def planes(values: Tensor, layer: Tensor, name: str, axes: Axes) -> Tensor:
         axes: followed the pass.
 
     Raises:
-        ValueError: it has no maps, or which of its dimensions are what cannot be told.
+        ValueError: it has no maps, or the meaning of its dimensions is unknown.
     """
     return layout(layer, name, axes)(values)
 
 
 def layout(layer: Tensor, name: str, axes: Axes) -> Callable[[Tensor], Tensor]:
-    """What lays tensors like the output of a layer out as maps; arguments and errors as for :func:`planes`."""
+    """A function that lays out tensors shaped like the output of a layer as maps; arguments and errors as for
+    :func:`planes`."""
     known = axes.planes(layer)
     if known is not None:
         return known.laid
@@ -83,12 +84,12 @@ class _Maps:
 
 
 def default_layer(model: nn.Module, images: Tensor, selection: targets.Selection | None = None) -> str:
-    """The layer for class activation maps: the last with maps of more than one place, pooling apart.
+    """The default layer for class activation maps: the last, apart from pooling, with maps of more than one position.
 
-    That is the last convolution of a classifier, or what follows it. Where what comes behind is not known to use all
-    of its maps, one more pass of the first image and its gradient decide: of a network that goes on with tokens (the
-    last patches of a transformer with a class token have no say) or returns something else than scores, the last layer
-    whose gradient is not zero; of one that returns maps, the last of the coarsest of those, its scores apart, as
+    That is the last convolution of a classifier, or a layer after it. If the rest of the network may not use all of its
+    maps, another pass of the first image and its gradient decide. For a network that continues with tokens (in a
+    transformer with a class token, the last patches have no effect) or does not return scores, it is the last layer
+    whose gradient is not zero; for one that returns maps, the last of the coarsest maps, apart from its scores, as
     Vinogradova, Dibrov, Myers 2020, https://arxiv.org/abs/2002.11434 have it.
 
     Args:
@@ -126,7 +127,7 @@ def _layers_with_maps(model: nn.Module, image: Tensor) -> tuple[list[_Maps], Any
     calls: Counter[str] = Counter()
     known_order: set[str] = set()
     pooled: object = None
-    spread = 0  # calls that gave something with places, or may have
+    spread = 0  # calls whose results have positions, or may have
 
     def note(name: str, module: nn.Module, inputs: object, output: object) -> None:
         nonlocal pooled, spread
@@ -143,7 +144,7 @@ def _layers_with_maps(model: nn.Module, image: Tensor) -> tuple[list[_Maps], Any
         if known is None and output.dim() != axes.dims:
             return
         places = tuple(output.shape[2:]) if known is None else known.shape(output.shape)
-        # What only hands a pooled map on (the container it ends, a dropout) does not count either.
+        # Modules that only pass a pooled map on (its container, a dropout) do not count either.
         if output is pooled or min(places[-2:]) <= 1:
             return
         channels = output.shape[1 if known is None else known.order[1]]
@@ -154,7 +155,7 @@ def _layers_with_maps(model: nn.Module, image: Tensor) -> tuple[list[_Maps], Any
     hooks = {name: partial(note, name) for name in hookable(model) if name}
     with hooked(model, hooks), frozen_model(model), torch.no_grad(), axes:
         output = output_of(model, axes.images(image.clone()))
-    # What is not known to have another order is [N, K, h, w], unless the network works on tokens.
+    # Unless another order is known, maps are [N, K, h, w], except in networks that work on tokens.
     maps = [each for name, each in found.items() if name in known_order or not axes.on_tokens]
     if axes.on_tokens and maps and spread - maps[-1].call > _LOST * spread:
         raise ValueError(
@@ -179,16 +180,16 @@ def _with_gradient(
         values = selection.values(output, recorded).flatten()
         if not values.requires_grad:
             return names[-1]
-        # several targets count differently, so that two that are opposite do not vanish together
+        # Targets get different weights, so that two opposite ones do not cancel.
         weights = torch.arange(1, len(values) + 1, device=values.device, dtype=values.dtype)
         gradients = differentiate([(values * weights).sum()], [recorded[name] for name in names])
     used = []
     for each, gradient in zip(found, gradients, strict=True):
         known = axes.planes(recorded[each.name])
-        # of a layer that is called several times another call may have left its output
+        # for a layer that is called several times, the output may be from another call
         if gradient is not None and (known is not None or not axes.on_tokens):
             used += [each] if bool((gradient if known is None else known.laid(gradient)).any()) else []
-    # What attention makes for itself, queries, keys and values, is less than what it is made of.
+    # The queries, keys and values inside attention carry less than its input.
     inside = [each for each in used if not _is_inside_attention(model, each.name)]
     used = inside or used
     scores = _classes(output, image.dim())

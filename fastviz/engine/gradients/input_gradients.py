@@ -1,10 +1,10 @@
 """The gradient of targets for the input, by the least work that gives the same numbers.
 
 A pass for targets inside the network ends at their layers. Single units are computed on the part of the image that they
-see, see :mod:`fastviz.engine.gradients.unit_gradients`, and on a CPU convolutions get their input in channels_last
-memory, in which they are faster, and are computed the ways of :mod:`fastviz.execution.fast_conv.memory_format`. None
-changes a number by more than rounding does; where rounding takes a rectifier's input over zero, any of them can change
-what it lets through, as another batch size can.
+see, see :mod:`fastviz.engine.gradients.unit_gradients`, and on a CPU convolutions run in channels_last memory, where
+that is faster, and by the methods of :mod:`fastviz.execution.fast_conv.memory_format`. None of these changes results
+beyond rounding. But if rounding moves a rectifier's input across zero, its gradient changes, as it can with another
+batch size.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fastviz.targets.selection import Selection
 __all__ = ["check_options", "input_gradients", "passes", "predicted"]
 
 _IMAGES_OF_CROPS = 8
-"""Crops run at once as many as fill this many images, or those that were given."""
+"""Crops run together until they fill this many images, or as many as were given."""
 
 Result = TypeVar("Result")
 
@@ -64,7 +64,7 @@ def input_gradients(
         return selection.no_values(x, x.shape[1:])
     if rule or selection.layers:
         model = eager(model)
-    # from here to where the warning is given there are five functions on the stack
+    # five functions lie on the stack between here and the warning
     work = _Work(model, rule, precision, stacklevel + 5)
     with frozen_model(model):
         found = work.of_units(x, selection, batch_size)
@@ -72,7 +72,7 @@ def input_gradients(
 
 
 def check_options(batch_size: int | None, precision: str) -> None:
-    """Refuse what is no number of images, or no precision, in words."""
+    """Check that ``batch_size`` is a number of images and ``precision`` a known word."""
     images_at_once(batch_size)
     checked_precision(precision)
 
@@ -100,8 +100,7 @@ def passes(
 ) -> list[Result]:
     """``run`` over ``x`` and its targets in parts of ``batch_size`` images, in order.
 
-    One image at a time where the model may mix them: passes of the model inside of ``run`` have to be watched by
-    ``batches``.
+    Images run one at a time if the model may mix them; ``run`` must let ``batches`` watch its passes.
     """
     found: list[Result] = []
     for numbers in torch.arange(len(x)).split(images_at_once(batch_size)):
@@ -114,7 +113,7 @@ def passes(
 
 
 class _Work:
-    """How gradients of one call are computed: passes over batches of images, or of crops."""
+    """Computes the gradients of one call, in passes over batches of images or of crops."""
 
     def __init__(self, model: nn.Module, rule: ops.Rule | None, precision: Precision, stacklevel: int) -> None:
         self.model, self.rule, self.precision = model, rule, precision
@@ -129,7 +128,7 @@ class _Work:
         if not selection.reads_output and x.dim() == 4:
             calls = unit_gradients.calls_of_layers(self.model, selection.layers, _size(x), channels=x.shape[1])
         if self.stacklevel is not None:
-            self.stacklevel += 4  # what is between this function and the pass
+            self.stacklevel += 4  # the functions between this one and the pass
         found = passes(self._batches, x, selection, batch_size, lambda part, chosen: self._run(part, chosen, calls))
         return found[0] if len(found) == 1 else torch.cat(found)
 
@@ -144,7 +143,7 @@ class _Work:
             jobs = [_Units(self.model, name, units, x) for name in selection.layers]
         except unit_gradients.NoCrop:
             return None
-        # A pass back costs what a pass forward does: without crops, one forward and one back for each target.
+        # A backward pass costs as much as a forward pass. Without crops: one forward, and one backward for each target.
         if 2 * sum(job.pixels for job in jobs) >= len(x) * (1 + len(units)) * size[0] * size[1]:
             return None
         images = batch_size or max(min(len(x), BATCH), _IMAGES_OF_CROPS)
@@ -161,7 +160,7 @@ class _Work:
     def _pass(self, x: Tensor, selection: Selection, calls: Mapping[str, int] | None) -> Tensor:
         """The gradients of one batch, from one forward pass and one backward pass for each target."""
         if selection.several and self._is_compiled:
-            # What is compiled may give its memory away in a backward pass, so that there cannot be another one.
+            # Compiled code may free its memory in a backward pass, so there cannot be a second one.
             return torch.stack([self._pass(x, target, calls) for target in selection.split_targets()], dim=1)
         rule = self.rule
         with (
@@ -176,10 +175,10 @@ class _Work:
                 )
             output, layers = widened(output, layers, x.dtype, self.precision)
             values = selection.values(output, layers)
-            selection.missing(output)  # says so
+            selection.missing(output)  # warns
             if intercepted is not None and values.requires_grad and self.stacklevel is not None:
                 intercepted.check(values, stacklevel=self.stacklevel)
-                self.stacklevel = None  # once a call is enough
+                self.stacklevel = None  # one warning a call
             return targets.gradients(values, {"x": leaf})[0].contiguous()
 
 

@@ -13,7 +13,7 @@ __all__ = ["deviations", "generator", "moments", "noisy_copies"]
 
 
 def generator(seed: int) -> torch.Generator:
-    """Of random numbers of its own, on the CPU: a seed gives the same on every device.
+    """A random generator of its own, on the CPU, so that a seed gives the same numbers on every device.
 
     Raises:
         TypeError, ValueError: ``seed`` is no whole number from 0 on.
@@ -59,7 +59,7 @@ def moments(
     at_once: int,
     advance: Callable[[int], object] = lambda copies: None,
 ) -> tuple[Tensor, Tensor]:
-    """Mean, and mean of squares, of what ``explain`` gives for noisy copies of the ``images``.
+    """The mean, and the mean square, of ``explain`` over noisy copies of the ``images``.
 
     Args:
         explain: gets images [B, ...] and the numbers of the images that they are copies of, int64 [B]; gives [B, ...].

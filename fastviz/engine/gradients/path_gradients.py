@@ -1,9 +1,9 @@
 """Gradients along straight lines from one image to another, added up with weights, one bounded batch at a time.
 
-The first convolution of a network is linear but for its bias. Along a line what it gives lies on a line too, and the
-gradients of its input are a linear map of those of its output: so it runs twice for a line and is differentiated once,
-however many places there are. That holds where nothing else reads the images, which a pass shows
-(:mod:`fastviz.execution.first_layer`); else whole passes run. Both are equal to rounding.
+Apart from its bias, a network's first convolution is linear. So its outputs along a line lie on a line, and the
+gradient for its input is a linear function of that for its output: it runs twice for each line and is differentiated
+once, however many points there are. That holds if nothing else reads the images, which a pass shows
+(:mod:`fastviz.execution.first_layer`); otherwise whole passes run. Both agree up to rounding.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from fastviz.execution.batches import Batches, Mixes
 from fastviz.execution.compiled import eager, has_compiled_parts
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.fast_conv.memory_format import fast_convolutions, image_gradients, in_fast_order
-from fastviz.execution.first_layer import FirstConvolution, Noting, Replacing
+from fastviz.execution.first_layer import FirstConvolution, FirstConvolutionFinder, FirstConvolutionReplaced
 from fastviz.execution.inputs import require_gradients
 from fastviz.targets.selection import Selection
 
 __all__ = ["AT_ONCE", "line_gradients"]
 
 AT_ONCE = {"cpu": 16, "cuda": 64}
-"""Images in a pass where nothing else is said: more are not faster, and memory stays bounded."""
+"""The default number of images in a pass: more are not faster and take more memory."""
 
 
 def line_gradients(
@@ -67,7 +67,7 @@ def line_gradients(
     if selection.layers:
         model = eager(model)
     if selection.several and has_compiled_parts(model):
-        # What is compiled may give its memory away in a backward pass, so that there cannot be another one.
+        # Compiled code may free its memory in a backward pass, so there cannot be a second one.
         parts = (
             line_gradients(model, start, end, each, places, weights, batch_size=batch_size, advance=advance)
             for each in selection.split_targets()
@@ -98,14 +98,14 @@ class _Lines:
     first: FirstConvolution | None = field(default=None, init=False)
 
     def look(self, image: Tensor, mixing: str) -> None:
-        """Run the model, to see whether images may go together and whether the first layer can be left out."""
+        """Run the model to find out whether it works on batches and whether the first layer can be skipped."""
         batches, layers = Batches(self.model), self.selection.layers
         noted: list[FirstConvolution | None] = []
 
         def forward(images: Tensor) -> object:
-            with Noting(images) as noting:
+            with FirstConvolutionFinder(images) as finder:
                 found = targets.run(self.model, images, layers)
-            noted.append(noting.found)
+            noted.append(finder.found)
             return found
 
         # copies: the model may work in place on its images
@@ -128,7 +128,7 @@ class _Lines:
             with torch.no_grad():
                 begin, finish = self.first(begin), self.first(finish)
         span = finish - begin
-        # what goes in are no images where the first layer is left out, so no words about them
+        # without the first layer the inputs are not images, so errors are not explained in terms of images
         run = in_fast_order(self.model, "model", self._gradients, "x" if self.first is None and self.words else None)
         total: Tensor | None = None
         for first in range(0, len(places), steps):
@@ -148,7 +148,8 @@ class _Lines:
         return total if self.first is None else self._through_first(total, start)
 
     def _gradients(self, points: Tensor, start: Tensor, chosen: Selection) -> Tensor:
-        """The gradients for ``points``, images or what the first layer gives for them: [B, ...], or [B, T, ...]."""
+        """The gradients for ``points``, which are images or the first layer's outputs for them: [B, ...], or [B, T,
+        ...]."""
         leaf = (points.clone() if points.is_inference() else points.detach()).requires_grad_()
         layers = self.selection.layers
         with fast_convolutions(self.model, len(points)):
@@ -157,13 +158,13 @@ class _Lines:
                 output, recorded = targets.run(self.model, leaf.clone(), layers)
             else:
                 images = start[:1].expand(len(points), -1, -1, -1)
-                with Replacing(images, leaf.clone()):
+                with FirstConvolutionReplaced(images, leaf.clone()):
                     output, recorded = targets.run(self.model, images, layers)
             values = chosen.values(output, recorded)
             return targets.gradients(values, {"x": leaf})[0].contiguous()
 
     def _through_first(self, gradient: Tensor, start: Tensor) -> Tensor:
-        """The gradient for the images from that for what the first layer gives, [n, ...] or [n, T, ...]."""
+        """The gradient for the images, from that for the first layer's outputs, [n, ...] or [n, T, ...]."""
         assert self.first is not None
         columns = gradient.unbind(1) if self.selection.several else (gradient,)
         # in the dtype of the layer, which is that of the images

@@ -1,4 +1,4 @@
-"""Rules for an integral from 0 to 1: where to look, and with what weight."""
+"""Quadrature rules for an integral from 0 to 1: points and weights."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
-"""The part of an image that is enough for one unit of a layer: computed alone, it gives the unit's very numbers.
+"""The part of an image that suffices for one unit of a layer: computed alone, it gives exactly the unit's numbers.
 
 A unit of a convolutional layer depends on its receptive field only. A box of the image that holds the field, begins at
 a multiple of the layer's stride and reaches the border of the image wherever the field does, has the unit in its own
 map with the value, and the gradient, that it has in the whole image: the windows of all layers before fall on the same
 pixels, and padding touches the unit only where it does in the whole image.
 
-That holds for layers whose every value depends on a window of the input that slides with it. What a network does is
-therefore traced, without data, for the whole image and for each size of box; where the two differ in more than the
-sizes of their maps (padding computed from the size of the input, views with numbers written out), or where anything
-before the layer depends on the whole image, there is no crop, in words. Traces are remembered for as long as the model
-lives and keeps its structure.
+That holds for layers whose every value depends on a window of the input that slides with it. So the network is traced,
+without data, for the whole image and for each size of box. If the two differ in more than the sizes of their maps
+(padding computed from the size of the input, views with literal sizes), or if anything before the layer depends on the
+whole image, cropping is refused with the reason. Traces are kept as long as the model lives and its structure stays the
+same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fastviz.execution.compiled import is_compiled
 from fastviz.execution.hooks import has_hooks, layer_module
 from fastviz.graph import model_graph, tracing
 from fastviz.graph.calls import BATCH, call_name, shape_of
-from fastviz.graph.fingerprint import Kept, structure
+from fastviz.graph.fingerprint import StructureCache, structure
 from fastviz.graph.reach import Reach
 from fastviz.graph.receptive_field import ReceptiveField
 from fastviz.graph.sliding_window import Field
@@ -126,8 +126,8 @@ def calls_of_layers(
 ) -> Mapping[str, int] | None:
     """How often a forward pass calls each of the ``layers``, so that it can stop after the last call.
 
-    None where that cannot be said beforehand: models that cannot be traced (their course depends on data, they have
-    hooks, scripted or compiled parts), and layers that are not called.
+    None if that cannot be known beforehand: for models that cannot be traced (whose calls depend on data, or with
+        hooks, scripted or compiled parts), and for layers that are not called.
 
     >>> relu = nn.ReLU()
     >>> calls_of_layers(nn.Sequential(nn.Conv2d(3, 4, 1), relu, nn.Conv2d(4, 4, 1), relu), ["1"], (8, 8))
@@ -142,7 +142,7 @@ def calls_of_layers(
 
 # ------------------------------------------------------------------------------------------------- what is remembered
 
-_studies: Kept[_Study] = Kept(8)
+_studies: StructureCache[_Study] = StructureCache(8)
 
 
 def _study(model: nn.Module, size: Size, channels: int | None) -> _Study:
@@ -157,7 +157,7 @@ def _sees_whole_images(module: nn.Module) -> bool:
 
 
 class _Study:
-    """A model, traced for images of one size. Several threads may ask: what one notes, another would note alike."""
+    """A model, traced for images of one size. Safe for several threads, which would all note the same."""
 
     def __init__(self, model: nn.Module, size: Size, channels: int | None) -> None:
         self.size = size
@@ -202,7 +202,7 @@ class _Study:
         return found
 
     def check_crop(self, model: nn.Module, layer: str, size: Size) -> None:
-        """Refuse a size of box for which the network does not do what it does for the whole image."""
+        """Refuse a size of box for which the network computes differently than for the whole image."""
         key = (layer, size)
         if key not in self._checked:
             self._checked[key] = min(size) > 0 and self._does_the_same(model, layer, size)
@@ -224,7 +224,7 @@ _SIZED = {"view", "_unsafe_view", "reshape", "expand", "slice", "unflatten", "fu
 
 
 def _course(made: fx.Graph, count: int) -> list[object]:
-    """The first calls, without what is a size of a map in them."""
+    """The first calls, without the sizes of maps in them."""
     calls = [node for node in made.nodes if node.op == "call_function"][:count]
     return [
         (call_name(node), None if call_name(node) in _SIZED else _plain([*node.args, *node.kwargs.items()]))
@@ -263,7 +263,7 @@ def _field_of(traced: graph.Trace, output: fx.Node | None) -> ReceptiveField:
 
 
 def _slides_with_input(node: fx.Node, reach: Reach) -> bool:
-    """Whether the output moves with the input: adaptive windows, cuts and constants with places do not."""
+    """Whether the output moves with the input; adaptive windows, slices and positional constants do not."""
     slides = reach.slides or ()
     cuts = any(slide.before < 0 or slide.after < 0 for slide in slides)
     return reach.is_local and not reach.positional and not cuts and "adaptive" not in call_name(node)

@@ -1,8 +1,8 @@
-"""Images that change step by step, and the maps of a network that follow them.
+"""Images that change step by step, and updates of the network's maps.
 
-A window of a sweep leaves the clean maps as they are. Here the changed rectangle of each map is written into it, so
-that the next change finds the maps of the image as it is by then. What is written was computed from the image's pixels
-alone, layer by layer: nothing is added to what was there, and no rounding is carried from step to step.
+A sweep's window leaves the clean maps unchanged. Here the changed rectangle of each map is written into it, so that the
+next change starts from the maps of the current image. The rectangles are computed from the current pixels, layer by
+layer, and not added to earlier values, so no rounding error accumulates.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class AdvancingRunner(Runner):
             maps[batch.image] = value
 
     def _mean(self, batch: Batch, step: Step) -> Tensor:
-        # anew from the whole map: sums that are carried along would carry their rounding
+        # computed anew from the whole map: running sums would accumulate rounding errors
         return step.full([self._whole(batch, step.sources[0])])
 
 

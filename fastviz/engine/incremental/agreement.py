@@ -1,4 +1,4 @@
-"""Whether the steps of a model give what the model itself gives: asked in each call, as either may change unseen."""
+"""Checks, in each call, that a model's steps give the same as the model itself, since either may change unnoticed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fastviz.engine.incremental.network import Network
 __all__ = ["StaleError", "UnusableError", "compare"]
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""How far, as a fraction of the largest output, the steps may be from the model before they are not used."""
+"""The largest difference between steps and model, as a fraction of the largest output, at which steps are used."""
 
 _ROUNDING = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
-"""The same before steps that were made in an earlier call are made anew, if they were not further from the model then;
-else :data:`_DRIFT` times as far as then."""
+"""The same for steps from an earlier call, beyond which they are made anew; or :data:`_DRIFT` times their difference
+when new, if that is larger."""
 
 _DRIFT = 8.0
 

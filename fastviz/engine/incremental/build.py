@@ -1,4 +1,4 @@
-"""From the nodes of a recorded graph to steps, constants put in."""
+"""Builds steps from the nodes of a recorded graph, with constants filled in."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from fastviz.engine.incremental.steps import (
     Activation,
     Call,
     Constant,
-    Cut,
     Input,
     Mean,
     Norm,
+    PadOrSlice,
     Pool,
     Shuffle,
     Slides,
@@ -32,7 +32,7 @@ from fastviz.graph.locality import convolution_slides
 from fastviz.graph.model_graph import NotTraceable, Trace, label
 from fastviz.graph.reach import Layout
 
-__all__ = ["Alone", "build", "reachable"]
+__all__ = ["StandaloneActivation", "build", "reachable"]
 
 
 def build(traced: Trace, dtype: torch.dtype | None = None) -> list[Step]:
@@ -73,8 +73,8 @@ _SIZED = {"view", "reshape", "_unsafe_view", "flatten", "unflatten"}
 _FRESH = {"add", "cat", "div", "layer_norm", "linear", "mul", "stack", "sub"}
 
 
-class Alone(Step):
-    """An activation that has not found a step to be part of."""
+class StandaloneActivation(Step):
+    """An activation that was not merged into another step."""
 
     def _full(self, inputs: Sequence[Tensor]) -> Tensor:
         return inputs[0].clone()
@@ -140,7 +140,7 @@ class _Builder:
         sources = [self.made[source] for source in node.all_input_nodes if source in self.made]
         window = convolution_slides(node)
         if isinstance(node.meta["val"], (list, tuple)):
-            return  # what it means is up to the getitem that takes a part of it
+            return  # the getitem that takes a part of it decides what it means
         if name in _SAME or self.is_same(node, name):
             self.made[node] = sources[0]
         elif window is not None and arguments["weight"] in self.constants and sources == [sources[0]]:
@@ -155,7 +155,7 @@ class _Builder:
             statistics = [self.constants.get(arguments[key]) for key in names]
             self.put(node, Norm(label(node), sources[0], statistics, arguments["eps"]))
         elif name in _ACTIVATIONS and len(sources) == 1 and (name != "elu" or arguments["scale"] == 1):
-            step = Alone(label(node), name, sources, shape_of(node)[1:], reach.layout)
+            step = StandaloneActivation(label(node), name, sources, shape_of(node)[1:], reach.layout)
             step.activation = _ACTIVATIONS[name](arguments)
             self.put(node, step)
         elif reach.kind == "windowed":
@@ -168,7 +168,7 @@ class _Builder:
             self.other(node, name, arguments)
 
     def other(self, node: fx.Node, name: str, arguments: dict[str, Any]) -> None:
-        """Any other call, done as it stands; constants that differ from place to place are cut like maps."""
+        """Any other call, run as it is; constants that vary with the position are cut like maps."""
         layout = self.traced.reaches[node].layout
         maps = self.maps_of_constants(node, name) if self.traced.reaches[node].positional else {}
         layout = None if maps is None else layout
@@ -195,7 +195,7 @@ class _Builder:
         return found
 
     def is_same(self, node: fx.Node, name: str) -> bool:
-        """Whether the call gives back its only input, in the same dtype and shape."""
+        """Whether the call returns its only input unchanged, in the same dtype and shape."""
         inputs = [source for source in node.all_input_nodes if source in self.made]
         if len(inputs) != 1 or len(node.all_input_nodes) != 1 or shape_of(inputs[0]) != shape_of(node):
             return False
@@ -267,7 +267,7 @@ class _Builder:
         else:
             assert reach.layout is not None
             value = float(arguments.get("value") or 0.0)
-            self.put(node, Cut(name_of, name, source, shape, reach.layout, slides, self.alone(node), value))
+            self.put(node, PadOrSlice(name_of, name, source, shape, reach.layout, slides, self.alone(node), value))
 
     def divisor(
         self, name: str, source: Step, shape: tuple[int, ...], slides: Slides, arguments: dict[str, Any],
@@ -382,7 +382,7 @@ class _Builder:
         return shape
 
     def for_images(self, source: fx.Node, filled: Tensor, count: int) -> Tensor:
-        """What is the same for each image, for ``count`` of them."""
+        """A value that is the same for each image, expanded to ``count`` of them."""
         images = self.traced.reaches[source].images
         times = [count if dim == images else 1 for dim in range(filled.dim())]
         if filled.shape[images] > 1:

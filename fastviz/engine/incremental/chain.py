@@ -1,4 +1,4 @@
-"""A chain: images that change step by step, and what a network gives for each state on the way."""
+"""A chain: images that change step by step, and the network's output for each state."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["Chain", "Changes", "outputs_of_changes"]
 Tracing = Literal["auto", "always", "never"]
 
 _STEPS_SAVE = 1.1
-"""How much faster steps are than the model on whole images, at least for what the decision to trace needs to know."""
+"""How much faster steps are than the model on whole images: an estimate for the decision whether to trace."""
 
 _LEAST_GAIN = 1.15
 """Predicted gain below which rectangles are not worth the maps that they need."""
@@ -69,7 +69,7 @@ def outputs_of_changes(
 ) -> Chain:
     """What ``evaluate`` makes of the model's output before the first change of each sequence and after each.
 
-    Equal to the model on the changed images to rounding, however many steps there are. Consecutive states differ in
+    Equal to the model on the changed images up to rounding, however many steps there are. Consecutive states differ in
     one change: its bounding rectangle goes through the traced network as a window of a sweep does
     (:func:`fastviz.engine.incremental.sweep`), and each map keeps what came out for the next change. Sequences run side
     by side, as many as memory holds; each goes on when enough others stand before a change of about the same size.

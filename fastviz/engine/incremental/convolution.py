@@ -1,4 +1,4 @@
-"""Convolutions of the incremental engine, with their weights packed once and what follows them done inside."""
+"""Convolutions of the incremental engine, with weights packed once and following operations fused."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ class Conv(Step):
     """A convolution of the first source, plus the second source where there is one.
 
     On the CPU its weights are packed once for all inputs, and the sum and the activation run inside oneDNN's kernel.
-    Where that has no kernel for values of 16 bits, it gets them as float32, and what it gives is rounded: as a kernel
-    for them does, which sums in float32.
-    One of a signal is computed as one of a picture of one row. Kernels of 3×3 between many channels run with a quarter
-    of the products, see :mod:`fastviz.execution.fast_conv.winograd`.
+    If oneDNN has no kernel for 16-bit values, the convolution runs in float32 and its result is rounded, which equals a
+    16-bit kernel that sums in float32. A signal is computed as a picture of one row. Kernels of 3×3 between many
+    channels run with a quarter of the products, see :mod:`fastviz.execution.fast_conv.winograd`.
     """
 
     takes_activation = True
@@ -83,9 +82,9 @@ class Conv(Step):
         self.operation += "+add"
 
     def settle(self) -> None:
-        """Fix the weights: they change no more."""
+        """Fix the weights; they do not change any more."""
         self._kernel = _kernel_dtype(self.weight)
-        dense = self.stride == self.dilation == [1, 1] and self.groups == 1  # Winograd's are of two axes
+        dense = self.stride == self.dilation == [1, 1] and self.groups == 1  # Winograd's transforms are for two axes
         self._transformable = self._kernel is not None and dense and winograd.takes(self.weight)
         if self.weight.is_cuda:
             self.weight = in_best_order(self.weight)
@@ -126,7 +125,7 @@ class Conv(Step):
                 inputs[0], weight, bias, *numbers, last.name, list(last.scalars), last.algorithm
             )
             return result if last is activation else self.finish(result)
-        # oneDNN's kernel knows a sum followed by a rectifier, but by no other function
+        # oneDNN's kernel can fuse a sum only with a rectifier, not with other functions
         rectified = activation is not None and activation.name == "relu"
         result = torch.ops.mkldnn._convolution_pointwise.binary(
             inputs[0], inputs[1], weight, bias, *numbers, "add", 1.0, "relu" if rectified else None, [], ""
@@ -135,7 +134,7 @@ class Conv(Step):
 
     def _convolve_transformed(self, inputs: Sequence[Tensor], padding: list[int]) -> Tensor:
         if self._transformed is None:
-            # In float64: what is rounded in the kernels would shift all scores alike.
+            # In float64, because rounding errors in the kernels would shift all scores alike.
             self._transformed = winograd.transformed(self.weight.double()).float().contiguous()
         rectified = self.activation is not None and self.activation.name == "relu"
         other = inputs[1] if len(inputs) == 2 else None
@@ -145,8 +144,8 @@ class Conv(Step):
     def _packed_for(self, x: Tensor, padding: list[int]) -> Tensor:
         """The weights in the order that oneDNN's kernel for this input wants.
 
-        There are two or three orders for all sizes of input. Weights in another than the wanted one would be reordered
-        in each call, by code so slow that a call can take four times as long.
+        There are two or three orders for all sizes of input. Weights in another order would be reordered in each call,
+        so slowly that a call can take four times as long.
         """
         size = (x.shape[0] == 1, *x.shape[2:], *padding)
         packed = self._packed_by_size.get(size)
@@ -169,7 +168,7 @@ def _kernel_dtype(weight: Tensor) -> torch.dtype | None:
 
 
 def _order(packed: Tensor) -> bytes:
-    """What tells the order of a tensor that oneDNN packed: its descriptor, without the bytes that only fill it up."""
+    """The order of a tensor packed by oneDNN: its descriptor, without padding bytes."""
     descriptor = bytearray(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).tolist())
     # dnnl_memory_desc: int ndims (4 bytes of filling), int64 dims[12], int data_type (4 bytes of filling), ...
     descriptor[4:8] = descriptor[108:112] = bytes(4)
@@ -177,13 +176,15 @@ def _order(packed: Tensor) -> bytes:
 
 
 def in_best_order(x: Tensor) -> Tensor:
-    """Maps in the order that convolutions are fastest in: channels last, but for float32 and float64 on a GPU.
+    """Maps in the memory order in which convolutions are fastest: channels last, except for float32 and float64 on a
+    GPU.
 
     There, splice alone would be faster with channels last, where it reads 16 bytes at a time instead of 4; but cuDNN
-    has no float32 convolutions for that order without TF32, and would turn all maps around before and after each.
+    has no float32 convolutions for that order without TF32, and would reorder all maps before and after each
+    convolution.
     """
     if x.is_cuda and x.dtype in (torch.float32, torch.float64):
         return x.contiguous()
-    if x.dim() == 3:  # torch has no such order of signals: that of a picture of one row
+    if x.dim() == 3:  # torch has no such order for signals, so use that of a picture of one row
         return x.unsqueeze(2).contiguous(memory_format=torch.channels_last).squeeze(2)
     return x.contiguous(memory_format=torch.channels_last_3d if x.dim() == 5 else torch.channels_last)

@@ -1,4 +1,4 @@
-"""Runs steps: once over the clean images, then over batches of covered windows."""
+"""Runs steps: once on the clean images, then on batches of covered windows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from fastviz import ops
 from fastviz.engine.incremental.convolution import in_best_order
 from fastviz.engine.incremental.plan import Group, Schedule, window_size
-from fastviz.engine.incremental.steps import Constant, Cut, Input, Mean, Size, Step
+from fastviz.engine.incremental.steps import Constant, Input, Mean, PadOrSlice, Size, Step
 
 __all__ = [
     "Batch",
@@ -33,7 +33,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Clean:
-    """What the images as they are give.
+    """Results for the unchanged images.
 
     Attributes:
         images: [N, C, H, W]; signals [N, C, L] and volumes [N, C, D, H, W] alike, here and below.
@@ -49,15 +49,16 @@ class Clean:
 
     @property
     def is_finite(self) -> bool:
-        """Whether all of it is: kernels with a rectifier inside give 0 for what is not a number, and means subtract."""
+        """Whether all values are finite. Kernels with a fused rectifier turn NaN into 0, and means subtract, so other
+        values must not occur."""
         maps = [_without_border(value, step) for step, value in self.maps.items()]
         sums = [value.sum(dtype=torch.float64) for value in (self.images, self.output, *maps)]
         return bool(torch.isfinite(torch.stack(sums)).all())
 
 
 def _without_border(value: Tensor, step: Step) -> Tensor:
-    """A map that was padded with an infinite number, as a maximum wants it, without that border."""
-    if not isinstance(step, Cut) or math.isfinite(step.pad_value):
+    """A map without its border of infinite padding, which a maximum needs."""
+    if not isinstance(step, PadOrSlice) or math.isfinite(step.pad_value):
         return value
     for dim, slide in zip(range(-len(step.window), 0), step.window, strict=True):
         before, after = max(0, slide.before), max(0, slide.after)
@@ -158,7 +159,7 @@ def unplanes(value: Tensor, step: Step) -> Tensor:
 
 
 class Windows(Protocol):
-    """Images of which a window is not as it was when the clean maps were made."""
+    """Images of which one window differs from the images of the clean maps."""
 
     @property
     def image(self) -> Tensor:
@@ -300,7 +301,7 @@ class Runner:
         return unplanes(window, source)
 
     def _mean(self, batch: Batch, step: Step) -> Tensor:
-        """The clean mean, plus what the rectangle adds to it and less what was there before."""
+        """The clean mean, plus the rectangle's new values minus its old ones."""
         source, values = step.sources[0], batch.values[step.sources[0]]
         starts = batch.origins[self.slots[source, -1]].unbind(1)
         sides = [(start + extent, start) for start, extent in zip(starts, self.schedule.size[source], strict=True)]

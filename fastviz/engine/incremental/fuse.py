@@ -1,4 +1,4 @@
-"""Less work for the same numbers: batch norms into convolutions, sums and activations into the step before."""
+"""Fusion: batch norms into convolutions, sums and activations into the preceding step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from fastviz.engine.incremental.build import Alone, reachable
+from fastviz.engine.incremental.build import StandaloneActivation, reachable
 from fastviz.engine.incremental.convolution import Conv
 from fastviz.engine.incremental.steps import Call, Mean, Norm, Pool, Step
 from fastviz.graph.sliding_window import Field
@@ -19,7 +19,7 @@ _VIEWS = {"view", "reshape", "flatten", "squeeze", "_unsafe_view"}
 
 
 def fuse(steps: Sequence[Step]) -> list[Step]:
-    """The same computation in fewer steps, the weights of convolutions settled; changes the steps it is given."""
+    """The same computation in fewer steps, with the weights of convolutions fixed. Modifies the given steps."""
     result = _activations(_sums(_pools_first(_norms(list(steps)))))
     for step in result:
         if isinstance(step, Conv):
@@ -38,7 +38,7 @@ def _norms(steps: list[Step]) -> list[Step]:
 
 
 def _pools_first(steps: list[Step]) -> list[Step]:
-    """A mean over windows in front of the 1x1 convolution that it stood behind: both are linear, and it leaves less.
+    """Move a mean over windows before the 1x1 convolution that it follows: both are linear, and it reduces the work.
 
     As in DenseNet's transitions; only where every window has the same divisor and none of them reads padding.
     """
@@ -96,7 +96,7 @@ def _activations(steps: list[Step]) -> list[Step]:
     """Activations done by the step that they follow, if nothing else reads that."""
     users = _users(steps)
     for step in list(steps):
-        if isinstance(step, Alone):
+        if isinstance(step, StandaloneActivation):
             (before,) = step.sources
             if before.takes_activation and before.activation is None and users[before] == [step]:
                 before.activation = step.activation
@@ -115,7 +115,7 @@ def _users(steps: Iterable[Step]) -> dict[Step, list[Step]]:
 
 
 def _replace(steps: list[Step], old: Step, new: Step) -> list[Step]:
-    """``new`` in the place of ``old`` wherever that is read, but by ``new`` itself."""
+    """Replace ``old`` by ``new`` wherever it is read, except by ``new`` itself."""
     for step in steps:
         step.sources = [new if source is old and step is not new else source for source in step.sources]
     output = new if steps[-1] is old else steps[-1]
@@ -161,7 +161,7 @@ def only_outputs(steps: Sequence[Step], outputs: Sequence[int]) -> list[Step] | 
 
 def _keeps_channels(step: Step) -> bool:
     """Whether entry k of the output depends on channel k of the only source alone, and has its place."""
-    if isinstance(step, (Alone, Mean)):
+    if isinstance(step, (StandaloneActivation, Mean)):
         return step.shape[0] == step.sources[0].shape[0]
     if not isinstance(step, Call) or len(step.sources) != 1 or step.operation not in _VIEWS:
         return False

@@ -1,4 +1,4 @@
-"""The arguments of a sweep, checked; its values as they come in; and the model itself on covered images."""
+"""A sweep's checked arguments, its collected values, and runs of the model itself on covered images."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _CHECKED = 16
 
 
 _BATCH = {"cpu": 8, "cuda": 256}
-"""Images that a model that runs as it is sees at once, if nothing else is said."""
+"""The default number of images in a pass of the model itself."""
 
 _PIXELS, _LIGHT_PIXELS, _MOST = 14 * 128 * 128, 14 * 224 * 224, 32
 """On a CPU small images come more at once: so many pixels, and at most so many images. Each call then has enough to do
@@ -48,7 +48,7 @@ against what it costs to make it, and the maps still stay near. Networks of dept
 
 
 _VOXELS = {"cpu": 1 << 20, "cuda": 1 << 23}
-"""Of volumes that a model sees at once."""
+"""The default number of volumes in a pass."""
 
 
 _MANY_WEIGHTS, _MANY_PIXELS = 12_000_000, 400_000
@@ -71,14 +71,14 @@ def _is_depthwise(module: nn.Module) -> bool:
 
 
 def even_batches(count: int, batch_size: int) -> int:
-    """The size of batches if they are as many as it takes for ``count``, and all as large as one another."""
+    """The batch size with which ``count`` images split into equally large batches, as few as possible."""
     return math.ceil(count / max(1, math.ceil(count / batch_size)))
 
 
 def in_whole_order(model: nn.Module, pixels: int, run: Callable[[Tensor], Result]) -> Callable[[Tensor], Result]:
     """``run`` on batches of so many pixels in the memory order in which the whole ``model`` is faster.
 
-    Another order takes copies of the weights, which have to be worth it.
+    Another order requires copies of the weights, which must pay.
     """
     weights = [module.weight for module in every_module(model) if isinstance(module, nn.Conv2d)]
     many = sum(weight.numel() for weight in weights if not nn.parameter.is_lazy(weight)) >= _MANY_WEIGHTS

@@ -7,18 +7,18 @@ import torch
 __all__ = ["free_memory", "windows_at_once"]
 
 _MEMORY = 1 << 30
-"""Bytes that a call may hold on the CPU if nothing else is said."""
+"""The default for the bytes that a call may hold on the CPU."""
 
 _CACHE = 48 << 20
-"""Bytes that a batch may hold on the CPU if nothing else is said: maps that stay in the last cache are read faster, but
-each batch reads all the weights again."""
+"""The default for the bytes that a batch may hold on the CPU: maps that fit into the last cache are read faster, but
+each batch reads all weights again."""
 
 _ON_GPU = 512
-"""Windows at once on a GPU if nothing else is said."""
+"""The default number of windows in a batch on a GPU."""
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes for a call: on a GPU half of what is free, to which belongs what torch holds without using it."""
+    """Bytes for a call: on a GPU half of the free memory, including memory that torch holds but does not use."""
     if device.type != "cuda":
         return _MEMORY
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -35,7 +35,7 @@ def windows_at_once(peak: float, memory: int, wanted: int | None, device: torch.
         device: where they run.
     """
     peak = max(1.0, peak)
-    # half is for the clean maps, and a third of the rest for what single operations need for themselves
+    # half is for the clean maps, and a third of the rest for the workspace of single operations
     fits = int(memory / 3 / peak)
     if wanted is None:
         in_cache = max(4, torch.get_num_threads(), min(32, int(_CACHE / peak)))

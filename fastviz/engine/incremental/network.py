@@ -1,4 +1,4 @@
-"""A model as steps, made once and kept for as long as the model does not change."""
+"""A model as steps, built once and kept until the model changes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastviz._util.modules import every_module
 from fastviz.engine.incremental.build import build
 from fastviz.engine.incremental.fuse import fuse, only_outputs
 from fastviz.engine.incremental.steps import Step
-from fastviz.graph.fingerprint import Kept, structure
+from fastviz.graph.fingerprint import StructureCache, structure
 from fastviz.graph.model_graph import NotTraceable, trace
 from fastviz.graph.tracing import foreign_hooks
 
@@ -43,7 +43,7 @@ class Network:
     def tail(self) -> int:
         """How many of the last steps work on vectors, and on nothing from before but what the step before them gives.
 
-        Linear layers, mostly, which read all their weights however few windows there are.
+        These are mostly linear layers, which read all their weights even for few windows.
         """
         count = 0
         inside: set[Step] = set()
@@ -79,7 +79,7 @@ _SAMPLED = 128
 """How many groups of eight bytes of a large tensor are added up: each is a miss of the caches."""
 
 # Two of each model, with their packed weights: input sizes or precisions that are used in turn.
-_networks: Kept[Network | str] = Kept(2)
+_networks: StructureCache[Network | str] = StructureCache(2)
 
 
 def network(model: nn.Module, images: Tensor, dtype: torch.dtype | None = None, *, anew: bool = False) -> Network:
@@ -89,7 +89,7 @@ def network(model: nn.Module, images: Tensor, dtype: torch.dtype | None = None, 
         model: the network; not touched.
         images: only their shape and device count.
         dtype: compute in this type; None is the model's own.
-        anew: make them again: the model changed in a way that cannot be seen from outside.
+        anew: rebuild them: the model changed in a way that cannot be seen from outside.
 
     Raises:
         NotTraceable: why there are none.
@@ -105,7 +105,7 @@ def network(model: nn.Module, images: Tensor, dtype: torch.dtype | None = None, 
 
 
 def kept(model: nn.Module, images: Tensor, dtype: torch.dtype | None = None) -> Network | None:
-    """What :func:`network` would give, if it is there from an earlier call.
+    """The steps of an earlier call of :func:`network`, if there are any.
 
     Raises:
         NotTraceable: an earlier call found that there are no steps.
@@ -139,7 +139,7 @@ def _made(model: nn.Module, images: Tensor, dtype: torch.dtype | None) -> Networ
 
 
 def _refuse(model: nn.Module) -> None:
-    """Raise for what a graph would leave out."""
+    """Raise an error for things that a graph would miss."""
     for name, module in model.named_modules():
         if foreign_hooks(module):
             raise NotTraceable(f"{name or 'the model'} has forward hooks, which a graph leaves out")

@@ -20,7 +20,7 @@ from fastviz.execution.fast_conv.winograd import Winograd
 __all__ = ["AT_ONCE", "outputs_of_images"]
 
 AT_ONCE = {"cpu": 8, "cuda": 128}
-"""Images that the network sees at once where nothing else is said; on a CPU as many as its caches hold."""
+"""The default number of images in a pass; on a CPU as many as its caches hold."""
 
 _SEVERAL = 4
 
@@ -38,7 +38,7 @@ def outputs_of_images(
     batch_size: int | None = None,
     advance: Advance = lambda images: None,
 ) -> Tensor:
-    """What ``evaluate`` makes of the model's output for ``count`` images, [count, ...].
+    """The values that ``evaluate`` computes from the model's output for ``count`` images, [count, ...].
 
     The images are made batch by batch, so the memory does not grow with their number. A batch for which memory runs out
     is halved.

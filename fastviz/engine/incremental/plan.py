@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastviz.engine.incremental.regions import Band, Reached, bands, distinct, reached
+from fastviz.engine.incremental.regions import Band, ChangedIntervals, bands, changed_intervals, distinct
 from fastviz.engine.incremental.steps import Constant, Input, Mean, Size, Step
 
 __all__ = [
@@ -39,7 +39,7 @@ _BANDS = {1: 1, 2: 8, 3: 8}
 """How many batches one more band brings to a sweep, with as many bands across, by the number of axes."""
 
 CALL_FLOPS = {"cpu": 1e7, "cuda": 3e8}
-"""Operations in the time that a step takes whatever its size."""
+"""The fixed cost of a step, in operations."""
 
 Way = Literal["as is", "splice"]
 
@@ -105,18 +105,18 @@ def group_windows(
         steps: the network.
         boxes: int64, top, left, bottom, right, inside the image: starts along each axis, then stops.
         value_bytes: bytes of one value.
-        cap: see :func:`fastviz.engine.incremental.regions.reached`.
+        cap: see :func:`fastviz.engine.incremental.regions.changed_intervals`.
         device: "cpu" or "cuda": how much a call costs whatever its size.
         batches: how many batches one more band brings; None is what it brings to a sweep.
     """
     if not len(boxes):
         return []
-    found: list[Reached] = []
+    found: list[ChangedIntervals] = []
     numbers, bands_of = [], []
     axes = boxes.shape[1] // 2
     for axis in range(axes):
         intervals, number = distinct(boxes[:, [axis, axis + axes]])
-        found.append(reached(steps, axis, intervals, cap))
+        found.append(changed_intervals(steps, axis, intervals, cap))
         numbers.append(number)
     overhead = CALL_FLOPS[device] * len(steps) * (_BANDS[axes] if batches is None else batches)
     for axis in range(axes):
@@ -154,11 +154,11 @@ def predicted(steps: Sequence[Step], groups: Sequence[Group], value_bytes: int) 
         cost = sum(group.schedule.cost.values(), Cost())
         share = len(group.windows) / windows
         work += Cost(cost.flops * share, cost.bytes * share)
-    gain = dense.total / work.total if work.total else 1.0  # a model that computes nothing, as one of dropout alone
+    gain = dense.total / work.total if work.total else 1.0  # a model without computation, such as a lone dropout
     return {"flops": work.flops, "dense_flops": dense.flops, "predicted_gain": gain}
 
 
-def _weights(steps: Sequence[Step], across: Sequence[Reached], value_bytes: int) -> dict[Step, float]:
+def _weights(steps: Sequence[Step], across: Sequence[ChangedIntervals], value_bytes: int) -> dict[Step, float]:
     """Work of one position along an axis, at each step, for rectangles of the mean length ``across`` the others."""
     weights = {}
     for step in steps:
@@ -209,7 +209,7 @@ def _way(step: Step, at: int, chosen: tuple[Band, ...]) -> Way:
     source = step.sources[at]
     assert step.slides is not None
     if isinstance(source, Constant):
-        return "splice"  # there is no rectangle of it, but all of it
+        return "splice"  # it has no rectangle, only the whole map
     for band, slide in zip(chosen, step.slides[at], strict=True):
         begins = [slide.reads((start, start + band.extent[step])) for start in band.start[step]]
         ends = [(start, start + band.extent[source]) for start in band.start[source]]
@@ -236,7 +236,7 @@ def _part_cost(step: Step, ways: list[Way], sizes: dict[Step, Size], value_bytes
 
 
 def _paste_cost(step: Step, source: Step, sizes: dict[Step, Size], value_bytes: int) -> Cost:
-    """What a step on whole inputs costs more because a source has only a rectangle."""
+    """The extra cost of a step on whole inputs because a source has only a rectangle."""
     if isinstance(step, Mean):
         inside = _values(source, sizes[source])
         return Cost(inside - _values(source, source.size), (inside - _values(source, source.size)) * value_bytes)
@@ -255,7 +255,7 @@ def _cheapest_cut(
             always_whole.update(step.sources if step not in natural else ())
     last_reader[steps[-1]] = len(steps)  # the caller wants all of the output
     always_whole.add(steps[-1])
-    # change[c]: how much dearer a cut at c is than one at c - 1
+    # change[c]: how much more a cut at c costs than one at c - 1
     change = [0.0] * (len(steps) + 2)
     for at, step in enumerate(steps):
         if step not in natural:
@@ -272,7 +272,7 @@ def _cheapest_cut(
         total += change[cut]
         if total < lowest:
             best, lowest = cut, total
-    # a cut right behind the image would paste what the image has anyway
+    # a cut right after the image would paste values that the image already has
     return best if best > 1 else 0
 
 

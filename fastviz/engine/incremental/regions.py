@@ -1,8 +1,8 @@
-"""Which part of every map a covered window reaches, and windows sorted into groups that reach about as much.
+"""The part of every map that a covered window changes, and grouping of windows that change about as much.
 
-Rows and columns never meet: a window is an interval of rows and one of columns, and so is all that it reaches. Many
-windows share their rows, and many their columns, so the work is done once for each distinct interval. Signals have one
-such axis, volumes three.
+Rows and columns are independent: a window is an interval of rows and one of columns, and so is everything it changes.
+Many windows share their rows, and many their columns, so the work is done once for each distinct interval. Signals have
+one such axis, volumes three.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor
 from fastviz.engine.incremental.steps import Constant, Input, Step
 from fastviz.graph.sliding_window import EMPTY, Interval, length, place, union
 
-__all__ = ["Band", "Reached", "bands", "distinct", "reached"]
+__all__ = ["Band", "ChangedIntervals", "bands", "changed_intervals", "distinct"]
 
-Reached = dict[Step, list[Interval]]
-"""For each map, what each of the distinct intervals of the image reaches."""
+ChangedIntervals = dict[Step, list[Interval]]
+"""For each map, the interval that each distinct interval of the image changes."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ def distinct(intervals: Tensor) -> tuple[list[Interval], Tensor]:
     return [(int(start), int(stop)) for start, stop in values.tolist()], number
 
 
-def reached(steps: Sequence[Step], axis: int, intervals: Sequence[Interval], cap: float | None = None) -> Reached:
+def changed_intervals(
+    steps: Sequence[Step], axis: int, intervals: Sequence[Interval], cap: float | None = None
+) -> ChangedIntervals:
     """What ``intervals`` along one axis of the image (of rows 0, of columns 1) change at every step that is a map.
 
     Args:
@@ -53,7 +55,7 @@ def reached(steps: Sequence[Step], axis: int, intervals: Sequence[Interval], cap
         cap: None, or the longest that an interval may become, as a fraction of its map: it is cut on both sides. That
             leaves changes out, so results are no longer exact.
     """
-    found: Reached = {}
+    found: ChangedIntervals = {}
     for step in steps:
         if isinstance(step, Input):
             found[step] = [interval if length(interval) else EMPTY for interval in intervals]
@@ -86,12 +88,12 @@ def _cut(interval: Interval, most: int) -> Interval:
 def bands(
     steps: Sequence[Step],
     axis: int,
-    found: Reached,
+    found: ChangedIntervals,
     counts: Sequence[int],
     weights: Mapping[Step, float],
     overhead: float,
 ) -> list[Band]:
-    """The intervals sorted into bands so that little is computed in vain.
+    """The intervals grouped into bands so that little is computed needlessly.
 
     In a band each step's rectangles are as long as the longest. The bands minimise the work, Σ over windows and steps
     of weight × extent, plus ``overhead`` for each band; they are runs of the intervals in the order of their own work.
@@ -99,7 +101,7 @@ def bands(
     Args:
         steps: the network.
         axis: 0 for the first axis, 1 for the second, ...
-        found: what :func:`reached` gave.
+        found: what :func:`changed_intervals` gave.
         counts: how many windows have each interval.
         weights: work of one position along the axis, at each step.
         overhead: work that one more band costs.

@@ -1,4 +1,4 @@
-"""The plan of a sweep for people: what runs on rectangles, how large they are, and what that saves."""
+"""The plan of a sweep in readable form: which steps run on rectangles, their sizes, and the savings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Plan", "plan"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep over a grid of windows would do; ``str()`` gives it as a table.
+    """The plan of a sweep over a grid of windows; ``str()`` gives a table.
 
     Attributes:
         windows: how many an image has.

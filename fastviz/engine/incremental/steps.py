@@ -1,4 +1,4 @@
-"""The operations of a network as the incremental engine runs them: on whole maps, and on windows cut from them.
+"""A network's operations as the incremental engine runs them: on whole maps, and on windows cut from them.
 
 A step's output is a map with axes (``layout`` says which dimensions those are: rows and columns of an image, one of a
 signal, three of a volume), or anything else that has images in dimension 0 (``layout`` is None). ``full`` computes it
@@ -24,10 +24,10 @@ __all__ = [
     "Activation",
     "Call",
     "Constant",
-    "Cut",
     "Input",
     "Mean",
     "Norm",
+    "PadOrSlice",
     "Pool",
     "Shuffle",
     "Size",
@@ -114,9 +114,9 @@ class Step:
         return math.prod(self.shape) // math.prod(self.size)
 
     def full(self, inputs: Sequence[Tensor], *, clean: bool = False) -> Tensor:
-        """The output for whole inputs, [B, ...] each; ``clean``: of the images themselves, as precisely as can be.
-
-        All windows lie in the clean maps, so that what is rounded there shifts all scores alike.
+        """The output for whole inputs, [B, ...] each; ``clean`` says that they are the images themselves, for which it
+        is as precise as possible: all windows use the clean maps, so rounding errors there would shift all scores
+        alike.
         """
         return self.finish(self._full(inputs))
 
@@ -188,7 +188,7 @@ class Pool(Step):
         return result.mul_(inputs[1]) if len(inputs) == 2 else result
 
 
-class Cut(Step):
+class PadOrSlice(Step):
     """Padding with a number, or every n-th row and column of a map from a start on."""
 
     def __init__(
@@ -235,7 +235,7 @@ class Norm(Step):
 
 
 class Shuffle(Step):
-    """Channels dealt out from ``groups`` groups in turn, kept in channels_last order if they come so."""
+    """Channels interleaved from ``groups`` groups, kept in channels_last order if they have it."""
 
     def __init__(self, label: str, source: Step, groups: int) -> None:
         super().__init__(label, "channel_shuffle", [source], source.shape, source.layout)
@@ -248,7 +248,7 @@ class Shuffle(Step):
 
 
 class Mean(Step):
-    """The mean over all positions of a map; a change of the map changes it by the sum of what changed."""
+    """The mean over all positions of a map, updated by the sum of the changes."""
 
     def __init__(self, label: str, source: Step, shape: tuple[int, ...], whole: Callable[[Tensor], Tensor]) -> None:
         super().__init__(label, "mean", [source], shape, None)
@@ -260,7 +260,8 @@ class Mean(Step):
 
 
 class Call(Step):
-    """Any other operation, called with the sizes of the batch and of the rectangle put in where it names sizes."""
+    """Any other operation, with the sizes of the batch and of the rectangle inserted where it has sizes as
+    arguments."""
 
     def __init__(
         self,

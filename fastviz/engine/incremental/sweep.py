@@ -278,7 +278,7 @@ class _Engine:
             replays = None
             if cuda_graphs.recordings(self.images) is not None:
                 # Their own, for this chunk: they read its clean maps.
-                replays = cuda_graphs.Recordings(shared_memory=True)
+                replays = cuda_graphs.CapturedPasses(shared_memory=True)
             for group, runner in zip(self.groups, self.runners, strict=True):
                 self._run_group(clean, covered, group, runner, inside, replays)
         self.tail.flush()
@@ -336,7 +336,7 @@ class _Engine:
         group: Group,
         runner: Runner,
         inside: Tensor,
-        replays: cuda_graphs.Recordings | None,
+        replays: cuda_graphs.CapturedPasses | None,
     ) -> None:
         """The windows of a group that are ``inside`` the chunk, bool [P]."""
         windows, members = group.windows.to(inside.device), group.members.to(inside.device)

@@ -1,5 +1,4 @@
-"""The last steps of a network where they work on vectors: many windows wait for one another, as each batch would read
-all the weights again."""
+"""A network's last steps on vectors: many windows are collected first, since each batch reads all the weights again."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from fastviz.engine.incremental.network import Network
 __all__ = ["Tail"]
 
 _AT_ONCE = 256
-"""Windows that linear layers work on at once."""
+"""The number of windows that linear layers process at once."""
 
 
 class Tail:
@@ -41,11 +40,11 @@ class Tail:
         self._waiting.append((value, windows))
 
     def flush(self) -> None:
-        """Everything that waits."""
+        """Process all waiting windows."""
         if not self._waiting:
             return
         values, windows = (torch.cat(each) for each in zip(*self._waiting, strict=True))
-        output = self.output(values)  # all still waits if memory runs out here
+        output = self.output(values)  # if memory runs out here, all windows are still waiting
         self._waiting = []
         self.put(output, windows)
 

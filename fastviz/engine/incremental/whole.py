@@ -1,4 +1,4 @@
-"""Many whole images through one model: by its steps, packed and fused, where preparing them pays."""
+"""Runs a model on many whole images, by its packed and fused steps if preparing them pays."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class WholeImages:
         except NotTraceable:
             return None
         for again in (False, True):
-            if again:  # what an earlier call kept may be of the model as it was
+            if again:  # steps kept from an earlier call may be outdated
                 found = network(model, image, anew=True)
             output, _ = run_whole(found.steps, {found.steps[0]: in_best_order(image)})
             if output.shape == expected.shape:

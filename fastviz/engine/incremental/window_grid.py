@@ -1,4 +1,4 @@
-"""Windows in a grid over an image: where they stand, means over those that cover a pixel, what fills them.
+"""A grid of windows over an image: positions, means over the windows that cover a pixel, and fills.
 
 Images have two axes, rows and columns; signals have one and volumes three, depth first.
 """
@@ -24,7 +24,7 @@ Fill = float | Tensor | Literal["mean", "blur"]
 of each channel of each image, or the image blurred."""
 
 _BLURS = 0.5
-"""Standard deviation of the blur, as a fraction of the window's side: what is smaller than the window is gone."""
+"""Standard deviation of the blur, as a fraction of the window's side: details smaller than the window disappear."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def grid(
         window: likewise; one number for all axes; None is a seventh of the sides, at least 1.
         stride: step between windows in pixels, at most their size; None is half of the window, at least 1.
         centred: see above.
-        region: the part of the image that is taken for all of it: top, left, bottom, right, half open; None is all.
+        region: the part of the image that is treated as the whole: top, left, bottom, right, half open; None is all.
 
     Raises:
         TypeError, ValueError: a number out of range; the message names the argument.

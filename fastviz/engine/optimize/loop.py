@@ -20,7 +20,7 @@ from fastviz._util.progress import bar
 from fastviz.engine.optimize import checkpoint as files
 from fastviz.engine.optimize.canvas import Canvas, Frame
 from fastviz.engine.optimize.derivatives import gradients_of, pulled_back
-from fastviz.engine.optimize.known import Known
+from fastviz.engine.optimize.host_cache import HostCache
 from fastviz.engine.optimize.optimizers import Evaluation, Optimizer
 from fastviz.engine.optimize.priors import Prior
 from fastviz.engine.optimize.redirected_relu import RedirectedReLU
@@ -192,12 +192,12 @@ class _Run:
     goal: float | None
     seeds: list[int]
     batch_size: int | None
-    numbers: Known[list[int]] = field(default_factory=lambda: Known(Tensor.tolist))
+    numbers: HostCache[list[int]] = field(default_factory=lambda: HostCache(Tensor.tolist))
 
     @cached_property
-    def split(self) -> Known[Sequence[Tensor]]:
+    def split(self) -> HostCache[Sequence[Tensor]]:
         """Rows in parts that the network sees at once; the same tensors for the same rows."""
-        return Known(lambda rows: (rows,) if len(rows) <= self._at_once(rows) else rows.split(self._at_once(rows)))
+        return HostCache(lambda rows: (rows,) if len(rows) <= self._at_once(rows) else rows.split(self._at_once(rows)))
 
     def settings(self, about: str, parameters: Tensor) -> str:
         """What a checkpoint must agree on."""

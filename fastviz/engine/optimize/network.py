@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastviz import targets
 from fastviz.engine.gradients import unit_gradients
-from fastviz.engine.optimize.known import Known
+from fastviz.engine.optimize.host_cache import HostCache
 from fastviz.execution import forward
 from fastviz.execution.hooks import layer_module
 from fastviz.execution.inputs import require_gradients
@@ -120,7 +120,7 @@ class TargetObjective:
         self.repeats = repeats
         self.targets = sum(count for _, count in parts)
         """The number of targets."""
-        self._shares = Known(self._shared)
+        self._shares = HostCache(self._shared)
 
     def is_class(self) -> list[bool]:
         """For each image whether its target is the score or the probability of a class."""

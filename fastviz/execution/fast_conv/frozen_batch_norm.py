@@ -16,11 +16,12 @@ _NAMES = ("input", "running_mean", "running_var", "weight", "bias", "training", 
 
 
 class FrozenBatchNorm(TorchFunctionMode):
-    """Inside, batch normalization with running statistics gets its gradient by one multiplication, on a CPU.
+    """Within the ``with`` block, on a CPU, batch normalization with running statistics gets its gradient by one
+    multiplication.
 
     It is y = (x − mean) · weight / √(var + eps) + bias, channel by channel, so the gradient for x is that for y times
     weight / √(var + eps). The operator of torch also keeps x and sums over the batch, for the gradients of weight and
-    bias. Those are given none here: this is for passes that ask for the gradient of the picture alone.
+    bias. Here those get none: this is for passes that need the gradient of the picture alone.
 
     >>> norm, x = torch.nn.BatchNorm2d(3).eval(), torch.randn(2, 3, 4, 4, requires_grad=True)
     >>> (exact,) = torch.autograd.grad(norm(x).square().sum(), x)
@@ -43,7 +44,7 @@ class FrozenBatchNorm(TorchFunctionMode):
 
 def _pays(call: dict[str, Any]) -> bool:
     x = call["input"]
-    # In one dtype: mixed ones round in ways of their own.
+    # All in one dtype: mixed dtypes round differently.
     tensors = [call.get(name) for name in ("running_mean", "running_var", "weight", "bias")]
     return (
         isinstance(x, Tensor)

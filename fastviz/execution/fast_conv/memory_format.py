@@ -21,7 +21,7 @@ from fastviz.execution.precision import Precision
 __all__ = ["fast_convolutions", "image_gradients", "in_fast_order"]
 
 _IMAGES = 4
-"""From so many on the transforms of the weights are worth their time."""
+"""From this many images on, transforming the weights pays."""
 
 _MANY_WEIGHTS = 10_000_000
 _FEW_IMAGES = 4
@@ -29,7 +29,7 @@ _FEW_IMAGES = 4
 # more than it gains for so few images: one image through a ResNet-18 (11 million) takes a sixth longer, through a
 # GoogLeNet (6 million) a quarter less; with four images the ResNet is faster too.
 
-# What torch says of a view that its memory does not allow, and what the compiler says.
+# torch's and the compiler's messages for a view that the memory order does not allow.
 _VIEW_FAILED = ("view size is not compatible", "Cannot view a tensor with shape")
 
 _contiguous_only: ByModel[bool] = ByModel()
@@ -44,8 +44,9 @@ def image_gradients(model: nn.Module) -> Iterator[None]:
     """:class:`fastviz.execution.fast_conv.strided.StridedGradient` and
     :class:`fastviz.execution.fast_conv.frozen_batch_norm.FrozenBatchNorm` for passes of ``model``.
 
-    Nothing for a model with compiled parts, which would be compiled anew. It belongs around the backward pass too:
-    ``torch.utils.checkpoint`` computes parts of the forward pass again there, and has to compute them in the same way.
+    They do nothing for a model with compiled parts, which would be compiled anew. It belongs around the backward pass
+    too: ``torch.utils.checkpoint`` computes parts of the forward pass again there, and has to compute them in the same
+    way.
     """
     if has_compiled_parts(model):
         yield
@@ -74,10 +75,10 @@ def in_fast_order(
 ) -> Callable[Concatenate[Tensor, More], Result]:
     """``compute``, called with its images in channels_last memory where convolutions are faster with that.
 
-    They are faster on a CPU in less than double precision, and wherever ``precision`` is reduced, unless a model of
-    many weights, which have to be copied, gets few images. A model that calls ``view`` on its maps cannot take this
-    memory: it is run again with the images as they came, and later calls remember that. Errors of the model name the
-    ``argument``, see :func:`fastviz.execution.inputs.usable`.
+    They are faster on a CPU below double precision and wherever ``precision`` is reduced, unless a model with many
+    weights, which have to be copied, gets few images. A model that calls ``view`` on its maps cannot use this order: it
+    runs again with the images unchanged, and later calls remember that. Errors of the model name the ``argument``, see
+    :func:`fastviz.execution.inputs.usable`.
     """
     convolutions = [module.weight for module in every_module(model) if isinstance(module, nn.Conv2d)]
     weights = sum(weight.numel() for weight in convolutions if not nn.parameter.is_lazy(weight))

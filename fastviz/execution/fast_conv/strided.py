@@ -13,18 +13,19 @@ from torch.overrides import TorchFunctionMode
 __all__ = ["StridedGradient"]
 
 _CHANNELS = 4
-"""Pictures have at most as many."""
+"""The most channels of a picture."""
 
 
 class StridedGradient(TorchFunctionMode):
-    """Inside, first convolutions with a stride get their gradient for the picture from a dense convolution, on a CPU.
+    """Within the ``with`` block, on a CPU, first convolutions with a stride get their gradient for the picture from a
+    dense convolution.
 
     Of a convolution with stride s, the gradient for every s-th pixel is a dense convolution of the gradient of its
     output with every s-th weight. All s² such phases are computed as the channels of one convolution, whose output is
     then put in place: sums of the same products, in another order.
 
-    Their weights are given no gradient: this is for passes that ask for that of the picture alone. Other convolutions
-    are computed by torch.
+    Their weights get no gradient: this is for passes that need that of the picture alone. torch computes all other
+        convolutions.
 
     >>> conv, x = torch.nn.Conv2d(3, 8, 7, stride=2), torch.randn(1, 3, 32, 32, requires_grad=True)
     >>> (exact,) = torch.autograd.grad(conv(x).sum(), x)

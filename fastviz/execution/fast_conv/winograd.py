@@ -17,11 +17,11 @@ __all__ = ["Winograd", "convolved", "pays", "takes", "transformed"]
 _CHANNELS = 64
 """With fewer channels, in or out, the transforms cost more than the products they save."""
 _SHARE = 0.65
-"""Most products, of those of the direct sum, that pay: tiles stick out of small maps."""
+"""The largest share of the direct sum's products that still pays: tiles stick out of small maps."""
 _WORTH_TRANSFORMS = 256
 """Fewest tiles of a batch for which the weights are transformed anew."""
 _TILES = 128
-"""Tiles at a time: as many as a product is efficient for, as few as stay in the cache."""
+"""Tiles at a time: enough for an efficient product, few enough to stay in the cache."""
 
 # Lavin, Gray 2016, section 4.3: G of F(4×4, 3×3), one dimension. B and A are in csrc/kernels/cpu/winograd.cpp.
 _KERNEL = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6),
@@ -29,7 +29,7 @@ _KERNEL = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6),
 
 
 class Winograd(TorchFunctionMode):
-    """Inside, convolutions for which it pays are computed by F(4×4, 3×3), all others by torch.
+    """Within the ``with`` block, convolutions for which it pays are computed by F(4×4, 3×3), all others by torch.
 
     Lavin, Gray 2016, "Fast Algorithms for Convolutional Neural Networks", https://arxiv.org/abs/1509.09308: 4×4 values
     of the output come from 6×6 of the input with 36 products a pair of channels instead of 144. They round more: an
@@ -69,7 +69,7 @@ class Winograd(TorchFunctionMode):
         return result
 
     def _kernels(self, weight: Tensor, backwards: bool) -> Tensor:
-        """:func:`transformed`, kept if that was wished for."""
+        """:func:`transformed`, cached if ``keep`` is set."""
         if not self._keep:
             return transformed(weight, backwards=backwards)
         found = self._kept.get((id(weight), backwards))

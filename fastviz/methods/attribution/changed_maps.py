@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastviz import targets
 from fastviz._util import checks
 from fastviz._util.progress import bar
-from fastviz.execution.behind_layer import BehindLayer
+from fastviz.execution.after_layer import AfterLayer
 from fastviz.execution.compiled import eager
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.hooks import layer_module
@@ -181,7 +181,7 @@ def _of_changes(
     found = []
     with frozen_model(model), torch.no_grad(), bar(progress, len(images), text=title, unit="images") as advance:
         for at in range(max(1, len(images))):
-            rest = BehindLayer(model, name, images[at : at + 1] if len(images) else images.new_zeros(1, *x.shape[1:]))
+            rest = AfterLayer(model, name, images[at : at + 1] if len(images) else images.new_zeros(1, *x.shape[1:]))
             if rest.maps.dim() != 4:
                 raise ValueError(
                     f"layer {name!r} should have maps [N, K, h, w] or [N, h, w, K] for {title}, "
@@ -199,7 +199,7 @@ def _of_changes(
 
 
 def _one_image(
-    rest: BehindLayer,
+    rest: AfterLayer,
     planes: Tensor,
     selection: targets.Selection,
     batch_size: int | None,

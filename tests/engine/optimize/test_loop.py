@@ -474,10 +474,10 @@ def test_a_step_waits_for_the_device_twice(target, goal, optimizer, canvas):
 
 
 def test_what_is_known_of_rows_is_found_once():
-    from fastviz.engine.optimize.known import Known
+    from fastviz.engine.optimize.host_cache import HostCache
 
     asked = []
-    known = Known(lambda rows: asked.append(rows) or rows.tolist())
+    known = HostCache(lambda rows: asked.append(rows) or rows.tolist())
     rows = torch.arange(3)
     assert known(rows) == known(rows) == [0, 1, 2]
     assert len(asked) == 1

@@ -7,20 +7,20 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
-__all__ = ["Known"]
+__all__ = ["HostCache"]
 
 _Found = TypeVar("_Found")
 _MOST = 64
 
 
-class Known(Generic[_Found]):
+class HostCache(Generic[_Found]):
     """Keeps what ``find`` finds of a tensor, for as long as that very tensor comes again.
 
     Reading a tensor waits for all the work before it on its device; the row numbers of an optimisation are the same
     tensor from step to step, until an image stops. For tensors that nobody writes to.
 
     >>> import torch
-    >>> known = Known(lambda rows: rows.tolist())
+    >>> known = HostCache(lambda rows: rows.tolist())
     >>> known(torch.arange(3))
     [0, 1, 2]
     """

@@ -1,4 +1,4 @@
-"""What follows a layer, run for many maps of that layer at once; what stands in front of it runs once."""
+"""The part of a model after a layer, run for many maps of that layer at once; the part before it runs only once."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from fastviz.execution.hooks import floating_output, hooked
 from fastviz.execution.inputs import output_of
 from fastviz.execution.map_axes import Axes
 
-__all__ = ["BehindLayer"]
+__all__ = ["AfterLayer"]
 
 _JOINS = frozenset({torch.cat, torch.concat, torch.concatenate, torch.stack})
 
 
-class BehindLayer:
-    """The part of a model behind the last call of a layer, for one image.
+class AfterLayer:
+    """The part of a model after the last call of a layer, for one image.
 
-    The first pass notes what every call in front of the layer gives. Later passes run the model's own code, but in
-    front of the layer calls are answered from these notes, and the layer gives the maps that it is told to. They may
-    be many: what comes from in front of the layer, by a shortcut, is then the same for all of them.
+    The first pass records the result of every call before the layer. Later passes run the model's own code, but calls
+    before the layer are answered from the record, and the layer returns the given maps. There may be many of them;
+    results from before the layer that reach them through a shortcut are then the same for all.
 
     To be used in evaluation mode and without gradients.
 
@@ -36,14 +36,14 @@ class BehindLayer:
 
     Attributes:
         maps: what the layer gives, [1, ...].
-        layer_output: the same tensor as ``axes`` knows it, whose values what follows may have worked on in place.
+        layer_output: the same tensor as ``axes`` knows it; later calls may have changed its values in place.
         axes: which dimensions of it are rows, columns and channels.
         output: what the model gives.
         together: whether several maps go through the rest of the model at once.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(4, 2, bias=False)).eval()
     >>> with torch.no_grad():
-    ...     rest = BehindLayer(model, "1", torch.ones(1, 1, 2, 2))
+    ...     rest = AfterLayer(model, "1", torch.ones(1, 1, 2, 2))
     ...     found = rest(torch.cat([rest.maps, 3 * rest.maps]))
     >>> torch.allclose(found, torch.cat([rest.output, 3 * rest.output]))
     True
@@ -73,7 +73,8 @@ class BehindLayer:
         self._notes: _Notes | None = _Notes(image)
         self.together = self._is_together()
         if not (self._notes.unchanged() and self._same(self._run(self.maps), self.output)):
-            # the rest of the model works in place on what stands in front: all of it runs each time
+            # The rest of the model changes results from before the layer in place, so the whole model has to run each
+            # time.
             self._notes = None
             self.together = self._is_together()
 
@@ -82,7 +83,7 @@ class BehindLayer:
         if len(maps) == 1 or self.together:
             return self._fast(maps)
         alone = [self._run(maps[at : at + 1]) for at in range(len(maps))]
-        if all(isinstance(each, (list, tuple)) for each in alone):  # one entry an image, as detectors give
+        if all(isinstance(each, (list, tuple)) for each in alone):  # one entry for each image, as detectors return
             return [entry for each in alone for entry in each]
         return torch.cat(alone)
 
@@ -96,7 +97,7 @@ class BehindLayer:
                 return None
             if self._notes is not None:
                 self._notes.end()
-            return maps.clone()  # what follows may work in place
+            return maps.clone()  # later calls may work in place
 
         with hooked(self._model, {self._layer: replace}), _Joined():
             if self._notes is None:
@@ -105,7 +106,7 @@ class BehindLayer:
                 return self._model(self._notes.start())
 
     def _is_together(self) -> bool:
-        """Whether three maps at once give what each of them gives alone."""
+        """Whether three maps at once give the same results as each of them alone."""
         if not isinstance(self.output, Tensor):
             return False
         maps = torch.cat([self.maps, 0.5 * self.maps, self.maps.flip(-1)])
@@ -113,7 +114,7 @@ class BehindLayer:
         try:
             return self._same(self._run(maps), alone)
         except (RuntimeError, ValueError, IndexError, TypeError):
-            return False  # a shortcut, or a fixed number of images: alone they have just gone through
+            return False  # a shortcut, or a fixed number of images; one at a time the maps have just passed
 
     @staticmethod
     def _same(output: object, expected: object) -> bool:
@@ -124,7 +125,7 @@ class BehindLayer:
 
 
 class _Notes(TorchFunctionMode):
-    """What the calls in front of a layer gave in the first pass, given again in later ones."""
+    """Replays in later passes what the calls before a layer gave in the first."""
 
     def __init__(self, image: Tensor) -> None:
         super().__init__()
@@ -135,19 +136,19 @@ class _Notes(TorchFunctionMode):
         self._in_front = False
 
     def start(self) -> Tensor:
-        """A pass begins; the image for it, which is as the calls in front of the layer left it."""
+        """Begin a pass. Returns its image, as the calls before the layer left it."""
         self._at, self._in_front = 0, True
         return self._image
 
     def end(self) -> None:
-        """What follows in this pass is behind the layer."""
+        """The layer has been reached in this pass."""
         self._in_front = False
         if self._versions is None:
             tensors = [self._image, *(each for _, result in self._noted for each in tensors_in((result,), {}))]
             self._versions = [(each, each._version) for each in tensors]
 
     def unchanged(self) -> bool:
-        """Whether nothing that was noted has been worked on in place since the first pass came to the layer."""
+        """Whether no recorded result has been changed in place since the first pass reached the layer."""
         return all(each._version == version for each, version in self._versions or ())
 
     def __torch_function__(
@@ -160,12 +161,12 @@ class _Notes(TorchFunctionMode):
         if self._in_front and self._at < len(self._noted) and self._noted[self._at][0] == func:
             self._at += 1
             return self._noted[self._at - 1][1]
-        self._in_front = False  # behind the layer, or another way than the first time: all is computed from here on
+        self._in_front = False  # after the layer, or on another path than the first pass
         return func(*args, **kwargs)
 
 
 class _Joined(TorchFunctionMode):
-    """Inside, tensors that are joined may be of one image where others are of several."""
+    """Within the ``with`` block, tensors of one image may be joined with tensors of several."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fastviz.execution.behind_layer import BehindLayer
+from fastviz.execution.after_layer import AfterLayer
 from fastviz.execution.evaluation_mode import frozen_model
 
 f64 = torch.float64
@@ -60,7 +60,7 @@ def test_the_same_as_a_hook(name: str) -> None:
     image = torch.randn(1, 2, 6, 5, dtype=f64, generator=torch.Generator().manual_seed(1))
     model(image)
     with frozen_model(model), torch.no_grad():
-        rest = BehindLayer(model, "layer", image)
+        rest = AfterLayer(model, "layer", image)
         assert rest.together == together
         maps = torch.randn(5, 4, 6, 5, dtype=f64, generator=torch.Generator().manual_seed(2))
         for _ in range(2):
@@ -85,7 +85,7 @@ def test_tensors_joined_along_their_first_dimension_stay_as_they_are() -> None:
     image = torch.randn(1, 2, 6, 5, dtype=f64)
     expected = model(image)
     with frozen_model(model), torch.no_grad():
-        rest = BehindLayer(model, "layer", image)
+        rest = AfterLayer(model, "layer", image)
         assert rest.together
         torch.testing.assert_close(rest(rest.maps.repeat(2, 1, 1, 1)), expected.detach().repeat(2, 1))
 
@@ -103,7 +103,7 @@ def test_outputs_that_are_lists() -> None:
     model = Detecting().to(f64)
     image = torch.randn(1, 2, 6, 5, dtype=f64)
     with frozen_model(model), torch.no_grad():
-        rest = BehindLayer(model, "layer", image)
+        rest = AfterLayer(model, "layer", image)
         found = rest(torch.cat([rest.maps, 2 * rest.maps]))
     assert len(found) == 2
     torch.testing.assert_close(found[1]["scores"], 2 * rest.output[0]["scores"])
@@ -122,7 +122,7 @@ def test_what_stands_in_front_runs_twice_and_never_again() -> None:
             return func(*args, **(kwargs or {}))
 
     with frozen_model(model), torch.no_grad(), Watch():
-        rest = BehindLayer(model, "layer", image)
+        rest = AfterLayer(model, "layer", image)
         for _ in range(5):
             rest(rest.maps.repeat(3, 1, 1, 1))
     assert sum(calls) == 2
@@ -134,7 +134,7 @@ def test_a_layer_that_is_called_twice_counts_at_its_last_call() -> None:
     model = nn.Sequential(nn.Linear(3, 4), relu, nn.Linear(4, 4), relu, nn.Linear(4, 2)).eval()
     with torch.no_grad():
         image = torch.randn(1, 3)
-        rest = BehindLayer(model, "1", image)
+        rest = AfterLayer(model, "1", image)
         torch.testing.assert_close(rest.maps, model[:4](image))
         maps = torch.rand(3, 4)
         torch.testing.assert_close(rest(maps), model[4](maps))
