@@ -36,11 +36,8 @@ from fastviz.jobs.s3 import S3Path, is_s3
 
 __all__ = ["SHARD", "Inputs"]
 
-SHARD = 2048
+SHARD = 256
 """Inputs in a shard, about: a multiple of the batch."""
-
-_SMALL_SHARD = 256
-"""The same where inputs are in memory, or come to be known only by going through an archive."""
 
 _TABLES = (".csv", ".tsv", ".parquet", ".txt", ".tar")
 
@@ -85,8 +82,9 @@ class Inputs:
         Raises:
             TypeError, ValueError: what was given does not exist or holds no images (said by name).
         """
+        size = batch_size * max(1, SHARD // batch_size)
         left = self.limit
-        for shard in self._all(batch_size):
+        for shard in self._all(size):
             if left is not None:
                 if left <= 0:
                     return
@@ -161,15 +159,13 @@ class Inputs:
             )
         return found
 
-    def _all(self, batch_size: int) -> Iterator[Shard]:
+    def _all(self, size: int) -> Iterator[Shard]:
         start = 0
         naming = Naming(self.out)
         for kind, group in groupby(self._sources, key=lambda each: each[0]):
             sources = [source for _, source in group]
             if kind == "files":  # those that are named one by one fill shards together
                 sources = [chain.from_iterable(map(naming.of, sources))]
-            most = _SMALL_SHARD if kind in (".tar", "python") else SHARD
-            size = batch_size * max(1, most // batch_size)
             for source in sources:
                 for shard in self._of_kind(kind, source, size, start):
                     start += len(shard.ids)
