@@ -14,6 +14,7 @@ from fastviz.execution.fast_conv.memory_format import in_fast_order
 from fastviz.execution.hooks import floating_output, hooked
 from fastviz.execution.inputs import output_of
 from fastviz.execution.map_axes import Axes
+from fastviz.execution.model_outputs import join_tensors, tensors_in_output
 
 __all__ = ["AfterLayer"]
 
@@ -82,10 +83,7 @@ class AfterLayer:
         """The model's output for each of the ``maps`` [P, ...]; together if that is possible, else one by one."""
         if len(maps) == 1 or self.together:
             return self._fast(maps)
-        alone = [self._run(maps[at : at + 1]) for at in range(len(maps))]
-        if all(isinstance(each, (list, tuple)) for each in alone):  # one entry for each image, as detectors return
-            return [entry for each in alone for entry in each]
-        return torch.cat(alone)
+        return join_tensors([self._run(maps[at : at + 1]) for at in range(len(maps))])
 
     def _run(self, maps: Tensor) -> Any:
         calls = 0
@@ -107,10 +105,10 @@ class AfterLayer:
 
     def _is_together(self) -> bool:
         """Whether three maps at once give the same results as each of them alone."""
-        if not isinstance(self.output, Tensor):
+        if isinstance(self.output, (list, tuple)):  # an entry an image, or a tensor: too few images tell them apart
             return False
         maps = torch.cat([self.maps, 0.5 * self.maps, self.maps.flip(-1)])
-        alone = torch.cat([self._run(maps[at : at + 1]) for at in range(len(maps))])
+        alone = join_tensors([self._run(maps[at : at + 1]) for at in range(len(maps))])
         try:
             return self._same(self._run(maps), alone)
         except (RuntimeError, ValueError, IndexError, TypeError):
@@ -118,10 +116,17 @@ class AfterLayer:
 
     @staticmethod
     def _same(output: object, expected: object) -> bool:
-        if not isinstance(output, Tensor) or not isinstance(expected, Tensor) or output.shape != expected.shape:
-            return False
-        near = min(1e3 * torch.finfo(expected.dtype).eps, 0.05) * float(expected.abs().max())
-        return torch.allclose(output, expected, rtol=0, atol=near, equal_nan=True)
+        got, wanted = tensors_in_output(output), tensors_in_output(expected)
+        return len(got) == len(wanted) > 0 and all(map(_near, got, wanted))
+
+
+def _near(output: Tensor, expected: Tensor) -> bool:
+    if output.shape != expected.shape or output.dtype != expected.dtype:
+        return False
+    if not expected.is_floating_point() or not expected.numel():
+        return torch.equal(output, expected)
+    near = min(1e3 * torch.finfo(expected.dtype).eps, 0.05) * float(expected.abs().max())
+    return torch.allclose(output, expected, rtol=0, atol=near, equal_nan=True)
 
 
 class _Notes(TorchFunctionMode):

@@ -8,10 +8,11 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["map_tensors", "scores_in", "split_tensors"]
+__all__ = ["join_tensors", "map_tensors", "scores_in", "split_tensors", "tensors_in_output"]
 
 _NAMES = ("logits", "scores", "out", "output", "outputs", "pred", "prediction", "predictions", "preds", "y")
 """Names under which dictionaries and objects may hold scores; the first that does counts."""
@@ -114,6 +115,35 @@ def _holds_tensor(value: object) -> bool:
     return any(isinstance(leaf, Tensor) for leaf in leaves) or (
         any(any(_holds_tensor(each) for each in (_inside(leaf) or {}).values()) for leaf in leaves if leaf is not value)
     )
+
+
+def tensors_in_output(output: Any) -> list[Tensor]:
+    """The tensors in a model's output, always in the same order.
+
+    >>> import torch
+    >>> [len(each) for each in tensors_in_output({"out": torch.ones(2, 3), "more": [torch.ones(5)]})]
+    [2, 5]
+    """
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(note, output)
+    return found
+
+
+def join_tensors(outputs: Sequence[Any]) -> Any:
+    """One output for all images, of ``outputs`` of the same kind for some each; numbers [] are those of the first.
+
+    A list of dictionaries, as detection networks give, has an entry an image and becomes a longer list.
+    """
+    if all(isinstance(each, (list, tuple)) and all(isinstance(entry, Mapping) for entry in each) for each in outputs):
+        return [entry for each in outputs for entry in each]
+    columns = zip(*map(tensors_in_output, outputs), strict=True)
+    joined = iter([torch.cat(column) if column[0].dim() else column[0] for column in columns])
+    return map_tensors(lambda _: next(joined), outputs[0])
 
 
 def split_tensors(output: Any, sizes: Sequence[int]) -> list[Any]:

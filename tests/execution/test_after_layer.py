@@ -109,6 +109,30 @@ def test_outputs_that_are_lists() -> None:
     torch.testing.assert_close(found[1]["scores"], 2 * rest.output[0]["scores"])
 
 
+@pytest.mark.parametrize("several", [False, True], ids=["dictionary", "tuple"])
+def test_outputs_that_hold_several_tensors(several: bool) -> None:
+    class Segmenting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer, self.head = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 1)
+
+        def forward(self, x: Tensor) -> object:
+            out = self.head(self.layer(x).relu())
+            return (out, out.mean((2, 3))) if several else {"out": out, "aux": out.mean((2, 3))}
+
+    model = Segmenting().to(f64)
+    with frozen_model(model), torch.no_grad():
+        rest = AfterLayer(model, "layer", torch.randn(1, 2, 6, 5, dtype=f64))
+        maps = torch.cat([rest.maps, 2 * rest.maps, rest.maps])
+        found = rest(maps)
+        out = model.head(maps.relu())
+    first, second = found if several else (found["out"], found["aux"])
+    torch.testing.assert_close(first, out)
+    torch.testing.assert_close(second, out.mean((2, 3)))
+    assert rest.together is not several
+
+
 def test_what_stands_in_front_runs_twice_and_never_again() -> None:
     """Once as it is, once to note it."""
     model = Written(TAILS["added"][0]).to(f64)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch  # noqa: F401 - the examples use it
 from torch import Tensor
 from torch.nn import functional
 
