@@ -1,7 +1,9 @@
-"""Writes the measured tables into docs/measured.md and five figures into README.md: ``python -m benchmarks.readme``."""
+"""Writes the measured tables into docs/measured.md, five figures into README.md, and what ``fastviz compare`` found
+into docs/evaluation.md: ``python -m benchmarks.readme``."""
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from benchmarks.common import RESULTS
 
 README = Path(__file__).parents[1] / "README.md"
 MEASURED = README.parent / "docs" / "measured.md"
+COMPARED = README.parent / "docs" / "evaluation.md"
 BEGIN, END = "<!-- results: begin (made by `make readme`) -->", "<!-- results: end -->"
 
 
@@ -115,6 +118,39 @@ def figures() -> str:
     return "\n".join(lines)
 
 
+def comparisons() -> str:
+    """A table for each ranking that ``fastviz compare`` wrote: methods by mean place, beside what was measured."""
+    lines = [""]
+    for path in sorted((RESULTS / "comparisons").glob("*.csv")):
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+        measures = list(dict.fromkeys(row["measure"] for row in rows if row["place"]))
+        places = {
+            name: [int(row["place"]) for row in rows if row["method"] == name and row["place"]]
+            for name in dict.fromkeys(row["method"] for row in rows)
+        }
+        lines += [
+            f"{path.stem}, {rows[0]['images']} photographs, predicted class; in brackets the 95 % band:",
+            "",
+            f"| method | mean place | {' | '.join(name.replace('_', ' ') for name in measures)} |",
+            f"| --- | ---: |{' ---: |' * len(measures)}",
+        ]
+        for name in sorted(places, key=lambda name: sum(places[name]) / len(places[name]) if places[name] else 99):
+            mean = f"{sum(places[name]) / len(places[name]):.1f}" if places[name] else ""
+            found = {row["measure"]: row for row in rows if row["method"] == name}
+            lines.append(f"| {name} | {mean} | {' | '.join(_cell(found[each]) for each in measures)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(row: dict[str, str]) -> str:
+    """Mean and band; in bold where the method is the best or not told apart from it."""
+    mean, low, high = (float(row[key]) for key in ("mean", "low", "high"))
+    if mean != mean:
+        return ""
+    best = row["tied_with_best"] == "True"
+    return f"{'**' * best}{mean:.3f}{'**' * best} ({low:.3f} to {high:.3f})"
+
+
 def replaced(text: str, made: str) -> str:
     """A page's text with what was made between its marks."""
     before, _, rest = text.partition(BEGIN)
@@ -123,7 +159,7 @@ def replaced(text: str, made: str) -> str:
 
 
 def main() -> None:
-    for page, made in ((README, figures()), (MEASURED, table())):
+    for page, made in ((README, figures()), (MEASURED, table()), (COMPARED, comparisons())):
         page.write_text(replaced(page.read_text(), made))
 
 

@@ -7,17 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.readme import MEASURED, README, figures, replaced, table
+from benchmarks.readme import COMPARED, MEASURED, README, comparisons, figures, replaced, table
 from fastviz.methods.registry import METHODS
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(("page", "made"), [(README, figures), (MEASURED, table)], ids=["README", "measured"])
-def test_measured_tables_are_made_from_the_results(page, made):
+@pytest.mark.parametrize(
+    ("page", "made", "head"),
+    [(README, figures, "| what | case |"), (MEASURED, table, "| what | case |"), (COMPARED, comparisons, "| method |")],
+    ids=["README", "measured", "evaluation"],
+)
+def test_measured_tables_are_made_from_the_results(page, made, head):
     text = page.read_text()
     assert replaced(text, made()) == text, "run `make readme`"
-    assert "| what | case |" in text
+    assert head in text
 
 
 def test_every_method_is_listed():
