@@ -109,7 +109,7 @@ class _Lease:
 
     def _look_at(self, place: S3Path, watched: dict[str, tuple[bytes, float]]) -> None:
         """Remove another run's object if that is dead; refuse if it lives and goes first."""
-        content = place.read_bytes()
+        content = _content(place)
         words = _parsed(content)
         before, since = watched.setdefault(place.name, (content, time.monotonic()))
         if _is_gone(words) or (content == before and time.monotonic() - since >= LEASE):
@@ -156,9 +156,21 @@ def _is_gone(words: dict[str, Any]) -> bool:
     return _is_here(words) and _began(int(words["process"])) != words["began"]
 
 
+def _content(place: S3Path) -> bytes:
+    """What an object holds; asked for again, as some servers break off when its writer renews it just then."""
+    for pause in (0.05, 0.2, 0.5):
+        try:
+            return place.read_bytes()
+        except FileNotFoundError:
+            raise
+        except OSError:
+            time.sleep(pause)
+    return place.read_bytes()
+
+
 def _read(place: S3Path) -> dict[str, Any]:
     try:
-        return _parsed(place.read_bytes())
+        return _parsed(_content(place))
     except FileNotFoundError:
         return {}
 
