@@ -25,6 +25,8 @@ enum class Dtype { float32, float64, float16, bfloat16 };
 struct Parallel {
   using Body = void (*)(int64_t begin, int64_t end, void* context);
   void (*run)(int64_t begin, int64_t end, int64_t grain, Body body, void* context);
+  /// How many there are: for how work is shared out, never for the order in which numbers are added.
+  int64_t threads;
 };
 
 using Stream = CUstream_st*;

@@ -48,7 +48,7 @@ inline void run_parallel(int64_t begin, int64_t end, int64_t grain, Parallel::Bo
 /// Runs a kernel on torch's threads.
 template <typename Arguments>
 void launch(void (*kernel)(const Parallel&, const Arguments&), const Tensor&, const Arguments& arguments) {
-  kernel(Parallel{run_parallel}, arguments);
+  kernel(Parallel{run_parallel, torch::stable::get_num_threads()}, arguments);
 }
 
 #endif

@@ -34,9 +34,9 @@ const std::vector<Backend>& backends() {
   static const std::vector<Backend> all = [] {
     std::vector<Backend> list;
     if (cpu_too()) {
-      list = {{"cpu, 1 thread", false, {run_threads<1>}, {}},
-              {"cpu, 2 threads", false, {run_threads<2>}, {}},
-              {"cpu, 7 threads", false, {run_threads<7>}, {}}};
+      list = {{"cpu, 1 thread", false, {run_threads<1>, 1}, {}},
+              {"cpu, 2 threads", false, {run_threads<2>, 2}, {}},
+              {"cpu, 7 threads", false, {run_threads<7>, 7}, {}}};
     }
     for (Backend& backend : cuda_backends()) list.push_back(std::move(backend));
     return list;
