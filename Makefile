@@ -32,7 +32,7 @@ TORCHES ?= torch==2.13.0
 AS_AVX2 := FASTVIZ_CPU=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 AS_BASELINE := FASTVIZ_CPU=baseline ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
 
-.PHONY: demo test test-lesser build lint format types native-test sanitize bench readme docs gallery api wheels \
+.PHONY: demo test test-lesser build lint format types native-test sanitize bench bench-quick readme docs gallery api wheels \
     wheel-check aarch64-check gpu-check clean
 
 demo: build
@@ -96,6 +96,10 @@ sanitize: $(VENV)/.ready
 bench: build
 	$(PY) -m benchmarks.ops.operators --threads $(THREADS)
 	$(MAKE) readme
+
+# A row of every table, in ten minutes, against the committed results of the same kind of processor.
+bench-quick: build
+	$(PY) -m benchmarks.quick
 
 readme: $(VENV)/.ready
 	$(PY) -m benchmarks.readme

@@ -98,6 +98,14 @@ def machine(device: torch.device) -> dict[str, Any]:
     return facts
 
 
+def kind(device: torch.device) -> str:
+    """The kind of machine, which a result file's name ends in: ``cuda``, or ``cpu-`` and what torch computes with,
+    ``avx512``, ``avx2`` or ``default``."""
+    if device.type == "cpu":
+        return f"cpu-{torch.backends.cpu.get_cpu_capability().lower()}"
+    return device.type
+
+
 def processor() -> str:
     """The processor's name, as Linux gives it."""
     try:
@@ -131,7 +139,7 @@ def parser(description: str | None, default: str) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=description)
     result.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     result.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = torch's choice")
-    result.add_argument("--out", type=Path, help=f"default: {default}-DEVICE.json in benchmarks/results")
+    result.add_argument("--out", type=Path, help=f"default: {default}-KIND.json in benchmarks/results")
     return result
 
 
@@ -140,6 +148,6 @@ def parse(arguments: argparse.ArgumentParser, default: str) -> argparse.Namespac
     options = arguments.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    options.out = options.out or RESULTS / f"{default}-{options.device.type}.json"
+    options.out = options.out or RESULTS / f"{default}-{kind(options.device)}.json"
     torch.manual_seed(0)
     return options

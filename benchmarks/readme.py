@@ -16,54 +16,71 @@ COMPARED = README.parent / "docs" / "evaluation.md"
 BEGIN, END = "<!-- results: begin (made by `make readme`) -->", "<!-- results: end -->"
 
 
-def lines_of(result: dict[str, Any]) -> list[str]:
-    """A heading that says where the numbers come from, and a table row for each measurement and rival."""
+def where(result: dict[str, Any]) -> str:
+    """The machine of a result file, the versions and the day."""
     machine = result["machine"]
-    where = machine.get("card") or f"{machine['processor']}, {machine['threads']} threads"
-    lines = [
-        f"{where}; torch {machine['torch']}; {machine['date']}; median of interleaved rounds.",
-        "",
-        "| what | case | fastviz | against | faster | to reach |",
-        "| --- | --- | ---: | --- | ---: | ---: |",
-    ]
-    for row in result["rows"]:
-        mine = f"{row['times']['fastviz']['median_ms']:.2f} ms"
-        for rival, ratio in row["ratios"].items():
-            target = row["targets"].get(rival)
-            wanted = "" if target is None else f"{target:g}x" + ("" if ratio >= target else " (missed)")
-            lines.append(f"| {row['name']} | {row['case']} | {mine} | {rival} | {ratio:.2f}x | {wanted} |")
+    kind = machine.get("card") or f"{machine['processor']} ({machine['instructions']}), {machine['threads']} threads"
+    return f"{kind}; torch {machine['torch']}; {machine['date']}"
+
+
+def by_kind(paths: list[Path]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Results by table and kind of machine: ``operators-cpu-avx2.json`` is table ``operators``, kind ``AVX2``."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for path in paths:
+        name, _, kind = path.stem.replace("-cpu-", "|").replace("-cuda", "|CUDA").partition("|")
+        found.setdefault(name, {})[kind.upper()] = json.loads(path.read_text())
+    return found
+
+
+def lines_of(results: dict[str, dict[str, Any]]) -> list[str]:
+    """Headings that say where the numbers come from, and a row for each measurement and rival, a column for each kind
+    of machine."""
+    lines = [f"{where(result)}; median of interleaved rounds.\n" for result in results.values()]
+    kinds = " | ".join(f"fastviz, {kind} | faster, {kind}" for kind in results)
+    lines.append(f"| what | case | against | to reach | {kinds} |")
+    lines.append(f"| --- | --- | --- | ---: |{' ---: | ---: |' * len(results)}")
+    wanted: dict[tuple[str, str, str], Any] = {}
+    for result in results.values():
+        for row in result["rows"]:
+            for rival in row["ratios"]:
+                wanted.setdefault((row["name"], row["case"], rival), row["targets"].get(rival))
+    for (name, case, rival), target in wanted.items():
+        cells = []
+        for result in results.values():
+            row = next((each for each in result["rows"] if (each["name"], each["case"]) == (name, case)), None)
+            ratio = row and row["ratios"].get(rival)
+            if row is None or ratio is None:
+                cells.append("| | ")
+                continue
+            missed = " (missed)" if target is not None and ratio < target else ""
+            cells.append(f"| {row['times']['fastviz']['median_ms']:.2f} ms | {ratio:.2f}x{missed} ")
+        reach = "" if target is None else f"{target:g}x"
+        lines.append(f"| {name} | {case} | {rival} | {reach} {''.join(cells)}|")
     return [*lines, ""]
 
 
 def approximate_lines_of(result: dict[str, Any]) -> list[str]:
     """The same for approximate modes: speed beside how far the maps are off."""
-    machine = result["machine"]
-    where = machine.get("card") or f"{machine['processor']}, {machine['threads']} threads"
     lines = [
-        f"Approximate occlusion maps, windows of 16 at a step of 4; {where}; torch {machine['torch']}; "
-        f"{machine['date']}. "
-        "Quality against the exact map: mean over photographs; networks without it ran with random weights.",
+        f"Approximate occlusion maps, windows of 1/14 of the side at a step of a quarter of that; {where(result)}. "
+        "Quality against the exact map: mean over photographs, with trained weights; in brackets the worst.",
         "",
         "| network | setting | seconds a map | over exact | over captum | SSIM | largest error | rank correlation |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in result["rows"]:
-        quality = " | | | |"
-        if "ssim" in row:
-            quality = f" {row['ssim']:.3f} | {row['largest_error']:.3f} | {row['rank_correlation']:.3f} |"
         lines.append(
             f"| {row['network']} | {row['setting']} | {row['seconds_an_image']:.1f} | {row['gain_over_exact']:.1f}x "
-            f"| {row['gain_over_captum']:.1f}x |{quality}"
+            f"| {row['gain_over_captum']:.1f}x | {row['ssim']:.3f} ({row['worst_ssim']:.3f}) | "
+            f"{row['largest_error']:.3f} | {row['rank_correlation']:.3f} ({row['worst_rank_correlation']:.3f}) |"
         )
     return [*lines, ""]
 
 
 def first_call_lines_of(result: dict[str, Any]) -> list[str]:
     """First and later calls of occlusion against a plain loop, losses marked."""
-    machine = result["machine"]
-    where = machine.get("card") or f"{machine['processor']}, {machine['threads']} threads"
     lines = [
-        f"36 windows, the first call included; {where}; torch {machine['torch']}; {machine['date']}.",
+        f"36 windows, the first call included; {where(result)}.",
         "",
         "| network | pixels | plain loop | first call | later calls | later calls, traced |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
@@ -79,42 +96,53 @@ def first_call_lines_of(result: dict[str, Any]) -> list[str]:
 def table() -> str:
     """The tables of all result files, in order of their names."""
     lines = [""]
-    for path in sorted(RESULTS.glob("*.json")):
-        made = first_call_lines_of if path.name.startswith("first-call") else lines_of
-        lines += made(json.loads(path.read_text()))
+    for name, results in by_kind(sorted(RESULTS.glob("*.json"))).items():
+        if name == "first-call":
+            for result in results.values():
+                lines += first_call_lines_of(result)
+        else:
+            lines += lines_of(results)
     for path in sorted((RESULTS / "approximate").glob("*.json")):
         lines += approximate_lines_of(json.loads(path.read_text()))
     return "\n".join(lines)
 
 
 FIGURES = [
-    ("occlusion-cpu.json", "occlusion", "vgg16, 196 windows", "tuned captum"),
-    ("occlusion-cpu.json", "occlusion", "resnet50, 196 windows", "tuned captum"),
-    ("compat-cpu.json", "pytorch-grad-cam GradCAM", "squeezenet1_0, batch of 8", "as it is"),
-    ("gradients-cpu.json", "saliency of a folder", "resnet50, 64 JPEG files", "captum, picture by picture"),
-    ("texture-cpu.json", "synthesize_texture", "3x64x64 to 96x96, window 11", "OpenCV, a pixel at a time"),
+    ("occlusion", "occlusion", "vgg16, 196 windows", "tuned captum"),
+    ("occlusion", "occlusion", "resnet50, 196 windows", "tuned captum"),
+    ("compat", "pytorch-grad-cam GradCAM", "squeezenet1_0, batch of 8", "as it is"),
+    ("gradients", "saliency of a folder", "resnet50, 64 JPEG files", "captum, picture by picture"),
+    ("texture", "synthesize_texture", "3x64x64 to 96x96, window 11", "OpenCV, a pixel at a time"),
 ]
-"""File, name, case and rival of the rows that the README shows."""
+"""Table, name, case and rival of the rows that the README shows."""
 
 
 def figures() -> str:
     """The README's short table: five rows, and the worst and the best of all occlusion sweeps."""
-    results = {name: json.loads((RESULTS / name).read_text()) for name, *_ in FIGURES}
-    machine = results[FIGURES[0][0]]["machine"]
-    lines = ["", "| what | case | against | times sooner |", "| --- | --- | --- | ---: |"]
-    for file, name, case, rival in FIGURES:
-        row = next(each for each in results[file]["rows"] if (each["name"], each["case"]) == (name, case))
-        lines.append(f"| {name} | {case} | {rival} | {row['ratios'][rival]:.1f} |")
-    gains = sorted(
-        (row["ratios"]["tuned captum"], row["case"].partition(",")[0]) for row in results["occlusion-cpu.json"]["rows"]
-    )
-    (least, worst), (most, best) = gains[0], gains[-1]
-    lines += [
+    tables = by_kind(sorted(RESULTS.glob("*-cpu-*.json")))
+    kinds = [kind for kind in ("AVX512", "AVX2") if any(kind in tables[name] for name, *_ in FIGURES)]
+    lines = [
         "",
-        f"Occlusion of {len(gains)} networks: from {least:.2f} ({worst}) to {most:.2f} times ({best}). "
-        f"{machine['processor']}, {machine['threads']} threads; torch {machine['torch']}; {machine['date']}.",
-        "",
+        f"| what | case | against | {' | '.join(f'times sooner, {kind}' for kind in kinds)} |",
+        f"| --- | --- | --- |{' ---: |' * len(kinds)}",
     ]
+    for table_of, name, case, rival in FIGURES:
+        cells = []
+        for kind in kinds:
+            rows = tables[table_of].get(kind, {"rows": []})["rows"]
+            found = [each["ratios"][rival] for each in rows if (each["name"], each["case"]) == (name, case)]
+            cells.append(f"{found[0]:.1f}" if found else "")
+        lines.append(f"| {name} | {case} | {rival} | {' | '.join(cells)} |")
+    lines.append("")
+    for kind in kinds:
+        if result := tables["occlusion"].get(kind):
+            gains = sorted((row["ratios"]["tuned captum"], row["case"].partition(",")[0]) for row in result["rows"])
+            (least, worst), (most, best) = gains[0], gains[-1]
+            lines.append(
+                f"Occlusion of {len(gains)} networks: from {least:.2f} ({worst}) to {most:.2f} times ({best}). "
+                f"{where(result)}."
+            )
+            lines.append("")
     return "\n".join(lines)
 
 

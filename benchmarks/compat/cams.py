@@ -17,6 +17,7 @@ import torch
 import torchcam.methods
 import torchvision
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 import fastviz as fv
@@ -24,7 +25,7 @@ from benchmarks.common import parse, parser, row, side_by_side, write
 from fastviz.compat import grad_cam as ours
 from fastviz.compat import torchcam as our_torchcam
 
-PHOTOS = Path(__file__).parents[2] / "shared" / "images"
+PHOTOS = Path(__file__).parents[3] / "shared" / "images"
 SIX = {
     "grad_cam": "GradCAM",
     "grad_cam_plus_plus": "GradCAMPlusPlus",
@@ -126,11 +127,15 @@ def gradients(rows: list[dict[str, Any]], device: torch.device) -> None:
 
 
 def main() -> None:
-    options = parse(parser(__doc__, "cams"), "cams")
+    parts = {each.__name__: each for each in (gradients, score, ablation)}
+    arguments = parser(__doc__, "cams")
+    arguments.add_argument("--only", action="append", choices=parts, help="may be repeated")
+    options = parse(arguments, "cams")
     rows: list[dict[str, Any]] = []
-    gradients(rows, options.device)
-    score(rows, options.device)
-    ablation(rows, options.device)
+    # numpy's threads wait busily after a decomposition and take a core from whatever comes next: one is best for both.
+    with threadpool_limits({"openblas": 1}):
+        for name in options.only or parts:
+            parts[name](rows, options.device)
     write(options.out, rows, options.device)
 
 

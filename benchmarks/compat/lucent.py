@@ -39,9 +39,12 @@ def main() -> None:
             setattr(kornia, name, getattr(kornia.geometry.transform, name))
     arguments = parser(__doc__, "lucent")
     arguments.add_argument("--weights", type=Path, help="a file with weights of SqueezeNet 1.0")
+    arguments.add_argument("--only", choices=[layer for _, layer in CASES], help="the case of this layer")
     options = parse(arguments, "lucent")
     rows = []
     for name, layer in CASES:
+        if options.only not in (None, layer):
+            continue
         model = network(name, options.weights).to(options.device)
         wanted = [f"{layer}:{channel}" for channel in range(OBJECTIVES)]
         calls = {

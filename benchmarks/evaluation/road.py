@@ -46,9 +46,10 @@ def main() -> None:
     arguments.add_argument("--images", type=int, default=32)
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--warm-up", type=int, default=1)
+    arguments.add_argument("--only", choices=("smooth", "noisy"), help="one kind of maps")
     options = parse(arguments, "evaluation-road")
     common = (options.device, options.images, options.rounds, options.warm_up)
-    rows = [measured(kind, *common) for kind in ("smooth", "noisy")]
+    rows = [measured(kind, *common) for kind in ("smooth", "noisy") if options.only in (None, kind)]
     write(options.out, rows, options.device)
 
 

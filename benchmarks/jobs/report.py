@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.common import RESULTS, parser, write
+from benchmarks.common import RESULTS, kind, parser, write
 from fastviz import jobs
 from fastviz.jobs import report
 from fastviz.jobs.explainer import Explainer
@@ -192,7 +192,7 @@ def main() -> None:
         found |= seen(page, given.chromium)
     print(json.dumps(found, indent=1))
     if given.save:
-        write(given.out or RESULTS / "jobs" / "report-cpu.json", [found], given.device)
+        write(given.out or RESULTS / "jobs" / f"report-{kind(given.device)}.json", [found], given.device)
 
 
 if __name__ == "__main__":

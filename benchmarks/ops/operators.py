@@ -239,10 +239,15 @@ def patch_search(device: torch.device) -> Rows:
 
 
 def main() -> None:
-    options = parse(parser(__doc__, "operators"), "operators")
-    rows = []
-    for measure in (occlude, splice, guided_relu, total_variation, gram, gram_loss, patch_search):
-        rows += measure(options.device)
+    parts = {
+        each.__name__: each for each in (occlude, splice, guided_relu, total_variation, gram, gram_loss, patch_search)
+    }
+    arguments = parser(__doc__, "operators")
+    arguments.add_argument("--only", action="append", choices=parts, help="may be repeated")
+    options = parse(arguments, "operators")
+    rows: Rows = []
+    for name in options.only or parts:
+        rows += parts[name](options.device)
     write(options.out, rows, options.device)
 
 

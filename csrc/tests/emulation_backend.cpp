@@ -13,7 +13,7 @@ namespace test {
 
 std::vector<Backend> cuda_backends() {
   const auto backend = [](const char* name, emulation::Order order) {
-    return Backend{name, true, {nullptr}, [order](const std::function<void(Stream)>& launcher) {
+    return Backend{name, true, {nullptr, 1}, [order](const std::function<void(Stream)>& launcher) {
                      emulation::order = order;
                      launcher(nullptr);
                    }};

@@ -12,7 +12,7 @@ BAR, LEFT, WIDTH = 22, 150, 480
 
 def gains() -> str:
     """An SVG: network by network, how many times sooner a sweep is than the strongest dense form."""
-    rows = json.loads((RESULTS / "occlusion-cpu.json").read_text())["rows"]
+    rows = json.loads((RESULTS / "occlusion-cpu-avx512.json").read_text())["rows"]
     found = sorted(((row["ratios"]["strongest dense"], row["case"].partition(",")[0]) for row in rows), reverse=True)
     longest = found[0][0]
     height = BAR * len(found) + 40

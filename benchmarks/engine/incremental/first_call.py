@@ -4,13 +4,14 @@
 For each network and size one grid of 6x6 windows. The plain loop copies the image, covers a window in each copy and
 runs batches of eight. Every network is new for a first call, whose time includes deciding, tracing and planning
 ("traced": calls of a network that was told to trace). Medians of rounds in which all take turns. Networks of timm are
-measured where timm is installed. A gain below 0.97 is marked.
+measured where timm is installed. A gain below 0.97 is marked. The result file keeps the networks that are not measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 import statistics
 from importlib.util import find_spec
 from typing import Any
@@ -113,17 +114,18 @@ def main() -> None:
     """Measure, print a line for each, and write the result file."""
     given = options()
     names = given.only or [*TORCHVISION, *(f"timm/{name}" for name in TIMM if find_spec("timm"))]
-    rows = []
+    known = json.loads(given.out.read_text())["rows"] if given.out.exists() else []
+    rows = {(line["network"], line["size"]): line for line in known}
     for name in names:
         for size in given.sizes:
             line = measured(name, size, given.rounds, given.device)
-            rows.append(line)
+            rows[name, size] = line
             gains = {key: line[key] for key in ("first", "later", "traced")}
             low = " BELOW" if min(line["first"], line["later"]) < LEAST else ""
             words = ", ".join(f"{key} {gain:.2f}x" for key, gain in gains.items())
             print(f"{name} {size}: loop {line['plain_ms']:.0f} ms; {words} ({line['first_path']}, "
                   f"{line['later_path']}){low}", flush=True)  # fmt: skip
-    write(given.out, rows, given.device)
+    write(given.out, list(rows.values()), given.device)
 
 
 if __name__ == "__main__":

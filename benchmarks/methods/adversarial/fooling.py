@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import fastviz as fv
-from benchmarks.common import RESULTS, machine, parser
+from benchmarks.common import RESULTS, kind, machine, parser
 
 CLASSES = 20
 GOAL, NOISE_GOAL = 0.99, 0.996
@@ -120,7 +120,7 @@ def main() -> None:
     evolved = time.perf_counter() - started
     name = fv.class_names(model)[int(made.target)]
     print(f"evolution {name} {float(made.probability):.2%} after {int(made.steps)} generations, {evolved:.0f} s")
-    out = options.out or RESULTS / "fooling" / f"{options.model}-{options.device.type}.json"
+    out = options.out or RESULTS / "fooling" / f"{options.model}-{kind(options.device)}.json"
     if options.few and options.out is None:
         return
     result = {

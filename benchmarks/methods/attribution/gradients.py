@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +89,9 @@ def in_turns(calls: dict[str, Call], device: torch.device, rounds: int) -> dict[
         return side_by_side(calls, device, rounds=rounds, least=0, warm_up=3 if device.type == "cuda" else 1)
 
 
-def methods(device: torch.device, rounds: int) -> Rows:
+def methods(device: torch.device, rounds: int, networks: Sequence[str] = NETWORKS) -> Rows:
     rows = []
-    for name in NETWORKS:
+    for name in networks:
         model, x = network(name, device)
         for method in METHODS:
             ours = getattr(fv, method)
@@ -273,6 +273,7 @@ PARTS = {"methods": methods, "bfloat16": bfloat16, "units": units, "folder": fol
 def options() -> argparse.Namespace:
     arguments = parser(__doc__, "gradients")
     arguments.add_argument("--only", choices=[*PARTS, "memory"], help="one part; the others keep their results")
+    arguments.add_argument("--networks", nargs="+", choices=NETWORKS, help='of the part "methods" alone')
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--peak", nargs=2, metavar=("NETWORK", "WHO"), help="print the peak memory and stop")
     return parse(arguments, "gradients")
@@ -291,6 +292,12 @@ def main() -> None:
         print(peak_memory(*chosen.peak, chosen.device))
         return
     rows = []
+    if chosen.networks:
+        made = [{**each, "part": "methods"} for each in methods(chosen.device, chosen.rounds, chosen.networks)]
+        new = {(each["name"], each["case"]) for each in made}
+        earlier = [each for part in PARTS for each in kept(chosen.out, part)]
+        write(chosen.out, [each for each in earlier if (each["name"], each["case"]) not in new] + made, chosen.device)
+        return
     for part, measure in PARTS.items():
         if chosen.only in (None, part):
             rows += [{**each, "part": part} for each in measure(chosen.device, chosen.rounds)]

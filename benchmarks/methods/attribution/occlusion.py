@@ -1,14 +1,10 @@
-"""Occlusion sweeps against captum: ``python -m benchmarks.methods.attribution.occlusion [--only NAME]
-[--approximate]``.
+"""Occlusion sweeps against captum: ``python -m benchmarks.methods.attribution.occlusion [--only NAME]``.
 
 Exact: times a window, over grids of windows of 16 at a step of 16. Each network can be run by itself (minutes, VGG-16
 the longest); results of the others stay in the file. Rivals: captum's ``Occlusion`` with its best
 ``perturbations_per_eval`` over the model as torchvision gives it, and over the model in its fastest dense form
 (channels last, or compiled with frozen weights, whichever wins). Beside the times stand the operations saved for a
 window inside the image and on average, and the peak memory of each way.
-
-Approximate: photographs with trained weights; for each setting the gain in time over the exact sweep and over captum,
-and how far its map is from the exact one (SSIM, largest error as a fraction of the map's range, rank correlation).
 """
 
 from __future__ import annotations
@@ -19,12 +15,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.common import parse, parser, row, seconds, shares, write
@@ -51,7 +46,6 @@ TARGETS = {
     "swin_t": (0.97, 0.97, 0.97),
 }
 TARGET_CLASS = 7
-PHOTOGRAPHS = 6
 
 
 def network(name: str, device: torch.device) -> tuple[nn.Module, Tensor]:
@@ -302,138 +296,15 @@ def resident(what: str) -> float:
     return 1024 * float(next(line.split()[1] for line in lines if line.startswith(what)))
 
 
-# ------------------------------------------------------------------------------------------------------- approximate
-
-
-SETTINGS: dict[str, dict[str, Any]] = {
-    "exact": {},
-    "bfloat16": {"precision": "bfloat16"},
-    **{f"growth cap {cap}": {"growth_cap": cap} for cap in (0.8, 0.6, 0.5, 0.4)},
-    **{f"drill-down {fraction}": {"drill_down": fraction} for fraction in (0.5, 0.25, 0.1)},
-    "growth cap 0.6, drill-down 0.25": {"growth_cap": 0.6, "drill_down": 0.25},
-    "bfloat16, drill-down 0.25": {"precision": "bfloat16", "drill_down": 0.25},
-    "bfloat16, growth cap 0.6, drill-down 0.25": {"precision": "bfloat16", "growth_cap": 0.6, "drill_down": 0.25},
-}
-OTHERS = ("vgg16", "resnet18", "inception_v3")
-"""Networks whose trained weights are not at hand: their speed in the settings, on noise; quality is not measured."""
-
-
-def approximate(device: torch.device, shared: Path, only: Sequence[str]) -> list[dict[str, Any]]:
-    """The approximate modes: SqueezeNet with trained weights on photographs, and the speed of other networks."""
-    rows = photographed(device, shared) if "squeezenet1_0" in only else []
-    chosen = ("exact", "bfloat16", "growth cap 0.6, drill-down 0.25", "bfloat16, growth cap 0.6, drill-down 0.25")
-    for name in OTHERS:
-        if name in only:
-            model, image = network(name, device)
-            rows += settings_of(name, model, image, {key: SETTINGS[key] for key in chosen}, trained=False)
-    return rows
-
-
-def photographed(device: torch.device, shared: Path) -> list[dict[str, Any]]:
-    """All settings, with their quality."""
-    import fastviz
-
-    model = fastviz.load_model("squeezenet1_0", weights=shared / "models" / "squeezenet1_0_imagenet.safetensors")
-    paths = sorted((shared / "images").glob("*.jpg"))[:: max(1, 60 // PHOTOGRAPHS)][:PHOTOGRAPHS]
-    images, _ = fastviz.load_images(paths, model=model)
-    return settings_of("squeezenet1_0", model.to(device), images.to(device), SETTINGS, trained=True)
-
-
-def settings_of(
-    name: str, model: nn.Module, images: Tensor, settings: dict[str, dict[str, Any]], *, trained: bool
-) -> list[dict[str, Any]]:
-    """A line a setting, over all images: gains in time, and, for ``trained`` weights, how far the maps are off."""
-    from fastviz import occlusion
-
-    step = 4
-    windows = len(grid(images.shape[-1], WINDOW, step))
-    device, batch = images.device, best_batch(model, images[:1])
-    few = len(grid(images.shape[-1]))  # captum takes the same time for each window
-    captum = seconds(lambda: captum_sweep(model, images[:1], batch), device) / few * windows
-    exact_maps: list[Tensor] = []
-    exact_seconds = 0.0
-    rows = []
-    for label, options in settings.items():
-        occlusion(model, images[:1], window=images.shape[-1], **options)  # export and weights are ready
-        taken, quality, errors = 0.0, [], []
-        for number in range(len(images)):
-            found = occlusion(model, images[number : number + 1], window=WINDOW, stride=step, **options)
-            taken += found.stats["seconds"]
-            attribution = found.attribution[0].cpu()
-            if label == "exact":
-                exact_maps.append(attribution)
-            if trained:
-                quality.append(compared(attribution, exact_maps[number]))
-                span = float(found.scores.max() - found.scores.min())
-                errors.append(found.stats.get("error", {}).get("mean", 0.0) / span)
-        exact_seconds = exact_seconds or taken
-        line: dict[str, Any] = {
-            "network": name,
-            "setting": label,
-            "seconds_an_image": taken / len(images),
-            "gain_over_exact": exact_seconds / taken,
-            "gain_over_captum": captum * len(images) / taken,
-        }
-        if trained:
-            line |= {key: statistics.mean(one[key] for one in quality) for key in quality[0]}
-            line |= {f"worst_{key}": min(one[key] for one in quality) for key in ("ssim", "rank_correlation")}
-            line["estimated_error"] = statistics.mean(errors)
-        rows.append(line)
-        print(line, flush=True)
-    return rows
-
-
-def compared(found: Tensor, expected: Tensor) -> dict[str, float]:
-    """SSIM (windows of 11, Gaussian), largest error as a fraction of the range, rank correlation."""
-    span = float(expected.max() - expected.min())
-    return {
-        "ssim": ssim((found - expected.min()) / span, (expected - expected.min()) / span),
-        "largest_error": float((found - expected).abs().max()) / span,
-        "rank_correlation": float(torch.corrcoef(torch.stack([_ranks(found), _ranks(expected)]))[0, 1]),
-    }
-
-
-def _ranks(values: Tensor) -> Tensor:
-    flat = values.flatten().double()
-    _, group, counts = torch.unique(flat, return_inverse=True, return_counts=True)
-    ends = counts.cumsum(0).double()
-    return (ends - (counts - 1) / 2)[group]
-
-
-def ssim(x: Tensor, y: Tensor) -> float:
-    """Wang et al. 2004 for values of range 1: mean over windows that lie inside the picture."""
-    place = torch.arange(11).double() - 5
-    line = torch.exp(-(place**2) / (2 * 1.5**2))
-    kernel = torch.outer(line, line)[None, None] / line.sum() ** 2
-
-    def mean(z: Tensor) -> Tensor:
-        return F.conv2d(z[None, None].double(), kernel)
-
-    mx, my = mean(x), mean(y)
-    vx, vy, cov = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
-    c1, c2 = 0.01**2, 0.03**2
-    return float((((2 * mx * my + c1) * (2 * cov + c2)) / ((mx**2 + my**2 + c1) * (vx + vy + c2))).mean())
-
-
 def main() -> None:
     arguments = parser(__doc__, "occlusion")
     arguments.add_argument("--only", action="append", choices=list(TARGETS), help="network; may be repeated")
     arguments.add_argument("--rounds", type=int, default=5)
-    arguments.add_argument("--approximate", action="store_true", help="the approximate modes, on photographs")
-    arguments.add_argument("--shared", type=Path, default=Path(__file__).parents[4] / "shared")
     arguments.add_argument("--peak", choices=["fastviz", "captum"], help="print the peak memory of one way and stop")
     arguments.add_argument("--captum-batch", type=int, default=16)
     options = parse(arguments, "occlusion")
     if options.peak:
         print(peak(options.peak, options.only[0], options.device, options.captum_batch))
-        return
-    if options.approximate:
-        # a folder of its own: the README's table is of exact times
-        place = options.out.parent / "approximate" / options.out.name
-        only = options.only or ["squeezenet1_0", *OTHERS]
-        kept = json.loads(place.read_text())["rows"] if place.exists() else []
-        kept = [line for line in kept if line["network"] not in only]
-        write(place, kept + approximate(options.device, options.shared, only), options.device)
         return
     known = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
     for name in options.only or list(TARGETS):

@@ -72,36 +72,37 @@ def main() -> None:
     arguments.add_argument("--images", type=int, default=64, help="images of the comparison with one pass")
     arguments.add_argument("--few", type=int, default=16, help="images of the comparison with a pass a layer")
     arguments.add_argument("--batch", type=int, default=16, help="images in a forward pass")
+    arguments.add_argument("--few-only", action="store_true", help="the row of several patches an image alone")
     options = parse(arguments, "patches")
     model = fv.load_model("vgg16").to(options.device)
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
     images = torch.randn(options.images, 3, 224, 224, device=options.device)
     few = images[: options.few]
-    check(model, few, options.batch, layers)
+    if not options.few_only:
+        check(model, few, options.batch, layers)
 
     def mine(source: Tensor, one_per_image: bool = True) -> Callable[[], object]:
         return lambda: fv.patches(model, source, k=K, one_per_image=one_per_image, batch_size=options.batch)
 
     where = f"VGG-16, {len(layers)} layers, {{}} images, k {K}"
     note = "fastviz with the export of the model that gives the receptive fields, in every call"
-    calls = {
-        "fastviz": mine(images),
-        "bare forward pass": lambda: bare(model, images, options.batch),
-        "captum, one pass": lambda: captum_patches(model, images, options.batch, layers, together=True),
-    }
-    times = side_by_side(calls, options.device, rounds=ROUNDS, warm_up=1)
-    rows = [row("patches", where.format(len(images)), times, {"bare forward pass": 0.9}, note)]
-
-    calls = {"fastviz": mine(few, one_per_image=False), "bare forward pass": lambda: bare(model, few, options.batch)}
-    times = side_by_side(calls, options.device, rounds=ROUNDS, warm_up=1)
-    rows.append(row("patches, several an image", where.format(len(few)), times, {}, note))
-
-    calls = {
-        "fastviz": mine(few),
-        "captum, a pass a layer": lambda: captum_patches(model, few, options.batch, layers, together=False),
-    }
-    times = side_by_side(calls, options.device, rounds=ROUNDS, warm_up=1)
-    rows.append(row("patches", where.format(len(few)), times, {}, note))
+    several = {"fastviz": mine(few, one_per_image=False), "bare forward pass": lambda: bare(model, few, options.batch)}
+    times = side_by_side(several, options.device, rounds=ROUNDS, warm_up=1)
+    rows = [row("patches, several an image", where.format(len(few)), times, {}, note)]
+    if not options.few_only:
+        together = {
+            "fastviz": mine(images),
+            "bare forward pass": lambda: bare(model, images, options.batch),
+            "captum, one pass": lambda: captum_patches(model, images, options.batch, layers, together=True),
+        }
+        times = side_by_side(together, options.device, rounds=ROUNDS, warm_up=1)
+        rows.append(row("patches", where.format(len(images)), times, {"bare forward pass": 0.9}, note))
+        apart = {
+            "fastviz": mine(few),
+            "captum, a pass a layer": lambda: captum_patches(model, few, options.batch, layers, together=False),
+        }
+        times = side_by_side(apart, options.device, rounds=ROUNDS, warm_up=1)
+        rows.append(row("patches", where.format(len(few)), times, {}, note))
     write(options.out, rows, options.device)
 
 

@@ -214,6 +214,7 @@ def main() -> None:
     arguments = parser(__doc__, "optimize")
     arguments.add_argument("--weights", help="a file of SqueezeNet 1.0's weights")
     arguments.add_argument("--count", type=int, default=64, help="channels and units")
+    arguments.add_argument("--only", choices=("units", "variation"), help="one part of the rows")
     arguments.add_argument("--show", type=Path, help="make the pictures in this folder instead of measuring")
     arguments.add_argument("--photos", type=Path, help="photographs to invert, for --show")
     options = parse(arguments, "optimize")
@@ -221,7 +222,9 @@ def main() -> None:
     if options.show:
         show(model, options.photos, options.show)
         return
-    rows = units(model, options.count, options.device) + variation(model, options.device)
+    rows = units(model, options.count, options.device) if options.only != "variation" else []
+    if options.only != "units":
+        rows += variation(model, options.device)
     write(options.out, rows, options.device)
 
 
