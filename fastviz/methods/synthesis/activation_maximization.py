@@ -148,25 +148,25 @@ def maximize(
     checks.whole_number(starts, "starts", minimum=1)
     checks.whole_number(seed, "seed", minimum=0)
     options = with_defaults(optimization, optimizer="adam")
-    surface, mover = options.surface(), options.mover()
+    canvas, optimizer = options.chosen_canvas(), options.chosen_optimizer()
     objective, frame, box = _problem(model, target, size, starts, crop, precision)
     is_class = objective.is_class()
     if priors is None:
-        priors = CLASS_PRIORS if all(is_class) and not isinstance(surface, Generator) else ()
+        priors = CLASS_PRIORS if all(is_class) and not isinstance(canvas, Generator) else ()
     if transforms is None:
-        plain = isinstance(surface, Generator) or not mover.random_objective
+        plain = isinstance(canvas, Generator) or not optimizer.random_objective
         single = all(part.is_unit for part, _ in objective.parts)
         transforms = () if plain else _transforms(min(frame.size), single=single)
     seeds = [seed + number for number in range(starts)] * objective.targets
-    generator = surface.module if isinstance(surface, Generator) else None
+    generator = canvas.module if isinstance(canvas, Generator) else None
     with nullcontext() if generator is None else frozen_model(generator):
         made = optimize(
             model,
             objective,
-            start_parameters(model, options.start, surface, frame, seeds),
-            canvas=surface,
+            start_parameters(model, options.start, canvas, frame, seeds),
+            canvas=canvas,
             frame=frame,
-            optimizer=mover,
+            optimizer=optimizer,
             steps=steps,
             priors=priors,
             transforms=transforms,

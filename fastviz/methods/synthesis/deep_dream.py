@@ -16,8 +16,8 @@ from fastviz._util import checks
 from fastviz._util.progress import bar
 from fastviz.engine.optimize import Ascent, FeatureNetwork, ImageObjective, TargetObjective, optimize, target_objective
 from fastviz.engine.optimize.canvas import Canvas, Fourier, Pixels, frame_of
+from fastviz.engine.optimize.default_layers import dream_layer
 from fastviz.engine.optimize.transforms import Jitter
-from fastviz.engine.optimize.usual_layers import dream_layer
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.inputs import input_batch
 from fastviz.execution.precision import Precision
@@ -102,7 +102,7 @@ def deep_dream(
             ``squared(fastviz.neuron(layer, k, position))`` for ½h² of a unit, sums of them. Several are several images,
             as many as ``x`` has or, of one image, one each. None dreams of ``layer``, not of the predicted class.
         layer: the layer to dream of; None is
-            :func:`fastviz.engine.optimize.usual_layers.dream_layer`. Only without a ``target``.
+            :func:`fastviz.engine.optimize.default_layers.dream_layer`. Only without a ``target``.
         guide: [1 or N, C, H', W'], images as the model takes them, whose features are to appear: the objective is
             Σ_p max_q ⟨a_p, b_q⟩, where a_p are the features of ``x`` at each position of ``layer`` and b_q those of the
             guide. Middle layers bring its textures, late ones parts of what it shows. Only without a ``target``.

@@ -137,15 +137,15 @@ def invert(
         codes = checks.tensor(features, "features").detach()
         checks.device(codes.device, "features")
     length = _squared_length(codes, layer, "features" if x is None else "x")
-    surface = options.surface()
+    canvas = options.chosen_canvas()
     seeds = [seed + number for number in range(starts)] * len(codes)
     made = optimize(
         model,
         _distance(network, layer, codes, length, starts),
-        start_parameters(model, options.start, surface, known, seeds),
-        canvas=surface,
+        start_parameters(model, options.start, canvas, known, seeds),
+        canvas=canvas,
         frame=known,
-        optimizer=options.mover(),
+        optimizer=options.chosen_optimizer(),
         steps=steps,
         priors=natural_image(known) if priors is None else priors,
         goal=None if goal is None else -goal,

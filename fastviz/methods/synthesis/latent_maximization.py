@@ -21,6 +21,7 @@ from fastviz.engine.optimize import (
     target_objective,
 )
 from fastviz.engine.optimize.canvas import Canvas, Frame, Pixels, frame_of, start_parameters
+from fastviz.engine.optimize.optimizers import per_row
 from fastviz.engine.optimize.priors import L2
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.hooks import hooked
@@ -168,7 +169,7 @@ def maximize_code(
             layer
         ].detach()
     sigma = begin.flatten(1).square().mean(1).sqrt().clamp(min=torch.finfo(begin.dtype).tiny)
-    sigma = sigma.view(-1, *(1,) * (begin.dim() - 1))
+    sigma = per_row(sigma, begin)
     made = optimize(
         model,
         _behind(model, objective, layer, noise, sigma),

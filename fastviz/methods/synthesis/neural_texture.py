@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from fastviz._util import checks
 from fastviz.engine.optimize import FeatureNetwork, Optimization, with_defaults
 from fastviz.engine.optimize.canvas import frame_of
+from fastviz.engine.optimize.default_layers import style_layers
 from fastviz.engine.optimize.multiscale import Size, optimize_in_levels, shrunk
 from fastviz.engine.optimize.style_loss import Layers, StyleLoss, layer_weights
-from fastviz.engine.optimize.usual_layers import style_layers
 from fastviz.execution.inputs import input_batch
 from fastviz.execution.precision import Precision
 from fastviz.methods.synthesis.style_transfer import Styled
@@ -79,7 +79,7 @@ def neural_texture(
 
     def losses(_: Size, part: float) -> StyleLoss:
         found = StyleLoss(network, 1.0, samples.new_zeros(len(samples)))
-        found.take_styles([frame.image(shrunk(shown, part))], weights, [1.0])
+        found.set_styles([frame.image(shrunk(shown, part))], weights, [1.0])
         return found
 
     options = with_defaults(optimization, optimizer="lbfgs", start="noise")

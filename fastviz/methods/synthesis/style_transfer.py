@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from fastviz._util import checks
 from fastviz.engine.optimize import FeatureNetwork, Optimization, with_defaults
 from fastviz.engine.optimize.canvas import Frame, frame_of
+from fastviz.engine.optimize.default_layers import style_layers
 from fastviz.engine.optimize.multiscale import Size, StyledPictures, optimize_in_levels, shrunk
 from fastviz.engine.optimize.style_loss import Layers, StyleLoss, layer_weights
-from fastviz.engine.optimize.usual_layers import style_layers
 from fastviz.execution.inputs import input_batch
 from fastviz.execution.precision import Precision
 from fastviz.images import notebook, tensors
@@ -164,7 +164,7 @@ def style_transfer(
         style: [1 or N, C, h, w], a :class:`Style`, or a list of several such, each of its own size. Tensors weigh 1.
             Strokes keep their size in pixels: a smaller style image makes them finer.
         layers: of the style: a name, several, or names with their w_l; None is
-            :func:`fastviz.engine.optimize.usual_layers.style_layers`.
+            :func:`fastviz.engine.optimize.default_layers.style_layers`.
         content_layers: likewise; the losses of several add up. α is 1, or what is given here: ``{"relu4_2": 0.1}``.
         style_weight: β, 0 or more.
         variation_weight: see above, 0 or more.
@@ -212,8 +212,8 @@ def style_transfer(
     def losses(size: Size, part: float) -> StyleLoss:
         found = StyleLoss(network, beta, photos.new_zeros(len(photos)))
         smaller = [frame.image(shrunk(each, part)) for each in samples]
-        found.take_styles(smaller, of_style, shares, masks=regions)
-        found.take_content(frame.image(tensors.resize(shown, *size, "bicubic")), of_content)
+        found.set_styles(smaller, of_style, shares, masks=regions)
+        found.set_content(frame.image(tensors.resize(shown, *size, "bicubic")), of_content)
         return found
 
     made = optimize_in_levels(

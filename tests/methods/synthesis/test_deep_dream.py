@@ -11,7 +11,7 @@ import fastviz as fv
 from fastviz import images, models
 from fastviz.engine.optimize import target_objective
 from fastviz.engine.optimize.canvas import frame_of
-from fastviz.engine.optimize.usual_layers import dream_layer
+from fastviz.engine.optimize.default_layers import dream_layer
 from fastviz.execution.forward import layer_outputs
 from fastviz.images.animation import save_gif
 from fastviz.methods.synthesis import deep_dream as dream

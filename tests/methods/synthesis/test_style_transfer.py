@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import fastviz as fv
 from fastviz.engine.optimize.canvas import Pixels, frame_of
-from fastviz.engine.optimize.usual_layers import style_layers
+from fastviz.engine.optimize.default_layers import style_layers
 from tests.methods.synthesis.style_common import (
     described,
     f64,
@@ -366,7 +366,7 @@ DRAWN = noise(1, 3, 12, 12)
         ({"steps": 1.5}, TypeError, "steps should be a whole number, got 1.5"),
         ({"canvas": "oil"}, ValueError, "canvas should be one of 'fourier', 'pixels', got 'oil'"),
         ({"optimizer": "sgd"}, ValueError, "optimizer should be one of"),
-        ({"checkpoint": "a.pt"}, ValueError, "checkpoint should be None for pictures that are made in levels"),
+        ({"checkpoint": "a.pt"}, ValueError, "checkpoint should be None for pictures that are optimised in levels"),
         ({"optimization": {"canvas": "pixels"}}, TypeError, "optimization should be a fastviz.Optimization, got dict"),
     ],
 )  # fmt: skip
