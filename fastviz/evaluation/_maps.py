@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastviz._util import checks
+from fastviz.engine.masking.segments import label_maps
 
 __all__ = ["Channels", "Regions", "Ties", "labels_of", "own_maps", "pixel_maps", "rank", "region_means", "scaled"]
 
@@ -98,13 +99,9 @@ def labels_of(regions: Regions, images: Tensor) -> Tensor | None:
     """
     if regions is None:
         return None
-    N, _, H, W = images.shape
+    H, W = images.shape[2:]
     if isinstance(regions, Tensor):
-        if regions.is_floating_point() or regions.is_complex() or regions.dtype == torch.bool:
-            raise TypeError(f"regions should be a tensor of whole numbers, got {regions.dtype}")
-        if regions.shape not in ((H, W), (N, H, W)):
-            raise ValueError(f"regions should have shape [{H}, {W}] or [{N}, {H}, {W}], got {list(regions.shape)}")
-        labels = regions.reshape(-1, H, W).to(images.device).long()
+        labels = label_maps(regions, "regions", images).to(images.device)
         if labels.numel() and int(labels.min()) < 0:
             raise ValueError(f"regions should be numbered from 0 on, got {int(labels.min())}")
         return labels
