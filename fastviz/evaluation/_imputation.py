@@ -27,8 +27,7 @@ _SIDE, _CORNER = 1 / 6, 1 / 12
 _DAMPING = 0.8
 """Damping of the Jacobi steps; in a multigrid cycle they are stable below 1."""
 _OVERCORRECTION = 1.4
-"""Factor for coarse corrections: coarse grids are piecewise constant over 2x2 blocks, hence too stiff; 1 to 1.8 were
-tried."""
+"""Factor for coarse corrections, since grids that are constant over 2x2 blocks are too stiff; 1 to 1.8 were tried."""
 
 _ACCURACY = 1e-6
 """Largest estimated error of a pixel, as a fraction of the largest absolute value of its image."""
@@ -152,7 +151,7 @@ def _products(first: Tensor, second: Tensor) -> Tensor:
 @dataclass(frozen=True, eq=False)
 class _Level:
     """One grid: the removed ``share`` of each block, the ``inverse`` of the diagonal times the damping (0 where nothing
-    is removed), both for K planes, and the neighbour weights.
+    is removed), both for K planes, and the weights.
     """
 
     share: Tensor

@@ -71,8 +71,7 @@ def resized(maps: Tensor, images: Tensor) -> Tensor:
 
 
 def scaled(maps: Tensor) -> Tensor:
-    """``maps`` [N, h, w], each scaled from 0 (its smallest value) to 1 (its largest); a constant map is 0
-    everywhere."""
+    """``maps`` [N, h, w], each scaled from 0 (its smallest value) to 1 (its largest); a constant map becomes 0."""
     low, high = (each[:, None, None] for each in (maps.flatten(1).amin(1), maps.flatten(1).amax(1)))
     return (maps - low) / torch.where(high > low, high - low, 1)
 

@@ -230,8 +230,7 @@ def region_perturbation(
 
 @dataclass(frozen=True, eq=False)
 class _Order:
-    """The number of the change in which each pixel is replaced, int64 [N, H, W], starting from 1, and the number of
-    changes."""
+    """The step in which each pixel is replaced, int64 [N, H, W], starting from 1, and the number of steps."""
 
     step: Tensor
     steps: int

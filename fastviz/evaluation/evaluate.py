@@ -331,8 +331,7 @@ class _Work:
 def chosen_methods(
     methods: Sequence[str] | Mapping[str, str | Explain], options: Options
 ) -> dict[str, tuple[Explain, Channels]]:
-    """By name, a method's function with its options and how its channels are reduced; arguments as in
-    :func:`evaluate`."""
+    """Each method's function with its options, and how channels are reduced; arguments as in :func:`evaluate`."""
     if isinstance(methods, str):
         raise TypeError(f"methods should be a sequence of names or a mapping, got {methods!r}")
     given = methods if isinstance(methods, Mapping) else {name: name for name in methods}

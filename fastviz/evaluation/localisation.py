@@ -185,15 +185,14 @@ def intersection_over_union(
 
 
 def by_class(values: Tensor, classes: Tensor) -> dict[int, float]:
-    """The mean of ``values`` [N] for each class in ``classes``, int64 [N]; NaN values, and classes with no others, are
-    left out.
+    """The mean of ``values`` [N] for each class in ``classes``, int64 [N]; NaN is ignored.
 
     Args:
         values: [N], floating-point or bool.
         classes: int64 [N], the class of each image.
 
     Returns:
-        The mean by class, in ascending order of classes.
+        The mean by class, in ascending order; classes with only NaN are left out.
 
     Raises:
         RuntimeError: torch's, for tensors of different lengths.

@@ -1,5 +1,4 @@
-"""The registry of measures: how each is computed, whether higher is better, and its paper. Tables and the command line
-read it."""
+"""The registry of measures, for tables and the command line: computation, better direction and paper."""
 
 from __future__ import annotations
 

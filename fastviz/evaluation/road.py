@@ -164,8 +164,7 @@ def impute(images: Tensor, removed: Tensor) -> Tensor:
 
 
 class _FilledAhead:
-    """Filled-in images in ascending order, made many at a time, since the solver works on larger batches than the
-    network."""
+    """Filled-in images in ascending order; the solver works on larger batches than the network."""
 
     def __init__(self, make: Callable[[Tensor], Tensor], count: int) -> None:
         self._make, self._count = make, count

@@ -23,8 +23,7 @@ from fastviz.targets.selection import Target
 __all__ = ["Perturb", "infidelity", "max_sensitivity"]
 
 Perturb = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Takes images [B, C, H, W]; returns the perturbations I and the perturbed images, both [B, C, H, W], like captum's
-``perturb_func``."""
+"""Maps images [B, C, H, W] to the perturbations I and the perturbed images, like captum's ``perturb_func``."""
 
 
 def infidelity(
@@ -157,8 +156,7 @@ def max_sensitivity(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """The largest relative change of a map under small input noise: max ``‖Φ(x + δ) − Φ(x)‖ / ‖Φ(x)‖``, lower is
-    better.
+    """The largest relative change of a map under small noise: max ``‖Φ(x + δ) − Φ(x)‖ / ‖Φ(x)‖``, lower is better.
 
     Yeh et al. 2019, https://arxiv.org/abs/1901.09392, definition 3: δ is drawn uniformly from −radius to radius for
     every value, ``samples`` times, and the largest change is returned; norms are Frobenius norms. A predicted target is

@@ -178,8 +178,8 @@ def _ordered(good: Tensor, level: float, resamples: int, seed: int) -> list[tupl
 
 
 def _overall(places: Sequence[Tensor], methods: Sequence[str], level: float) -> dict[str, tuple[float, float, float]]:
-    """Method → mean place over the measures with its band; row 0 of ``places`` is for the original images, the others
-    for resamples."""
+    """Method → mean place over the measures with its band; row 0 of ``places`` is for all images, the rest for
+    resamples."""
     if not places:
         return {}
     means = torch.stack(list(places)).mean(0)  # [1 + resamples, M]

@@ -88,8 +88,7 @@ def _boxes(index: Tensor, count: int) -> Tensor:
 
 
 def _layers(boxes: list[list[int]], masks: list[int], shape: torch.Size) -> list[int] | None:
-    """For each box the first layer in which no box of the same mask overlaps it; None if there would be too many
-    layers."""
+    """The first layer for each box in which no box of its mask overlaps it; None if too many layers are needed."""
     occupied: list[list[np.ndarray]] = [[] for _ in range(shape[0])]
     found = []
     for (top, left, bottom, right), mask in zip(boxes, masks, strict=True):

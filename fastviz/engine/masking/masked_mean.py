@@ -75,8 +75,7 @@ class MaskedMean:
         return (total / (len(self.masks) * self.keep)).view(-1, *self.masks.size)
 
     def agreement(self, values: Tensor) -> float:
-        """The estimated rank correlation of the map from ``values`` [n, T] with the map from all masks; the lowest of
-        T.
+        """The estimated rank correlation of the map from ``values`` [n, T] with that from all masks; the lowest of T.
 
         The masks that have been run are split into halves at random, with a fixed seed. The error of the mean over n of
         M masks is about half the difference between the halves, times ``√(1 − n/M)``, with unknown sign. So the map is

@@ -50,8 +50,7 @@ class Scores:
         self.clean = torch.cat(clean) if clean else selection.no_values(images)
 
     def of(self, pictures: Tensor, numbers: Tensor) -> Tensor:
-        """Values [B], or [B, T], of ``pictures`` [B, C, H, W] made from the images with indices ``numbers``, int64
-        [B]."""
+        """Values [B], or [B, T], of ``pictures`` [B, C, H, W] made from the images ``numbers``, int64 [B]."""
 
         def values(part: Tensor, chosen: Tensor) -> Tensor:
             output, recorded = self._run(part)

@@ -87,8 +87,7 @@ def _column(numbers: tuple[float, ...], like: Tensor) -> Tensor:
 
 
 def _filled(numbers: Sequence[float], like: Tensor) -> Tensor:
-    """``numbers`` [n] in the dtype and on the device of ``like``, filled in there, since a copy from the host would
-    wait."""
+    """``numbers`` [n] in the dtype and on the device of ``like``, without a copy from the host, which would wait."""
     return torch.cat([like.new_full((1,), number) for number in numbers])
 
 

@@ -94,7 +94,7 @@ def _last_of_each_size(model: nn.Module) -> list[list[str]]:
 
 
 def _map_sizes(model: nn.Module) -> list[tuple[str, int]]:
-    """Layer name and number of positions h · w of the output of each call, in the order in which calls end; 0 for other
+    """Layer name and positions h · w of the output of each call, in the order in which calls end; 0 for other
     outputs."""
 
     def places(output: object) -> int:

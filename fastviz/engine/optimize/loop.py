@@ -314,8 +314,7 @@ class _Run:
         return values, measures, gradients
 
     def _redirected_directions(self, images: Tensor, rows: Tensor, step: int) -> Tensor:
-        """Directions for ``images`` whose gradient of the objective is zero everywhere: redirected gradients, or
-        noise."""
+        """Directions for ``images`` whose gradient is zero everywhere: redirected gradients, or noise."""
         images = images.requires_grad_()
         with RedirectedReLU():
             values, _ = self._measured(self._transformed(images, rows, step), rows)

@@ -61,8 +61,7 @@ def optimize_in_levels(
     batch_size: int | None,
     progress: bool,
 ) -> StyledPictures:
-    """Images of the size of ``frame``, one for each of the ``seeds``, that minimise the losses, optimised from coarse
-    to fine.
+    """Images of the size of ``frame``, one per seed, that minimise the losses, optimised from coarse to fine.
 
     Args:
         model: the model that the losses run.

@@ -167,8 +167,7 @@ class TargetObjective:
 
 @dataclass(frozen=True)
 class _Group:
-    """The images of a batch with the same target: how many, their objective, and the probability that a goal is
-    compared with."""
+    """The images of a batch with the same target: how many, their objective, and the probability for a goal."""
 
     size: int
     objective: Objective

@@ -126,7 +126,7 @@ class Ascent(Optimizer):
 
 @dataclass(frozen=True)
 class Adam(Optimizer):
-    """Adam of Kingma, Ba 2015, https://arxiv.org/abs/1412.6980, with their constants: steps of about
+    """Adam (Kingma, Ba 2015, https://arxiv.org/abs/1412.6980) with their constants: steps of about
     ``learning_rate``."""
 
     learning_rate: float = 0.02
@@ -232,8 +232,7 @@ class LBFGS(Optimizer):
         return changed
 
     def with_more_curvature(self, state: State, more: Tensor) -> State:
-        """``state`` after the curvature of −total has grown by ``more`` [n] in every direction (or shrunk, if
-        negative).
+        """``state`` after the curvature of −total has changed by ``more`` [n] in every direction.
 
         This happens when a term ``weight · ‖p − p₀‖²`` of −total gets another weight; ``more`` is then twice the
         difference. A pair whose curvature would no longer be above 0 is dropped.
@@ -250,8 +249,8 @@ class LBFGS(Optimizer):
     def _search(
         self, start: Tensor, d: Tensor, now: Evaluation, evaluate: Evaluate, bounds: Bounds
     ) -> tuple[Tensor, Evaluation, Tensor]:
-        """Line search along ``d`` by bisection, as in Lewis, Overton: each row's new parameters, their evaluation, and
-        whether it moved."""
+        """Line search by bisection along ``d`` (Lewis, Overton): new parameters, their evaluation, and which rows
+        moved."""
         g = -now.gradients
         slope = (d * g).flatten(1).sum(1)
         low, high = torch.zeros_like(slope), torch.full_like(slope, torch.inf)

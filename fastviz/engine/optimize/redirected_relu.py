@@ -30,8 +30,7 @@ class _Redirected(torch.autograd.Function):
 
 
 class RedirectedReLU(Rectifiers):
-    """A context in which rectifiers that would block a sample's whole gradient let it through; all others are
-    unchanged.
+    """A context in which rectifiers that would block a sample's whole gradient pass it on; others are unchanged.
 
     The gradient of a unit that is off is then that of its pre-activation, which shows how to switch it on. After the
     redirected ReLU of Olah, Mordvintsev, Schubert 2017, https://distill.pub/2017/feature-visualization.

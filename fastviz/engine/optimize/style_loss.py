@@ -19,8 +19,7 @@ from fastviz.execution.fast_conv.winograd import Winograd
 __all__ = ["Layers", "StyleLoss", "layer_weights"]
 
 Layers: TypeAlias = str | Sequence[str] | Mapping[str, float] | None
-"""A layer's name, several names (which share a weight of 1 equally), names with weights, or None for the network's
-defaults."""
+"""A layer name, several names (which share a weight of 1 equally), names with weights, or None for the defaults."""
 
 
 def layer_weights(layers: Layers, argument: str, defaults: Sequence[str]) -> dict[str, float]:

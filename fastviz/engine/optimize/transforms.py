@@ -30,8 +30,7 @@ class Warp(Transform):
     """A linear map of the plane: a matrix maps each pixel to the position at which the image is sampled, bilinearly."""
 
     def matrices(self, size: tuple[int, int], generators: Sequence[torch.Generator]) -> Tensor:
-        """Float64 [n, 2, 2], for positions (x, y) relative to the centre, −1 to 1 along each side of images of
-        ``size``."""
+        """Float64 [n, 2, 2], for positions (x, y), −1 to 1 from edge to edge of images of ``size``."""
         raise NotImplementedError
 
     def __call__(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
@@ -59,8 +58,7 @@ def transformed(images: Tensor, transforms: Sequence[Transform], generators: Seq
 
 @dataclass(frozen=True)
 class Jitter(Transform):
-    """Shifts each image by up to ``pixels`` vertically and horizontally; pixels that leave at one edge enter at the
-    other.
+    """Shifts each image by up to ``pixels`` vertically and horizontally, wrapping around at the edges.
 
     Mordvintsev, Olah, Tyka 2015, https://research.google/blog/inceptionism-going-deeper-into-neural-networks/
     """
