@@ -34,7 +34,7 @@ def shortest(attacked: AttackedModel, aim: Aim, clean: Tensor, steps: int) -> tu
         attacked: the network, held in ``frozen_model`` by the caller.
         aim: what is to be seen in each picture; it has a goal.
         clean: [N, C, H, W], pictures.
-        steps: most steps.
+        steps: the maximum number of steps.
 
     Returns:
         pictures [N, C, H, W] (where the goal was not reached: as far as it got), the steps taken by each, int64 [N],

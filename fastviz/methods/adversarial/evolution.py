@@ -55,12 +55,12 @@ def evolve(
         population: images that are tried in each generation.
         generations: most of them.
         goal: probability at which a class is done.
-        seed: of all random numbers.
+        seed: for all random numbers.
         size: height and width in pixels; None is the model's own.
-        batch_size: images that the network sees at once; None is all, on a CPU as many as its caches hold.
-        precision: ``"bfloat16"`` runs the network under autocast: faster where the processor has it, approximate. What
-            is reported is then what the network gives in this precision.
-        progress: show a bar, on a terminal. Ctrl-C returns the best images so far.
+        batch_size: images in a pass; None is all on a GPU, and on a CPU as many as fit its caches.
+        precision: ``"bfloat16"`` runs the network under autocast: approximate, and faster where the processor supports
+            it. Reported values are then computed in this precision.
+        progress: show a progress bar on a terminal. Ctrl-C returns the best images so far.
 
     Returns:
         A :class:`fastviz.FoolingImages` with an image for each target class, in the dtype and on the device of the
@@ -69,7 +69,7 @@ def evolve(
     Raises:
         TypeError: arguments of the wrong type; the model returns no scores.
         ValueError: a class or encoding that does not exist; a goal or number out of range.
-        MemoryError: the images do not fit into memory at once; says how many would.
+        MemoryError: the images do not fit into memory together; the message says how many would.
 
     >>> from fastviz.models import load_model
     >>> found = evolve(load_model("demo"), population=8, generations=2)

@@ -41,7 +41,7 @@ _REPAIRED = 0.05
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FoolingImages(notebook.NotebookResult):
-    """Images that show nothing and that a network is sure of, a row a class.
+    """Images that show nothing and that a network is sure of, one row per class.
 
     Attributes:
         images: [T, C, H, W] as the network takes them.
@@ -116,7 +116,7 @@ class AttackedModel:
     Attributes:
         model: maps images to scores [N, K], or has the layers that an objective reads.
         frame: size and normalisation of its images.
-        batch_size: images that it sees at once; None is all, on a CPU as many as its caches hold.
+        batch_size: images in a pass; None is all on a GPU, and on a CPU as many as fit its caches.
         precision: ``"bfloat16"`` runs it under autocast.
         progress: whether to show bars.
         argument: what errors call the images.

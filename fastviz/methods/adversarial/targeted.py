@@ -40,7 +40,8 @@ _CLASS_GOAL = 0.99
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Fooled(notebook.NotebookResult):
-    """What :func:`fool` made, a row an image. Lengths are those of the change of the picture, whose values are 0 to 1.
+    """The result of :func:`fool`, one row per image. Lengths are those of the change of the picture, whose values are 0
+    to 1.
 
     What is said about classes is NaN, or −1 for their numbers, where the target is no class, or where the network
     gives no scores [N, K].
@@ -145,13 +146,13 @@ def fool(
             None takes all steps (``"lbfgs"`` needs a goal).
         step: of the picture: the change of each value with ``"sign"``, its root mean square with ``"gradient"``;
             ``"lbfgs"`` finds its own.
-        steps: most steps.
+        steps: the maximum number of steps.
         quantize: round the pictures to 8 bits, so that a saved PNG is the same image. Where rounding takes an image
             below the goal, values are moved by one level, those with the largest gradient first.
-        batch_size: images that the network sees at once; None is all, on a CPU as many as its caches hold.
-        precision: ``"bfloat16"`` runs the network under autocast: faster where the processor has it, approximate. What
-            is reported is then what the network gives in this precision.
-        progress: show a bar, on a terminal. Ctrl-C returns the images so far.
+        batch_size: images in a pass; None is all on a GPU, and on a CPU as many as fit its caches.
+        precision: ``"bfloat16"`` runs the network under autocast: approximate, and faster where the processor supports
+            it. Reported values are then computed in this precision.
+        progress: show a progress bar on a terminal. Ctrl-C returns the images so far.
 
     Returns:
         A :class:`Fooled` with images in the dtype of ``x``, on its device.
@@ -162,7 +163,7 @@ def fool(
             one list; a radius, goal or step out of range; no goal for ``"lbfgs"`` and a target that is no class; a
             radius for ``"lbfgs"``, or below one level when rounding to 8 bits; ``x`` darker than black or brighter than
             white; scores that are not finite.
-        MemoryError: the images do not fit into memory at once; says how many would.
+        MemoryError: the images do not fit into memory together; the message says how many would.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2, bias=False))
     >>> _ = nn.init.constant_(model[1].weight[0].detach(), 1.0), nn.init.constant_(model[1].weight[1].detach(), -1.0)
@@ -409,14 +410,14 @@ def fool_from_noise(
         target: a class, or several.
         goal: probability of the target at which an image is done; 0.996 is the median that the paper reports.
         step: root mean square of the change of the picture (values 0 to 1) in one step.
-        steps: most steps.
+        steps: the maximum number of steps.
         seed: of the noise; image i depends on it and on i only.
         size: height and width in pixels; None is the model's own.
         quantize: round the pictures to 8 bits, as :func:`fool` does.
-        batch_size: images that the network sees at once; None is all, on a CPU as many as its caches hold.
-        precision: ``"bfloat16"`` runs the network under autocast: faster where the processor has it, approximate. What
-            is reported is then what the network gives in this precision.
-        progress: show a bar, on a terminal. Ctrl-C returns the images so far.
+        batch_size: images in a pass; None is all on a GPU, and on a CPU as many as fit its caches.
+        precision: ``"bfloat16"`` runs the network under autocast: approximate, and faster where the processor supports
+            it. Reported values are then computed in this precision.
+        progress: show a progress bar on a terminal. Ctrl-C returns the images so far.
 
     Returns:
         A :class:`fastviz.FoolingImages` with an image for each class, in the dtype and on the device of the model.
@@ -424,7 +425,7 @@ def fool_from_noise(
     Raises:
         TypeError: arguments of the wrong type; the model returns no scores.
         ValueError: a class that does not exist; a goal or step out of range.
-        MemoryError: the images do not fit into memory at once; says how many would.
+        MemoryError: the images do not fit into memory together; the message says how many would.
 
     >>> from fastviz.models import load_model
     >>> bool((fool_from_noise(load_model("demo"), [3, 9]).probability >= 0.996).all())

@@ -76,7 +76,7 @@ def grad_cam(
         model: any module that maps ``x`` to scores [N, K] (or to anything, for targets inside the network).
         x: [N, C, H, W], floating-point, as the model takes it; N may be 0. Or signals [N, C, L], or volumes
             [N, C, D, H, W], with maps [N, l] and [N, d, h, w].
-        target: what to explain; None is the class with the highest score of each sample. See :data:`fastviz.Target`.
+        target: what to explain; None is the predicted class of each sample. See :data:`fastviz.Target`.
         layer: dotted name of a layer with output [N, K, h, w], or [N, h, w, K] or tokens [N, L, K] in networks where
             the dimensions can be followed from the image on, at its last call; class and register tokens are left out.
             None is the last one, pooling apart, with maps larger than 1x1, found by running the first image once more
@@ -88,8 +88,8 @@ def grad_cam(
         batch_size, precision: as in :func:`fastviz.input_gradient`.
 
     Returns:
-        [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, of the dtype of ``x``, not scaled. With ``layers``:
-        layer name → such maps.
+        [N, h, w] ([N, T, h, w] for T targets per sample), 0 or more, of the dtype of ``x``, not scaled. With
+        ``layers``: layer name → such maps.
 
     Raises:
         TypeError: ``model``, ``x``, ``target`` or ``layer`` is of the wrong type; the model or layer returns no tensor.
@@ -138,7 +138,7 @@ def cam(
             (a probability, a sum), each class counts by the gradient of the target for its score.
 
     Returns:
-        [N, h, w] ([N, T, h, w] for T targets a sample), signed, not scaled.
+        [N, h, w] ([N, T, h, w] for T targets per sample), signed, not scaled.
 
     Raises:
         TypeError, ValueError: as :func:`grad_cam`; also a network that ends otherwise, with the names of its layers.
@@ -192,7 +192,7 @@ def guided_grad_cam(
     the same class.
 
     Returns:
-        [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed.
+        [N, C, H, W] ([N, T, C, H, W] for T targets per sample), signed.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
     >>> guided_grad_cam(model, torch.rand(1, 3, 8, 8), target=4, layer="1").shape

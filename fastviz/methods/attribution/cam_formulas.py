@@ -1,6 +1,6 @@
 """What the methods of the CAM family make of a layer's maps A and the gradients G of the target for them.
 
-A is [N, K, h, w] ([N, 1, K, h, w] for T targets a sample), G [N, K, h, w] or [N, T, K, h, w]. Each method weights the
+A is [N, K, h, w] ([N, 1, K, h, w] for T targets per sample), G [N, K, h, w] or [N, T, K, h, w]. Each method weights the
 maps and adds them up over the channels, or projects them on their first principal component.
 """
 

@@ -54,10 +54,10 @@ def ablation_cam(
         target: as in :func:`fastviz.grad_cam`, but nothing inside the network. Of a negative score the division turns
             the signs, as in the paper and in pytorch-grad-cam; ``fastviz.class_probability`` has none.
         batch_size: ablated maps that go through the rest of the network at once; None is as many as fit 64 MB.
-        progress: show a bar on a terminal.
+        progress: show a progress bar on a terminal.
 
     Returns:
-        [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled; zeros for a target of exactly 0.
+        [N, h, w] ([N, T, h, w] for T targets per sample), 0 or more, not scaled; zeros for a target of exactly 0.
 
     Raises:
         TypeError, ValueError: as :func:`fastviz.grad_cam`; a target inside the network.
@@ -108,10 +108,10 @@ def recipro_cam(
             ``fastviz.class_probability(k)``.
         gaussian: see above.
         batch_size: maps that go through the rest of the network at once; None is as many as fit 64 MB.
-        progress: show a bar on a terminal.
+        progress: show a progress bar on a terminal.
 
     Returns:
-        [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled.
+        [N, h, w] ([N, T, h, w] for T targets per sample), 0 or more, not scaled.
 
     Raises:
         TypeError, ValueError: as :func:`fastviz.grad_cam`; a target inside the network.

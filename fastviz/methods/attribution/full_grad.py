@@ -46,7 +46,7 @@ def full_grad(
         target: as in :func:`fastviz.grad_cam`, but nothing inside the network.
 
     Returns:
-        [N, H, W] ([N, T, H, W] for T targets a sample), 0 or more, not scaled.
+        [N, H, W] ([N, T, H, W] for T targets per sample), 0 or more, not scaled.
 
     Raises:
         TypeError, ValueError: as :func:`fastviz.input_gradient`; a target inside the network.

@@ -63,7 +63,7 @@ def cams(
         eigen_smooth: the weighted maps are projected on their first principal component, and not added up.
 
     Returns:
-        Method → layer → maps [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled. To make one map
+        Method → layer → maps [N, h, w] ([N, T, h, w] for T targets per sample), 0 or more, not scaled. To make one map
         of several layers, see :func:`fastviz.fuse_maps`.
 
     Raises:
@@ -133,7 +133,7 @@ def grad_cam_plus_plus(
     Result, errors and warnings as in :func:`fastviz.grad_cam` with one layer.
 
     Returns:
-        Maps [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled.
+        Maps [N, h, w] ([N, T, h, w] for T targets per sample), 0 or more, not scaled.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
     >>> grad_cam_plus_plus(model, torch.ones(1, 1, 8, 8), target=4).shape
@@ -159,7 +159,7 @@ def xgrad_cam(
     https://arxiv.org/abs/2008.02312. Arguments, result and errors as in :func:`grad_cam_plus_plus`.
 
     Returns:
-        Maps [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled.
+        Maps [N, h, w] ([N, T, h, w] for T targets per sample), 0 or more, not scaled.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
     >>> xgrad_cam(model, torch.ones(1, 1, 8, 8), target=4).shape
@@ -185,7 +185,7 @@ def layer_cam(
     :func:`grad_cam_plus_plus`.
 
     Returns:
-        Maps [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled.
+        Maps [N, h, w] ([N, T, h, w] for T targets per sample), 0 or more, not scaled.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
     >>> layer_cam(model, torch.ones(1, 1, 8, 8), target=4, size=(8, 8)).shape
@@ -211,7 +211,7 @@ def hires_cam(
     errors as in :func:`grad_cam_plus_plus`; with ``eigen_smooth`` the paper's promise does not hold.
 
     Returns:
-        Maps [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled.
+        Maps [N, h, w] ([N, T, h, w] for T targets per sample), 0 or more, not scaled.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
     >>> hires_cam(model, torch.ones(1, 1, 8, 8), target=4).shape
@@ -237,7 +237,7 @@ def element_wise_cam(
     as in :func:`grad_cam_plus_plus`.
 
     Returns:
-        Maps [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled.
+        Maps [N, h, w] ([N, T, h, w] for T targets per sample), 0 or more, not scaled.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
     >>> element_wise_cam(model, torch.ones(1, 1, 8, 8), target=4).shape
@@ -262,7 +262,7 @@ def eigen_grad_cam(
     pytorch-grad-cam. Arguments, result and errors as in :func:`grad_cam_plus_plus`; the sign as of :func:`eigen_cam`.
 
     Returns:
-        Maps [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled.
+        Maps [N, h, w] ([N, T, h, w] for T targets per sample), 0 or more, not scaled.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
     >>> eigen_grad_cam(model, torch.ones(1, 1, 8, 8), target=4).shape
@@ -290,12 +290,12 @@ def eigen_cam(
 
     Args:
         model, x, layer, size, batch_size, precision: as in :func:`fastviz.grad_cam`.
-        target: changes nothing but the shape: T targets a sample give the same map T times.
+        target: changes nothing but the shape: T targets per sample give the same map T times.
 
     Result and errors as in :func:`fastviz.grad_cam` with one layer; there is no gradient that could be zero.
 
     Returns:
-        Maps [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled.
+        Maps [N, h, w] ([N, T, h, w] for T targets per sample), 0 or more, not scaled.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
     >>> eigen_cam(model, torch.ones(1, 1, 8, 8)).shape

@@ -3,7 +3,7 @@
 Images are [N, C, H, W]; signals [N, C, L] and volumes [N, C, D, H, W] go the same way, and so do their maps.
 
 All run the model in evaluation mode, leave it as it was, and compute no gradient of its parameters. Targets are those
-of :mod:`fastviz.targets`; with T targets a sample there is one forward pass and a dimension T behind N in the result.
+of :mod:`fastviz.targets`; with T targets per sample there is one forward pass and a dimension T behind N in the result.
 For targets inside the network the pass ends at their layers, and single units are computed on the part of the image
 that they see: the numbers are those of the whole image, see :mod:`fastviz.engine.gradients.input_gradients`.
 """
@@ -42,7 +42,7 @@ def input_gradient(
         model: any module that maps ``x`` to scores [N, K] (or to anything, for targets inside the network).
         x: [N, C, H, W], floating-point, as the model takes it; N may be 0. Or signals [N, C, L], or volumes
             [N, C, D, H, W]: results have their dimensions then.
-        target: what to explain; None is the class with the highest score of each sample. See :data:`fastviz.Target`.
+        target: what to explain; None is the predicted class of each sample. See :data:`fastviz.Target`.
         batch_size: images in a pass, which bounds the memory; None is 32.
         precision: ``"model"`` computes in the dtype of the model; ``"bfloat16"`` under autocast, faster where the
             processor has instructions for it, and approximate. On the ImageNet SqueezeNet and 63 photographs the
@@ -50,7 +50,7 @@ def input_gradient(
             0.9999; one predicted class was another.
 
     Returns:
-        [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed, of the dtype of ``x`` and on its device.
+        [N, C, H, W] ([N, T, C, H, W] for T targets per sample), signed, of the dtype of ``x`` and on its device.
 
     Raises:
         TypeError: ``model``, ``x`` or ``target`` is of the wrong type; the model returns no tensor.
@@ -79,7 +79,7 @@ def saliency(
     score before softmax unless the target says otherwise. Arguments and errors as in :func:`input_gradient`.
 
     Returns:
-        [N, H, W] ([N, T, H, W] for T targets a sample), 0 or more.
+        [N, H, W] ([N, T, H, W] for T targets per sample), 0 or more.
 
     >>> saliency(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.ones(1, 3, 2, 2), target=1).shape
     torch.Size([1, 2, 2])
@@ -103,7 +103,7 @@ def gradient_times_input(
     :func:`input_gradient`.
 
     Returns:
-        [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed.
+        [N, C, H, W] ([N, T, C, H, W] for T targets per sample), signed.
 
     >>> model, x = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False)), torch.rand(1, 1, 2, 2)
     >>> shares = gradient_times_input(model, x, target=1)
@@ -137,10 +137,10 @@ def smooth_grad(
         noise: standard deviation of the Gaussian noise ε, as a fraction of max(x) − min(x) of each image; 0 or more.
         seed: of the noise, which comes from a generator of its own: torch's global state does not change. Image i gets
             the noise of the i-th place in the batch.
-        progress: show a bar, on a terminal.
+        progress: show a progress bar on a terminal.
 
     Returns:
-        [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed. The paper draws its absolute values.
+        [N, C, H, W] ([N, T, C, H, W] for T targets per sample), signed. The paper draws its absolute values.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     >>> smooth_grad(model, torch.rand(1, 1, 2, 2), target=1, samples=5).shape
@@ -180,7 +180,7 @@ def guided_backprop(
     :func:`fastviz.execution.rectifiers.rectifier_rule`. Arguments and errors as in :func:`input_gradient`.
 
     Returns:
-        [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed.
+        [N, C, H, W] ([N, T, C, H, W] for T targets per sample), signed.
 
     Warns:
         RectifierWarning: the model has other activations (GELU, SiLU, …), parts into which one cannot see (scripted
@@ -209,7 +209,7 @@ def deconvnet(
     goes to the place of the maximum. Arguments, warnings and errors as in :func:`guided_backprop`.
 
     Returns:
-        [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed.
+        [N, C, H, W] ([N, T, C, H, W] for T targets per sample), signed.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
     >>> deconvnet(model, torch.ones(1, 1, 2, 2), target=1).shape

@@ -72,7 +72,7 @@ def augmented(method: Callable[..., Any], model: nn.Module, x: Tensor, target: T
         options: of the method, with one layer.
 
     Returns:
-        [N, h, w] ([N, T, h, w] for T targets a sample), 0 to 1.
+        [N, h, w] ([N, T, h, w] for T targets per sample), 0 to 1.
 
     Raises:
         TypeError, ValueError: as the method; it gives no tensor of maps.

@@ -51,9 +51,9 @@ def noise_tunnel(
         kind: ``"smoothgrad"``, ``"smoothgrad_sq"`` or ``"vargrad"``.
         samples: noisy copies an image, at least 1.
         noise: standard deviation of the Gaussian noise, as a fraction of max(x) − min(x) of each image; 0 or more.
-        seed: of the noise, which comes from a generator of its own.
+        seed: for the noise; torch's global generator is not used.
         batch_size: images that the method gets at once; None is 16 on a CPU and 64 on a GPU.
-        progress: show a bar, on a terminal.
+        progress: show a progress bar on a terminal.
         options: further arguments of the method.
 
     Returns:
@@ -117,7 +117,7 @@ def smooth_grad_squared(
     :func:`noise_tunnel`, ``precision`` as in :func:`fastviz.input_gradient`.
 
     Returns:
-        [N, H, W] ([N, T, H, W] for T targets a sample), 0 or more.
+        [N, H, W] ([N, T, H, W] for T targets per sample), 0 or more.
 
     >>> smooth_grad_squared(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.ones(1, 3, 2, 2), 1).shape
     torch.Size([1, 2, 2])
@@ -146,7 +146,7 @@ def var_grad(
     :func:`noise_tunnel`, ``precision`` as in :func:`fastviz.input_gradient`.
 
     Returns:
-        [N, H, W] ([N, T, H, W] for T targets a sample), 0 or more.
+        [N, H, W] ([N, T, H, W] for T targets per sample), 0 or more.
 
     >>> var_grad(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.ones(1, 3, 2, 2), 1).amax().item() < 1e-6
     True

@@ -37,7 +37,7 @@ _BATCH = {"cpu": 8, "cuda": 64}
 
 @dataclass(frozen=True, eq=False, repr=False)
 class OcclusionMap(notebook.NotebookResult):
-    """What :func:`occlusion` found.
+    """The result of :func:`occlusion`.
 
     Attributes:
         attribution: [N, H, W], ``baseline − score`` averaged over the windows that cover each pixel; of signals [N, L],
@@ -52,7 +52,7 @@ class OcclusionMap(notebook.NotebookResult):
             (images the network would see in whole passes), ``seconds``, in approximate modes ``error``, and what
             :func:`fastviz.engine.incremental.sweep` tells.
 
-    With T targets a sample there is a dimension T behind N in the first three.
+    With T targets per sample there is a dimension T after N in the first three.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     >>> found = occlusion(model, torch.ones(1, 1, 4, 4), target=1, window=2, stride=2)
@@ -107,20 +107,19 @@ def occlusion(
         model: any module that maps ``x`` to scores [N, K] (or to anything, for targets inside the network).
         x: [N, C, H, W], floating-point, as the model takes it; N may be 0. Or signals [N, C, L], or volumes
             [N, C, D, H, W].
-        target: what to measure; None is the class with the highest score of each image as it is. See
-            :data:`fastviz.Target`; ``class_probability(k)`` measures probabilities.
+        target: what to measure; None is the predicted class of each unchanged image. See :data:`fastviz.Target`;
+            ``class_probability(k)`` measures probabilities.
         window: height and width of the window, in pixels; one number for a square; None is a seventh of the image's
             sides, at least 1. Of volumes depth, height and width; of signals the length.
         stride: step between windows, at most their size, in pixels; None is half of the window, at least 1.
         centred: put a window on each of the pixels 0, stride, 2·stride, … instead, cut off at every border; with
             stride 1 ``scores`` is then a map [N, H, W] of the score with the window on each pixel.
-        region: top, left, bottom, right of the part of the image that windows are put on, half open, in pixels; the
-            map is of that part alone; None is the whole image. Of signals start and stop; of volumes front, top, left,
+        region: top, left, bottom, right of the part of the image that windows are put on, half-open, in pixels; the map
+            is of that part alone; None is the whole image. Of signals start and stop; of volumes front, top, left,
             back, bottom and right.
-        fill: what covers: a number, a value for each channel [C], an image [C, H, W], one an image [N, C, H, W] (or a
-            signal or volume, one an input),
-            ``"mean"`` (of each channel of each image) or ``"blur"`` (the image under a Gaussian whose standard
-            deviation is half of the window).
+        fill: what covers: a number, a value for each channel [C], an image [C, H, W], one per image [N, C, H, W] (or a
+            signal or volume, one an input), ``"mean"`` (of each channel of each image) or ``"blur"`` (the image under a
+            Gaussian whose standard deviation is half of the window).
         classes: tell which class wins under each window, too.
         precision: ``"bfloat16"`` computes in it; approximate.
         growth_cap: the longest side that the part of a map that a window changes may have, as a fraction of the map,
@@ -132,13 +131,13 @@ def occlusion(
             may mix the images of a batch gets one at a time all the same; ``stats["alone"]`` says why.
         trace: ``"auto"`` prepares a model for incremental sweeps, which takes up to seconds, where that pays in this
             call, or over many calls of the same model; ``"always"`` does it at once; ``"never"`` runs whole passes.
-        progress: show a bar, on a terminal.
+        progress: show a progress bar on a terminal.
 
     In approximate modes ``stats["error"]`` tells ``largest`` and ``mean`` absolute difference of the scores of
     ``windows`` windows, chosen at random (always the same ones), from those of the model itself.
 
     Returns:
-        An :class:`OcclusionMap` with ``attribution`` [N, H, W] ([N, T, H, W] for T targets a sample), signed, in the
+        An :class:`OcclusionMap` with ``attribution`` [N, H, W] ([N, T, H, W] for T targets per sample), signed, in the
         units of the target, and the scores and figures behind it, on the device of ``x``.
 
     Raises:

@@ -33,7 +33,7 @@ class PathAttribution(notebook.NotebookResult):
         delta: [N], the sum of the shares less the difference of the target between image and baseline, which it would
             be without error: captum's convergence delta.
 
-    With T targets a sample there is a dimension T behind N in both.
+    With T targets per sample there is a dimension T after N in both.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     >>> found = integrated_gradients(model, torch.ones(1, 1, 2, 2), target=1, steps=3)
@@ -72,14 +72,14 @@ def integrated_gradients(
     Args:
         model: any module that maps ``x`` to scores [N, K] (or to anything, for targets inside the network).
         x: [N, C, H, W], floating-point, as the model takes it; N may be 0.
-        target: what to explain; None is the class with the highest score of each image. See :data:`fastviz.Target`.
-        baseline: where the lines begin: a number, a value for each channel [C], an image [C, H, W], one an image
-            [N, C, H, W], ``"mean"`` or ``"blur"``, as the fill of :func:`fastviz.occlusion`.
+        target: what to explain; None is the predicted class of each image. See :data:`fastviz.Target`.
+        baseline: where the lines begin: a number, a value for each channel [C], an image [C, H, W], one per image [N,
+            C, H, W], ``"mean"`` or ``"blur"``, as the fill of :func:`fastviz.occlusion`.
         steps: places on each line, at least 2 (1 for Gauss–Legendre).
         method: ``"gausslegendre"``, ``"riemann_left"``, ``"riemann_right"``, ``"riemann_middle"``,
             ``"riemann_trapezoid"`` (weights as captum's, which add up to (steps − 1) / steps).
         batch_size: images in a pass, which bounds the memory; None is 16 on a CPU and 64 on a GPU.
-        progress: show a bar, on a terminal.
+        progress: show a progress bar on a terminal.
 
     Returns:
         The shares, and how far their sum is from the difference of the target.
@@ -130,7 +130,7 @@ def gradient_shap(
         baselines: the images to draw from, [B, C, H, W], for all of ``x``; or one: a number, [C], [C, H, W].
         samples: draws an image, at least 1.
         noise: standard deviation of the Gaussian noise, as a fraction of max(x) − min(x) of each image; 0 or more.
-        seed: of what is drawn, by a generator of its own.
+        seed: for the random draws; torch's global generator is not used.
 
     Returns:
         The shares; ``delta`` compares them with the mean over the baselines that were drawn.

@@ -32,7 +32,7 @@ _LOOKS = 16
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RiseMap(notebook.NotebookResult):
-    """What :func:`rise` found.
+    """The result of :func:`rise`.
 
     Attributes:
         attribution: [N, H, W], the weighted mean of the masks.
@@ -40,7 +40,7 @@ class RiseMap(notebook.NotebookResult):
         stats: ``masks``: how many each image was seen under; ``agreement``: the rank correlation, estimated, of each
             map with the one that all masks would have given (1 where all were tried).
 
-    With T targets a sample there is a dimension T behind N in both.
+    With T targets per sample there is a dimension T after N in both.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     >>> rise(model, torch.ones(1, 1, 8, 8), target=1, masks=20).stats["masks"]
@@ -85,18 +85,17 @@ def rise(
     Args:
         model: any module that maps ``x`` to scores [N, K] (or to anything, for targets inside the network).
         x: [N, C, H, W], floating-point, as the model takes it; N may be 0.
-        target: what to measure; None is the class with the highest score of each image as it is. See
-            :data:`fastviz.Target`.
+        target: what to measure; None is the predicted class of each unchanged image. See :data:`fastviz.Target`.
         masks: M, at least 1; all images get the same.
         cells: of the grids, a side, at least 2.
         keep: the probability of a one, above 0 and below 1.
-        fill: what masked values become: a number, a value for each channel [C], an image [C, H, W], one an image
-            [N, C, H, W], ``"mean"`` or ``"blur"``, as for :func:`fastviz.occlusion`.
+        fill: what masked values become: a number, a value for each channel [C], an image [C, H, W], one per image [N,
+            C, H, W], ``"mean"`` or ``"blur"``, as for :func:`fastviz.occlusion`.
         stop: stop when the rank correlation with the map of all masks is, by an estimate, at least this, above 0 and
             below 1; asked 16 times on the way. None tries all masks.
-        seed: of the masks, which come from a generator of its own.
+        seed: for the masks; torch's global generator is not used.
         batch_size: pictures in a pass; None is 16 on a CPU and 128 on a GPU.
-        progress: show a bar, on a terminal.
+        progress: show a progress bar on a terminal.
 
     Returns:
         The maps, and how many masks each took.

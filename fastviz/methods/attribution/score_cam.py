@@ -48,10 +48,10 @@ def score_cam(
     Args:
         model, x, target, layer, size: as in :func:`fastviz.grad_cam`.
         batch_size: masked images in a pass; None chooses.
-        progress: show a bar on a terminal.
+        progress: show a progress bar on a terminal.
 
     Returns:
-        [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled.
+        [N, h, w] ([N, T, h, w] for T targets per sample), 0 or more, not scaled.
 
     Raises:
         TypeError, ValueError: as :func:`fastviz.grad_cam`.

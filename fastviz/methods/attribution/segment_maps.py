@@ -27,7 +27,7 @@ class SegmentMap(notebook.NotebookResult):
         errors: [N, S], the standard error of each number, for methods that draw samples; else None.
         stats: how it was computed: ``evaluations`` (pictures that the network saw), and what the method adds.
 
-    With T targets a sample there is a dimension T behind N, in all but ``segments``.
+    With T targets per sample there is a dimension T after N, in all but ``segments``.
 
     >>> index = torch.zeros(1, 2, 2, dtype=torch.int64)
     >>> SegmentMap(torch.ones(1, 2, 2), torch.ones(1, 1), index, torch.ones(1)).segments.shape

@@ -36,11 +36,11 @@ _SEED = 0
 class Segmentation(notebook.NotebookResult):
     """Objects cut out of photographs: what :func:`segment` returns.
 
-    With T targets a sample there is a dimension T behind N in all of them.
+    With T targets per sample there is a dimension T after N in all of them.
 
     Attributes:
         mask: bool [N, H, W], whether a pixel belongs to the object; false everywhere where nothing was found.
-        boxes: int64 [N, 4], top, left, bottom, right (half open, in pixels) of the mask; zeros where it is empty.
+        boxes: int64 [N, 4], top, left, bottom, right (half-open, in pixels) of the mask; zeros where it is empty.
         seeds: uint8 [N, H, W], what saliency said of each pixel before colours were looked at: 0 background, 1 object,
             2 probably background, 3 probably object.
         saliency: [N, H, W], after smoothing.
@@ -101,7 +101,7 @@ def segment(
     Args:
         model: any module that maps ``x`` to scores [N, K] (or to anything, for targets inside the network).
         x: [N, C, H, W], floating-point, as the model takes it; N may be 0.
-        target: what to explain; None is the class with the highest score of each sample. See :data:`fastviz.Target`.
+        target: what to explain; None is the predicted class of each sample. See :data:`fastviz.Target`.
         images: [N, 3, h, w] in 0 to 1, what ``x`` shows, at any size; masks have this size. None computes them from
             ``x`` with :func:`fastviz.models.preprocessing` of the model.
         saliency: ``"guided_backprop"`` (the largest absolute value over the channels), ``"saliency"``, or your own

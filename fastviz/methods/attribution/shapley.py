@@ -42,14 +42,13 @@ def feature_ablation(
     Args:
         model: any module that maps ``x`` to scores [N, K] (or to anything, for targets inside the network).
         x: [N, C, H, W], floating-point, as the model takes it; N may be 0.
-        target: what to measure; None is the class with the highest score of each image as it is. See
-            :data:`fastviz.Target`.
+        target: what to measure; None is the predicted class of each unchanged image. See :data:`fastviz.Target`.
         segments: whole numbers [H, W] or [N, H, W], pixels with the same number being a segment; or about how many
             superpixels to cut each image into, by scikit-image's SLIC.
-        fill: what stands in a segment's place: a number, a value for each channel [C], an image [C, H, W], one an image
-            [N, C, H, W], ``"mean"`` or ``"blur"``, as for :func:`fastviz.occlusion`.
+        fill: what stands in a segment's place: a number, a value for each channel [C], an image [C, H, W], one per
+            image [N, C, H, W], ``"mean"`` or ``"blur"``, as for :func:`fastviz.occlusion`.
         batch_size: pictures in a pass; None is 16 on a CPU and 128 on a GPU.
-        progress: show a bar, on a terminal.
+        progress: show a progress bar on a terminal.
 
     Returns:
         The falls, signed.
@@ -99,7 +98,7 @@ def shapley_sampling(
     Args:
         model, x, target, segments, fill, batch_size, progress: as there.
         permutations: orders an image, at least 1.
-        seed: of the orders, which come from a generator of its own.
+        seed: for the orders; torch's global generator is not used.
 
     Returns:
         The values, and in ``errors`` their standard errors (NaN for one permutation).

@@ -43,8 +43,8 @@ def kernel_shap(
 
     Args:
         model, x, target, segments, fill, batch_size, progress: as there.
-        samples: coalitions an image, at least 2, rounded up to pairs.
-        seed: of the coalitions, which come from a generator of its own.
+        samples: coalitions per image, at least 2, rounded up to pairs.
+        seed: for the coalitions; torch's global generator is not used.
 
     Returns:
         The values, signed; those of an image add up to S(x) − S(fill).
@@ -102,10 +102,10 @@ def lime(
 
     Args:
         model, x, target, segments, fill, batch_size, progress: as there.
-        samples: coalitions an image, at least 2.
+        samples: coalitions per image, at least 2.
         kernel_width: how soon pictures far from the image count less, above 0.
         penalty: of large coefficients, 0 or more.
-        seed: of the coalitions, which come from a generator of its own.
+        seed: for the coalitions; torch's global generator is not used.
 
     Returns:
         The coefficients; ``stats["fit"]`` is the weighted R² of the linear model for each image and target.

@@ -84,8 +84,7 @@ def activations(
         as_maps: lay every output out as maps [N, K, h, w], signals' as [N, K, l], volumes' as [N, K, d, h, w]: those
             with their channels last, and tokens, whose class and register tokens are left out. It takes one more pass
             of the first image, in which the dimensions are followed from the image on.
-        batch_size: images the network sees at once; None is 32. Beside the result, only the activations of so many are
-            in memory.
+        batch_size: images in a pass; None is 32. Beside the result, only the activations of so many are in memory.
         precision: see :func:`fastviz.input_gradient`.
         device: where the results are kept; None is the device of ``x``. ``"cpu"`` spares the memory of a GPU.
 

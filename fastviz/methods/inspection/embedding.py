@@ -33,7 +33,7 @@ __all__ = ["Embedding", "embedding", "load_embedding"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Embedding(NotebookResult):
-    """What :func:`embedding` returns: a row for each image that could be read, in the order of the source.
+    """The result of :func:`embedding`: a row for each image that could be read, in the order of the source.
 
     Attributes:
         vectors: [N, D], float32 (float64 where the model is).
@@ -89,7 +89,7 @@ def embedding(
         layer: dotted name of the layer whose output is taken; None is the default said above.
         pool: what becomes of maps [N, C, H, W] and tokens [N, L, D]: ``"mean"`` over the places or tokens;
             ``"flatten"``: all values.
-        batch_size: images the network sees at once; None is 32.
+        batch_size: images in a pass; None is 32.
         precision: see :func:`fastviz.input_gradient`.
         size: as in :func:`fastviz.load_images`.
         limit: only the first so many images; None for all.
@@ -98,7 +98,7 @@ def embedding(
             computed again: those of the same model (weights and all), layer and arguments, of images whose path, size
             and time of change are the same. An interrupted call leaves the vectors it has; the next goes on from there.
         overwrite: replace a ``file`` that holds vectors of another model, or made with other arguments.
-        progress: show a bar on a terminal.
+        progress: show a progress bar on a terminal.
 
     Returns:
         An :class:`Embedding` with vectors [N, D], float32 (float64 where the model is), on the device of the stream, a

@@ -21,11 +21,11 @@ _LARGEST_SIDE = 9000
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageMap(NotebookResult):
-    """What :func:`image_map` returns.
+    """The result of :func:`image_map`.
 
     Attributes:
         picture: uint8 [3, H, W] on the CPU, see :func:`fastviz.images.save_image`.
-        boxes: int64 [N, 4], where each picture is: top, left, bottom, right in pixels, half open.
+        boxes: int64 [N, 4], where each picture is: top, left, bottom, right in pixels, half-open.
 
     >>> found = image_map(torch.rand(4, 3, 8, 8), torch.rand(4, 2), tile=8)
     >>> found.boxes.shape

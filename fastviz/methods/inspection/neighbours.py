@@ -22,7 +22,7 @@ _PIXELS = 32
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Neighbours(NotebookResult):
-    """What :func:`neighbours` returns; indices are rows of the embedding, the nearest first.
+    """The result of :func:`neighbours`; indices are rows of the embedding, the nearest first.
 
     Attributes:
         queries: int64 [Q].

@@ -94,7 +94,7 @@ def patch_pictures(
         channels: one channel or several; None for all (guided backprop runs C·k times then).
         guided: whether to compute the pictures of guided backprop.
         batch_size: images in a forward and backward pass; None is 32.
-        progress: show a bar, on a terminal.
+        progress: show a progress bar on a terminal.
 
     Returns:
         A :class:`PatchPictures` with ``photos`` and, if wanted, ``guided``, each [channels, k, 3, h, w] in 0 to 1.

@@ -68,7 +68,7 @@ class Patches(NotebookResult):
 
     @property
     def boxes(self) -> Tensor:
-        """int64 [C, k, 4]: top, left, bottom, right (half open, in pixels) of what each unit sees of its image.
+        """int64 [C, k, 4]: top, left, bottom, right (half-open, in pixels) of what each unit sees of its image.
 
         Of signals [C, k, 2]: from, to; of volumes [C, k, 6]: front, top, left, back, bottom, right.
         """
@@ -151,9 +151,9 @@ def patches(
         k: places a channel.
         one_per_image: at most one place an image and channel; False takes neighbours in one image, too.
         position: row and column (of signals one number, of volumes three): only the unit there, of each channel.
-        batch_size: images the network sees at once; None is 32.
+        batch_size: images in a pass; None is 32.
         precision: see :func:`fastviz.input_gradient`.
-        progress: show a bar, on a terminal.
+        progress: show a progress bar on a terminal.
 
     Returns:
         :class:`Patches` for ``layer``; else a dictionary, layer name → :class:`Patches`. Where units depend on the

@@ -42,7 +42,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Maximized(notebook.NotebookResult):
-    """What :func:`maximize` made, a row an image: first those of the first target, one for each start.
+    """The result of :func:`maximize`, one row per image: first those of the first target, one for each start.
 
     Attributes:
         images: [N, C, H, W] as the network takes them.
@@ -52,7 +52,7 @@ class Maximized(notebook.NotebookResult):
         steps: int64 [N], steps that each image took.
         history: [S, N], the target before each step; NaN after an image has stopped.
         reasons: why each image stopped: see :class:`fastviz.engine.optimize.Optimized`.
-        box: top, left, bottom and right, half open, of the part of the usual image that single units see and that the
+        box: top, left, bottom and right, half-open, of the part of the usual image that single units see and that the
             images show; None for whole images, and where the units see different parts.
         interrupted: whether Ctrl-C ended it early.
 
@@ -121,24 +121,25 @@ def maximize(
         transforms: see :mod:`fastviz.transforms`; None is jitter of a 14th of the shorter side, scale 0.8 to 1.2 and 10
             degrees of rotation (single units: 0.95 to 1.05 and 5 degrees); none of them below 16 pixels, for L-BFGS and
             for generators.
-        steps: most steps.
+        steps: the maximum number of steps.
         goal: an image is finished when the probability of its class, or the value of another target, is at least this.
         crop: make images of single units only as large as what they see of the usual image: the same numbers, sooner.
         seed: start number s of every target has seed ``seed + s``.
-        batch_size: images that the network sees at once, which bounds the memory; None is all, on a CPU as many as its
-            caches hold.
-        precision: ``"bfloat16"`` runs the network under autocast: faster where the processor has it, approximate.
-        progress: show a bar, on a terminal. Ctrl-C returns the images so far.
-        optimization: see :class:`fastviz.Optimization`. The method's own choices are Adam over the Fourier canvas from
-            ``"zeros"``, for a generator from ``"noise"``.
+        batch_size: images in a pass, which bounds the memory; None is all on a GPU, and on a CPU as many as fit its
+            caches.
+        precision: ``"bfloat16"`` runs the network under autocast: approximate, and faster where the processor supports
+            it.
+        progress: show a progress bar on a terminal. Ctrl-C returns the images so far.
+        optimization: see :class:`fastviz.Optimization`. The defaults are Adam over the Fourier canvas from ``"zeros"``,
+            for a generator from ``"noise"``.
 
     Returns:
         A :class:`Maximized` with T · starts images, float32 at least, on the device of the model.
 
     Raises:
-        TypeError, ValueError: arguments that do not fit; a class, layer, channel or position that does not exist; a
-            size that the network cannot take; a start of another shape; a generator whose pictures have another shape.
-        MemoryError: the images do not fit into memory at once; says how many would.
+        TypeError, ValueError: invalid arguments; a class, layer, channel or position that does not exist; a size that
+            the network cannot take; a start of another shape; a generator whose pictures have another shape.
+        MemoryError: the images do not fit into memory together; the message says how many would.
 
     >>> import fastviz as fv
     >>> made = fv.maximize(fv.load_model("demo"), [12, 5], steps=2)

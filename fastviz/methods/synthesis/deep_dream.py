@@ -40,7 +40,7 @@ _CANVASES: dict[str, tuple[Canvas, float]] = {"fourier": (Fourier(decay=0.5), 0.
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dream(notebook.NotebookResult):
-    """What :func:`deep_dream` made.
+    """The result of :func:`deep_dream`.
 
     Attributes:
         images: [N, C, H, W] as the network takes them.
@@ -116,16 +116,17 @@ def deep_dream(
         tile: compute gradients in tiles of about this many pixels a side, which bounds the memory; None is whole images
             up to a megapixel and 512 beyond. Tiles begin elsewhere in each step, so that no seam stays. The objective
             is then the sum over the tiles of that of each.
-        seed: of the jitter.
-        batch_size: images that the network sees at once; None is all, on a CPU as many as its caches hold.
-        precision: ``"bfloat16"`` runs the network under autocast: faster where the processor has it, approximate.
-        progress: show a bar, on a terminal. Ctrl-C returns the dream so far.
+        seed: for the jitter.
+        batch_size: images in a pass; None is all on a GPU, and on a CPU as many as fit its caches.
+        precision: ``"bfloat16"`` runs the network under autocast: approximate, and faster where the processor supports
+            it.
+        progress: show a progress bar on a terminal. Ctrl-C returns the dream so far.
 
     Returns:
         A :class:`Dream` with images of the size and dtype of ``x``, on its device.
 
     Raises:
-        TypeError: an argument of another type.
+        TypeError: an argument of a wrong type.
         ValueError: a layer, class, channel or position that does not exist; numbers of images that do not fit; an image
             that the network cannot run on; a ``layer`` or a ``guide`` beside a ``target``.
         MemoryError: an image does not fit into memory: a smaller ``tile`` does.

@@ -26,7 +26,7 @@ __all__ = ["Inverted", "invert", "invert_all", "invertible_layers"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Inverted(notebook.NotebookResult):
-    """What :func:`invert` made, a row an image: first those of the first code, one for each start.
+    """The result of :func:`invert`, one row per image: first those of the first code, one for each start.
 
     Attributes:
         layer: whose features were inverted.
@@ -89,7 +89,7 @@ def invert(
     Fourier canvas instead of gradient descent over pixels, which takes a tenth of the steps and keeps fine noise out of
     deep layers. ``Optimization(canvas="pixels")`` is the paper's.
 
-    All images are made at once, each as if it were alone.
+    All images are optimised together, but independently of each other.
 
     Args:
         model: any module; not changed.
@@ -99,20 +99,20 @@ def invert(
         size: height and width of the images in pixels where ``features`` are given; None is the model's usual one.
         starts: images of each code, with noise of their own: the layer does not see what differs between them.
         priors: see :mod:`fastviz.priors`; None is the two above, ``()`` is none.
-        steps: most steps.
+        steps: the maximum number of steps.
         goal: an image is finished when its error is at most this.
         seed: start number s of every code has seed ``seed + s``.
         batch_size, precision, progress: as in :func:`fastviz.maximize`.
-        optimization: see :class:`fastviz.Optimization`. The method's own choices are L-BFGS over the Fourier canvas
-            from ``"noise"``.
+        optimization: see :class:`fastviz.Optimization`. The defaults are L-BFGS over the Fourier canvas from
+            ``"noise"``.
 
     Returns:
         An :class:`Inverted` with N · starts images, float32 at least, on the device of the model.
 
     Raises:
-        TypeError, ValueError: arguments that do not fit; an unknown layer; both or neither of ``x`` and ``features``;
-            features of another shape than the layer gives, or all zero.
-        MemoryError: the images do not fit into memory at once; says how many would.
+        TypeError, ValueError: invalid arguments; an unknown layer; both or neither of ``x`` and ``features``; features
+            of another shape than the layer gives, or all zero.
+        MemoryError: the images do not fit into memory together; the message says how many would.
 
     >>> import fastviz as fv
     >>> model = fv.load_model("demo")

@@ -43,7 +43,7 @@ _RATE = 0.02
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CodeImages(notebook.NotebookResult):
-    """What :func:`maximize_code` made, a row an image.
+    """The result of :func:`maximize_code`, one row per image.
 
     Attributes:
         codes: [N, ...], outputs of the layer.

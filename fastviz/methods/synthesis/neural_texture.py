@@ -54,16 +54,16 @@ def neural_texture(
         layers: see :func:`fastviz.style_transfer`.
         levels: likewise, down to a shorter side of 64 pixels.
         steps, seed, batch_size, precision, progress: see there.
-        optimization: see :class:`fastviz.Optimization`. The method's own choices are L-BFGS over the Fourier canvas
-            from ``"noise"``; starts are ``"noise"``, ``"zeros"``, ``"grey"`` or images [1 or N, C, *size].
+        optimization: see :class:`fastviz.Optimization`. The defaults are L-BFGS over the Fourier canvas from
+            ``"noise"``; starts are ``"noise"``, ``"zeros"``, ``"grey"`` or images [1 or N, C, *size].
 
     Returns:
         A :class:`fastviz.Styled` with N images in the dtype of ``sample``, on its device.
 
     Raises:
-        TypeError, ValueError: arguments that do not fit; an unknown layer or one without maps; images on which the
-            model cannot be run; a checkpoint, which pictures in levels cannot have.
-        MemoryError: the images do not fit into memory at once; says how many would.
+        TypeError, ValueError: invalid arguments; an unknown layer or one without maps; images on which the model cannot
+            be run; a checkpoint, which pictures in levels cannot have.
+        MemoryError: the images do not fit into memory together; the message says how many would.
 
     >>> import fastviz as fv
     >>> import torch

@@ -53,7 +53,7 @@ class Style:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Styled(notebook.NotebookResult):
-    """What :func:`style_transfer` and :func:`fastviz.neural_texture` made, a row an image.
+    """What :func:`style_transfer` and :func:`fastviz.neural_texture` made, one row per image.
 
     Attributes:
         images: [N, C, H, W] as the network takes them.
@@ -152,9 +152,9 @@ def style_transfer(
     style's brought to the mean and standard deviation of the content's, and the result has the content's I and Q of
     YIQ. Of their two ways we chose this one because it keeps the colours exactly.
 
-    All images are made at once, each as if it were alone. With VGG-19 (``weights="DEFAULT"``), the paper's network, the
-    layers are its: relu1_1, relu2_1, … relu5_1 with a weight of 1/5 each, and relu4_2 for the content. On the CPU large
-    convolutions run with fewer products, which rounds differently: see
+    All images are optimised together, but independently of each other. With VGG-19 (``weights="DEFAULT"``), the paper's
+    network, the layers are its: relu1_1, relu2_1, … relu5_1 with a weight of 1/5 each, and relu4_2 for the content. On
+    the CPU large convolutions run with fewer products, which rounds differently: see
     :class:`fastviz.execution.fast_conv.winograd.Winograd`.
 
     Args:
@@ -171,23 +171,24 @@ def style_transfer(
         preserve_colours: see above; for images of three channels.
         levels: sizes, each half of the next; those with a shorter side below 160 pixels are left out, and 1 is the
             whole size only.
-        steps: most steps at each level.
+        steps: the maximum number of steps at each level.
         seed: of noise; image number n has ``seed + n``.
-        batch_size: images that the network sees at once; None is all, on a CPU as many as its caches hold.
-        precision: ``"bfloat16"`` runs the network under autocast: faster where the processor has it, approximate.
-        progress: show a bar, on a terminal. Ctrl-C returns the pictures so far.
-        optimization: see :class:`fastviz.Optimization`. The method's own choices are L-BFGS over the Fourier canvas
-            from ``"content"``; starts are ``"content"``, ``"style"`` (the first one, resized), ``"noise"``, or images
-            [1 or N, C, H, W]. A preview gets the number of steps in its level and the images of that level, before
-            colours are put back.
+        batch_size: images in a pass; None is all on a GPU, and on a CPU as many as fit its caches.
+        precision: ``"bfloat16"`` runs the network under autocast: approximate, and faster where the processor supports
+            it.
+        progress: show a progress bar on a terminal. Ctrl-C returns the pictures so far.
+        optimization: see :class:`fastviz.Optimization`. The defaults are L-BFGS over the Fourier canvas from
+            ``"content"``; starts are ``"content"``, ``"style"`` (the first one, resized), ``"noise"``, or images [1 or
+            N, C, H, W]. A preview gets the number of steps in its level and the images of that level, before colours
+            are put back.
 
     Returns:
         A :class:`Styled` with N images in the dtype of ``content``, on its device.
 
     Raises:
-        TypeError, ValueError: arguments that do not fit; an unknown layer; a layer of the style without maps; images on
-            which the model cannot be run; a checkpoint, which pictures in levels cannot have.
-        MemoryError: the images do not fit into memory at once; says how many would.
+        TypeError, ValueError: invalid arguments; an unknown layer; a layer of the style without maps; images on which
+            the model cannot be run; a checkpoint, which pictures in levels cannot have.
+        MemoryError: the images do not fit into memory together; the message says how many would.
 
     >>> import fastviz as fv
     >>> photo, wall = torch.rand(1, 3, 64, 80), torch.rand(1, 3, 70, 70)

@@ -65,14 +65,14 @@ def synthesize_texture(
             structure of the texture: too small a window loses it, a large one copies.
         epsilon: how much worse than the best a window may be, 0 or more. 0 copies, much is noise.
         max_error: see above; above 0.
-        seed: of the random numbers.
-        progress: show a bar, on a terminal.
+        seed: for the random numbers.
+        progress: show a progress bar on a terminal.
 
     Returns:
         [C, height, width], pixels of the sample, on its device. A sample of one colour gives that colour.
 
     Raises:
-        TypeError: an argument of another type.
+        TypeError: an argument of a wrong type.
         ValueError: a sample that is not [C, H, W], that is smaller than the window, NaN, or above 1e15; an even window;
             a number out of its range.
 
@@ -118,7 +118,7 @@ def fill_hole(
         [C, H, W], ``image`` with its own pixels outside of the hole, in its dtype and on its device.
 
     Raises:
-        TypeError: an argument of another type.
+        TypeError: an argument of a wrong type.
         ValueError: as :func:`synthesize_texture`; a hole of another size, without a pixel, or so large that no window
             is free of it.
 
