@@ -28,7 +28,7 @@ from fastviz.execution.precision import Precision, checked_precision, reduced_pr
 from fastviz.execution.rectifiers import rectifier_rule
 from fastviz.targets.selection import Selection
 
-__all__ = ["check_options", "input_gradients", "passes", "predicted"]
+__all__ = ["check_options", "input_gradients", "passes", "predicted", "with_predicted"]
 
 _IMAGES_OF_CROPS = 8
 """Crops run together until they fill this many images, or as many as were given."""
@@ -89,6 +89,19 @@ def predicted(model: nn.Module, x: Tensor, batch_size: int | None = None, precis
     run = in_fast_order(model, precision, compute)
     with frozen_model(model):
         return torch.cat([each for part in x.split(images_at_once(batch_size)) for each in batches(run, part)])
+
+
+def with_predicted(
+    model: nn.Module,
+    selection: Selection,
+    x: Tensor,
+    batch_size: int | None = None,
+    precision: Precision = "model",
+) -> Selection:
+    """``selection`` with the predicted classes of the images ``x`` filled in where it needs them."""
+    if not selection.predicts or not len(x):
+        return selection
+    return selection.with_predicted(predicted(model, x, batch_size, precision))
 
 
 def passes(

@@ -17,7 +17,7 @@ from torch import Tensor
 from fastviz._util import checks
 from fastviz.images import tensors
 
-__all__ = ["Fill", "Grid", "filling", "grid"]
+__all__ = ["Fill", "Grid", "filled_images", "filling", "grid"]
 
 Fill = float | Tensor | Literal["mean", "blur"]
 """What covers a window: a number, a value for each channel [C], an image [C, H, W], one an image [N, C, H, W], the mean
@@ -172,3 +172,11 @@ def filling(fill: object, images: Tensor, window: tuple[int, ...], argument: str
         return float(fill)
     fill = fill.detach().to(images.dtype)
     return fill[None] if fill.dim() == images.dim() - 1 else fill
+
+
+def filled_images(fill: object, images: Tensor, window: tuple[int, ...], argument: str = "fill") -> Tensor:
+    """``fill`` as images [N, C, H, W], without a graph; arguments and errors as in :func:`filling`."""
+    found = filling(fill, images, window, argument)
+    if isinstance(found, Tensor) and found.dim() == 1:
+        found = found[:, None, None]
+    return (torch.zeros_like(images) + found).detach()

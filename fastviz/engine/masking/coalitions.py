@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastviz import targets
 from fastviz._util import checks
-from fastviz.engine.incremental.window_grid import Fill, filling, grid
+from fastviz.engine.incremental.window_grid import Fill, filled_images, grid
 from fastviz.engine.masking.scores import Scores
 from fastviz.engine.masking.segments import numbered
 from fastviz.execution.evaluation_mode import frozen_model
@@ -71,9 +71,7 @@ def coalitions(
     if batch_size is not None:
         checks.whole_number(batch_size, "batch_size", minimum=1)
     window = grid((images.shape[2], images.shape[3]), None, None).window
-    filled = filling(fill, images, window)
-    if isinstance(filled, Tensor) and filled.dim() == 1:
-        filled = filled[:, None, None]
+    filled = filled_images(fill, images, window)
     index, counts = numbered(segments, images)
     with frozen_model(model), torch.no_grad(), full_float32(images.device):
-        yield Coalitions(Scores(model, images, selection, batch_size), index, counts, torch.zeros_like(images) + filled)
+        yield Coalitions(Scores(model, images, selection, batch_size), index, counts, filled)
