@@ -67,9 +67,8 @@ class FoolingImages(notebook.NotebookResult):
 
     def shown(self) -> list[tuple[str, Tensor]]:
         """See :class:`fastviz.images.notebook.NotebookResult`."""
-        numbers = zip(self.target.tolist(), self.probability.tolist(), strict=True)
-        captions = [f"class {target}, {notebook.words(probability=probability)}" for target, probability in numbers]
-        return list(zip(captions, self.pictures, strict=True))
+        each = zip(self.target.tolist(), notebook.captioned(self.pictures, probability=self.probability), strict=True)
+        return [(f"class {target}, {caption}", picture) for target, (caption, picture) in each]
 
 
 @dataclass(frozen=True, eq=False)

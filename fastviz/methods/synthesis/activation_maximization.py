@@ -32,10 +32,10 @@ from fastviz.targets.selection import Target
 __all__ = ["Maximized", "maximize"]
 
 CLASS_PRIORS: tuple[Prior, ...] = (L2(1e-4), TotalVariation(weight=1e-3))
-"""They keep images of classes soft; chosen by looking. Activations may be too small beside them."""
+"""Default priors for classes, chosen by eye. Other activations may be too small compared with them."""
 
-_SMALL = 16
-"""Images with fewer pixels a side are not transformed: nothing in them would stay in its place."""
+_MIN_TRANSFORMED = 16
+"""Images with fewer pixels per side are not transformed, because that would displace everything in them."""
 
 Box = tuple[int, int, int, int]
 
@@ -48,12 +48,12 @@ class Maximized(notebook.NotebookResult):
         images: [N, C, H, W] as the network takes them.
         pictures: [N, C, H, W] in 0 to 1.
         values: [N], the target at these images.
-        probability: [N], of the class; NaN where the target is no class.
-        steps: int64 [N], steps that each image took.
+        probability: [N], of the class; NaN if the target is not a class.
+        steps: int64 [N], the number of steps of each image.
         history: [S, N], the target before each step; NaN after an image has stopped.
         reasons: why each image stopped: see :class:`fastviz.engine.optimize.Optimized`.
-        box: top, left, bottom and right, half-open, of the part of the usual image that single units see and that the
-            images show; None for whole images, and where the units see different parts.
+        box: top, left, bottom and right, half-open, of the receptive field of single units, to which the images are
+            cropped; None for full images, and if the units have different receptive fields.
         interrupted: whether Ctrl-C ended it early.
 
     >>> import fastviz as fv
@@ -73,9 +73,7 @@ class Maximized(notebook.NotebookResult):
 
     def shown(self) -> list[tuple[str, Tensor]]:
         """See :class:`fastviz.images.notebook.NotebookResult`."""
-        numbers = zip(self.values.tolist(), self.probability.tolist(), strict=True)
-        captions = [notebook.words(value=value, probability=probability) for value, probability in numbers]
-        return list(zip(captions, self.pictures, strict=True))
+        return notebook.captioned(self.pictures, value=self.values, probability=self.probability)
 
 
 def maximize(
@@ -95,46 +93,46 @@ def maximize(
     progress: bool = False,
     optimization: Optimization | None = None,
 ) -> Maximized:
-    """Images that make each target as large as possible: what a class or unit looks like to the network.
+    """Images that maximise each target: what a class or unit looks like to the network.
 
     ``argmax_I S(I) − penalties(I)``: Simonyan, Vedaldi, Zisserman 2014, https://arxiv.org/abs/1312.6034, with S the
     score before softmax and λ‖I‖²; priors of Yosinski et al. 2015, https://arxiv.org/abs/1506.06579; Fourier canvas and
     random transforms of Olah, Mordvintsev, Schubert 2017, https://distill.pub/2017/feature-visualization; with a
     :class:`fastviz.canvas.Generator` as the canvas, the latent images of Nguyen et al. 2016,
-    https://arxiv.org/abs/1605.09304. Defaults were chosen by looking at pictures. Simonyan et al. themselves are
-    ``priors=[L2(...)], transforms=(), optimization=Optimization(optimizer="ascent", canvas=Pixels(clip=False))``,
-    except that the length of a step is normalised here.
+    https://arxiv.org/abs/1605.09304. Defaults were chosen by eye. The method of Simonyan et al. is ``priors=[L2(...)],
+    transforms=(), optimization=Optimization(optimizer="ascent", canvas=Pixels(clip=False))``, except that the step
+    length is normalised here.
 
-    All images are made at once, and each as if it were alone. Where rectifiers block the whole gradient of a target, as
-    at the start of many classes and units, see :func:`fastviz.engine.optimize.optimize`.
+    All images are optimised together, but independently of each other. For targets whose whole gradient is blocked by
+    rectifiers, as at the start of many classes and units, see :func:`fastviz.engine.optimize.optimize`.
 
     Args:
         model: any module; not changed.
-        target: T targets are T images, unlike where images are explained: a class, a tensor of T classes, an objective,
-            one with tensors of T numbers such as ``fastviz.channel("conv1", torch.arange(64))``, or a list of them.
-            None is refused: there is no image yet whose class could be predicted.
-        size: height and width in pixels (one number for a square); None is the model's usual one. Targets inside the
-            network take any size that it can.
-        starts: images of each target, with noise and transforms of their own.
+        target: a class, a tensor of T classes, an objective, one with tensors of T numbers such as
+            ``fastviz.channel("conv1", torch.arange(64))``, or a list of them. Unlike in attribution methods, T targets
+            give T images. None is refused, because there is no image yet whose class could be predicted.
+        size: height and width in pixels (one number for a square); None is the model's own input size. Targets inside
+            the network allow any size that the network accepts.
+        starts: images per target, with different noise and transforms.
         priors: see :mod:`fastviz.priors`; None is ``L2(1e-4)`` and ``TotalVariation(weight=1e-3)`` for classes, and
             nothing for other targets.
         transforms: see :mod:`fastviz.transforms`; None is jitter of a 14th of the shorter side, scale 0.8 to 1.2 and 10
             degrees of rotation (single units: 0.95 to 1.05 and 5 degrees); none of them below 16 pixels, for L-BFGS and
             for generators.
         steps: the maximum number of steps.
-        goal: an image is finished when the probability of its class, or the value of another target, is at least this.
-        crop: make images of single units only as large as what they see of the usual image: the same numbers, sooner.
-        seed: start number s of every target has seed ``seed + s``.
+        goal: an image stops once the probability of its class, or the value of another target, is at least this.
+        crop: only optimise the receptive field of single units, which is faster and gives the same values.
+        seed: start s of every target has seed ``seed + s``.
         batch_size: images in a pass, which bounds the memory; None is all on a GPU, and on a CPU as many as fit its
             caches.
         precision: ``"bfloat16"`` runs the network under autocast: approximate, and faster where the processor supports
             it.
         progress: show a progress bar on a terminal. Ctrl-C returns the images so far.
-        optimization: see :class:`fastviz.Optimization`. The defaults are Adam over the Fourier canvas from ``"zeros"``,
+        optimization: see :class:`fastviz.Optimization`. The defaults are Adam on the Fourier canvas from ``"zeros"``,
             for a generator from ``"noise"``.
 
     Returns:
-        A :class:`Maximized` with T · starts images, float32 at least, on the device of the model.
+        A :class:`Maximized` with T · starts images, at least float32, on the device of the model.
 
     Raises:
         TypeError, ValueError: invalid arguments; a class, layer, channel or position that does not exist; a size that
@@ -178,7 +176,7 @@ def maximize(
             preview_every=options.preview_every,
             progress=progress,
             checkpoint=options.checkpoint,
-            about=f"maximize {model_info(model)} {_in_words(objective)}",
+            about=f"maximize {model_info(model)} {_description(objective)}",
         )
     return _result(made, frame, torch.tensor(is_class), box)
 
@@ -186,7 +184,7 @@ def maximize(
 def _problem(
     model: nn.Module, target: Target, size: int | tuple[int, int] | None, starts: int, crop: bool, precision: Precision
 ) -> tuple[TargetObjective, Frame, Box | None]:
-    """The objective, the frame of its images, and, if they are crops of the usual image, the crop."""
+    """The objective, the frame of its images, and their box if they are cropped to receptive fields."""
     objective = target_objective(model, target, repeats=starts, precision=precision, argument="size")
     frame = frame_of(model, size)
     cropped = _cropped(model, objective, frame) if crop else None
@@ -213,17 +211,17 @@ def _result(made: Optimized, frame: Frame, classes: Tensor, box: Box | None) -> 
 
 
 def _transforms(side: int, *, single: bool) -> tuple[Transform, ...]:
-    """The default for images whose shorter side is ``side`` pixels: less where one unit must be hit."""
-    if side < _SMALL:
+    """The default transforms for images whose shorter side is ``side`` pixels; weaker for a ``single`` unit."""
+    if side < _MIN_TRANSFORMED:
         return ()
     jitter = Jitter(side // 14)
     return (jitter, Scale(0.95, 1.05), Rotate(5)) if single else (jitter, Scale(0.8, 1.2), Rotate(10))
 
 
 def _cropped(model: nn.Module, objective: TargetObjective, frame: Frame) -> tuple[targets.Objective, Box] | None:
-    """The same single units on the part of the image that they see, and that part; None if it is the whole image.
+    """The same single units on their receptive field, and its box; None if it is the whole image.
 
-    Also None where the targets are not single units of one layer, or see parts of different shapes.
+    Also None if the targets are not single units of one layer, or have receptive fields of different shapes.
     """
     parts = objective.parts
     layers = {name for part, _ in parts for name in part.layers}
@@ -250,6 +248,6 @@ def _cropped(model: nn.Module, objective: TargetObjective, frame: Frame) -> tupl
     return unit, crops.boxes[0]
 
 
-def _in_words(objective: TargetObjective) -> str:
-    """The targets, for a checkpoint to agree on."""
+def _description(objective: TargetObjective) -> str:
+    """A description of the targets, for checkpoints."""
     return "; ".join(f"{type(part).__name__} {vars(part)}" for part, _ in objective.parts)

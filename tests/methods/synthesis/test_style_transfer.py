@@ -346,7 +346,7 @@ DRAWN = noise(1, 3, 12, 12)
         ({"style": fv.Style(DRAWN, 0)}, ValueError, "one style should have a weight above 0"),
         ({"style": fv.Style(DRAWN, -1)}, ValueError, "the weight of a style should be finite and at least 0, got -1"),
         ({"style": fv.Style(DRAWN, mask=torch.ones(2, 16, 20))}, ValueError, r"size of content, \[16, 20\], got \[2"),
-        ({"style": fv.Style(DRAWN, mask=torch.zeros(16, 20))}, ValueError, "should have a place above 0"),
+        ({"style": fv.Style(DRAWN, mask=torch.zeros(16, 20))}, ValueError, "should have a value above 0"),
         ({"style": fv.Style(DRAWN, mask=2 * torch.ones(16, 20))}, ValueError, "should have values 0 to 1, got 2 to 2"),
         ({"style": fv.Style(DRAWN, mask=[1])}, TypeError, "the mask of a style should be a tensor, got list"),
         ({"style": [DRAWN, fv.Style(DRAWN, mask=torch.ones(16, 20))]}, ValueError, "should have a mask or none, got 1"),
@@ -377,7 +377,7 @@ def test_what_is_refused(options, error, message):
 
 def test_colours_of_grey_images_cannot_be_preserved():
     network = described(nn.Sequential(nn.Conv2d(1, 4, 3).double(), nn.ReLU()), channels=1)
-    with pytest.raises(ValueError, match="content should have three channels where colours are preserved, got 1"):
+    with pytest.raises(ValueError, match="content should have three channels to preserve colours, got 1"):
         style_transfer(
             network, noise(1, 1, 9, 9), noise(1, 1, 9, 9), layers="1", content_layers="1", preserve_colours=True
         )
