@@ -111,7 +111,7 @@ class AdvancingRunner(Runner):
             maps[batch.image] = value
 
     def _mean(self, batch: Batch, step: Step) -> Tensor:
-        # computed anew from the whole map: running sums would accumulate rounding errors
+        # recomputed from the whole map: running sums would accumulate rounding errors
         return step.full([self._whole(batch, step.sources[0])])
 
 

@@ -218,7 +218,7 @@ class _Run:
             if reason:
                 raise NotTraceable(reason)
         for again in (False, True):
-            made = network(self.model, first, anew=again)
+            made = network(self.model, first, rebuild=again)
             output, _ = run_whole(made.steps, {made.steps[0]: first}, clean=True)
             if not bool(torch.isfinite(output).all()):
                 break

@@ -82,21 +82,21 @@ _SAMPLED = 128
 _networks: StructureCache[Network | str] = StructureCache(2)
 
 
-def network(model: nn.Module, images: Tensor, dtype: torch.dtype | None = None, *, anew: bool = False) -> Network:
+def network(model: nn.Module, images: Tensor, dtype: torch.dtype | None = None, *, rebuild: bool = False) -> Network:
     """The steps of ``model`` for images like ``images`` [N, C, H, W]; from an earlier call if the model is the same.
 
     Args:
         model: the network; not touched.
         images: only their shape and device are used.
         dtype: compute in this type; None is the model's own.
-        anew: rebuild them, because the model changed in a way that cannot be detected.
+        rebuild: build them again, because the model changed in a way that cannot be detected.
 
     Raises:
         NotTraceable: there are none; the message says why.
     """
     _refuse(model)
     key = _key(images, dtype)
-    if anew:
+    if rebuild:
         _networks.drop(model, key)
     found = _networks.get(model, key, _state(model), lambda: _made(model, images, dtype))
     if isinstance(found, str):

@@ -154,7 +154,7 @@ def sweep(
             try:
                 _Engine(job, made, images_run, *settings).run()
             except StaleError:
-                made = network(job.model, job.images, dtype, anew=True)
+                made = network(job.model, job.images, dtype, rebuild=True)
                 made = made if outputs is None else made.only(outputs)
                 job.stats["prepare_seconds"] = time.perf_counter() - started
                 _Engine(job, made, images_run, *settings).run()
