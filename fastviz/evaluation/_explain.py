@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from fastviz import targets
 from fastviz.engine.gradients.input_gradients import predicted
 from fastviz.targets.objectives import Objective
-from fastviz.targets.selection import Target
+from fastviz.targets.selection import Selection, Target
 
-__all__ = ["AT_ONCE", "Explain", "explained", "explained_in_batches", "single_objective"]
+__all__ = ["AT_ONCE", "Explain", "explained", "explained_in_batches", "single_objective", "single_selection"]
 
 Explain = Callable[[nn.Module, Tensor, Any], Any]
 """A method: takes a model, images [N, C, H, W] and a target; returns maps [N, h, w] or [N, C, h, w], or an object with
@@ -54,8 +54,8 @@ def explained_in_batches(
     )
 
 
-def single_objective(model: nn.Module, images: Tensor, target: Target, batch_size: int | None) -> Objective:
-    """``target`` as one objective, with the predicted classes of the ``images`` filled in.
+def single_selection(model: nn.Module, target: Target) -> Selection:
+    """``target`` of a measure, which must be one per sample.
 
     Raises:
         TypeError, ValueError: as :func:`fastviz.saliency`; several targets per sample.
@@ -63,6 +63,16 @@ def single_objective(model: nn.Module, images: Tensor, target: Target, batch_siz
     selection = targets.resolve(target, model)
     if selection.several:
         raise ValueError(f"target should be one per sample for a measure, got {selection.columns}")
+    return selection
+
+
+def single_objective(model: nn.Module, images: Tensor, target: Target, batch_size: int | None) -> Objective:
+    """``target`` as one objective, with the predicted classes of the ``images`` filled in.
+
+    Raises:
+        TypeError, ValueError: as :func:`single_selection`.
+    """
+    selection = single_selection(model, target)
     if selection.predicts:
         classes = predicted(model, images, batch_size) if len(images) else torch.zeros(0, dtype=torch.int64)
         selection = selection.with_predicted(classes)

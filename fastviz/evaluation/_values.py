@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastviz import targets
 from fastviz._util import checks
 from fastviz.engine.incremental.passes import outputs_of_images
+from fastviz.evaluation._explain import single_selection
 from fastviz.execution.inputs import input_batch
 from fastviz.execution.model_outputs import map_tensors
 from fastviz.targets.selection import Selection, Target
@@ -51,9 +52,7 @@ def reading(model: nn.Module, x: object, target: Target, value: Value, batch_siz
     """
     images = input_batch(model, x).detach()
     checks.one_of(value, "value", ("probability", "target"))
-    selection = targets.resolve(target, model)
-    if selection.several:
-        raise ValueError(f"target should be one per sample for a measure, got {selection.columns}")
+    selection = single_selection(model, target)
     if selection.layers:
         raise ValueError(
             f"target should be read off the model's output for a measure, got one about {selection.layers[0]!r}"

@@ -114,9 +114,7 @@ def deletion(
     """
     read = reading(model, x, target, value, batch_size)
     order = _order(read.images, maps, regions, step, ties, channels)
-    other = substitute(substrate, read.images, seed)
-    with bar(progress, _states(read, order), text="deletion", unit="images") as advance:
-        return _curve(read, order, other, False, spacing, batch_size, advance)
+    return _single_curve(read, order, substrate, seed, False, spacing, batch_size, progress)
 
 
 def insertion(
@@ -153,9 +151,7 @@ def insertion(
     """
     read = reading(model, x, target, value, batch_size)
     order = _order(read.images, maps, regions, step, ties, channels)
-    other = substitute(substrate, read.images, seed)
-    with bar(progress, _states(read, order), text="insertion", unit="images") as advance:
-        return _curve(read, order, other, True, spacing, batch_size, advance)
+    return _single_curve(read, order, substrate, seed, True, spacing, batch_size, progress)
 
 
 def region_perturbation(
@@ -267,6 +263,23 @@ def _order(
 def _states(read: Reading, order: _Order) -> int:
     """How many images all curves take: each image before any change and after each change."""
     return len(read.images) * (order.steps + 1)
+
+
+def _single_curve(
+    read: Reading,
+    order: _Order,
+    substrate: Substrate,
+    seed: Seed,
+    reveal: bool,
+    spacing: Spacing,
+    batch_size: int | None,
+    progress: bool,
+) -> Curve:
+    """The curve of insertion (``reveal``) or deletion, with a progress bar."""
+    other = substitute(substrate, read.images, seed)
+    text = "insertion" if reveal else "deletion"
+    with bar(progress, _states(read, order), text=text, unit="images") as advance:
+        return _curve(read, order, other, reveal, spacing, batch_size, advance)
 
 
 def _curve(

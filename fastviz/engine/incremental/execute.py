@@ -100,8 +100,13 @@ def clean_pass(steps: Sequence[Step], images: Tensor, groups: Iterable[Group]) -
     values = {steps[0]: in_best_order(images)}
     output, kept = run_whole(steps, values, keep, clean=True)
     maps = {step: _in_order(value, step) for step, value in kept.items()}
-    averaged = {step.sources[0] for step in steps if isinstance(step, Mean)} & keep
+    averaged = _averaged(steps) & keep
     return Clean(images, output, maps, {step: _integral(maps[step]) for step in averaged})
+
+
+def _averaged(steps: Sequence[Step]) -> set[Step]:
+    """The steps whose maps are averaged by a later step."""
+    return {step.sources[0] for step in steps if isinstance(step, Mean)}
 
 
 def _integral(maps: Tensor) -> Tensor:
@@ -114,7 +119,7 @@ def _integral(maps: Tensor) -> Tensor:
 def clean_bytes(steps: Sequence[Step], groups: Iterable[Group], value_bytes: int) -> float:
     """The bytes of the clean maps of one image."""
     keep = kept_maps(steps, groups)
-    averaged = {step.sources[0] for step in steps if isinstance(step, Mean)} & keep
+    averaged = _averaged(steps) & keep
     return sum(math.prod(step.shape) * (value_bytes + (8 if step in averaged else 0)) for step in keep)
 
 
