@@ -1,4 +1,4 @@
-"""The options that all methods share that optimise images."""
+"""The options shared by all methods that optimise images."""
 
 from __future__ import annotations
 
