@@ -1,4 +1,4 @@
-"""Is a map any good? Measures of maps, and tables of methods against measures."""
+"""Evaluation of attribution maps: measures, and tables of methods by measures."""
 
 from fastviz.evaluation._maps import Channels, Regions, Ties
 from fastviz.evaluation._seeds import Seed

@@ -1,12 +1,12 @@
-"""Removed pixels filled in from their neighbours: the linear systems of ROAD, for many images at once.
+"""Fills in removed pixels from their neighbours: solves the linear systems of ROAD for many images together.
 
-Each removed pixel is the weighted mean of its 8 neighbours, those beyond the border left out: a linear system on the
-graph of the removed pixels, symmetric and positive definite. It is solved by conjugate gradients with a multigrid cycle
-as preconditioner: on a CPU plane by plane in one native loop (:func:`fastviz.ops.fill_in`), elsewhere here, for many
-planes together, in float32, corrected in float64 until the estimated error is small.
+Each removed pixel is the weighted mean of its 8 neighbours, without those beyond the border: a symmetric positive
+definite linear system on the graph of removed pixels. It is solved by conjugate gradients with a multigrid
+preconditioner: on a CPU plane by plane in a native loop (:func:`fastviz.ops.fill_in`), otherwise in this module, for
+many planes together, in float32 with corrections in float64 until the estimated error is small.
 
-Planes of many systems stand side by side as the channels of one image [1, K, h, w]: a step of the solver is then one
-depthwise convolution over all of them.
+Planes of many systems are the channels of one image [1, K, h, w], so that a solver step is one depthwise convolution
+over all of them.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ _SIDE, _CORNER = 1 / 6, 1 / 12
 """Weights of the neighbours, as in the authors' code."""
 
 _DAMPING = 0.8
-"""Of the Jacobi steps; those of a multigrid cycle are stable below 1."""
+"""Damping of the Jacobi steps; in a multigrid cycle they are stable below 1."""
 _OVERCORRECTION = 1.4
-"""Blocks of 2x2 pixels move as wholes on the coarser grid, which makes it too stiff; 1 to 1.8 were tried."""
+"""Factor for coarse corrections, since grids that are constant over 2x2 blocks are too stiff; 1 to 1.8 were tried."""
 
 _ACCURACY = 1e-6
 """Largest estimated error of a pixel, as a fraction of the largest absolute value of its image."""
 _GAIN = 1e-4
-"""By how much one round in float32 reduces the error at most, which is about what float32 can."""
+"""The largest error reduction of one round in float32, about the limit of its precision."""
 _ROUNDS, _ITERATIONS = 12, 200
 _STEPS = 1000
-"""Most steps of the native loop, which takes some 5 to 20."""
+"""The maximum number of steps of the native loop, which usually takes 5 to 20."""
 
 _AT_ONCE = {"cpu": 8 * 3 * 224 * 224, "cuda": 256 * 3 * 224 * 224}
-"""Pixels of all planes that are solved together: on a CPU as many as its caches hold."""
+"""Total pixels of planes that are solved together: on a CPU as many as fit its caches."""
 
 
 def imputed(images: Tensor, removed: Tensor, image: Tensor) -> Tensor:
-    """Copies of images with pixels removed, and the removed ones filled in: [Q, C, H, W], of the images' dtype.
+    """Copies of images with removed pixels filled in, [Q, C, H, W], in the images' dtype.
 
-    Rong et al. 2022, https://arxiv.org/abs/2202.00449, equation 5, without the noise: sides weigh 1/6, corners 1/12,
-    and at the border the weights of what is there are made to sum to 1. Equal to a direct solver to about 1e-6 of the
-    image's largest value. Where all pixels are removed there is nothing to fill them in from: they become the mean of
-    their channel.
+    Rong et al. 2022, https://arxiv.org/abs/2202.00449, equation 5, without the noise: side neighbours weigh 1/6, corner
+    neighbours 1/12, and at the border the remaining weights are normalised to sum to 1. Equal to a direct solver up to
+    about 1e-6 of the image's largest value. If all pixels of an image are removed, they become the mean of their
+    channel.
 
     Args:
         images: [N, C, H, W], finite.
         removed: bool [Q, H, W].
-        image: int64 [Q], which image each is about.
+        image: int64 [Q], the image that each mask belongs to.
     """
     filled = images[image]
     if not len(filled):
@@ -60,7 +60,7 @@ def imputed(images: Tensor, removed: Tensor, image: Tensor) -> Tensor:
     counts = removed.flatten(1).sum(1)
     every = counts == removed[0].numel()
     filled[every] = filled[every].mean((2, 3), keepdim=True).expand_as(filled[every])
-    # those with about as many pixels removed take about as many steps
+    # images with similar numbers of removed pixels take similar numbers of steps
     order = counts.argsort()
     order = order[(counts[order] > 0) & ~every[order]]
     at_once = max(1, _AT_ONCE.get(images.device.type, _AT_ONCE["cpu"]) // filled[0].numel())
@@ -72,16 +72,16 @@ def imputed(images: Tensor, removed: Tensor, image: Tensor) -> Tensor:
 
 
 def _solved_on_cpu(pictures: Tensor, removed: Tensor) -> Tensor:
-    """As :func:`_solved`."""
+    """The same as :func:`_solved`."""
     values = pictures.double().contiguous()
-    # an estimate may be too small by a few times
+    # the error estimate may be too small by a small factor
     if bool((ops.fill_in(values, removed, 0.1 * _ACCURACY, _STEPS) < 0).any()):
         raise RuntimeError("the linear system of the removed pixels did not converge")
     return values
 
 
 def _solved(pictures: Tensor, removed: Tensor) -> Tensor:
-    """The ``pictures`` [B, C, H, W] with what is ``removed`` [B, H, W] filled in, in float64."""
+    """The ``pictures`` [B, C, H, W] with ``removed`` pixels [B, H, W] filled in, in float64."""
     C, H, W = pictures.shape[1:]
     planes = pictures.double().reshape(1, -1, H, W)
     largest = planes.flatten(2).abs().amax(2)[..., None, None].clamp(min=1e-30)
@@ -93,7 +93,7 @@ def _solved(pictures: Tensor, removed: Tensor) -> Tensor:
     grid = _Multigrid(free.float().contiguous(memory_format=torch.channels_last))
     found, residual, worst = torch.zeros_like(planes), known, 1.0
     for _ in range(_ROUNDS):
-        # float32 would not tell small residuals from rounding unless they are scaled
+        # in float32, small residuals must be scaled to stand out from rounding errors
         scale = residual.flatten(2).abs().amax(2)[..., None, None].clamp(min=1e-300)
         gain = min(0.1, max(_GAIN, 0.1 * _ACCURACY / worst))
         correction, error = _conjugate_gradients(grid, (residual / scale).float(), gain)
@@ -106,8 +106,8 @@ def _solved(pictures: Tensor, removed: Tensor) -> Tensor:
 
 
 def _neighbours(planes: Tensor) -> Tensor:
-    """The weighted sum of the 8 neighbours of each pixel, zero beyond the border: (1, 2, 1) down and across, in 12ths,
-    without the middle.
+    """The weighted sum of the 8 neighbours of each pixel, zero beyond the border: (1, 2, 1) ⊗ (1, 2, 1) / 12 without
+    the centre.
     """
     total = 2 * planes
     total[..., 1:, :] += planes[..., :-1, :]
@@ -121,9 +121,9 @@ def _neighbours(planes: Tensor) -> Tensor:
 def _conjugate_gradients(grid: _Multigrid, right: Tensor, gain: float) -> tuple[Tensor, Tensor]:
     """The solution for the ``right`` sides [1, K, H, W], in float32, and its estimated error, [1, K, 1, 1].
 
-    It ends when the error is about ``gain`` of what it was.
+    It ends when the error has shrunk to about ``gain`` of its initial value.
 
-    The preconditioned residual is about the error, since the multigrid cycle is about the inverse.
+    The preconditioned residual approximates the error, since the multigrid cycle approximates the inverse.
     """
     residual = right.contiguous(memory_format=torch.channels_last)
     found = torch.zeros_like(residual)
@@ -150,8 +150,8 @@ def _products(first: Tensor, second: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Level:
-    """One grid: ``share`` of each block that is removed, the ``inverse`` of the diagonal (0 where nothing is removed)
-    times the damping, both for K planes, and the weights of the neighbours.
+    """One grid: the removed ``share`` of each block, the ``inverse`` of the diagonal times the damping (0 where nothing
+    is removed), both for K planes, and the weights.
     """
 
     share: Tensor
@@ -160,14 +160,14 @@ class _Level:
 
 
 class _Stencil:
-    """The sum of the 8 neighbours of each pixel, those at its sides and at its corners with a weight each."""
+    """The weighted sum of the 8 neighbours of each pixel, with one weight for sides and one for corners."""
 
     def __init__(self, side: float, corner: float) -> None:
         self.side, self.corner = side, corner
 
     def __call__(self, planes: Tensor) -> Tensor:
-        """Of ``planes`` [1, K, h, w], zero beyond the border."""
-        # no convolution, which a GPU may compute in TF32: three digits
+        """The sums for ``planes`` [1, K, h, w], zero beyond the border."""
+        # not a convolution, which a GPU may compute in TF32 with three digits
         rows = torch.zeros_like(planes)
         rows[..., 1:] += planes[..., :-1]
         rows[..., :-1] += planes[..., 1:]
@@ -181,66 +181,66 @@ class _Stencil:
 class _Multigrid:
     """A V-cycle for the systems of K planes: an approximate inverse, symmetric and positive definite.
 
-    Each coarser grid has blocks of 2x2 that move as wholes. The weights between blocks are those of full blocks, times
-    the shares of both that are removed, so that every grid is one convolution; what holds the removed pixels, the known
-    ones beside them, is added up exactly. An inexact coarse grid costs steps, never accuracy.
+    Each coarser grid is constant over blocks of 2x2. The weights between blocks are those of full blocks times the
+    removed shares of both, so that every grid is one convolution; the coupling to known pixels is summed exactly. An
+    inexact coarse grid costs steps, never accuracy.
     """
 
     def __init__(self, free: Tensor) -> None:
         side, corner = _SIDE, _CORNER
         stencil = _Stencil(side, corner)
         self._diagonal = free * stencil(torch.ones_like(free))
-        held = self._diagonal - free * stencil(free)
+        anchored = self._diagonal - free * stencil(free)
         share = free
         self._levels: list[_Level] = []
         while True:
-            diagonal = held + share * stencil(share)
+            diagonal = anchored + share * stencil(share)
             inverse = torch.where(diagonal > 1e-12, _DAMPING / diagonal.clamp(min=1e-12), 0.0)
             self._levels.append(_Level(share, inverse, stencil))
             if max(share.shape[2:]) <= 2:
                 break
-            share, held = _pooled(share), 4 * _pooled(held)
+            share, anchored = _pooled(share), 4 * _pooled(anchored)
             side = 2 * side + 2 * corner
             stencil = _Stencil(side, corner)
 
     def apply(self, planes: Tensor) -> Tensor:
         """The matrix of the finest grid times ``planes``, which are 0 where nothing is removed."""
-        moved = self._pull(0, planes)
+        moved = self._neighbour_sum(0, planes)
         return torch.addcmul(moved.neg_(), self._diagonal, planes)
 
     def cycle(self, residual: Tensor, number: int = 0) -> Tensor:
-        """About the inverse of the matrix times ``residual``, on the grid of this number."""
+        """The approximate inverse of the matrix times ``residual``, on grid ``number``."""
         level = self._levels[number]
         found = level.inverse * residual
         if number + 1 == len(self._levels):
             for _ in range(4):
                 self._smooth(number, found, residual)
             return found
-        # the damped step from zero leaves (1 − damping) of the residual, and what the neighbours add
-        left = self._pull(number, found).add_(residual, alpha=1 - _DAMPING)
+        # a damped step from zero leaves (1 − damping) of the residual, plus the contribution of the neighbours
+        left = self._neighbour_sum(number, found).add_(residual, alpha=1 - _DAMPING)
         coarse = self.cycle(_pooled(left), number + 1)
         upper = functional.interpolate(coarse, scale_factor=2, mode="nearest")
         upper = upper[..., : residual.shape[2], : residual.shape[3]]
-        # pixels that are not removed stay as they are; coarse blocks move as wholes, whatever their share
+        # known pixels stay unchanged; coarse blocks change as wholes, whatever their share
         found.add_(upper if number else upper * level.share, alpha=4 * _OVERCORRECTION)
         self._smooth(number, found, residual)
         return found
 
     def _smooth(self, number: int, found: Tensor, residual: Tensor) -> None:
         """One damped Jacobi step, in place."""
-        pull = self._pull(number, found).add_(residual)
+        pull = self._neighbour_sum(number, found).add_(residual)
         found.mul_(1 - _DAMPING).addcmul_(self._levels[number].inverse, pull)
 
-    def _pull(self, number: int, planes: Tensor) -> Tensor:
-        """What the neighbours add to each."""
+    def _neighbour_sum(self, number: int, planes: Tensor) -> Tensor:
+        """The neighbours' contribution to each pixel."""
         level = self._levels[number]
-        # on the finest grid what is not removed is zero already
+        # on the finest grid known pixels are already zero
         inside = level.share * planes if number else planes
         return level.stencil(inside).mul_(level.share)
 
 
 def _pooled(planes: Tensor) -> Tensor:
-    """Means over blocks of 2x2; what an odd side lacks counts as zeros."""
+    """Means over blocks of 2x2; odd sides are padded with zeros."""
     odd = planes.shape[2] % 2, planes.shape[3] % 2
     if any(odd):
         planes = functional.pad(planes, (0, odd[1], 0, odd[0]))

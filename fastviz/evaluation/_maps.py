@@ -1,4 +1,4 @@
-"""Maps as the measures take them: one number a pixel of the image, and the orders in which pixels change."""
+"""Maps for measures: one number per pixel of the image, and the order in which pixels change."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastviz._util import checks
+from fastviz.engine.masking.segments import label_maps
 
 __all__ = ["Channels", "Regions", "Ties", "labels_of", "own_maps", "pixel_maps", "rank", "region_means", "scaled"]
 
 Channels = Literal["max_abs", "sum", "sum_abs"]
-"""How a map with a number for each channel becomes one with a number for each pixel: the largest absolute value, the
-sum, or the sum of absolute values."""
+"""How a map with one number per channel is reduced to one number per pixel: the largest absolute value, the sum, or the
+sum of absolute values."""
 
 Ties = Literal["first", "last"]
-"""Which of equal pixels counts as higher: the first row by row, or the last."""
+"""Which of equal pixels ranks higher: the first in row-major order, or the last."""
 
 Regions = int | tuple[int, int] | Tensor | None
-"""What changes at once: None single pixels; a number or (height, width) windows side by side, in pixels, those at the
-border cut off; a tensor of whole numbers [H, W] or [N, H, W] the segments of each image."""
+"""What changes together. None: single pixels; a number or (height, width): adjacent windows of this size in pixels,
+cropped at the border; a tensor of whole numbers [H, W] or [N, H, W]: the segments of each image."""
 
 
 def own_maps(maps: object, count: int, channels: Channels = "max_abs", argument: str = "maps") -> Tensor:
     """``maps`` at their own resolution, [N, h, w], in float32 at least.
 
     Args:
-        maps: [N, h, w], or [N, C, h, w] with a number for each channel.
+        maps: [N, h, w], or [N, C, h, w] with one number per channel.
         count: N.
         channels: see :data:`Channels`.
-        argument: what an error calls them.
+        argument: the name of the maps in errors.
 
     Raises:
-        TypeError: no floating-point tensor.
+        TypeError: not a floating-point tensor.
         ValueError: another shape or number of maps; values that are not finite.
     """
     found = checks.tensor(maps, argument, dims=(3, 4), layout="[N, h, w] or [N, C, h, w]").detach()
@@ -54,7 +55,7 @@ def own_maps(maps: object, count: int, channels: Channels = "max_abs", argument:
 
 
 def pixel_maps(maps: object, images: Tensor, channels: Channels = "max_abs", argument: str = "maps") -> Tensor:
-    """``maps`` with a number for each pixel of the ``images`` [N, C, H, W]: [N, H, W], on their device.
+    """``maps`` with one number for each pixel of the ``images`` [N, C, H, W]: [N, H, W], on their device.
 
     Coarser maps are resized (bilinear, ``align_corners=False``), as torch-cam and pytorch-grad-cam do.
     """
@@ -70,13 +71,13 @@ def resized(maps: Tensor, images: Tensor) -> Tensor:
 
 
 def scaled(maps: Tensor) -> Tensor:
-    """``maps`` [N, h, w], each from 0 (its smallest value) to 1 (its largest); a constant map is 0 everywhere."""
+    """``maps`` [N, h, w], each scaled from 0 (its smallest value) to 1 (its largest); a constant map becomes 0."""
     low, high = (each[:, None, None] for each in (maps.flatten(1).amin(1), maps.flatten(1).amax(1)))
     return (maps - low) / torch.where(high > low, high - low, 1)
 
 
 def rank(values: Tensor, ties: Ties = "first") -> Tensor:
-    """The place of each value in its row, from 0 for the highest: int64 [N, P] for ``values`` [N, P].
+    """The rank of each value in its row, 0 for the highest: int64 [N, P] for ``values`` [N, P].
 
     >>> rank(torch.tensor([[0.5, 2.0, 0.5]])).tolist(), rank(torch.tensor([[0.5, 2.0, 0.5]]), "last").tolist()
     ([[1, 0, 2]], [[2, 0, 1]])
@@ -90,23 +91,19 @@ def rank(values: Tensor, ties: Ties = "first") -> Tensor:
 
 
 def labels_of(regions: Regions, images: Tensor) -> Tensor | None:
-    """The number of each pixel's region from 0 on, int64 [1 or N, H, W]; None for single pixels.
+    """The number of each pixel's region, starting from 0, int64 [1 or N, H, W]; None for single pixels.
 
     Raises:
-        TypeError: not of whole numbers.
+        TypeError: not whole numbers.
         ValueError: another shape, a window below 1 pixel, a negative segment.
     """
     if regions is None:
         return None
-    N, _, H, W = images.shape
+    H, W = images.shape[2:]
     if isinstance(regions, Tensor):
-        if regions.is_floating_point() or regions.is_complex() or regions.dtype == torch.bool:
-            raise TypeError(f"regions should be a tensor of whole numbers, got {regions.dtype}")
-        if regions.shape not in ((H, W), (N, H, W)):
-            raise ValueError(f"regions should have shape [{H}, {W}] or [{N}, {H}, {W}], got {list(regions.shape)}")
-        labels = regions.reshape(-1, H, W).to(images.device).long()
+        labels = label_maps(regions, "regions", images).to(images.device)
         if labels.numel() and int(labels.min()) < 0:
-            raise ValueError(f"regions should be numbered from 0 on, got {int(labels.min())}")
+            raise ValueError(f"regions should be numbered from 0, got {int(labels.min())}")
         return labels
     sides = regions if isinstance(regions, tuple) else (regions, regions)
     if len(sides) != 2:
@@ -117,9 +114,9 @@ def labels_of(regions: Regions, images: Tensor) -> Tensor | None:
 
 
 def region_means(maps: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of ``maps`` [N, H, W] in each region, float64 [N, R], and how many pixels each has, [N, R].
+    """The mean of ``maps`` [N, H, W] in each region, float64 [N, R], and its number of pixels, [N, R].
 
-    A number that an image does not have has no pixels there, and −∞: it comes last in every order.
+    A region that an image lacks has no pixels and a mean of −∞, so it comes last in every order.
     """
     R = int(labels.max()) + 1 if labels.numel() else 0
     index = labels.expand(maps.shape).flatten(1)

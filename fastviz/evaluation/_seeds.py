@@ -1,4 +1,4 @@
-"""Seeds of single images: what is drawn for an image does not depend on the batch it is in."""
+"""Seeds per image, so that random numbers do not depend on an image's batch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from fastviz._util import checks
 __all__ = ["Seed", "generator", "seeds_of"]
 
 Seed = int | Sequence[int]
-"""One number: image i of the batch gets it plus i. Or a number for each image."""
+"""One number, to which i is added for image i of the batch, or a number for each image."""
 
 
 def seeds_of(seed: Seed, count: int) -> list[int]:
     """The seed of each of ``count`` images.
 
     Raises:
-        TypeError, ValueError: not whole numbers of 0 or more; another number of them.
+        TypeError, ValueError: not whole numbers of 0 or more; a wrong number of them.
     """
     if isinstance(seed, Sequence) and not isinstance(seed, str):
         if len(seed) != count:
@@ -29,6 +29,6 @@ def seeds_of(seed: Seed, count: int) -> list[int]:
 
 
 def generator(seed: int, part: int = 0) -> torch.Generator:
-    """A generator of its own for this part of what is drawn for an image; part 0 is that of the seed itself."""
-    # on the CPU for every device, so that a GPU gets the same numbers
+    """A separate generator for each ``part`` of an image's random numbers; part 0 uses the seed itself."""
+    # on the CPU, so that all devices get the same numbers
     return torch.Generator().manual_seed(seed + 1_000_003 * part)

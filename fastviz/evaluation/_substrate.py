@@ -1,4 +1,4 @@
-"""What measures put in place of an image's pixels."""
+"""Replacement values for the pixels that a measure removes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from fastviz.evaluation._seeds import Seed, generator, seeds_of
 __all__ = ["Substrate", "blurred", "substitute"]
 
 Substrate = float | Tensor | Literal["mean", "blur", "uniform"]
-"""What takes the place of pixels: a number, a value for each channel [C], an image [C, H, W], one an image [N, C, H,
-W]; ``"mean"`` of each channel of each image; ``"blur"``, see :func:`blurred`; ``"uniform"``: noise, even between the
+"""The replacement for pixels: a number, a value for each channel [C], an image [C, H, W], or one per image [N, C, H,
+W]; ``"mean"``: of each channel of each image; ``"blur"``: see :func:`blurred`; ``"uniform"``: uniform noise between the
 smallest and the largest value of each channel of each image."""
 
 _SIDE, _DEVIATION = 11, 5.0
 
 
 def substitute(substrate: object, images: Tensor, seed: Seed, part: int = 0) -> Tensor:
-    """``substrate`` as images [1 or N, C, H, W]; ``seed`` and ``part`` are those of ``"uniform"``.
+    """``substrate`` as images [1 or N, C, H, W]; ``seed`` and ``part`` are used by ``"uniform"``.
 
     Raises:
         TypeError, ValueError: another type, word, shape or device.
@@ -45,10 +45,10 @@ def substitute(substrate: object, images: Tensor, seed: Seed, part: int = 0) -> 
 
 
 def blurred(images: Tensor) -> Tensor:
-    """The ``images`` [N, C, H, W] as the authors of RISE blur them: 11x11 pixels, standard deviation 5, zeros around.
+    """The ``images`` [N, C, H, W] blurred as in RISE: 11x11 pixels, standard deviation 5, zero padding.
 
-    Petsiuk, Das, Saenko 2018, https://arxiv.org/abs/1806.07421; their kernel is a point under SciPy's Gaussian filter,
-    whose tails are folded back into the 11 pixels.
+    Petsiuk, Das, Saenko 2018, https://arxiv.org/abs/1806.07421; their kernel is SciPy's Gaussian filter of a single
+    point, whose tails are reflected into the 11 pixels.
     """
     radius = int(4 * _DEVIATION + 0.5)
     place = torch.arange(-radius, radius + 1, dtype=torch.float64)

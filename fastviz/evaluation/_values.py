@@ -1,4 +1,4 @@
-"""What measures read off a network: one value an image, the probability of its class unless told otherwise."""
+"""The value that a measure reads from a network for each image: by default the probability of its class."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastviz import targets
 from fastviz._util import checks
 from fastviz.engine.incremental.passes import outputs_of_images
+from fastviz.evaluation._explain import single_selection
 from fastviz.execution.inputs import input_batch
 from fastviz.execution.model_outputs import map_tensors
 from fastviz.targets.selection import Selection, Target
@@ -18,19 +19,19 @@ from fastviz.targets.selection import Selection, Target
 __all__ = ["Reading", "Value", "reading"]
 
 Value = Literal["probability", "target"]
-"""What is measured: the probability of the target's class (of a target that is no class: the target itself), or the
-target itself, which for a class is its score before softmax."""
+"""The measured value: the probability of the target's class (or the target itself if it is not a class), or the target
+itself, which for a class is its score before softmax."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """The value of each image of a batch, for any changed copies of them.
+    """Reads the values of a batch of images and of changed copies of them.
 
     Attributes:
         model: the network.
-        images: [N, C, H, W], as they are.
-        selection: what is measured; the predicted classes are those of the images as they are.
-        clean: [N], its value for them.
+        images: [N, C, H, W], unchanged.
+        selection: what is measured; predicted classes are those of the unchanged images.
+        clean: [N], the values of the unchanged images.
     """
 
     model: nn.Module
@@ -39,21 +40,19 @@ class Reading:
     clean: Tensor
 
     def of(self, output: Any, image: Tensor) -> Tensor:
-        """Values [B] in the model's ``output`` for copies of the images of these numbers, int64 [B]."""
+        """Values [B] in the model's ``output`` for copies of the images with these indices, int64 [B]."""
         return self.selection.for_samples(image, len(self.images)).values(_wide(output), {})
 
 
 def reading(model: nn.Module, x: object, target: Target, value: Value, batch_size: int | None) -> Reading:
-    """``target`` for the images ``x``, from one pass over them.
+    """The :class:`Reading` of ``target`` for the images ``x``, from one pass over them.
 
     Raises:
-        TypeError, ValueError: as :func:`fastviz.saliency`; several targets a sample; a target inside the network.
+        TypeError, ValueError: as :func:`fastviz.saliency`; several targets per sample; a target inside the network.
     """
     images = input_batch(model, x).detach()
     checks.one_of(value, "value", ("probability", "target"))
-    selection = targets.resolve(target, model)
-    if selection.several:
-        raise ValueError(f"target should be one a sample for a measure, got {selection.columns}")
+    selection = single_selection(model, target)
     if selection.layers:
         raise ValueError(
             f"target should be read off the model's output for a measure, got one about {selection.layers[0]!r}"
@@ -64,7 +63,7 @@ def reading(model: nn.Module, x: object, target: Target, value: Value, batch_siz
     predicted: list[Tensor] = []
 
     def evaluate(output: Any, number: Tensor) -> Tensor:
-        if not len(number):  # no images: the output is that of a black one
+        if not len(number):  # without images the output is that of a black image
             return selection.no_values(_wide(images))
         if selection.predicts:
             predicted.append(targets.predicted(output))
@@ -73,12 +72,12 @@ def reading(model: nn.Module, x: object, target: Target, value: Value, batch_siz
     clean = outputs_of_images(
         model, lambda number: images[number], len(images), evaluate, like=images, batch_size=batch_size
     )
-    settled = selection.with_predicted(torch.cat(predicted)) if predicted else selection
-    return Reading(model, images, settled, clean)
+    final = selection.with_predicted(torch.cat(predicted)) if predicted else selection
+    return Reading(model, images, final, clean)
 
 
 def _wide(output: Any) -> Any:
-    """An output in float32 at least: probabilities in bfloat16 would have two digits."""
+    """An output in at least float32, because probabilities in bfloat16 have only two digits."""
 
     def wide(value: Tensor) -> Tensor:
         return value.to(torch.promote_types(value.dtype, torch.float32)) if value.is_floating_point() else value

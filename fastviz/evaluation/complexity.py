@@ -11,12 +11,12 @@ __all__ = ["complexity", "sparseness"]
 
 
 def sparseness(maps: Tensor) -> Tensor:
-    """The Gini index of the absolute values of each map, [N]: 0 where all are equal, near 1 where one is all.
+    """The Gini index of the absolute values of each map, [N]: 0 if all are equal, near 1 if one value dominates.
 
-    ``Σ_i (2i − n − 1) a_i / (n Σ_i a_i)`` over the n values in rising order. Chalasani et al. 2020, "Concise
+    ``Σ_i (2i − n − 1) a_i / (n Σ_i a_i)`` over the n values in ascending order. Chalasani et al. 2020, "Concise
     Explanations of Neural Networks using Adversarial Training", https://arxiv.org/abs/1810.06583. Quantus'
-    ``Sparseness`` adds 1e-7 to every value. Coarse maps are measured as they are: resize them first to compare them
-    with fine ones.
+    ``Sparseness`` adds 1e-7 to every value. Maps are measured at their own resolution: resize coarse maps first to
+    compare them with fine ones.
 
     Args:
         maps: [N, ...], floating-point and finite; all values of a map count.
@@ -25,7 +25,7 @@ def sparseness(maps: Tensor) -> Tensor:
         [N]; NaN for a map of zeros.
 
     Raises:
-        TypeError, ValueError: no floating-point tensor, no values, values that are not finite.
+        TypeError, ValueError: not a floating-point tensor, no values, values that are not finite.
 
     >>> sparseness(torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 5.0]]))
     tensor([0.0000, 0.7500])
@@ -39,7 +39,7 @@ def sparseness(maps: Tensor) -> Tensor:
 
 
 def complexity(maps: Tensor) -> Tensor:
-    """The entropy of the shares of the absolute values of each map, [N], in nats: low is simple; at most ln n.
+    """The entropy of each map's normalised absolute values, [N], in nats, 0 to ln n: low for a simple map.
 
     ``−Σ p ln p`` with ``p = |a| / Σ|a|``. Bhatt, Weller, Moura 2020, "Evaluating and Aggregating Feature-based Model
     Explanations", https://arxiv.org/abs/2005.00631. Quantus' ``Complexity`` is the same. Arguments, NaN and errors as

@@ -1,4 +1,4 @@
-"""What is left of the target when the image shows only what a map marks: average drop, increase in confidence."""
+"""The target's value for images multiplied by their maps: average drop, increase in confidence."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["ConfidenceChange", "confidence_change"]
 
 @dataclass(frozen=True, eq=False)
 class ConfidenceChange:
-    """What :func:`confidence_change` found.
+    """The result of :func:`confidence_change`.
 
     Attributes:
-        before: [N], the value of each image.
-        after: [N], that of the image times its map.
+        before: [N], the value for each image.
+        after: [N], the value for the image times its map.
 
     >>> found = ConfidenceChange(torch.tensor([0.8, 0.5]), torch.tensor([0.4, 0.6]))
     >>> found.increase
@@ -46,12 +46,12 @@ class ConfidenceChange:
 
     @property
     def average_drop(self) -> float:
-        """Mean of ``drop``, 0 to 1 for probabilities: low is good."""
+        """Mean of ``drop``, 0 to 1 for probabilities: lower is better."""
         return float(self.drop.double().mean())
 
     @property
     def increase(self) -> float:
-        """Share of the images whose value rises: high is good."""
+        """Fraction of images whose value rises: higher is better."""
         return float(self.increased.double().mean())
 
 
@@ -66,24 +66,24 @@ def confidence_change(
     channels: Channels = "max_abs",
     batch_size: int | None = None,
 ) -> ConfidenceChange:
-    """The target of each image, and of the image times its map: "average drop" and "increase in confidence".
+    """The target's value for each image, and for the image times its map: "average drop" and "increase in confidence".
 
     Chattopadhay et al. 2018, "Grad-CAM++", https://arxiv.org/abs/1710.11063, section 4.1. The map is scaled from 0, its
-    smallest value, to 1, its largest, and multiplies ``x`` as the network takes it: where it is 0 the image has the
-    colour that preprocessing maps to 0.
+    smallest value, to 1, its largest, and multiplied by ``x``; where it is 0, the image has the colour that
+    preprocessing maps to 0.
 
     Numbers of other tools: torch-cam 0.5's ``ClassificationMetric`` with a softmax is ``average_drop`` and ``increase``
     (its drop divides by ``before + 1e-7``). pytorch-grad-cam's ``CamMultImageConfidenceChange`` is ``after − before``
-    with ``scale="none"`` for maps that are its cams already; its ``DropInConfidence`` is that with the sign turned and
-    not divided by ``before``.
+    with ``scale="none"`` for its own cams; its ``DropInConfidence`` is that with the opposite sign, not divided by
+    ``before``.
 
     Args:
         model, x, maps, target, channels, batch_size: as in :func:`fastviz.evaluation.deletion`.
-        scale: ``"map"``: before the map is resized; ``"image"``: after; ``"none"``: the map is used as it is.
+        scale: ``"map"``: before the map is resized; ``"image"``: after; ``"none"``: the map is used unchanged.
         value: see :data:`fastviz.evaluation.Value`.
 
     Returns:
-        A :class:`ConfidenceChange`, [N] each, with ``average_drop`` and ``increase`` of them.
+        A :class:`ConfidenceChange` with [N] values and their ``average_drop`` and ``increase``.
 
     Raises:
         TypeError, ValueError: as :func:`fastviz.evaluation.deletion`.

@@ -1,4 +1,4 @@
-"""What the target does while pixels are taken away or shown, in the order of a map: deletion, insertion, MoRF, LeRF."""
+"""Curves of the target as pixels are removed or shown in the order of a map: deletion, insertion, MoRF, LeRF."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from fastviz.targets.selection import Target
 __all__ = ["Curve", "Spacing", "deletion", "insertion", "region_perturbation"]
 
 Spacing = Literal["fraction", "steps"]
-"""How far apart the points of a curve are for its area: by the share of pixels that changed, or all alike."""
+"""The spacing of a curve's points for its area: by the fraction of pixels changed, or equal."""
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """The value of each image before the first change and after each.
+    """The value for each image before the first change and after each change.
 
     Attributes:
-        values: [N, S + 1], float32 at least; a probability from 0 to 1 unless another value was asked for.
-        fractions: [N, S + 1], the share of the image's pixels that have changed, 0 to 1.
+        values: [N, S + 1], at least float32; probabilities from 0 to 1 by default.
+        fractions: [N, S + 1], the fraction of the image's pixels that have changed, 0 to 1.
         area: [N], the area under the curve by the trapezoid rule, over a width of 1.
-        clean: [N], the value of the image as it is.
+        clean: [N], the value for the unchanged image.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
     >>> curve = deletion(model, torch.ones(1, 1, 2, 2), torch.rand(1, 2, 2), target=1, step=1)
@@ -71,9 +71,9 @@ def deletion(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Curve:
-    """How fast the target falls when the pixels that a map ranks highest are taken away first: low is good.
+    """How fast the target falls when a map's highest-ranked pixels are removed first: lower is better.
 
-    Petsiuk, Das, Saenko 2018, "RISE", https://arxiv.org/abs/1806.07421, section 4.2. Pixels, of all channels at once,
+    Petsiuk, Das, Saenko 2018, "RISE", https://arxiv.org/abs/1806.07421, section 4.2. Pixels, with all their channels,
     are replaced ``step`` at a time until none is left.
 
     Numbers of other tools: torch-cam 0.5's ``DeletionInsertionMetric(steps=n)`` is ``step=⌈H·W/n⌉``, ``substrate=0.0``
@@ -85,28 +85,27 @@ def deletion(
         model: maps ``x`` to scores [N, K].
         x: [N, C, H, W], as the model takes it.
         maps: [N, h, w], or [N, C, h, w] (see ``channels``); resized to H×W if coarser, bilinear.
-        target: one a sample; None is the class with the highest score of each image as it is. See
-            :data:`fastviz.Target`.
-        step: pixels, or regions, that change at a time; below 1, which share of them, rounded up; None is W (224 of
-            224x224 pixels, in 224 steps), for regions 1.
-        regions: change windows or segments as wholes, in the order of their mean map: see
+        target: one per sample; None is the predicted class of each unchanged image. See :data:`fastviz.Target`.
+        step: pixels, or regions, that change at a time; below 1, the fraction of them, rounded up; None is W for pixels
+            (for 224x224 pixels, 224 steps of 224) and 1 for regions.
+        regions: change whole windows or segments, in the order of their mean map value, see
             :data:`fastviz.evaluation.Regions`.
-        substrate: what takes their place: see :data:`fastviz.evaluation.Substrate`.
+        substrate: the replacement values, see :data:`fastviz.evaluation.Substrate`.
         value: see :data:`fastviz.evaluation.Value`.
         spacing: see :data:`fastviz.evaluation.Spacing`; the two differ where the last step is shorter.
         ties: which of equal pixels comes first.
         channels: see :data:`fastviz.evaluation.Channels`.
-        seed: of a ``"uniform"`` substrate: see :data:`fastviz.evaluation.Seed`.
-        batch_size: changed images that the network sees at once; None is 8 on a CPU and 128 on a GPU.
-        progress: show a bar, on a terminal.
+        seed: for a ``"uniform"`` substrate, see :data:`fastviz.evaluation.Seed`.
+        batch_size: changed images in a pass; None is 8 on a CPU and 128 on a GPU.
+        progress: show a progress bar on a terminal.
 
     Returns:
         A :class:`Curve` on the device of ``x``.
 
     Raises:
-        TypeError: an argument of another type.
-        ValueError: another shape, number of maps, device or word; values of a map that are not finite; a class that
-            does not exist; several targets a sample, or one inside of the network.
+        TypeError: an argument of a wrong type.
+        ValueError: a wrong shape, number of maps, device or word; values of a map that are not finite; a class that
+            does not exist; several targets per sample, or one inside the network.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
     >>> x, heat = torch.ones(1, 1, 2, 2), torch.rand(1, 2, 2)
@@ -115,9 +114,7 @@ def deletion(
     """
     read = reading(model, x, target, value, batch_size)
     order = _order(read.images, maps, regions, step, ties, channels)
-    other = substitute(substrate, read.images, seed)
-    with bar(progress, _states(read, order), text="deletion", unit="images") as advance:
-        return _curve(read, order, other, False, spacing, batch_size, advance)
+    return _single_curve(read, order, substrate, seed, False, spacing, batch_size, progress)
 
 
 def insertion(
@@ -137,10 +134,10 @@ def insertion(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Curve:
-    """How fast the target rises when the pixels that a map ranks highest are shown first: high is good.
+    """How fast the target rises when a map's highest-ranked pixels are shown first: higher is better.
 
-    Begins with the ``substrate``, the paper's blurred image, and ends with the image. All else, with the numbers of
-    other tools, as in :func:`deletion`.
+    Starts with the ``substrate``, by default the paper's blurred image, and ends with the image. Everything else,
+    including the numbers of other tools, is as in :func:`deletion`.
 
     Returns:
         A :class:`Curve` on the device of ``x``.
@@ -154,9 +151,7 @@ def insertion(
     """
     read = reading(model, x, target, value, batch_size)
     order = _order(read.images, maps, regions, step, ties, channels)
-    other = substitute(substrate, read.images, seed)
-    with bar(progress, _states(read, order), text="insertion", unit="images") as advance:
-        return _curve(read, order, other, True, spacing, batch_size, advance)
+    return _single_curve(read, order, substrate, seed, True, spacing, batch_size, progress)
 
 
 def region_perturbation(
@@ -178,13 +173,13 @@ def region_perturbation(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Curve:
-    """What the target does when regions are perturbed, the most relevant first (MoRF) or the least (LeRF).
+    """The target's value as regions are perturbed, the most relevant first (MoRF) or the least relevant first (LeRF).
 
     Samek et al. 2016, "Evaluating the visualization of what a Deep Neural Network has learned",
-    https://arxiv.org/abs/1509.06321: windows of 9x9 pixels in the order of their mean relevance are replaced by even
-    noise, 100 of them; ``aopc`` of the curve is their measure, large for a good map with ``"morf"``, small with
-    ``"lerf"``. Their noise covers the colours of all pictures, ours those of each image and channel, so that it suits
-    any preprocessing.
+    https://arxiv.org/abs/1509.06321: 100 windows of 9x9 pixels are replaced by uniform noise in the order of their mean
+    relevance; their measure is the curve's ``aopc``, large for a good map with ``"morf"``, small with ``"lerf"``. Their
+    noise covers the value range of all pictures, ours that of each image and channel, so that it suits any
+    preprocessing.
 
     Quantus' ``RegionPerturbation`` is ``regions=patch_size``, ``steps=regions_evaluation``.
 
@@ -192,11 +187,11 @@ def region_perturbation(
         model, x, maps, target, spacing, ties, channels, batch_size, progress: as in :func:`deletion`.
         order: ``"morf"`` or ``"lerf"``.
         regions: see :data:`fastviz.evaluation.Regions`; None perturbs single pixels.
-        steps: regions to perturb, one after another; all where there are fewer, and for None.
+        steps: the number of regions to perturb, one after another; None is all.
         substrate: see :data:`fastviz.evaluation.Substrate`.
-        repeats: curves with noise of their own to take the mean of (the paper: 10).
-        value: the paper measures the score before softmax.
-        seed: of the noise.
+        repeats: the number of curves with independent noise to average (the paper: 10).
+        value: the paper uses the score before softmax.
+        seed: for the noise.
 
     Returns:
         A :class:`Curve`.
@@ -213,7 +208,7 @@ def region_perturbation(
     if steps is not None:
         checks.whole_number(steps, "steps", minimum=1)
     read = reading(model, x, target, value, batch_size)
-    ranked = _order(read.images, maps, regions, 1, ties, channels, falling=order == "morf")
+    ranked = _order(read.images, maps, regions, 1, ties, channels, descending=order == "morf")
     if steps is not None:
         ranked = _Order(ranked.step, min(steps, ranked.steps))
     with bar(progress, repeats * _states(read, ranked), text="region perturbation", unit="images") as advance:
@@ -231,7 +226,7 @@ def region_perturbation(
 
 @dataclass(frozen=True, eq=False)
 class _Order:
-    """The change in which each pixel is replaced, int64 [N, H, W] from 1 on, and the number of changes."""
+    """The step in which each pixel is replaced, int64 [N, H, W], starting from 1, and the number of steps."""
 
     step: Tensor
     steps: int
@@ -245,10 +240,10 @@ def _order(
     ties: Ties,
     channels: Channels,
     *,
-    falling: bool = True,
+    descending: bool = True,
 ) -> _Order:
     heat = pixel_maps(maps, images, channels)
-    heat = heat if falling else -heat
+    heat = heat if descending else -heat
     labels = labels_of(regions, images)
     if labels is None:
         places = rank(heat.flatten(1), ties).reshape(heat.shape)
@@ -266,8 +261,25 @@ def _order(
 
 
 def _states(read: Reading, order: _Order) -> int:
-    """How many images a curve of each image takes: the first is the one before any change."""
+    """How many images all curves take: each image before any change and after each change."""
     return len(read.images) * (order.steps + 1)
+
+
+def _single_curve(
+    read: Reading,
+    order: _Order,
+    substrate: Substrate,
+    seed: Seed,
+    reveal: bool,
+    spacing: Spacing,
+    batch_size: int | None,
+    progress: bool,
+) -> Curve:
+    """The curve of insertion (``reveal``) or deletion, with a progress bar."""
+    other = substitute(substrate, read.images, seed)
+    text = "insertion" if reveal else "deletion"
+    with bar(progress, _states(read, order), text=text, unit="images") as advance:
+        return _curve(read, order, other, reveal, spacing, batch_size, advance)
 
 
 def _curve(
@@ -291,7 +303,7 @@ def _curve(
 
 
 def _area(values: Tensor, fractions: Tensor, spacing: Spacing) -> Tensor:
-    """Under each curve over a width of 1, by trapezoids, in float64."""
+    """The area under each curve over a width of 1, by trapezoids, in float64."""
     exact = values.double()
     if spacing == "steps":
         return torch.trapezoid(exact, dim=1).div(max(1, values.shape[1] - 1)).to(values.dtype)

@@ -1,4 +1,4 @@
-"""Methods against measures over many images: a row for each image, method and measure."""
+"""Evaluates methods by measures over many images: one row for each image, method and measure."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ from fastviz.targets.selection import Target
 __all__ = ["Options", "Row", "Targets", "WhereObjects", "chosen_methods", "evaluate", "row_batches", "rows", "table"]
 
 Row = dict[str, Any]
-"""One line of a table: ``image`` (its name), ``index`` (its position), ``method``, ``measure``, ``value`` (a float, NaN
-where the measure is not defined), ``target`` (the class's index, or None), ``probability`` (of that class in the image
-as it is, else the target's value), and, for measures that have one, ``curve`` and ``places`` (lists of floats)."""
+"""One row of a table: ``image`` (its name), ``index`` (its position), ``method``, ``measure``, ``value`` (a float, NaN
+if the measure is undefined), ``target`` (the class's index, or None), ``probability`` (of that class for the unchanged
+image, else the target's value), and, for measures with a curve, ``curve`` and ``places`` (lists of floats)."""
 
 Targets = Target | Mapping[str, int]
-"""What to explain: None the class that the network finds most probable; a class; an objective; a tensor with the class
-of each image of the source, by position; or a mapping from the name of each image to its class."""
+"""What to explain: None for the predicted class; a class; an objective; a tensor with the class of each image of the
+source, by position; or a mapping from the name of each image to its class."""
 
 WhereObjects = Tensor | Sequence[Tensor] | Mapping[str, Tensor] | Callable[[str], Tensor | None]
-"""Where the objects are, in pixels of the network's input: masks, bool [N, H, W], or boxes [N, 4], by position; a
-sequence with a mask [H, W] or boxes [n, 4] for each image; a mapping from names to such, or a function, where an image
-that is not in it has no object."""
+"""Positions of objects, in pixels of the network's input: masks, bool [N, H, W], or boxes [N, 4], by position; a
+sequence with a mask [H, W] or boxes [n, 4] for each image; or a mapping or function from names to these, in which
+missing images (or None) have no object."""
 
 Options = Mapping[str, Mapping[str, Any]]
-"""Name of a method or measure → further arguments of its function."""
+"""Further arguments of the function of a method or measure, by its name."""
 
 _BATCH = 8
-"""Images in a batch where nothing else is said."""
+"""The default number of images in a batch."""
 _CHANNELS: dict[str, Channels] = {"gradient_times_input": "sum"}
-"""How maps with a number for each channel become one number a pixel, where it is not the largest absolute value: the
-shares that add up to the score are added up."""
+"""How maps with one number per channel are reduced to one per pixel, if not by the largest absolute value:
+contributions that sum to the score are summed."""
 
 
 def evaluate(
@@ -66,34 +66,35 @@ def evaluate(
     seed: int = 0,
     progress: bool = False,
 ) -> Any:
-    """A table of methods against measures over many images, a row for each image, method and measure.
+    """A table of methods by measures over many images, one row for each image, method and measure.
 
-    A ``pyarrow.Table`` where pyarrow is installed (``to_pandas()`` makes it pandas'), else a list of dictionaries; the
-    columns are those of :data:`fastviz.evaluation.Row`. Images are read and measured a batch at a time, so that only
-    the rows grow with their number; :func:`fastviz.evaluation.rows` gives those one by one.
+    The table is a ``pyarrow.Table`` if pyarrow is installed (``to_pandas()`` converts it), else a list of dictionaries;
+    its columns are those of :data:`fastviz.evaluation.Row`. Images are read and measured one batch at a time, so memory
+    only grows with the rows; :func:`fastviz.evaluation.rows` yields these one by one.
 
     Args:
         model: maps images to scores [N, K].
         images: files, folders, a dataset or a tensor: see :func:`fastviz.batches`.
         methods: names of ``fastviz.METHODS`` that explain, or ``"random"``; or a mapping from any name to one of those
-            or to a function of a model, images and a target. Of a map with a number for each channel the largest
-            absolute value counts, of ``gradient_times_input`` the sum.
+            or to a function of a model, images and a target. Maps with one number per channel are reduced by the
+            largest absolute value, those of ``gradient_times_input`` by the sum.
         measures: names of ``fastviz.evaluation.MEASURES``.
         target: see :data:`fastviz.evaluation.Targets`.
-        objects: see :data:`fastviz.evaluation.WhereObjects`; the pointing game and its like need them.
+        objects: see :data:`fastviz.evaluation.WhereObjects`; needed by localisation measures such as the pointing game.
         options: name of a method or measure → further arguments, e.g. ``{"deletion": {"step": 448}}``.
-        limit: only the first so many images; None for all.
+        limit: the maximum number of images; None for all.
         batch_size: images in a batch; None is 8.
-        seed: of all that the measures draw; image i of the source gets ``seed + i``, so that batches change nothing. A
-            method that draws has a seed of its own, and may draw by the place in the batch, as ``smooth_grad`` does.
-        progress: show a bar on a terminal.
+        seed: for the random numbers of measures; image i of the source gets ``seed + i``, so batches do not affect
+            results. Random methods have their own seed, and may depend on an image's place in the batch, as
+            ``smooth_grad`` does.
+        progress: show a progress bar on a terminal.
 
     Returns:
-        A ``pyarrow.Table``, or a list of dictionaries where pyarrow is not installed: N · methods · measures rows.
+        A ``pyarrow.Table``, or a list of dictionaries without pyarrow, with N · methods · measures rows.
 
     Raises:
-        TypeError, ValueError: an unknown method, measure or option; a measure whose objects are missing; what the
-            methods and measures refuse.
+        TypeError, ValueError: an unknown method, measure or option; a measure whose objects are missing; arguments that
+            the methods or measures refuse.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
     >>> found = evaluate(model, torch.rand(3, 3, 4, 4), ["saliency", "random"], ["deletion"])
@@ -128,7 +129,7 @@ def rows(
     seed: int = 0,
     progress: bool = False,
 ) -> Iterator[Row]:
-    """The rows of :func:`evaluate` one by one, with its arguments; ``images`` may be a stream that was made before.
+    """Yields the rows of :func:`evaluate` one by one, with its arguments; ``images`` may be an existing stream.
 
     All arguments are checked before the first row.
 
@@ -171,7 +172,7 @@ def row_batches(
     progress: bool = False,
     done: Collection[int] = (),
 ) -> Iterator[list[Row]]:
-    """:func:`rows`, those of a batch of images at a time, without batches whose images' positions are all ``done``."""
+    """:func:`rows`, one batch of images at a time, skipping batches whose images' positions are all ``done``."""
     chosen = chosen_methods(methods, options or {})
     wanted = [MEASURES[checks.nearest(name, "measure", MEASURES)] for name in dict.fromkeys(measures)]
     if not wanted:
@@ -191,16 +192,16 @@ def row_batches(
 
 
 def table(found: Iterator[Row] | Sequence[Row]) -> Any:
-    """Rows as a ``pyarrow.Table``, where pyarrow is installed; else as a list.
+    """Rows as a ``pyarrow.Table`` if pyarrow is installed, else as a list.
 
     Args:
-        found: of :func:`rows`.
+        found: the rows, from :func:`rows`.
 
     Returns:
         A ``pyarrow.Table``, or a list of dictionaries.
 
     Raises:
-        Nothing of its own.
+        Nothing itself.
 
     >>> from torch import nn
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
@@ -247,7 +248,7 @@ class _Work:
     batch_size: int
 
     def batch(self, batch: Batch, advance: Callable[[int, str], object]) -> Iterator[Row]:
-        """The rows of some images."""
+        """The rows of one batch of images."""
         images = batch.images.detach()
         count = len(batch)
         objective = single_objective(self.model, images, self._target(batch), self.batch_size)
@@ -257,16 +258,18 @@ class _Work:
         masks = self._masks(batch)
         maps, usable, again = {}, {}, {}
         for name, (explain, channels) in self.methods.items():
-            found = _drawn(images, seeds) if name == RANDOM else explained(explain, self.model, images, objective)
+            found = (
+                _uniform_noise(images, seeds) if name == RANDOM else explained(explain, self.model, images, objective)
+            )
             usable[name] = found.flatten(1).isfinite().all(1)
-            again[name] = _remembered(explain, self.model, images, found)
+            again[name] = _with_known_maps(explain, self.model, images, found)
             maps[name] = own_maps(found.nan_to_num(0.0, 0.0, 0.0), count, channels)
         # A second loop: some measures compare a method's maps with those of all others.
         for name in self.methods:
             case = Case(self.model, images, objective, name, again[name], maps, masks, seeds, self.batch_size)
             for measure in self.measures:
                 scores = measure.compute(case, **self.options.get(measure.name, {}))
-                # a map that is not finite is no map: it has no value
+                # a map that is not finite has no value
                 values = torch.where(usable[name].to(scores.values.device), scores.values, torch.nan)
                 listed = [values.double().tolist()]
                 listed += [[None] * count if each is None else each.tolist() for each in (scores.curve, scores.places)]
@@ -299,7 +302,7 @@ class _Work:
         return self.target
 
     def _masks(self, batch: Batch) -> Tensor | None:
-        """Bool [n, H, W], nothing where an image has no object."""
+        """Bool [n, H, W], all False for an image without an object."""
         if self.objects is None:
             return None
         size = (batch.images.shape[2], batch.images.shape[3])
@@ -328,7 +331,7 @@ class _Work:
 def chosen_methods(
     methods: Sequence[str] | Mapping[str, str | Explain], options: Options
 ) -> dict[str, tuple[Explain, Channels]]:
-    """Name → function with its options, and how its channels become one number; arguments as in :func:`evaluate`."""
+    """Each method's function with its options, and how channels are reduced; arguments as in :func:`evaluate`."""
     if isinstance(methods, str):
         raise TypeError(f"methods should be a sequence of names or a mapping, got {methods!r}")
     given = methods if isinstance(methods, Mapping) else {name: name for name in methods}
@@ -360,8 +363,8 @@ def _with(function: Explain, options: Mapping[str, Any]) -> Explain:
     return explain
 
 
-def _remembered(explain: Explain, model: nn.Module, images: Tensor, found: Tensor) -> Explain:
-    """``explain``, which does not make the maps that it ``found`` for these images anew."""
+def _with_known_maps(explain: Explain, model: nn.Module, images: Tensor, found: Tensor) -> Explain:
+    """``explain``, but for these images it returns the maps already ``found``."""
 
     def explained_again(network: nn.Module, x: Tensor, target: Any) -> Any:
         if network is model and x.shape == images.shape and torch.equal(x, images):
@@ -372,19 +375,19 @@ def _remembered(explain: Explain, model: nn.Module, images: Tensor, found: Tenso
 
 
 def _random(model: nn.Module, images: Tensor, target: Any) -> Tensor:
-    """A map that has nothing to do with its image but comes from it alone: the same image gets the same map."""
+    """A random map seeded by the image's values, so that the same image gets the same map."""
     sums = images.double().nan_to_num(0.0, 0.0, 0.0).flatten(1).sum(1).abs()
-    return _drawn(images, [int(1e6 * total) % (1 << 40) for total in sums.tolist()])
+    return _uniform_noise(images, [int(1e6 * total) % (1 << 40) for total in sums.tolist()])
 
 
-def _drawn(images: Tensor, seeds: Sequence[int]) -> Tensor:
-    """Even noise [N, H, W] from these seeds."""
+def _uniform_noise(images: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Uniform noise [N, H, W] from these seeds."""
     drawn = [torch.rand(images.shape[2:], generator=generator(seed, 7)) for seed in seeds]
     return torch.stack(drawn).to(images.device) if drawn else images.new_zeros(0, *images.shape[2:])
 
 
 def _classes(objective: Objective, count: int) -> list[int | None]:
-    """The class that each image is measured for; None where the target is no class."""
+    """The class that each image is measured for; None if the target is not a class."""
     k = getattr(objective, "k", None) if objective.as_probability() is not None else None
     if isinstance(k, Tensor):
         return [int(index) for index in k.tolist()]

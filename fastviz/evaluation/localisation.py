@@ -1,4 +1,4 @@
-"""Whether maps lie on the object: pointing game, energy inside, intersection over union."""
+"""Localisation measures: pointing game, energy inside the object, intersection over union."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ __all__ = [
 ]
 
 Objects = Tensor | Sequence[Tensor]
-"""Where the objects are: masks, bool [N, H, W]; boxes [N, 4] of whole numbers, one an image (top, left, bottom, right
-in pixels of the image, half open); or a sequence of N tensors of boxes [n, 4], several an image or none."""
+"""Positions of objects: masks, bool [N, H, W]; boxes [N, 4] of whole numbers, one per image (top, left, bottom, right
+in pixels of the image, half-open); or a sequence of N tensors of boxes [n, 4], any number per image."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pointing:
-    """What :func:`pointing_game` found.
+    """The result of :func:`pointing_game`.
 
     Attributes:
         hits: bool [N].
-        counted: bool [N], whether the image has an object at all; others have no hit and count nowhere.
+        counted: bool [N], whether the image has an object; images without one have no hit and are not counted.
         points: int64 [N, 2], row and column of the map's maximum, in pixels of the image.
 
     >>> heat = torch.zeros(1, 8, 8)
@@ -48,7 +48,7 @@ class Pointing:
 
     @property
     def accuracy(self) -> float:
-        """Share of hits among the images that count; NaN for none."""
+        """Fraction of hits among the counted images; NaN if there are none."""
         return float(self.hits[self.counted].double().mean())
 
 
@@ -64,21 +64,22 @@ def pointing_game(
 
     Zhang et al. 2018, "Top-down Neural Attention by Excitation Backprop", https://arxiv.org/abs/1608.00507: a hit if a
     pixel of the object is within 15 pixels (Euclidean) of the maximum, as in their code and in TorchRay's. Of equal
-    maxima the first counts, row by row. captum has none; Quantus' ``PointingGame`` is ``tolerance=0``. The paper's
-    figure is the mean over the classes: :func:`by_class` of ``hits``.
+    maxima, the first in row-major order is used. captum has no such measure; Quantus' ``PointingGame`` is
+    ``tolerance=0``. The paper reports the mean over classes: :func:`by_class` of ``hits``.
 
     Args:
         maps: [N, h, w], or [N, C, h, w] (see ``channels``); resized (bilinear) to the objects' image.
         objects: see :data:`fastviz.evaluation.Objects`.
-        size: height and width of the image, in pixels; needed for boxes and coarse maps, None is the masks' or maps'.
+        size: height and width of the image in pixels, needed for boxes with coarse maps; None is that of the masks or
+            maps.
         tolerance: in pixels of the image, 0 or more.
         channels: see :data:`fastviz.evaluation.Channels`.
 
     Returns:
-        A :class:`Pointing`, an entry an image.
+        A :class:`Pointing`, one entry per image.
 
     Raises:
-        TypeError, ValueError: another type, shape or number; maps that are not finite; a box outside of the image.
+        TypeError, ValueError: a wrong type, shape or number; maps that are not finite; a box outside the image.
 
     >>> heat = torch.zeros(1, 8, 8)
     >>> heat[0, 2, 5] = 1
@@ -105,18 +106,18 @@ def energy_inside(
     negative: Literal["drop", "absolute"] = "drop",
     channels: Channels = "max_abs",
 ) -> Tensor:
-    """The share of each map that lies on the object: ``Σ inside / Σ all``, [N], from 0 to 1.
+    """The fraction of each map that lies on the object: ``Σ inside / Σ all``, [N], from 0 to 1.
 
-    Wang et al. 2020, "Score-CAM", https://arxiv.org/abs/1910.01279, the "energy-based pointing game". A random map has
-    the object's share of the image. Quantus' ``RelevanceMassAccuracy`` is this with its ``abs`` as
+    Wang et al. 2020, "Score-CAM", https://arxiv.org/abs/1910.01279, the "energy-based pointing game". A random map
+    scores the object's fraction of the image. Quantus' ``RelevanceMassAccuracy`` is the same; its ``abs`` is
     ``negative="absolute"``.
 
     Args:
-        negative: what becomes of values below zero: dropped, or their absolute values taken.
+        negative: whether values below zero are dropped or replaced by their absolute values.
         maps, objects, size, channels: as in :func:`pointing_game`.
 
     Returns:
-        [N]; NaN where the image has no object or the map no energy.
+        [N]; NaN if the image has no object or the map no energy.
 
     Raises:
         TypeError, ValueError: as :func:`pointing_game`.
@@ -142,20 +143,20 @@ def intersection_over_union(
     of: Literal["maximum", "quantile", "object"] = "maximum",
     channels: Channels = "max_abs",
 ) -> Tensor:
-    """Intersection over union of the object and what a map has above a threshold, [N], from 0 to 1.
+    """Intersection over union of the object and the map's pixels above a threshold, [N], from 0 to 1.
 
-    Zhou et al. 2016, "Learning Deep Features for Discriminative Localization", https://arxiv.org/abs/1512.04150, take
-    what is above 20 % of the maximum (and then a box around its largest part, which is not done here).
+    Zhou et al. 2016, "Learning Deep Features for Discriminative Localization", https://arxiv.org/abs/1512.04150, use
+    the pixels above 20 % of the maximum (and then the box around their largest connected part, which is not done here).
 
     Args:
-        threshold: of the kind that ``of`` says, 0 to 1; not used for ``"object"``.
-        of: ``"maximum"``: pixels above this share of the map's maximum; ``"quantile"``: pixels above this quantile of
-            the map; ``"object"``: as many of the highest pixels as the object has (Quantus' ``TopKIntersection`` with
-            its area as k, but over the union), of equal ones the first.
+        threshold: 0 to 1, of the kind given by ``of``; not used for ``"object"``.
+        of: ``"maximum"``: pixels above this fraction of the map's maximum; ``"quantile"``: pixels above this quantile
+            of the map; ``"object"``: as many of the highest pixels as the object has (Quantus' ``TopKIntersection``
+            with its area as k, but over the union), the first of equal ones.
         maps, objects, size, channels: as in :func:`pointing_game`.
 
     Returns:
-        [N]; NaN where the image has no object.
+        [N]; NaN if the image has no object.
 
     Raises:
         TypeError, ValueError: as :func:`pointing_game`; a threshold out of range.
@@ -184,15 +185,14 @@ def intersection_over_union(
 
 
 def by_class(values: Tensor, classes: Tensor) -> dict[int, float]:
-    """The mean of the ``values`` [N] of each class in ``classes``, int64 [N]; NaN ones left out, and with them classes
-    that have no other.
+    """The mean of ``values`` [N] for each class in ``classes``, int64 [N]; NaN is ignored.
 
     Args:
         values: [N], floating-point or bool.
         classes: int64 [N], the class of each image.
 
     Returns:
-        Class → mean, in the order of the classes' numbers.
+        The mean by class, in ascending order; classes with only NaN are left out.
 
     Raises:
         RuntimeError: torch's, for tensors of different lengths.
@@ -210,7 +210,7 @@ def by_class(values: Tensor, classes: Tensor) -> dict[int, float]:
 
 
 def object_masks(objects: object, count: int, size: tuple[int, int]) -> Tensor:
-    """``objects`` as masks, bool [N, H, W], for ``count`` images of this ``size``; a box reaches the border at most.
+    """``objects`` as masks, bool [N, H, W], for ``count`` images of this ``size``; boxes are clipped at the border.
 
     Raises:
         TypeError, ValueError: as :func:`pointing_game`.
@@ -233,12 +233,12 @@ def object_masks(objects: object, count: int, size: tuple[int, int]) -> Tensor:
 def _mask(boxes: object, size: tuple[int, int]) -> Tensor:
     found = checks.tensor(boxes, "objects", dims=(2,), layout="[n, 4], boxes", floating=False)
     if found.shape[1] != 4:
-        raise ValueError(f"objects should have 4 numbers a box, got {found.shape[1]}")
+        raise ValueError(f"objects should have 4 numbers per box, got {found.shape[1]}")
     mask = torch.zeros(size, dtype=torch.bool, device=found.device)
     for top, left, bottom, right in found.tolist():
         if not (top < bottom and left < right and bottom > 0 and right > 0 and top < size[0] and left < size[1]):
             raise ValueError(
-                f"objects should be boxes (top, left, bottom, right) inside of {size[0]}x{size[1]} pixels, "
+                f"objects should be boxes (top, left, bottom, right) inside {size[0]}x{size[1]} pixels, "
                 f"got {(top, left, bottom, right)}"
             )
         mask[max(0, round(top)) : max(0, round(bottom)), max(0, round(left)) : max(0, round(right))] = True

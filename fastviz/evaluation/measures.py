@@ -1,5 +1,4 @@
-"""The registry of measures: name → how a batch of maps is measured, which way is better, paper. Tables and the command
-line read it."""
+"""The registry of measures, for tables and the command line: computation, better direction and paper."""
 
 from __future__ import annotations
 
@@ -25,23 +24,23 @@ from fastviz.targets.objectives import Objective
 __all__ = ["MEASURES", "RANDOM", "Case", "Measure", "Scores"]
 
 RANDOM = "random"
-"""The name of the method that draws a map from the seed: what chance scores."""
+"""The name of the method that returns random maps: the chance level."""
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One method on a batch of images, as measures get it.
+    """The input of a measure: one method on a batch of images.
 
     Attributes:
         model: the network.
         images: [N, C, H, W].
-        target: one a sample, the predicted classes put in.
+        target: one per sample, with predicted classes filled in.
         method: the method's name.
         explain: the method.
-        maps: name of each method → its maps [N, h, w] at their own resolution, finite.
-        objects: masks, bool [N, H, W]; None where there are none.
-        seeds: one an image.
-        batch_size: images that the network sees at once; None is each measure's choice.
+        maps: the maps of each method by name, [N, h, w] at their own resolution, finite.
+        objects: masks, bool [N, H, W], or None.
+        seeds: one per image.
+        batch_size: images in a pass; None is each measure's default.
     """
 
     model: nn.Module
@@ -61,14 +60,14 @@ class Case:
 
     @property
     def fine(self) -> Tensor:
-        """The same, [N, H, W]."""
+        """The maps of the method resized to the images, [N, H, W]."""
         return resized(self.own, self.images)
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What a measure says of a batch: one value an image, [N], and, where it has one, the curve behind it, [N, S], at
-    ``places`` [N, S] from 0 to 1."""
+    """The result of a measure for a batch: one value per image, [N], and for some measures the underlying curve, [N,
+    S], at ``places`` [N, S] from 0 to 1."""
 
     values: Tensor
     curve: Tensor | None = None
@@ -77,16 +76,16 @@ class Scores:
 
 @dataclass(frozen=True)
 class Measure:
-    """One way of telling whether a map is any good.
+    """A measure of the quality of maps.
 
     Attributes:
         name: its name in tables and on the command line.
-        compute: gets a :class:`Case` and options of the function behind it; gives :class:`Scores`.
-        better: ``"higher"`` or ``"lower"`` values are better; None: neither.
+        compute: takes a :class:`Case` and options of the underlying function; returns :class:`Scores`.
+        better: whether ``"higher"`` or ``"lower"`` values are better; None for neither.
         summary: one line for lists.
         paper: short citation and link.
-        needs_objects: whether it needs to know where the objects are.
-        axes: what the curve's places and values are; empty where it has none.
+        needs_objects: whether it needs the positions of objects.
+        axes: labels for the curve's places and values; empty without a curve.
 
     >>> MEASURES["deletion"].better, MEASURES["pointing_game"].needs_objects
     ('lower', True)
@@ -131,11 +130,11 @@ def _road(case: Case, **options: Any) -> Scores:
 
 
 def _drop(case: Case, **options: Any) -> Scores:
-    return Scores(confidence_change(*_common(case), **_settings(case, options, drawn=False)).drop)
+    return Scores(confidence_change(*_common(case), **_settings(case, options, seeded=False)).drop)
 
 
 def _increase(case: Case, **options: Any) -> Scores:
-    found = confidence_change(*_common(case), **_settings(case, options, drawn=False))
+    found = confidence_change(*_common(case), **_settings(case, options, seeded=False))
     return Scores(found.increased.to(found.before.dtype))
 
 
@@ -153,7 +152,7 @@ def _overlap(case: Case, **options: Any) -> Scores:
 
 
 def _infidelity(case: Case, **options: Any) -> Scores:
-    # maps of different kinds compare only in the scale-free form, with squares counted as such
+    # maps of different kinds are only comparable in the scale-free form with indicator squares
     settings: dict[str, Any] = {"scaled": True, "value": "probability"} | _settings(case, options)
     settings.setdefault("indicator", settings.get("perturbation", "square") == "square")
     return Scores(infidelity(*_common(case), **settings))
@@ -165,11 +164,11 @@ def _sensitivity(case: Case, **options: Any) -> Scores:
 
 
 def _randomisation(case: Case, **options: Any) -> Scores:
-    if case.method == RANDOM:  # there is no network in it
+    if case.method == RANDOM:  # random maps do not depend on the network
         return _undefined(case)
-    settings: dict[str, Any] = {"similarities": ("rank_absolute",)} | _settings(case, options, drawn=False)
+    settings: dict[str, Any] = {"similarities": ("rank_absolute",)} | _settings(case, options, seeded=False)
     found = parameter_randomisation(case.model, case.images, case.explain, case.target, **settings)
-    # a map that became constant has nothing in common with the one before
+    # a map that became constant has no correlation with the original
     alike = next(iter(found.similarity.values())).nan_to_num(0.0).T
     curve = torch.cat([torch.ones_like(alike[:, :1]), alike], 1)
     places = torch.linspace(0, 1, curve.shape[1], device=curve.device).expand_as(curve)
@@ -193,9 +192,9 @@ def _agreement(case: Case, **options: Any) -> Scores:
     return Scores(found.with_others("rank")[found.methods.index(case.method)])
 
 
-def _settings(case: Case, options: dict[str, Any], *, drawn: bool = True) -> dict[str, Any]:
-    """``options``, and what every measure that runs the network gets: batches and, if it draws, seeds."""
-    return {"batch_size": case.batch_size} | ({"seed": case.seeds} if drawn else {}) | options
+def _settings(case: Case, options: dict[str, Any], *, seeded: bool = True) -> dict[str, Any]:
+    """``options`` with those of every measure that runs the network: the batch size and, if ``seeded``, the seeds."""
+    return {"batch_size": case.batch_size} | ({"seed": case.seeds} if seeded else {}) | options
 
 
 def _undefined(case: Case) -> Scores:
@@ -215,7 +214,7 @@ _RISE = "Petsiuk, Das, Saenko 2018, https://arxiv.org/abs/1806.07421"
 _SAMEK = "Samek et al. 2016, https://arxiv.org/abs/1509.06321"
 _PLUS = "Chattopadhay et al. 2018, https://arxiv.org/abs/1710.11063"
 _YEH = "Yeh et al. 2019, https://arxiv.org/abs/1901.09392"
-_SHARE = "share of the pixels"
+_FRACTION = "fraction of pixels"
 
 MEASURES: dict[str, Measure] = {
     measure.name: measure
@@ -224,41 +223,41 @@ MEASURES: dict[str, Measure] = {
             "deletion",
             _deletion,
             "lower",
-            "area under the class's probability while the pixels ranked highest are taken away",
+            "area under the class's probability as the highest-ranked pixels are removed",
             _RISE,
-            axes=(f"{_SHARE} taken away", "probability"),
+            axes=(f"{_FRACTION} removed", "probability"),
         ),
         Measure(
             "insertion",
             _insertion,
             "higher",
-            "area under the class's probability while the pixels ranked highest are shown on a blurred image",
+            "area under the class's probability as the highest-ranked pixels are shown on a blurred image",
             _RISE,
-            axes=(f"{_SHARE} shown", "probability"),
+            axes=(f"{_FRACTION} shown", "probability"),
         ),
         Measure(
             "morf",
             _perturbed("morf"),
             "higher",
-            "mean fall of the probability while windows become noise, the most relevant first",
+            "mean fall of the probability as windows are replaced by noise, the most relevant first",
             _SAMEK,
-            axes=(f"{_SHARE} perturbed", "probability"),
+            axes=(f"{_FRACTION} perturbed", "probability"),
         ),
         Measure(
             "lerf",
             _perturbed("lerf"),
             "lower",
-            "mean fall of the probability while windows become noise, the least relevant first",
+            "mean fall of the probability as windows are replaced by noise, the least relevant first",
             _SAMEK,
-            axes=(f"{_SHARE} perturbed", "probability"),
+            axes=(f"{_FRACTION} perturbed", "probability"),
         ),
         Measure(
             "road",
             _road,
             "higher",
-            "probability left when the least relevant pixels are removed, over that without the most relevant",
+            "probability without the least relevant pixels minus that without the most relevant ones, halved",
             "Rong et al. 2022, https://arxiv.org/abs/2202.00449",
-            axes=(f"{_SHARE} removed", "LeRF − MoRF, probability"),
+            axes=(f"{_FRACTION} removed", "LeRF − MoRF, probability"),
         ),
         Measure(
             "pointing_game",
@@ -272,7 +271,7 @@ MEASURES: dict[str, Measure] = {
             "energy_inside",
             _energy,
             "higher",
-            "share of the map that lies on the object",
+            "fraction of the map that lies on the object",
             "Wang et al. 2020, https://arxiv.org/abs/1910.01279",
             needs_objects=True,
         ),
@@ -280,7 +279,7 @@ MEASURES: dict[str, Measure] = {
             "intersection_over_union",
             _overlap,
             "higher",
-            "overlap of the object with what is above 20 % of the map's maximum",
+            "overlap of the object with the pixels above 20 % of the map's maximum",
             "Zhou et al. 2016, https://arxiv.org/abs/1512.04150",
             needs_objects=True,
         ),
@@ -295,24 +294,26 @@ MEASURES: dict[str, Measure] = {
             "increase_in_confidence",
             _increase,
             "higher",
-            "share of the images whose probability rises when they are multiplied by the map",
+            "fraction of images whose probability rises when they are multiplied by the map",
             _PLUS,
         ),
         Measure(
             "parameter_randomisation",
             _randomisation,
             "lower",
-            "rank correlation that a map keeps while the network's layers are drawn anew from the top",
+            "rank correlation of a map with the original as the network's layers are randomised from the top",
             "Adebayo et al. 2018, https://arxiv.org/abs/1810.03292",
-            axes=("share of the steps drawn anew", "rank correlation"),
+            axes=("fraction of steps randomised", "rank correlation"),
         ),
-        Measure("infidelity", _infidelity, "lower", "how far the map is from telling what covered squares do", _YEH),
+        Measure(
+            "infidelity", _infidelity, "lower", "error of the map in predicting the effect of covered squares", _YEH
+        ),
         Measure("max_sensitivity", _sensitivity, "lower", "largest relative change of the map under small noise", _YEH),
         Measure(
             "sparseness",
             _sparseness,
             "higher",
-            "Gini index of the map: near 1 where few pixels hold all",
+            "Gini index of the map: near 1 if few pixels dominate",
             "Chalasani et al. 2020, https://arxiv.org/abs/1810.06583",
         ),
         Measure(
@@ -331,4 +332,4 @@ MEASURES: dict[str, Measure] = {
         ),
     )
 }
-"""Name → measure, in the order in which they are shown."""
+"""All measures by name, in the order in which they are shown."""

@@ -1,4 +1,4 @@
-"""Sanity check: do maps change when the network's parameters are drawn anew?"""
+"""Sanity check: do maps change when the network's parameters are randomised?"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastviz._util import checks
 from fastviz._util.batch_size import images_at_once
 from fastviz._util.progress import bar
-from fastviz.evaluation._explain import Explain, explained, single_objective
+from fastviz.evaluation._explain import AT_ONCE, Explain, explained_in_batches, single_objective
 from fastviz.evaluation._maps import own_maps, resized
 from fastviz.evaluation.similarity import SIMILARITIES
 from fastviz.execution import forward
@@ -27,22 +27,20 @@ from fastviz.targets.selection import Target
 __all__ = ["Initial", "Randomisation", "parameter_randomisation", "randomisable_layers"]
 
 Initial = Literal["reset", "normal", "permutation"]
-"""How parameters are drawn anew: as the layer itself does when it is made (its ``reset_parameters``); from a normal
-distribution with the mean and the standard deviation of the trained ones; or the trained ones in a random order."""
-
-_AT_ONCE = 8
-"""Images that a method sees at once where nothing else is said."""
+"""How parameters are randomised: by the layer's own initialisation (its ``reset_parameters``); from a normal
+distribution with the mean and standard deviation of the trained parameters; or by permuting the trained parameters."""
 
 
 @dataclass(frozen=True, eq=False)
 class Randomisation:
-    """What :func:`parameter_randomisation` found.
+    """The result of :func:`parameter_randomisation`.
 
     Attributes:
-        layers: the layers that each of the S steps draws anew; with ``"cascading"`` those of the steps before are too.
-        maps: [S + 1, N, h, w] or [S + 1, N, C, h, w]: those of the network as it is, then after each step.
-        similarity: name → [S, N], of the map after each step with that of the network as it is: low is good. NaN where
-            it is not defined, as the rank correlation of a constant map is not.
+        layers: the layers that each of the S steps randomises; with ``"cascading"`` those of earlier steps stay
+            randomised.
+        maps: [S + 1, N, h, w] or [S + 1, N, C, h, w]: of the original network, then after each step.
+        similarity: name → [S, N], of the map after each step to that of the original network: lower is better. NaN
+            where it is undefined, such as the rank correlation of a constant map.
 
     >>> from fastviz.methods.attribution.gradients import saliency
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
@@ -71,40 +69,41 @@ def parameter_randomisation(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Randomisation:
-    """Maps of a network whose parameters are drawn anew layer by layer, and how alike they stay: low is good.
+    """Maps of a network whose layers are randomised one by one, and their similarity to the original: lower is better.
 
     Adebayo et al. 2018, "Sanity Checks for Saliency Maps", https://arxiv.org/abs/1810.03292: cascading from the top
     (the last layer, then the last two, …), or each layer alone. A map that stays the same does not show what the
-    network learned. The target is the class of the network as it is. The user's model is copied once, and not changed.
+    network has learned. A predicted target is that of the original network. The model is copied once, and not changed.
 
-    Numbers of other tools: Quantus' ``ModelParameterRandomisation`` is ``layers`` all modules with a
-    ``reset_parameters``, from the last to the first, and a correlation of its own; its ``seed`` draws otherwise.
+    Numbers of other tools: Quantus' ``ModelParameterRandomisation`` takes as ``layers`` all modules with a
+    ``reset_parameters``, from the last to the first, and has its own correlation; its ``seed`` gives other random
+    numbers.
 
     Args:
         model: maps ``x`` to scores [N, K], or to anything, for targets inside the network.
         x: [N, C, H, W], as the model takes it.
         explain: a method such as :func:`fastviz.grad_cam`, or any function of a model, images and a target.
-        target: one a sample; see :data:`fastviz.Target`.
+        target: one per sample; see :data:`fastviz.Target`.
         order: ``"cascading"`` or ``"independent"``.
-        layers: dotted names in the order in which they are drawn anew; several in a sequence of their own are one step.
-            None: every convolution, linear layer and the like (a parameter of at least two dimensions) that the model
-            calls, the last called first; normalisation stays.
-        steps: put the layers into this many steps of about the same number of layers; None is one a layer.
+        layers: dotted names in the order in which they are randomised; a nested sequence of names is one step. None:
+            every convolution, linear layer and the like (with a parameter of at least two dimensions) that the model
+            calls, the last called first; normalisation layers stay unchanged.
+        steps: group the layers into this many steps of about equal size; None is one step per layer.
         initial: see :data:`fastviz.evaluation.Initial`.
         similarities: names among ``rank``, ``rank_absolute``, ``ssim``, ``hog`` and ``top_k``; see
             :func:`fastviz.evaluation.agreement`.
-        size: height and width that maps are brought to before they are compared; None leaves them.
-        seed: of the new parameters. torch's global state is put back.
-        batch_size: images that the method sees at once; None is 8.
-        progress: show a bar, on a terminal.
+        size: height and width to which maps are resized before they are compared; None keeps their own.
+        seed: for the new parameters. torch's global random state is restored.
+        batch_size: images in a call of the method; None is 8.
+        progress: show a progress bar on a terminal.
 
     Returns:
-        A :class:`Randomisation`: maps of S + 1 networks, and similarities [S, N] by name.
+        A :class:`Randomisation`: maps for S + 1 networks, and similarities [S, N] by name.
 
     Raises:
-        TypeError: a model that cannot be copied.
+        TypeError: the model cannot be copied.
         ValueError: a layer that does not exist, has no parameters, or no ``reset_parameters`` where it is needed;
-            several targets a sample.
+            several targets per sample.
 
     >>> from fastviz.methods.attribution.gradients import saliency
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2))
@@ -117,30 +116,25 @@ def parameter_randomisation(
     checks.one_of(initial, "initial", ("reset", "normal", "permutation"))
     functions = {name: SIMILARITIES[checks.nearest(name, "similarity", SIMILARITIES)] for name in similarities}
     checks.whole_number(seed, "seed", minimum=0)
-    at_once = images_at_once(batch_size, _AT_ONCE)
+    at_once = images_at_once(batch_size, AT_ONCE)
     groups = _groups(model, images, layers, steps)
     objective = single_objective(model, images, target, at_once)
     changed = _copied(model)
 
     def maps_of(network: nn.Module) -> Tensor:
-        numbers = torch.arange(len(images), device=images.device)
-        found = [
-            explained(explain, network, images[part], objective.for_samples(part, len(images)))
-            for part in numbers.split(at_once)
-        ]
-        return torch.cat(found)
+        return explained_in_batches(explain, network, images, objective, at_once)
 
     with bar(progress, len(groups) + 1, text="parameter randomisation", unit="networks") as advance:
         maps = [maps_of(model)]
         advance(1)
         for number, group in enumerate(groups):
-            kept = _parameters(changed, group)
+            saved = _saved_parameters(changed, group)
             with _seeded(seed + number):
                 for name in group:
-                    _draw(layer_module(changed, name), name, initial)
+                    _randomise(layer_module(changed, name), name, initial)
             maps.append(maps_of(changed))
             if order == "independent":
-                _put_back(changed, kept)
+                _restore(changed, saved)
             advance(1)
     clean = _compared(maps[0], size)
     similarity = {
@@ -178,10 +172,10 @@ def _groups(
 ) -> tuple[tuple[str, ...], ...]:
     if layers is None:
         if not len(images):
-            raise ValueError("layers should be given where x has no image: they are found by running one")
+            raise ValueError("layers should be given if x has no image, since they are found by running one")
         found: list[tuple[str, ...]] = [(name,) for name in randomisable_layers(model, images)]
         if not found:
-            raise ValueError("layers should be given for this model: it calls none with weights")
+            raise ValueError("layers should be given for this model, which calls none with weights")
     else:
         found = [(each,) if isinstance(each, str) else tuple(each) for each in layers]
         if not found or not all(found):
@@ -203,8 +197,8 @@ def _copied(model: nn.Module) -> nn.Module:
         raise TypeError(f"model should be one that copy.deepcopy can copy, and is not: {error}") from error
 
 
-def _parameters(model: nn.Module, group: Sequence[str]) -> dict[str, Tensor]:
-    """Copies of what drawing the layers of ``group`` anew may change: parameters and buffers, by their full names."""
+def _saved_parameters(model: nn.Module, group: Sequence[str]) -> dict[str, Tensor]:
+    """Copies of the parameters and buffers of the layers of ``group``, by full name."""
     return {
         f"{name}.{key}": value.detach().clone()
         for name in group
@@ -212,16 +206,16 @@ def _parameters(model: nn.Module, group: Sequence[str]) -> dict[str, Tensor]:
     }
 
 
-def _put_back(model: nn.Module, kept: Mapping[str, Tensor]) -> None:
+def _restore(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
-        for name, value in kept.items():
+        for name, value in saved.items():
             layer, _, key = name.rpartition(".")
             getattr(model.get_submodule(layer), key).copy_(value)
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """torch's CPU generator from ``seed``, and as it was afterwards: ``reset_parameters`` takes no other."""
+    """Seeds torch's global CPU generator, the only one that ``reset_parameters`` uses, and restores it afterwards."""
     state = torch.default_generator.get_state()
     try:
         torch.default_generator.manual_seed(seed)
@@ -230,8 +224,8 @@ def _seeded(seed: int) -> Iterator[None]:
         torch.default_generator.set_state(state)
 
 
-def _draw(layer: nn.Module, name: str, initial: Initial) -> None:
-    """New parameters for a layer and the layers inside of it, in place; drawn on the CPU for every device."""
+def _randomise(layer: nn.Module, name: str, initial: Initial) -> None:
+    """Randomise a layer and the layers inside it, in place; numbers are drawn on the CPU for every device."""
     with torch.no_grad():
         for inner, module in layer.named_modules():
             own = list(module.parameters(recurse=False))
@@ -261,6 +255,6 @@ def _draw(layer: nn.Module, name: str, initial: Initial) -> None:
 
 
 def _compared(maps: Tensor, size: tuple[int, int] | None) -> Tensor:
-    """Maps [N, h, w] as they are compared."""
+    """Maps [N, h, w] prepared for comparison."""
     found = own_maps(maps.nan_to_num(0.0, 0.0, 0.0), len(maps))
     return found if size is None else resized(found, found.new_empty(0, 1, *size))

@@ -1,4 +1,4 @@
-"""Remove and debias: the target after pixels are removed and filled in from their neighbours."""
+"""ROAD (remove and debias): the target's value after pixels are removed and filled in from their neighbours."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from fastviz.targets.selection import Target
 
 __all__ = ["Road", "impute", "road"]
 
-_STATES = 64
-"""Images filled in before the network sees them: bounds the memory."""
+_MAX_AHEAD = 64
+"""The maximum number of images that are filled in ahead of the network; bounds the memory."""
 
 
 @dataclass(frozen=True, eq=False)
 class Road:
-    """What :func:`road` found.
+    """The result of :func:`road`.
 
     Attributes:
-        removed: [P], per cent of the pixels removed.
+        removed: [P], percentages of pixels removed.
         morf: [N, P], the value with the most relevant pixels removed.
         lerf: [N, P], with the least relevant removed.
-        clean: [N], the value of the image as it is.
+        clean: [N], the value of the unchanged image.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     >>> found = road(model, torch.rand(1, 1, 8, 8), torch.rand(1, 8, 8), target=1, removed=(20, 50))
@@ -47,7 +47,7 @@ class Road:
 
     @property
     def combined(self) -> Tensor:
-        """[N], the mean over the percentages of (LeRF − MoRF) / 2: large is good."""
+        """[N], the mean over the percentages of (LeRF − MoRF) / 2: higher is better."""
         return (self.lerf - self.morf).mean(1) / 2
 
 
@@ -67,26 +67,26 @@ def road(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Road:
-    """What the target does when pixels are removed and filled in from their neighbours, most and least relevant first.
+    """The target's value when pixels are removed and filled in from their neighbours, most or least relevant first.
 
     Rong et al. 2022, "A Consistent and Efficient Evaluation Strategy for Attribution Methods" (ROAD),
     https://arxiv.org/abs/2202.00449: a filled-in pixel is the weighted mean of its neighbours, filled in or not, plus
-    noise, so that neither its colour nor the shape of what was removed tells the network anything.
+    noise, so that neither its colour nor the shape of the removed region carries information.
 
-    Numbers of other tools: pytorch-grad-cam's ``ROADCombined(percentiles=ps)`` is ``combined`` with
-    ``removed=[100 - p for p in ps]``, ``removal="threshold"``; its ``ROADMostRelevantFirstAverage`` is
-    ``(morf - clean[:, None]).mean(1)``, and so on. Its noise comes from torch's global generator, and its order of the
-    least relevant from ``1 - map`` in float32, in which values below 6e-8 are equal. Quantus' ``ROAD`` is ``morf``.
+    Numbers of other tools: pytorch-grad-cam's ``ROADCombined(percentiles=ps)`` is ``combined`` with ``removed=[100 - p
+    for p in ps]``, ``removal="threshold"``; its ``ROADMostRelevantFirstAverage`` is ``(morf - clean[:,
+    None]).mean(1)``, and so on. Its noise comes from torch's global generator, and it orders the least relevant pixels
+    by ``1 - map`` in float32, where values below 6e-8 are equal. Quantus' ``ROAD`` is ``morf``.
 
     Args:
         model, x, maps, target, ties, channels, batch_size: as in :func:`fastviz.evaluation.deletion`.
-        removed: per cent of the pixels to remove, each above 0 and below 100.
-        noise: standard deviation of what is added to filled-in pixels, in units of ``x``.
-        removal: ``"rank"``: exactly so many pixels; ``"threshold"``: all that are at or above the percentile, equal
-            ones together, which can be all of them: the image is then its mean colour.
+        removed: percentages of pixels to remove, each above 0 and below 100.
+        noise: standard deviation of the noise added to filled-in pixels, in units of ``x``.
+        removal: ``"rank"``: exactly that many pixels; ``"threshold"``: all pixels at or above the percentile. With ties
+            that can be all pixels; the image then becomes its mean colour.
         value: see :data:`fastviz.evaluation.Value`.
-        seed: of the noise: see :data:`fastviz.evaluation.Seed`.
-        progress: show a bar, on a terminal.
+        seed: for the noise, see :data:`fastviz.evaluation.Seed`.
+        progress: show a progress bar on a terminal.
 
     Returns:
         A :class:`Road` on the device of ``x``.
@@ -99,7 +99,7 @@ def road(
     >>> road(model, torch.rand(1, 1, 8, 8), torch.rand(1, 8, 8), target=1, removed=(20, 50)).morf.shape
     torch.Size([1, 2])
     """
-    shares = [_share(share) for share in removed]
+    shares = [_percentage(share) for share in removed]
     if not shares:
         raise ValueError("removed should have at least one percentage, got none")
     checks.one_of(removal, "removal", ("rank", "threshold"))
@@ -118,14 +118,14 @@ def road(
             image = number // P
             pictures = imputed(read.images, masks[image, number % P], image)
             if noise:
-                shaken = pictures + noise * _noise(pictures, number, seeds, P, sign)
-                pictures = torch.where(masks[image, number % P][:, None], shaken, pictures)
+                noisy = pictures + noise * _noise(pictures, number, seeds, P, sign)
+                pictures = torch.where(masks[image, number % P][:, None], noisy, pictures)
             return pictures
 
         def value_of(output: Any, number: Tensor) -> Tensor:
             return read.of(output, number // P)
 
-        take = _Ahead(filled, N * P).take
+        take = _FilledAhead(filled, N * P).take
         values = outputs_of_images(
             model, take, N * P, value_of, like=read.images, batch_size=batch_size, advance=advance
         )
@@ -141,10 +141,10 @@ def impute(images: Tensor, removed: Tensor) -> Tensor:
 
     Args:
         images: [N, C, H, W], floating-point and finite.
-        removed: bool [N, H, W]; where it is all of an image, that becomes its mean colour.
+        removed: bool [N, H, W]; an image whose pixels are all removed becomes its mean colour.
 
     Returns:
-        [N, C, H, W], a new tensor, of the dtype of ``images`` and on their device.
+        [N, C, H, W], a new tensor with the dtype and device of ``images``.
 
     Raises:
         TypeError, ValueError: another type or shape; values that are not finite.
@@ -163,8 +163,8 @@ def impute(images: Tensor, removed: Tensor) -> Tensor:
     return imputed(images.detach(), removed.to(images.device), torch.arange(len(images), device=images.device))
 
 
-class _Ahead:
-    """Filled-in images in the order of their numbers, made many at a time: one solver for more than one pass needs."""
+class _FilledAhead:
+    """Filled-in images in ascending order; the solver works on larger batches than the network."""
 
     def __init__(self, make: Callable[[Tensor], Tensor], count: int) -> None:
         self._make, self._count = make, count
@@ -172,16 +172,16 @@ class _Ahead:
         self._made: Tensor | None = None
 
     def take(self, number: Tensor) -> Tensor:
-        """Those of these numbers, which rise one by one."""
+        """The images with these consecutive indices."""
         first, last = int(number[0]), int(number[-1])
         if self._made is None or not self._first <= first <= last < self._first + len(self._made):
-            end = max(last + 1, min(first + _STATES, self._count))
+            end = max(last + 1, min(first + _MAX_AHEAD, self._count))
             self._first = first
             self._made = self._make(torch.arange(first, end, device=number.device))
         return self._made[first - self._first : last + 1 - self._first]
 
 
-def _share(share: object) -> float:
+def _percentage(share: object) -> float:
     if isinstance(share, bool) or not isinstance(share, (int, float)):
         raise TypeError(f"removed should hold numbers, got {share!r}")
     if not 0 < share < 100:
@@ -195,14 +195,14 @@ def _finite(images: Tensor) -> None:
 
 
 def _removed(heat: Tensor, shares: Sequence[float], removal: str, ties: Ties) -> Tensor:
-    """Which pixels are removed at each share: bool [N, P, H, W], the highest of ``heat`` [N, H, W]."""
+    """Which pixels are removed at each percentage: bool [N, P, H, W], the highest of ``heat`` [N, H, W]."""
     flat = heat.flatten(1)
     if removal == "rank":
         places = rank(flat, ties)
         counts = [round(share / 100 * flat.shape[1]) for share in shares]
         masks = [places < count for count in counts]
     else:
-        # as numpy's percentile: linear between the two nearest
+        # like numpy's percentile: linear interpolation between the two nearest values
         ordered = flat.sort(dim=1).values
         masks = []
         for share in shares:
@@ -215,7 +215,7 @@ def _removed(heat: Tensor, shares: Sequence[float], removal: str, ties: Ties) ->
 
 
 def _noise(pictures: Tensor, number: Tensor, seeds: list[int], shares: int, sign: int) -> Tensor:
-    """Standard normal noise for each picture, from the seed of its image, its share and its order."""
+    """Standard normal noise for each picture, determined by its image's seed, its percentage and its order."""
     drawn = []
     for at in number.tolist():
         part = 2 * (at % shares) + (sign > 0)

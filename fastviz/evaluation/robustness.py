@@ -1,4 +1,4 @@
-"""Whether maps tell what a change of the input does (infidelity), and whether they change with it (max-sensitivity)."""
+"""Infidelity (do maps predict the effect of perturbations?) and max-sensitivity (do maps change under small noise?)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastviz._util import checks
 from fastviz._util.batch_size import images_at_once
 from fastviz._util.progress import bar
 from fastviz.engine.incremental.passes import outputs_of_images
-from fastviz.evaluation._explain import Explain, explained, single_objective
+from fastviz.evaluation._explain import AT_ONCE, Explain, explained, explained_in_batches, single_objective
 from fastviz.evaluation._maps import resized
 from fastviz.evaluation._seeds import Seed, generator, seeds_of
 from fastviz.evaluation._values import Value, reading
@@ -23,11 +23,7 @@ from fastviz.targets.selection import Target
 __all__ = ["Perturb", "infidelity", "max_sensitivity"]
 
 Perturb = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Gets images [B, C, H, W]; gives the perturbations I and the perturbed images, both [B, C, H, W], as captum's
-``perturb_func`` does."""
-
-_AT_ONCE = 8
-"""Images that a method sees at once where nothing else is said."""
+"""Maps images [B, C, H, W] to the perturbations I and the perturbed images, like captum's ``perturb_func``."""
 
 
 def infidelity(
@@ -47,37 +43,37 @@ def infidelity(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """How far a map is from telling what perturbations do: mean of ``(Iᵀ Φ − (f(x) − f(x − I)))²``, low is good.
+    """How well a map predicts the effect of perturbations: mean of ``(Iᵀ Φ − (f(x) − f(x − I)))²``, lower is better.
 
     Yeh et al. 2019, "On the (In)fidelity and Sensitivity of Explanations", https://arxiv.org/abs/1901.09392,
     equation 1.
 
     Numbers of other tools: captum's ``infidelity`` with the same function as ``perturbation``, and ``scaled`` for its
-    ``normalize``; give ``batch_size`` a multiple of ``samples`` if the function draws random numbers, since it is
-    called batch by batch, with each image ``samples`` times in a row. The authors' code is ``scaled=True``.
+    ``normalize``; if the function draws random numbers, make ``batch_size`` a multiple of ``samples``, since it is
+    called once per batch, with each image ``samples`` times in a row. The authors' code is ``scaled=True``.
 
     Args:
         model, x, target: as in :func:`fastviz.evaluation.deletion`.
-        maps: Φ, [N, C, h, w], or [N, h, w] with the same number for all channels of a pixel; resized (bilinear).
-        perturbation: ``"square"``: a window somewhere is set to 0, I is what was there; ``"noise"``: I is normal noise;
-            or a function, see :data:`fastviz.evaluation.Perturb`.
-        samples: perturbations an image.
-        window: side of the squares, in pixels; None is a seventh of the shorter side, at least 1.
+        maps: Φ, [N, C, h, w], or [N, h, w] with one number for all channels of a pixel; resized (bilinear).
+        perturbation: ``"square"``: a random window is set to 0, and I holds the values that were there; ``"noise"``: I
+            is normal noise; or a function, see :data:`fastviz.evaluation.Perturb`.
+        samples: perturbations per image.
+        window: side of the squares, in pixels; None is a seventh of the image's shorter side, at least 1.
         noise: standard deviation of the noise, in units of ``x``.
-        indicator: I is 1 where a square is, instead of what was there, and counts once for [N, h, w]: for maps that
-            already hold the share of each pixel, as occlusion's, Grad-CAM's and gradient times input do (captum's
-            ``multiply_by_inputs``).
-        scaled: scale each map by the factor that fits best, ``β = Σ (IᵀΦ) Δf / Σ (IᵀΦ)²``: the scale-free form.
+        indicator: let I be 1 inside the square instead of the values that were there, counted once per pixel for maps
+            [N, h, w]. For maps that already hold the contribution of each pixel, such as those of occlusion, Grad-CAM
+            and gradient times input (captum's ``multiply_by_inputs``).
+        scaled: scale each map by the best-fitting factor, ``β = Σ (IᵀΦ) Δf / Σ (IᵀΦ)²``: the scale-free form.
         value: see :data:`fastviz.evaluation.Value`.
-        seed: of squares and noise: see :data:`fastviz.evaluation.Seed`.
-        batch_size: perturbed images that the network sees at once; None is 8 on a CPU and 128 on a GPU.
-        progress: show a bar, on a terminal.
+        seed: for squares and noise, see :data:`fastviz.evaluation.Seed`.
+        batch_size: perturbed images in a pass; None is 8 on a CPU and 128 on a GPU.
+        progress: show a progress bar on a terminal.
 
     Returns:
         [N], 0 or more.
 
     Raises:
-        TypeError, ValueError: as :func:`fastviz.evaluation.deletion`; an ``indicator`` without squares.
+        TypeError, ValueError: as :func:`fastviz.evaluation.deletion`; ``indicator`` without squares.
 
     >>> model, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), torch.rand(1, 1, 4, 4)
     >>> gradient = model[1].weight[1].detach().view(1, 1, 4, 4)
@@ -99,12 +95,12 @@ def infidelity(
         image = number // samples
         if boxes is not None:
             changed = ops.occlude(images, boxes[number], image, 0.0)
-            # outside of its square an image is as it was, whatever its values
+            # outside its square an image is unchanged
             difference = _inside(boxes[number], images) if indicator else images[image] - changed
         elif callable(perturbation):
             difference, changed = _called(perturbation, images[image])
         else:
-            difference = noise * _drawn(images, number, samples, seeds)
+            difference = noise * _noise(images, number, samples, seeds)
             changed = images[image] - difference
         factor = difference.sum(1, keepdim=True) if weights.shape[1] == 1 else difference
         products[number] = (weights[image].double() * factor.double()).flatten(1).sum(1)
@@ -134,13 +130,13 @@ def _check_perturbation(perturbation: object, indicator: bool) -> None:
 
 
 def _best_scaled(found: Tensor, falls: Tensor) -> Tensor:
-    """``found`` [N, samples] times the factor of each row that brings it nearest to ``falls``."""
+    """``found`` [N, samples], each row scaled by the factor that brings it closest to ``falls``."""
     squares = found.square().sum(1, keepdim=True)
     return found * (found * falls).sum(1, keepdim=True) / torch.where(squares > 0, squares, 1)
 
 
-def _drawn(images: Tensor, number: Tensor, samples: int, seeds: Sequence[int]) -> Tensor:
-    """Normal noise for the perturbed images of these numbers, ``samples`` an image, each with a seed of its own."""
+def _noise(images: Tensor, number: Tensor, samples: int, seeds: Sequence[int]) -> Tensor:
+    """Normal noise for the perturbed images with these indices, ``samples`` per image, each from its own seed."""
     drawn = [
         torch.randn(images.shape[1:], generator=generator(seeds[at // samples], at % samples)) for at in number.tolist()
     ]
@@ -160,56 +156,54 @@ def max_sensitivity(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """How much a map can change when the input hardly does: largest ``‖Φ(x + δ) − Φ(x)‖ / ‖Φ(x)‖``, low is good.
+    """The largest relative change of a map under small noise: max ``‖Φ(x + δ) − Φ(x)‖ / ‖Φ(x)‖``, lower is better.
 
-    Yeh et al. 2019, https://arxiv.org/abs/1901.09392, definition 3: δ is drawn evenly from −radius to radius for every
-    value, ``samples`` times, and the largest change counts; the norms are Frobenius'. The target is the class of the
-    image as it is. captum's ``sensitivity_max`` is the same, and gives the same number for one image after
-    ``torch.manual_seed(seed)``. Quantus' ``MaxSensitivity`` draws the same, with 200 samples and a radius of 0.2.
+    Yeh et al. 2019, https://arxiv.org/abs/1901.09392, definition 3: δ is drawn uniformly from −radius to radius for
+    every value, ``samples`` times, and the largest change is returned; norms are Frobenius norms. A predicted target is
+    that of the unchanged image. captum's ``sensitivity_max`` is the same, and gives the same number for one image after
+    ``torch.manual_seed(seed)``. Quantus' ``MaxSensitivity`` uses the same noise, with 200 samples and a radius of 0.2.
 
     Args:
         model: maps ``x`` to scores [N, K], or to anything, for targets inside the network.
         x: [N, C, H, W], as the model takes it.
         explain: a method such as :func:`fastviz.saliency`, or any function of a model, images and a target.
-        target: one a sample; see :data:`fastviz.Target`.
+        target: one per sample; see :data:`fastviz.Target`.
         radius: in units of ``x``.
         samples: perturbed copies of each image.
-        relative: divide by the norm of the map, as captum and the authors' code do; a map of zeros divides by 1.
+        relative: divide by the norm of the map, as captum and the authors' code do (by 1 for a map of zeros).
         seed: see :data:`fastviz.evaluation.Seed`.
-        batch_size: images that the method sees at once; None is 8.
-        progress: show a bar, on a terminal.
+        batch_size: images in a call of the method; None is 8.
+        progress: show a progress bar on a terminal.
 
     Returns:
         [N], 0 or more.
 
     Raises:
-        TypeError, ValueError: as :func:`fastviz.saliency`; what ``explain`` returns is no map.
+        TypeError, ValueError: as :func:`fastviz.saliency`; ``explain`` does not return maps.
 
     >>> from fastviz.methods.attribution.gradients import saliency
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
-    >>> max_sensitivity(model, torch.rand(1, 1, 2, 2), saliency, target=1, samples=2)  # of a linear model: none
+    >>> max_sensitivity(model, torch.rand(1, 1, 2, 2), saliency, target=1, samples=2)  # 0 for a linear model
     tensor([0.])
     """
     images = input_batch(model, x).detach()
     checks.positive(radius, "radius")
     checks.whole_number(samples, "samples", minimum=1)
-    at_once = images_at_once(batch_size, _AT_ONCE)
+    at_once = images_at_once(batch_size, AT_ONCE)
     N = len(images)
     objective = single_objective(model, images, target, at_once)
     if not N:
         return images.new_zeros(0)
     drawn = [generator(each) for each in seeds_of(seed, N)]
-    numbers = torch.arange(N, device=images.device)
-    maps = [explained(explain, model, images[part], objective.for_samples(part, N)) for part in numbers.split(at_once)]
-    clean = torch.cat(maps).double().flatten(1)
+    clean = explained_in_batches(explain, model, images, objective, at_once).double().flatten(1)
     largest = torch.zeros(N, dtype=torch.float64, device=images.device)
     with bar(progress, N * samples, text="max-sensitivity", unit="images") as advance:
         for part in torch.arange(N * samples, device=images.device).split(at_once):
             image = part // samples
             shape = images.shape[1:]
-            moves = [torch.empty(shape).uniform_(-radius, radius, generator=drawn[at]) for at in image.tolist()]
+            noises = [torch.empty(shape).uniform_(-radius, radius, generator=drawn[at]) for at in image.tolist()]
             found = explained(
-                explain, model, images[image] + torch.stack(moves).to(images), objective.for_samples(image, N)
+                explain, model, images[image] + torch.stack(noises).to(images), objective.for_samples(image, N)
             )
             change = (found.double().flatten(1) - clean[image]).norm(dim=1)
             largest.scatter_reduce_(0, image, change, "amax")
@@ -236,7 +230,7 @@ def _weights(maps: object, images: Tensor) -> Tensor:
 
 
 def _squares(images: Tensor, samples: int, window: int | None, seeds: list[int]) -> Tensor:
-    """Boxes of the squares, int64 [N · samples, 4]: any place where they lie inside of the image."""
+    """Boxes of the squares, int64 [N · samples, 4], at random positions inside the image."""
     H, W = images.shape[2:]
     side = max(1, min(H, W) // 7) if window is None else checks.whole_number(window, "window", minimum=1)
     if side > min(H, W):
@@ -251,7 +245,7 @@ def _squares(images: Tensor, samples: int, window: int | None, seeds: list[int])
 
 
 def _inside(boxes: Tensor, images: Tensor) -> Tensor:
-    """[B, 1, H, W], 1 inside of each box."""
+    """[B, 1, H, W], 1 inside each box."""
     blank = images.new_ones(1, 1, *images.shape[2:])
     return 1 - ops.occlude(blank, boxes, torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device), 0.0)
 

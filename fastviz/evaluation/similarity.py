@@ -1,4 +1,4 @@
-"""How alike two maps are: rank correlation, SSIM, correlation of HOG, top-k intersection; agreement of methods."""
+"""Similarity of maps: rank correlation, SSIM, HOG correlation, top-k intersection; agreement of methods."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def rank_correlation(first: Tensor, second: Tensor, *, absolute: bool = False) -
     Args:
         first: [N, h, w] or [N, C, h, w], finite.
         second: the same shape.
-        absolute: rank absolute values: Adebayo et al. 2018 report both.
+        absolute: rank absolute values; Adebayo et al. 2018 report both.
 
     Returns:
-        [N]; NaN where a map is constant.
+        [N]; NaN if a map is constant.
 
     Raises:
-        TypeError, ValueError: no floating-point tensors, other shapes, values that are not finite.
+        TypeError, ValueError: not floating-point tensors, different shapes, values that are not finite.
 
     >>> heat = torch.tensor([[[1.0, 2.0, 3.0]]])
     >>> rank_correlation(heat, -(heat**3))
@@ -50,25 +50,25 @@ def rank_correlation(first: Tensor, second: Tensor, *, absolute: bool = False) -
 
 
 def ssim(first: Tensor, second: Tensor, *, window: int = 11, deviation: float = 1.5, scale: bool = True) -> Tensor:
-    """The structural similarity of each pair of maps, [N], −1 to 1, 1 for equal ones.
+    """The structural similarity of each pair of maps, [N], −1 to 1, 1 for equal maps.
 
     Wang et al. 2004, "Image Quality Assessment", https://doi.org/10.1109/TIP.2003.819861: means, variances and the
-    covariance under a Gaussian window, ``K1 = 0.01``, ``K2 = 0.03``, the mean over the places where the window lies
-    inside of the map. Maps smaller than the window get the largest odd window that fits.
+    covariance under a Gaussian window, ``K1 = 0.01``, ``K2 = 0.03``, averaged over the positions where the window lies
+    inside the map. Maps smaller than the window use the largest odd window that fits.
 
     Args:
-        first: [N, h, w]; of [N, C, h, w] the largest absolute value over the channels counts.
+        first: [N, h, w], or [N, C, h, w], reduced to the largest absolute value over the channels.
         second: the same.
         window: side of the window, odd, in pixels.
         deviation: standard deviation of the Gaussian, in pixels.
-        scale: scale each map from 0 (its smallest value) to 1 (its largest) before; else they are taken to have a range
-            of 1.
+        scale: first scale each map from 0 (its smallest value) to 1 (its largest); otherwise maps are assumed to have a
+            range of 1.
 
     Returns:
         [N], −1 to 1.
 
     Raises:
-        TypeError, ValueError: as :func:`rank_correlation`; a window that is even.
+        TypeError, ValueError: as :func:`rank_correlation`; an even window.
 
     >>> maps = torch.rand(2, 16, 16)
     >>> ssim(maps, maps)
@@ -100,17 +100,17 @@ def hog_correlation(
     """The correlation of the histograms of oriented gradients (HOG) of each pair of maps, [N], −1 to 1.
 
     Dalal, Triggs 2005, https://doi.org/10.1109/CVPR.2005.177, as scikit-image computes it: gradients by central
-    differences (0 at the border), each pixel's magnitude into one of the unsigned ``orientations``, means over cells,
-    blocks of cells under "L2-Hys". Adebayo et al. 2018 compare maps so, with cells of 16 pixels.
+    differences (0 at the border), each pixel's magnitude assigned to one of the unsigned ``orientations``, means over
+    cells, blocks of cells normalised by "L2-Hys". Adebayo et al. 2018 compare maps this way, with cells of 16 pixels.
 
     Args:
         first, second, scale: as in :func:`ssim`.
-        cell: side of a cell, in pixels; maps must hold ``block`` of them.
+        cell: side of a cell, in pixels; maps must hold at least ``block`` cells per side.
         block: side of a block, in cells.
         orientations: bins over 180 degrees.
 
     Returns:
-        [N]; NaN where the descriptor of a map is constant, as that of a constant map is.
+        [N]; NaN if the descriptor of a map is constant, as for a constant map.
 
     Raises:
         TypeError, ValueError: as :func:`rank_correlation`; maps too small for a block.
@@ -124,7 +124,7 @@ def hog_correlation(
         checks.whole_number(number, argument, minimum=1)
     if min(a.shape[1:]) < cell * block:
         raise ValueError(
-            f"maps should have at least {cell * block} pixels a side for {block} cells of {cell}, "
+            f"maps should have at least {cell * block} pixels per side for {block} cells of {cell}, "
             f"got {a.shape[1]}x{a.shape[2]}; give a smaller cell, or resize them"
         )
     descriptors = [_hog(each, cell, block, orientations) for each in (a, b)]
@@ -132,14 +132,14 @@ def hog_correlation(
 
 
 def top_k_intersection(first: Tensor, second: Tensor, *, k: int | float = 0.05, absolute: bool = False) -> Tensor:
-    """The share of the ``k`` highest pixels of one map that are among those of the other, [N], 0 to 1.
+    """The fraction of the ``k`` highest pixels of one map that are among those of the other, [N], 0 to 1.
 
-    Ghorbani, Abid, Zou 2019, "Interpretation of Neural Networks is Fragile", https://arxiv.org/abs/1710.10547. By
-    chance it is the share of the map that k pixels are. Of equal values the first count, row by row.
+    Ghorbani, Abid, Zou 2019, "Interpretation of Neural Networks is Fragile", https://arxiv.org/abs/1710.10547. The
+    chance level is k divided by the number of pixels. Of equal values, the first in row-major order are used.
 
     Args:
         first, second: as in :func:`ssim`.
-        k: how many pixels, or (below 1) which share of them, rounded up.
+        k: how many pixels, or (below 1) which fraction of them, rounded up.
         absolute: rank absolute values.
 
     Returns:
@@ -172,16 +172,16 @@ SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "hog": hog_correlation,
     "top_k": top_k_intersection,
 }
-"""Name → similarity of two maps, as :func:`agreement` and parameter randomisation take them."""
+"""Similarities of two maps by name, as used by :func:`agreement` and parameter randomisation."""
 
 
 @dataclass(frozen=True, eq=False)
 class Agreement:
-    """What :func:`agreement` found.
+    """The result of :func:`agreement`.
 
     Attributes:
         methods: the names of the M methods.
-        values: name of a similarity → [M, M, N], of each pair of methods on each image; NaN where it is not defined.
+        values: name of a similarity → [M, M, N], of each pair of methods on each image; NaN where undefined.
 
     >>> found = agreement({"a": torch.rand(2, 16, 16), "b": torch.rand(2, 16, 16)}, similarities=["rank"])
     >>> found.values["rank"][0, 0].tolist()
@@ -192,11 +192,11 @@ class Agreement:
     values: Mapping[str, Tensor]
 
     def mean(self, similarity: str) -> Tensor:
-        """[M, M], the mean over the images, NaN left out."""
+        """[M, M], the mean over the images, ignoring NaN."""
         return self.values[similarity].nanmean(2)
 
     def with_others(self, similarity: str) -> Tensor:
-        """[M, N], the mean similarity of each method with the others; NaN for one method alone."""
+        """[M, N], the mean similarity of each method with the others; NaN for a single method."""
         values = self.values[similarity].clone()
         values.diagonal(dim1=0, dim2=1).fill_(torch.nan)
         return values.nanmean(1)
@@ -208,18 +208,19 @@ def agreement(
     size: tuple[int, int] | None = None,
     similarities: Sequence[str] = ("rank", "ssim", "top_k"),
 ) -> Agreement:
-    """How far the methods agree on each image: similarities of all pairs of their maps.
+    """The agreement of methods on each image: similarities of all pairs of their maps.
 
     Args:
-        maps: name of a method → [N, h, w] or [N, C, h, w] (the largest absolute value over the channels counts).
-        size: height and width that all maps are brought to (bilinear); None is the largest height and width among them.
+        maps: name of a method → [N, h, w], or [N, C, h, w], reduced to the largest absolute value over the channels.
+        size: height and width to which all maps are resized (bilinear); None is the largest height and width among
+            them.
         similarities: names among ``rank``, ``rank_absolute``, ``ssim``, ``hog`` and ``top_k`` (5 % of the pixels).
 
     Returns:
         An :class:`Agreement`: for each similarity [M, M, N], symmetric, in the order of the ``maps``.
 
     Raises:
-        TypeError, ValueError: no maps, other numbers of them, values that are not finite, an unknown similarity.
+        TypeError, ValueError: no maps, different numbers of them, values that are not finite, an unknown similarity.
 
     >>> found = agreement({"a": torch.rand(2, 16, 16), "b": torch.rand(2, 16, 16)}, similarities=["rank"])
     >>> found.methods, found.values["rank"].shape
@@ -287,7 +288,7 @@ def _hog(maps: Tensor, cell: int, block: int, orientations: int) -> Tensor:
     cells = functional.avg_pool2d(spread, cell)  # [N, orientations, rows, columns]
     blocks = cells.unfold(2, block, 1).unfold(3, block, 1)  # [N, orientations, ., ., block, block]
     flat = blocks.permute(0, 2, 3, 4, 5, 1).flatten(3)
-    for most in (0.2, None):
+    for limit in (0.2, None):
         flat = flat / (flat.square().sum(-1, keepdim=True) + 1e-10).sqrt()
-        flat = flat.clamp(max=most) if most else flat
+        flat = flat.clamp(max=limit) if limit else flat
     return flat.flatten(1)

@@ -1,4 +1,4 @@
-"""Means with bands, and which methods stand first: bootstrap over the images."""
+"""Means with confidence bands, and rankings of methods, by bootstrap over the images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LEVEL = 0.95
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """Means with a band: ``mean``, ``low`` and ``high``, each [...], for images in dimension 0 of what they are of.
+    """Means over images with a confidence band; each attribute is [...] for values [N, ...].
 
     Attributes:
         mean: [...], over the images.
@@ -38,22 +38,22 @@ class Band:
 
 
 def bootstrap(values: Tensor, *, level: float = _LEVEL, resamples: int = _RESAMPLES, seed: int = 0) -> Band:
-    """The mean of ``values`` [N, ...] over the images and where it lies in resamples of them, NaN left out.
+    """The mean of ``values`` [N, ...] over the images with its bootstrap confidence band; NaN is ignored.
 
-    The band holds the share ``level`` of the means of ``resamples`` draws of N images with replacement (Efron 1979, the
-    percentile method). It tells how much the figure depends on which images were taken, and nothing else.
+    The band contains the fraction ``level`` of the means of ``resamples`` draws of N images with replacement (Efron
+    1979, the percentile method). It only shows how much the mean depends on the choice of images.
 
     Args:
-        values: [N, ...], floating-point, an entry an image.
-        level: share of the resampled means inside the band, above 0 and below 1.
+        values: [N, ...], floating-point, one entry per image.
+        level: fraction of the resampled means inside the band, above 0 and below 1.
         resamples: how many draws.
-        seed: of the draws.
+        seed: for the draws.
 
     Returns:
-        A :class:`Band` of three tensors [...]; NaN where there is no value.
+        A :class:`Band` of three tensors [...]; NaN if there is no value.
 
     Raises:
-        TypeError, ValueError: no floating-point tensor, no image, a level that is not above 0 and below 1.
+        TypeError, ValueError: not a floating-point tensor, no image, a level that is not above 0 and below 1.
 
     >>> band = bootstrap(torch.tensor([0.0, 1.0, 1.0, 0.0]))
     >>> float(band.mean), bool(band.low < 0.5 < band.high)
@@ -72,7 +72,7 @@ def bootstrap(values: Tensor, *, level: float = _LEVEL, resamples: int = _RESAMP
 
 
 def _resampled(values: Tensor, resamples: int, seed: int) -> Tensor:
-    """The means of resamples of ``values`` [N, K]: [resamples, K]; NaN where a resample has no value."""
+    """The means of resamples of ``values`` [N, K]: [resamples, K]; NaN if a resample has no value."""
     checks.whole_number(resamples, "resamples", minimum=1)
     N = len(values)
     chosen = torch.randint(N, (resamples, N), generator=torch.Generator().manual_seed(seed)).to(values.device)
@@ -84,14 +84,14 @@ def _resampled(values: Tensor, resamples: int, seed: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Standing:
-    """How a method stands by one measure.
+    """The rank of a method by one measure.
 
     Attributes:
         method, measure: their names.
-        mean, low, high: over the images, with the band.
-        images: how many have a value.
-        place: 1 for the best by its mean; 0 for a measure of which neither way is better, and for ``"random"``.
-        tied: whether its difference from the best, image by image, has a band with 0 in it (true for the best).
+        mean, low, high: the mean over the images and its band.
+        images: how many images have a value.
+        place: rank by the mean, 1 for the best; 0 for measures without a better direction, and for ``"random"``.
+        tied: whether the band of its difference from the best, image by image, contains 0 (true for the best).
 
     >>> Standing("saliency", "deletion", mean=0.2, low=0.1, high=0.3, images=50, place=1, tied=True).place
     1
@@ -109,12 +109,12 @@ class Standing:
 
 @dataclass(frozen=True)
 class Standings:
-    """What :func:`standings` found.
+    """The result of :func:`standings`.
 
     Attributes:
-        each: every method by every measure.
-        overall: method → mean place over the measures with its band ``(mean, low, high)``, the best first; ``"random"``
-            left out.
+        each: one entry for each method and measure.
+        overall: method → mean place over the measures with its band ``(mean, low, high)``, best first, without
+            ``"random"``.
 
     >>> Standings(each=(), overall={"saliency": (1.0, 1.0, 1.5)}).overall["saliency"][0]
     1.0
@@ -125,10 +125,9 @@ class Standings:
 
 
 def standings(found: Any, *, level: float = _LEVEL, resamples: int = _RESAMPLES, seed: int = 0) -> Standings:
-    """Which method stands first by each measure, with bands over the images, and by all of them.
+    """Rankings of methods, by each measure and by all, with confidence bands over the images.
 
-    The same resamples of the images serve all methods, so that differences between methods are compared on the same
-    images.
+    All methods use the same resamples, so that they are compared on the same images.
 
     Args:
         found: a table of :func:`fastviz.evaluate`, or its rows.
@@ -138,7 +137,7 @@ def standings(found: Any, *, level: float = _LEVEL, resamples: int = _RESAMPLES,
         A :class:`Standings`.
 
     Raises:
-        TypeError, ValueError: ``found`` is no such table; as :func:`bootstrap`.
+        TypeError, ValueError: ``found`` is not such a table; as :func:`bootstrap`.
 
     >>> from torch import nn
     >>> from fastviz.evaluation import evaluate
@@ -174,12 +173,13 @@ def _ordered(good: Tensor, level: float, resamples: int, seed: int) -> list[tupl
     """The place of each method by its mean of ``good`` [N, M], and whether it is tied with the best."""
     means = good.nanmean(0).nan_to_num(-torch.inf)
     best = int(means.argmax())
-    behind = bootstrap(good[:, best : best + 1] - good, level=level, resamples=resamples, seed=seed)
-    return [(1 + int((means > mean).sum()), bool(low <= 0)) for mean, low in zip(means, behind.low, strict=True)]
+    lead = bootstrap(good[:, best : best + 1] - good, level=level, resamples=resamples, seed=seed)
+    return [(1 + int((means > mean).sum()), bool(low <= 0)) for mean, low in zip(means, lead.low, strict=True)]
 
 
 def _overall(places: Sequence[Tensor], methods: Sequence[str], level: float) -> dict[str, tuple[float, float, float]]:
-    """Method → mean place over the measures with its band; row 0 of ``places`` is that of all images, as it is."""
+    """Method → mean place over the measures with its band; row 0 of ``places`` is for all images, the rest for
+    resamples."""
     if not places:
         return {}
     means = torch.stack(list(places)).mean(0)  # [1 + resamples, M]
@@ -193,7 +193,7 @@ def _edges(level: float, like: Tensor) -> Tensor:
 
 
 def _places(means: Tensor) -> Tensor:
-    """The place of each method in each row of ``means`` [R, M], from 1 for the highest; equal ones share their mean."""
+    """The place of each method in each row of ``means`` [R, M], 1 for the highest; ties get their mean place."""
     filled = means.nan_to_num(-torch.inf)
     above = (filled[:, None, :] > filled[:, :, None]).sum(2)
     equal = (filled[:, None, :] == filled[:, :, None]).sum(2)
@@ -201,7 +201,7 @@ def _places(means: Tensor) -> Tensor:
 
 
 def _arranged(found: Any) -> tuple[dict[tuple[str, str], Tensor], list[str], list[str]]:
-    """(method, measure) → values [N] in one order of the images, NaN where there is none; the methods; the measures."""
+    """Values [N] by (method, measure), in the same order of images, NaN where missing; the methods; the measures."""
     listed: Iterable[Mapping[str, Any]] = found.to_pylist() if hasattr(found, "to_pylist") else found
     values: dict[tuple[str, str], dict[int, float]] = {}
     images: dict[int, None] = {}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastviz.images import tensors
 
-__all__ = ["NotebookResult", "contact_sheet", "signed", "words"]
+__all__ = ["NotebookResult", "captioned", "contact_sheet", "signed", "signed_maps", "words"]
 
 _SIDE = 160
 """Longest side of a picture on a sheet, in pixels; smaller pictures are enlarged by the notebook."""
@@ -56,6 +56,19 @@ def signed(values: Tensor) -> Tensor:
     """A picture [3, H, W] of a map [H, W] of both signs: red above zero, blue below, white at zero."""
     scaled = tensors.normalize(values.detach().float().nan_to_num()[None], symmetric=True)[0]
     return tensors.colour_map(scaled, "seismic")
+
+
+def signed_maps(maps: Tensor, name: str, values: Tensor) -> list[tuple[str, Tensor]]:
+    """Captions and pictures of signed ``maps`` [..., H, W], each with its number and its value called ``name``."""
+    each = zip(maps.flatten(0, -3), values.flatten().tolist(), strict=True)
+    return [(f"{number}: {words(**{name: value})}", signed(one)) for number, (one, value) in enumerate(each)]
+
+
+def captioned(pictures: Tensor, **columns: Tensor) -> list[tuple[str, Tensor]]:
+    """Captions and ``pictures`` [N, C, H, W], each with its number of every column [N]; see :func:`words`."""
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    captions = [words(**dict(zip(columns, row, strict=True))) for row in rows]
+    return list(zip(captions, pictures, strict=True))
 
 
 def contact_sheet(pictures: Sequence[tuple[str, Tensor]], title: str) -> str:

@@ -1,4 +1,4 @@
-"""What users call, by family; the registry knows every method by its name."""
+"""The methods that users call, by family; the registry lists them by name."""
 
 from fastviz.methods.adversarial.evolution import evolve
 from fastviz.methods.adversarial.fooling import FoolingImages

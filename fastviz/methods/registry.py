@@ -1,4 +1,4 @@
-"""The registry of methods: name → function, paper, what it draws. Command line, jobs, report and README read it."""
+"""The registry of methods, for command line, jobs, report and README: function, paper and kind of result."""
 
 from __future__ import annotations
 
@@ -54,21 +54,20 @@ __all__ = ["EXPLAINERS", "METHODS", "Method"]
 
 @dataclass(frozen=True)
 class Method:
-    """One way of seeing inside a network.
+    """A visualisation or explanation method.
 
     Attributes:
         name: its name on the command line and in files.
-        function: what computes it; of the family ``"explain"`` it takes ``(model, x, target, **options)``.
+        function: the public function; in the family ``"explain"`` it takes ``(model, x, target, **options)``.
         paper: short citation and link.
         summary: one line for lists.
-        draws: ``"heat"`` a map [N, h, w] of 0 or more; ``"signed"`` a map [N, h, w] of both
-            signs, or [N, C, h, w], whose sum over the channels is drawn; ``"gradient"`` a
-            picture [N, C, H, W] of both signs; ``"mask"`` an object [N, H, W], 1 inside and 0
-            outside; ``"picture"`` anything else that a person looks at.
-        family: ``"explain"``: what in an image makes a target; ``"read"``: what a network holds and responds to;
-            ``"make"``: pictures that it imagines.
-        command: its command, where that is not called like the method.
-        defaults: options that the command line and jobs pass unless told otherwise.
+        draws: the kind of result. ``"heat"``: a map [N, h, w] of 0 or more; ``"signed"``: a map [N, h, w] of both
+            signs, or [N, C, h, w], drawn as the sum over the channels; ``"gradient"``: a picture [N, C, H, W] of both
+            signs; ``"mask"``: an object [N, H, W], 1 inside and 0 outside; ``"picture"``: any other picture.
+        family: ``"explain"``: attribution; ``"read"``: inspection of weights and activations; ``"make"``: synthesis of
+            images.
+        command: its command, if it has another name than the method.
+        defaults: default options of the command line and jobs.
     """
 
     name: str
@@ -82,7 +81,7 @@ class Method:
 
     @property
     def verb(self) -> str:
-        """The command that runs it: ``"run"`` for the family ``"explain"``, else :attr:`command` or the name itself."""
+        """The command that runs it: ``"run"`` for the family ``"explain"``, else :attr:`command` or the name."""
         return self.command or ("run" if self.family == "explain" else self.name)
 
 
@@ -131,28 +130,28 @@ METHODS: dict[str, Method] = {
             "integrated_gradients",
             integrated_gradients,
             "Sundararajan, Taly, Yan 2017, https://arxiv.org/abs/1703.01365",
-            "gradient along the line from a baseline to the image, times the way",
+            "mean gradient on the line from a baseline to the image, times their difference",
             "signed",
         ),
         Method(
             "gradient_shap",
             gradient_shap,
             _LUNDBERG,
-            "the same at random places, from random baselines",
+            "integrated gradients at random points, from random baselines",
             "signed",
         ),
         Method(
             "deconvnet",
             deconvnet,
             _ZEILER,
-            "gradient whose rectifiers pass on what is positive, active or not",
+            "gradient whose rectifiers pass on positive gradients, active or not",
             "gradient",
         ),
         Method(
             "guided_backprop",
             guided_backprop,
             "Springenberg et al. 2015, https://arxiv.org/abs/1412.6806",
-            "gradient whose rectifiers pass on what is positive, where they are active",
+            "gradient whose rectifiers pass on positive gradients where they are active",
             "gradient",
         ),
         Method(
@@ -174,39 +173,41 @@ METHODS: dict[str, Method] = {
             "grad_cam_plus_plus",
             grad_cam_plus_plus,
             "Chattopadhay et al. 2018, https://arxiv.org/abs/1710.11063",
-            "maps weighted by counts of the places that speak for the target",
+            "maps weighted by their positions with positive gradients",
             "heat",
         ),
         Method(
             "xgrad_cam",
             xgrad_cam,
             "Fu et al. 2020, https://arxiv.org/abs/2008.02312",
-            "maps weighted by the mean gradient over where they are active",
+            "maps weighted by the mean gradient over their active positions",
             "heat",
         ),
         Method(
             "layer_cam",
             layer_cam,
             "Jiang et al. 2021, https://doi.org/10.1109/TIP.2021.3089943",
-            "maps weighted place by place by the positive gradient; also for early layers",
+            "maps weighted at each position by the positive gradient; also for early layers",
             "heat",
         ),
         Method(
             "hires_cam",
             hires_cam,
             "Draelos, Carin 2020, https://arxiv.org/abs/2011.08891",
-            "gradient times map: what each place adds to the score",
+            "gradient times map: each position's contribution to the score",
             "heat",
         ),
         Method(
             "element_wise_cam",
             element_wise_cam,
             "GradCAMElementWise, https://github.com/jacobgil/pytorch-grad-cam",
-            "what of gradient times map is positive",
+            "positive part of gradient times map",
             "heat",
         ),
-        Method("eigen_cam", eigen_cam, _MUHAMMAD, "first principal component of a layer's maps, any target", "heat"),
-        Method("eigen_grad_cam", eigen_grad_cam, _MUHAMMAD, "the same of gradient times map", "heat"),
+        Method(
+            "eigen_cam", eigen_cam, _MUHAMMAD, "first principal component of a layer's maps, for any target", "heat"
+        ),
+        Method("eigen_grad_cam", eigen_grad_cam, _MUHAMMAD, "first principal component of gradient times map", "heat"),
         Method(
             "full_grad",
             full_grad,
@@ -218,24 +219,24 @@ METHODS: dict[str, Method] = {
             "ablation_cam",
             ablation_cam,
             "Desai, Ramaswamy 2020, https://doi.org/10.1109/WACV45572.2020.9093360",
-            "maps weighted by what the score loses without each of them",
+            "maps weighted by the fall of the score without each of them",
             "heat",
         ),
         Method(
             "score_cam",
             score_cam,
             "Wang et al. 2020, https://arxiv.org/abs/1910.01279",
-            "maps weighted by the score of the image seen through each of them",
+            "maps weighted by the score of the image masked with each of them",
             "heat",
         ),
         Method(
             "recipro_cam",
             recipro_cam,
             "Byun, Lee 2022, https://arxiv.org/abs/2209.14074",
-            "the score that each place of a layer gives alone",
+            "score from each single position of a layer",
             "heat",
         ),
-        Method("segment", segment, _SIMONYAN, "the object cut out by GrabCut, told by saliency where it is", "mask"),
+        Method("segment", segment, _SIMONYAN, "the object segmented by GrabCut, seeded by saliency", "mask"),
         Method("occlusion", occlusion, _ZEILER, "fall of the score when a window of the image is covered", "signed"),
         Method(
             "feature_ablation",
@@ -248,14 +249,14 @@ METHODS: dict[str, Method] = {
             "shapley_sampling",
             shapley_sampling,
             "Castro, Gómez, Tejada 2009, https://doi.org/10.1016/j.cor.2008.04.004",
-            "what a superpixel adds to the score, the mean over orders in which they join",
+            "mean contribution of a superpixel to the score over random orders of adding them",
             "signed",
         ),
         Method(
             "kernel_shap",
             kernel_shap,
             _LUNDBERG,
-            "superpixels' Shapley values, from a linear model of the score",
+            "Shapley values of superpixels, from a linear model of the score",
             "signed",
         ),
         Method(
@@ -277,7 +278,7 @@ METHODS: dict[str, Method] = {
             "filters",
             filters,
             "Krizhevsky, Sutskever, Hinton 2012, https://papers.nips.cc/paper/4824",
-            "the weights of a convolution: colour pictures in a first layer, grey ones in deeper layers",
+            "the weights of a convolution: colour pictures in the first layer, grey ones in deeper layers",
             "picture",
             family="read",
         ),
@@ -293,7 +294,7 @@ METHODS: dict[str, Method] = {
             "embedding",
             embedding,
             "van der Maaten, Hinton 2008, https://jmlr.org/papers/v9/vandermaaten08a.html",
-            "many images where the network puts them: a vector each, brought to a plane by t-SNE or PCA",
+            "feature vectors of many images, projected to a plane by t-SNE or PCA",
             "picture",
             family="read",
             command="embed",
@@ -302,7 +303,7 @@ METHODS: dict[str, Method] = {
             "neighbours",
             neighbours,
             "Krizhevsky, Sutskever, Hinton 2012, https://papers.nips.cc/paper/4824",
-            "the images nearest to each by features, beside those nearest by pixels",
+            "the nearest images by features, next to the nearest by pixels",
             "picture",
             family="read",
         ),
@@ -310,7 +311,7 @@ METHODS: dict[str, Method] = {
             "patches",
             patches,
             "Girshick et al. 2014, https://arxiv.org/abs/1311.2524",
-            "parts of many images that excite each channel most, with guided backprop beside them",
+            "parts of many images that activate each channel most, with guided backprop",
             "picture",
             family="read",
         ),
@@ -318,7 +319,7 @@ METHODS: dict[str, Method] = {
             "maximize",
             maximize,
             _SIMONYAN,
-            "image that a class, a unit, a channel or a layer likes most, by gradient ascent",
+            "image that a class, a unit, a channel or a layer responds to most, by gradient ascent",
             "picture",
             family="make",
         ),
@@ -326,7 +327,7 @@ METHODS: dict[str, Method] = {
             "maximize_code",
             maximize_code,
             "Nguyen et al. 2016, https://arxiv.org/abs/1605.09304",
-            "the same by way of a layer's code, decoded into an image",
+            "the code of a layer that a target responds to most, decoded into an image",
             "picture",
             family="make",
             command="maximize",
@@ -335,7 +336,7 @@ METHODS: dict[str, Method] = {
             "invert",
             invert,
             "Mahendran, Vedaldi 2015, https://arxiv.org/abs/1412.0035",
-            "image with the features that a layer has of a photograph: what the layer keeps of it",
+            "image with the same features in a layer as a photograph: what the layer preserves",
             "picture",
             family="make",
         ),
@@ -344,7 +345,7 @@ METHODS: dict[str, Method] = {
             deep_dream,
             "Mordvintsev, Olah, Tyka 2015, "
             "https://research.google/blog/inceptionism-going-deeper-into-neural-networks/",
-            "photograph changed until the network sees more of what it sees in it, or of another image",
+            "photograph changed to amplify what a layer sees in it, or the features of another image",
             "picture",
             family="make",
             command="dream",
@@ -353,7 +354,7 @@ METHODS: dict[str, Method] = {
             "fool",
             fool,
             "Szegedy et al. 2013, https://arxiv.org/abs/1312.6199",
-            "the least change of an image that makes the network see another class, by L-BFGS, sign or gradient steps",
+            "smallest change of an image that makes the network see another class, by L-BFGS, sign or gradient steps",
             "picture",
             family="make",
         ),
@@ -370,7 +371,7 @@ METHODS: dict[str, Method] = {
             "fool_from_noise",
             fool_from_noise,
             _NGUYEN,
-            "noise that the network is sure of, by gradient",
+            "noise that the network classifies with high confidence, by gradient",
             "picture",
             family="make",
             command="fool",
@@ -379,7 +380,7 @@ METHODS: dict[str, Method] = {
             "evolve",
             evolve,
             _NGUYEN,
-            "patterns that the network is sure of, evolved without gradients",
+            "patterns that the network classifies with high confidence, evolved without gradients",
             "picture",
             family="make",
             command="fool",
@@ -413,7 +414,7 @@ METHODS: dict[str, Method] = {
         ),
     )
 }
-"""Name → method, in the order in which they are shown."""
+"""All methods by name, in the order in which they are shown."""
 
 EXPLAINERS = {name: method for name, method in METHODS.items() if method.family == "explain"}
-"""Those that explain a target in an image: what ``fastviz run`` offers."""
+"""The attribution methods, which ``fastviz run`` offers."""

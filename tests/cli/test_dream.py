@@ -204,7 +204,7 @@ def test_ctrl_c_keeps_the_frames_that_are_made(photos, tmp_path, stops):
         ([PHOTO, "--class", "predicted"], '--class should be the name or index of a class, got "predicted"'),
         ([PHOTO, "--class", "koala"], "x should have shape [N, 3, 64, 64] for the built-in network"),
         ([PHOTO, "--guide", "nowhere.png"], "image 'nowhere.png': there is no such file"),
-        ([PHOTO, "--guide", PHOTO, "--class", "koala"], "guide should be None beside a target"),
+        ([PHOTO, "--guide", PHOTO, "--class", "koala"], "guide should be None with a target"),
         ([PHOTO, "--size", 0], "--size should be at least 1, got 0"),
         ([PHOTO, "--size", 9], "for the built-in network, got [1, 3, 9, 9]"),
         ([PHOTO, "--octaves", 0], "octaves should be at least 1, got 0"),

@@ -227,7 +227,7 @@ def test_no_image_and_the_model_as_it_was(model, x, maps):
         ({"maps": torch.rand(4, 120)}, r"maps should have shape \[N, h, w\]"),
         ({"step": 0}, "step should be at least 1, got 0"),
         ({"step": -0.5}, "step should be a whole number, got -0.5"),
-        ({"target": [1, 2]}, "target should be one a sample for a measure, got 2"),
+        ({"target": [1, 2]}, "target should be one per sample for a measure, got 2"),
         ({"target": neuron("0", 1)}, "got one about '0'"),
         ({"target": 7}, "below 5"),
         ({"value": "score"}, "value should be one of 'probability', 'target'"),

@@ -85,9 +85,9 @@ def test_by_class_leaves_out_what_is_not_defined():
     [
         (torch.zeros(3, 4, dtype=torch.long), {}, "one entry for each of 2 images, got 3"),
         (torch.zeros(2, 9, 9, dtype=torch.bool), {"size": (8, 8)}, r"shape \[2, 8, 8\] as masks"),
-        (torch.tensor([[0, 0, 4, 4], [5, 5, 3, 8]]), {}, r"inside of 8x8 pixels, got \(5, 5, 3, 8\)"),
-        (torch.tensor([[0, 0, 4, 4], [9, 9, 12, 12]]), {}, "inside of 8x8 pixels"),
-        (torch.zeros(2, 3), {}, "4 numbers a box, got 3"),
+        (torch.tensor([[0, 0, 4, 4], [5, 5, 3, 8]]), {}, r"inside 8x8 pixels, got \(5, 5, 3, 8\)"),
+        (torch.tensor([[0, 0, 4, 4], [9, 9, 12, 12]]), {}, "inside 8x8 pixels"),
+        (torch.zeros(2, 3), {}, "4 numbers per box, got 3"),
         (torch.ones(2, 8, 8), {}, "boxes .N, 4. or masks of bool"),
     ],
 )

@@ -201,7 +201,7 @@ def test_planted_truth_is_best_and_a_random_map_near_zero():
         ({"removed": [100]}, "above 0 and below 100 per cent, got 100"),
         ({"removal": "exact"}, "removal should be one of 'rank', 'threshold'"),
         ({"noise": -1}, "noise should be finite and above 0"),
-        ({"target": [1, 2]}, "target should be one a sample"),
+        ({"target": [1, 2]}, "target should be one per sample"),
     ],
 )
 def test_what_is_refused(model, options, words):

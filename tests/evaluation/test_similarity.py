@@ -86,7 +86,7 @@ def test_hog_by_hand():
     assert float(hog_correlation(across, 3 * across + 1, **options)) == pytest.approx(1)
     assert float(hog_correlation(across, down, **options)) < 0
     assert hog_correlation(across, torch.zeros(1, 12, 12), **options).isnan().all()
-    with pytest.raises(ValueError, match="at least 48 pixels a side for 3 cells of 16"):
+    with pytest.raises(ValueError, match="at least 48 pixels per side for 3 cells of 16"):
         hog_correlation(across, down)
 
 

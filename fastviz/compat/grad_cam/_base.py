@@ -16,7 +16,7 @@ from fastviz.compat._layers import first_calls
 from fastviz.compat._order import in_fast_order
 from fastviz.compat.grad_cam._tool import MISSING, base, tool
 from fastviz.execution.evaluation_mode import frozen_model
-from fastviz.methods.attribution.cam_formulas import Formula, turned
+from fastviz.methods.attribution.cam_formulas import Formula, with_positive_peak
 
 __all__ = ["Array", "ClassScore", "Layers", "Targets", "projected", "scaled"]
 
@@ -159,7 +159,7 @@ class Layers(base("BaseCAM")):  # type: ignore[misc]
             return formula.weighted(A, A if G is None else G).sum(1)
         weighted = self._to_project(A, G)
         found = projected(weighted)
-        return turned(found) if formula.projected and formula.turns else found
+        return with_positive_peak(found) if formula.projected and formula.fixes_sign else found
 
     def _to_project(self, A: Tensor, G: Tensor | None) -> Tensor:
         """The weighted maps, weighted by NumPy where it can be: the sign of a projection may hang on the last bit."""

@@ -85,7 +85,7 @@ class EigenGradCAM(Layers, base("EigenGradCAM")):  # type: ignore[misc]
     """pytorch-grad-cam's ``EigenGradCAM``, its sign too; arguments of :class:`GradCAM`."""
 
     _name = "EigenGradCAM"
-    _formula = replace(GRADIENT["eigen_grad_cam"], turns=False)
+    _formula = replace(GRADIENT["eigen_grad_cam"], fixes_sign=False)
 
 
 class SegEigenCAM(Layers, base("SegEigenCAM")):  # type: ignore[misc]
@@ -100,7 +100,7 @@ class EigenCAM(Layers, base("EigenCAM")):  # type: ignore[misc]
 
     uses_gradients = False
     _name = "EigenCAM"
-    _formula = Formula(lambda maps, _: maps, projected=True, turns=False)
+    _formula = Formula(lambda maps, _: maps, projected=True, fixes_sign=False)
 
 
 class RandomCAM(Layers, base("RandomCAM")):  # type: ignore[misc]

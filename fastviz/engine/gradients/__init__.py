@@ -1,1 +1,1 @@
-"""The gradient of any target for the input, by the least work that gives the same numbers."""
+"""Gradients of targets for the input, computed with the least work that gives the same results."""

@@ -1,7 +1,7 @@
 """The default layer for class activation maps, and its maps as planes.
 
-Maps [N, K, h, w] are planes already; [N, h, w, K] and tokens [N, L, K] are laid out as such, class and register tokens
-left out. Signals and volumes have maps [N, K, l] and [N, K, d, h, w].
+Maps [N, K, h, w] are planes already; [N, h, w, K] and tokens [N, L, K] are rearranged to planes, without class and
+register tokens. Signals and volumes have maps [N, K, l] and [N, K, d, h, w].
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ _POOLING = tuple(
 
 
 _LOST = 1 / 3
-"""The share of the layers that may have maps, behind the last known ones, above which these are not its last maps."""
+"""If more than this fraction of possible layers with maps follows the last known maps, those are not the last maps."""
 
 
 def planes(values: Tensor, layer: Tensor, name: str, axes: Axes) -> Tensor:
-    """``values`` [N, ...] or [N, T, ...], of the shape of ``layer`` but for T, as [N, K, *places] or [N, T, K, ...].
+    """``values`` [N, ...] or [N, T, ...], otherwise shaped like ``layer``, as [N, K, *positions] or [N, T, K, ...].
 
     Args:
         values: the output of a layer, or a gradient for it.
-        layer: that output itself, as it was recorded inside ``axes``.
+        layer: that output, recorded inside ``axes``.
         name: of the layer, for errors.
-        axes: followed the pass.
+        axes: traced the dimensions in that pass.
 
     Raises:
-        ValueError: it has no maps, or the meaning of its dimensions is unknown.
+        ValueError: the layer has no maps, or the meaning of its dimensions is unknown.
     """
     return layout(layer, name, axes)(values)
 
 
 def layout(layer: Tensor, name: str, axes: Axes) -> Callable[[Tensor], Tensor]:
-    """A function that lays out tensors shaped like the output of a layer as maps; arguments and errors as for
+    """A function that rearranges tensors shaped like a layer's output to maps; arguments and errors as for
     :func:`planes`."""
     known = axes.planes(layer)
     if known is not None:
@@ -75,7 +75,7 @@ def layout(layer: Tensor, name: str, axes: Axes) -> Callable[[Tensor], Tensor]:
 
 @dataclass(frozen=True)
 class _Maps:
-    """A layer with maps: its name, channels and places, and its number among all that may have some."""
+    """A layer with maps: its name, channels and positions, and its index among all layers that may have maps."""
 
     name: str
     channels: int
@@ -89,16 +89,16 @@ def default_layer(model: nn.Module, images: Tensor, selection: targets.Selection
     That is the last convolution of a classifier, or a layer after it. If the rest of the network may not use all of its
     maps, another pass of the first image and its gradient decide. For a network that continues with tokens (in a
     transformer with a class token, the last patches have no effect) or does not return scores, it is the last layer
-    whose gradient is not zero; for one that returns maps, the last of the coarsest maps, apart from its scores, as
-    Vinogradova, Dibrov, Myers 2020, https://arxiv.org/abs/2002.11434 have it.
+    whose gradient is not zero; for one that returns maps, the last of the coarsest maps, apart from its scores, as in
+    Vinogradova, Dibrov, Myers 2020, https://arxiv.org/abs/2002.11434.
 
     Args:
         model: any module; not changed.
-        images: [N, C, ...], as the model takes them; only the first is run, and a black one if there is none.
-        selection: the targets; None looks at no gradient.
+        images: [N, C, ...], as the model takes them; only the first is run, or a black one if there is none.
+        selection: the targets; None does not use gradients.
 
     Raises:
-        ValueError: there is no such layer; an exported model, whose layers cannot be seen.
+        ValueError: there is no such layer; an exported model, whose layers are not accessible.
     """
     if is_exported(model):
         raise ValueError("model should not be exported, whose layers cannot be seen: give the module it was made from")
@@ -106,7 +106,7 @@ def default_layer(model: nn.Module, images: Tensor, selection: targets.Selection
     found, output, axes = _layers_with_maps(model, image)
     if not found:
         if layer_with_integers(model):
-            require_gradients(model)  # says so
+            require_gradients(model)  # warns
         scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
         raise ValueError(
             f"model should have a layer with maps {axes.layout} larger than 1x1, and has none"
@@ -121,7 +121,7 @@ def default_layer(model: nn.Module, images: Tensor, selection: targets.Selection
 
 
 def _layers_with_maps(model: nn.Module, image: Tensor) -> tuple[list[_Maps], Any, Axes]:
-    """The layers whose output for one image has maps, in the order of their last calls; and that of the model."""
+    """The layers whose output for one image has maps, in the order of their last calls, and the model's output."""
     axes = Axes()
     found: dict[str, _Maps] = {}
     calls: Counter[str] = Counter()
@@ -169,7 +169,7 @@ def _layers_with_maps(model: nn.Module, image: Tensor) -> tuple[list[_Maps], Any
 def _with_gradient(
     model: nn.Module, image: Tensor, selection: targets.Selection, found: Sequence[_Maps], output: object
 ) -> str:
-    """The last of the layers that the target depends on, or the last of the coarsest where the model returns maps."""
+    """The last layer that the target depends on, or the last of the coarsest if the model returns maps."""
     require_gradients(model)
     axes = Axes()
     names = [each.name for each in found]
@@ -207,7 +207,7 @@ def _is_inside_attention(model: nn.Module, name: str) -> bool:
 
 
 def _classes(output: object, dims: int) -> int:
-    """How many classes the maps that a model returned have; 0 if it returned something else."""
+    """The number of classes in the maps that a model returned; 0 if it returned something else."""
     try:
         maps = targets.maps_of(output)
     except (TypeError, ValueError):

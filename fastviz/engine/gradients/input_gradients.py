@@ -1,10 +1,10 @@
-"""The gradient of targets for the input, by the least work that gives the same numbers.
+"""Gradients of targets for the input, computed with the least work that gives the same results.
 
-A pass for targets inside the network ends at their layers. Single units are computed on the part of the image that they
-see, see :mod:`fastviz.engine.gradients.unit_gradients`, and on a CPU convolutions run in channels_last memory, where
-that is faster, and by the methods of :mod:`fastviz.execution.fast_conv.memory_format`. None of these changes results
-beyond rounding. But if rounding moves a rectifier's input across zero, its gradient changes, as it can with another
-batch size.
+A pass for targets inside the network ends at their layers. Single units are computed only on their receptive field, see
+:mod:`fastviz.engine.gradients.unit_gradients`, and on a CPU convolutions run in channels_last memory, where that is
+faster, and by the methods of :mod:`fastviz.execution.fast_conv.memory_format`. None of these changes results beyond
+rounding. But if rounding moves a rectifier's input across zero, its gradient changes, as it can with another batch
+size.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fastviz.execution.precision import Precision, checked_precision, reduced_pr
 from fastviz.execution.rectifiers import rectifier_rule
 from fastviz.targets.selection import Selection
 
-__all__ = ["check_options", "input_gradients", "passes", "predicted"]
+__all__ = ["check_options", "input_gradients", "passes", "predicted", "with_predicted"]
 
 _IMAGES_OF_CROPS = 8
 """Crops run together until they fill this many images, or as many as were given."""
@@ -46,13 +46,13 @@ def input_gradients(
     precision: Precision = "model",
     stacklevel: int = 2,
 ) -> Tensor:
-    """Gradient of ``selection`` for the input ``x``: [N, C, H, W], or [N, T, C, H, W] for several targets a sample.
+    """Gradient of ``selection`` for the input ``x``: [N, C, H, W], or [N, T, C, H, W] for several targets per sample.
 
-    In evaluation mode; no gradient of a parameter is computed.
+    The model runs in evaluation mode; gradients of parameters are not computed.
 
     Args:
         model, x: as :func:`fastviz.execution.inputs.input_batch` checks them.
-        selection: of :func:`fastviz.targets.resolve`.
+        selection: from :func:`fastviz.targets.resolve`.
         rule: a backward rule of :func:`fastviz.execution.rectifiers.rectifier_rule`.
         batch_size: images in a pass, which bounds the memory; None is :data:`fastviz._util.batch_size.BATCH`.
         precision: see :data:`fastviz.execution.precision.Precision`.
@@ -78,7 +78,7 @@ def check_options(batch_size: int | None, precision: str) -> None:
 
 
 def predicted(model: nn.Module, x: Tensor, batch_size: int | None = None, precision: Precision = "model") -> Tensor:
-    """Classes with the highest score, int64 [N], of the images ``x``; arguments as in :func:`input_gradients`."""
+    """Predicted classes, int64 [N], of the images ``x``; arguments as in :func:`input_gradients`."""
 
     batches = Batches(model)
 
@@ -91,6 +91,19 @@ def predicted(model: nn.Module, x: Tensor, batch_size: int | None = None, precis
         return torch.cat([each for part in x.split(images_at_once(batch_size)) for each in batches(run, part)])
 
 
+def with_predicted(
+    model: nn.Module,
+    selection: Selection,
+    x: Tensor,
+    batch_size: int | None = None,
+    precision: Precision = "model",
+) -> Selection:
+    """``selection`` with the predicted classes of the images ``x`` filled in where it needs them."""
+    if not selection.predicts or not len(x):
+        return selection
+    return selection.with_predicted(predicted(model, x, batch_size, precision))
+
+
 def passes(
     batches: Batches,
     x: Tensor,
@@ -98,7 +111,7 @@ def passes(
     batch_size: int | None,
     run: Callable[[Tensor, Selection], Result],
 ) -> list[Result]:
-    """``run`` over ``x`` and its targets in parts of ``batch_size`` images, in order.
+    """The results of ``run`` for ``x`` and its targets in batches of ``batch_size`` images, in order.
 
     Images run one at a time if the model may mix them; ``run`` must let ``batches`` watch its passes.
     """
@@ -123,17 +136,17 @@ class _Work:
         self._run = in_fast_order(model, precision, self._pass)
 
     def of_images(self, x: Tensor, selection: Selection, batch_size: int | None) -> Tensor:
-        """The gradients of whole images, ``batch_size`` in a pass."""
+        """The gradients for whole images, ``batch_size`` in a pass."""
         calls = None
         if not selection.reads_output and x.dim() == 4:
             calls = unit_gradients.calls_of_layers(self.model, selection.layers, _size(x), channels=x.shape[1])
         if self.stacklevel is not None:
-            self.stacklevel += 4  # the functions between this one and the pass
+            self.stacklevel += 4  # the number of functions between this one and the pass
         found = passes(self._batches, x, selection, batch_size, lambda part, chosen: self._run(part, chosen, calls))
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def of_units(self, x: Tensor, selection: Selection, batch_size: int | None) -> Tensor | None:
-        """The gradients of single units on crops; None where that is impossible, or more work."""
+        """The gradients of single units on crops; None if that is impossible, or more work."""
         units = selection.objectives
         if x.dim() != 4 or not all(unit.is_unit for unit in units):
             return None
@@ -169,7 +182,7 @@ class _Work:
         ):
             leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
             with reduced_precision(x, self.precision):
-                # The copy is for models that work in place on their input.
+                # The copy is for models that modify their input in place.
                 output, layers = targets.run(
                     self.model, leaf.clone(), selection.layers, calls=calls, batches=self._batches
                 )
@@ -178,19 +191,19 @@ class _Work:
             selection.missing(output)  # warns
             if intercepted is not None and values.requires_grad and self.stacklevel is not None:
                 intercepted.check(values, stacklevel=self.stacklevel)
-                self.stacklevel = None  # one warning a call
+                self.stacklevel = None  # one warning per call
             return targets.gradients(values, {"x": leaf})[0].contiguous()
 
 
 class _Units:
-    """The units of one layer that a call is about, each with the image it is of and its crop."""
+    """The target units of one layer in a call, each with its image and its crop."""
 
     def __init__(self, model: nn.Module, layer: str, units: Sequence[targets.Objective], x: Tensor) -> None:
         self.layer, self.model = layer, model
         size, channels = _size(x), x.shape[1]
         shape = unit_gradients.map_shape(model, layer, size, channels=channels)
         self.columns = [column for column, unit in enumerate(units) if unit.layers == (layer,)]
-        self.images: list[tuple[int, int]] = []  # number of the image, and of the target
+        self.images: list[tuple[int, int]] = []  # indices of the image and the target
         self.channels: list[int] = []
         positions: list[tuple[int, int]] = []
         if len(shape) != 3:
@@ -204,11 +217,11 @@ class _Units:
 
     @property
     def pixels(self) -> int:
-        """How many pixels all crops have together."""
+        """The total number of pixels of all crops."""
         return sum((bottom - top) * (right - left) for top, left, bottom, right in self.crops.boxes)
 
     def cut(self, x: Tensor, chosen: list[int]) -> Tensor:
-        """The crops with these numbers, of one size, as a batch."""
+        """The crops with these indices, of one size, as a batch."""
         parts = []
         for number in chosen:
             top, left, bottom, right = self.crops.boxes[number]
@@ -228,7 +241,7 @@ class _Units:
         return targets.resolve(targets.neuron(self.layer, channel, (rows, columns)), self.model)
 
     def paste(self, gradients: Tensor, chosen: list[int], result: Tensor) -> None:
-        """Write the gradients of these crops where they belong in ``result`` [N, T, C, H, W]."""
+        """Write the gradients of these crops to their place in ``result`` [N, T, C, H, W]."""
         for number, gradient in zip(chosen, gradients, strict=True):
             top, left, bottom, right = self.crops.boxes[number]
             result[(*self.images[number], slice(None), slice(top, bottom), slice(left, right))] = gradient

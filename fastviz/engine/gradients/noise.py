@@ -1,4 +1,4 @@
-"""Means over noisy copies of images, a bounded number of copies at a time: memory does not grow with the samples."""
+"""Means over noisy copies of images, in batches, so that memory does not grow with the number of samples."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ __all__ = ["deviations", "generator", "moments", "noisy_copies"]
 
 
 def generator(seed: int) -> torch.Generator:
-    """A random generator of its own, on the CPU, so that a seed gives the same numbers on every device.
+    """A new random generator, on the CPU, so that a seed gives the same numbers on every device.
 
     Raises:
-        TypeError, ValueError: ``seed`` is no whole number from 0 on.
+        TypeError, ValueError: ``seed`` is not a whole number of 0 or more.
     """
     return torch.Generator().manual_seed(checks.whole_number(seed, "seed", minimum=0))
 
 
 def deviations(images: Tensor, noise: object) -> Tensor:
-    """Standard deviation of the noise for each of ``images``, [N, 1, …]: a fraction of its span of values.
+    """Standard deviation of the noise for each of the ``images``, [N, 1, …]: a fraction of its range of values.
 
     Raises:
-        TypeError, ValueError: ``noise`` is no number of 0 or more.
+        TypeError, ValueError: ``noise`` is not a number of 0 or more.
     """
     if noise != 0:
         checks.positive(noise, "noise")
@@ -39,7 +39,7 @@ def deviations(images: Tensor, noise: object) -> Tensor:
 def noisy_copies(
     images: Tensor, deviation: Tensor, samples: int, random: torch.Generator, at_once: int
 ) -> Iterator[Tensor]:
-    """``samples`` noisy copies of the ``images`` [N, ...], [k, N, ...] at a time, with about ``at_once`` images.
+    """Yields ``samples`` noisy copies of the ``images`` [N, ...] in batches [k, N, ...] of about ``at_once`` images.
 
     The noise of a sample does not depend on ``at_once``.
     """
@@ -59,19 +59,19 @@ def moments(
     at_once: int,
     advance: Callable[[int], object] = lambda copies: None,
 ) -> tuple[Tensor, Tensor]:
-    """The mean, and the mean square, of ``explain`` over noisy copies of the ``images``.
+    """The mean and the mean square of ``explain`` over noisy copies of the ``images``.
 
     Args:
-        explain: gets images [B, ...] and the numbers of the images that they are copies of, int64 [B]; gives [B, ...].
+        explain: maps noisy images [B, ...] and the indices of their originals, int64 [B], to [B, ...].
         images: [N, ...].
-        deviation: [N, 1, ...], of the noise of each.
-        samples: copies of each.
-        random: draws the noise.
-        at_once: images at a time.
-        advance: is called with the number of copies that are done.
+        deviation: [N, 1, ...], standard deviation of the noise for each image.
+        samples: copies per image.
+        random: the generator of the noise.
+        at_once: images in a batch.
+        advance: called with the number of finished copies.
 
     Returns:
-        Two tensors [N, ...], in float32 at least: the sum of many numbers in 16 bits would lose the small ones.
+        Two tensors [N, ...], in at least float32, because sums in 16 bits would lose small numbers.
     """
     N = len(images)
     total: Tensor | float = 0.0

@@ -1,9 +1,9 @@
-"""Gradients along straight lines from one image to another, added up with weights, one bounded batch at a time.
+"""Weighted sums of gradients along straight lines from one image to another, in batches of bounded size.
 
 Apart from its bias, a network's first convolution is linear. So its outputs along a line lie on a line, and the
 gradient for its input is a linear function of that for its output: it runs twice for each line and is differentiated
-once, however many points there are. That holds if nothing else reads the images, which a pass shows
-(:mod:`fastviz.execution.first_layer`); otherwise whole passes run. Both agree up to rounding.
+once, however many points there are. That holds if nothing else reads the images, which a pass checks
+(:mod:`fastviz.execution.first_layer`); otherwise full passes run. Both agree up to rounding.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ def line_gradients(
     Args:
         model: as :func:`fastviz.execution.inputs.input_batch` checks it, with its images.
         start, end: [N, C, H, W], both ends of each line.
-        selection: one target a line or T, without "the predicted class".
+        selection: one or T targets per line, with predicted classes filled in.
         places, weights: [K].
         batch_size: images in a pass; None is :data:`AT_ONCE`.
-        mixing: models that may mix the images of a batch get one at a time, or are refused.
-        advance: is told how many images are done.
+        mixing: whether models that may mix the images of a batch get one image at a time, or are refused.
+        advance: called with the number of finished images.
 
     Raises:
-        Mixes: the images may meet in the model, and that is refused.
+        Mixes: the model may mix images, and that is refused.
 
     Returns:
         [N, C, H, W], or [N, T, C, H, W], in float32 at least.
@@ -81,13 +81,13 @@ def line_gradients(
         found = []
         for numbers in torch.arange(len(start)).split(lines.at_once):
             chosen = slice(int(numbers[0]), int(numbers[-1]) + 1)
-            found.append(lines.added_up(start[chosen], end[chosen], numbers, places.tolist(), weights.tolist()))
+            found.append(lines.weighted_sum(start[chosen], end[chosen], numbers, places.tolist(), weights.tolist()))
         return torch.cat(found)
 
 
 @dataclass(eq=False)
 class _Lines:
-    """How the lines of one call are computed; ``words``: whether errors of the model are put into words."""
+    """Computes the lines of one call; ``words`` says whether errors of the model are explained."""
 
     model: nn.Module
     selection: Selection
@@ -108,7 +108,7 @@ class _Lines:
             noted.append(finder.found)
             return found
 
-        # copies: the model may work in place on its images
+        # copies, because the model may modify its images in place
         together = batches.together(image.expand(2, -1, -1, -1), forward) > 1
         if not together:
             if mixing == "refused":
@@ -117,7 +117,7 @@ class _Lines:
         elif noted and not has_compiled_parts(self.model) and cuda_graphs.recordings(image) is None:
             self.first = noted[-1]
 
-    def added_up(
+    def weighted_sum(
         self, start: Tensor, end: Tensor, numbers: Tensor, places: list[float], weights: list[float]
     ) -> Tensor:
         """The weighted sum for lines that fit into a batch together; their ``numbers``, int64 [n]."""
@@ -148,13 +148,12 @@ class _Lines:
         return total if self.first is None else self._through_first(total, start)
 
     def _gradients(self, points: Tensor, start: Tensor, chosen: Selection) -> Tensor:
-        """The gradients for ``points``, which are images or the first layer's outputs for them: [B, ...], or [B, T,
-        ...]."""
+        """The gradients for ``points``, images or the first layer's outputs for them: [B, ...], or [B, T, ...]."""
         leaf = (points.clone() if points.is_inference() else points.detach()).requires_grad_()
         layers = self.selection.layers
         with fast_convolutions(self.model, len(points)):
             if self.first is None:
-                # The copy is for models that work in place on their input.
+                # The copy is for models that modify their input in place.
                 output, recorded = targets.run(self.model, leaf.clone(), layers)
             else:
                 images = start[:1].expand(len(points), -1, -1, -1)

@@ -15,11 +15,11 @@ Quadrature = Literal["gausslegendre", "riemann_left", "riemann_right", "riemann_
 
 
 def quadrature(rule: str, steps: int) -> tuple[Tensor, Tensor]:
-    """Places from 0 to 1 and their weights, float64 [steps] each.
+    """Points from 0 to 1 and their weights, float64 [steps] each.
 
-    The rules are those of captum. Riemann sums have weights 1 / steps and places at the left, right or middle of their
-    intervals. The trapezoid rule as captum has it: places from 0 to 1 with both ends, weights 1 / steps and half of it
-    at the ends, so that they add up to (steps − 1) / steps. Gauss–Legendre by the eigenvalues of the Jacobi matrix
+    The rules are those of captum. Riemann sums have weights 1 / steps and points at the left, right or middle of their
+    intervals. The trapezoid rule is captum's: points from 0 to 1 including both ends, weights 1 / steps and half of
+    that at the ends, so that they sum to (steps − 1) / steps. Gauss–Legendre by the eigenvalues of the Jacobi matrix
     (Golub, Welsch 1969).
 
     Raises:

@@ -1,15 +1,14 @@
-"""The part of an image that suffices for one unit of a layer: computed alone, it gives exactly the unit's numbers.
+"""Crops of an image that give exactly the value and gradient of one unit of a layer.
 
-A unit of a convolutional layer depends on its receptive field only. A box of the image that holds the field, begins at
-a multiple of the layer's stride and reaches the border of the image wherever the field does, has the unit in its own
-map with the value, and the gradient, that it has in the whole image: the windows of all layers before fall on the same
-pixels, and padding touches the unit only where it does in the whole image.
+A unit of a convolutional layer depends only on its receptive field. If a box of the image contains the field, starts at
+a multiple of the layer's stride and reaches the border of the image wherever the field does, its own map contains the
+unit with the same value and gradient as in the whole image: the windows of all earlier layers fall on the same pixels,
+and padding affects the unit only where it does in the whole image.
 
 That holds for layers whose every value depends on a window of the input that slides with it. So the network is traced,
-without data, for the whole image and for each size of box. If the two differ in more than the sizes of their maps
-(padding computed from the size of the input, views with literal sizes), or if anything before the layer depends on the
-whole image, cropping is refused with the reason. Traces are kept as long as the model lives and its structure stays the
-same.
+without data, for the whole image and for each size of box. If the two traces differ in more than map sizes (padding
+computed from the input size, views with literal sizes), or if anything before the layer depends on the whole image,
+cropping is refused with the reason. Traces are kept as long as the model exists and its structure does not change.
 """
 
 from __future__ import annotations
@@ -38,16 +37,16 @@ Box = tuple[int, int, int, int]
 Size = tuple[int, int]
 
 
-class NoCrop(ValueError):  # noqa: N818 - it says what is the case, not that something broke
-    """Units of the layer cannot be computed on a part of the image; the message says why."""
+class NoCrop(ValueError):  # noqa: N818 - it states a fact, not a failure
+    """Units of the layer cannot be computed on a crop; the message says why."""
 
 
 @dataclass(frozen=True)
 class UnitCrops:
-    """Boxes of an image, one for each unit, and where the unit is in the map of its box.
+    """Boxes of an image, one for each unit, and the unit's position in the map of its box.
 
     Attributes:
-        boxes: top, left, bottom and right of each box, half open, in pixels; inside the image.
+        boxes: top, left, bottom and right of each box, half-open, in pixels, inside the image.
         positions: row and column of each unit in the layer's map of its box alone.
         field: the receptive field of the layer's units.
     """
@@ -57,7 +56,7 @@ class UnitCrops:
     field: ReceptiveField
 
     def groups(self) -> dict[Size, list[int]]:
-        """Height and width → the numbers of the boxes of that size, which can be one batch.
+        """The indices of boxes by height and width; boxes of one size can form a batch.
 
         >>> UnitCrops([(0, 0, 3, 5), (4, 4, 7, 9), (0, 0, 2, 2)], [(0, 0)] * 3, ReceptiveField((5, 5), (1, 1), (0, 0)))\
 .groups()
@@ -78,10 +77,10 @@ def unit_crops(
 
     Args:
         model: the network; it is run in evaluation mode, without data, on a copy of its modules.
-        layer: torch's dotted name; where it is called several times, its last output counts.
+        layer: torch's dotted name; if it is called several times, its last output is used.
         positions: row and column of each unit in the map of the whole image.
         size: height and width of the whole image in pixels.
-        channels: of the image; None asks :func:`fastviz.models.preprocessing`.
+        channels: of the image; None uses :func:`fastviz.models.preprocessing`.
 
     Raises:
         NoCrop: something before the layer depends on the whole image or on its size, the layer has no map, or the model
@@ -126,8 +125,8 @@ def calls_of_layers(
 ) -> Mapping[str, int] | None:
     """How often a forward pass calls each of the ``layers``, so that it can stop after the last call.
 
-    None if that cannot be known beforehand: for models that cannot be traced (whose calls depend on data, or with
-        hooks, scripted or compiled parts), and for layers that are not called.
+    None if that is unknown: for models that cannot be traced (calls that depend on data, hooks, scripted or compiled
+    parts), and for layers that are not called.
 
     >>> relu = nn.ReLU()
     >>> calls_of_layers(nn.Sequential(nn.Conv2d(3, 4, 1), relu, nn.Conv2d(4, 4, 1), relu), ["1"], (8, 8))
@@ -146,7 +145,7 @@ _studies: StructureCache[_Study] = StructureCache(8)
 
 
 def _study(model: nn.Module, size: Size, channels: int | None) -> _Study:
-    """What is known of ``model`` for images of this size."""
+    """The trace of ``model`` for images of this size."""
     if any(_sees_whole_images(module) for module in checks.module(model).modules()):
         raise NoCrop("the model has hooks, or scripted or compiled parts, which have to see the whole image")
     return _studies.get(model, (tuple(size), channels), structure(model), lambda: _Study(model, size, channels))
@@ -157,7 +156,7 @@ def _sees_whole_images(module: nn.Module) -> bool:
 
 
 class _Study:
-    """A model, traced for images of one size. Safe for several threads, which would all note the same."""
+    """A model traced for images of one size. Thread-safe, because all threads would record the same."""
 
     def __init__(self, model: nn.Module, size: Size, channels: int | None) -> None:
         self.size = size
@@ -188,7 +187,7 @@ class _Study:
         return self.shapes[layer]
 
     def field(self, layer: str) -> ReceptiveField:
-        """The receptive field of the units of ``layer``, if boxes of the image can give them."""
+        """The receptive field of the units of ``layer``, if crops can give them."""
         if len(self.shape(layer)) != 3:
             raise NoCrop(f"layer {layer!r} should have maps [N, K, h, w] as its output")
         if layer not in self._fields:
@@ -202,7 +201,7 @@ class _Study:
         return found
 
     def check_crop(self, model: nn.Module, layer: str, size: Size) -> None:
-        """Refuse a size of box for which the network computes differently than for the whole image."""
+        """Refuse a box size for which the network computes differently than for the whole image."""
         key = (layer, size)
         if key not in self._checked:
             self._checked[key] = min(size) > 0 and self._does_the_same(model, layer, size)
@@ -213,7 +212,7 @@ class _Study:
         batch = graph.example_images(model, size, BATCH, self.channels)
         try:
             recording = tracing.record(model, batch, (layer, self.calls[layer]))
-        except NotTraceable:  # a network that cannot take a picture of this size
+        except NotTraceable:  # the network does not accept pictures of this size
             return False
         count = self._last[layer].calls
         return _course(recording.graph, recording.outputs[layer][-1].calls) == _course(self._trace.graph, count)
@@ -224,7 +223,7 @@ _SIZED = {"view", "_unsafe_view", "reshape", "expand", "slice", "unflatten", "fu
 
 
 def _course(made: fx.Graph, count: int) -> list[object]:
-    """The first calls, without the sizes of maps in them."""
+    """The first calls, without map sizes."""
     calls = [node for node in made.nodes if node.op == "call_function"][:count]
     return [
         (call_name(node), None if call_name(node) in _SIZED else _plain([*node.args, *node.kwargs.items()]))

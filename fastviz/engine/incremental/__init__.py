@@ -1,4 +1,4 @@
-"""Incremental inference: what a network gives for images of which a window has changed, or many one after another."""
+"""Incremental inference: network outputs for images with a changed window, or with a sequence of changes."""
 
 from fastviz.engine.incremental.chain import Chain, Changes, outputs_of_changes
 from fastviz.engine.incremental.coarse_to_fine import drill_down

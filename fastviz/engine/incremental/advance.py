@@ -22,15 +22,15 @@ __all__ = ["AdvancingRunner", "Changes", "States", "paste", "start"]
 
 @dataclass(frozen=True, eq=False)
 class Changes:
-    """Q sequences of S changes: each leads an image, a set of pixels at a time, to a substitute or back.
+    """Q sequences of S changes, each of which turns an image into a substitute or back, a set of pixels at a time.
 
     Attributes:
-        step: integers [Q, H, W], the change in which a pixel is replaced, from 1 on; 0 is before the first, and a
+        step: integers [Q, H, W], the change in which a pixel is replaced, starting from 1; 0 is before the first, and a
             number above ``steps`` is never.
         steps: S.
-        substitute: what pixels are replaced by: [N or 1, C, H, W].
-        image: int64 [Q], which image each sequence is about; None is one sequence an image.
-        reveal: the sequences begin with the substitute, and the image's own pixels come instead.
+        substitute: the replacement values, [N or 1, C, H, W].
+        image: int64 [Q], the image of each sequence; None is one sequence per image.
+        reveal: start with the substitute and replace it by the image's pixels.
     """
 
     step: Tensor
@@ -56,12 +56,12 @@ class Changes:
 
 
 class States:
-    """The images after each change: state s of sequence q, from 0 on, has the number q · (S + 1) + s.
+    """The images after each change: state s of sequence q, counted from 0, has the number q · (S + 1) + s.
 
     Args:
         images: [N, C, H, W].
-        changes: what happens to them.
-        first: the sequence whose maps come first.
+        changes: the changes of the images.
+        first: the sequence of the first maps.
     """
 
     def __init__(self, images: Tensor, changes: Changes, first: int = 0) -> None:
@@ -75,13 +75,13 @@ class States:
         self.image = torch.arange(len(changes.step), device=images.device).repeat_interleave(self.count) - first
 
     def images(self, windows: Tensor) -> Tensor:
-        """Whole images [B, C, H, W] for the states of these numbers."""
+        """Whole images [B, C, H, W] for the states with these numbers."""
         sequence, about, other = self._places(windows)
         replaced = self._replaced(self._when[sequence], windows)
         return torch.where(replaced, self._others[other], self._images[about])
 
     def rectangles(self, windows: Tensor, origin: Tensor, size: Size) -> Tensor:
-        """The rectangles [B, C, *size] of them that begin at ``origin`` [B, 2]."""
+        """Their rectangles [B, C, *size] that start at ``origin`` [B, 2]."""
         sequence, about, other = self._places(windows)
         replaced = self._replaced(cut_out(self._when, origin, size, sequence), windows)
         others = cut_out(self._others, origin, size, other)
@@ -98,20 +98,20 @@ class States:
 
 
 class AdvancingRunner(Runner):
-    """Runs a schedule, and writes what changed into the maps that later windows are cut from."""
+    """Runs a schedule and writes the changed rectangles into the maps that later windows are cut from."""
 
     def _keep(self, batch: Batch, step: Step) -> None:
         maps = batch.clean.maps.get(step)
         if maps is None:
             return
         value = planes(batch.values[step], step)
-        if step in self.schedule.ways:
+        if step in self.schedule.window_inputs:
             paste(maps, value, batch.origins[self.slots[step, -1]], batch.image)
         else:
             maps[batch.image] = value
 
     def _mean(self, batch: Batch, step: Step) -> Tensor:
-        # computed anew from the whole map: running sums would accumulate rounding errors
+        # recomputed from the whole map: running sums would accumulate rounding errors
         return step.full([self._whole(batch, step.sources[0])])
 
 
@@ -121,8 +121,8 @@ def paste(maps: Tensor, value: Tensor, origin: Tensor, image: Tensor) -> None:
     Args:
         maps: [N, C, H, W].
         value: [B, C, h, w].
-        origin: int64 [B, 2], row and column where each begins; all of it lies inside.
-        image: int64 [B], which map each goes into; all different.
+        origin: int64 [B, 2], row and column where each starts; all rectangles lie inside the maps.
+        image: int64 [B], the map of each; all different.
     """
     h, w = value.shape[2:]
     rows = origin[:, :1] + torch.arange(h, device=maps.device)

@@ -15,8 +15,8 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, to
 """The largest difference between steps and model, as a fraction of the largest output, at which steps are used."""
 
 _ROUNDING = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
-"""The same for steps from an earlier call, beyond which they are made anew; or :data:`_DRIFT` times their difference
-when new, if that is larger."""
+"""The same for steps from an earlier call, beyond which they are rebuilt; or :data:`_DRIFT` times their difference when
+new, if that is larger."""
 
 _DRIFT = 8.0
 
@@ -30,18 +30,18 @@ class StaleError(ValueError):
 
 
 def compare(made: Network, what: str, output: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
-    """The ``output`` of the steps against the model's.
+    """Compare the ``output`` of the steps with the model's.
 
     Args:
         made: the steps.
-        what: under which name the difference is kept among their facts.
+        what: the name of the difference in their facts.
         output: by the steps.
         expected: by the model.
-        dtype: what the steps compute in.
+        dtype: the dtype of the steps.
 
     Raises:
-        StaleError: steps from an earlier call are further from the model than they were.
-        UnusableError: new ones are too far from it.
+        StaleError: steps from an earlier call differ more from the model than before.
+        UnusableError: new steps differ too much from it.
     """
     if made.outputs is not None:
         output, expected = (each[:, list(made.outputs)] for each in (output, expected))

@@ -39,7 +39,7 @@ def build(traced: Trace, dtype: torch.dtype | None = None) -> list[Step]:
     """The steps of a traced model, on the device of its constants: the images first, the model's output last.
 
     Args:
-        traced: what :func:`fastviz.graph.trace` gave.
+        traced: from :func:`fastviz.graph.trace`.
         dtype: compute in this floating-point type; None is the model's own.
 
     Raises:
@@ -81,7 +81,7 @@ class StandaloneActivation(Step):
 
 
 class _Builder:
-    """Walks over the nodes; a node becomes a step, a constant, or another name for a step."""
+    """Visits the nodes; each becomes a step, a constant, or an alias of a step."""
 
     def __init__(self, traced: Trace, dtype: torch.dtype | None) -> None:
         self.traced = traced
@@ -181,7 +181,7 @@ class _Builder:
         self.put(node, step)
 
     def maps_of_constants(self, node: fx.Node, name: str) -> dict[fx.Node, Constant] | None:
-        """The constants of a call that have rows and columns, as maps; None where they do not fit."""
+        """The constants of a call that have rows and columns, as maps; None if they do not fit."""
         out, layout = shape_of(node), self.traced.reaches[node].layout
         if layout != tuple(range(2, len(out))) or not (is_pointwise(node.target) or name == "cat"):
             return None
@@ -206,7 +206,7 @@ class _Builder:
         return pointwise and (name in ("view", "reshape", "expand") or "adaptive_avg_pool" in name or same_dtype)
 
     def getitem(self, node: fx.Node) -> None:
-        """A part of what was split; otherwise the first result of a call, which is that of its step."""
+        """A part of a split; otherwise the first result of a call, which is that of its step."""
         source, index = node.args
         assert isinstance(source, fx.Node)
         assert isinstance(index, int)
@@ -273,7 +273,7 @@ class _Builder:
         self, name: str, source: Step, shape: tuple[int, ...], slides: Slides, arguments: dict[str, Any],
         whole: Callable[[Tensor], Tensor],
     ) -> int | Constant:  # fmt: skip
-        """What a mean divides by: one number, or a map of inverses where the divisor differs near the border."""
+        """The divisor of a mean: one number, or a map of inverses if it differs near the border."""
         if arguments.get("divisor_override"):
             return int(arguments["divisor_override"])
         padded = any(slide.before for slide in slides) and not arguments.get("count_include_pad", True)
@@ -291,7 +291,7 @@ class _Builder:
         return constant
 
     def shuffle(self, node: fx.Node) -> Shuffle | None:
-        """Channels in a new order, if ``node`` ends the calls view, transpose, (clone,) view that mean that."""
+        """A channel shuffle, if ``node`` ends the calls view, transpose, (clone,) view that implement it."""
         name, arguments = call_name(node), call_arguments(node)
         if name == "channel_shuffle":
             return Shuffle(label(node), self.made[arguments["self"]], arguments["groups"])
@@ -329,12 +329,12 @@ class _Builder:
     def call(
         self, node: fx.Node, moving: Sequence[fx.Node], index: int | None = None
     ) -> Callable[[Sequence[Tensor], list[int]], Any]:
-        """The call as a function of its inputs, and of the shape that its output must have where that is a map.
+        """The call as a function of its inputs, and of the required shape of its output if that is a map.
 
         Args:
             node: the call.
-            moving: the nodes that the inputs are in the place of.
-            index: of several results, the one that is wanted; None is what the call gives.
+            moving: the nodes that the inputs replace.
+            index: the result to use if there are several; None is the call's own result.
         """
         places = {source: place for place, source in enumerate(moving)}
         target: Any = node.target
@@ -364,13 +364,13 @@ class _Builder:
                 given["size"] = [count, *given["size"][1:]]
             result = target(**given)
             result = result if index is None else result[index]
-            # constants that are made on the way, and casts in the model, have dtypes of their own
+            # constants created in the graph, and casts in the model, keep their own dtypes
             return self.cast(result) if isinstance(result, Tensor) else result
 
         return run
 
     def count(self, source: fx.Node, value: Tensor) -> int:
-        """How many images ``value`` is of, in the place of ``source``."""
+        """The number of images in ``value``, which replaces ``source``."""
         images = self.traced.reaches[source].images
         return value.shape[images] * BATCH // shape_of(source)[images]
 
@@ -407,7 +407,7 @@ def _is_spatial_mean(node: fx.Node, name: str, arguments: dict[str, Any], source
 
 
 def _flops(node: fx.Node, name: str, arguments: dict[str, Any], layout: Layout | None) -> float:
-    """Operations of a call, for one position of its map; for all of one image's output if it is no map."""
+    """Operations of a call for one position of its map, or for one image's whole output if it is not a map."""
     shape = shape_of(node)
     values = float(math.prod(shape[1:]))
     if layout is not None:

@@ -37,19 +37,19 @@ _LEAST_GAIN = 1.15
 """Predicted gain below which rectangles are not worth the maps that they need."""
 
 _INTERVALS = 48
-"""Most distinct intervals along a side: with more, boxes are rounded outwards."""
+"""The maximum number of distinct intervals along a side; with more, boxes are rounded outwards."""
 
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """What :func:`outputs_of_changes` found.
+    """The result of :func:`outputs_of_changes`.
 
     Attributes:
-        values: [Q, S + 1, ...], what ``evaluate`` made of the output before the first change and after each.
-        stats: how: ``path`` (``"chain"``: on rectangles; ``"steps"``: whole images through the traced steps;
-            ``"model"``: whole images through the model), ``reason`` (why not a chain; else empty), ``states`` (that
-            went through the network; changes that change nothing do not), ``predicted_gain`` (of work, counted),
-            ``batches``, ``batch_size`` (the largest), ``retries`` (batches halved because memory ran out).
+        values: [Q, S + 1, ...], the results of ``evaluate`` before the first change and after each.
+        stats: how it was computed: ``path`` (``"chain"``: on rectangles; ``"steps"``: whole images through the traced
+            steps; ``"model"``: whole images through the model), ``reason`` (why not a chain; else empty), ``states``
+            (evaluated by the network; empty changes are not), ``predicted_gain`` (of work, counted), ``batches``,
+            ``batch_size`` (the largest), ``retries`` (batches halved because memory ran out).
     """
 
     values: Tensor
@@ -67,32 +67,33 @@ def outputs_of_changes(
     trace: Tracing = "auto",
     advance: Advance = lambda states: None,
 ) -> Chain:
-    """What ``evaluate`` makes of the model's output before the first change of each sequence and after each.
+    """The results of ``evaluate`` for the model's output before the first change of each sequence and after each.
 
     Equal to the model on the changed images up to rounding, however many steps there are. Consecutive states differ in
-    one change: its bounding rectangle goes through the traced network as a window of a sweep does
-    (:func:`fastviz.engine.incremental.sweep`), and each map keeps what came out for the next change. Sequences run side
-    by side, as many as memory holds; each goes on when enough others stand before a change of about the same size.
+    one change: its bounding rectangle goes through the traced network like a window of a sweep
+    (:func:`fastviz.engine.incremental.sweep`), and each map stores the result for the next change. Sequences run side
+    by side, as many as fit into memory; each continues when enough others wait for a change of about the same size.
 
-    Where rectangles are so large that they save nothing, as for pixels scattered over the image, whole images go
-    through the network, in batches of states of any sequences, whose memory does not grow with their number: through
-    the traced steps, which have batch norms folded and activations fused, or where tracing does not pay through the
-    model itself. So do models that cannot be traced, and images or networks with values that are not finite.
+    If rectangles are too large to save work, as for pixels scattered over the image, whole images go through the
+    network, in batches of states of any sequences, whose memory does not grow with their number: through the traced
+    steps, which have batch norms folded and activations fused, or through the model itself if tracing is not
+    worthwhile. The same holds for models that cannot be traced, and for images or networks with values that are not
+    finite.
 
-    Each call compares the steps with the model for one first and one last state. The images of a batch are taken not to
-    meet in the network.
+    Each call compares the steps with the model for one first and one last state. The network is assumed not to mix the
+    images of a batch.
 
     Args:
         model: maps images [B, C, H, W] to outputs with the images in dimension 0; used in evaluation mode.
         images: [N, C, H, W], floating-point.
         changes: see :class:`Changes`.
-        evaluate: gets the output for a batch and the number of each one's sequence, int64 [B]; gives [B, ...]. Batches
-            come in any order.
-        batch_size: states at once; None is 8 whole images on a CPU and 128 on a GPU, and as many rectangles as stay in
+        evaluate: maps the output for a batch and the sequence of each state, int64 [B], to [B, ...]. Batches come in
+            any order.
+        batch_size: states in a pass; None is 8 whole images on a CPU and 128 on a GPU, and as many rectangles as fit
             the caches.
         memory: bytes for maps and batches; None is 1 GiB on a CPU and half of the free memory on a GPU.
-        trace: ``"auto"``: trace the model where that pays; ``"always"``; ``"never"``.
-        advance: is called with the number of states that are done.
+        trace: ``"auto"``: trace the model if that is worthwhile; ``"always"``; ``"never"``.
+        advance: called with the number of finished states.
 
     Returns:
         A :class:`Chain`.
@@ -128,14 +129,14 @@ class _Run:
         self.model, self.images, self.changes, self.evaluate = model, images, changes, evaluate
         self.batch_size, self.memory, self.advance = batch_size, memory, advance
         self.whole = batch_size or AT_ONCE.get(images.device.type, 8)
-        """Whole images at once."""
+        """The number of whole images in a pass."""
         self.sequences, self.count = len(changes.step), changes.steps + 1
         self.boxes = changes.boxes()
         moves = torch.ones(self.sequences, self.count, dtype=torch.bool, device=images.device)
         moves[:, 1:] = self.boxes[..., 2] > 0
         self.moves = moves
         self.moving = moves.flatten().nonzero().flatten()
-        """The numbers of the states that differ from the one before."""
+        """The numbers of the states that differ from the previous one."""
         self.values: Tensor | None = None
         self.stats: dict[str, Any] = {
             "path": "chain", "reason": "", "states": len(self.moving), "predicted_gain": 1.0, "batches": 0,
@@ -143,14 +144,14 @@ class _Run:
         }  # fmt: skip
 
     def put(self, output: Any, numbers: Tensor) -> None:
-        """Keep what ``evaluate`` makes of the outputs for the states of these numbers."""
+        """Store the results of ``evaluate`` for the states with these numbers."""
         kept = self.evaluate(output, numbers // self.count).detach()
         if self.values is None:
             self.values = kept.new_empty(self.sequences * self.count, *kept.shape[1:])
         self.values[numbers] = kept
 
     def spread(self) -> Tensor:
-        """[Q, S + 1, ...]; a state that is as the one before has its values."""
+        """[Q, S + 1, ...]; a state equal to the previous one has its values."""
         assert self.values is not None
         places = torch.arange(self.sequences * self.count, device=self.images.device).reshape(self.moves.shape)
         latest = torch.where(self.moves, places, 0).cummax(1).values if places.numel() else places
@@ -170,10 +171,10 @@ class _Run:
         self.values[self.moving] = values
 
     def through_steps(self, trace: Tracing) -> None:
-        """On rectangles where that saves work, else whole images; compared with the model at both ends.
+        """On rectangles if that saves work, else on whole images; compared with the model at both ends.
 
         Raises:
-            NotTraceable, UnusableError: why the model itself has to run.
+            NotTraceable, UnusableError: the model itself has to run; the message says why.
         """
         if trace == "never":
             raise NotTraceable("no trace was wanted")
@@ -209,7 +210,7 @@ class _Run:
             compare(made, "last state", found[probe], last, self.images.dtype)
 
     def _prepared(self, trace: Tracing, first: Tensor, expected: Tensor) -> Network:
-        """The steps, which give what the model gives for the ``first`` state."""
+        """The steps, checked against the model for the ``first`` state."""
         made = kept(self.model, first)
         if made is None and trace == "auto":
             boxes = self.boxes[self.moves[:, 1:]].cpu()
@@ -217,7 +218,7 @@ class _Run:
             if reason:
                 raise NotTraceable(reason)
         for again in (False, True):
-            made = network(self.model, first, anew=again)
+            made = network(self.model, first, rebuild=again)
             output, _ = run_whole(made.steps, {made.steps[0]: first}, clean=True)
             if not bool(torch.isfinite(output).all()):
                 break
@@ -229,13 +230,13 @@ class _Run:
         raise UnusableError("the network's values are not finite")
 
     def _groups(self, made: Network) -> list[Group]:
-        """The changes in groups of about the same rectangle; none where whole images cost no more."""
+        """The changes in groups of similar rectangles; none if whole images are not slower."""
         numbers = self.moving[self.moving % self.count > 0].cpu()
         if not len(numbers):
             return []
         boxes = self.boxes[self.moves[:, 1:]].cpu()
         bytes_each = self.images.element_size()
-        # a step of a chain is a batch of its own, however few sequences there are
+        # each step of a chain is a separate batch, however few sequences there are
         groups = group_windows(
             *(made.steps, _rounded(boxes, self.images.shape[2:]), bytes_each),
             device=self.images.device.type,
@@ -250,7 +251,7 @@ class _Run:
         return [Group(each.schedule, numbers[each.windows], each.members) for each in groups]
 
     def _whole(self, states: States, tail: Tail) -> None:
-        """Whole images through the steps, a batch of any states at a time."""
+        """Whole images through the steps, in batches of any states."""
 
         def run(numbers: Tensor) -> None:
             output, _ = run_whole(tail.head, {tail.head[0]: states.images(numbers)})
@@ -293,7 +294,7 @@ class _Rectangles:
             raise UnusableError("the network's values are not finite")
         self.tail.put(self.tail.all_entries(clean.output.to(run.images.dtype)), begins)
         run.advance(len(begins))
-        # by group, the next change of each sequence that is not through
+        # by group, the next change of each unfinished sequence
         waiting: dict[int, list[int]] = {}
         left = [iter(each) for each in self._moves(first, last)]
 
@@ -314,7 +315,7 @@ class _Rectangles:
             queue(numbers)
 
     def _moves(self, first: int, last: int) -> list[list[int]]:
-        """For each sequence the numbers of its changes in their order."""
+        """For each sequence the numbers of its changes, in order."""
         moves = self.group[first * self.of.count : last * self.of.count].reshape(last - first, -1) >= 0
         begin = first * self.of.count
         return [
@@ -322,7 +323,7 @@ class _Rectangles:
         ]  # fmt: skip
 
     def _step(self, states: States, clean: Any, at: int, numbers: Tensor) -> None:
-        """One change of each of some sequences. Again after memory ran out in the middle of it, it writes the same."""
+        """One change of each of some sequences; after memory ran out it can be repeated, with the same result."""
         device = self.of.images.device
         moved, members = numbers.to(device), self.members[numbers].to(device)
         self.tail.add(self.runners[at].run(clean, states, moved, members), moved)
@@ -330,14 +331,14 @@ class _Rectangles:
 
 
 def _gain(made: Network, groups: list[Group], images: Tensor, sequences: int, whole: int) -> float:
-    """How much less work rectangles are than whole images, the writing of maps and the calls included.
+    """The gain of rectangles over whole images in work, including the writing of maps and the calls.
 
     Args:
         made: the network.
         groups: of the changes.
-        images: their kind.
-        sequences: how many go side by side.
-        whole: images that go at once otherwise.
+        images: for their shape and device.
+        sequences: how many run side by side.
+        whole: whole images in a pass, otherwise.
     """
     bytes_each = images.element_size()
     calls = CALL_FLOPS[images.device.type] * len(made.steps)
@@ -354,7 +355,7 @@ def _gain(made: Network, groups: list[Group], images: Tensor, sequences: int, wh
 
 
 def _rounded(boxes: Tensor, size: torch.Size) -> Tensor:
-    """``boxes`` [P, 4] made larger until few distinct intervals are left along each side of the image."""
+    """``boxes`` [P, 4] enlarged until few distinct intervals are left along each side of the image."""
     rounded = boxes.clone()
     for axis in range(2):
         grain = 1

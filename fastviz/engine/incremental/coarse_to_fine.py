@@ -21,29 +21,29 @@ def drill_down(
     factor: int = 4,
     fraction: float = 0.25,
 ) -> tuple[Tensor, Tensor]:
-    """The scores of a grid of windows over each of N images, some of them interpolated.
+    """The scores of a grid of windows for each of N images, some of them interpolated.
 
-    First every ``factor``-th row and column of windows is computed, the last ones too. They divide the grid into cells;
-    of these the ``fraction`` whose corners are furthest from the ``baseline`` are computed window by window, in each
-    image by itself, and the windows of the others get the bilinear interpolation of their corners. Equal cells keep
-    their order, from top left to bottom right. Krypton's adaptive drill-down: Nakandala, Kumar, Papakonstantinou 2019,
+    First every ``factor``-th row and column of windows is computed, including the last ones. They divide the grid into
+    cells. In each image, the ``fraction`` of cells whose corners are furthest from the ``baseline`` is computed at
+    every window; the other cells are interpolated bilinearly from their corners. Equal cells keep their order, from top
+    left to bottom right. Krypton's adaptive drill-down: Nakandala, Kumar, Papakonstantinou 2019,
     https://doi.org/10.1145/3299869.3319874; approximate.
 
     Args:
-        evaluate: gives the scores [K] of the windows of these numbers, int64 [K]; window (row, column) of image n has
-            the number (n · rows + row) · columns + column. With T targets a sample the scores are [K, T].
+        evaluate: returns the scores [K] of the windows with these numbers, int64 [K]; window (row, column) of image n
+            has the number (n · rows + row) · columns + column. With T targets per sample the scores are [K, T].
         rows: of the grid.
         columns: of the grid.
-        baseline: [N] or [N, T], the scores of the images as they are; on the device of the scores.
+        baseline: [N] or [N, T], the scores of the unchanged images; on the device of the scores.
         factor: step of the coarse rows and columns, in windows.
-        fraction: of the cells that are computed finely, 0 to 1; at least one is, unless it is 0.
+        fraction: of the cells that are computed finely, 0 to 1; above 0, at least one cell is.
 
     Returns:
         The scores [N · rows · columns] or [N · rows · columns, T], and which windows were computed, bool
         [N, rows, columns].
 
     Raises:
-        TypeError, ValueError: a number out of range, with its name.
+        TypeError, ValueError: a number out of range; the message names it.
 
     >>> scores, computed = drill_down(lambda number: (number == 0).double(), 9, 9, torch.zeros(1), fraction=0.25)
     >>> float(scores[0]), int(computed.sum())
@@ -95,7 +95,7 @@ def _lines(count: int, factor: int) -> Tensor:
 
 
 def _interpolation(lines: Tensor, count: int) -> Tensor:
-    """How much each of ``count`` lines takes from each of the given ``lines``: float64 [count, lines]."""
+    """The interpolation weights of ``count`` lines from the given ``lines``: float64 [count, lines]."""
     weights = torch.zeros(count, len(lines), dtype=torch.float64)
     place = torch.arange(count)
     after = torch.searchsorted(lines, place).clamp(max=len(lines) - 1)

@@ -51,7 +51,7 @@ class Conv(Step):
         self.stride = row + [slide.stride for slide in window]
         self.dilation = row + [slide.dilation for slide in window]
         self.border = [side for slide in reversed(window) for side in (slide.before, slide.after)]
-        self._kernel: torch.dtype | None = None  # what oneDNN computes in; None where it does not
+        self._kernel: torch.dtype | None = None  # the dtype oneDNN computes in; None if it does not support it
         self._packed_by_size: dict[tuple[int, ...], Tensor] = {}
         self._packed_by_order: dict[bytes, Tensor] = {}
         self._transformable = False
@@ -64,7 +64,7 @@ class Conv(Step):
         self.bias = (shift if self.bias is None else self.bias.double() * scale + shift).to(kind)
 
     def choose(self, channels: Tensor) -> Conv:
-        """The same convolution with these channels of the output only. For groups of 1."""
+        """The same convolution with only these output channels. For groups of 1."""
         chosen = copy.copy(self)
         chosen.flops = self.flops * len(channels) / len(self.weight)
         chosen.shape = (len(channels), *self.shape[1:])
@@ -159,7 +159,7 @@ class Conv(Step):
 
 
 def _kernel_dtype(weight: Tensor) -> torch.dtype | None:
-    """The type that oneDNN convolves with this ``weight`` in on this processor; None if it does not."""
+    """The dtype in which oneDNN convolves with this ``weight`` on this processor; None if unsupported."""
     if weight.device.type != "cpu" or weight.numel() == 0:
         return None
     able = {torch.float32: [torch.float32], torch.bfloat16: [torch.bfloat16, torch.float32]}
@@ -176,8 +176,7 @@ def _order(packed: Tensor) -> bytes:
 
 
 def in_best_order(x: Tensor) -> Tensor:
-    """Maps in the memory order in which convolutions are fastest: channels last, except for float32 and float64 on a
-    GPU.
+    """Maps in the fastest memory order for convolutions: channels last, except for float32 and float64 on a GPU.
 
     There, splice alone would be faster with channels last, where it reads 16 bytes at a time instead of 4; but cuDNN
     has no float32 convolutions for that order without TF32, and would reorder all maps before and after each

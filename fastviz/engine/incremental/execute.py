@@ -37,8 +37,8 @@ class Clean:
 
     Attributes:
         images: [N, C, H, W]; signals [N, C, L] and volumes [N, C, D, H, W] alike, here and below.
-        output: the network's.
-        maps: [N, K, rows, columns], those that windows are cut from.
+        output: the network's output.
+        maps: [N, K, rows, columns], the maps that windows are cut from.
         integrals: for means, sums of a map over all rows above and columns left of a corner: float64 [N, R+1, C+1, K].
     """
 
@@ -49,15 +49,15 @@ class Clean:
 
     @property
     def is_finite(self) -> bool:
-        """Whether all values are finite. Kernels with a fused rectifier turn NaN into 0, and means subtract, so other
-        values must not occur."""
+        """Whether all values are finite. Kernels with a fused rectifier turn NaN into 0, and means subtract values, so
+        all values must be finite."""
         maps = [_without_border(value, step) for step, value in self.maps.items()]
         sums = [value.sum(dtype=torch.float64) for value in (self.images, self.output, *maps)]
         return bool(torch.isfinite(torch.stack(sums)).all())
 
 
 def _without_border(value: Tensor, step: Step) -> Tensor:
-    """A map without its border of infinite padding, which a maximum needs."""
+    """A map without its border of infinite padding, which max pooling needs."""
     if not isinstance(step, PadOrSlice) or math.isfinite(step.pad_value):
         return value
     for dim, slide in zip(range(-len(step.window), 0), step.window, strict=True):
@@ -72,9 +72,9 @@ def run_whole(
     """The output of the last step on whole inputs, and the outputs of the steps in ``keep``.
 
     Args:
-        steps: those to run, in order.
-        values: the outputs of the steps that they read and that are not among them, or of the first of them.
-        keep: steps whose outputs are wanted.
+        steps: the steps to run, in order.
+        values: the outputs of other steps that they read, or of the first of them.
+        keep: steps whose outputs to return.
         clean: see :meth:`fastviz.engine.incremental.steps.Step.full`.
     """
     wanted = set(keep)
@@ -100,8 +100,13 @@ def clean_pass(steps: Sequence[Step], images: Tensor, groups: Iterable[Group]) -
     values = {steps[0]: in_best_order(images)}
     output, kept = run_whole(steps, values, keep, clean=True)
     maps = {step: _in_order(value, step) for step, value in kept.items()}
-    averaged = {step.sources[0] for step in steps if isinstance(step, Mean)} & keep
+    averaged = _averaged(steps) & keep
     return Clean(images, output, maps, {step: _integral(maps[step]) for step in averaged})
+
+
+def _averaged(steps: Sequence[Step]) -> set[Step]:
+    """The steps whose maps are averaged by a later step."""
+    return {step.sources[0] for step in steps if isinstance(step, Mean)}
 
 
 def _integral(maps: Tensor) -> Tensor:
@@ -112,9 +117,9 @@ def _integral(maps: Tensor) -> Tensor:
 
 
 def clean_bytes(steps: Sequence[Step], groups: Iterable[Group], value_bytes: int) -> float:
-    """Bytes that the clean maps of one image hold."""
+    """The bytes of the clean maps of one image."""
     keep = kept_maps(steps, groups)
-    averaged = {step.sources[0] for step in steps if isinstance(step, Mean)} & keep
+    averaged = _averaged(steps) & keep
     return sum(math.prod(step.shape) * (value_bytes + (8 if step in averaged else 0)) for step in keep)
 
 
@@ -127,17 +132,19 @@ def _sources_cut(steps: Sequence[Step], schedule: Schedule) -> set[Step]:
     """The steps whose clean maps a schedule reads."""
     cut = set()
     for step in steps:
-        ways = schedule.ways.get(step)
+        window_inputs = schedule.window_inputs.get(step)
         for at, source in enumerate(step.sources):
-            if (ways is None and source in schedule.ways) or (ways is not None and ways[at] == "splice"):
+            if (window_inputs is None and source in schedule.window_inputs) or (
+                window_inputs is not None and window_inputs[at] == "splice"
+            ):
                 cut.add(source)
-    if steps[-1] in schedule.ways:
+    if steps[-1] in schedule.window_inputs:
         cut.add(steps[-1])
     return {step for step in cut if not isinstance(step, Constant)}
 
 
 def _in_order(value: Tensor, step: Step) -> Tensor:
-    """A map with its axes last, its channels (whatever they are) in one dimension, in the best order."""
+    """A map with its axes last, all other dimensions as channels in one, in the fastest memory order."""
     return in_best_order(planes(value, step))
 
 
@@ -150,7 +157,7 @@ def planes(value: Tensor, step: Step) -> Tensor:
 
 
 def unplanes(value: Tensor, step: Step) -> Tensor:
-    """The opposite of :func:`planes`."""
+    """The inverse of :func:`planes`."""
     assert step.layout is not None
     others = [size for dim, size in enumerate(step.shape, start=1) if dim not in step.layout]
     axes = len(step.layout)
@@ -159,28 +166,28 @@ def unplanes(value: Tensor, step: Step) -> Tensor:
 
 
 class Windows(Protocol):
-    """Images of which one window differs from the images of the clean maps."""
+    """Images that differ in one window from the images of the clean maps."""
 
     @property
     def image(self) -> Tensor:
         """Int64 [P], the image of each window: where its clean maps are."""
 
     def images(self, windows: Tensor) -> Tensor:
-        """Whole images [B, C, H, W] for the ``windows`` of this number."""
+        """Whole images [B, C, H, W] for the ``windows`` with these numbers."""
 
     def rectangles(self, windows: Tensor, origin: Tensor, size: Size) -> Tensor:
-        """The rectangles [B, C, *size] of them that begin at ``origin`` [B, 2]."""
+        """Their rectangles [B, C, *size] that start at ``origin`` [B, 2]."""
 
 
 @dataclass(frozen=True)
 class Covered:
-    """Images with a window of each covered.
+    """Images with one window covered in each.
 
     Attributes:
         clean: the images [N, C, H, W].
         boxes: int64 [P, 4], top, left, bottom, right, inside the image: starts along each axis, then stops.
         image: int64 [P], the image of each window.
-        fill: what covers: a number, [C] or [1 or N, C, H, W].
+        fill: the replacement values: a number, [C] or [1 or N, C, H, W].
     """
 
     clean: Tensor
@@ -189,11 +196,11 @@ class Covered:
     fill: float | Tensor
 
     def images(self, windows: Tensor) -> Tensor:
-        """Whole images [B, C, H, W] for the ``windows`` of this number."""
+        """Whole images [B, C, H, W] for the ``windows`` with these numbers."""
         return in_best_order(ops.occlude(self.clean, self.boxes[windows], self.image[windows], self.fill))
 
     def rectangles(self, windows: Tensor, origin: Tensor, size: Size) -> Tensor:
-        """The rectangles [B, C, *size] of them that begin at ``origin`` [B, axes]."""
+        """Their rectangles [B, C, *size] that start at ``origin`` [B, axes]."""
         image = self.image[windows]
         part = cut_out(self.clean, origin, size, image)
         fill = self.fill
@@ -211,20 +218,20 @@ class Runner:
         self.steps = steps
         self.schedule = schedule
         self.last_reader = {source: at for at, step in enumerate(steps) for source in step.sources}
-        # every place that a window or a rectangle begins at, along each axis: for each member of the band
+        # every position at which a window or rectangle starts, along each axis: for each member of the band
         self.slots: dict[tuple[Step, int], int] = {}
         places: list[list[list[int]]] = [[] for _ in schedule.bands]
-        for step, ways in schedule.ways.items():
+        for step, window_inputs in schedule.window_inputs.items():
             self._slot(step, -1, [band.start[step] for band in schedule.bands], places)
-            for at, way in enumerate(ways):
-                if way == "splice":
+            for at, window_input in enumerate(window_inputs):
+                if window_input == "splice":
                     assert step.slides is not None
                     begins = [
                         [start * slide.stride - slide.before for start in band.start[step]]
                         for slide, band in zip(step.slides[at], schedule.bands, strict=True)
                     ]
                     self._slot(step, at, begins, places)
-        # [places, members] each; no place at all where all steps work on whole maps
+        # [places, members] each; without places if all steps work on whole maps
         self.places = [
             torch.tensor(each, dtype=torch.int64, device=device).reshape(-1, len(band.members))
             for each, band in zip(places, schedule.bands, strict=True)
@@ -239,8 +246,8 @@ class Runner:
         """The network's output for a batch of windows, [B, ...].
 
         Args:
-            clean: what the images give.
-            covered: the images under their windows.
+            clean: the results for the unchanged images.
+            covered: the images with their windows covered.
             windows: the numbers of the windows, int64 [B].
             members: for each its members of the bands, int64 [B, axes].
         """
@@ -252,15 +259,15 @@ class Runner:
             if isinstance(step, Input):
                 batch.values[step] = (
                     covered.rectangles(windows, origins[self.slots[step, -1]], schedule.size[step])
-                    if step in schedule.ways
+                    if step in schedule.window_inputs
                     else covered.images(windows)
                 )
             elif isinstance(step, Constant):
                 batch.values[step] = step.value
-            elif step in schedule.ways:
+            elif step in schedule.window_inputs:
                 inputs = [self._window(batch, step, number) for number in range(len(step.sources))]
                 batch.values[step] = step.part(inputs, schedule.size[step])
-            elif isinstance(step, Mean) and step.sources[0] in schedule.ways:
+            elif isinstance(step, Mean) and step.sources[0] in schedule.window_inputs:
                 batch.values[step] = self._mean(batch, step)
             else:
                 batch.values[step] = step.full([self._whole(batch, source) for source in step.sources])
@@ -272,20 +279,20 @@ class Runner:
         return self._whole(batch, steps[-1])
 
     def _keep(self, batch: Batch, step: Step) -> None:
-        """Called with each step's value: windows of a sweep leave the clean maps as they are."""
+        """Called with each step's value; a sweep leaves the clean maps unchanged."""
 
     def _window(self, batch: Batch, step: Step, at: int) -> Tensor:
         """The window of a source that the step's rectangle reads."""
         source = step.sources[at]
-        if self.schedule.ways[step][at] == "as is":
+        if self.schedule.window_inputs[step][at] == "direct":
             return batch.values[source]
         origin = batch.origins[self.slots[step, at]]
         size = window_size(step, at, self.schedule.size[step])
         return self._splice(batch, source, origin, size, step.pad_value if at == 0 else 0.0)
 
     def _whole(self, batch: Batch, source: Step) -> Tensor:
-        """All of a source: as it is, or its rectangle pasted into the clean map."""
-        if source not in self.schedule.ways or isinstance(source, Constant):
+        """A whole source: its value, or its rectangle pasted into the clean map."""
+        if source not in self.schedule.window_inputs or isinstance(source, Constant):
             return batch.values[source]
         if source not in batch.pasted:
             origin = torch.zeros_like(batch.origins[0])
@@ -306,7 +313,7 @@ class Runner:
         starts = batch.origins[self.slots[source, -1]].unbind(1)
         sides = [(start + extent, start) for start, extent in zip(starts, self.schedule.size[source], strict=True)]
         integral, image = batch.clean.integrals[source], batch.image
-        # the sum inside of the rectangle: those up to its corners, with a minus for each start among their sides
+        # the sum inside the rectangle from those up to its corners, with a minus for each start among their sides
         before: Tensor | float = 0.0
         for corner in itertools.product((0, 1), repeat=len(sides)):
             upto = integral[(image, *(side[at] for side, at in zip(sides, corner, strict=True)))]
@@ -320,7 +327,7 @@ class Runner:
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch on its way through the network."""
+    """The state of one batch in the network."""
 
     clean: Clean
     origins: Tensor
@@ -330,7 +337,7 @@ class Batch:
 
 
 def cut_out(maps: Tensor, origin: Tensor, size: Size, image: Tensor, pad_value: float = 0.0) -> Tensor:
-    """Windows [B, C, *size] of ``maps`` [N, C, H, W] as they are."""
+    """Windows [B, C, *size] of ``maps`` [N, C, H, W], unchanged."""
     nothing = maps.new_empty(len(origin), maps.shape[1], *[0] * len(size))
     return spliced(maps, nothing, origin, origin, size, image, pad_value)
 
@@ -338,7 +345,7 @@ def cut_out(maps: Tensor, origin: Tensor, size: Size, image: Tensor, pad_value: 
 def spliced(
     maps: Tensor, dirty: Tensor, at: Tensor, origin: Tensor, size: Size, image: Tensor, pad_value: float
 ) -> Tensor:
-    """:func:`fastviz.ops.splice`, also of whole numbers and of true and false."""
+    """:func:`fastviz.ops.splice`, also for integers and bools."""
     if dirty.is_floating_point():
         return ops.splice(maps, dirty, at, origin, size, image, pad_value)
     return ops.splice(maps.double(), dirty.double(), at, origin, size, image, pad_value).to(dirty.dtype)

@@ -93,7 +93,7 @@ def _sums(steps: list[Step]) -> list[Step]:
 
 
 def _activations(steps: list[Step]) -> list[Step]:
-    """Activations done by the step that they follow, if nothing else reads that."""
+    """Fuses activations into the preceding step, if nothing else reads that."""
     users = _users(steps)
     for step in list(steps):
         if isinstance(step, StandaloneActivation):
@@ -115,7 +115,7 @@ def _users(steps: Iterable[Step]) -> dict[Step, list[Step]]:
 
 
 def _replace(steps: list[Step], old: Step, new: Step) -> list[Step]:
-    """Replace ``old`` by ``new`` wherever it is read, except by ``new`` itself."""
+    """Replace ``old`` by ``new`` wherever it is read, except in ``new`` itself."""
     for step in steps:
         step.sources = [new if source is old and step is not new else source for source in step.sources]
     output = new if steps[-1] is old else steps[-1]
@@ -123,7 +123,7 @@ def _replace(steps: list[Step], old: Step, new: Step) -> list[Step]:
 
 
 def _fields(steps: Iterable[Step]) -> dict[Step, int]:
-    """How many rows of the image a row of each step depends on, along the longest way; of a signal, its positions."""
+    """How many rows of the image (or positions of a signal) a row of each step depends on, along the longest path."""
     fields: dict[Step, Field] = {}
     for step in steps:
         if step.slides is None:
@@ -136,10 +136,10 @@ def _fields(steps: Iterable[Step]) -> dict[Step, int]:
 
 
 def only_outputs(steps: Sequence[Step], outputs: Sequence[int]) -> list[Step] | None:
-    """The network with these entries of its output alone; None if its last layers cannot leave out the others.
+    """The network with only these entries of its output; None if its last layers cannot leave out the others.
 
-    They can where each entry has a channel of its own from a last convolution on: functions of single values, means
-    over space and views without spatial size may come behind that. These last steps are new, the others the same.
+    They can if each entry has its own channel from a last convolution on, followed only by pointwise functions, spatial
+    means and views without spatial size. These last steps are new, the others the same.
     """
     users = _users(steps)
     trail = [steps[-1]]

@@ -43,8 +43,9 @@ _BATCH = {"cpu": 8, "cuda": 256}
 """The default number of images in a pass of the model itself."""
 
 _PIXELS, _LIGHT_PIXELS, _MOST = 14 * 128 * 128, 14 * 224 * 224, 32
-"""On a CPU small images come more at once: so many pixels, and at most so many images. Each call then has enough to do
-against what it costs to make it, and the maps still stay near. Networks of depthwise convolutions have less to do."""
+"""On a CPU, batches of small images are larger: up to this many pixels and images. Each call then has enough work to
+outweigh its overhead, and the maps still fit the caches. Networks with depthwise convolutions have less work per
+pixel."""
 
 
 _VOXELS = {"cpu": 1 << 20, "cuda": 1 << 23}
@@ -52,11 +53,11 @@ _VOXELS = {"cpu": 1 << 20, "cuda": 1 << 23}
 
 
 _MANY_WEIGHTS, _MANY_PIXELS = 12_000_000, 400_000
-"""A SelecSLS-42 (many weights on small maps) gains nothing by channels_last below so many pixels; a ResNet-18 does."""
+"""Below this many pixels, SelecSLS-42 (many weights on small maps) gains nothing from channels_last; ResNet-18 does."""
 
 
 def whole_passes(model: nn.Module, images: Tensor) -> int:
-    """How many of ``images`` [N, C, H, W] a ``model`` that runs as it is sees at once, if nothing else is said."""
+    """The default batch size for ``images`` [N, C, H, W] and a ``model`` that runs without steps."""
     least = _BATCH[images.device.type]
     if images.dim() == 5:  # the maps of a volume take hundreds of MB
         return max(1, min(least, _VOXELS[images.device.type] // max(1, images.shape[2:].numel())))
@@ -90,18 +91,18 @@ class Job:
     """One sweep.
 
     Attributes:
-        model: the network, in evaluation mode by the caller.
+        model: the network, which the caller has put into evaluation mode.
         images: [N, C, H, W], or signals or volumes.
         boxes: int64 [P, 2 · axes] on the CPU, inside the image: starts along each axis, then stops.
         image: int64 [P], on the images' device.
         fill: a number, [C] or [1 or N, C, H, W].
-        evaluate: what is kept of an output.
-        advance: is told how many windows are done.
+        evaluate: computes the values to keep from an output.
+        advance: called with the number of finished windows.
         stats: see :class:`fastviz.engine.incremental.Sweep`.
-        batches: runs the model on batches, and on one image at a time where it may mix them.
-        values: [P, ...], what came in; None before the first.
-        clean: what the model gives for the images as they are; None where that is not known as one value.
-        done: how many of the first windows are there already.
+        batches: runs the model on batches, or on one image at a time if it may mix them.
+        values: [P, ...], the values so far; None before the first.
+        clean: the model's output for the unchanged images; None if it is not one known value.
+        done: how many of the first windows are already computed.
     """
 
     model: nn.Module
@@ -128,21 +129,21 @@ class Job:
         return torch.arange(self.done, len(self.boxes), device=self.images.device)
 
     def begin(self, outputs: Tensor) -> None:
-        """Take the ``outputs`` of the first windows from a pass that was made before."""
+        """Store the ``outputs`` of the first windows from an earlier pass."""
         self.put(outputs, torch.arange(len(outputs), device=self.images.device))
         self.done = len(outputs)
         self.stats.update(batch_size=len(outputs), batches=1)
         self.advance(len(outputs))
 
     def put(self, output: Any, windows: Tensor) -> None:
-        """Keep what ``evaluate`` makes of the ``output`` under ``windows``."""
+        """Store the values that ``evaluate`` computes from the ``output`` for ``windows``."""
         kept = self.evaluate(output, windows)
         if self.values is None:
             self.values = kept.new_empty(len(self.boxes), *kept.shape[1:])
         self.values[windows] = kept
 
     def all_values(self) -> Tensor:
-        """Everything that came in; for no windows at all, what ``evaluate`` makes of none."""
+        """All values; without windows, the result of ``evaluate`` for none."""
         if self.values is None:
             return self.evaluate(output_of(self.model, self.images[:1].clone())[:0], self.windows)
         return self.values
@@ -166,7 +167,7 @@ class Job:
             self.stats.update(alone=self.batches.reason, batch_size=1)
 
     def error(self, values: Tensor) -> dict[str, float]:
-        """Differences of ``values`` from the model itself for some windows, the same ones in each call."""
+        """Differences of ``values`` from the model itself for some windows, the same in each call."""
         chosen = torch.randperm(len(self.boxes), generator=torch.Generator().manual_seed(0))[:_CHECKED]
         windows = chosen.to(self.images.device)
         exact = replace(self, values=None, stats=dict(self.stats), advance=lambda done: None, done=0)
@@ -186,13 +187,14 @@ def sampled_error(
     evaluate: Evaluate,
     values: Tensor,
 ) -> dict[str, float]:
-    """How far the ``values`` [P, ...] of some windows are from what the model itself gives.
+    """The error of the ``values`` [P, ...] of some windows, compared with the model itself.
 
-    The arguments are those of :func:`fastviz.engine.incremental.sweep`, the model in evaluation mode by the caller.
+    The arguments are those of :func:`fastviz.engine.incremental.sweep`; the caller has put the model into evaluation
+    mode.
 
     Returns:
-        ``windows``: how many were recomputed, chosen at random, in each call the same; ``largest`` and ``mean``
-        absolute difference.
+        ``windows``: how many random windows were recomputed (with a fixed seed); ``largest`` and ``mean`` absolute
+            difference.
     """
     job = new_job(model, images, boxes, image_index, fill, evaluate, lambda windows: None)
     with torch.no_grad(), full_float32(job.images.device):

@@ -1,4 +1,4 @@
-"""How much memory a call may hold, and how many windows go through the steps at once."""
+"""Limits of memory per call, and of windows per batch."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def free_memory(device: torch.device) -> int:
 
 
 def windows_at_once(peak: float, memory: int, wanted: int | None, device: torch.device) -> int:
-    """How many windows, each of which holds ``peak`` bytes at once, make a batch.
+    """The number of windows in a batch, if each holds at most ``peak`` bytes.
 
     Args:
         peak: see :class:`fastviz.engine.incremental.plan.Schedule`.
-        memory: bytes for all, clean maps included.
-        wanted: how many at most; None is as many as stay in the caches of a CPU, and 512 on a GPU.
+        memory: bytes in total, including clean maps.
+        wanted: the maximum number; None is as many as fit the caches of a CPU, and 512 on a GPU.
         device: where they run.
     """
     peak = max(1.0, peak)

@@ -26,12 +26,12 @@ class Network:
     """A model as steps.
 
     Attributes:
-        steps: in an order that they can run in: the images first, the output last.
+        steps: in execution order: the images first, the output last.
         shape: shape of the model's output for one image.
-        outputs: the entries of it that the last step gives, in this order; None if all.
-        facts: what sweeps find out: ``"dense_seconds"``: the least that the model took for an image;
-            ``"clean"`` and ``"covered"``: how far the steps were from the model when they were new, as a fraction of
-            its largest output, for images as they are and under a window.
+        outputs: the entries of the output that the last step gives, in this order; None for all.
+        facts: findings of sweeps: ``"dense_seconds"``: the model's fastest time for an image; ``"clean"`` and
+            ``"covered"``: the difference of the steps from the model when they were new, as a fraction of its largest
+            output, for unchanged images and for covered ones.
     """
 
     steps: list[Step]
@@ -57,7 +57,7 @@ class Network:
         return count
 
     def only(self, outputs: Sequence[int]) -> Network:
-        """The network for these entries of the output alone, or the same one if its last layers give all at once.
+        """The network for only these entries of the output, or this network if its last layers cannot be reduced.
 
         Raises:
             ValueError: an entry that does not exist.
@@ -76,27 +76,27 @@ def _is_vector(step: Step) -> bool:
 
 
 _SAMPLED = 128
-"""How many groups of eight bytes of a large tensor are added up: each is a miss of the caches."""
+"""How many groups of eight bytes of a large tensor are sampled; each read is a cache miss."""
 
-# Two of each model, with their packed weights: input sizes or precisions that are used in turn.
+# Two per model, with their packed weights, for alternating input sizes or precisions.
 _networks: StructureCache[Network | str] = StructureCache(2)
 
 
-def network(model: nn.Module, images: Tensor, dtype: torch.dtype | None = None, *, anew: bool = False) -> Network:
+def network(model: nn.Module, images: Tensor, dtype: torch.dtype | None = None, *, rebuild: bool = False) -> Network:
     """The steps of ``model`` for images like ``images`` [N, C, H, W]; from an earlier call if the model is the same.
 
     Args:
         model: the network; not touched.
-        images: only their shape and device count.
+        images: only their shape and device are used.
         dtype: compute in this type; None is the model's own.
-        anew: rebuild them: the model changed in a way that cannot be seen from outside.
+        rebuild: build them again, because the model changed in a way that cannot be detected.
 
     Raises:
-        NotTraceable: why there are none.
+        NotTraceable: there are none; the message says why.
     """
     _refuse(model)
     key = _key(images, dtype)
-    if anew:
+    if rebuild:
         _networks.drop(model, key)
     found = _networks.get(model, key, _state(model), lambda: _made(model, images, dtype))
     if isinstance(found, str):
@@ -121,7 +121,7 @@ def kept(model: nn.Module, images: Tensor, dtype: torch.dtype | None = None) -> 
 
 
 def is_there(model: nn.Module, images: Tensor) -> bool:
-    """Whether there are steps from an earlier call, perhaps of the model as it was then."""
+    """Whether there are steps from an earlier call, possibly of an older state of the model."""
     return isinstance(_networks.peek(model, _key(images, None)), Network)
 
 
@@ -130,7 +130,7 @@ def _key(images: Tensor, dtype: torch.dtype | None) -> Hashable:
 
 
 def _made(model: nn.Module, images: Tensor, dtype: torch.dtype | None) -> Network | str:
-    """The steps, or why there are none: the error itself would keep the model alive."""
+    """The steps, or the reason why there are none; keeping the error itself would keep the model alive."""
     try:
         steps = fuse(build(trace(model, tuple(images.shape[2:]), images.shape[1]), dtype))
     except NotTraceable as error:
@@ -139,20 +139,20 @@ def _made(model: nn.Module, images: Tensor, dtype: torch.dtype | None) -> Networ
 
 
 def _refuse(model: nn.Module) -> None:
-    """Raise an error for things that a graph would miss."""
+    """Raise an error for features of a model that a graph would miss."""
     for name, module in model.named_modules():
         if foreign_hooks(module):
             raise NotTraceable(f"{name or 'the model'} has forward hooks, which a graph leaves out")
 
 
 def _state(model: nn.Module) -> tuple[Any, ...]:
-    """What must be the same for steps to be used again: the structure of the model, and the values of its tensors.
+    """The key for reusing steps: the structure of the model, and the values of its tensors.
 
-    Values are known by where they lie and by torch's count of changes in place, which optimisers and
-    ``load_state_dict`` raise. Changes through ``.data``, or by other code that writes into the memory, raise no count:
-    for these a sample of the bits is added up, all of a small tensor and :data:`_SAMPLED` places of a large one. The
-    limit: such a change of single values of a large tensor can miss the sample. Each sweep compares the steps with the
-    model besides, so it shows all the same if it moves the outputs by more than rounding does.
+    Values are identified by their memory address and torch's version counter, which optimisers and ``load_state_dict``
+    increase. Changes through ``.data``, or by other code that writes to the memory, do not increase it; for these a
+    sample of the bits is summed: all of a small tensor and :data:`_SAMPLED` entries of a large one. Such a change of
+    single values of a large tensor can miss the sample, but each sweep also compares the steps with the model, which
+    detects it if it changes the outputs by more than rounding.
     """
     plain = [value for module in every_module(model) for value in vars(module).values() if isinstance(value, Tensor)]
     tensors = [*model.parameters(), *model.buffers(), *plain]
@@ -168,7 +168,7 @@ def _state(model: nn.Module) -> tuple[Any, ...]:
 
 
 def _bits(value: Tensor) -> Tensor:
-    """The sum of bits of ``value``, of all or of a sample, eight bytes at a time where that is possible."""
+    """The sum of the bits of ``value``, of all or of a sample, eight bytes at a time if possible."""
     if value.is_complex():
         value = torch.view_as_real(value)
     flat = value.contiguous().flatten().view(torch.uint8)

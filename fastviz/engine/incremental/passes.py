@@ -20,7 +20,7 @@ from fastviz.execution.fast_conv.winograd import Winograd
 __all__ = ["AT_ONCE", "outputs_of_images"]
 
 AT_ONCE = {"cpu": 8, "cuda": 128}
-"""The default number of images in a pass; on a CPU as many as its caches hold."""
+"""The default number of images in a pass; on a CPU as many as fit its caches."""
 
 _SEVERAL = 4
 
@@ -45,24 +45,24 @@ def outputs_of_images(
 
     Args:
         model: the network; not touched.
-        make: gives the images of a batch, [B, C, H, W], from their numbers, int64 [B]; they may be written over.
+        make: returns the images of a batch, [B, C, H, W], from their indices, int64 [B]; they may be overwritten.
         count: how many there are.
-        evaluate: gets the output for a batch and its numbers, int64 [B]; gives what is kept of it, [B, ...].
-        like: an image batch of the same kind, with one image at least unless ``count`` is 0.
-        batch_size: images at once; None is 8 on a CPU and 128 on a GPU.
-        advance: is called with the number of images that are done.
+        evaluate: maps the output for a batch and its indices, int64 [B], to the values to keep, [B, ...].
+        like: an image batch of the same kind, with at least one image unless ``count`` is 0.
+        batch_size: images in a pass; None is 8 on a CPU and 128 on a GPU.
+        advance: called with the number of finished images.
     """
     if batch_size is not None:
         checks.whole_number(batch_size, "batch_size", minimum=1)
     kept: list[Tensor] = []
     stats: dict[str, Any] = {"batch_size": 0, "batches": 0, "retries": 0}
-    # what is compiled would be compiled anew
+    # compiled parts would be compiled again
     plain = not any(is_compiled(module) for module in every_module(model))
 
     def compute(batch: Tensor, number: Tensor) -> Tensor:
-        # Winograd's weights are transformed in each pass, which a few images do not pay for
+        # Winograd's weights are transformed in each pass, which is not worthwhile for a few images
         with Winograd(keep=False) if plain and len(batch) >= _SEVERAL else nullcontext():
-            # in_fast_order may hand the same memory in again; models may work in place on their input
+            # in_fast_order may pass the same memory again; models may modify their input in place
             return evaluate(model(batch.clone()), number).detach()
 
     run = in_fast_order(model, "model", compute)

@@ -1,6 +1,6 @@
 """The plan of a sweep: for groups of windows, which steps work on rectangles, and what that costs.
 
-Cost is counted, not measured: floating-point operations, plus the bytes that are read and written, each byte worth
+Cost is counted, not measured: floating-point operations, plus bytes read and written, each counted as
 :data:`FLOPS_PER_BYTE` operations.
 """
 
@@ -33,15 +33,15 @@ __all__ = [
 ]
 
 FLOPS_PER_BYTE = 12.0
-"""Operations that take as long as moving one byte to or from memory, on a core of a CPU as on a GPU."""
+"""How many operations take as long as moving one byte to or from memory, on a CPU core as well as on a GPU."""
 
 _BANDS = {1: 1, 2: 8, 3: 8}
-"""How many batches one more band brings to a sweep, with as many bands across, by the number of axes."""
+"""How many batches one more band adds to a sweep with equally many bands along the other axes, by number of axes."""
 
 CALL_FLOPS = {"cpu": 1e7, "cuda": 3e8}
 """The fixed cost of a step, in operations."""
 
-Way = Literal["as is", "splice"]
+WindowInput = Literal["direct", "splice"]
 
 
 @dataclass(frozen=True)
@@ -56,26 +56,27 @@ class Cost:
 
     @property
     def total(self) -> float:
-        """Both in operations."""
+        """The total in operations."""
         return self.flops + FLOPS_PER_BYTE * self.bytes
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the windows of one row band and one column band go through the network; of other axes likewise.
+    """How the windows of one row band and one column band (or of other axes) go through the network.
 
     Attributes:
-        bands: a band for each axis of the image.
+        bands: one band for each axis of the image.
         size: rows and columns of each step's rectangle, for steps that work on rectangles.
-        ways: for those, source by source: ``"as is"``: the source's rectangle is the window; ``"splice"``: the window
-            is cut from the clean map with the rectangle pasted in. Steps that are not in it work on whole inputs.
+        window_inputs: for these steps and each of their sources: ``"direct"``: the source's rectangle is the window;
+            ``"splice"``: the window is cut from the clean map with the rectangle pasted in. Steps not listed work on
+            whole inputs.
         cost: of one window, by step.
-        peak: most bytes that one window holds at once.
+        peak: the maximum number of bytes that one window holds.
     """
 
     bands: tuple[Band, ...]
     size: dict[Step, Size]
-    ways: dict[Step, list[Way]]
+    window_inputs: dict[Step, list[WindowInput]]
     cost: dict[Step, Cost]
     peak: float
 
@@ -85,7 +86,7 @@ class Group:
     """Windows that share a schedule.
 
     Attributes:
-        schedule: how they go.
+        schedule: their schedule.
         windows: their numbers, int64 [B].
         members: for each its members of the bands, int64 [B, axes].
     """
@@ -107,7 +108,7 @@ def group_windows(
         value_bytes: bytes of one value.
         cap: see :func:`fastviz.engine.incremental.regions.changed_intervals`.
         device: "cpu" or "cuda": how much a call costs whatever its size.
-        batches: how many batches one more band brings; None is what it brings to a sweep.
+        batches: how many batches one more band adds; None is the number for a sweep.
     """
     if not len(boxes):
         return []
@@ -144,7 +145,7 @@ def dense_cost(step: Step, value_bytes: int) -> Cost:
 
 
 def predicted(steps: Sequence[Step], groups: Sequence[Group], value_bytes: int) -> dict[str, float]:
-    """Operations of one window, incremental (``flops``) and not (``dense_flops``), and the gain in all work."""
+    """Operations of one window, incremental (``flops``) and dense (``dense_flops``), and the gain in total work."""
     dense = sum((dense_cost(step, value_bytes) for step in steps), Cost())
     windows = sum(len(group.windows) for group in groups)
     if not windows:
@@ -159,7 +160,7 @@ def predicted(steps: Sequence[Step], groups: Sequence[Group], value_bytes: int) 
 
 
 def _weights(steps: Sequence[Step], across: Sequence[ChangedIntervals], value_bytes: int) -> dict[Step, float]:
-    """Work of one position along an axis, at each step, for rectangles of the mean length ``across`` the others."""
+    """The work of one position along an axis, at each step, for rectangles of mean length ``across`` the other axes."""
     weights = {}
     for step in steps:
         if step.layout is not None and step.sources and all(step in reached for reached in across):
@@ -178,33 +179,33 @@ def _values(step: Step, size: Size) -> float:
 def _schedule(steps: Sequence[Step], chosen: tuple[Band, ...], value_bytes: int) -> Schedule:
     """Rectangles up to the step from which whole maps cost less."""
     sizes = {step: tuple(band.extent[step] for band in chosen) for step in chosen[0].extent}
-    natural: dict[Step, list[Way]] = {}
+    natural: dict[Step, list[WindowInput]] = {}
     for step in steps:
         if isinstance(step, (Input, Constant)):
             natural[step] = []
         elif step in sizes and sizes[step] != step.size and all(source in natural for source in step.sources):
-            natural[step] = [_way(step, at, chosen) for at in range(len(step.sources))]
+            natural[step] = [_window_input(step, at, chosen) for at in range(len(step.sources))]
     part_costs = {step: _part_cost(step, natural[step], sizes, value_bytes) for step in natural}
     cut = _cheapest_cut(steps, natural, part_costs, value_bytes)
-    ways = {step: natural[step] for step in steps[:cut] if step in natural}
+    window_inputs = {step: natural[step] for step in steps[:cut] if step in natural}
     cost = {}
     pasted: set[Step] = set()
     for step in steps:
-        if step in ways:
+        if step in window_inputs:
             cost[step] = part_costs[step]
             continue
         cost[step] = dense_cost(step, value_bytes)
         for source in step.sources:
-            if source in ways and source not in pasted:
+            if source in window_inputs and source not in pasted:
                 cost[step] += _paste_cost(step, source, sizes, value_bytes)
                 pasted.add(source)
-    if steps[-1] in ways:
+    if steps[-1] in window_inputs:
         cost[steps[-1]] += Cost(0.0, 2.0 * _values(steps[-1], steps[-1].size) * value_bytes)
-    kept = {step: sizes[step] for step in ways}
-    return Schedule(chosen, kept, ways, cost, _peak(steps, kept, ways, value_bytes))
+    kept = {step: sizes[step] for step in window_inputs}
+    return Schedule(chosen, kept, window_inputs, cost, _peak(steps, kept, window_inputs, value_bytes))
 
 
-def _way(step: Step, at: int, chosen: tuple[Band, ...]) -> Way:
+def _window_input(step: Step, at: int, chosen: tuple[Band, ...]) -> WindowInput:
     """Whether the windows that ``step`` reads of a source are that source's rectangles, for every member."""
     source = step.sources[at]
     assert step.slides is not None
@@ -215,7 +216,7 @@ def _way(step: Step, at: int, chosen: tuple[Band, ...]) -> Way:
         ends = [(start, start + band.extent[source]) for start in band.start[source]]
         if begins != ends:
             return "splice"
-    return "as is"
+    return "direct"
 
 
 def window_size(step: Step, at: int, size: Size) -> Size:
@@ -225,13 +226,13 @@ def window_size(step: Step, at: int, size: Size) -> Size:
     return tuple(stop - start for start, stop in spans)
 
 
-def _part_cost(step: Step, ways: list[Way], sizes: dict[Step, Size], value_bytes: int) -> Cost:
+def _part_cost(step: Step, window_inputs: list[WindowInput], sizes: dict[Step, Size], value_bytes: int) -> Cost:
     if not step.sources:
         return Cost(0.0, _values(step, sizes[step]) * value_bytes if isinstance(step, Input) else 0.0)
     values = _values(step, sizes[step])
-    for at, (source, way) in enumerate(zip(step.sources, ways, strict=True)):
+    for at, (source, kind) in enumerate(zip(step.sources, window_inputs, strict=True)):
         window = _values(source, window_size(step, at, sizes[step]))
-        values += window * (3 if way == "splice" else 1)
+        values += window * (3 if kind == "splice" else 1)
     return Cost(step.flops * prod(sizes[step]), values * value_bytes)
 
 
@@ -244,9 +245,9 @@ def _paste_cost(step: Step, source: Step, sizes: dict[Step, Size], value_bytes: 
 
 
 def _cheapest_cut(
-    steps: Sequence[Step], natural: dict[Step, list[Way]], part_costs: dict[Step, Cost], value_bytes: int
+    steps: Sequence[Step], natural: dict[Step, list[WindowInput]], part_costs: dict[Step, Cost], value_bytes: int
 ) -> int:
-    """The place in ``steps`` from which on all work on whole maps."""
+    """The index in ``steps`` from which all steps work on whole maps."""
     last_reader: dict[Step, int] = {}
     always_whole: set[Step] = set()
     for at, step in enumerate(steps):
@@ -272,12 +273,14 @@ def _cheapest_cut(
         total += change[cut]
         if total < lowest:
             best, lowest = cut, total
-    # a cut right after the image would paste values that the image already has
+    # a cut right after the image would paste values that the image already contains
     return best if best > 1 else 0
 
 
-def _peak(steps: Sequence[Step], sizes: dict[Step, Size], ways: dict[Step, list[Way]], value_bytes: int) -> float:
-    """The most bytes that one window holds at once: outputs still needed, and the windows that a step reads."""
+def _peak(
+    steps: Sequence[Step], sizes: dict[Step, Size], window_inputs: dict[Step, list[WindowInput]], value_bytes: int
+) -> float:
+    """The maximum number of bytes that one window holds: outputs still needed, and the windows that a step reads."""
     last_reader = {source: at for at, step in enumerate(steps) for source in step.sources}
     held = highest = 0.0
     freed: dict[int, float] = {}
@@ -287,9 +290,9 @@ def _peak(steps: Sequence[Step], sizes: dict[Step, Size], ways: dict[Step, list[
         own = _values(step, sizes.get(step, step.size)) * value_bytes
         windows = 0.0
         for number, source in enumerate(step.sources):
-            if step in ways and ways[step][number] == "splice":
+            if step in window_inputs and window_inputs[step][number] == "splice":
                 windows += _values(source, window_size(step, number, sizes[step])) * value_bytes
-            elif step not in ways and source in ways:
+            elif step not in window_inputs and source in window_inputs:
                 windows += _values(source, source.size) * value_bytes
         held += own
         highest = max(highest, held + windows)
@@ -307,13 +310,12 @@ class Line:
         label: the module, torch's dotted name.
         operation: what the step does.
         shape: of its output for one image.
-        rectangle: positions along each axis (rows, columns) that are computed on average; those of the map where that
-            is all of it.
+        rectangle: positions along each axis (rows, columns) that are computed on average, up to those of the whole map.
         incremental: the fraction of windows for which it works on a rectangle.
-        dense_flops: operations of an image.
-        flops: operations of a window.
-        dense_bytes: bytes moved for an image.
-        bytes: bytes moved for a window.
+        dense_flops: operations per image.
+        flops: operations per window.
+        dense_bytes: bytes moved per image.
+        bytes: bytes moved per window.
     """
 
     label: str
@@ -340,7 +342,7 @@ def plan_lines(steps: Sequence[Step], groups: Sequence[Group], value_bytes: int)
             share = len(group.windows) / windows
             size, cost = group.schedule.size.get(step, step.size), group.schedule.cost[step]
             rectangle = [total + share * extent for total, extent in zip(rectangle, size, strict=True)]
-            incremental += share * (step in group.schedule.ways)
+            incremental += share * (step in group.schedule.window_inputs)
             work += Cost(cost.flops * share, cost.bytes * share)
         lines.append(
             Line(

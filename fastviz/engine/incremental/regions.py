@@ -1,4 +1,4 @@
-"""The part of every map that a covered window changes, and grouping of windows that change about as much.
+"""The part of every map that a covered window changes, and groups of windows that change similar amounts.
 
 Rows and columns are independent: a window is an interval of rows and one of columns, and so is everything it changes.
 Many windows share their rows, and many their columns, so the work is done once for each distinct interval. Signals have
@@ -24,12 +24,12 @@ ChangedIntervals = dict[Step, list[Interval]]
 
 @dataclass(frozen=True)
 class Band:
-    """Distinct intervals of one axis that are worked on together, with rectangles of one length at each step.
+    """Distinct intervals of one axis that are processed together, with rectangles of one length at each step.
 
     Attributes:
         members: the numbers of the intervals.
         extent: the length of the rectangles of each step, at least 1.
-        start: where each member's rectangle begins, by step; shifted inwards at the border.
+        start: where each member's rectangle starts, by step; shifted inwards at the border.
     """
 
     members: list[int]
@@ -38,7 +38,7 @@ class Band:
 
 
 def distinct(intervals: Tensor) -> tuple[list[Interval], Tensor]:
-    """The distinct rows of ``intervals`` [P, 2], and for each of the P which it is: int64 [P]."""
+    """The distinct rows of ``intervals`` [P, 2], and the index of each of the P among them: int64 [P]."""
     values, number = torch.unique(intervals, dim=0, return_inverse=True)
     return [(int(start), int(stop)) for start, stop in values.tolist()], number
 
@@ -46,14 +46,14 @@ def distinct(intervals: Tensor) -> tuple[list[Interval], Tensor]:
 def changed_intervals(
     steps: Sequence[Step], axis: int, intervals: Sequence[Interval], cap: float | None = None
 ) -> ChangedIntervals:
-    """What ``intervals`` along one axis of the image (of rows 0, of columns 1) change at every step that is a map.
+    """The intervals that ``intervals`` along one axis of the image change at every step with a map.
 
     Args:
-        steps: the network; steps after one that is no map are left out.
+        steps: the network; steps after one without a map are left out.
         axis: 0 for the first axis, 1 for the second, ...
         intervals: of the image, within it.
-        cap: None, or the longest that an interval may become, as a fraction of its map: it is cut on both sides. That
-            leaves changes out, so results are no longer exact.
+        cap: None, or the maximum length of an interval as a fraction of its map; longer ones are cut on both sides.
+            That ignores changes, so results are no longer exact.
     """
     found: ChangedIntervals = {}
     for step in steps:
@@ -80,7 +80,7 @@ def _changes(step: Step, axis: int, sources: list[list[Interval]], cap: float | 
 
 
 def _cut(interval: Interval, most: int) -> Interval:
-    """The middle of ``interval``, ``most`` positions at most."""
+    """The middle of ``interval``, at most ``most`` positions."""
     spare = length(interval) - most
     return interval if spare <= 0 else (interval[0] + spare // 2, interval[1] - (spare - spare // 2))
 
@@ -93,18 +93,18 @@ def bands(
     weights: Mapping[Step, float],
     overhead: float,
 ) -> list[Band]:
-    """The intervals grouped into bands so that little is computed needlessly.
+    """Groups the intervals into bands so that little unnecessary work is done.
 
-    In a band each step's rectangles are as long as the longest. The bands minimise the work, Σ over windows and steps
-    of weight × extent, plus ``overhead`` for each band; they are runs of the intervals in the order of their own work.
+    In a band, each step's rectangles are as long as the longest. The bands minimise the work, Σ over windows and steps
+    of weight × extent, plus ``overhead`` per band; they are runs of intervals sorted by their own work.
 
     Args:
         steps: the network.
         axis: 0 for the first axis, 1 for the second, ...
-        found: what :func:`changed_intervals` gave.
+        found: from :func:`changed_intervals`.
         counts: how many windows have each interval.
-        weights: work of one position along the axis, at each step.
-        overhead: work that one more band costs.
+        weights: the work of one position along the axis, at each step.
+        overhead: the extra work of one more band.
     """
     maps = [step for step in steps if step in found]
     lengths = torch.tensor([[max(1, length(interval)) for interval in found[step]] for step in maps]).double().T
@@ -123,7 +123,7 @@ def bands(
 
 
 def _runs(lengths: Tensor, counts: Tensor, weight: Tensor, overhead: float) -> list[tuple[int, int]]:
-    """The cheapest cut of the rows of ``lengths`` [U, S] into runs, as (first, last + 1)."""
+    """The cheapest division of the rows of ``lengths`` [U, S] into runs, as (first, last + 1)."""
     number = len(lengths)
     best = torch.full((number + 1,), torch.inf, dtype=torch.float64)
     best[0] = 0.0

@@ -20,13 +20,13 @@ class Plan:
     """The plan of a sweep over a grid of windows; ``str()`` gives a table.
 
     Attributes:
-        windows: how many an image has.
+        windows: the number per image.
         groups: groups of windows that run together.
-        lines: the steps in their order; none where the model runs as it is.
-        dense_flops: floating-point operations of an image.
-        flops: of a window.
+        lines: the steps in order; none if the model runs without steps.
+        dense_flops: floating-point operations per image.
+        flops: floating-point operations per window.
         predicted_gain: in operations and bytes moved, counted.
-        reason: why the model runs as it is; empty if it does not.
+        reason: why the model runs without steps; otherwise empty.
     """
 
     windows: int
@@ -38,7 +38,7 @@ class Plan:
     reason: str = ""
 
     def __str__(self) -> str:
-        """The steps, one a line; below them the sums."""
+        """The steps, one per line, followed by the sums."""
         if self.reason:
             return f"{self.windows} windows, each on the whole image: {self.reason}"
         head = ["layer", "operation", "map", "rectangle", "of windows", "GFLOP dense", "GFLOP", "MB dense", "MB"]
@@ -87,9 +87,8 @@ def plan(
     Args:
         model: the network; not touched.
         input_size: height and width of the image in pixels, (length,) of a signal, or depth, height and width of a
-            volume; None asks :func:`fastviz.models.preprocessing`, which also
-            says how many channels an image has.
-        window, stride, centred: as in :func:`fastviz.occlusion`: None is what a sweep takes.
+            volume; None uses :func:`fastviz.models.preprocessing`, which also gives the number of channels.
+        window, stride, centred: as in :func:`fastviz.occlusion`; None is the default of a sweep.
 
     Raises:
         ValueError: a window larger than the image, a stride larger than the window, or a number below 1.

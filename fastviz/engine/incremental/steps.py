@@ -1,9 +1,9 @@
-"""A network's operations as the incremental engine runs them: on whole maps, and on windows cut from them.
+"""Steps: a network's operations in the incremental engine, on whole maps and on windows cut from them.
 
-A step's output is a map with axes (``layout`` says which dimensions those are: rows and columns of an image, one of a
-signal, three of a volume), or anything else that has images in dimension 0 (``layout`` is None). ``full`` computes it
-from whole inputs. ``part`` computes a rectangle of it from the windows that the rectangle reads, padding included;
-``slides`` says, source by source, which windows those are.
+A step's output is a map with axes (``layout`` lists their dimensions: rows and columns of an image, one for a signal,
+three for a volume), or anything else that has images in dimension 0 (``layout`` is None). ``full`` computes it from
+whole inputs. ``part`` computes a rectangle of it from the windows that the rectangle reads, padding included;
+``slides`` describes these windows for each source.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ Size = tuple[int, ...]
 
 
 def pointwise(axes: Sequence[object]) -> Slides:
-    """For each of the ``axes`` the window that reads the one position."""
+    """For each of the ``axes``, the window that reads only its own position."""
     return tuple(Slide() for _ in axes)
 
 
 @dataclass(frozen=True)
 class Activation:
-    """A function of single values, done last in a step.
+    """A pointwise function at the end of a step.
 
     Attributes:
-        name: what oneDNN calls it; empty if oneDNN cannot do it in a convolution.
+        name: its name in oneDNN; empty if oneDNN cannot fuse it into a convolution.
         scalars: the parameters of the fused form.
         algorithm: the variant of the fused form.
         apply: the function; may overwrite its argument.
@@ -63,19 +63,19 @@ class Activation:
 
 
 class Step:
-    """One operation; see the module's first lines.
+    """One operation; see the module's docstring.
 
     Attributes:
-        label: the module that it stands in, torch's dotted name.
-        operation: what it does, for tables.
+        label: torch's dotted name of the module it belongs to.
+        operation: the name of the operation, for tables.
         sources: the steps it reads.
         shape: shape of the output for one image, without the batch.
-        layout: dimensions of the axes, the batch counted; None if the output is no map.
-        slides: the windows of each source that an output position reads; None where it reads all of its source.
-        pad_value: what a window reads outside of its map.
-        takes_activation: whether an activation may overwrite what the step computes; not if that may be a view.
+        layout: dimensions of the axes, including the batch; None if the output is not a map.
+        slides: the windows of each source that an output position reads; None if it reads its whole source.
+        pad_value: the value that a window reads outside its map.
+        takes_activation: whether an activation may overwrite the step's result; not if that may be a view.
         activation: applied to the result.
-        flops: floating-point operations for one position of the output map (for all of the output if it is no map).
+        flops: floating-point operations for one position of the output map (for the whole output if it is not a map).
         images_first: whether dimension 0 holds the images, one entry for each; if not, ``shape`` is the whole shape for
             one image.
     """
@@ -105,23 +105,22 @@ class Step:
 
     @property
     def size(self) -> Size:
-        """Positions of the output map along its axes; () if it is no map."""
+        """Positions of the output map along its axes; () if it is not a map."""
         return () if self.layout is None else tuple(self.shape[dim - 1] for dim in self.layout)
 
     @property
     def channels(self) -> int:
-        """Values at one position of the output map; all values if it is no map."""
+        """Values at one position of the output map; all values if it is not a map."""
         return math.prod(self.shape) // math.prod(self.size)
 
     def full(self, inputs: Sequence[Tensor], *, clean: bool = False) -> Tensor:
-        """The output for whole inputs, [B, ...] each; ``clean`` says that they are the images themselves, for which it
-        is as precise as possible: all windows use the clean maps, so rounding errors there would shift all scores
-        alike.
+        """The output for whole inputs, [B, ...] each; with ``clean``, for the unchanged images, it is as precise as
+        possible: all windows use the clean maps, so rounding errors in them would shift all scores alike.
         """
         return self.finish(self._full(inputs))
 
     def part(self, inputs: Sequence[Tensor], size: Size) -> Tensor:
-        """The rectangle of ``size`` of the output map that the windows ``inputs`` give."""
+        """The rectangle of ``size`` of the output map, computed from the windows ``inputs``."""
         return self.finish(self._part(inputs, size))
 
     def finish(self, result: Tensor) -> Tensor:
@@ -148,10 +147,10 @@ class Constant(Step):
 
 
 class Pool(Step):
-    """A maximum or a mean over windows; of a signal, over those of a picture of one row.
+    """Maximum or mean pooling; a signal is pooled as a picture of one row.
 
-    ``divisor`` is what a mean divides sums by. Where it differs near the border (padding that does not count, windows
-    that stick out of the map) it is a map of the divisors' inverse, and a second source.
+    ``divisor`` is the divisor of a mean. If it differs near the border (padding that is not counted, windows that
+    extend beyond the map), it is a map of inverse divisors, and a second source.
     """
 
     takes_activation = True
@@ -189,7 +188,7 @@ class Pool(Step):
 
 
 class PadOrSlice(Step):
-    """Padding with a number, or every n-th row and column of a map from a start on."""
+    """Padding with a number, or every n-th row and column of a map from a start."""
 
     def __init__(
         self, label: str, operation: str, source: Step, shape: tuple[int, ...], layout: Layout, slides: Slides,
@@ -222,7 +221,7 @@ class Norm(Step):
         weight, bias, mean, variance = statistics
         assert mean is not None
         assert variance is not None
-        # in float64: folded into a convolution, the rounding of the scale would be the same for all its outputs
+        # in float64, because rounding errors of a folded scale would affect all outputs of a convolution alike
         scale = (variance.double() + epsilon).rsqrt() * (1.0 if weight is None else weight.double())
         shift = (0.0 if bias is None else bias.double()) - mean.double() * scale
         self.scale = scale
@@ -260,8 +259,7 @@ class Mean(Step):
 
 
 class Call(Step):
-    """Any other operation, with the sizes of the batch and of the rectangle inserted where it has sizes as
-    arguments."""
+    """Any other operation, with the sizes of the batch and of the rectangle inserted as its size arguments."""
 
     def __init__(
         self,

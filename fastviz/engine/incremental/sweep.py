@@ -1,4 +1,4 @@
-"""A sweep: one network, images, and many windows of them covered one at a time."""
+"""A sweep: a network evaluated on images with many windows covered, one at a time."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ Tracing = Literal["auto", "always", "never"]
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """What :func:`sweep` found.
+    """The result of :func:`sweep`.
 
     Attributes:
-        values: [P, ...], what ``evaluate`` made of the output under each window.
-        stats: how: ``path`` (``"incremental"`` or ``"dense"``), ``reason`` (why it is dense; else empty), ``alone``
-            (why each window went through the model alone, whatever ``batch_size`` was asked for; else empty),
+        values: [P, ...], the result of ``evaluate`` for each window.
+        stats: how it was computed: ``path`` (``"incremental"`` or ``"dense"``), ``reason`` (why it is dense; else
+            empty), ``alone`` (why each window went through the model alone, regardless of ``batch_size``; else empty),
             ``windows``, ``batch_size``, ``batches``, ``retries`` (batches halved because memory ran out), ``flops`` and
-            ``dense_flops`` (a window, counted), ``predicted_gain`` (of work, counted), ``seconds`` (of all),
-            ``prepare_seconds`` (tracing and planning, once for a model), ``dense_seconds`` (the model on one image, the
-            least that was measured; None where it was not), ``measured_gain`` (that against ``seconds`` without
-            preparation, a window) and, in approximate modes, ``error`` (see :func:`sweep`).
+            ``dense_flops`` (per window, counted), ``predicted_gain`` (of work, counted), ``seconds`` (in total),
+            ``prepare_seconds`` (tracing and planning, once per model), ``dense_seconds`` (the model's fastest measured
+            time for an image; None if not measured), ``measured_gain`` (``dense_seconds`` divided by the seconds per
+            window without preparation) and, in approximate modes, ``error`` (see :func:`sweep`).
     """
 
     values: Tensor
@@ -75,49 +75,48 @@ def sweep(
 ) -> Sweep:
     """The output of ``model`` with each of ``boxes`` covered, computed only where a box changes something.
 
-    Equal to ``evaluate(model(ops.occlude(images, boxes, image_index, fill)))`` to rounding, unless ``precision`` or
+    Equal to ``evaluate(model(ops.occlude(images, boxes, image_index, fill)))`` up to rounding, unless ``precision`` or
     ``growth_cap`` allow more. Nakandala, Kumar, Papakonstantinou 2019, "Incremental and Approximate Inference for
     Faster Occlusion-based Deep CNN Explanations", https://doi.org/10.1145/3299869.3319874; here the exact mode also
-    shares the work of all windows of a size, and their growth is cut by what the whole network costs.
+    shares the work of all windows of one size, and switches to whole maps where that is cheaper.
 
-    A model that does not export to a graph, that has forward hooks, or whose graph gives other numbers than itself runs
-    as it is, on batches of covered images; so do images and fills with values that are not finite, or that make such
-    values in the network. One that may mix the images of a batch, or draws random numbers, gets one image at a time
-    (:mod:`fastviz.execution.batches`). ``stats`` says so. The graph is kept until the model changes or is gone; what
-    cannot be seen of a change from outside shows in a comparison that each sweep makes: the images as they are and one
-    window, by the steps and by the model itself. Where they differ the graph is made anew.
+    A model that cannot be exported to a graph, that has forward hooks, or whose graph gives other results than the
+    model itself, runs unchanged on batches of covered images; so do images and fills with values that are not finite,
+    or that lead to such values in the network. A model that may mix the images of a batch, or draws random numbers,
+    gets one image at a time (:mod:`fastviz.execution.batches`). ``stats`` reports this. The graph is kept until the
+    model changes or is deleted. To detect changes that are not visible from outside, each sweep compares the steps with
+    the model itself on the unchanged images and on one window; if they differ, the graph is rebuilt.
 
-    A model is traced only where that pays (:mod:`fastviz.engine.incremental.worth`): in this sweep, or because sweeps
-    of the same model have taken so long by now that the time for tracing is lost in it. Else whole passes run, and
+    A model is only traced if that is worthwhile (:mod:`fastviz.engine.incremental.worth`): in this sweep, or because
+    earlier sweeps of the same model have taken much longer than tracing would. Otherwise full passes run, and
     ``reason`` says so.
 
     Args:
         model: maps images [N, C, H, W] to an output with the images in dimension 0; used in evaluation mode.
         images: [N, C, H, W], floating-point, as the model takes them; or signals [N, C, L], or volumes [N, C, D, H, W].
-        boxes: [P, 4], integers: top, left, bottom, right in pixels, half open; cut off at the image's border. Of
-            signals [P, 2]: start, stop; of volumes [P, 6]: front, top, left, back, bottom, right.
-        image_index: [P], integers: which image each box covers a part of; may be left out for one image.
-        fill: what covers: a number, a value for each channel [C], or images [1 or N, C, H, W].
-        evaluate: gets the output for a batch of windows and their numbers, int64 [B], and gives what is kept of it,
-            [B, ...]; None keeps the output. Batches come in any order.
+        boxes: [P, 4], integers: top, left, bottom, right in pixels, half-open; cropped at the image's border. For
+            signals [P, 2]: start, stop; for volumes [P, 6]: front, top, left, back, bottom, right.
+        image_index: [P], integers, the image of each box; optional for one image.
+        fill: the replacement values: a number, a value for each channel [C], or images [1 or N, C, H, W].
+        evaluate: maps the output for a batch of windows and their numbers, int64 [B], to the values to keep, [B, ...];
+            None keeps the output. Batches come in any order.
         outputs: the entries of the output [N, K] that ``evaluate`` reads; the others may be NaN. None is all.
-        memory: bytes that the sweep may hold at once, what the model itself needs for a batch left out; None is 1 GiB
+        memory: the maximum bytes that the sweep may hold, not counting the model's own needs for a batch; None is 1 GiB
             on the CPU and half of the free memory on a GPU.
-        batch_size: windows at once, if they fit into ``memory``; None is as many as stay in the caches of a CPU, and
-            512 on a GPU.
+        batch_size: windows in a pass, if they fit into ``memory``; None is as many as fit the caches of a CPU, and 512
+            on a GPU.
         precision: ``"model"``, or ``"bfloat16"``: compute in bfloat16; approximate.
-        growth_cap: None, or the longest side that a changed rectangle may have, as a fraction of its map: Krypton's
-            projective-field threshold; approximate, as the influence beyond is left out.
+        growth_cap: None, or the maximum side of a changed rectangle, as a fraction of its map: Krypton's
+            projective-field threshold; approximate, since changes beyond it are ignored.
         check: whether approximate modes measure their error.
-        trace: ``"auto"``: see above; ``"always"``: trace however few windows there are; ``"never"``: whole passes.
-        clean: what the model gives for ``images``, if that is known; None runs it.
-        begun: what it gives under the first windows, as many as are known, which whole passes need not do again; None
-            is for none.
-        batches: what is known of the model and batches of images from this call; None is nothing.
-        advance: is called with the number of windows that are done.
+        trace: ``"auto"``: see above; ``"always"``: trace even for few windows; ``"never"``: full passes.
+        clean: the model's output for ``images``, if known; None runs the model.
+        begun: its output for the first windows, if known, so that full passes need not repeat them; None is for none.
+        batches: knowledge about the model and batches of images from this call, or None.
+        advance: called with the number of finished windows.
 
-    In approximate modes ``stats["error"]`` holds, for 16 windows chosen at random (always the same ones) and recomputed
-    by the model itself, ``windows`` (their number), ``largest`` and ``mean`` absolute difference of the values.
+    In approximate modes ``stats["error"]`` holds ``windows`` (their number), ``largest`` and ``mean`` absolute
+    difference of the values for 16 random windows (with a fixed seed) recomputed by the model itself.
 
     Raises:
         TypeError, ValueError: a wrong type, shape, device or range; the message names the argument.
@@ -155,7 +154,7 @@ def sweep(
             try:
                 _Engine(job, made, images_run, *settings).run()
             except StaleError:
-                made = network(job.model, job.images, dtype, anew=True)
+                made = network(job.model, job.images, dtype, rebuild=True)
                 made = made if outputs is None else made.only(outputs)
                 job.stats["prepare_seconds"] = time.perf_counter() - started
                 _Engine(job, made, images_run, *settings).run()
@@ -163,13 +162,13 @@ def sweep(
         if check and approximate:
             job.stats["error"] = job.error(values)
     if device.type == "cuda":
-        torch.cuda.synchronize(device)  # else the seconds would be those of queueing the work
+        torch.cuda.synchronize(device)  # otherwise the time would only cover queueing the work
     _note_seconds(job, time.perf_counter() - started, approximate)
     return Sweep(values, job.stats)
 
 
 def _note_seconds(job: Job, seconds: float, approximate: bool) -> None:
-    """What the sweep took, in its ``stats`` and, for exact ones, for those to come."""
+    """Record the time of the sweep in its ``stats`` and, if exact, for later decisions."""
     each = (seconds - job.stats["prepare_seconds"]) / max(1, len(job.windows))
     dense = job.stats["dense_seconds"]
     job.stats.update(seconds=seconds, measured_gain=None if dense is None else dense / each)
@@ -189,7 +188,7 @@ def _check_limits(growth_cap: float | None, memory: int | None, batch_size: int 
 
 
 def _clean_outputs(job: Job) -> Any:
-    """What the model gives for the images as they are; None where they are several and it gives no tensor."""
+    """The model's output for the unchanged images; None if there are several and it is not a tensor."""
     found = []
 
     def run(images: Tensor) -> Any:
@@ -204,10 +203,10 @@ def _clean_outputs(job: Job) -> Any:
 
 
 def _prepared(job: Job, dtype: torch.dtype | None, begun: int, trace: Tracing) -> Network:
-    """The steps of the job's model, from an earlier call or because they pay though some windows are ``begun``.
+    """The steps of the job's model, from an earlier call or because they are worthwhile with some windows ``begun``.
 
     Raises:
-        NotTraceable: there are none, or they do not pay.
+        NotTraceable: there are none, or they are not worthwhile.
     """
     if trace == "never":
         raise NotTraceable("no trace was wanted")
@@ -247,7 +246,7 @@ class _Engine:
         self.runners = [Runner(self.tail.head, group.schedule, device) for group in self.groups]
         self.clean_bytes = clean_bytes(made.steps, self.groups, value_bytes)
         job.stats.update(predicted(made.steps, self.groups, value_bytes))
-        if self.groups and not any(group.schedule.ways for group in self.groups):
+        if self.groups and not any(group.schedule.window_inputs for group in self.groups):
             job.stats.update(path="dense", reason="windows soon change whole maps, so that rectangles save nothing")
         job.stats["prepare_seconds"] += time.perf_counter() - begun
 
@@ -277,14 +276,14 @@ class _Engine:
                     continue
             replays = None
             if cuda_graphs.recordings(self.images) is not None:
-                # Their own, for this chunk: they read its clean maps.
+                # separate for this chunk, because they read its clean maps
                 replays = cuda_graphs.CapturedPasses(shared_memory=True)
             for group, runner in zip(self.groups, self.runners, strict=True):
                 self._run_group(clean, covered, group, runner, inside, replays)
         self.tail.flush()
 
     def _clean(self, first: int, chunk: int) -> Clean:
-        """The clean pass, if it is finite and gives what the model gives."""
+        """The clean pass, checked to be finite and equal to the model."""
         clean = clean_pass(self.made.steps, self.images[first : first + chunk], self.groups)
         fill = self.job.fill
         finite = math.isfinite(fill) if isinstance(fill, float) else bool(torch.isfinite(fill).all())
@@ -299,7 +298,7 @@ class _Engine:
         return clean
 
     def _compare_window(self, clean: Clean, covered: Covered, inside: Tensor) -> None:
-        """One window by the steps and by the model, which may differ only where something is covered."""
+        """Compare steps and model on one window, since they may differ only if something is covered."""
         group, runner = max(zip(self.groups, self.runners, strict=True), key=lambda each: len(each[0].windows))
         at = inside[group.windows.to(inside.device)].nonzero().flatten()
         if not len(at):

@@ -17,13 +17,13 @@ _AT_ONCE = 256
 
 
 class Tail:
-    """Takes what the head of a network gave for windows, and hands on the outputs.
+    """Collects the results of a network's head for windows, and passes on the outputs.
 
     Args:
         made: the network.
-        put: gets the outputs [B, ...], in the type of the model, with NaN for entries that the network leaves out, and
-            the numbers of the windows.
-        dtype: the type of the model.
+        put: called with the outputs [B, ...], in the dtype of the model, with NaN for entries that the network leaves
+            out, and the numbers of the windows.
+        dtype: the dtype of the model.
     """
 
     def __init__(self, made: Network, put: Callable[[Tensor, Tensor], object], dtype: torch.dtype) -> None:
@@ -34,7 +34,7 @@ class Tail:
         self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def add(self, value: Tensor, windows: Tensor) -> None:
-        """What the head gave, [B, ...], for the windows of these numbers."""
+        """Add the results of the head, [B, ...], for the windows with these numbers."""
         if sum(len(waiting) for _, waiting in self._waiting) >= (_AT_ONCE if self.steps else 1):
             self.flush()
         self._waiting.append((value, windows))
@@ -49,13 +49,13 @@ class Tail:
         self.put(output, windows)
 
     def output(self, value: Tensor) -> Tensor:
-        """The output for what the head gave."""
+        """The output for the results of the head."""
         if self.steps:
             value, _ = run_whole(self.steps, {self.head[-1]: value})
         return self.all_entries(value.to(self._dtype))
 
     def all_entries(self, output: Tensor) -> Tensor:
-        """The ``output`` with a place for each entry of the model's."""
+        """The ``output`` expanded to all entries of the model's output."""
         if self._outputs is None:
             return output
         whole = output.new_full((len(output), *self._shape), torch.nan)

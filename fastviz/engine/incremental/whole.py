@@ -1,4 +1,4 @@
-"""Runs a model on many whole images, by its packed and fused steps if preparing them pays."""
+"""Runs a model on many whole images, by its packed and fused steps if preparing them is worthwhile."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from fastviz.graph.model_graph import NotTraceable
 __all__ = ["WholeImages"]
 
 _LEAST_WORK = 3e11
-"""Operations of all images together below which a model is not traced for them."""
+"""The total operations of all images below which a model is not traced for them."""
 
 _NEAR = {torch.float32: 1e-4, torch.float64: 1e-9}
-"""How far the steps may be from the model, as a fraction of its largest output; other dtypes run as they are."""
+"""The allowed difference of steps from the model, as a fraction of its largest output; other dtypes use no steps."""
 
 
 class WholeImages:
@@ -30,13 +30,13 @@ class WholeImages:
 
     Args:
         model: any module; not changed.
-        image: [1, C, H, W], one of them, or one like them.
-        count: how many there will be: a model is traced only for enough of them.
+        image: [1, C, H, W], one of the images, or a similar one.
+        count: the number of images; a model is only traced for enough of them.
 
     Attributes:
-        output: what the model gives for ``image``.
-        batch_size: how many images to give it at once, if nothing else is said.
-        stepwise: whether the steps of a trace run in the place of the model.
+        output: the model's output for ``image``.
+        batch_size: the default number of images in a pass.
+        stepwise: whether the steps of a trace run instead of the model.
     """
 
     def __init__(self, model: nn.Module, image: Tensor, count: int) -> None:
@@ -54,14 +54,14 @@ class WholeImages:
         return self._steps is not None
 
     def __call__(self, images: Tensor) -> list[Any]:
-        """The outputs for the ``images``: one of all of them, or one of each where they may meet in the model."""
+        """The outputs for the ``images``: one for all of them, or one each if the model may mix them."""
         if self._steps is not None:
             steps = self._steps.steps
             return [run_whole(steps, {steps[0]: in_best_order(images)})[0]]
         return self._batches(self._run, images)
 
     def _traced(self, model: nn.Module, image: Tensor, count: int) -> Network | None:
-        """The steps, if they pay and give what the model gives."""
+        """The steps, if they are worthwhile and equal the model."""
         expected, near = self.output, _NEAR.get(image.dtype)
         if near is None or not isinstance(expected, Tensor) or not bool(expected.isfinite().all()):
             return None
@@ -76,7 +76,7 @@ class WholeImages:
             return None
         for again in (False, True):
             if again:  # steps kept from an earlier call may be outdated
-                found = network(model, image, anew=True)
+                found = network(model, image, rebuild=True)
             output, _ = run_whole(found.steps, {found.steps[0]: in_best_order(image)})
             if output.shape == expected.shape:
                 largest = float(expected.abs().max())

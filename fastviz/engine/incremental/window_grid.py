@@ -17,14 +17,14 @@ from torch import Tensor
 from fastviz._util import checks
 from fastviz.images import tensors
 
-__all__ = ["Fill", "Grid", "filling", "grid"]
+__all__ = ["Fill", "Grid", "filled_images", "filling", "grid"]
 
 Fill = float | Tensor | Literal["mean", "blur"]
-"""What covers a window: a number, a value for each channel [C], an image [C, H, W], one an image [N, C, H, W], the mean
-of each channel of each image, or the image blurred."""
+"""The replacement for a window: a number, a value for each channel [C], an image [C, H, W], one per image [N, C, H, W],
+the mean of each channel of each image, or the blurred image."""
 
 _BLURS = 0.5
-"""Standard deviation of the blur, as a fraction of the window's side: details smaller than the window disappear."""
+"""Standard deviation of the blur, as a fraction of the window's side, so that details smaller than it disappear."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Grid:
     """Windows of one size in rows and columns.
 
     Attributes:
-        starts: along each axis, where windows begin, in pixels; below 0 where they stick out there.
+        starts: along each axis, where windows start, in pixels; below 0 if they extend beyond the border.
         window: height and width, in pixels.
-        size: height and width of the image, or of the region of it that the windows cover.
-        origin: where that begins in the image; () is at its top left.
+        size: height and width of the image, or of its region that the windows cover.
+        origin: where that region starts in the image; () is the top left.
     """
 
     starts: tuple[tuple[int, ...], ...]
@@ -50,7 +50,7 @@ class Grid:
 
     @cached_property
     def boxes(self) -> Tensor:
-        """Int64 [rows · columns, 4]: top, left, bottom, right, half open; columns run fastest; the border cuts."""
+        """Int64 [rows · columns, 4]: top, left, bottom, right, half-open, in row-major order, cropped at the border."""
         corner = torch.stack(torch.meshgrid(*map(torch.tensor, self.starts), indexing="ij"), dim=-1).flatten(0, -2)
         boxes = torch.cat([corner, corner + torch.tensor(self.window)], dim=1)
         inside = torch.minimum(boxes.clamp(min=0), torch.tensor([*self.size, *self.size]))
@@ -76,16 +76,16 @@ def grid(
 ) -> Grid:
     """The windows of an occlusion sweep.
 
-    They begin at 0, stride, 2·stride, … until one reaches the border, which cuts it off if it sticks out: captum's
-    windows. Or they are ``centred`` on the pixels 0, stride, 2·stride, …, and stick out at every border: a window on
-    pixel p covers p − ⌊window / 2⌋ and what follows.
+    They start at 0, stride, 2·stride, … until one reaches the border, where it is cropped: captum's windows. Or they
+    are ``centred`` on the pixels 0, stride, 2·stride, …, and extend beyond every border: a window on pixel p starts at
+    p − ⌊window / 2⌋.
 
     Args:
         size: height and width of the image, in pixels; length of a signal; depth, height and width of a volume.
-        window: likewise; one number for all axes; None is a seventh of the sides, at least 1.
+        window: its size likewise; one number for all axes; None is a seventh of the sides, at least 1.
         stride: step between windows in pixels, at most their size; None is half of the window, at least 1.
         centred: see above.
-        region: the part of the image that is treated as the whole: top, left, bottom, right, half open; None is all.
+        region: the part of the image that is treated as the whole: top, left, bottom, right, half-open; None is all.
 
     Raises:
         TypeError, ValueError: a number out of range; the message names the argument.
@@ -100,7 +100,7 @@ def grid(
 
 
 def _region(region: object, size: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Where a part of the image begins, and its size."""
+    """Where a part of the image starts, and its size."""
     axes = len(size)
     if not isinstance(region, Sequence) or isinstance(region, str) or len(region) != 2 * axes:
         raise ValueError(f"region should be {_CORNERS[axes]} in pixels, got {region!r}")
@@ -127,7 +127,7 @@ def _each(value: object, argument: str, axes: int) -> tuple[int, ...]:
 
 
 def _starts(size: int, window: int, stride: int, side: str, *, centred: bool) -> tuple[int, ...]:
-    """Where windows begin along a side."""
+    """Where windows start along a side."""
     if window > size:
         raise ValueError(f"window should be at most the image, {side} = {size} pixels, got {window}")
     if stride > window and (centred or window < size):
@@ -144,14 +144,14 @@ def _covers(starts: Sequence[int], window: int, size: int) -> Tensor:
 
 
 def filling(fill: object, images: Tensor, window: tuple[int, ...], argument: str = "fill") -> float | Tensor:
-    """``fill`` as ``ops.occlude`` takes it for the ``images`` [N, C, H, W]: a number, [C] or [1 or N, C, H, W].
+    """``fill`` in a form for ``ops.occlude`` on the ``images`` [N, C, H, W]: a number, [C] or [1 or N, C, H, W].
 
-    ``"mean"``: each image's own mean of each channel. ``"blur"``: each image under a Gaussian whose standard deviation
-    is half of the window's sides, its border repeated outwards.
+    ``"mean"``: the mean of each channel of each image. ``"blur"``: each image blurred by a Gaussian whose standard
+    deviation is half of the window's sides, with the border replicated.
 
     Raises:
-        TypeError: neither a number, a tensor nor a word.
-        ValueError: another word; a tensor of another shape or on another device.
+        TypeError: neither a number, a tensor nor a string.
+        ValueError: an unknown word; a tensor with a wrong shape or device.
     """
     if isinstance(fill, str):
         checks.one_of(fill, argument, ("mean", "blur"))
@@ -172,3 +172,11 @@ def filling(fill: object, images: Tensor, window: tuple[int, ...], argument: str
         return float(fill)
     fill = fill.detach().to(images.dtype)
     return fill[None] if fill.dim() == images.dim() - 1 else fill
+
+
+def filled_images(fill: object, images: Tensor, window: tuple[int, ...], argument: str = "fill") -> Tensor:
+    """``fill`` as images [N, C, H, W], without a graph; arguments and errors as in :func:`filling`."""
+    found = filling(fill, images, window, argument)
+    if isinstance(found, Tensor) and found.dim() == 1:
+        found = found[:, None, None]
+    return (torch.zeros_like(images) + found).detach()

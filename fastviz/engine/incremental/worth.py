@@ -1,8 +1,8 @@
-"""Whether a model is worth tracing for a sweep: decided before it is, from what one pass of the model showed.
+"""Decides whether tracing a model is worthwhile for a sweep, from one pass of the model.
 
-A trace takes longer than many a sweep. The decision is counted, not timed: operations of a pass, calls to trace, and
-how far a window's rectangle grows from convolution to convolution; the same call decides the same on every day. Where a
-sweep alone does not pay, its work is noted, and tracing begins once it would be lost in what was spent.
+A trace takes longer than many sweeps. The decision is based on counts, not on timing: operations of a pass, calls to
+trace, and the growth of a window's rectangle from convolution to convolution; so it is reproducible. If tracing is not
+worthwhile for one sweep, its work is recorded, and the model is traced once the total is large compared with tracing.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from fastviz.execution.compiled import eager, has_compiled_parts
 __all__ = ["Work", "beside_clean", "counted", "known", "refusal", "slower", "spend", "timed"]
 
 _RATE = {"cpu": 5e10, "cuda": 1e13}
-"""Floating-point operations of whole passes a second, of a thread of a CPU or of a GPU."""
+"""Floating-point operations per second in full passes, of a CPU thread or a GPU."""
 
 _TRACE = (0.25, 0.0025)
-"""Seconds to trace a model and plan for it: at all, and for each call of a pass."""
+"""Seconds to trace a model and plan for it: fixed, and per call of a pass."""
 
 _EFFICIENCY = 0.8
-"""How fast small rectangles are worked on, against whole maps."""
+"""The speed on small rectangles relative to whole maps."""
 
 _LOST = 0.03
-"""The share of all that was spent on a model that tracing may take, where it does not pay in the sweep itself."""
+"""The fraction of the time spent on a model that tracing may take if it is not worthwhile for one sweep."""
 
 _SLOWER = 0.95
-"""A measured gain below which a sweep on rectangles was not worth it."""
+"""The measured gain below which a sweep on rectangles was not worthwhile."""
 
 _TRIES = 2
-"""Sweeps on rectangles of one kind before their speed counts."""
+"""How many sweeps on rectangles of one kind run before their speed is considered."""
 
 _LEAST_WINDOWS = 16
-"""Windows that a sweep needs to tell how fast it was."""
+"""The minimum number of windows to measure the speed of a sweep."""
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """One convolution or product: its operations, positions of its map by axis, and pixels that windows grew by."""
+    """A convolution or matrix product: its operations, map positions by axis, and the growth of windows in pixels."""
 
     flops: float
     size: tuple[int, ...]
@@ -59,14 +59,14 @@ class _Layer:
 
 @dataclass
 class Work:
-    """What is known of a model for images of one shape.
+    """Measurements of a model for images of one shape.
 
     Attributes:
-        layers: where its operations are.
-        calls: calls of torch in a pass that give tensors.
-        spent: operations of whole passes that sweeps have run since a trace was last made.
-        whole: the least seconds a window that sweeps of whole passes took; infinite before the first.
-        rectangles: the same for sweeps on rectangles of a kind (:func:`_kind`), and how many there were.
+        layers: its layers with their operations.
+        calls: the number of torch calls in a pass that return tensors.
+        spent: operations of full passes that sweeps have run since the last trace.
+        whole: the least seconds per window of sweeps with full passes; infinite before the first.
+        rectangles: the same for sweeps on rectangles, by kind (:func:`_kind`), and their number.
     """
 
     layers: list[_Layer]
@@ -81,7 +81,7 @@ class Work:
         return sum(layer.flops for layer in self.layers)
 
     def gain(self, window: tuple[float, ...], size: tuple[int, ...]) -> float:
-        """What rectangles of a ``window`` in an image of this ``size`` save at least, as far as can be told."""
+        """A lower bound of the gain by rectangles of a ``window`` in an image of this ``size``, as far as known."""
         work = 0.0
         for layer in self.layers:
             share = 1.0
@@ -96,21 +96,22 @@ _lock = threading.Lock()
 
 
 def known(model: nn.Module, images: Tensor) -> Work | None:
-    """What :func:`counted` found for images of this shape."""
+    """The result of :func:`counted` for images of this shape."""
     return (_known.get(model) or {}).get(tuple(images.shape[1:]))
 
 
 @contextmanager
 def counted(model: nn.Module, images: Tensor) -> Iterator[None]:
-    """Count what one pass of ``model`` over ``images`` does, made inside, unless that is known already or it fails.
+    """Count the work of one pass of ``model`` over ``images`` inside the context, unless known; a failed pass is
+    ignored.
 
-    It belongs inside of :meth:`fastviz.execution.batches.Batches.watched`, which has many calls of its own.
+    Use it inside :meth:`fastviz.execution.batches.Batches.watched`, which makes many calls itself.
     """
     if known(model, images) is not None or not len(images):
         yield
         return
     counter = _Counter(images)
-    if has_compiled_parts(model):  # compiled code refuses to run under a mode: its layers are counted beside it
+    if has_compiled_parts(model):  # compiled code refuses to run under a mode, so its layers are counted separately
         with torch.no_grad(), counter:
             eager(model)(images.detach().clone())
         yield
@@ -122,15 +123,15 @@ def counted(model: nn.Module, images: Tensor) -> Iterator[None]:
 
 
 def refusal(model: nn.Module, images: Tensor, boxes: Tensor, begun: int = 0, least: float = 1.0) -> str:
-    """Why a model should not be traced for a sweep over ``boxes``; empty if it pays.
+    """Why a model should not be traced for a sweep over ``boxes``; empty if it is worthwhile.
 
     Args:
         model: the network.
         images: [N, C, H, W], or signals or volumes.
         boxes: int64 [P, 2 · axes].
-        begun: how many windows whole passes need not do any more; a sweep on rectangles does all, so that it gives the
-            same in each call.
-        least: what the steps save at least, where they run on whole images too.
+        begun: how many windows full passes can skip; a sweep on rectangles computes all, so that each call gives the
+            same.
+        least: a lower bound of the gain by steps on whole images.
     """
     work = known(model, images)
     if work is None or not work.calls:
@@ -150,9 +151,9 @@ def refusal(model: nn.Module, images: Tensor, boxes: Tensor, begun: int = 0, lea
 
 
 def slower(work: Work | None, boxes: Tensor) -> str:
-    """Why a model that is traced runs on whole passes all the same; empty if it need not.
+    """Why a traced model should still run full passes; empty if it should not.
 
-    The least time of each way is compared, as a busy machine makes either slower at times.
+    The fastest time of each method is compared, because a busy machine slows either down at times.
     """
     if work is None:
         return ""
@@ -164,13 +165,13 @@ def slower(work: Work | None, boxes: Tensor) -> str:
 
 
 def timed(work: Work | None, boxes: Tensor, seconds: float, dense_seconds: float | None) -> None:
-    """Note how long a sweep over ``boxes`` took, if it was long enough to tell.
+    """Record the time of a sweep over ``boxes``, if it was long enough to measure.
 
     Args:
-        work: what is known of the model for these images.
+        work: the measurements of the model for these images.
         boxes: int64 [P, 4].
-        seconds: a window, without preparation.
-        dense_seconds: for a sweep on rectangles the model's on one image; None for one of whole passes.
+        seconds: per window, without preparation.
+        dense_seconds: for a sweep on rectangles, the model's time for one image; None for full passes.
     """
     if work is None or len(boxes) < _LEAST_WINDOWS:
         return
@@ -184,7 +185,7 @@ def timed(work: Work | None, boxes: Tensor, seconds: float, dense_seconds: float
 
 
 def _kind(boxes: Tensor) -> tuple[int, ...]:
-    """Sweeps with about as many windows of one size are of a kind."""
+    """The kind of a sweep: sweeps with about as many windows of about the same size share one."""
     return *_sides(boxes).round().int().tolist(), len(boxes).bit_length()
 
 
@@ -195,7 +196,7 @@ def _sides(boxes: Tensor) -> Tensor:
 
 
 def spend(work: Work | None, windows: int) -> None:
-    """Note whole passes for so many windows."""
+    """Record full passes for this many windows."""
     if work is not None:
         with _lock:
             work.spent += work.operations * windows
@@ -208,17 +209,17 @@ def beside_clean(
     batch_size: int | None = None,
     trace: Literal["auto", "always", "never"] = "auto",
 ) -> int:
-    """How many of the first windows belong into the pass over the clean images, where a sweep begins with whole passes.
+    """How many of the first windows to add to the pass over the clean images, if a sweep starts with full passes.
 
-    A pass of its own for one image costs as much as several more in a batch. None do where there are steps, or where
-    it is known already that tracing pays.
+    A separate pass for one image costs as much as several more images in a batch. The number is 0 if there are steps,
+    or if tracing is already known to be worthwhile.
 
     Args:
         model: the network.
         images: [N, C, H, W], or signals or volumes.
-        boxes: of all windows, int64 [P, 2 · axes].
-        batch_size: images that the network sees at once; None is :func:`fastviz.engine.incremental.job.whole_passes`.
-        trace: as :func:`fastviz.engine.incremental.sweep` takes it.
+        boxes: all windows, int64 [P, 2 · axes].
+        batch_size: images in a pass; None is :func:`fastviz.engine.incremental.job.whole_passes`.
+        trace: as in :func:`fastviz.engine.incremental.sweep`.
     """
     work = known(model, images)
     if trace == "always" or not len(images):
@@ -232,9 +233,9 @@ def beside_clean(
 
 
 class _Counter(TorchFunctionMode):
-    """Counts calls and operations, and follows how far the part of a map that a window changes grows.
+    """Counts calls and operations, and tracks the growth of the part of a map that a window changes.
 
-    It sees the calls that Python makes; what scripts and extensions do inside of theirs stays out.
+    It sees calls from Python; calls inside scripts and extensions are not counted.
     """
 
     def __init__(self, images: Tensor) -> None:
@@ -245,7 +246,7 @@ class _Counter(TorchFunctionMode):
         self._count, self._height = len(images), images.shape[self._axis]
         self._size = tuple(images.shape[2:])
         self._growth = 0.0
-        self._averaged = False  # a map was averaged: what is changed by that is changed everywhere
+        self._averaged = False  # the map is averaged, so from here every value changes
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -257,7 +258,7 @@ class _Counter(TorchFunctionMode):
             self.calls += 1
             note = _NOTED.get(func)
             if note is not None:
-                with torch._C.DisableTorchFunction():  # what is asked here is for no other mode to see
+                with torch._C.DisableTorchFunction():  # these queries should not reach other modes
                     note(self, (*args, *kwargs.values()), output, kwargs)
         return result
 
@@ -287,7 +288,7 @@ class _Counter(TorchFunctionMode):
         self._averaged |= args[0].dim() >= len(self._size) + 2 and result.numel() * 4 < args[0].numel()
 
     def _linear(self, args: tuple[Any, ...], result: Tensor, named: dict[str, Any]) -> None:
-        """Of vectors, one an image, on everything; of tokens or pixels, on the rectangle."""
+        """Matrix products: of one vector per image on everything; of tokens or pixels on the rectangle."""
         flops = 2.0 * result.numel() * args[0].shape[-1]
         if result[..., 0].numel() == self._count or self._averaged:
             self.layers.append(_Layer(flops / self._count, (), math.inf))
@@ -307,7 +308,7 @@ class _Counter(TorchFunctionMode):
         self._note(4.0 * query.numel() * key.shape[-2])
 
     def _attention_layer(self, args: tuple[Any, ...], result: Tensor, named: dict[str, Any]) -> None:
-        """Of tokens first [L, N, E]: products with four matrices, and of tokens with each other."""
+        """Attention of [L, N, E]: products with four matrices, and of tokens with each other."""
         self._growth = math.inf
         query, key = args[0], args[1]
         self._note(query.numel() * (8.0 * query.shape[-1] + 4.0 * key.shape[0]))
@@ -334,4 +335,4 @@ _NOTED = {
     )
     for function in called(names)
 }
-"""What calls note, given all arguments in order, the result, and the arguments that came by name."""
+"""What to record for each call, given all arguments in order, the result, and the keyword arguments."""

@@ -1,1 +1,1 @@
-"""Images of which parts are left out: what the target says of many of them."""
+"""Masked images: values of the target for many images with parts removed."""

@@ -1,4 +1,4 @@
-"""Images of whose segments some are kept and the others filled, and what the target says of them."""
+"""Coalitions: images with some segments kept and the others filled, and the target's values for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastviz import targets
 from fastviz._util import checks
-from fastviz.engine.incremental.window_grid import Fill, filling, grid
+from fastviz.engine.incremental.window_grid import Fill, filled_images, grid
 from fastviz.engine.masking.scores import Scores
 from fastviz.engine.masking.segments import numbered
 from fastviz.execution.evaluation_mode import frozen_model
@@ -24,13 +24,13 @@ __all__ = ["Coalitions", "coalitions"]
 
 @dataclass(frozen=True, eq=False)
 class Coalitions:
-    """The images of a call, cut into segments; a coalition is a set of segments that are kept.
+    """The images of a call, divided into segments; a coalition is a set of segments that are kept.
 
     Attributes:
-        scores: the target's values.
+        scores: computes the target's values.
         index: int64 [N, H, W], the segment of each pixel, numbered from 0 without gaps.
-        counts: how many each image has.
-        fill: [N, C, H, W], what stands where a segment is left out.
+        counts: number of segments of each image.
+        fill: [N, C, H, W], the values that replace a segment that is left out.
     """
 
     scores: Scores
@@ -58,7 +58,7 @@ class Coalitions:
 def coalitions(
     model: nn.Module, x: object, target: Target, segments: object, fill: Fill, batch_size: int | None
 ) -> Iterator[Coalitions]:
-    """Images and segments, checked, with the model in evaluation mode and without gradients while inside.
+    """Checked images and segments; inside the context the model is in evaluation mode and gradients are off.
 
     Args:
         model, x, target: as the methods take them.
@@ -71,9 +71,7 @@ def coalitions(
     if batch_size is not None:
         checks.whole_number(batch_size, "batch_size", minimum=1)
     window = grid((images.shape[2], images.shape[3]), None, None).window
-    filled = filling(fill, images, window)
-    if isinstance(filled, Tensor) and filled.dim() == 1:
-        filled = filled[:, None, None]
+    filled = filled_images(fill, images, window)
     index, counts = numbered(segments, images)
     with frozen_model(model), torch.no_grad(), full_float32(images.device):
-        yield Coalitions(Scores(model, images, selection, batch_size), index, counts, torch.zeros_like(images) + filled)
+        yield Coalitions(Scores(model, images, selection, batch_size), index, counts, filled)

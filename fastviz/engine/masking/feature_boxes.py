@@ -1,4 +1,4 @@
-"""Features of a mask as boxes that can be covered one at a time with pictures that several of them share."""
+"""Features of a mask as boxes, grouped so that several share the picture they are covered with."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 
 __all__ = ["Layer", "Segments", "segments"]
 
-_MOST_LAYERS = 32
+_MAX_LAYERS = 32
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Features whose boxes do not overlap in the same mask: one picture with all of them covered serves them all.
+    """Features whose boxes do not overlap in the same mask, so that one picture with all of them covered serves each.
 
     Attributes:
-        boxes: int64 [B, 4]: top, left, bottom, right of each.
-        features: int64 [B], their numbers.
-        masks: int64 [B], the mask that each is of.
-        covered: bool [masks, C, H, W], the values of all of them.
+        boxes: int64 [B, 4], top, left, bottom, right of each.
+        features: int64 [B], the feature of each box.
+        masks: int64 [B], the mask of each box.
+        covered: bool [masks, C, H, W], the values that belong to any of them.
     """
 
     boxes: Tensor
@@ -37,7 +37,7 @@ class Segments:
     Attributes:
         index: int64 [masks, C, H, W], the number of the feature that each value belongs to.
         count: number of features.
-        layers: all features of all masks, each in one of them.
+        layers: all features of all masks, each in one layer.
     """
 
     index: Tensor
@@ -46,7 +46,7 @@ class Segments:
 
 
 def segments(mask: Tensor) -> Segments | None:
-    """The features of ``mask`` [masks, C, H, W], whatever their numbers; None if too many of their boxes overlap.
+    """The features of ``mask`` [masks, C, H, W], renumbered from 0; None if too many of their boxes overlap.
 
     >>> found = segments(torch.tensor([[[[7, 7, 2], [7, 7, 2]]]]))
     >>> found.index.tolist(), [layer.boxes.tolist() for layer in found.layers]
@@ -70,12 +70,12 @@ def segments(mask: Tensor) -> Segments | None:
 
 
 def _keys(index: Tensor, count: int) -> Tensor:
-    """Numbers that tell the features of different masks apart, [masks, C, H, W]."""
+    """Feature numbers that are unique over all masks, [masks, C, H, W]."""
     return index + count * torch.arange(len(index))[:, None, None, None]
 
 
 def _boxes(index: Tensor, count: int) -> Tensor:
-    """The smallest box around each feature of each mask, [masks · count, 4]; an empty one where a mask lacks it."""
+    """The bounding box of each feature in each mask, [masks · count, 4]; empty if the mask lacks the feature."""
     keys = _keys(index, count).flatten()
     boxes = torch.zeros(len(index) * count, 4, dtype=torch.int64)
     for axis in range(2):
@@ -88,17 +88,18 @@ def _boxes(index: Tensor, count: int) -> Tensor:
 
 
 def _layers(boxes: list[list[int]], masks: list[int], shape: torch.Size) -> list[int] | None:
-    """For each box the first layer in which no box of the same mask overlaps it; None if that takes too many."""
-    taken: list[list[np.ndarray]] = [[] for _ in range(shape[0])]
+    """The first layer for each box in which no box of its mask overlaps it; None if too many layers are needed."""
+    occupied: list[list[np.ndarray]] = [[] for _ in range(shape[0])]
     found = []
     for (top, left, bottom, right), mask in zip(boxes, masks, strict=True):
         number = next(
-            (at for at, used in enumerate(taken[mask]) if not used[top:bottom, left:right].any()), len(taken[mask])
+            (at for at, used in enumerate(occupied[mask]) if not used[top:bottom, left:right].any()),
+            len(occupied[mask]),
         )
-        if number == _MOST_LAYERS:
+        if number == _MAX_LAYERS:
             return None
-        if number == len(taken[mask]):
-            taken[mask].append(np.zeros(shape[2:], dtype=bool))
-        taken[mask][number][top:bottom, left:right] = True
+        if number == len(occupied[mask]):
+            occupied[mask].append(np.zeros(shape[2:], dtype=bool))
+        occupied[mask][number][top:bottom, left:right] = True
         found.append(number)
     return found

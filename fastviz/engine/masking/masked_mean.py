@@ -1,9 +1,8 @@
-"""The mean of masks, weighted by what a network says under them, known before all masks have been tried.
+"""The mean of masks weighted by the network's scores, estimated before all masks have been scored.
 
-The masks are known without the network, all of them. What the network says under those that were not tried is
-predicted by a linear model of the mask, fitted to those that were; the error of the prediction where it is known
-corrects the mean (the regression estimator of survey sampling, Cochran 1977, chapter 7). With all masks tried it is the
-mean itself.
+All masks are known without the network. The scores of masks that have not been run are predicted by a linear model of
+the mask, fitted to those that have; the known prediction errors correct the mean (the regression estimator of survey
+sampling, Cochran 1977, chapter 7). Once all masks have been run, the estimate is the mean itself.
 """
 
 from __future__ import annotations
@@ -18,25 +17,25 @@ from fastviz.vectors.ranks import correlation, ranks
 __all__ = ["MaskedMean"]
 
 _COARSE = 28
-"""Rows and columns at which maps are compared: masks are smooth."""
+"""Rows and columns at which maps are compared; enough because masks are smooth."""
 
 _FEATURES = 14
-"""Rows and columns of what the linear model sees of a mask."""
+"""Rows and columns of a mask's features for the linear model."""
 
 _PENALTY = 1e-2
-"""Of its coefficients, as a share of the mean square of what it sees times the number of masks."""
+"""Ridge penalty of the linear model, as a fraction of the mean square of its features times the number of masks."""
 
 _SPLITS = 4
-"""Halvings of the masks by which the error of the mean is measured."""
+"""How many random splits into halves estimate the error of the mean."""
 
 _CHUNK = 256
 
 
 class MaskedMean:
-    """``1/(M · keep) Σ_i value_i · mask_i`` over M masks, estimated from the values of the first n.
+    """``1/(M · keep) Σ_i value_i · mask_i`` over M masks, estimated from the values of the first n masks.
 
     Args:
-        masks: all M.
+        masks: all M masks.
         keep: the masks' mean.
     """
 
@@ -52,7 +51,7 @@ class MaskedMean:
         self._features = torch.cat([torch.ones(len(seen), 1, dtype=torch.float64), seen], dim=1)
 
     def weights(self, values: Tensor) -> Tensor:
-        """What each of all masks counts with, [M, T], for the ``values`` [n, T] of the first n of them."""
+        """The weight of each mask, [M, T], from the ``values`` [n, T] of the first n masks."""
         return self._weights(values, torch.arange(len(values)))
 
     def _weights(self, values: Tensor, tried: Tensor) -> Tensor:
@@ -62,25 +61,25 @@ class MaskedMean:
         seen = self._features[tried]
         square = seen.T @ seen
         penalty = torch.full((len(square),), _PENALTY * float(square.diagonal()[1:].mean()), dtype=torch.float64)
-        penalty[0] = 0  # the constant is free
+        penalty[0] = 0  # the intercept has no penalty
         found = torch.linalg.solve(square + torch.diag(penalty), seen.T @ values.double())
         weights: Tensor = self._features @ found
         weights[tried] += (values.double() - weights[tried]) * (M / n)
         return weights
 
     def maps(self, weights: Tensor) -> Tensor:
-        """The mean at every pixel, float64 [T, H, W], for the ``weights`` [M, T]."""
+        """The weighted mean at every pixel, float64 [T, H, W], for the ``weights`` [M, T]."""
         total = torch.zeros(weights.shape[1], self.masks.size[0] * self.masks.size[1], dtype=torch.float64)
         for at in torch.arange(len(self.masks)).split(_CHUNK):
             total += (weights[at].T.float() @ self.masks.of(at).flatten(1)).double()
         return (total / (len(self.masks) * self.keep)).view(-1, *self.masks.size)
 
     def agreement(self, values: Tensor) -> float:
-        """The rank correlation, estimated, of the map from ``values`` [n, T] with that of all masks; the least of T.
+        """The estimated rank correlation of the map from ``values`` [n, T] with that from all masks; the lowest of T.
 
-        The masks that were tried are halved by chance, always in the same ways. From n masks of M the mean is off by
-        half of the difference of its halves, times ``√(1 − n/M)``, but for its sign: so maps that are off by so much
-        are compared with the one at hand.
+        The masks that have been run are split into halves at random, with a fixed seed. The error of the mean over n of
+        M masks is about half the difference between the halves, times ``√(1 − n/M)``, with unknown sign. So the map is
+        compared with itself plus and minus that error.
         """
         n, M = len(values), len(self.masks)
         if n == M:

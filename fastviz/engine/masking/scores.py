@@ -1,4 +1,4 @@
-"""What the target says of many pictures made from a few images, in batches that never grow."""
+"""The target's values for many pictures made from a few images, in batches of bounded size."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from fastviz.targets.selection import Selection
 __all__ = ["AT_ONCE", "Scores"]
 
 AT_ONCE = {"cpu": 16, "cuda": 128}
-"""Pictures in a pass where nothing else is said."""
+"""The default number of pictures in a pass."""
 
 
 class Scores:
-    """The target's values for pictures that stand in the places of images; for one call of a method.
+    """The target's values for pictures made from images, during one call of a method.
 
-    To be used with the model in evaluation mode, without gradients.
+    Use it with the model in evaluation mode and gradients off.
 
     Attributes:
         images: [N, C, H, W].
-        selection: the targets, with the predicted classes of the images put in.
-        clean: [N] or [N, T], their values for the images as they are.
+        selection: the targets, with the images' predicted classes filled in.
+        clean: [N] or [N, T], their values for the unchanged images.
         at_once: pictures in a pass.
     """
 
@@ -50,7 +50,7 @@ class Scores:
         self.clean = torch.cat(clean) if clean else selection.no_values(images)
 
     def of(self, pictures: Tensor, numbers: Tensor) -> Tensor:
-        """Values [B], or [B, T], of ``pictures`` [B, C, H, W] in the places of the images ``numbers``, int64 [B]."""
+        """Values [B], or [B, T], of ``pictures`` [B, C, H, W] made from the images ``numbers``, int64 [B]."""
 
         def values(part: Tensor, chosen: Tensor) -> Tensor:
             output, recorded = self._run(part)
@@ -65,9 +65,9 @@ class Scores:
         count: int,
         advance: Callable[[int], object] = lambda pictures: None,
     ) -> Tensor:
-        """Values [P], or [P, T], of ``count`` pictures in the place of one image, which ``compose`` makes.
+        """Values [P], or [P, T], of ``count`` pictures that ``compose`` makes from one image.
 
-        It gets the numbers of some of them, int64 [B], and gives them, [B, C, H, W].
+        ``compose`` gets the indices of some pictures, int64 [B], and returns them, [B, C, H, W].
         """
         found = []
         for at in torch.arange(count).split(self.at_once):
@@ -76,6 +76,6 @@ class Scores:
         return torch.cat(found) if found else self.clean.new_zeros(0, *self.clean.shape[1:])
 
     def _pass(self, part: Tensor) -> tuple[object, targets.Activations]:
-        """Output and activations. The copy is for models that work in place on their input."""
+        """Output and activations. The copy is for models that modify their input in place."""
         with fast_convolutions(self.model, len(part)):
             return targets.run(self.model, part.clone(), self.selection.layers, batches=self.batches)

@@ -1,4 +1,4 @@
-"""Segments of images, checked: given ones, or superpixels."""
+"""Segments of images: given ones, checked, or superpixels."""
 
 from __future__ import annotations
 
@@ -7,18 +7,33 @@ from torch import Tensor
 
 from fastviz.images.superpixels import superpixels
 
-__all__ = ["SEGMENTS", "numbered", "spread"]
+__all__ = ["SEGMENTS", "label_maps", "numbered", "spread"]
 
 SEGMENTS = 50
-"""Superpixels an image where nothing else is said."""
+"""The default number of superpixels per image."""
+
+
+def label_maps(labels: Tensor, argument: str, images: Tensor) -> Tensor:
+    """``labels`` [H, W] or [N, H, W] of the pixels of the ``images``, checked, as int64 [1 or N, H, W].
+
+    Raises:
+        TypeError: not whole numbers; the message names the ``argument``.
+        ValueError: another shape.
+    """
+    N, _, H, W = images.shape
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"{argument} should be whole numbers, got {labels.dtype}")
+    if labels.shape not in ((H, W), (N, H, W)):
+        raise ValueError(f"{argument} should have shape [{H}, {W}] or [{N}, {H}, {W}], got {list(labels.shape)}")
+    return labels.detach().long().reshape(-1, H, W)
 
 
 def numbered(segments: object, images: Tensor) -> tuple[Tensor, list[int]]:
     """The segments of each image, numbered from 0 without gaps, int64 [N, H, W] on its device, and how many each has.
 
     Args:
-        segments: a tensor of whole numbers [H, W] or [N, H, W], a segment being the pixels with the same number; or
-            about how many superpixels (:func:`fastviz.images.superpixels.superpixels`).
+        segments: a tensor of whole numbers [H, W] or [N, H, W], where pixels with the same number form a segment; or
+            the approximate number of superpixels (:func:`fastviz.images.superpixels.superpixels`).
         images: [N, C, H, W].
 
     Raises:
@@ -29,11 +44,7 @@ def numbered(segments: object, images: Tensor) -> tuple[Tensor, list[int]]:
     if isinstance(segments, int) and not isinstance(segments, bool):
         labels = superpixels(images, segments)
     elif isinstance(segments, Tensor):
-        if segments.is_floating_point() or segments.is_complex() or segments.dtype == torch.bool:
-            raise TypeError(f"segments should be whole numbers, got {segments.dtype}")
-        if segments.shape not in ((H, W), (N, H, W)):
-            raise ValueError(f"segments should have shape [{H}, {W}] or [{N}, {H}, {W}], got {list(segments.shape)}")
-        labels = segments.detach().long().cpu().expand(N, H, W)
+        labels = label_maps(segments, "segments", images).cpu().expand(N, H, W)
     else:
         raise TypeError(f"segments should be a number or a tensor of whole numbers, got {type(segments).__name__}")
     found = [torch.unique(each, return_inverse=True) for each in labels]
@@ -42,5 +53,5 @@ def numbered(segments: object, images: Tensor) -> tuple[Tensor, list[int]]:
 
 
 def spread(values: list[Tensor], index: Tensor) -> Tensor:
-    """The value of the segment that each pixel belongs to: of [S] or [T, S] an image, [N, H, W] or [N, T, H, W]."""
+    """The value of each pixel's segment, [N, H, W] or [N, T, H, W], from values [S] or [T, S] per image."""
     return torch.stack([each[..., at] for each, at in zip(values, index, strict=True)])

@@ -1,4 +1,4 @@
-"""The one loop behind all optimised images, its optimisers, and models as the loop sees them."""
+"""Gradient-based optimisation of images: one loop, its optimisers, and the interface to models."""
 
 from fastviz.engine.optimize.loop import ImageObjective, optimize
 from fastviz.engine.optimize.network import FeatureNetwork, TargetObjective, target_objective

@@ -1,7 +1,7 @@
-"""What an image is made of while it is optimised: pixels, waves, or the code of a generator.
+"""Parametrisations of an optimised image: pixels, Fourier coefficients, or the code of a generator.
 
-A canvas turns parameters, which the optimiser changes, into images [N, C, H, W] as the network takes them. It holds no
-tensor of its own, so one canvas serves any number of calls. Parameters have one row for each image.
+A canvas maps parameters, which the optimiser changes, to images [N, C, H, W] as the network takes them. It holds no
+state, so one canvas can serve any number of calls. Parameters have one row per image.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ __all__ = [
     "start_parameters",
 ]
 
-# Principal axes of the colours (red, green, blue) of photographs: a column an axis (brightness, red against blue, green
-# against both), as long as the standard deviation along it, the longest 1. Measured over 63 photographs, each around
+# Principal axes of the colours (red, green, blue) of photographs: one axis per column (brightness, red against blue,
+# green against both), scaled to the standard deviation along it, the longest 1. Measured on 63 photographs, each around
 # its own mean colour.
 _COLOUR_AXES = ((0.568, 0.200, 0.046), (0.580, -0.019, -0.109), (0.584, -0.176, 0.064))
 
-# Pictures of sigmoid canvases keep this far from 0 and 1, where the inverse would be infinite.
+# Pictures are clamped this far from 0 and 1 before the inverse sigmoid, which would be infinite there.
 _MARGIN = 1e-3
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The images that a network takes: height and width in pixels, mean and standard deviation of each channel.
+    """The image format of a network: height and width in pixels, mean and standard deviation of each channel.
 
-    The last two are those of pictures with values 0 to 1: an image is ``(picture − mean) / std``.
+    Mean and standard deviation refer to pictures with values 0 to 1: an image is ``(picture − mean) / std``.
     """
 
     size: tuple[int, int]
@@ -49,21 +49,21 @@ class Frame:
     std: tuple[float, ...]
 
     def picture(self, images: Tensor) -> Tensor:
-        """Pictures in 0 to 1 (not clipped) of ``images`` [N, C, H, W]."""
+        """The pictures in 0 to 1 (not clipped) for ``images`` [N, C, H, W]."""
         return images * _column(self.std, images) + _column(self.mean, images)
 
     def image(self, pictures: Tensor) -> Tensor:
-        """Images for the network of ``pictures`` [N, C, H, W] in 0 to 1."""
+        """The network's images for ``pictures`` [N, C, H, W] in 0 to 1."""
         return (pictures - _column(self.mean, pictures)) / _column(self.std, pictures)
 
 
 def frame_of(model: nn.Module, size: int | tuple[int, int] | None = None, channels: int | None = None) -> Frame:
-    """The frame of ``model``'s images; ``size`` (one number for a square) where it should not be the usual one.
+    """The frame of ``model``'s images; ``size`` (one number for a square) overrides the model's own.
 
-    ``channels`` is that of a batch of images that is there, see :func:`fastviz.models.preprocessing_of`.
+    ``channels`` is that of a given batch of images, see :func:`fastviz.models.preprocessing_of`.
 
     Raises:
-        TypeError, ValueError: a size that is not one or two whole numbers of at least 1, or None for a model whose
+        TypeError, ValueError: ``size`` is not one or two whole numbers of at least 1, or is None for a model whose
             preprocessing has no size.
 
     >>> frame_of(nn.Conv2d(3, 1, 1), 32).size
@@ -82,17 +82,17 @@ def frame_of(model: nn.Module, size: int | tuple[int, int] | None = None, channe
 
 
 def _column(numbers: tuple[float, ...], like: Tensor) -> Tensor:
-    """One number a channel, to be multiplied with images."""
+    """One number per channel, in a shape that broadcasts with images."""
     return _filled(numbers, like).view(-1, 1, 1)
 
 
 def _filled(numbers: Sequence[float], like: Tensor) -> Tensor:
-    """``numbers`` [n] of the dtype and on the device of ``like``, filled in there: a copy from the host would wait."""
+    """``numbers`` [n] in the dtype and on the device of ``like``, without a copy from the host, which would wait."""
     return torch.cat([like.new_full((1,), number) for number in numbers])
 
 
 class Canvas(ABC):
-    """How parameters [N, ...] become images [N, C, H, W]."""
+    """A mapping from parameters [N, ...] to images [N, C, H, W]."""
 
     @abstractmethod
     def images(self, parameters: Tensor, frame: Frame) -> Tensor:
@@ -100,46 +100,46 @@ class Canvas(ABC):
 
     @abstractmethod
     def parameters(self, images: Tensor, frame: Frame) -> Tensor:
-        """Parameters whose images are ``images`` [N, C, H, W], as near as the canvas comes.
+        """Parameters whose images are as close to ``images`` [N, C, H, W] as the canvas allows.
 
         Raises:
-            ValueError: the canvas cannot be set to an image.
+            ValueError: the canvas has no inverse.
         """
 
     def noise(self, frame: Frame, generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
-        """Random parameters, a row from each of the ``generators``, of the dtype and on the device of ``like``."""
+        """Random parameters, one row from each of the ``generators``, in the dtype and on the device of ``like``."""
         raise ValueError(f"{type(self).__name__} has no noise to start from: give a start")
 
     def bounds(self, frame: Frame, like: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Smallest and largest values of the parameters (shapes that expand to theirs); None if there are none."""
+        """Lower and upper bounds of the parameters, in shapes that broadcast with theirs; None if unbounded."""
         return None
 
     def penalty(self, parameters: Tensor) -> Tensor | None:
-        """A number an image [N] that is subtracted from the objective; None if there is none."""
+        """One number per image [N] that is subtracted from the objective; None for 0."""
         return None
 
 
 @dataclass(frozen=True)
 class Pixels(Canvas):
-    """The parameters are the pixels themselves.
+    """The parameters are the pixels.
 
     Attributes:
-        clip: keep every pixel between black and white, so that the image that is optimised is the one that can be
-            shown. Without it (Simonyan, Vedaldi, Zisserman 2014, https://arxiv.org/abs/1312.6034) only priors bound it.
-        decorrelate: the parameters are coordinates along the principal axes of the colours of photographs, and a
-            sigmoid keeps pictures within 0 to 1. Colours then change together as they do in photographs.
+        clip: keep every pixel between black and white, so that the optimised image can be displayed as it is. Without
+            it (as in Simonyan, Vedaldi, Zisserman 2014, https://arxiv.org/abs/1312.6034) only priors bound the pixels.
+        decorrelate: use coordinates along the principal axes of the colours of photographs as parameters, and a sigmoid
+            to keep pictures within 0 to 1. Channels then change together as they do in photographs.
     """
 
     clip: bool = True
     decorrelate: bool = False
 
     def images(self, parameters: Tensor, frame: Frame) -> Tensor:
-        """The parameters [N, C, H, W] themselves, or the image of these colour coordinates."""
-        return frame.image(_coloured(parameters)) if self.decorrelate else parameters
+        """The parameters [N, C, H, W], or the images of these colour coordinates."""
+        return frame.image(_pictures_of(parameters)) if self.decorrelate else parameters
 
     def parameters(self, images: Tensor, frame: Frame) -> Tensor:
         """The pixels of ``images``, or their colour coordinates."""
-        return _colours(frame.picture(images)) if self.decorrelate else images
+        return _coordinates_of(frame.picture(images)) if self.decorrelate else images
 
     def noise(self, frame: Frame, generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
         """Normal noise of standard deviation 0.1, grey on average."""
@@ -155,18 +155,18 @@ class Pixels(Canvas):
 
 @dataclass(frozen=True)
 class Fourier(Canvas):
-    """The parameters are the amplitudes of waves, and a sigmoid keeps pictures within 0 to 1.
+    """The parameters are Fourier coefficients, and a sigmoid keeps pictures within 0 to 1.
 
     Picture = sigmoid(A · F⁻¹(c / f^decay)): c are the parameters [N, C, H, W // 2 + 1, 2] (real and imaginary parts), f
-    the frequency of each wave in cycles a pixel (at least one cycle an image), F⁻¹ the inverse Fourier transform scaled
-    to keep lengths, A the principal axes of the colours of photographs. An equal step in all parameters then changes an
-    image as photographs differ: slowly varying parts more than fine ones. Olah, Mordvintsev, Schubert 2017, "Feature
-    Visualization", https://distill.pub/2017/feature-visualization. The left edge continues at the right one, the top
+    the frequency of each coefficient in cycles per pixel (at least one cycle per image), F⁻¹ the orthonormal inverse
+    Fourier transform, A the principal axes of the colours of photographs. An equal step in all parameters then changes
+    low frequencies more than high ones, as in photographs. Olah, Mordvintsev, Schubert 2017, "Feature Visualization",
+    https://distill.pub/2017/feature-visualization. Images are periodic: the left edge continues at the right, the top
     at the bottom.
 
     Attributes:
-        decay: exponent of the frequency; photographs have about 1; more makes images smoother.
-        decorrelate: see :class:`Pixels`; False treats red, green and blue alone.
+        decay: exponent of the frequency; photographs have about 1; larger values make smoother images.
+        decorrelate: see :class:`Pixels`; False treats red, green and blue independently.
     """
 
     decay: float = 1.0
@@ -176,24 +176,24 @@ class Fourier(Canvas):
         checks.number(self.decay, "decay")
 
     def images(self, parameters: Tensor, frame: Frame) -> Tensor:
-        """The image of these waves."""
-        if not len(parameters):  # which Fourier transforms refuse
+        """The images of these coefficients."""
+        if not len(parameters):  # Fourier transforms refuse empty batches
             return parameters.new_zeros(0, parameters.shape[1], *frame.size)
         spectrum = torch.view_as_complex(parameters) * self._scale(frame, parameters)
         waves = torch.fft.irfft2(spectrum, s=frame.size, norm="ortho")
-        return frame.image(_coloured(waves) if self.decorrelate else waves.sigmoid())
+        return frame.image(_pictures_of(waves) if self.decorrelate else waves.sigmoid())
 
     def parameters(self, images: Tensor, frame: Frame) -> Tensor:
-        """The waves of ``images``; what is blacker than 0.001 or whiter than 0.999 becomes that."""
+        """The Fourier coefficients of ``images``; pictures are clamped to 0.001 to 0.999."""
         if not len(images):
             return images.new_zeros(0, images.shape[1], images.shape[2], images.shape[3] // 2 + 1, 2)
         pictures = frame.picture(images)
-        waves = _colours(pictures) if self.decorrelate else pictures.clamp(_MARGIN, 1 - _MARGIN).logit()
+        waves = _coordinates_of(pictures) if self.decorrelate else pictures.clamp(_MARGIN, 1 - _MARGIN).logit()
         spectrum = torch.fft.rfft2(waves, norm="ortho") / self._scale(frame, waves)
         return torch.view_as_real(spectrum)
 
     def noise(self, frame: Frame, generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
-        """Faint clouds: normal noise of standard deviation 0.01 in each amplitude."""
+        """Faint clouds: normal noise of standard deviation 0.01 in each coefficient."""
         height, width = frame.size
         return 0.01 * _normal((len(frame.mean), height, width // 2 + 1, 2), generators, like)
 
@@ -208,7 +208,7 @@ class Fourier(Canvas):
 
 @dataclass(frozen=True, eq=False)
 class Generator(Canvas):
-    """The parameters are codes of a generator, and its pictures the images: the prior of Nguyen et al. 2016.
+    """The parameters are codes of a generator that makes the pictures: the prior of Nguyen et al. 2016.
 
     "Synthesizing the preferred inputs for neurons in neural networks via deep generator networks",
     https://arxiv.org/abs/1605.09304: argmax over z of the objective of G(z) − decay · ‖z‖².
@@ -219,7 +219,7 @@ class Generator(Canvas):
         output: what the module returns: ``"picture"`` with values 0 to 1, ``"tanh"`` with values −1 to 1, or
             ``"image"`` as the network takes it.
         decay: weight of the squared length of the code.
-        limits: smallest and largest value of the code's numbers; None does not bound them.
+        limits: smallest and largest value of the code's numbers; None leaves them unbounded.
     """
 
     module: nn.Module
@@ -263,7 +263,7 @@ class Generator(Canvas):
         return frame.image(made if self.output == "picture" else (made + 1) / 2)
 
     def parameters(self, images: Tensor, frame: Frame) -> Tensor:
-        """A generator has no inverse: this raises."""
+        """Raises, because a generator has no inverse."""
         raise ValueError("a generator's canvas cannot be set to an image: start from noise, or from a code")
 
     def noise(self, frame: Frame, generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
@@ -300,10 +300,10 @@ def parameter_of(model: nn.Module) -> Tensor:
 def start_parameters(
     model: nn.Module, start: str | Tensor | None, canvas: Canvas, frame: Frame, seeds: Sequence[int]
 ) -> Tensor:
-    """Parameters to start from, a row for each of the ``seeds``; ``start`` as in :class:`fastviz.Optimization`.
+    """Initial parameters, one row for each of the ``seeds``; ``start`` as in :class:`fastviz.Optimization`.
 
-    They have the device and the dtype of the model's parameters. Those of images have float32 at least: 16 bits lose
-    small steps, and Fourier transforms do not take them.
+    They have the device and dtype of the model's parameters, but at least float32 for images: 16 bits lose small steps,
+    and Fourier transforms do not support them.
     """
     N = len(seeds)
     like = parameter_of(model)
@@ -327,30 +327,30 @@ def start_parameters(
 
 
 def _normal(shape: tuple[int, ...], generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
-    """Normal noise [N, *shape], each row from a generator of its own (on the CPU: the same on every device)."""
+    """Normal noise [N, *shape], each row from its own generator (on the CPU, so that all devices get the same)."""
     rows = [torch.empty(shape, dtype=torch.float64).normal_(generator=generator) for generator in generators]
     return (torch.stack(rows) if rows else torch.empty(0, *shape)).to(like)
 
 
-def _axes(like: Tensor) -> Tensor | None:
-    """Colours of the parameters' axes [3, 3]; None for images that are not of three colours."""
+def _colour_axes(like: Tensor) -> Tensor | None:
+    """The colour axes [3, 3]; None for images without three channels."""
     return _filled([number for row in _COLOUR_AXES for number in row], like).view(3, 3) if like.shape[1] == 3 else None
 
 
-def _coloured(coordinates: Tensor) -> Tensor:
-    """Pictures in 0 to 1 of colour ``coordinates`` [N, C, H, W]."""
-    axes = _axes(coordinates)
-    values = coordinates if axes is None else _mixed(axes, coordinates)
+def _pictures_of(coordinates: Tensor) -> Tensor:
+    """Pictures in 0 to 1 from colour ``coordinates`` [N, C, H, W]."""
+    axes = _colour_axes(coordinates)
+    values = coordinates if axes is None else _times_matrix(axes, coordinates)
     return values.sigmoid()
 
 
-def _colours(pictures: Tensor) -> Tensor:
-    """Colour coordinates of ``pictures``: the inverse of :func:`_coloured`."""
+def _coordinates_of(pictures: Tensor) -> Tensor:
+    """Colour coordinates of ``pictures``: the inverse of :func:`_pictures_of`."""
     values = pictures.clamp(_MARGIN, 1 - _MARGIN).logit()
-    axes = _axes(values)
-    return values if axes is None else _mixed(torch.linalg.inv(axes), values)
+    axes = _colour_axes(values)
+    return values if axes is None else _times_matrix(torch.linalg.inv(axes), values)
 
 
-def _mixed(matrix: Tensor, values: Tensor) -> Tensor:
-    """The channels of ``values`` [N, 3, H, W] through a ``matrix`` [3, 3]."""
+def _times_matrix(matrix: Tensor, values: Tensor) -> Tensor:
+    """The channels of ``values`` [N, 3, H, W] multiplied by a ``matrix`` [3, 3]."""
     return (matrix @ values.flatten(2)).view_as(values)

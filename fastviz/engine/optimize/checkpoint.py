@@ -1,4 +1,4 @@
-"""Checkpoints: files from which a long optimisation goes on. They are written whole or not at all."""
+"""Checkpoints: files from which a long optimisation can resume. They are written atomically."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def save(path: Path, about: str, values: dict[str, Any]) -> None:
     """Write ``values`` (tensors, numbers, strings, and lists and dicts of them) of the optimisation ``about``.
 
     Raises:
-        OSError: the file cannot be written; names it.
+        OSError: the file cannot be written; the message names it.
     """
     with whole_file(path) as stream:
         torch.save({"format": _FORMAT, "about": about, "values": values}, stream)
@@ -29,7 +29,7 @@ def load(path: Path, about: str, device: torch.device) -> dict[str, Any] | None:
     """What :func:`save` wrote, its tensors on ``device``; None if there is no file.
 
     Raises:
-        ValueError: the file is damaged, is something else, or belongs to another optimisation.
+        ValueError: the file is damaged, is not a checkpoint, or belongs to another optimisation.
         OSError: it cannot be read.
     """
     if not path.exists():

@@ -1,4 +1,4 @@
-"""Derivatives of objectives for images, and of images for what they are made of."""
+"""Gradients of objectives with respect to images, and of images with respect to their parameters."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["gradients_of", "pulled_back"]
 
 _NO_GRADIENT = (
     "the objective should depend on what is optimised, but has no gradient for it "
-    "(is the target behind it, and does the model use torch.no_grad or detach?)"
+    "(does the model use torch.no_grad or detach?)"
 )
 
 
 def pulled_back(images: Tensor, gradients: Tensor, penalty: Tensor | None, leaf: Tensor) -> Tensor:
-    """The images' ``gradients``, and those of minus the ``penalty``, for the ``leaf`` that both are made of."""
+    """The vector-Jacobian product for ``leaf`` of the images' ``gradients``, minus the gradient of the ``penalty``."""
     if not images.requires_grad:
         raise ValueError(_NO_GRADIENT)
     outputs, weights = [images], [gradients]
@@ -29,7 +29,7 @@ def pulled_back(images: Tensor, gradients: Tensor, penalty: Tensor | None, leaf:
 
 
 def gradients_of(values: Tensor, inputs: Tensor) -> Tensor:
-    """The gradient of the sum of ``values`` for the ``inputs``."""
+    """The gradient of the sum of ``values`` with respect to the ``inputs``."""
     (found,) = differentiate(values.sum(), [inputs]) if values.requires_grad else (None,)
     if found is None:
         raise ValueError(_NO_GRADIENT)

@@ -1,4 +1,4 @@
-"""What is known on the host of tensors that stay on the device."""
+"""A cache on the host for values read from tensors on a device."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 __all__ = ["HostCache"]
 
-_Found = TypeVar("_Found")
-_MOST = 64
+_Result = TypeVar("_Result")
+_MAX_ENTRIES = 64
 
 
-class HostCache(Generic[_Found]):
-    """Keeps what ``find`` finds of a tensor, for as long as that very tensor comes again.
+class HostCache(Generic[_Result]):
+    """Caches the result of ``find`` for each tensor object.
 
-    Reading a tensor waits for all the work before it on its device; the row numbers of an optimisation are the same
-    tensor from step to step, until an image stops. For tensors that nobody writes to.
+    Reading a tensor waits for all earlier work on its device. The row indices of an optimisation stay the same tensor
+    from step to step until an image stops, so they are read once. Only for tensors that are never written to.
 
     >>> import torch
     >>> known = HostCache(lambda rows: rows.tolist())
@@ -25,15 +25,16 @@ class HostCache(Generic[_Found]):
     [0, 1, 2]
     """
 
-    def __init__(self, find: Callable[[Tensor], _Found]) -> None:
+    def __init__(self, find: Callable[[Tensor], _Result]) -> None:
         self._find = find
-        self._found: dict[int, tuple[Tensor, _Found]] = {}  # id → the tensor, which keeps the id its own
+        # by id; the tensor is held so that its id is not reused
+        self._found: dict[int, tuple[Tensor, _Result]] = {}
 
-    def __call__(self, tensor: Tensor) -> _Found:
-        """What was found of ``tensor``."""
-        kept = self._found.get(id(tensor))
-        if kept is None:
-            if len(self._found) == _MOST:
+    def __call__(self, tensor: Tensor) -> _Result:
+        """The result of ``find`` for ``tensor``."""
+        entry = self._found.get(id(tensor))
+        if entry is None:
+            if len(self._found) == _MAX_ENTRIES:
                 self._found.clear()
-            kept = self._found[id(tensor)] = (tensor, self._find(tensor))
-        return kept[1]
+            entry = self._found[id(tensor)] = (tensor, self._find(tensor))
+        return entry[1]

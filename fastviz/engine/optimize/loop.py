@@ -1,4 +1,4 @@
-"""The one loop behind every optimised image."""
+"""The loop that makes every optimised image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fastviz.engine.optimize import checkpoint as files
 from fastviz.engine.optimize.canvas import Canvas, Frame
 from fastviz.engine.optimize.derivatives import gradients_of, pulled_back
 from fastviz.engine.optimize.host_cache import HostCache
-from fastviz.engine.optimize.optimizers import Evaluation, Optimizer
+from fastviz.engine.optimize.optimizers import Evaluation, Optimizer, per_row, within
 from fastviz.engine.optimize.priors import Prior
 from fastviz.engine.optimize.redirected_relu import RedirectedReLU
 from fastviz.engine.optimize.state import (
@@ -41,14 +41,14 @@ from fastviz.execution.fast_conv.memory_format import image_gradients
 __all__ = ["ImageObjective", "Preview", "optimize"]
 
 ImageObjective: TypeAlias = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
-"""Images [n, C, H, W] and their numbers in the batch, int64 [n] in rising order → values [n] to be increased, in the
-graph of the images; or (values, measures [n]), where a goal is compared with the measures."""
+"""Maps images [n, C, H, W] and their indices in the whole batch, int64 [n] in ascending order, to values [n] to be
+increased, in the graph of the images; or to (values, measures [n]), where a goal is compared with the measures."""
 
 Preview: TypeAlias = Callable[[int, Tensor], object]
-"""Called with the number of steps done and the images [N, C, H, W] so far."""
+"""Called with the number of finished steps and the current images [N, C, H, W]."""
 
 _LARGEST = 1e6
-"""Parameters beyond this have exploded: pictures end at 3, codes and waves at some hundreds."""
+"""Parameters beyond this have diverged: pixels stay below 3, codes and Fourier coefficients below some hundreds."""
 
 
 def optimize(
@@ -72,46 +72,47 @@ def optimize(
     checkpoint_every: int = 50,
     about: str = "",
 ) -> Optimized:
-    """Images that increase an objective, each from its own start, for its own objective, until it stops by itself.
+    """Images that increase an objective, each with its own start, objective and stopping condition.
 
-    Every row of ``parameters`` is a problem of its own: gradient, optimiser state, line search, random numbers and the
-    end never depend on the other rows. Images that have stopped are left out of later passes. For an image that reached
-    its goal, the image that did is returned. For others it is the one with the highest total (objective minus
-    penalties) that was seen; or the last one, where totals cannot be compared (random transforms) or do not say
-    everything (priors that change images).
+    Every row of ``parameters`` is optimised independently: gradient, optimiser state, line search, random numbers and
+    stopping never depend on the other rows. Images that have stopped are left out of later passes. If an image reached
+    its goal, the version that reached it is returned. Otherwise it is the version with the highest total (objective
+    minus penalties) seen, or the last one if totals are not comparable (random transforms) or incomplete (priors that
+    change images).
 
-    ``model`` is held in evaluation mode meanwhile, and is neither changed nor given gradients. Ctrl-C ends the loop and
-    returns what there is. An image whose objective, gradient or parameters are no longer finite, or whose parameters
-    exceed a million, stops: the last good image is returned, ``reasons`` says what happened at which step, and a
-    ``RuntimeWarning`` is given.
+    Meanwhile ``model`` runs in evaluation mode; it is not changed and its parameters get no gradients. Ctrl-C ends the
+    loop and returns the current images. An image stops if its objective, gradient or parameters are no longer finite,
+    or if its parameters exceed a million: the last good version is returned, ``reasons`` says what happened at which
+    step, and a ``RuntimeWarning`` is issued.
 
-    Where the gradient of an objective is zero everywhere because all rectifiers on the way are off, as for many units
-    at a grey image, the step follows the gradient of what stands before the last of them (see
-    :class:`fastviz.engine.optimize.redirected_relu.RedirectedReLU`), and where that is zero too, it is random.
+    If the gradient of an objective is zero everywhere because all rectifiers on the path are off, as for many units at
+    a grey image, the step follows the gradient at the input of the last rectifier (see
+    :class:`fastviz.engine.optimize.redirected_relu.RedirectedReLU`); if that is zero too, the step is random.
 
     Args:
-        model: what the objective runs; see :class:`fastviz.engine.optimize.FeatureNetwork`.
+        model: the model that the objective runs; see :class:`fastviz.engine.optimize.FeatureNetwork`.
         objective: see :data:`ImageObjective`.
         parameters: [N, ...], where to start: ``canvas.parameters(images, frame)`` or ``canvas.noise(...)``.
         canvas: how parameters become images.
         frame: size and normalization of the images.
-        optimizer: how parameters move.
-        steps: most steps; 0 returns the start with its values.
+        optimizer: how parameters are updated.
+        steps: the maximum number of steps; 0 returns the start with its values.
         priors: penalties and changes, applied to the untransformed images.
         transforms: random changes, in this order, before each pass.
-        goal: an image stops when its measure (without transforms) is at least this.
-        seeds: one an image, for the transforms; None is 0 for all. The random numbers of a step depend on the seed and
-            on the number of the step only.
-        batch_size: images that the network sees at once; None is all, on a CPU as many as its caches hold.
+        goal: an image stops once its measure (without transforms) is at least this.
+        seeds: one per image, for the transforms; None is 0 for all. The random numbers of a step depend only on the
+            seed and the step's number.
+        batch_size: images in a pass; None is all on a GPU, and on a CPU as many as fit its caches.
         preview: called after every ``preview_every`` steps.
-        progress: show a bar, on a terminal.
-        checkpoint: a file that is written every ``checkpoint_every`` steps and at the end. If it is there already, the
-            run goes on from it, with the numbers of an uninterrupted one; ``steps`` may be larger than before.
-        about: words that a checkpoint must agree on: model, target, and what else the caller's objective holds.
+        progress: show a progress bar on a terminal.
+        checkpoint: a file that is written every ``checkpoint_every`` steps and at the end. If it exists, the run
+            resumes from it and gives the same numbers as an uninterrupted run; ``steps`` may be larger than before.
+        about: a description that must match the checkpoint's: model, target, and whatever else the caller's objective
+            depends on.
 
     Raises:
-        TypeError, ValueError: arguments that do not fit; a checkpoint that is damaged or of other settings.
-        MemoryError: the images do not fit into memory at once; the message says how many would.
+        TypeError, ValueError: invalid arguments; a checkpoint that is damaged or was made with other settings.
+        MemoryError: the images do not fit into memory together; the message says how many would.
 
     >>> from fastviz.engine.optimize.canvas import Pixels, frame_of
     >>> from fastviz.engine.optimize import Ascent
@@ -180,7 +181,7 @@ def _check_numbers(
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """The arguments of one call, and the steps that they make."""
+    """The arguments of one call, and its steps."""
 
     model: nn.Module
     objective: ImageObjective
@@ -196,11 +197,11 @@ class _Run:
 
     @cached_property
     def split(self) -> HostCache[Sequence[Tensor]]:
-        """Rows in parts that the network sees at once; the same tensors for the same rows."""
+        """Splits rows into batches for the network; the same rows give the same tensors."""
         return HostCache(lambda rows: (rows,) if len(rows) <= self._at_once(rows) else rows.split(self._at_once(rows)))
 
     def settings(self, about: str, parameters: Tensor) -> str:
-        """What a checkpoint must agree on."""
+        """The settings that must match a checkpoint's."""
         parts = (
             *(about, list(parameters.shape), parameters.dtype, self.canvas, self.frame, self.optimizer, self.priors),
             *(self.transforms, self.goal, self.seeds),
@@ -213,11 +214,11 @@ class _Run:
         return not self.transforms and not any(prior.changes_images for prior in self.priors)
 
     def advance(self, state: RunState) -> RunState:
-        """One step of every active image, after leaving out those that stop."""
+        """One step for every active image, after removing those that stop."""
         found = state.found or self.evaluate(state.parameters, state.active, state.step)
         cause = self._failures(state, found)
         state.history[state.step, state.active] = torch.where(cause > 0, torch.nan, found.values)
-        # Read together: each look at values waits for the device.
+        # Read together, because each read of a value waits for the device.
         near = cause < 0 if self.goal is None else found.measures >= self.goal
         fails, reaches = torch.stack([(cause > 0).any(), near.any()]).tolist()
         if fails:
@@ -236,7 +237,7 @@ class _Run:
             state.parameters,
             found,
             state.optimizer,
-            # the very tensor where it is all of them: what is known of it need not be read again
+            # for all rows pass the same tensor, whose cached values need not be read from the device again
             lambda parameters, rows: self.evaluate(
                 parameters, state.active if len(rows) == len(state.active) else state.active[rows], state.step
             ),
@@ -253,7 +254,7 @@ class _Run:
         return state
 
     def evaluate(self, parameters: Tensor, rows: Tensor, step: int, *, clean: bool = False) -> Evaluation:
-        """The objective of the images ``rows`` at ``parameters``; ``clean``: without transforms and gradients."""
+        """The objective of the images ``rows`` at ``parameters``; with ``clean``, without transforms and gradients."""
         parts = []
         split = self.split(rows)
         for part, some in zip(parameters.split([len(some) for some in split]), split, strict=True):
@@ -269,7 +270,7 @@ class _Run:
         return Evaluation(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
     def _at_once(self, rows: Tensor) -> int:
-        """How many of the images ``rows`` the network sees at once."""
+        """How many of the images ``rows`` go through the network together."""
         return self.batch_size or images_at_once(len(rows), self.frame.size, rows.device)
 
     def _evaluate(self, parameters: Tensor, rows: Tensor, step: int, clean: bool) -> Evaluation:
@@ -298,7 +299,7 @@ class _Run:
         return Evaluation(total, values.detach(), measures, through, kept)
 
     def _objective(self, images: Tensor, rows: Tensor, step: int, clean: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Values, measures, and the direction in which each of the ``images`` should go (None if ``clean``)."""
+        """Values, measures, and the direction in which to change each of the ``images`` (None if ``clean``)."""
         if clean:
             return *self._measured(images, rows), None
         with image_gradients(self.model):
@@ -307,11 +308,13 @@ class _Run:
         dead = _largest(gradients) == 0
         if dead.any():
             where = dead.nonzero()[:, 0]
-            gradients = gradients.index_copy(0, where, self._ways_out(images.detach()[where], rows[where], step))
+            gradients = gradients.index_copy(
+                0, where, self._redirected_directions(images.detach()[where], rows[where], step)
+            )
         return values, measures, gradients
 
-    def _ways_out(self, images: Tensor, rows: Tensor, step: int) -> Tensor:
-        """Directions for ``images`` at which the gradient of the objective is zero everywhere."""
+    def _redirected_directions(self, images: Tensor, rows: Tensor, step: int) -> Tensor:
+        """Directions for ``images`` whose gradient is zero everywhere: redirected gradients, or noise."""
         images = images.requires_grad_()
         with RedirectedReLU():
             values, _ = self._measured(self._transformed(images, rows, step), rows)
@@ -323,7 +326,7 @@ class _Run:
             torch.empty(images.shape[1:], dtype=torch.float64).normal_(generator=_generator(self.seeds[row], step))
             for row in rows.tolist()
         ]
-        return torch.where(dead.view(-1, *(1,) * (found.dim() - 1)), torch.stack(noise).to(found), found)
+        return torch.where(per_row(dead, found), torch.stack(noise).to(found), found)
 
     def _measured(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Values and measures of the objective."""
@@ -343,7 +346,7 @@ class _Run:
         )
 
     def _failures(self, state: RunState, found: Evaluation) -> Tensor:
-        """Why rows cannot go on, int64 [n]: 0 they can, else a number of :data:`_CAUSES`."""
+        """Why rows cannot continue, int64 [n]: an index into :data:`_CAUSES`, 0 if they can."""
         cause = (~(_largest(state.parameters) <= _LARGEST)).long() * 3
         cause = torch.where(_largest(found.gradients).isfinite(), cause, 2)
         return torch.where(found.total.isfinite(), cause, 1)
@@ -363,7 +366,7 @@ class _Run:
         return stop(replace(state, parameters=good), failed, words), found.select(~failed)
 
     def _reached(self, state: RunState, found: Evaluation) -> Tensor:
-        """Which rows have reached the goal; under transforms those that do without them too."""
+        """Which rows have reached the goal; with transforms, only rows that also reach it without them."""
         assert self.goal is not None
         reached = found.measures >= self.goal
         if self.transforms and reached.any():
@@ -373,7 +376,7 @@ class _Run:
         return reached
 
     def _changed(self, parameters: Tensor, found: Evaluation, state: RunState, priors: list[Prior]) -> Tensor:
-        """The parameters after the changes that ``priors`` make to their images."""
+        """The parameters after the ``priors`` have changed their images."""
         with torch.no_grad():
             images = before = self.canvas.images(parameters, self.frame)
             for prior in priors:
@@ -383,10 +386,10 @@ class _Run:
                 return parameters
             changed = self.canvas.parameters(images, self.frame)
             bounds = self.canvas.bounds(self.frame, changed)
-            return changed if bounds is None else torch.minimum(torch.maximum(changed, bounds[0]), bounds[1])
+            return within(changed, bounds)
 
     def pictures(self, state: RunState) -> Tensor:
-        """The images [N, C, H, W] at this moment, stopped ones as they stopped."""
+        """The current images [N, C, H, W]; stopped ones as they were when they stopped."""
         with torch.no_grad():
             whole = state.final.index_copy(0, state.active, state.parameters)
             return self.canvas.images(whole, self.frame).clone()
@@ -394,7 +397,7 @@ class _Run:
     def conclude(self, state: RunState, reason: str) -> Optimized:
         """The result; images that are still active stop for ``reason``."""
         if len(state.active):
-            state = self._last(state, reason)
+            state = self._stop_all(state, reason)
         everyone = torch.arange(len(state.final), device=state.final.device)
         with torch.no_grad():
             images = self.canvas.images(state.final, self.frame).clone()
@@ -407,18 +410,16 @@ class _Run:
             state.history[: state.step], state.reasons,
         )  # fmt: skip
 
-    def _last(self, state: RunState, reason: str) -> RunState:
-        """``state`` after all have stopped, each with its best or its last good parameters."""
+    def _stop_all(self, state: RunState, reason: str) -> RunState:
+        """``state`` after all images have stopped, each with its best or its last good parameters."""
         found = state.found or self.evaluate(state.parameters, state.active, state.step, clean=True)
         fine = found.total.isfinite() & (_largest(state.parameters) <= _LARGEST)
-        parameters = torch.where(fine.view(-1, *(1,) * (state.good.dim() - 1)), state.parameters, state.good)
+        parameters = torch.where(per_row(fine, state.good), state.parameters, state.good)
         state = replace(state, parameters=parameters)
         reached = torch.zeros_like(fine) if self.goal is None else fine & (found.measures >= self.goal)
         if self.keeps_best:
             state = with_best(state, torch.where(fine, found.total, -torch.inf))
-            best = torch.where(
-                reached.view(-1, *(1,) * (state.good.dim() - 1)), state.parameters, state.best[state.active]
-            )
+            best = torch.where(per_row(reached, state.good), state.parameters, state.best[state.active])
             state = replace(state, parameters=best)
         words = ["goal" if there else reason for there in reached.tolist()]
         return stop(state, torch.ones_like(fine), words)
@@ -433,11 +434,11 @@ _CAUSES = (
 
 
 def _largest(values: Tensor) -> Tensor:
-    """The largest absolute number of each row, [n]; NaN where there is one."""
+    """The largest absolute value of each row, [n]; NaN if the row has one."""
     return values.flatten(1).abs().amax(1)  # seven times as fast as the norm of infinite order
 
 
 def _generator(seed: int, step: int) -> torch.Generator:
-    """Random numbers that depend on an image's seed and on the step only, so that a run can go on anywhere."""
+    """A random generator that depends only on an image's seed and the step, so that a run can resume at any step."""
     digest = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)

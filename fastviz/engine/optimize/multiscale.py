@@ -1,4 +1,4 @@
-"""Images that are made small first: large shapes are settled before details are."""
+"""Images optimised from coarse to fine, so that large shapes form before details."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ __all__ = ["Size", "StyledPictures", "optimize_in_levels", "shrunk"]
 Size: TypeAlias = tuple[int, int]
 
 _WAVES = Fourier(decay=0.5)
-"""Chosen by looking: with the usual decay of 1 large shapes of the content drift away."""
+"""Chosen by eye: with the default decay of 1, large shapes of the content drift."""
 
 
 @dataclass(frozen=True, eq=False)
 class StyledPictures:
-    """What :func:`optimize_in_levels` made, a row an image.
+    """The result of :func:`optimize_in_levels`, one row per image.
 
     Attributes:
-        pictures: [N, C, H, W] in 0 to 1, of the whole size.
-        loss: of the last level, with the losses of its images.
-        history: [S, N], the whole loss before each step, the coarsest level first; NaN after an image has stopped.
-        steps: int64 [N], steps that each image took in all levels.
+        pictures: [N, C, H, W] in 0 to 1, at full size.
+        loss: the loss object of the last level, with the losses of its images.
+        history: [S, N], the total loss before each step, the coarsest level first; NaN after an image has stopped.
+        steps: int64 [N], steps of each image over all levels.
         reasons: why each image stopped in the last level.
         interrupted: whether Ctrl-C ended it early.
     """
@@ -61,28 +61,28 @@ def optimize_in_levels(
     batch_size: int | None,
     progress: bool,
 ) -> StyledPictures:
-    """Images of the size of ``frame``, one for each of the ``seeds``, that minimise the losses, made small first.
+    """Images of the size of ``frame``, one per seed, that minimise the losses, optimised from coarse to fine.
 
     Args:
-        model: what the losses run.
-        losses: called with a size in pixels, and with what part of the whole size it is.
+        model: the model that the losses run.
+        losses: makes the loss for a level; called with its size in pixels and that size as a fraction of the full size.
         frame: size and normalisation of the images.
-        options: all chosen but the preview; a checkpoint is refused.
-        levels: sizes, each half of the next.
-        smallest: levels with a shorter side than this, in pixels, are left out.
-        steps: most steps at each level.
-        variation_weight: of the total variation, see :func:`fastviz.engine.optimize.priors.natural_image`.
+        options: with everything set but perhaps the preview; a checkpoint is refused.
+        levels: how many sizes, each half of the next.
+        smallest: levels whose shorter side is below this, in pixels, are left out.
+        steps: the maximum number of steps at each level.
+        variation_weight: weight of the total variation, see :func:`fastviz.engine.optimize.priors.natural_image`.
         seeds, batch_size, progress: see :func:`fastviz.engine.optimize.optimize`.
     """
     checks.whole_number(levels, "levels", minimum=1)
     checks.whole_number(steps, "steps", minimum=0)
     checks.number(variation_weight, "variation_weight", low=0)
     _check(options, frame)
-    surface = _WAVES if options.canvas == "fourier" else options.surface()
+    canvas = _WAVES if options.canvas == "fourier" else options.chosen_canvas()
     start = options.start
     parts = [0.5**k for k in range(levels) if k == 0 or min(frame.size) * 0.5**k >= smallest][::-1]
     history: list[Tensor] = []
-    taken: list[Tensor] = []
+    counts: list[Tensor] = []
     with bar(progress, steps * len(parts), text="styling", unit="steps") as advance:
 
         def after(step: int, images: Tensor) -> None:
@@ -91,7 +91,7 @@ def optimize_in_levels(
                 options.preview(step, images)
 
         for part in parts:
-            size = _times(frame.size, part)
+            size = _scaled_size(frame.size, part)
             small = Frame(size, frame.mean, frame.std)
             if isinstance(start, Tensor):
                 start = frame.image(tensors.resize(frame.picture(start), *size, "bicubic"))
@@ -99,10 +99,10 @@ def optimize_in_levels(
             made = optimize(
                 model,
                 loss,
-                start_parameters(model, start, surface, small, seeds),
-                canvas=surface,
+                start_parameters(model, start, canvas, small, seeds),
+                canvas=canvas,
                 frame=small,
-                optimizer=options.mover(),
+                optimizer=options.chosen_optimizer(),
                 steps=steps,
                 priors=natural_image(small, 0, variation_weight),
                 seeds=seeds,
@@ -112,28 +112,30 @@ def optimize_in_levels(
             )
             start = made.images
             history.append(-made.history)
-            taken.append(made.steps)
+            counts.append(made.steps)
             if made.interrupted:
                 break
     shown = tensors.resize(frame.picture(made.images), *frame.size, "bicubic").clamp(0, 1)
     return StyledPictures(
-        shown, loss, torch.cat(history), torch.stack(taken).sum(0), made.reasons, made.interrupted
+        shown, loss, torch.cat(history), torch.stack(counts).sum(0), made.reasons, made.interrupted
     )  # fmt: skip
 
 
 def _check(options: Optimization, frame: Frame) -> None:
     if options.checkpoint is not None:
-        raise ValueError(f"checkpoint should be None for pictures that are made in levels, got {options.checkpoint!r}")
+        raise ValueError(
+            f"checkpoint should be None for pictures that are optimised in levels, got {options.checkpoint!r}"
+        )
     start, shape = options.start, (len(frame.mean), *frame.size)
     if isinstance(start, Tensor) and tuple(start.shape[1:]) != shape:
         raise ValueError(f"start should have shape [N, {', '.join(map(str, shape))}], got {list(start.shape)}")
 
 
 def shrunk(shown: Tensor, part: float) -> Tensor:
-    """Pictures [N, C, H, W] in 0 to 1, with sides that are ``part`` times as long."""
-    return tensors.resize(shown, *_times(shown.shape[2:], part), "bicubic")
+    """Pictures [N, C, H, W] in 0 to 1, scaled by the factor ``part``."""
+    return tensors.resize(shown, *_scaled_size(shown.shape[2:], part), "bicubic")
 
 
-def _times(size: Sequence[int], part: float) -> Size:
+def _scaled_size(size: Sequence[int], part: float) -> Size:
     height, width = (max(1, round(side * part)) for side in size)
     return height, width

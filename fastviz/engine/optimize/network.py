@@ -1,4 +1,4 @@
-"""A model as an optimisation sees it: the features of some layers, and an objective for targets."""
+"""A model for optimisation: the features of some layers, and an objective for targets."""
 
 from __future__ import annotations
 
@@ -26,21 +26,20 @@ __all__ = ["FeatureNetwork", "TargetObjective", "target_objective"]
 
 
 class FeatureNetwork:
-    """Outputs of ``layers``, and the output of the model if ``output``, for batches of images, in their graph.
+    """Outputs of ``layers``, and of the model if ``output``, for batches of images, in their graph.
 
-    Without ``output`` the forward pass ends after the last of the layers. Of a layer that runs several times, the last
-    output is returned. The caller holds the model in ``frozen_model``, as
-    :func:`fastviz.engine.optimize.optimize` does.
+    Without ``output`` the forward pass ends after the last of the layers. If a layer runs several times, its last
+    output is returned. Call it inside ``frozen_model``, as :func:`fastviz.engine.optimize.optimize` does.
 
     Args:
-        model: any module; one of 16 bits gets the images in its dtype, and its outputs come back in theirs.
+        model: any module; a 16-bit model gets the images in its dtype, and its outputs are returned in theirs.
         layers: dotted names.
         output: whether the model's own output is needed.
-        precision: ``"bfloat16"`` runs the model under autocast; what comes out has the dtype of the images again.
-        argument: what errors call the images; None leaves the model's errors as they are.
+        precision: ``"bfloat16"`` runs the model under autocast; outputs have the dtype of the images.
+        argument: the name of the images in errors; None leaves the model's errors unchanged.
 
     Raises:
-        ValueError: a layer that does not exist or cannot be recorded; the message lists the nearest.
+        ValueError: a layer does not exist or cannot be recorded; the message lists the closest names.
 
     >>> network = FeatureNetwork(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)), ["1"], output=False)
     >>> output, activations = network(torch.zeros(2, 3, 8, 8))
@@ -71,12 +70,12 @@ class FeatureNetwork:
             layer_module(model, name)
 
     def __call__(self, images: Tensor) -> tuple[object, Activations]:
-        """Output of the model (None if it was not asked for) and layer name → output, for ``images`` [N, C, H, W].
+        """Output of the model (None without ``output``) and outputs by layer name, for ``images`` [N, C, H, W].
 
         Raises:
             ValueError: the model cannot take images of this size; see :func:`fastviz.execution.inputs.usable`.
         """
-        # The copy is for models that work in place on their input; convolutions are fastest with channels last.
+        # Copied because some models modify their input in place; convolutions are fastest with channels last.
         batch = images.clone(memory_format=torch.channels_last)
         if self._narrow is not None:
             batch = batch.to(self._narrow)
@@ -97,7 +96,7 @@ class FeatureNetwork:
         return self._counting_run(batch)
 
     def _counting_run(self, batch: Tensor) -> tuple[object, Activations]:
-        """A whole pass that learns how often each layer is called, for models that cannot be traced."""
+        """A full pass that counts the calls of each layer, for models that cannot be traced."""
         with forward.noting(self.model, lambda output: None, self.layers) as noted:
             result = targets.run(self.model, batch, self.layers, argument=self.argument)
         calls = Counter(name for name, _ in noted)
@@ -107,11 +106,11 @@ class FeatureNetwork:
 
 
 class TargetObjective:
-    """The objective of images that each have a target of their own: what :func:`target_objective` makes.
+    """The objective of images with one target each; made by :func:`target_objective`.
 
-    Called with images [n, C, H, W] and their numbers int64 [n], in rising order, it returns the values of their targets
-    and the measures that a goal is compared with: the probability for the score or probability of a class, else the
-    value itself. Image number i has target ``i // repeats``.
+    Called with images [n, C, H, W] and their indices int64 [n], in ascending order, it returns the values of their
+    targets and the measures that a goal is compared with: the probability for the score or probability of a class, else
+    the value itself. Image i has target ``i // repeats``.
     """
 
     def __init__(self, network: FeatureNetwork, parts: Sequence[tuple[Objective, int]], repeats: int) -> None:
@@ -120,7 +119,7 @@ class TargetObjective:
         self.repeats = repeats
         self.targets = sum(count for _, count in parts)
         """The number of targets."""
-        self._shares = HostCache(self._shared)
+        self._groups = HostCache(self._grouped)
 
     def is_class(self) -> list[bool]:
         """For each image whether its target is the score or the probability of a class."""
@@ -129,46 +128,46 @@ class TargetObjective:
     def __call__(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Values and measures, [n] each."""
         output, activations = self.network(images)
-        shares = self._shares(rows)
-        # One split instead of a slice a target: its gradient is put together once.
-        sizes = [share.size for share in shares]
+        groups = self._groups(rows)
+        # One split instead of one slice per target, so that its gradient is assembled once.
+        sizes = [group.size for group in groups]
         outputs = split_output(output, sizes)
         maps = {name: activations[name].split(sizes) for name in self.network.layers}
         values, measures = [], []
-        for i, share in enumerate(shares):
+        for i, group in enumerate(groups):
             mine = {name: split[i] for name, split in maps.items()}
-            value = share.objective.values(outputs[i], mine)
+            value = group.objective.values(outputs[i], mine)
             values.append(value)
-            if share.probability is None:
+            if group.probability is None:
                 measures.append(value.detach())
             else:
                 with torch.no_grad():
-                    measures.append(share.probability.values(outputs[i], mine))
+                    measures.append(group.probability.values(outputs[i], mine))
         return torch.cat(values), torch.cat(measures)
 
-    def _shared(self, rows: Tensor) -> list[_Share]:
-        """The images ``rows`` by target, those without images left out."""
+    def _grouped(self, rows: Tensor) -> list[_Group]:
+        """The images ``rows`` grouped by target, without empty groups."""
         numbers = (rows // self.repeats).cpu()
         ends = [0, *accumulate(count for _, count in self.parts)]
         sizes = torch.searchsorted(numbers, torch.tensor(ends)).diff().tolist()
-        shares = []
+        groups = []
         for (objective, count), first, samples in zip(self.parts, ends, numbers.split(sizes), strict=False):
             if len(samples):
                 probability = objective.as_probability()
                 local = samples - first
-                shares.append(
-                    _Share(
+                groups.append(
+                    _Group(
                         len(samples),
                         objective.for_samples(local, count),
                         None if probability is None else probability.for_samples(local, count),
                     )
                 )
-        return shares
+        return groups
 
 
 @dataclass(frozen=True)
-class _Share:
-    """The images of a batch that have one target: how many, what is increased, and what a goal is compared with."""
+class _Group:
+    """The images of a batch with the same target: how many, their objective, and the probability for a goal."""
 
     size: int
     objective: Objective
@@ -183,18 +182,18 @@ def target_objective(
     precision: Precision = "model",
     argument: str = "images",
 ) -> TargetObjective:
-    """The objective for one image a target, or ``repeats`` of them.
+    """The objective for one image per target, or ``repeats`` of them.
 
-    Unlike where images are explained, several targets are several images: a tensor of T classes, a list of T targets,
-    or an objective with tensors of T numbers, such as ``fastviz.channel("conv1", torch.arange(64))``.
+    Unlike in attribution methods, several targets mean several images: a tensor of T classes, a list of T targets, or
+    an objective with tensors of T numbers, such as ``fastviz.channel("conv1", torch.arange(64))``.
 
     Raises:
         TypeError: not a target.
-        ValueError: a target that does not exist, an empty list, or the class with the highest score, which is not known
-            before there is an image.
+        ValueError: a target that does not exist, an empty list, or the predicted class, which is unknown before there
+            is an image.
     """
     if isinstance(target, Tensor) and target.dim() == 2:
-        raise ValueError(f"target should have one class an image, [T], got shape {list(target.shape)}")
+        raise ValueError(f"target should have one class per image, [T], got shape {list(target.shape)}")
     if isinstance(target, Tensor) and target.dim() == 1 and not len(target):
         raise ValueError("target should have at least one class, got an empty tensor")
     selection = targets.resolve(target, model)

@@ -1,8 +1,8 @@
-"""How parameters move from one step to the next: normalized gradient ascent, Adam, L-BFGS.
+"""Optimisers: normalised gradient ascent, Adam, L-BFGS.
 
-All work on a batch in which every row is a problem of its own: its state, step length and line search never depend on
-the other rows, so a row gives the same result alone. States are dicts of tensors with one row a problem, which can be
-selected and saved as they are.
+All work on a batch in which every row is an independent problem: its state, step length and line search never depend on
+other rows, so a row gives the same result alone. States are dicts of tensors with one row per problem, so rows can be
+selected and states saved directly.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from torch import Tensor
 
 from fastviz._util import checks
 
-__all__ = ["LBFGS", "Adam", "Ascent", "Evaluation", "Optimizer", "State", "by_name", "has_pairs"]
+__all__ = ["LBFGS", "Adam", "Ascent", "Evaluation", "Optimizer", "State", "by_name", "has_pairs", "per_row", "within"]
 
 State: TypeAlias = dict[str, Tensor]
 Bounds: TypeAlias = tuple[Tensor, Tensor] | None
 
 
 class Evaluation(NamedTuple):
-    """What was found at some parameters, a row a problem.
+    """The objective and its gradients at some parameters, one row per problem.
 
-    ``total`` [n] is the objective minus all penalties, what optimisers increase; ``values`` [n] the objective alone;
-    ``measures`` [n] what a goal is compared with; ``gradients`` [n, ...] those of ``total`` for the parameters;
-    ``image_gradients`` those for the images where a prior reads them, else empty.
+    ``total`` [n] is the objective minus all penalties, which optimisers increase; ``values`` [n] the objective alone;
+    ``measures`` [n] the values that a goal is compared with; ``gradients`` [n, ...] the gradients of ``total`` for the
+    parameters; ``image_gradients`` those for the images if a prior reads them, else empty.
     """
 
     total: Tensor
@@ -38,24 +38,24 @@ class Evaluation(NamedTuple):
     image_gradients: Tensor
 
     def select(self, rows: Tensor) -> Evaluation:
-        """The evaluation of some of the ``rows`` (numbers or a mask)."""
+        """The evaluation of the ``rows`` (indices or a mask)."""
         return Evaluation(*(part[rows] if len(part) else part for part in self))
 
     def replaced(self, rows: Tensor, other: Evaluation) -> Evaluation:
-        """The evaluation with those of the ``rows`` replaced by ``other``."""
+        """The evaluation with the ``rows`` replaced by ``other``."""
         return Evaluation(
             *(mine.index_copy(0, rows, new) if len(mine) else mine for mine, new in zip(self, other, strict=True))
         )
 
 
 Evaluate: TypeAlias = Callable[[Tensor, Tensor], Evaluation]
-"""Evaluates parameters [k, ...] of the problems with the row numbers int64 [k]."""
+"""Evaluates parameters [k, ...] of the problems with row indices int64 [k]."""
 
 
 class Step(NamedTuple):
-    """Where a step led.
+    """The result of a step.
 
-    ``found`` is the evaluation at the new parameters if the step made it anyway; ``stuck``, bool [n], tells which rows
+    ``found`` is the evaluation at the new parameters if the step computed it; ``stuck``, bool [n], marks rows that
     cannot be improved.
     """
 
@@ -66,10 +66,10 @@ class Step(NamedTuple):
 
 
 class Optimizer(ABC):
-    """A way to increase ``total``."""
+    """An optimiser that increases ``total``."""
 
     random_objective: bool = True
-    """Whether it works with an objective that changes from step to step, as under random transforms."""
+    """Whether it works with an objective that changes from step to step, as with random transforms."""
 
     @abstractmethod
     def start(self, parameters: Tensor) -> State:
@@ -77,27 +77,28 @@ class Optimizer(ABC):
 
     @abstractmethod
     def step(self, parameters: Tensor, now: Evaluation, state: State, evaluate: Evaluate, bounds: Bounds) -> Step:
-        """One step from ``parameters``, where ``now`` holds; the result lies within the ``bounds``."""
+        """One step from ``parameters``, whose evaluation is ``now``; the result lies within the ``bounds``."""
 
 
-def _within(parameters: Tensor, bounds: Bounds) -> Tensor:
+def within(parameters: Tensor, bounds: Bounds) -> Tensor:
+    """``parameters`` clipped to the ``bounds``."""
     return parameters if bounds is None else torch.minimum(torch.maximum(parameters, bounds[0]), bounds[1])
 
 
-def _column(numbers: Tensor, like: Tensor) -> Tensor:
-    """One number a row, [n], to be multiplied with ``like`` [n, ...]."""
+def per_row(numbers: Tensor, like: Tensor) -> Tensor:
+    """One number per row, [n], in a shape that broadcasts with ``like`` [n, ...]."""
     return numbers.view(-1, *(1,) * (like.dim() - 1))
 
 
 @dataclass(frozen=True)
 class Ascent(Optimizer):
-    """Gradient ascent: ``p + learning_rate · g``, the gradient divided by its size in each row.
+    """Gradient ascent: ``p + learning_rate · g``, with the gradient of each row normalised.
 
     Attributes:
-        learning_rate: length of a step: the root mean square of the change with ``"rms"``, each number's with
-            ``"sign"``.
-        norm: ``"rms"`` divides by the root mean square of the row's gradient; ``"sign"`` takes its sign only;
-            ``"none"`` leaves it as it is.
+        learning_rate: step size: with ``"rms"`` the root mean square of the change, with ``"sign"`` the change of each
+            number.
+        norm: ``"rms"`` divides by the root mean square of the row's gradient; ``"sign"`` takes only its sign;
+            ``"none"`` leaves it unchanged.
     """
 
     learning_rate: float = 0.05
@@ -119,13 +120,14 @@ class Ascent(Optimizer):
         elif self.norm == "rms":
             size = g.flatten(1).square().mean(1).sqrt()
             # A gradient of zero stays zero.
-            g = g / _column(torch.where(size > 0, size, 1), g)
-        return Step(_within(parameters + self.learning_rate * g, bounds), state)
+            g = g / per_row(torch.where(size > 0, size, 1), g)
+        return Step(within(parameters + self.learning_rate * g, bounds), state)
 
 
 @dataclass(frozen=True)
 class Adam(Optimizer):
-    """Kingma, Ba 2015, https://arxiv.org/abs/1412.6980, with their constants: steps of about ``learning_rate``."""
+    """Adam (Kingma, Ba 2015, https://arxiv.org/abs/1412.6980) with their constants: steps of about
+    ``learning_rate``."""
 
     learning_rate: float = 0.02
 
@@ -145,26 +147,27 @@ class Adam(Optimizer):
         g = now.gradients
         mean, steps = state["mean"].lerp(g, 0.1), state["steps"] + 1
         square = (0.999 * state["square"]).addcmul_(g, g, value=0.001)
-        first, second = (_column(1 - beta**steps, g) for beta in (0.9, 0.999))
-        # learning_rate · (mean / first) / (√(square / second) + 1e-8), in as few passes over memory as it takes
+        first, second = (per_row(1 - beta**steps, g) for beta in (0.9, 0.999))
+        # learning_rate · (mean / first) / (√(square / second) + 1e-8), in as few passes over memory as possible
         below = (square / second).sqrt_().add_(1e-8).mul_(first / self.learning_rate)
         moved = torch.addcdiv(parameters, mean, below)
-        return Step(_within(moved, bounds), {"mean": mean, "square": square, "steps": steps})
+        return Step(within(moved, bounds), {"mean": mean, "square": square, "steps": steps})
 
 
 @dataclass(frozen=True)
 class LBFGS(Optimizer):
     """Limited-memory BFGS: Nocedal 1980, with the line search of Lewis, Overton 2013 (weak Wolfe conditions).
 
-    "Nonsmooth optimization via quasi-Newton methods", https://doi.org/10.1007/s10107-012-0514-2. Where parameters have
-    bounds, those at a bound that the gradient pushes further stay, the others move along the projected path, and the
-    line search asks for sufficient increase only.
+    "Nonsmooth optimization via quasi-Newton methods", https://doi.org/10.1007/s10107-012-0514-2. If parameters have
+    bounds, those at a bound that the gradient pushes outwards stay fixed, the others move along the projected path, and
+    the line search only requires sufficient increase.
 
     Attributes:
-        history: pairs of steps and gradient changes that are kept: 2 · history times the memory of the parameters.
-        learning_rate: root mean square of the change that the first step tries.
-        evaluations: most evaluations in one line search; a row that finds no increase forgets its history, and if it
-            had none, is stuck.
+        history: how many pairs of steps and gradient changes are kept; they take 2 · history times the memory of the
+            parameters.
+        learning_rate: root mean square of the first change that is tried.
+        evaluations: the maximum number of evaluations in a line search. A row that finds no increase drops its history;
+            if it had none, it is stuck.
     """
 
     history: int = 10
@@ -178,7 +181,7 @@ class LBFGS(Optimizer):
         checks.whole_number(self.evaluations, "evaluations", minimum=1)
 
     def start(self, parameters: Tensor) -> State:
-        """Pairs (newest last), 1 / (s · y) of each (0: no pair), and the scale of the first guess."""
+        """Pairs (newest last), 1 / (s · y) of each (0: no pair), and the scale of the initial inverse Hessian."""
         n = len(parameters)
         pairs = parameters.new_zeros(n, self.history, parameters[0].numel())
         return {
@@ -190,7 +193,7 @@ class LBFGS(Optimizer):
 
     def step(self, parameters: Tensor, now: Evaluation, state: State, evaluate: Evaluate, bounds: Bounds) -> Step:
         """See the class."""
-        x, g = parameters.flatten(1), -now.gradients.flatten(1)  # of −total, which is to be decreased
+        x, g = parameters.flatten(1), -now.gradients.flatten(1)  # of −total, which is minimised
         free = torch.ones_like(x, dtype=torch.bool)
         if bounds is not None:
             low, high = (bound.expand_as(parameters).flatten(1) for bound in bounds)
@@ -198,7 +201,7 @@ class LBFGS(Optimizer):
         g_free = g * free
         d = -_inverse_hessian(g_free, state) * free
         slope = (d * g).sum(1)
-        # Where the pairs say nothing, or nonsense, the direction is the gradient's.
+        # If there are no pairs, or they do not give a descent direction, follow the gradient.
         plain = ~has_pairs(state) | ~(slope < 0)
         size = g_free.square().mean(1).sqrt()
         steepest = -g_free * (self.learning_rate / torch.where(size > 0, size, 1))[:, None]
@@ -211,14 +214,14 @@ class LBFGS(Optimizer):
         return Step(new, state, found, ~moved & plain)
 
     def with_curvature(self, state: State, directions: Tensor, curvature: Tensor, rows: Tensor) -> State:
-        """``state`` with a pair in the ``rows`` that says what the curvature along one direction is.
+        """``state`` with a pair in the ``rows`` that sets the curvature along one direction.
 
-        For callers who know it before there is a step to measure it by.
+        For callers who know the curvature before any step measures it.
 
         Args:
-            state: of :meth:`start` or of a step.
+            state: from :meth:`start` or a step.
             directions: [k, ...], of length 1 in each row.
-            curvature: [k], above 0: the second derivative of −total along them.
+            curvature: [k], above 0: the second derivative of −total along the directions.
             rows: bool [n] with k True: the rows that get the pair as their newest.
         """
         changed = {name: value.clone() for name, value in state.items()}
@@ -229,56 +232,59 @@ class LBFGS(Optimizer):
         return changed
 
     def with_more_curvature(self, state: State, more: Tensor) -> State:
-        """``state`` after the curvature of −total has grown by ``more`` [n] in every direction (less than 0: fallen).
+        """``state`` after the curvature of −total has changed by ``more`` [n] in every direction.
 
-        As when a term ``weight · ‖p − p₀‖²`` of −total gets another weight, with ``more`` twice the difference. A pair
-        whose curvature would no longer be above 0 is left out.
+        This happens when a term ``weight · ‖p − p₀‖²`` of −total gets another weight; ``more`` is then twice the
+        difference. A pair whose curvature would no longer be above 0 is dropped.
         """
         s = state["s"]
         y = state["y"] + more[:, None, None] * s
         product, length = (s * y).sum(2), y.square().sum(2)
-        good = (state["rho"] > 0) & _is_curved(product, length)
+        good = (state["rho"] > 0) & _has_positive_curvature(product, length)
         gamma = state["gamma"]
-        for number in range(s.shape[1]):  # the newest decides
+        for number in range(s.shape[1]):  # the newest pair decides
             gamma = torch.where(good[:, number], product[:, number] / length[:, number], gamma)
         return {"s": s, "y": y, "rho": torch.where(good, 1 / product, 0), "gamma": gamma}
 
     def _search(
         self, start: Tensor, d: Tensor, now: Evaluation, evaluate: Evaluate, bounds: Bounds
     ) -> tuple[Tensor, Evaluation, Tensor]:
-        """Along ``d``: where each row got, what holds there, and whether it moved. Bisection, as Lewis and Overton."""
+        """Line search by bisection along ``d`` (Lewis, Overton): new parameters, their evaluation, and which rows
+        moved."""
         g = -now.gradients
         slope = (d * g).flatten(1).sum(1)
         low, high = torch.zeros_like(slope), torch.full_like(slope, torch.inf)
         t = torch.ones_like(slope)
         place, found, moved = start, now, torch.zeros_like(slope, dtype=torch.bool)
-        waiting = (slope < 0).nonzero()[:, 0]
+        searching = (slope < 0).nonzero()[:, 0]
         for _ in range(self.evaluations):
-            if not len(waiting):
+            if not len(searching):
                 break
-            there = _within(start[waiting] + _column(t[waiting], start) * d[waiting], bounds)
-            tried = evaluate(there, waiting)
-            expected = (g[waiting] * (there - start[waiting])).flatten(1).sum(1)
+            there = within(start[searching] + per_row(t[searching], start) * d[searching], bounds)
+            tried = evaluate(there, searching)
+            expected = (g[searching] * (there - start[searching])).flatten(1).sum(1)
             finite = tried.total.isfinite() & tried.gradients.flatten(1).isfinite().all(1)
-            enough = finite & (-tried.total <= -now.total[waiting] + 1e-4 * expected)
-            flat = -(tried.gradients * d[waiting]).flatten(1).sum(1) >= 0.9 * slope[waiting]
+            enough = finite & (-tried.total <= -now.total[searching] + 1e-4 * expected)
+            flat = -(tried.gradients * d[searching]).flatten(1).sum(1) >= 0.9 * slope[searching]
             good = enough & (flat if bounds is None else torch.ones_like(flat))
-            # What increases the total is kept even if the search ends before it is also flat enough.
+            # A sufficient increase is kept even if the search ends before the slope condition holds.
             keep = enough.nonzero()[:, 0]
-            rows = waiting[keep]
+            rows = searching[keep]
             place = place.index_copy(0, rows, there[keep])
             found = found.replaced(rows, tried.select(keep))
             moved = moved.index_fill(0, rows, True)
             low[rows] = t[rows]
-            short = waiting[~enough]
+            short = searching[~enough]
             high[short] = t[short]
-            waiting = waiting[~good]
-            t[waiting] = torch.where(high[waiting].isinf(), 2 * low[waiting], (low[waiting] + high[waiting]) / 2)
+            searching = searching[~good]
+            t[searching] = torch.where(
+                high[searching].isinf(), 2 * low[searching], (low[searching] + high[searching]) / 2
+            )
         return place, found, moved
 
 
 def _inverse_hessian(g: Tensor, state: State) -> Tensor:
-    """The inverse Hessian that the pairs describe, times ``g`` [n, D]: the two loops of Nocedal 1980."""
+    """The inverse Hessian approximated by the pairs, times ``g`` [n, D]: the two-loop recursion of Nocedal 1980."""
     s, y, rho = state["s"], state["y"], state["rho"]
     q, alphas = g, []
     for i in reversed(range(s.shape[1])):
@@ -293,19 +299,19 @@ def _inverse_hessian(g: Tensor, state: State) -> Tensor:
 
 
 def has_pairs(state: State) -> Tensor:
-    """Which rows of a state of :class:`LBFGS` know anything about the curvature, bool [n]."""
+    """Which rows of a state of :class:`LBFGS` have pairs, bool [n]."""
     return (state["rho"] > 0).any(1)
 
 
-def _is_curved(product: Tensor, length: Tensor) -> Tensor:
-    """Whether pairs with these s · y and y · y say that the curvature is above 0, by more than rounding."""
+def _has_positive_curvature(product: Tensor, length: Tensor) -> Tensor:
+    """Whether pairs with these s · y and y · y have positive curvature, beyond rounding."""
     return (product > 1e-10 * length) & (length > 0)
 
 
 def _remember(state: State, s: Tensor, y: Tensor, moved: Tensor) -> State:
-    """The state with the pairs of a step, where they have a positive product: else the row keeps what it knows."""
+    """The state with the pairs of a step added; rows whose pair has no positive product keep their old pairs."""
     product, length = (s * y).sum(1), y.square().sum(1)
-    good = moved & _is_curved(product, length)
+    good = moved & _has_positive_curvature(product, length)
     rho = torch.where(good, 1 / torch.where(good, product, 1), 0)
     gamma = torch.where(good, product / torch.where(good, length, 1), state["gamma"])
     keep = good[:, None]
@@ -322,14 +328,14 @@ def by_name(optimizer: str | Optimizer, learning_rate: float | None = None) -> O
 
     Raises:
         TypeError: neither a name nor an optimiser.
-        ValueError: an unknown name, or a learning rate beside an optimiser that has its own.
+        ValueError: an unknown name, or a learning rate for an optimiser that has its own.
 
     >>> by_name("adam", 0.1)
     Adam(learning_rate=0.1)
     """
     if isinstance(optimizer, Optimizer):
         if learning_rate is not None:
-            raise ValueError(f"learning_rate should be None beside an optimizer that has its own, got {learning_rate}")
+            raise ValueError(f"learning_rate should be None for an optimizer that has its own, got {learning_rate}")
         return optimizer
     kinds: dict[str, type[Ascent | Adam | LBFGS]] = {"ascent": Ascent, "adam": Adam, "lbfgs": LBFGS}
     if not isinstance(optimizer, str):

@@ -1,4 +1,4 @@
-"""How an image is optimised: the options that all methods on the one loop share, in one object."""
+"""The options shared by all methods that optimise images."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ __all__ = ["Optimization", "with_defaults"]
 
 @dataclass(frozen=True, eq=False)
 class Optimization:
-    """How images are optimised: given as ``optimization=`` to every method that makes images by gradient steps.
+    """How images are optimised: passed as ``optimization=`` to every method that optimises images by gradients.
 
-    What is None is the method's own choice, which its documentation tells.
+    Attributes that are None have a default for each method, given in its documentation.
 
     Attributes:
         optimizer: ``"adam"``, ``"ascent"`` (normalised gradient), ``"lbfgs"``, or a
             :class:`fastviz.engine.optimize.Optimizer`.
-        learning_rate: for an optimiser that is given by name; about how much parameters change in a step.
-        canvas: what images are made of: ``"fourier"`` (amplitudes of waves), ``"pixels"``, or a canvas of
+        learning_rate: for an optimiser given by name; roughly how much parameters change in a step.
+        canvas: the parametrisation of the images: ``"fourier"`` (Fourier coefficients), ``"pixels"``, or a canvas of
             :mod:`fastviz.canvas`, such as a generator.
-        start: ``"zeros"`` (the mean colour), ``"grey"``, ``"noise"``, a word of the method's own, or images [1 or N, C,
-            H, W] as the network takes them (for a generator: codes [1 or N, ...]).
-        preview: called with the number of steps done and the images [N, C, H, W] so far.
-        preview_every: steps between two such calls.
-        checkpoint: a file that is written every 50 steps and at the end. If it is there already, the run goes on from
-            it, with the numbers of an uninterrupted one; ``steps`` may be larger than before.
+        start: ``"zeros"`` (the mean colour), ``"grey"``, ``"noise"``, a word that the method defines, or images [1 or
+            N, C, H, W] as the network takes them (for a generator: codes [1 or N, ...]).
+        preview: called with the number of finished steps and the current images [N, C, H, W].
+        preview_every: steps between two calls of ``preview``.
+        checkpoint: a file that is written every 50 steps and at the end. If it exists, the run resumes from it and
+            gives the same numbers as an uninterrupted run; ``steps`` may be larger than before.
 
     Raises:
-        TypeError, ValueError: an unknown optimiser or canvas; a number out of range; a learning rate beside an
-            optimiser that has its own.
+        TypeError, ValueError: an unknown optimiser or canvas; a number out of range; a learning rate for an optimiser
+            that has its own.
 
     >>> import fastviz as fv
     >>> quick = fv.Optimization(optimizer="adam", learning_rate=0.1, canvas="pixels", start="noise")
@@ -67,13 +67,13 @@ class Optimization:
         if self.checkpoint is not None:
             checks.path(self.checkpoint, "checkpoint")
 
-    def mover(self) -> Optimizer:
-        """The optimiser; one must be chosen."""
+    def chosen_optimizer(self) -> Optimizer:
+        """The optimiser; :attr:`optimizer` must be set."""
         assert self.optimizer is not None
         return by_name(self.optimizer, self.learning_rate)
 
-    def surface(self) -> Canvas:
-        """The canvas; one must be chosen."""
+    def chosen_canvas(self) -> Canvas:
+        """The canvas; :attr:`canvas` must be set."""
         assert self.canvas is not None
         return canvas_by_name(self.canvas)
 
@@ -81,10 +81,10 @@ class Optimization:
 def with_defaults(
     given: Optimization | None, *, optimizer: str, canvas: str | Canvas = "fourier", start: str | None = None
 ) -> Optimization:
-    """``given``, with a method's own choices where it leaves the choice to the method.
+    """``given``, with a method's defaults for attributes that are None.
 
     Raises:
-        TypeError: ``given`` is something else.
+        TypeError: ``given`` is not an :class:`Optimization`.
     """
     if given is None:
         given = Optimization()

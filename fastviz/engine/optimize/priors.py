@@ -1,7 +1,7 @@
-"""What keeps optimised images like pictures: penalties on the objective, and changes after a step.
+"""Priors that keep optimised images natural: penalties on the objective, and changes after a step.
 
 A prior sees images [n, C, H, W] as the network takes them: 0 is the mean colour, 1 a standard deviation. ``rows``,
-int64 [n], says which images of the whole batch they are; images that have stopped are left out.
+int64 [n], are their indices in the whole batch; images that have stopped are left out.
 
 The four of Yosinski et al. 2015, "Understanding Neural Networks Through Deep Visualization",
 https://arxiv.org/abs/1506.06579: :class:`L2`, :class:`Blur`, :class:`ClipNorm`, :class:`ClipContribution`.
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = ["L2", "LP", "Blur", "ClipContribution", "ClipNorm", "Prior", "TotalVariation", "natural_image"]
 
-_RANGE = 2.0
-"""B of Mahendran, Vedaldi 2015: the size of a pixel near black or white, in standard deviations."""
-_DIFFERENCE = 0.3
-"""V of the same, B / 6.5: the difference of neighbouring pixels in a photograph."""
+_PIXEL_RANGE = 2.0
+"""B of Mahendran, Vedaldi 2015: the absolute value of a pixel near black or white, in standard deviations."""
+_PIXEL_DIFFERENCE = 0.3
+"""V of the same paper, B / 6.5: the difference of neighbouring pixels in a photograph."""
 
 
 class Prior:
@@ -38,11 +38,11 @@ class Prior:
     """Whether :meth:`changed` reads the gradients of the images."""
 
     def penalty(self, images: Tensor, rows: Tensor) -> Tensor | None:
-        """A number an image [n] that is subtracted from the objective, in the graph of ``images``; None for 0."""
+        """One number per image [n] that is subtracted from the objective, in the graph of ``images``; None for 0."""
         return None
 
     def changed(self, images: Tensor, gradients: Tensor | None, rows: Tensor, step: int) -> Tensor:
-        """The images after step number ``step`` (1 for the first); ``gradients`` are those that the step followed."""
+        """The images to use after step number ``step`` (1 for the first), which followed ``gradients``."""
         return images
 
 
@@ -88,7 +88,7 @@ class LP(Prior):
 
     def penalty(self, images: Tensor, rows: Tensor) -> Tensor:
         """See the class."""
-        # An even whole exponent, the usual case, needs neither the absolute value nor a power function.
+        # An even integer exponent, the common case, needs neither absolute values nor a general power function.
         power = images.abs().pow(self.alpha) if self.alpha % 2 else images.square().pow(int(self.alpha) // 2)
         penalty: Tensor = self.weight * power.sum((1, 2, 3))
         return penalty
@@ -121,7 +121,7 @@ class TotalVariation(Prior):
 class Blur(Prior):
     """After every ``every`` steps the images are blurred by a Gaussian of standard deviation ``sigma`` pixels.
 
-    The border continues with the outermost pixels.
+    The outermost pixels are repeated beyond the border.
     """
 
     every: int = 4
@@ -139,10 +139,10 @@ class Blur(Prior):
 
 @dataclass(frozen=True)
 class ClipNorm(Prior):
-    """After each step, pixels of small norm over the channels become 0, the mean colour.
+    """After each step, pixels with a small norm over the channels become 0, the mean colour.
 
     Attributes:
-        fraction: the share of the pixels that is clipped: those with the smallest norm in each image.
+        fraction: the fraction of pixels that is clipped: those with the smallest norm in each image.
     """
 
     fraction: float = 0.3
@@ -158,10 +158,10 @@ class ClipNorm(Prior):
 
 @dataclass(frozen=True)
 class ClipContribution(Prior):
-    """After each step, pixels of small contribution |Σ_c x_c · ∂objective/∂x_c| become 0, the mean colour.
+    """After each step, pixels with a small contribution |Σ_c x_c · ∂objective/∂x_c| become 0, the mean colour.
 
     Attributes:
-        fraction: the share of the pixels that is clipped: those with the smallest contribution in each image.
+        fraction: the fraction of pixels that is clipped: those with the smallest contribution in each image.
     """
 
     fraction: float = 0.3
@@ -181,15 +181,15 @@ def natural_image(frame: Frame, range_weight: float = 0.1, variation_weight: flo
     """The two priors of Mahendran, Vedaldi 2015, with weights that do not depend on the size of the images.
 
     ``LP(6, range_weight / (CHW · B⁶))`` and ``TotalVariation(2, variation_weight / (CHW · V²))``, with B = 2 standard
-    deviations and V = 0.3, as in their later work (2016, https://arxiv.org/abs/1512.02017): a picture at the border of
-    the range costs about ``range_weight``, one as busy as a photograph about ``variation_weight``.
+    deviations and V = 0.3, as in their later work (2016, https://arxiv.org/abs/1512.02017): a picture at the limits of
+    the range costs about ``range_weight``, one with the variation of a photograph about ``variation_weight``.
 
     Args:
         frame: size and channels of the images: ``frame_of(model)`` of :mod:`fastviz.engine.optimize.canvas`.
         range_weight, variation_weight: 0 or more; 0 leaves the prior out.
 
     Raises:
-        TypeError, ValueError: a weight that is not a finite number of 0 or more; names the argument.
+        TypeError, ValueError: a weight is not a finite number of 0 or more; the message names the argument.
 
     >>> from fastviz.engine.optimize.canvas import Frame
     >>> natural_image(Frame((10, 10), (0.0,), (1.0,)), 0, 0.09)
@@ -198,9 +198,9 @@ def natural_image(frame: Frame, range_weight: float = 0.1, variation_weight: flo
     values = len(frame.mean) * frame.size[0] * frame.size[1]
     found: list[Prior] = []
     if checks.number(range_weight, "range_weight", low=0):
-        found.append(LP(6.0, range_weight / (values * _RANGE**6.0)))
+        found.append(LP(6.0, range_weight / (values * _PIXEL_RANGE**6.0)))
     if checks.number(variation_weight, "variation_weight", low=0):
-        found.append(TotalVariation(2.0, variation_weight / (values * _DIFFERENCE**2.0)))
+        found.append(TotalVariation(2.0, variation_weight / (values * _PIXEL_DIFFERENCE**2.0)))
     return tuple(found)
 
 

@@ -1,4 +1,4 @@
-"""Redirected rectifiers: a gradient for objectives behind rectifiers that are all off."""
+"""Redirected ReLU: a gradient for objectives after rectifiers that are all off."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastviz.engine.optimize.optimizers import per_row
 from fastviz.execution.rectifiers import Rectifiers
 
 __all__ = ["RedirectedReLU"]
 
 
 class _Redirected(torch.autograd.Function):
-    """``max(x, 0)``; a sample whose gradient would be zero everywhere passes the incoming gradient on unchanged."""
+    """``max(x, 0)``; a sample whose gradient would be zero everywhere gets the incoming gradient unchanged."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -25,14 +26,14 @@ class _Redirected(torch.autograd.Function):
         (active,) = ctx.saved_tensors
         passed: Tensor = grads[0] * active
         blocked = (passed == 0).reshape(len(passed), -1).all(1)
-        return torch.where(blocked.view(-1, *(1,) * (passed.dim() - 1)), grads[0], passed)
+        return torch.where(per_row(blocked, passed), grads[0], passed)
 
 
 class RedirectedReLU(Rectifiers):
-    """Inside, rectifiers that would block the whole gradient of a sample let it through; all others are unchanged.
+    """A context in which rectifiers that would block a sample's whole gradient pass it on; others are unchanged.
 
-    The gradient of a unit that is off is then that of what stands before its rectifier, which says how to switch it on.
-    After the redirected rectifiers of Olah, Mordvintsev, Schubert 2017, https://distill.pub/2017/feature-visualization.
+    The gradient of a unit that is off is then that of its pre-activation, which shows how to switch it on. After the
+    redirected ReLU of Olah, Mordvintsev, Schubert 2017, https://distill.pub/2017/feature-visualization.
     """
 
     written_by_hand = False
@@ -43,7 +44,7 @@ class RedirectedReLU(Rectifiers):
     def rectified(self, x: Tensor, upper: float | None) -> Tensor:
         """See the class."""
         passed: Tensor = _Redirected.apply(x)
-        # What comes is 0 or more: only the upper bound acts.
+        # Values are 0 or more already, so only the upper bound has an effect.
         return passed if upper is None else torch.nn.functional.hardtanh(passed, -1.0, upper)
 
     def rectified_(self, x: Tensor, upper: float | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the loop knows between two steps, what changes when images stop, and what comes out at the end."""
+"""The state of the optimisation loop between steps, how images stop, and the loop's result."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastviz.engine.optimize.optimizers import Evaluation, Optimizer, State
+from fastviz.engine.optimize.optimizers import Evaluation, Optimizer, State, per_row
 
 __all__ = ["Optimized", "RunState", "begin", "longer_history", "restored", "stop", "to_save", "with_best"]
 
 
 @dataclass(frozen=True, eq=False)
 class Optimized:
-    """What :func:`fastviz.engine.optimize.optimize` made, a row an image.
+    """The result of :func:`fastviz.engine.optimize.optimize`, one row per image.
 
     Attributes:
-        parameters: [N, ...], the canvas's.
+        parameters: [N, ...], of the canvas.
         images: [N, C, H, W] as the network takes them.
         values: [N], the objective at these images, without transforms and penalties.
-        measures: [N], what a goal is compared with, at these images.
+        measures: [N], the values that a goal is compared with, at these images.
         totals: [N], values minus penalties.
-        steps: int64 [N], steps after which each image is as returned, or stopped.
-        history: [S, N], the objective before each step (under transforms: of the transformed image); NaN after an image
+        steps: int64 [N], steps until each image stopped.
+        history: [S, N], the objective before each step (with transforms: of the transformed image); NaN after an image
             has stopped.
         reasons: why each image stopped: ``"goal"``, ``"steps"`` (all done), ``"converged"`` (no step increases the
-            total), ``"interrupted"`` (Ctrl-C), or the cause in words, such as ``"the objective became nan at step 3"``.
+            total), ``"interrupted"`` (Ctrl-C), or a description of the cause, such as ``"the objective became nan at
+            step 3"``.
     """
 
     parameters: Tensor
@@ -48,17 +49,17 @@ class Optimized:
 
 @dataclass(frozen=True, eq=False)
 class RunState:
-    """Everything between two steps. Replaced as a whole, so that Ctrl-C finds it complete.
+    """The complete state between two steps. It is replaced as a whole, so that it is consistent after Ctrl-C.
 
-    ``n`` images are still active, ``N`` there are. ``good`` are the parameters of the last finite evaluation.
+    Of ``N`` images, ``n`` are still active. ``good`` are the parameters of the last finite evaluation.
     """
 
     step: int
-    active: Tensor  # int64 [n], rising
+    active: Tensor  # int64 [n], ascending
     parameters: Tensor  # [n, ...]
     good: Tensor  # [n, ...]
     optimizer: State
-    found: Evaluation | None  # at parameters, if the step before evaluated there
+    found: Evaluation | None  # at parameters, if the previous step evaluated there
     final: Tensor  # [N, ...], of images that have stopped
     best: Tensor  # [N, ...], those of best_totals
     best_totals: Tensor  # [N]
@@ -68,7 +69,7 @@ class RunState:
 
 
 def begin(parameters: Tensor, optimizer: Optimizer) -> RunState:
-    """Before the first step, every image at its row of ``parameters``."""
+    """The state before the first step, each image at its row of ``parameters``."""
     N = len(parameters)
     return RunState(
         step=0,
@@ -92,7 +93,7 @@ def longer_history(history: Tensor, steps: int) -> Tensor:
 
 
 def to_save(state: RunState) -> dict[str, Any]:
-    """What a checkpoint holds: tensors, numbers, words, and lists of them."""
+    """The content of a checkpoint: tensors, numbers, strings, and lists of them."""
     values = dict(vars(state))
     values["found"] = None if state.found is None else list(state.found)
     values["reasons"] = list(state.reasons)
@@ -103,7 +104,7 @@ def restored(saved: dict[str, Any], steps: int) -> RunState:
     """The state of a checkpoint, for a run of ``steps``.
 
     Raises:
-        ValueError: it has done more steps.
+        ValueError: the checkpoint has already done more steps.
     """
     if saved["step"] > steps:
         raise ValueError(f"steps should be at least the {saved['step']} that the checkpoint has, got {steps}")
@@ -112,12 +113,13 @@ def restored(saved: dict[str, Any], steps: int) -> RunState:
 
 
 def with_best(state: RunState, totals: Tensor) -> RunState:
-    """``state`` with the parameters that have a higher total than any before kept as the best."""
-    # All rows are written, the better ones with new numbers: to pick those out would wait for the device.
+    """``state`` with the best parameters updated where ``totals`` exceed all earlier ones."""
+    # All rows are written, the better ones with new values, because selecting the better ones would wait for the
+    # device.
     everyone = len(state.active) == len(state.best)
     best, before = (kept if everyone else kept[state.active] for kept in (state.best, state.best_totals))
     better = totals > before
-    best = torch.where(better.view(-1, *(1,) * (best.dim() - 1)), state.parameters, best)
+    best = torch.where(per_row(better, best), state.parameters, best)
     before = torch.where(better, totals.to(before.dtype), before)
     if not everyone:
         best = state.best.index_copy(0, state.active, best)
@@ -129,9 +131,9 @@ def stop(state: RunState, stops: Tensor, why: str | Sequence[str]) -> RunState:
     """``state`` without the rows that ``stops`` (bool [n]) marks, which keep their parameters."""
     if not stops.any():
         return state
-    goes = state.active[stops]
+    stopped = state.active[stops]
     reasons = list(state.reasons)
-    for row, number in zip(stops.nonzero()[:, 0].tolist(), goes.tolist(), strict=True):
+    for row, number in zip(stops.nonzero()[:, 0].tolist(), stopped.tolist(), strict=True):
         reasons[number] = why if isinstance(why, str) else why[row]
     rest = ~stops
     return replace(
@@ -141,7 +143,7 @@ def stop(state: RunState, stops: Tensor, why: str | Sequence[str]) -> RunState:
         good=state.good[rest],
         optimizer={name: value[rest] for name, value in state.optimizer.items()},
         found=None if state.found is None else state.found.select(rest),
-        final=state.final.index_copy(0, goes, state.parameters[stops]),
-        steps=state.steps.index_fill(0, goes, state.step),
+        final=state.final.index_copy(0, stopped, state.parameters[stops]),
+        steps=state.steps.index_fill(0, stopped, state.step),
         reasons=tuple(reasons),
     )

@@ -1,4 +1,4 @@
-"""The loss of style transfer: features and Gram matrices that an image should have in some layers."""
+"""The style transfer loss: target features and Gram matrices of some layers."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from fastviz.execution.fast_conv.winograd import Winograd
 __all__ = ["Layers", "StyleLoss", "layer_weights"]
 
 Layers: TypeAlias = str | Sequence[str] | Mapping[str, float] | None
-"""A layer's name, several (which share a weight of 1 evenly), names with weights, or None for the network's usual."""
+"""A layer name, several names (which share a weight of 1 equally), names with weights, or None for the defaults."""
 
 
-def layer_weights(layers: Layers, argument: str, usual: Sequence[str]) -> dict[str, float]:
-    """Name → weight of the ``layers``; ``usual`` are those for None.
+def layer_weights(layers: Layers, argument: str, defaults: Sequence[str]) -> dict[str, float]:
+    """The name and weight of each layer; ``defaults`` are the layers for None.
 
     Raises:
-        TypeError: names that are no strings, weights that are no numbers.
-        ValueError: no layer, one twice, a weight below 0 or not finite, or all 0.
+        TypeError: a name is not a string or a weight not a number.
+        ValueError: no layer, a repeated layer, a weight below 0 or not finite, or only weights of 0.
 
     >>> layer_weights(["conv1", "conv2"], "layers", [])
     {'conv1': 0.5, 'conv2': 0.5}
@@ -40,7 +40,7 @@ def layer_weights(layers: Layers, argument: str, usual: Sequence[str]) -> dict[s
         if found and not any(found.values()):
             raise ValueError(f"{argument} should have a weight above 0, got {found}")
     else:
-        names = list(usual) if layers is None else checks.names(layers, argument)
+        names = list(defaults) if layers is None else checks.names(layers, argument)
         found = dict.fromkeys(names, 1 / max(1, len(names)))
         if len(found) < len(names):
             raise ValueError(f"{argument} should have every layer once, got {names}")
@@ -57,9 +57,9 @@ def layer_weights(layers: Layers, argument: str, usual: Sequence[str]) -> dict[s
 
 @dataclass(frozen=True, eq=False)
 class _Region:
-    """A Gram matrix [1 or N, C, C], divided by its places, that a layer should have, and its loss's weight [1 or N].
+    """A layer's target Gram matrix [1 or N, C, C], divided by the number of positions, and its loss weight [1 or N].
 
-    ``mask`` [1, 1, H, W] says where; None is everywhere.
+    ``mask`` [1, 1, H, W] says where it applies; None is everywhere.
     """
 
     gram: Tensor
@@ -68,15 +68,15 @@ class _Region:
 
 
 class StyleLoss:
-    """Minus the loss of images against a content and styles, to be increased: see :func:`fastviz.style_transfer`.
+    """The negative loss of images against a content and styles, to be increased: see :func:`fastviz.style_transfer`.
 
-    After a call, :attr:`content` and :attr:`style`, [N], hold the two losses, without β, of the images that it was
-    called with; those of other images stay as they were.
+    After a call, :attr:`content` and :attr:`style`, [N], hold the two losses, without β, of the images in that call;
+    entries of other images stay unchanged.
 
     Args:
-        network: what gives the features.
+        network: computes the features.
         style_weight: β.
-        zeros: [N], in the dtype and on the device of the images.
+        zeros: [N] zeros, in the dtype and on the device of the images.
     """
 
     def __init__(self, network: FeatureNetwork, style_weight: float, zeros: Tensor) -> None:
@@ -88,15 +88,15 @@ class StyleLoss:
         self._styles: dict[str, list[_Region]] = {}
         self._guides: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
 
-    def take_content(self, images: Tensor, layers: Mapping[str, float]) -> None:
-        """Aim at the features of ``images`` [N, C, H, W] in the ``layers``, each with its weight."""
+    def set_content(self, images: Tensor, layers: Mapping[str, float]) -> None:
+        """Set the content targets: the features of ``images`` [N, C, H, W] in the ``layers``, each with its weight."""
         found = self._features(images)
         for name, weight in layers.items():
             features = found[name]
             size = features.flatten(1).square().sum(1)
             self._contents[name] = features, weight / (2 * torch.where(size > 0, size, 1))
 
-    def take_styles(
+    def set_styles(
         self,
         styles: Sequence[Tensor],
         layers: Mapping[str, float],
@@ -104,9 +104,9 @@ class StyleLoss:
         *,
         masks: Tensor | None = None,
     ) -> None:
-        """Aim at the Gram matrices of the ``styles`` [1 or N, C, h, w] in the ``layers``.
+        """Set the style targets: the Gram matrices of the ``styles`` [1 or N, C, h, w] in the ``layers``.
 
-        With ``shares`` that add up to 1 they are blended, or, with ``masks`` [S, H, W], each is for where its mask is.
+        They are blended with ``shares`` that sum to 1, or, with ``masks`` [S, H, W], each applies where its mask is.
         """
         each: list[dict[str, Tensor]] = []
         for images in styles:
@@ -130,26 +130,26 @@ class StyleLoss:
             return self.network(images)[1]
 
     def __call__(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Minus the loss of each of the ``images`` [n, C, H, W], the numbers of which are ``rows``: [n]."""
+        """The negative loss [n] of each of the ``images`` [n, C, H, W], whose indices are ``rows``."""
         with self._winograd:
             _, found = self.network(images)
         content = style = images.new_zeros(len(images))
         for name, (features, weight) in self._contents.items():
-            distance = (found[name] - _of(features, rows)).flatten(1).square().sum(1)
-            content = content + _of(weight, rows) * distance
+            distance = (found[name] - _rows_of(features, rows)).flatten(1).square().sum(1)
+            content = content + _rows_of(weight, rows) * distance
         for name, regions in self._styles.items():
             for number, region in enumerate(regions):
-                features, weight = found[name], _of(region.weight, rows)
+                features, weight = found[name], _rows_of(region.weight, rows)
                 if region.mask is not None:
                     guide, part = self._guide(name, number, region.mask, features)
                     features, weight = features * guide, weight * part
-                style = style + weight * ops.gram_loss(features, _of(region.gram, rows), "hw")
+                style = style + weight * ops.gram_loss(features, _rows_of(region.gram, rows), "hw")
         self.content = self.content.index_copy(0, rows, content.detach())
         self.style = self.style.index_copy(0, rows, style.detach())
         return -(content + self.style_weight * style)
 
     def _guide(self, name: str, number: int, mask: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """What the features are multiplied by, [1, 1, h, w] with a mean square of 1, and the mask's mean square."""
+        """The factor for the features, [1, 1, h, w] with a mean square of 1, and the mask's mean square."""
         if (name, number) not in self._guides:
             guide = F.adaptive_avg_pool2d(mask.to(features), (features.shape[2], features.shape[3]))
             part = guide.square().mean()
@@ -163,8 +163,8 @@ def _region(gram: Tensor, weight: float, mask: Tensor | None) -> _Region:
     return _Region(gram, weight / (4 * torch.where(size > 0, size, 1).square()), mask)
 
 
-def _of(values: Tensor, rows: Tensor) -> Tensor:
-    """The ``rows`` of values, of which there may be one for all."""
+def _rows_of(values: Tensor, rows: Tensor) -> Tensor:
+    """The ``rows`` of ``values``, which may have a single row for all images."""
     return values if len(values) == 1 else values[rows]
 
 

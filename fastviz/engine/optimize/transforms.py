@@ -1,6 +1,6 @@
-"""Random changes of the images before each pass: what survives them does not depend on single pixels.
+"""Random transforms of the images before each pass, so that the result does not depend on single pixels.
 
-Each image draws from a random generator of its own, so its changes do not depend on the other images of the batch.
+Each image has its own random generator, so its transforms do not depend on the other images of the batch.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ __all__ = ["Jitter", "Rotate", "Scale", "Transform", "Warp", "transformed"]
 
 
 class Transform:
-    """A random change of images [n, C, H, W] that keeps their size, in their graph."""
+    """A differentiable random transform of images [n, C, H, W] that keeps their size."""
 
     def __call__(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        """The changed images; image i takes its random numbers from ``generators[i]``."""
+        """The transformed images; image i takes its random numbers from ``generators[i]``."""
         raise NotImplementedError
 
 
 class Warp(Transform):
-    """A linear map of the plane: a matrix sends each pixel to the place where the image is read, bilinearly."""
+    """A linear map of the plane: a matrix maps each pixel to the position at which the image is sampled, bilinearly."""
 
     def matrices(self, size: tuple[int, int], generators: Sequence[torch.Generator]) -> Tensor:
-        """Float64 [n, 2, 2], for places (x, y) from the centre, −1 to 1 along each side of images of ``size``."""
+        """Float64 [n, 2, 2], for positions (x, y), −1 to 1 from edge to edge of images of ``size``."""
         raise NotImplementedError
 
     def __call__(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
@@ -39,26 +39,26 @@ class Warp(Transform):
 
 
 def transformed(images: Tensor, transforms: Sequence[Transform], generators: Sequence[torch.Generator]) -> Tensor:
-    """``images`` after all ``transforms``, in order; warps in a row become one, so that they interpolate once.
+    """``images`` after all ``transforms``, in order; consecutive warps are combined, so that they interpolate once.
 
     >>> transformed(torch.ones(1, 3, 4, 4), [Scale(0.5, 2.0), Rotate()], [torch.Generator()]).shape
     torch.Size([1, 3, 4, 4])
     """
-    waiting: Tensor | None = None
+    pending: Tensor | None = None
     for transform in transforms:
         if isinstance(transform, Warp):
-            # The second warp reads at M₂p in what the first made, which is M₁M₂p in the image.
+            # The second warp samples the first one's result at M₂p, which is M₁M₂p in the image.
             found = transform.matrices((images.shape[2], images.shape[3]), generators)
-            waiting = found if waiting is None else waiting @ found
+            pending = found if pending is None else pending @ found
             continue
-        images, waiting = images if waiting is None else _warped(images, waiting), None
+        images, pending = images if pending is None else _warped(images, pending), None
         images = transform(images, generators)
-    return images if waiting is None else _warped(images, waiting)
+    return images if pending is None else _warped(images, pending)
 
 
 @dataclass(frozen=True)
 class Jitter(Transform):
-    """Shifts each image by up to ``pixels`` down or up and left or right; what leaves at one edge enters at the other.
+    """Shifts each image by up to ``pixels`` vertically and horizontally, wrapping around at the edges.
 
     Mordvintsev, Olah, Tyka 2015, https://research.google/blog/inceptionism-going-deeper-into-neural-networks/
     """
@@ -78,7 +78,7 @@ class Jitter(Transform):
 
 @dataclass(frozen=True)
 class Scale(Warp):
-    """Enlarges each image around its centre by a factor between ``low`` and ``high``; what is missing is mirrored."""
+    """Scales each image around its centre by a factor between ``low`` and ``high``; missing pixels are mirrored."""
 
     low: float = 0.9
     high: float = 1.1
@@ -96,7 +96,7 @@ class Scale(Warp):
 
 @dataclass(frozen=True)
 class Rotate(Warp):
-    """Turns each image around its centre by up to ``degrees`` to either side; what is missing is mirrored."""
+    """Rotates each image around its centre by up to ``degrees`` in either direction; missing pixels are mirrored."""
 
     degrees: float = 5.0
 
@@ -106,26 +106,26 @@ class Rotate(Warp):
     def matrices(self, size: tuple[int, int], generators: Sequence[torch.Generator]) -> Tensor:
         """See the class."""
         angles = _uniform(-self.degrees, self.degrees, generators) * (math.pi / 180)
-        # Coordinates run from -1 to 1 along each side: a turn must know which side is longer.
+        # Coordinates run from -1 to 1 along each side, so a rotation must account for the aspect ratio.
         ratio = size[0] / size[1]
         cosine, sine = angles.cos(), angles.sin()
         return torch.stack([cosine, -sine * ratio, sine / ratio, cosine], 1).view(-1, 2, 2)
 
 
 def _uniform(low: float, high: float, generators: Sequence[torch.Generator]) -> Tensor:
-    """One number an image, float64 [n]."""
+    """One random number per image, float64 [n]."""
     drawn = [torch.rand((), generator=generator, dtype=torch.float64) for generator in generators]
     return low + (high - low) * torch.stack(drawn)
 
 
-def _beside(values: Tensor, like: Tensor) -> Tensor:
+def _to_device_of(values: Tensor, like: Tensor) -> Tensor:
     """``values`` from the host in the dtype and on the device of ``like``, without waiting for the device."""
     values = values.to(like.dtype)
     return values.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else values
 
 
 def _warped(images: Tensor, matrices: Tensor) -> Tensor:
-    """``images`` read where ``matrices`` [n, 2, 2] say; beyond the edges they are mirrored."""
+    """``images`` sampled at the positions given by ``matrices`` [n, 2, 2]; beyond the edges they are mirrored."""
     whole = torch.cat([matrices, matrices.new_zeros(len(matrices), 2, 1)], 2)
-    grid = functional.affine_grid(_beside(whole, images), list(images.shape), align_corners=False)
+    grid = functional.affine_grid(_to_device_of(whole, images), list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)

@@ -1,1 +1,1 @@
-"""Images that fool a network: small changes of a photograph, noise, and evolution."""
+"""Fooling images: small changes of a photograph, noise, and evolution."""

@@ -1,4 +1,4 @@
-"""What an attack makes a network see: a class with some probability, or a value of any objective."""
+"""The aim of an attack: a class with some probability, or a value of any objective."""
 
 from __future__ import annotations
 
@@ -15,54 +15,55 @@ __all__ = ["Aim", "ClassAim", "ValueAim", "logit"]
 
 
 class Aim(ABC):
-    """What is increased for each picture of a batch, and when it is enough.
+    """What an attack increases for each picture of a batch, and its goal.
 
-    Attacks increase *values*; a *measure* is what the goal is compared with. Both grow together. Where an attack has to
-    guess how far it is to the goal, it uses a *straightened* measure, which is nearly linear in the picture.
+    Attacks increase *values*; the goal is compared with *measures*, which grow with the values. To estimate the
+    distance to the goal, attacks use a *linearised* measure, which is nearly linear in the picture.
     """
 
     goal: float | None
-    """The measure at which a picture is done; None if there is none."""
+    """The measure at which a picture stops; None for no goal."""
     margin: float
-    """How far from the goal, in the straightened measure, rounding can take a picture."""
+    """How far rounding can move a picture from the goal, in the linearised measure."""
 
     @abstractmethod
     def values(self, attacked: AttackedModel, pictures: Tensor, rows: Tensor) -> Tensor:
-        """What is increased, [n], in the graph of ``pictures``, whose numbers in the batch are ``rows``, rising."""
+        """The values to increase, [n], in the graph of ``pictures``; ``rows`` are their ascending indices in the
+        batch."""
 
     @abstractmethod
     def measures(self, values: Tensor) -> Tensor:
-        """What the goal is compared with, [n], for these values."""
+        """The measures of these values, [n]."""
 
     @abstractmethod
     def missing(self, values: Tensor) -> Tensor:
-        """How much larger than ``values`` the largest value is that an attack reckons with, [n]."""
+        """How much larger than ``values`` the value is that an attack assumes it can reach, [n]."""
 
     @abstractmethod
-    def straightened(self, values: Tensor) -> Tensor:
-        """The straightened measure of these values, [n]."""
+    def linearised(self, values: Tensor) -> Tensor:
+        """The linearised measures of these values, [n]."""
 
     @abstractmethod
-    def straightened_measures(self, measures: Tensor) -> Tensor:
-        """The straightened measure of these measures, [n]."""
+    def linearised_measures(self, measures: Tensor) -> Tensor:
+        """The linearised form of these measures, [n]."""
 
     @abstractmethod
-    def steepened(self, gradients: Tensor, values: Tensor) -> Tensor:
-        """Gradients [n, ...] of the straightened measure, from those of ``values`` [n]."""
+    def linearised_gradients(self, gradients: Tensor, values: Tensor) -> Tensor:
+        """Gradients [n, ...] of the linearised measure, from those of ``values`` [n]."""
 
-    def straight_goal(self, like: Tensor) -> Tensor:
-        """The goal as a straightened measure, in the dtype and on the device of ``like``."""
+    def linearised_goal(self, like: Tensor) -> Tensor:
+        """The goal as a linearised measure, in the dtype and on the device of ``like``."""
         assert self.goal is not None
-        return self.straightened_measures(like.new_tensor(self.goal))
+        return self.linearised_measures(like.new_tensor(self.goal))
 
 
 @dataclass(frozen=True, eq=False)
 class ClassAim(Aim):
-    """log p of a class is increased until p is the goal; log(p / (1 − p)) is nearly linear in the picture.
+    """Increases log p of a class until p reaches the goal; log(p / (1 − p)) is nearly linear in the picture.
 
     Attributes:
-        classes: int64 [N], the class to be seen in each picture.
-        goal: the probability at which a picture is done.
+        classes: int64 [N], the target class of each picture.
+        goal: the probability at which a picture stops.
     """
 
     classes: Tensor
@@ -78,29 +79,29 @@ class ClassAim(Aim):
         return values.exp()
 
     def missing(self, values: Tensor) -> Tensor:
-        """See :class:`Aim`: log p ends at 0."""
+        """See :class:`Aim`: log p is at most 0."""
         return -values
 
-    def straightened(self, values: Tensor) -> Tensor:
+    def linearised(self, values: Tensor) -> Tensor:
         """See :class:`Aim`."""
         return logit(values)
 
-    def straightened_measures(self, measures: Tensor) -> Tensor:
+    def linearised_measures(self, measures: Tensor) -> Tensor:
         """See :class:`Aim`."""
         return logit(measures.log())
 
-    def steepened(self, gradients: Tensor, values: Tensor) -> Tensor:
+    def linearised_gradients(self, gradients: Tensor, values: Tensor) -> Tensor:
         """See :class:`Aim`: d log(p / (1 − p)) = d log p / (1 − p)."""
         return gradients / -values.expm1()[:, None]
 
 
 @dataclass(frozen=True, eq=False)
 class ValueAim(Aim):
-    """The value of an objective is increased until it is the goal, or for all steps where there is none.
+    """Increases the value of an objective until it reaches the goal, or for all steps without one.
 
     Attributes:
-        objective: of the images as the network takes them.
-        goal: the value at which a picture is done; None for none.
+        objective: for images as the network takes them.
+        goal: the value at which a picture stops; None for no goal.
     """
 
     objective: TargetObjective
@@ -108,7 +109,7 @@ class ValueAim(Aim):
 
     @property
     def margin(self) -> float:  # type: ignore[override]
-        """A thousandth of the goal: what float32 keeps through a deep network."""
+        """A thousandth of the goal, the precision of float32 through a deep network."""
         return 0.0 if self.goal is None else 1e-3 * abs(self.goal)
 
     def values(self, attacked: AttackedModel, pictures: Tensor, rows: Tensor) -> Tensor:
@@ -120,25 +121,25 @@ class ValueAim(Aim):
         return values
 
     def missing(self, values: Tensor) -> Tensor:
-        """See :class:`Aim`: an attack reckons with the goal."""
+        """See :class:`Aim`: an attack assumes that it can reach the goal."""
         assert self.goal is not None
         return self.goal - values
 
-    def straightened(self, values: Tensor) -> Tensor:
+    def linearised(self, values: Tensor) -> Tensor:
         """See :class:`Aim`."""
         return values
 
-    def straightened_measures(self, measures: Tensor) -> Tensor:
+    def linearised_measures(self, measures: Tensor) -> Tensor:
         """See :class:`Aim`."""
         return measures
 
-    def steepened(self, gradients: Tensor, values: Tensor) -> Tensor:
+    def linearised_gradients(self, gradients: Tensor, values: Tensor) -> Tensor:
         """See :class:`Aim`."""
         return gradients
 
 
 def logit(logarithm: Tensor) -> Tensor:
-    """``log(p / (1 − p))`` of log p, finite where p is rounded to 1.
+    """``log(p / (1 − p))`` from log p, finite even if p is rounded to 1.
 
     >>> round(logit(torch.tensor(0.9).log()).exp().item(), 4)
     9.0

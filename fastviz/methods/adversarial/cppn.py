@@ -1,7 +1,7 @@
-"""How evolving images are encoded: as pixels, or as small networks that paint them (CPPN).
+"""Encodings of evolving images: direct pixels, or compositional pattern-producing networks (CPPN).
 
-Genomes are dicts of tensors with one row for each image. They are on the CPU, so that a seed gives the same images on
-every device; pictures are painted on the device of the network.
+Genomes are dicts of tensors with one row per image. They stay on the CPU, so that a seed gives the same images on every
+device; pictures are rendered on the device of the network.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ Genomes: TypeAlias = dict[str, Tensor]
 
 
 class Encoding(ABC):
-    """How genomes begin, change, and become pictures."""
+    """How genomes are initialised, mutated and rendered."""
 
     @abstractmethod
     def start(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> Genomes:
-        """The first ``count`` genomes, for pictures of the ``shape`` (C, H, W)."""
+        """``count`` initial genomes, for pictures of the ``shape`` (C, H, W)."""
 
     @abstractmethod
     def mutated(self, genomes: Genomes, generator: torch.Generator) -> Genomes:
-        """Changed copies, each by itself."""
+        """Mutated copies, each independent of the others."""
 
     @abstractmethod
     def pictures(self, genomes: Genomes, shape: tuple[int, int, int], like: Tensor) -> Tensor:
-        """[n, C, H, W] in 0 to 1, of the dtype and on the device of ``like``."""
+        """The pictures [n, C, H, W] in 0 to 1, in the dtype and on the device of ``like``."""
 
 
 @dataclass(frozen=True)
 class Direct(Encoding):
-    """Every value of the picture is a gene: from 0 to 255, uniform noise at the start.
+    """Every value of the picture is a gene from 0 to 255, initially uniform noise.
 
-    A tenth of the values changes at a time, by polynomial mutation (Deb 2001): the change of each, as a part of the
+    A mutation changes a tenth of the values, by polynomial mutation (Deb 2001): each change δ, as a fraction of the
     range, has the density (η + 1)/2 · (1 − |δ|)^η, here with η = 15.
 
     Attributes:
-        rate: the part of the values that change.
-        eta: the larger, the smaller the changes.
+        rate: the fraction of values that change.
+        eta: larger values give smaller changes.
     """
 
     rate: float = 0.1
@@ -55,7 +55,7 @@ class Direct(Encoding):
         return {"levels": torch.randint(256, (count, *shape), generator=generator, dtype=torch.uint8)}
 
     def mutated(self, genomes: Genomes, generator: torch.Generator) -> Genomes:
-        """Some of the values moved."""
+        """Copies with some values changed."""
         levels = genomes["levels"].float()
         u = torch.rand(levels.shape, generator=generator)
         power = 1 / (self.eta + 1)
@@ -70,26 +70,26 @@ class Direct(Encoding):
 
 
 _FUNCTIONS = 5
-"""sine, Gaussian, sigmoid, linear, absolute value."""
+"""Sine, Gaussian, sigmoid, linear, absolute value."""
 _INPUTS = 4
-"""Across, down, distance from the centre, one."""
+"""x, y, distance from the centre, one."""
 
 
 @dataclass(frozen=True)
 class CPPN(Encoding):
-    """A compositional pattern-producing network: a small network from a pixel's place to its colour.
+    """A compositional pattern-producing network: a small network from a pixel's position to its colour.
 
     Stanley 2007, "Compositional pattern producing networks", https://doi.org/10.1007/s10710-007-9028-8. Its inputs are
-    the place across and down (−1 to 1 on the shorter side), the distance from the centre, and 1; its nodes are sines,
-    Gaussians, sigmoids, lines and absolute values of weighted sums of inputs and earlier nodes; its outputs are the
+    the position x and y (−1 to 1 on the shorter side), the distance from the centre, and 1; its nodes are sine,
+    Gaussian, sigmoid, identity and absolute value of weighted sums of inputs and earlier nodes; its outputs are the
     channels, each |sin| of such a sum, so that pictures use the whole range. A genome is the matrix of all weights, 0
-    where there is no connection, so that a population of different networks is painted by the same products of
-    matrices; evolution begins with few connections and adds to them, as NEAT does. Unlike NEAT there is no crossover,
-    and the number of nodes is bounded.
+    where there is no connection, so that different networks are rendered by the same matrix products; evolution starts
+    with few connections and adds more, as in NEAT. Unlike in NEAT, there is no crossover, and the number of nodes is
+    bounded.
 
     Attributes:
-        nodes: most nodes between inputs and outputs.
-        grow: the chance that a mutation adds a connection, and that it changes the function of a node.
+        nodes: the maximum number of nodes between inputs and outputs.
+        grow: the probability that a mutation adds a connection, and that it changes the function of a node.
         spread: standard deviation of the change of a weight.
     """
 
@@ -98,39 +98,39 @@ class CPPN(Encoding):
     spread: float = 0.6
 
     def start(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> Genomes:
-        """Networks in which every output and every fourth node has some connections."""
+        """Random networks with a quarter of all possible connections."""
         rows, columns = self.nodes + shape[0], _INPUTS + self.nodes
         weights = 2 * torch.randn(count, rows, columns, generator=generator)
-        there = torch.rand(count, rows, columns, generator=generator) < 0.25
+        connected = torch.rand(count, rows, columns, generator=generator) < 0.25
         return {
-            "weights": weights * there * self._earlier(shape[0]),
+            "weights": weights * connected * self._earlier(shape[0]),
             "functions": torch.randint(_FUNCTIONS, (count, self.nodes), generator=generator),
         }
 
     def mutated(self, genomes: Genomes, generator: torch.Generator) -> Genomes:
-        """Some weights moved, perhaps a connection added or cut, perhaps another function."""
+        """Copies with some weights changed, and perhaps a connection added or removed, or a function changed."""
         weights, functions = genomes["weights"], genomes["functions"]
         chance = torch.rand(5, len(weights), generator=generator)
         change = self.spread * torch.randn(weights.shape, generator=generator)
-        # From one weight in twenty to all of them, so that both small and large changes are tried.
+        # Changes 5 % to 100 % of the weights, so that both small and large changes are tried.
         part = 0.05 + 0.95 * chance[0].square()
         moves = torch.rand(weights.shape, generator=generator) < part[:, None, None]
         moved = weights + change * moves * (weights != 0)
         new = 2 * torch.randn(weights.shape, generator=generator)
-        open_ = self._earlier(weights.shape[1] - self.nodes) * (weights == 0)
-        moved = torch.where(_one_of(open_ > 0, chance[1] < self.grow, generator), new, moved)
+        free = self._earlier(weights.shape[1] - self.nodes) * (weights == 0)
+        moved = torch.where(_one_of(free > 0, chance[1] < self.grow, generator), new, moved)
         moved = torch.where(_one_of(weights != 0, chance[2] < self.grow / 2, generator), 0.0, moved)
         other = torch.randint(_FUNCTIONS, functions.shape, generator=generator)
         switched = _one_of(torch.ones_like(functions, dtype=torch.bool), chance[3] < self.grow, generator)
         return {"weights": moved, "functions": torch.where(switched, other, functions)}
 
     def pictures(self, genomes: Genomes, shape: tuple[int, int, int], like: Tensor) -> Tensor:
-        """All places of all pictures at once, node after node."""
+        """Renders all positions of all pictures together, node by node."""
         weights, functions = genomes["weights"].to(like), genomes["functions"].tolist()
         places = _places(shape[1:], like)
         values = like.new_zeros(len(weights), _INPUTS + self.nodes, places.shape[1])
         values[:, :_INPUTS] = places
-        used = (genomes["weights"] != 0).any(1)  # a node that nothing reads need not be computed
+        used = (genomes["weights"] != 0).any(1)  # nodes that nothing reads are skipped
         for node in range(self.nodes):
             at = _INPUTS + node
             for row in used[:, at].nonzero()[:, 0].tolist():
@@ -139,12 +139,12 @@ class CPPN(Encoding):
         return (weights[:, self.nodes :] @ values).sin().abs().view(len(weights), *shape)
 
     def _earlier(self, channels: int) -> Tensor:
-        """1 where a connection may be: to a node from inputs and earlier nodes, to an output from all of them."""
+        """1 where a connection is possible: to a node from inputs and earlier nodes, to an output from all of them."""
         return torch.ones(self.nodes + channels, _INPUTS + self.nodes).tril(_INPUTS - 1)
 
 
 def _one_of(possible: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
-    """A mask with one of the ``possible`` places of each of the ``rows`` (bool [n])."""
+    """A mask with one random ``possible`` entry in each of the ``rows`` (bool [n])."""
     drawn = torch.rand(possible.shape, generator=generator) * possible
     flat = drawn.flatten(1)
     return ((flat == flat.amax(1, keepdim=True)) & (flat > 0) & rows[:, None]).view_as(possible)
@@ -161,7 +161,7 @@ def _places(size: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 def _applied(function: int, total: Tensor) -> Tensor:
-    """One of the functions of nodes; all but the linear one are bounded or grow slowly."""
+    """The node function of this number."""
     if function == 0:
         return total.sin()
     if function == 1:

@@ -1,4 +1,4 @@
-"""Fooling images without gradients: pictures that evolve until a network is sure of them."""
+"""Fooling images without gradients: pictures that evolve until a network classifies them confidently."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from fastviz.methods.adversarial.fooling import AttackedModel, FoolingImages, cl
 
 __all__ = ["evolve"]
 
-_AIMED = 0.5
-"""The part of the parents that are drawn from the wanted classes."""
+_TARGET_PARENTS = 0.5
+"""The fraction of parents that are drawn from the target classes."""
 
 
 def evolve(
@@ -36,40 +36,41 @@ def evolve(
     precision: Precision = "model",
     progress: bool = False,
 ) -> FoolingImages:
-    """Pictures of nothing that the network takes for each of the ``target`` classes, found without any gradient.
+    """Meaningless pictures that the network classifies as the ``target`` classes, found without gradients.
 
     MAP-Elites, as in Nguyen, Yosinski, Clune 2015, "Deep Neural Networks are Easily Fooled",
-    https://arxiv.org/abs/1412.1897: of every class the image with the highest probability so far is kept. In each
-    generation, ``population`` of the kept images are drawn as parents and changed once; a child takes the place of the
-    best image of every class of which the network is surer with it, whatever its parent was for. Ends when all of the
-    target classes have reached the goal. Departures: half of the parents are drawn from the target classes that have
-    not reached it (without a target, from the five likeliest classes), the others from all; there is no crossover.
+    https://arxiv.org/abs/1412.1897: for every class, the image with the highest probability so far is kept. In each
+    generation, ``population`` of the kept images are drawn as parents and mutated once; a child replaces the best image
+    of every class for which it has a higher probability, whatever class its parent was kept for. The search ends when
+    all target classes have reached the goal. We depart from the paper: half of the parents are drawn from the target
+    classes that have not reached the goal (without a target, from the five most probable classes), the others from all
+    classes; there is no crossover.
 
     Args:
-        model: any module that maps images [N, C, H, W] to scores [N, K]; it is only ever run forwards.
-        target: a class or several, or None for any: ends with the first class at the goal, and returns the best one.
-        encoding: ``"cppn"``: networks that paint regular patterns, see
-            :class:`fastviz.methods.adversarial.cppn.CPPN`; ``"direct"``: every pixel by itself, see
-            :class:`fastviz.methods.adversarial.cppn.Direct`, which needs many more generations, and memory for a
-            picture of each class.
-        population: images that are tried in each generation.
-        generations: most of them.
-        goal: probability at which a class is done.
-        seed: of all random numbers.
+        model: any module that maps images [N, C, H, W] to scores [N, K]; it is only run forwards.
+        target: a class or several, or None for any class: ends with the first class at the goal, and returns the best
+            one.
+        encoding: ``"cppn"``: networks that render regular patterns, see :class:`fastviz.methods.adversarial.cppn.CPPN`;
+            ``"direct"``: independent pixels, see :class:`fastviz.methods.adversarial.cppn.Direct`, which needs many
+            more generations, and memory for a picture of each class.
+        population: the number of images in each generation.
+        generations: their maximum number.
+        goal: probability at which a class is finished.
+        seed: for all random numbers.
         size: height and width in pixels; None is the model's own.
-        batch_size: images that the network sees at once; None is all, on a CPU as many as its caches hold.
-        precision: ``"bfloat16"`` runs the network under autocast: faster where the processor has it, approximate. What
-            is reported is then what the network gives in this precision.
-        progress: show a bar, on a terminal. Ctrl-C returns the best images so far.
+        batch_size: images in a pass; None is all on a GPU, and on a CPU as many as fit its caches.
+        precision: ``"bfloat16"`` runs the network under autocast: approximate, and faster where the processor supports
+            it. Reported values are then computed in this precision.
+        progress: show a progress bar on a terminal. Ctrl-C returns the best images so far.
 
     Returns:
         A :class:`fastviz.FoolingImages` with an image for each target class, in the dtype and on the device of the
-        model. Pictures are rounded to 8 bits before the network sees them: a saved PNG is the same image.
+        model. Pictures are rounded to 8 bits before the network sees them, so a saved PNG is the same image.
 
     Raises:
-        TypeError: arguments of the wrong type; the model returns no scores.
+        TypeError: arguments of the wrong type; the model does not return scores.
         ValueError: a class or encoding that does not exist; a goal or number out of range.
-        MemoryError: the images do not fit into memory at once; says how many would.
+        MemoryError: the images do not fit into memory together; the message says how many would.
 
     >>> from fastviz.models import load_model
     >>> found = evolve(load_model("demo"), population=8, generations=2)
@@ -96,7 +97,7 @@ def evolve(
                         break
                     parents = archive.parents(population, wanted, generator)
                     archive.admit(kind.mutated(parents, generator), generation)
-                    advance(1, f"evolving, best {archive.standing(wanted):.1%}")
+                    advance(1, f"evolving, best {archive.progress(wanted):.1%}")
             except KeyboardInterrupt:
                 if not len(archive.best):
                     raise
@@ -110,7 +111,7 @@ class _Archive:
 
     Attributes:
         shape: (C, H, W) of the pictures.
-        best: [K], their probabilities; empty before the first images.
+        best: [K], their probabilities; empty before the first generation.
         since: int64 [K], the generations in which they were found.
     """
 
@@ -125,7 +126,7 @@ class _Archive:
         self._elites: Genomes = {}
 
     def admit(self, genomes: Genomes, generation: int) -> None:
-        """Let the images of ``genomes`` take the places of worse ones."""
+        """Replace the images of all classes for which images of ``genomes`` are better."""
         found = self.attacked.probabilities(self._pictures(genomes))
         highest, which = found.max(0)
         if not len(self.best):
@@ -140,19 +141,19 @@ class _Archive:
         self.best = torch.where(better, highest, self.best)
 
     def parents(self, count: int, wanted: Tensor | None, generator: torch.Generator) -> Genomes:
-        """``count`` of the images, half of them for the ``wanted`` classes (of the most likely ones if None)."""
+        """``count`` of the images, half of them from the ``wanted`` classes (from the most probable ones if None)."""
         anyone = torch.randint(len(self.best), (count,), generator=generator)
         aims = self.best.topk(min(5, len(self.best))).indices if wanted is None else wanted[self._missing(wanted)]
         aims = aims.cpu()
         chosen = aims[torch.randint(len(aims), (count,), generator=generator)]
-        rows = torch.where(torch.arange(count) < _AIMED * count, chosen, anyone)
+        rows = torch.where(torch.arange(count) < _TARGET_PARENTS * count, chosen, anyone)
         return {name: genes[rows] for name, genes in self._elites.items()}
 
     def done(self, wanted: Tensor | None) -> bool:
-        """Whether all of the ``wanted`` classes, or for None any, are at the goal."""
+        """Whether all ``wanted`` classes, or any class for None, are at the goal."""
         return bool((self.best >= self.goal).any()) if wanted is None else not self._missing(wanted).any()
 
-    def standing(self, wanted: Tensor | None) -> float:
+    def progress(self, wanted: Tensor | None) -> float:
         """The lowest probability of the ``wanted`` classes; for None the highest of all."""
         return float(self.best.max() if wanted is None else self.best[wanted].min())
 

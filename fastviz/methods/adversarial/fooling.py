@@ -1,6 +1,6 @@
-"""What fooling images share: a model that is shown pictures, a bound on their change, and rounding to 8 bits.
+"""Shared parts of fooling methods: the attacked model, a bound on changes, and rounding to 8 bits.
 
-Pictures here are [N, C, H, W] with values 0 to 1; :class:`AttackedModel` turns them into what its network takes.
+Pictures here are [N, C, H, W] with values 0 to 1; :class:`AttackedModel` converts them to network inputs.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ if TYPE_CHECKING:
 
 __all__ = ["LEVEL", "AttackedModel", "FoolingImages", "NormBall", "class_batch", "probability_goal"]
 
-_Found = TypeVar("_Found")
+_Result = TypeVar("_Result")
 
 LEVEL = 1 / 255
-"""One step of an 8-bit pixel."""
-_REPAIRS = 100
-"""Most looks at the gradient after rounding to 8 bits."""
-_REPAIRED = 0.05
-"""The largest part of an image's values that moves by one level at each of them."""
+"""One level of an 8-bit pixel."""
+_MAX_REPAIRS = 100
+"""The maximum number of gradients computed after rounding to 8 bits."""
+_MAX_REPAIRED = 0.05
+"""The maximum fraction of an image's values that move by one level for each gradient."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FoolingImages(notebook.NotebookResult):
-    """Images that show nothing and that a network is sure of, a row a class.
+    """Meaningless images that a network classifies with high confidence, one row per class.
 
     Attributes:
         images: [T, C, H, W] as the network takes them.
         pictures: [T, C, H, W] in 0 to 1.
-        target: int64 [T], the classes aimed at.
-        success: bool [T], whether the target has at least the probability that was the goal.
+        target: int64 [T], the target classes.
+        success: bool [T], whether the target's probability reached the goal.
         probability: [T], of the target.
-        steps: int64 [T], steps taken, or generations until the image was found.
+        steps: int64 [T], the number of steps, or generations until the image was found.
         interrupted: whether Ctrl-C ended it early.
 
     >>> import fastviz as fv
@@ -67,16 +67,15 @@ class FoolingImages(notebook.NotebookResult):
 
     def shown(self) -> list[tuple[str, Tensor]]:
         """See :class:`fastviz.images.notebook.NotebookResult`."""
-        numbers = zip(self.target.tolist(), self.probability.tolist(), strict=True)
-        captions = [f"class {target}, {notebook.words(probability=probability)}" for target, probability in numbers]
-        return list(zip(captions, self.pictures, strict=True))
+        each = zip(self.target.tolist(), notebook.captioned(self.pictures, probability=self.probability), strict=True)
+        return [(f"class {target}, {caption}", picture) for target, (caption, picture) in each]
 
 
 @dataclass(frozen=True, eq=False)
 class NormBall(Prior):
     """Projects pictures onto the ball of this ``radius`` around the ``centre`` [N, C, H, W] after each step.
 
-    ``norm`` ``"inf"`` bounds the change of each value, ``"2"`` the Euclidean length of the change.
+    ``norm`` ``"inf"`` bounds the change of each value, ``"2"`` the Euclidean norm of the change.
     """
 
     centre: Tensor
@@ -85,7 +84,7 @@ class NormBall(Prior):
     changes_images = True
 
     def changed(self, images: Tensor, gradients: Tensor | None, rows: Tensor, step: int) -> Tensor:
-        """The nearest pictures in the ball."""
+        """The closest pictures in the ball."""
         change = images - self.centre[rows]
         if self.norm == "inf":
             return self.centre[rows] + change.clamp(-self.radius, self.radius)
@@ -94,9 +93,9 @@ class NormBall(Prior):
         return inside
 
     def on_levels(self, levels: Tensor, rows: Tensor) -> Tensor:
-        """Pictures of whole ``levels``, 0 to 255, in the ball; where there is no room the smallest changes are dropped.
+        """Pictures of integer ``levels``, 0 to 255, inside the ball; the smallest changes that do not fit are dropped.
 
-        Dropping leaves less than half a level of the change, which is what rounding an image to 8 bits takes.
+        A dropped change leaves less than half a level, the error of rounding to 8 bits.
         """
         centre = self.centre[rows] * 255
         if self.norm == "inf":
@@ -111,15 +110,15 @@ class NormBall(Prior):
 
 @dataclass(frozen=True, eq=False)
 class AttackedModel:
-    """A network that is shown pictures; the caller holds it in ``frozen_model``.
+    """A network under attack, which takes pictures; to be used inside ``frozen_model``.
 
     Attributes:
-        model: maps images to scores [N, K], or has the layers that an objective reads.
+        model: maps images to scores [N, K], or has the layers of an objective.
         frame: size and normalisation of its images.
-        batch_size: images that it sees at once; None is all, on a CPU as many as its caches hold.
-        precision: ``"bfloat16"`` runs it under autocast.
+        batch_size: images in a pass; None is all on a GPU, and on a CPU as many as fit its caches.
+        precision: ``"bfloat16"`` runs the network under autocast.
         progress: whether to show bars.
-        argument: what errors call the images.
+        argument: the name of the images in errors.
     """
 
     model: nn.Module
@@ -137,12 +136,12 @@ class AttackedModel:
         """The frame of ``images`` [N, C, H, W]: their size, and the normalisation of the model.
 
         Raises:
-            ValueError: another number of channels than the model's preprocessing has.
+            ValueError: the number of channels differs from the model's preprocessing.
         """
         return frame_of(model, (images.shape[2], images.shape[3]), images.shape[1])
 
     def pictures(self, images: Tensor) -> Tensor:
-        """What ``images`` show, 0 to 1.
+        """The pictures for ``images``, 0 to 1.
 
         Raises:
             ValueError: some are darker than black or brighter than white by more than rounding.
@@ -162,7 +161,7 @@ class AttackedModel:
         """log p of all classes, [N, K], in the graph of ``pictures``.
 
         Raises:
-            TypeError, ValueError: the model returns no scores.
+            TypeError, ValueError: the model does not return scores.
         """
         # Convolutions are fastest with channels last.
         images = self.frame.image(pictures).contiguous(memory_format=torch.channels_last)
@@ -172,19 +171,19 @@ class AttackedModel:
         return (output if self.precision == "model" else output.to(pictures.dtype)).log_softmax(1)
 
     def probabilities(self, pictures: Tensor) -> Tensor:
-        """Of all classes, [N, K]."""
+        """Probabilities of all classes, [N, K]."""
         with torch.no_grad():
             return torch.cat(self._in_parts(pictures, lambda part: self.log_probabilities(pictures[part]).exp()))
 
     def values(self, aim: Aim, pictures: Tensor, rows: Tensor) -> Tensor:
-        """What ``aim`` increases, [n], of pictures with these numbers in the batch (int64 [n], rising)."""
+        """The values of ``aim``, [n], for pictures with these indices in the batch (int64 [n], ascending)."""
         if not len(pictures):
             return pictures.new_zeros(0)
         with torch.no_grad():
             return torch.cat(self._in_parts(pictures, lambda part: aim.values(self, pictures[part], rows[part])))
 
     def values_and_gradients(self, aim: Aim, pictures: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, and its gradient for each picture, [n, C, H, W]."""
+        """The values of ``aim``, [n], and their gradients for the pictures, [n, C, H, W]."""
 
         def at(part: slice) -> tuple[Tensor, Tensor]:
             leaf = pictures[part].detach().requires_grad_()
@@ -199,7 +198,7 @@ class AttackedModel:
     def optimize(
         self, aim: Aim, start: Tensor, optimizer: Optimizer, steps: int, priors: Sequence[Prior] = ()
     ) -> Optimized:
-        """Pictures on the way from ``start`` to high values of ``aim``, each until it reaches the goal."""
+        """Pictures optimised from ``start`` for high values of ``aim``, each until it reaches the goal."""
 
         def objective(pictures: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
             values = aim.values(self, pictures, rows)
@@ -219,26 +218,26 @@ class AttackedModel:
         )
 
     def in_8_bits(self, aim: Aim, pictures: Tensor, ball: NormBall | None = None) -> Tensor:
-        """The ``pictures`` rounded to multiples of 1/255, inside of the ``ball``.
+        """The ``pictures`` rounded to multiples of 1/255, inside the ``ball``.
 
-        Small changes are lost in rounding. Where that takes a picture that is at the goal below it, the values with the
-        largest gradient move by one level: as many as would be enough if :meth:`Aim.straightened` were linear in the
-        picture, at most a twentieth; and again until the goal is reached. The steps are small because each changes
-        which values have the largest gradient. What has moved by m levels counts as if its gradient were 1 + 2m times
-        smaller, because that is how much the square of its change grows. A picture is at the goal if it is less than
-        ``aim.margin`` below it, because what is beside an image in a pass changes how it is rounded.
+        Small changes are lost in rounding. If that takes a picture from the goal to below it, the values with the
+        largest gradient move by one level: as many as would suffice if :meth:`Aim.linearised` were linear in the
+        picture, at most a twentieth. This repeats until the goal is reached; steps are small because each changes which
+        values have the largest gradient. The gradient of a value that has moved by m levels is divided by 1 + 2m,
+        because the square of its change grows that much. A picture counts as at the goal if it is less than
+        ``aim.margin`` below it, because rounding errors depend on the other images in the pass.
         """
         everyone = torch.arange(len(pictures), device=pictures.device)
         levels = (pictures * 255).round()
         levels = levels if ball is None else ball.on_levels(levels, everyone)
         if aim.goal is None:
             return levels / 255
-        goal = aim.straight_goal(pictures)
-        before = aim.straightened_measures(aim.measures(self.values(aim, pictures, everyone)))
+        goal = aim.linearised_goal(pictures)
+        before = aim.linearised_measures(aim.measures(self.values(aim, pictures, everyone)))
         rounded, short, goal = levels, everyone[before >= goal - aim.margin], goal + aim.margin
-        for _ in range(_REPAIRS if len(short) else 0):
+        for _ in range(_MAX_REPAIRS if len(short) else 0):
             found, gradient = self.values_and_gradients(aim, levels[short] / 255, short)
-            at = aim.straightened(found)
+            at = aim.linearised(found)
             low = at < goal
             short, gradient, at = short[low], gradient[low], at[low]
             if not len(short):
@@ -248,8 +247,8 @@ class AttackedModel:
                 moved = ball.on_levels(moved, short)
             cost = 1 + 2 * (levels[short] - rounded[short]).abs()
             gain = (gradient.abs() / cost * (moved != levels[short])).flatten(1)
-            most = gain.topk(max(1, int(gain.shape[1] * _REPAIRED)), dim=1)
-            steep = aim.steepened(gradient.flatten(1).gather(1, most.indices).abs(), found[low])
+            most = gain.topk(max(1, int(gain.shape[1] * _MAX_REPAIRED)), dim=1)
+            steep = aim.linearised_gradients(gradient.flatten(1).gather(1, most.indices).abs(), found[low])
             brought = steep * LEVEL
             needed = (most.values > 0) & (brought.cumsum(1) - brought < (goal - at)[:, None])
             chosen = torch.zeros_like(gain, dtype=torch.bool).scatter_(1, most.indices, needed).view_as(moved)
@@ -260,14 +259,14 @@ class AttackedModel:
     def judged(
         self, pictures: Tensor, classes: Tensor, goal: float, steps: Tensor, *, interrupted: bool
     ) -> FoolingImages:
-        """The result for ``pictures`` that aimed at ``classes``, with the probability that the network gives them."""
+        """The result for ``pictures`` with target ``classes`` and the network's probabilities."""
         found = self.probabilities(pictures).gather(1, classes[:, None])[:, 0]
         return FoolingImages(
             self.frame.image(pictures), pictures, classes, found >= goal, found, steps, interrupted
         )  # fmt: skip
 
-    def _in_parts(self, pictures: Tensor, call: Callable[[slice], _Found]) -> list[_Found]:
-        """What ``call`` gives for each part of the ``pictures`` that the network sees at once."""
+    def _in_parts(self, pictures: Tensor, call: Callable[[slice], _Result]) -> list[_Result]:
+        """The results of ``call`` for batches of the ``pictures``."""
         size = self.batch_size or images_at_once(len(pictures), self.frame.size, pictures.device)
         found = []
         for start in range(0, max(1, len(pictures)), size):
@@ -283,7 +282,7 @@ class AttackedModel:
 
 
 def probability_goal(goal: float) -> float:
-    """``goal``, if it is a probability that softmax can reach.
+    """``goal``, checked to be a probability that softmax can reach.
 
     Raises:
         TypeError, ValueError: it is not between 0 and 1.
@@ -294,7 +293,7 @@ def probability_goal(goal: float) -> float:
 
 
 def class_batch(target: object, count: int, device: torch.device) -> Tensor:
-    """``target``, one class or several, as int64 [T]; there are ``count`` classes.
+    """``target``, one or several of ``count`` classes, as int64 [T].
 
     Raises:
         TypeError: not whole numbers.

@@ -1,4 +1,4 @@
-"""Fooling images: small changes that make a network see something else, and noise that it is sure of."""
+"""Fooling images: small changes that make a network see something else, and noise that it classifies confidently."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ from fastviz.targets.selection import Selection, Target
 __all__ = ["Fooled", "fool", "fool_from_noise"]
 
 _NOISE = 5.0
-"""Standard deviation of the noise, in units of the usual one of ``canvas.Pixels``: 0.5 of the images'."""
+"""Standard deviation of the noise, in units of that of ``canvas.Pixels``: 0.5 in the images."""
 _SEED_STEP = 1_000_003
-"""Distance between the random seeds of one ``seed`` and the next, so that images of different calls differ."""
+"""Distance between the random seeds of consecutive ``seed`` values, so that images of different calls differ."""
 _CLASS_GOAL = 0.99
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Fooled(notebook.NotebookResult):
-    """What :func:`fool` made, a row an image. Lengths are those of the change of the picture, whose values are 0 to 1.
+    """The result of :func:`fool`, one row per image. Norms are of the change of the picture, with values 0 to 1.
 
-    What is said about classes is NaN, or −1 for their numbers, where the target is no class, or where the network
-    gives no scores [N, K].
+    Probabilities are NaN and class indices −1 if the target is not a class, or the network does not give scores [N, K].
 
     Attributes:
         images: [N, C, H, W] as the network takes them.
         pictures: [N, C, H, W] in 0 to 1.
-        success: bool [N], whether the goal was reached; without a goal, whether the value has grown.
-        target: int64 [N], the classes aimed at.
-        original: int64 [N], the classes with the highest score before.
-        probability_before, probability: [N], of the target before and after.
+        success: bool [N], whether the goal was reached; without a goal, whether the value has increased.
+        target: int64 [N], the target classes.
+        original: int64 [N], the predicted classes before.
+        probability_before, probability: [N], of the target class before and after.
         original_probability_before, original_probability: [N], of the original class before and after.
-        values_before, values: [N], what was increased, before and after: log p of a class, or the objective.
-        l2: [N], Euclidean length of the change.
-        linf: [N], largest change of a value.
-        psnr: [N], peak signal-to-noise ratio in dB, 10 · log10(1 / mean square of the change); infinite without one.
+        values_before, values: [N], the maximised value before and after: log p of a class, or the objective.
+        l2: [N], Euclidean norm of the change.
+        linf: [N], largest absolute change of a value.
+        psnr: [N], peak signal-to-noise ratio in dB, 10 · log10(1 / mean square of the change); infinite without a
+            change.
         steps: int64 [N], steps taken.
         interrupted: whether Ctrl-C ended it early.
 
@@ -112,57 +112,59 @@ def fool(
     precision: Precision = "model",
     progress: bool = False,
 ) -> Fooled:
-    """Images that look like ``x`` and in which the network sees ``target``, with how sure it is and what was changed.
+    """Adversarial images: they look like ``x``, but the network sees ``target`` in them.
 
     ``"lbfgs"``, the box method of Szegedy et al. 2013, "Intriguing properties of neural networks",
     https://arxiv.org/abs/1312.6199: minimise c · ‖r‖² − log p_target(x + r) with x + r between black and white, for the
-    largest c at which p_target reaches the goal. As there, c is searched for each image by itself: it starts where the
-    length of the change outweighs the class and falls a little after every step, so that r follows the minimisers; on
-    the last stretch r ends where the goal is first reached. (The paper writes c · |r| and searches c by solving anew;
-    the square is smooth at r = 0, and has the same minimisers for another c.)
+    largest c at which p_target reaches the goal. As in the paper, c is searched for each image separately: it starts
+    where the norm of the change dominates and decreases a little after every step, so that r follows the minimisers; in
+    the last step r stops where the goal is first reached. (The paper writes c · |r| and solves again for each c; the
+    square is smooth at r = 0, and has the same minimisers for another c.)
 
     ``"sign"``: x ← x + step · sign(∂ log p_target / ∂x), until the goal is reached. Goodfellow, Shlens, Szegedy 2014,
     https://arxiv.org/abs/1412.6572, with one step; Kurakin, Goodfellow, Bengio 2016, https://arxiv.org/abs/1607.02533,
-    with many. ``"gradient"``: the same with the gradient itself, divided by its root mean square. After each step the
-    change is brought back within the ``radius``, then the picture between black and white.
+    with many. ``"gradient"``: the same with the gradient divided by its root mean square. After each step the change is
+    projected onto the ``radius``, then the picture clipped between black and white.
 
-    For a target that is no class, its value takes the place of log p_target, and the goal is a value.
+    For a target that is not a class, its value replaces log p_target, and the goal is a value.
 
-    Every image is a problem of its own and stops by itself; what is beside it in the batch changes nothing. ``model``
-    runs in evaluation mode and is left as it was.
+    Every image is optimised and stopped independently of the others in the batch. ``model`` runs in evaluation mode and
+    is left unchanged.
 
     Args:
         model: any module that maps ``x`` to scores [N, K]; for objectives inside it, any module.
-        x: [N, C, H, W], as the network takes them; as pictures (see :func:`fastviz.models.preprocessing`) from 0 to 1.
-        target: what is to be seen: a class, int64 [N] with one an image, ``fastviz.class_score(k)``, any other
-            objective such as ``fastviz.channel(layer, k)`` or ``-fastviz.class_score()`` (less of the predicted class),
-            or a list of N of them, one an image. Of one image, T targets make T images. Never the class that has the
-            highest score, so None, which means that class elsewhere, is refused.
+        x: [N, C, H, W], as the network takes them; their pictures (see :func:`fastviz.models.preprocessing`) must lie
+            in 0 to 1.
+        target: what the network should see: a class, int64 [N] with one per image, ``fastviz.class_score(k)``, any
+            other objective such as ``fastviz.channel(layer, k)`` or ``-fastviz.class_score()`` (less of the predicted
+            class), or a list of N of them, one per image. For one image, T targets make T images. The predicted class
+            is refused, and so is None, which means that class elsewhere.
         method: see above; ``"lbfgs"`` makes the smallest changes, ``"sign"`` takes the fewest steps.
-        norm: what the radius bounds: ``"inf"`` the largest change of a value, ``"2"`` the Euclidean length.
-        radius: of the change of the picture, for ``"sign"`` and ``"gradient"``; None bounds it by black and white only.
-        goal: the probability of the class at which an image is done, None is 0.99; for other targets the value, where
+        norm: what the radius bounds: ``"inf"``: the largest change of a value; ``"2"``: the Euclidean norm.
+        radius: of the change of the picture, for ``"sign"`` and ``"gradient"``; None only bounds pixels by black and
+            white.
+        goal: the probability of the class at which an image stops, None is 0.99; for other targets the value, where
             None takes all steps (``"lbfgs"`` needs a goal).
-        step: of the picture: the change of each value with ``"sign"``, its root mean square with ``"gradient"``;
-            ``"lbfgs"`` finds its own.
-        steps: most steps.
-        quantize: round the pictures to 8 bits, so that a saved PNG is the same image. Where rounding takes an image
-            below the goal, values are moved by one level, those with the largest gradient first.
-        batch_size: images that the network sees at once; None is all, on a CPU as many as its caches hold.
-        precision: ``"bfloat16"`` runs the network under autocast: faster where the processor has it, approximate. What
-            is reported is then what the network gives in this precision.
-        progress: show a bar, on a terminal. Ctrl-C returns the images so far.
+        step: step size: the change of each picture value with ``"sign"``, its root mean square with ``"gradient"``;
+            ``"lbfgs"`` chooses its own.
+        steps: the maximum number of steps.
+        quantize: round the pictures to 8 bits, so that a saved PNG is the same image. If rounding takes an image below
+            the goal, values are moved by one level, those with the largest gradient first.
+        batch_size: images in a pass; None is all on a GPU, and on a CPU as many as fit its caches.
+        precision: ``"bfloat16"`` runs the network under autocast: approximate, and faster where the processor supports
+            it. Reported values are then computed in this precision.
+        progress: show a progress bar on a terminal. Ctrl-C returns the images so far.
 
     Returns:
         A :class:`Fooled` with images in the dtype of ``x``, on its device.
 
     Raises:
-        TypeError: arguments of the wrong type; the model returns no scores.
+        TypeError: arguments of the wrong type; the model does not return scores.
         ValueError: no target; a target that is the original class or does not exist; classes and other objectives in
-            one list; a radius, goal or step out of range; no goal for ``"lbfgs"`` and a target that is no class; a
+            one list; a radius, goal or step out of range; no goal for ``"lbfgs"`` and a target that is not a class; a
             radius for ``"lbfgs"``, or below one level when rounding to 8 bits; ``x`` darker than black or brighter than
             white; scores that are not finite.
-        MemoryError: the images do not fit into memory at once; says how many would.
+        MemoryError: the images do not fit into memory together; the message says how many would.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2, bias=False))
     >>> _ = nn.init.constant_(model[1].weight[0].detach(), 1.0), nn.init.constant_(model[1].weight[1].detach(), -1.0)
@@ -189,10 +191,10 @@ def fool(
                 None if each is None else each.expand(count, *each.shape[1:]) for each in (before, original)
             )
         ball = None if radius is None else NormBall(clean, radius, norm)
-        pictures, taken, interrupted = _attacked(attacked, aim, clean, ball, method, step, steps)
+        pictures, step_counts, interrupted = _attacked(attacked, aim, clean, ball, method, step, steps)
         if quantize and len(clean):
             pictures = attacked.in_8_bits(aim, pictures, ball)
-        return _result(attacked, aim, clean, pictures, before, original, taken, interrupted)
+        return _result(attacked, aim, clean, pictures, before, original, step_counts, interrupted)
 
 
 def _check(method: str, norm: str, radius: float | None, step: float, steps: int, quantize: bool) -> None:
@@ -209,10 +211,10 @@ def _check(method: str, norm: str, radius: float | None, step: float, steps: int
 
 
 def _class_probabilities(attacked: AttackedModel, clean: Tensor, target: Target) -> Tensor | None:
-    """Of all classes before, [N, K]; None where the target needs no class and the model gives no scores.
+    """The probabilities before, [N, K]; None if the target needs no classes and the model gives no scores.
 
     Raises:
-        TypeError, ValueError: the target needs classes and the model gives no scores; they are not finite.
+        TypeError, ValueError: the target needs classes and the model gives no scores; the scores are not finite.
     """
     try:
         before = attacked.probabilities(clean)
@@ -242,7 +244,7 @@ def _attacked(
     step: float,
     steps: int,
 ) -> tuple[Tensor, Tensor, bool]:
-    """Pictures, the steps taken by each, and whether Ctrl-C ended it."""
+    """The pictures, the steps taken for each, and whether Ctrl-C ended the attack."""
     if not len(clean):
         return clean, torch.zeros(0, dtype=torch.int64, device=clean.device), False
     if method == "lbfgs":
@@ -296,7 +298,7 @@ def _result(
 
 
 def _picked(probabilities: Tensor | None, classes: Tensor | None, like: Tensor) -> Tensor:
-    """The probability of a class in each row, [N]; NaN where there is none."""
+    """The probability of one class in each row, [N]; NaN if there is none."""
     if probabilities is None or classes is None:
         return like.new_full((len(like),), torch.nan)
     return probabilities.gather(1, classes[:, None])[:, 0]
@@ -314,8 +316,8 @@ def _aim(
     goal: float | None,
     method: str,
 ) -> tuple[Aim, int]:
-    """What is to be seen in each image, and of how many images: more than there are for several targets of one."""
-    selection = None if _are_classes(target) else _settled(attacked.model, target, original)
+    """The aim of each image, and the number of images, which is larger than given for several targets of one image."""
+    selection = None if _are_classes(target) else _with_predicted(attacked.model, target, original)
     if selection is None or all(part.class_index is not None for part in selection.objectives):
         assert original is not None
         assert before is not None
@@ -342,33 +344,33 @@ def _aim(
 
 
 def _are_classes(target: object) -> bool:
-    """Whether it is plain numbers of classes."""
+    """Whether ``target`` is plain class indices."""
     if isinstance(target, Sequence) and not isinstance(target, str):
         return not any(isinstance(entry, targets.Objective) for entry in target)
     return not isinstance(target, targets.Objective)
 
 
-def _settled(model: nn.Module, target: Target, original: Tensor | None) -> Selection:
-    """The targets, those about the predicted class with that of each image."""
+def _with_predicted(model: nn.Module, target: Target, original: Tensor | None) -> Selection:
+    """The targets, with each image's predicted class filled in."""
     selection = targets.resolve(target, model)
     if not selection.predicts:
         return selection
     assert original is not None
     if not selection.several:
         return selection.with_predicted(original)
-    # An entry of a list is about one image: the one at its place, or the only one.
+    # An entry of a list is for one image: the one with the same index, or the only one.
     each = original.split(1) if len(original) == len(selection.objectives) else [original] * len(selection.objectives)
     objectives = tuple(part.with_predicted(seen) for part, seen in zip(selection.objectives, each, strict=True))
     return Selection(objectives, selection.several, selection.columns)
 
 
 def _indices(selection: Selection) -> Tensor:
-    """The classes of objectives that all are about one, int64 [T]."""
+    """The classes of objectives that all have one, int64 [T]."""
     return torch.cat([torch.as_tensor(part.class_index).reshape(-1).cpu() for part in selection.objectives])
 
 
 def _classes(target: object, count: int, original: Tensor) -> Tensor:
-    """The class to be seen in each image, int64 [N]."""
+    """The target class of each image, int64 [N]."""
     classes = class_batch(target, count, original.device)
     if len(classes) not in (1, len(original)) and len(original) > 1:
         raise ValueError(f"target should be one class or one for each of {len(original)} images, got {len(classes)}")
@@ -397,34 +399,34 @@ def fool_from_noise(
     precision: Precision = "model",
     progress: bool = False,
 ) -> FoolingImages:
-    """Noise that the network takes for each of the ``target`` classes with near certainty, one image a class.
+    """Noise that the network classifies as the ``target`` classes with near certainty, one image per class.
 
-    Gradient ascent of log p_target from noise around the mean colour, without anything that would make it look like a
-    picture. Nguyen, Yosinski, Clune 2015, "Deep Neural Networks are Easily Fooled", https://arxiv.org/abs/1412.1897,
-    section 3.4 (there with a weak L2 decay and towards the score). Each step is the gradient divided by its root mean
-    square; each image stops by itself.
+    Gradient ascent on log p_target from noise around the mean colour, without priors for natural images. Nguyen,
+    Yosinski, Clune 2015, "Deep Neural Networks are Easily Fooled", https://arxiv.org/abs/1412.1897, section 3.4 (there
+    with a weak L2 decay and towards the score). Each step is the gradient divided by its root mean square; each image
+    stops independently.
 
     Args:
         model: any module that maps images [N, C, H, W] to scores [N, K].
         target: a class, or several.
-        goal: probability of the target at which an image is done; 0.996 is the median that the paper reports.
+        goal: probability of the target at which an image stops; 0.996 is the median reported in the paper.
         step: root mean square of the change of the picture (values 0 to 1) in one step.
-        steps: most steps.
-        seed: of the noise; image i depends on it and on i only.
+        steps: the maximum number of steps.
+        seed: for the noise; image i depends only on it and on i.
         size: height and width in pixels; None is the model's own.
         quantize: round the pictures to 8 bits, as :func:`fool` does.
-        batch_size: images that the network sees at once; None is all, on a CPU as many as its caches hold.
-        precision: ``"bfloat16"`` runs the network under autocast: faster where the processor has it, approximate. What
-            is reported is then what the network gives in this precision.
-        progress: show a bar, on a terminal. Ctrl-C returns the images so far.
+        batch_size: images in a pass; None is all on a GPU, and on a CPU as many as fit its caches.
+        precision: ``"bfloat16"`` runs the network under autocast: approximate, and faster where the processor supports
+            it. Reported values are then computed in this precision.
+        progress: show a progress bar on a terminal. Ctrl-C returns the images so far.
 
     Returns:
         A :class:`fastviz.FoolingImages` with an image for each class, in the dtype and on the device of the model.
 
     Raises:
-        TypeError: arguments of the wrong type; the model returns no scores.
+        TypeError: arguments of the wrong type; the model does not return scores.
         ValueError: a class that does not exist; a goal or step out of range.
-        MemoryError: the images do not fit into memory at once; says how many would.
+        MemoryError: the images do not fit into memory together; the message says how many would.
 
     >>> from fastviz.models import load_model
     >>> bool((fool_from_noise(load_model("demo"), [3, 9]).probability >= 0.996).all())

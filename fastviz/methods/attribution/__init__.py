@@ -1,1 +1,1 @@
-"""What in an image makes a target: occlusion, gradients, class activation maps, segmentation."""
+"""Attribution: which parts of an image a target depends on, by occlusion, gradients, CAMs and segmentation."""

@@ -1,4 +1,4 @@
-"""Where in the last maps of a network the evidence for a target lies: CAM, Grad-CAM, Guided Grad-CAM."""
+"""Class activation maps: CAM, Grad-CAM, Guided Grad-CAM."""
 
 from __future__ import annotations
 
@@ -26,12 +26,10 @@ from fastviz.execution.precision import Precision, reduced_precision, widened
 from fastviz.images import tensors
 from fastviz.methods.attribution import cam_formulas
 from fastviz.methods.attribution.cam_formulas import Formula
+from fastviz.methods.attribution.map_fusion import map_size
 from fastviz.targets.selection import Target
 
 __all__ = ["cam", "grad_cam", "guided_grad_cam"]
-
-_last_maps = cam_layers.default_layer
-_planes = cam_layers.planes
 
 
 @overload
@@ -67,35 +65,37 @@ def grad_cam(
     batch_size: int | None = None,
     precision: Precision = "model",
 ) -> Tensor | dict[str, Tensor]:
-    """Which places of a layer speak for the target: ``ReLU(Σ_k α_k A_k)`` with ``α_k = mean_ij(∂S/∂A_kij)``.
+    """Positions of a layer that support the target: ``ReLU(Σ_k α_k A_k)`` with ``α_k = mean_ij(∂S/∂A_kij)``.
 
     A are the layer's maps [N, K, h, w]. Selvaraju et al. 2017, "Grad-CAM", https://arxiv.org/abs/1610.02391. The
-    network runs without a graph up to the layer, so nothing in front of it is kept for a backward pass.
+    network runs without a graph up to the layer, so nothing before it is stored for the backward pass.
 
     Args:
         model: any module that maps ``x`` to scores [N, K] (or to anything, for targets inside the network).
         x: [N, C, H, W], floating-point, as the model takes it; N may be 0. Or signals [N, C, L], or volumes
             [N, C, D, H, W], with maps [N, l] and [N, d, h, w].
-        target: what to explain; None is the class with the highest score of each sample. See :data:`fastviz.Target`.
+        target: what to explain; None is the predicted class of each sample. See :data:`fastviz.Target`.
         layer: dotted name of a layer with output [N, K, h, w], or [N, h, w, K] or tokens [N, L, K] in networks where
-            the dimensions can be followed from the image on, at its last call; class and register tokens are left out.
-            None is the last one, pooling apart, with maps larger than 1x1, found by running the first image once more
-            (the paper's last convolutional layer: ``layer4`` of a ResNet, ``features.29`` of VGG-16); of networks that
-            work on tokens the last with a gradient, of those that return maps the last of the coarsest.
-        layers: several such names, in place of ``layer``, for one forward pass.
-        size: height and width to which the maps are resized (bilinear, ``align_corners=False``); None leaves them. Of
-            signals the length, of volumes depth, height and width.
+            the dimensions can be traced from the image; its last call is used, and class and register tokens are left
+            out. None is the last layer, apart from pooling, with maps larger than 1x1, found by running the first image
+            once more (the paper's last convolutional layer: ``layer4`` of a ResNet, ``features.29`` of VGG-16); in
+            networks that work on tokens the last layer with a gradient, in networks that return maps the last of the
+            coarsest maps.
+        layers: several such names instead of ``layer``, for one forward pass.
+        size: height and width to which the maps are resized (bilinear, ``align_corners=False``); None keeps their own.
+            For signals the length, for volumes depth, height and width.
         batch_size, precision: as in :func:`fastviz.input_gradient`.
 
     Returns:
-        [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, of the dtype of ``x``, not scaled. With ``layers``:
-        layer name → such maps.
+        [N, h, w] ([N, T, h, w] for T targets per sample), 0 or more, of the dtype of ``x``, not scaled. With
+        ``layers``: layer name → such maps.
 
     Raises:
-        TypeError: ``model``, ``x``, ``target`` or ``layer`` is of the wrong type; the model or layer returns no tensor.
+        TypeError: ``model``, ``x``, ``target`` or ``layer`` is of the wrong type; the model or layer does not return a
+            tensor.
         ValueError: wrong shape or device of ``x``; a class or layer that does not exist; a layer that is not called,
             has no maps, or on which the target does not depend; no layer with maps at all; no ``layer`` for a network
-            that goes on with tokens that cannot be followed.
+            that continues with tokens that cannot be traced.
 
     Warns:
         UserWarning: the gradient is zero everywhere at the layer.
@@ -107,10 +107,10 @@ def grad_cam(
     images = input_batch(model, x, axes=(1, 2, 3))
     model = eager(model)
     selection = targets.resolve(target, model)
-    shape = None if size is None else _size(size, images.dim() - 2)
+    shape = map_size(size, images.dim() - 2)
     given = checks.layer_names(layer, layers)
-    names = [_last_maps(model, images, selection)] if given is None else given
-    maps = _grad_cam(model, images, selection, names, batch_size, precision, named=given is not None)
+    names = [cam_layers.default_layer(model, images, selection)] if given is None else given
+    maps = _grad_cam(model, images, selection, names, batch_size, precision)
     if shape is not None:
         maps = [_resized(each, shape) for each in maps]
     return maps[0] if layers is None else dict(zip(names, maps, strict=True))
@@ -125,23 +125,23 @@ def cam(
     batch_size: int | None = None,
     precision: Precision = "model",
 ) -> Tensor:
-    """Which places of the last maps speak for and against a class: ``Σ_k w_k A_k``, w the class's weights.
+    """Positions of the last maps that support or oppose a class: ``Σ_k w_k A_k``, w the class's weights.
 
     Zhou et al. 2016, "Learning Deep Features for Discriminative Localization", https://arxiv.org/abs/1512.04150. Only
     for networks that end in a global average of the maps A (or of their positive part, as DenseNet does) and one linear
-    layer: ResNet, GoogLeNet, DenseNet, Inception, MobileNet v2, … Whether a network does is tested by computing its
-    scores that way. The mean of a map is the score, less the bias.
+    layer: ResNet, GoogLeNet, DenseNet, Inception, MobileNet v2, … This is tested by computing the scores that way. The
+    mean of a map is the score minus the bias.
 
     Args:
         model, x, size, batch_size, precision: as in :func:`grad_cam`.
-        target: as in :func:`grad_cam`, but nothing inside the network. If it is no class score but a function of scores
-            (a probability, a sum), each class counts by the gradient of the target for its score.
+        target: as in :func:`grad_cam`, but nothing inside the network. If it is a function of scores (a probability, a
+            sum), each class is weighted by the gradient of the target for its score.
 
     Returns:
-        [N, h, w] ([N, T, h, w] for T targets a sample), signed, not scaled.
+        [N, h, w] ([N, T, h, w] for T targets per sample), signed, not scaled.
 
     Raises:
-        TypeError, ValueError: as :func:`grad_cam`; also a network that ends otherwise, with the names of its layers.
+        TypeError, ValueError: as :func:`grad_cam`; a network with another ending (the message names its last layers).
 
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5, bias=False))
     >>> x = torch.ones(1, 1, 8, 8)
@@ -151,10 +151,10 @@ def cam(
     images = input_batch(model, x, axes=(1, 2, 3))
     model = eager(model)
     selection = targets.resolve(target, model)
-    shape = None if size is None else _size(size, images.dim() - 2)
+    shape = map_size(size, images.dim() - 2)
     if selection.layers:
         raise ValueError(f"target should be about classes for CAM, got one about layer {selection.layers[0]!r}")
-    name = _last_maps(model, images)
+    name = cam_layers.default_layer(model, images)
     batches = Batches(model)
 
     def compute(batch: Tensor, part: targets.Selection | None) -> Tensor:
@@ -162,7 +162,9 @@ def cam(
         with torch.no_grad(), layer_outputs(model, [name]) as recorded:
             with reduced_precision(batch, precision), axes:
                 output = batches.run_model(axes.images(batch.clone()))
-            maps, weight = _head(model, name, _planes(recorded[name], recorded[name], name, axes), scores_in(output))
+            maps, weight = _head(
+                model, name, cam_layers.planes(recorded[name], recorded[name], name, axes), scores_in(output)
+            )
         output = targets.class_scores(output)
         if part is None:
             return maps[:, 0]
@@ -185,14 +187,13 @@ def guided_grad_cam(
     batch_size: int | None = None,
     precision: Precision = "model",
 ) -> Tensor:
-    """Guided backprop where Grad-CAM finds the target: their product, Grad-CAM resized to the input (bilinear).
+    """The product of guided backprop and Grad-CAM, the latter resized to the input (bilinear).
 
     Selvaraju et al. 2017, "Grad-CAM", https://arxiv.org/abs/1610.02391. Arguments as in :func:`grad_cam`; errors and
-    warnings as in :func:`grad_cam` and :func:`fastviz.guided_backprop`. With None, the predicted class, both are about
-    the same class.
+    warnings as in :func:`grad_cam` and :func:`fastviz.guided_backprop`. For None, both use the same predicted class.
 
     Returns:
-        [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed.
+        [N, C, H, W] ([N, T, C, H, W] for T targets per sample), signed.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
     >>> guided_grad_cam(model, torch.rand(1, 3, 8, 8), target=4, layer="1").shape
@@ -201,11 +202,8 @@ def guided_grad_cam(
     images = input_batch(model, x, axes=(1, 2, 3))
     model = eager(model)
     selection = targets.resolve(target, model)
-    if layer is None:
-        layer = _last_maps(model, images, selection)
-    layer_module(model, layer)
-    name = _last_maps(model, images) if layer is None else layer
-    (coarse,) = _grad_cam(model, images, selection, [name], batch_size, precision, named=layer is not None)
+    name = _layer_name(model, images, layer, selection)
+    (coarse,) = _grad_cam(model, images, selection, [name], batch_size, precision)
     guided = input_gradients.input_gradients(
         model, images, selection, rule="guided", batch_size=batch_size, precision=precision, stacklevel=2
     )
@@ -213,6 +211,14 @@ def guided_grad_cam(
 
 
 # ------------------------------------------------------------------------------------------------------- helpers
+
+
+def _layer_name(model: nn.Module, images: Tensor, layer: str | None, selection: targets.Selection | None = None) -> str:
+    """``layer``, which must exist, or the default one for None."""
+    if layer is None:
+        return cam_layers.default_layer(model, images, selection)
+    layer_module(model, layer)
+    return layer
 
 
 def _grad_cam(
@@ -223,12 +229,11 @@ def _grad_cam(
     batch_size: int | None,
     precision: Precision,
     *,
-    named: bool,
     formulas: Sequence[Formula] = (cam_formulas.GRADIENT["grad_cam"],),
 ) -> list[Tensor]:
-    """Maps of the layers with these names, ``named`` by the caller or not: [N, h, w] or [N, T, h, w] for each.
+    """Maps of the layers ``names``, [N, h, w] or [N, T, h, w] for each, from one pass.
 
-    With several ``formulas`` those of the first layer come first, all from one pass.
+    With several ``formulas`` the maps of the first layer by each formula come first.
     """
     require_gradients(model)
     batches = Batches(model)
@@ -242,7 +247,7 @@ def _grad_cam(
                 model, axes.images(batch.clone()), needed, start_gradients=True, batches=batches
             )
         if part is not None:
-            part.missing(output)  # says so
+            part.missing(output)  # warns
         layers = {f"layer {name!r}": recorded[name] for name in names}
         for name in names:
             if recorded[name].dim() == batch.dim() and len(recorded[name]) != len(batch):
@@ -252,9 +257,9 @@ def _grad_cam(
                 )
 
         def planes(of: Tensor, name: str) -> Tensor:
-            laid = _planes(of, recorded[name], name, axes)
+            laid = cam_layers.planes(of, recorded[name], name, axes)
             sizes[name] = laid.shape[2 - axes.dims :]
-            # signals and volumes as planes of one row
+            # signals and volumes as planes with one row
             return laid if axes.dims == 4 else laid.flatten(2 - axes.dims).unsqueeze(-2)
 
         if part is None:
@@ -262,7 +267,7 @@ def _grad_cam(
         values = part.values(*widened(output, recorded, batch.dtype, precision))
         found = []
         for name, gradient in zip(names, targets.gradients(values, layers), strict=True):
-            _say_zero(gradient, name)
+            _warn_of_zero(gradient, name)
             slopes = planes(gradient, name).to(batch.dtype)
             layer = planes(recorded[name].detach(), name).to(batch.dtype)
             layer = layer if slopes.dim() == 4 else layer[:, None]
@@ -284,10 +289,10 @@ def _in_batches(
     precision: Precision,
     compute: Callable[[Tensor, targets.Selection | None], list[Tensor]],
 ) -> list[Tensor]:
-    """What ``compute`` makes of a batch and its targets, for all the ``images``, with the model in evaluation mode.
+    """The results of ``compute`` for batches of the ``images`` and their targets, with the model in evaluation mode.
 
-    Without targets it makes maps [1, h, w] of the right size: of no images there is nothing but a shape, and that comes
-    from running a black one.
+    Without targets, ``compute`` returns maps [1, h, w] of the right size: for an empty batch their shape comes from
+    running a black image.
     """
     input_gradients.check_options(batch_size, precision)
     with frozen_model(batches.model):
@@ -299,8 +304,8 @@ def _in_batches(
     return [torch.cat(each) for each in zip(*parts, strict=True)]
 
 
-def _say_zero(gradient: Tensor, name: str) -> None:
-    """Warn of samples with a gradient of zero at a whole layer: their map of zeros says nothing."""
+def _warn_of_zero(gradient: Tensor, name: str) -> None:
+    """Warn about samples whose gradient is zero at the whole layer, since their map of zeros has no meaning."""
     zero = int((gradient == 0).flatten(1).all(1).sum())
     if zero:
         warn(
@@ -322,12 +327,12 @@ def _head(model: nn.Module, name: str, maps: Tensor, scores: object) -> tuple[Te
         for linear in reversed(linears.values()):
             if linear.in_features != maps.shape[1] or scores.shape[1:] != (linear.out_features,):
                 continue
-            if not linear.weight.any():  # weights of zero give the scores of any maps
+            if not linear.weight.any():  # zero weights give the same scores for any maps
                 continue
             for each in (maps, maps.relu()):
                 mean = each.flatten(2).mean(2).to(linear.weight.dtype)
                 rebuilt = functional.linear(mean, linear.weight, linear.bias).detach()
-                # Rounding differs with the order of the sum; another architecture differs in the first digit.
+                # Rounding depends on the order of the sum; another architecture differs in the first digit.
                 near = torch.finfo(scores.dtype).eps ** 0.5 * float(scores.abs().max())
                 if torch.allclose(rebuilt, scores.to(rebuilt.dtype), rtol=0, atol=near):
                     return each.detach().to(rebuilt.dtype), linear.weight.detach()
@@ -336,18 +341,6 @@ def _head(model: nn.Module, name: str, maps: Tensor, scores: object) -> tuple[Te
         "model should end in a global average of its last maps and one linear layer for CAM; the mean of "
         f"{name!r} {list(maps.shape)}, and {last}, do not give its scores; use grad_cam"
     )
-
-
-def _batch(images: Tensor) -> Tensor:
-    """A copy of the ``images`` for the model; a black one if there is none, because shapes come from the network."""
-    return images.clone() if len(images) else images.new_zeros((1, *images.shape[1:]))
-
-
-def _size(size: object, places: int) -> tuple[int, ...]:
-    words = {1: "(length,)", 2: "(height, width) in pixels", 3: "(depth, height, width)"}[places]
-    if not isinstance(size, Sequence) or len(size) != places:
-        raise TypeError(f"size should be {words}, got {size!r}")
-    return tuple(checks.whole_number(value, "size", minimum=1) for value in size)
 
 
 def _resized(maps: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -1,7 +1,7 @@
-"""What the methods of the CAM family make of a layer's maps A and the gradients G of the target for them.
+"""The formulas of the CAM family, for a layer's maps A and the target's gradients G for them.
 
-A is [N, K, h, w] ([N, 1, K, h, w] for T targets a sample), G [N, K, h, w] or [N, T, K, h, w]. Each method weights the
-maps and adds them up over the channels, or projects them on their first principal component.
+A is [N, K, h, w] ([N, 1, K, h, w] for T targets per sample), G [N, K, h, w] or [N, T, K, h, w]. Each method weights the
+maps and sums them over the channels, or projects them onto their first principal component.
 """
 
 from __future__ import annotations
@@ -12,43 +12,45 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["GRADIENT", "Formula", "principal_component", "turned"]
+__all__ = ["GRADIENT", "Formula", "principal_component", "with_positive_peak"]
 
-_PLACES = (-2, -1)
+_POSITIONS = (-2, -1)
 
 
 @dataclass(frozen=True)
 class Formula:
-    """One method of the family; called with A and G it gives its map [N, h, w] or [N, T, h, w], 0 or more.
+    """One method of the family; called with A and G it returns its map [N, h, w] or [N, T, h, w], 0 or more.
 
     Attributes:
-        weighted: the maps, weighted, of the shape of G, from A and G.
-        projected: whether they are projected on their first principal component; else added up over the channels.
-        turns: whether the sign of the projection is that of its largest absolute value; else it is what it comes as.
+        weighted: computes the weighted maps, in the shape of G, from A and G.
+        projected: whether they are projected onto their first principal component; otherwise they are summed over the
+            channels.
+        fixes_sign: whether the projection gets the sign that makes its largest absolute value positive; otherwise its
+            sign is arbitrary.
     """
 
     weighted: Callable[[Tensor, Tensor], Tensor]
     projected: bool = False
-    turns: bool = True
+    fixes_sign: bool = True
 
     def __call__(self, maps: Tensor, gradients: Tensor) -> Tensor:
-        """The map of the method, see the class."""
+        """See the class."""
         weighted = self.weighted(maps, gradients)
         if not self.projected:
             return weighted.sum(-3).relu()
         found = principal_component(weighted)
-        return (turned(found) if self.turns else found).relu()
+        return (with_positive_peak(found) if self.fixes_sign else found).relu()
 
     def smooth(self) -> Formula:
-        """The same, projected ("eigen smoothing")."""
+        """The same formula with projection ("eigen smoothing")."""
         return Formula(self.weighted, True)
 
 
 def principal_component(maps: Tensor) -> Tensor:
-    """The projection of [..., K, h, w] on its first principal component over the places, [..., h, w].
+    """The projection of [..., K, h, w] onto its first principal component over the positions, [..., h, w].
 
-    The places are points in K dimensions, of which the mean is subtracted. Values that are no numbers count as 0.
-    Singular values come from the CPU, so that every device gives the same.
+    The positions are points in K dimensions, centred at their mean. NaN counts as 0. The singular value decomposition
+    runs on the CPU, so that all devices give the same.
     """
     points = torch.where(maps.isnan(), 0, maps).flatten(-2).mT
     points = points - points.mean(-2, keepdim=True)
@@ -58,24 +60,24 @@ def principal_component(maps: Tensor) -> Tensor:
     return projected.to(maps.dtype)
 
 
-def turned(projection: Tensor) -> Tensor:
-    """A projection, whose sign means nothing, with the sign that makes its largest absolute value positive."""
-    low, high = projection.amin(_PLACES, keepdim=True), projection.amax(_PLACES, keepdim=True)
+def with_positive_peak(projection: Tensor) -> Tensor:
+    """A projection, whose sign is arbitrary, with the sign that makes its largest absolute value positive."""
+    low, high = projection.amin(_POSITIONS, keepdim=True), projection.amax(_POSITIONS, keepdim=True)
     return torch.where(low.abs() > high.abs(), -projection, projection)
 
 
 def _grad_cam(A: Tensor, G: Tensor) -> Tensor:
-    return G.mean(_PLACES, keepdim=True) * A
+    return G.mean(_POSITIONS, keepdim=True) * A
 
 
 def _grad_cam_plus_plus(A: Tensor, G: Tensor) -> Tensor:
     squared = G.square()
-    alpha = squared / (2 * squared + A.sum(_PLACES, keepdim=True) * squared * G + 1e-6)
-    return (torch.where(G != 0, alpha, 0) * G.relu()).sum(_PLACES, keepdim=True) * A
+    alpha = squared / (2 * squared + A.sum(_POSITIONS, keepdim=True) * squared * G + 1e-6)
+    return (torch.where(G != 0, alpha, 0) * G.relu()).sum(_POSITIONS, keepdim=True) * A
 
 
 def _xgrad_cam(A: Tensor, G: Tensor) -> Tensor:
-    return (G * A / (A.sum(_PLACES, keepdim=True) + 1e-7)).sum(_PLACES, keepdim=True) * A
+    return (G * A / (A.sum(_POSITIONS, keepdim=True) + 1e-7)).sum(_POSITIONS, keepdim=True) * A
 
 
 def _layer_cam(A: Tensor, G: Tensor) -> Tensor:
@@ -104,4 +106,4 @@ GRADIENT: dict[str, Formula] = {
     "eigen_grad_cam": Formula(_product, projected=True),
     "seg_eigen_cam": Formula(_absolute, projected=True),
 }
-"""Name → formula, of those that need A and G, and nothing else."""
+"""Formulas by name of the methods that need only A and G."""

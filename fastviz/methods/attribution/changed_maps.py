@@ -1,6 +1,6 @@
-"""What a target loses when maps of a layer change: Ablation-CAM (channel by channel), Recipro-CAM (place by place).
+"""CAMs from changed maps of a layer: Ablation-CAM (channel by channel), Recipro-CAM (position by position).
 
-Only what follows the layer is computed again, for many channels or places at once.
+Only the part of the network after the layer is recomputed, for many channels or positions in a batch.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from torch import Tensor, nn
 from fastviz import targets
 from fastviz._util import checks
 from fastviz._util.progress import bar
+from fastviz.engine.gradients import cam_layers
 from fastviz.execution.after_layer import AfterLayer
 from fastviz.execution.compiled import eager
 from fastviz.execution.evaluation_mode import frozen_model
-from fastviz.execution.hooks import layer_module
 from fastviz.execution.inputs import input_batch
 from fastviz.images import tensors
 from fastviz.methods.attribution import cam
-from fastviz.methods.attribution.map_fusion import height_and_width
+from fastviz.methods.attribution.map_fusion import map_size
 from fastviz.targets.selection import Target
 
 __all__ = ["ablation_cam", "recipro_cam"]
 
-_VALUES = 1 << 24
-"""Values of the changed maps that are held at once, if nothing else is said."""
+_MAX_VALUES = 1 << 24
+"""The default for the number of values of changed maps in a pass."""
 
-_MOST = 1024
-"""Changed maps at once, however small they are."""
+_MAX_MAPS = 1024
+"""The default for the number of changed maps in a pass, however small they are."""
 
 
 def ablation_cam(
@@ -42,22 +42,22 @@ def ablation_cam(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Maps weighted by what the target loses without them, ``ReLU(Σ_k w_k A_k)`` with ``w_k = (S − S_k) / S``.
+    """Maps weighted by the target's decrease without them, ``ReLU(Σ_k w_k A_k)`` with ``w_k = (S − S_k) / S``.
 
     S is the target's value, S_k its value with channel k of the layer set to zero. Desai, Ramaswamy 2020,
-    "Ablation-CAM", https://doi.org/10.1109/WACV45572.2020.9093360. No
-    gradient is used, so that none can vanish. Channels that are zero already are not computed; their weight is zero.
-    pytorch-grad-cam sets channels of layers with negative values to numbers below -1e7 instead of zero.
+    "Ablation-CAM", https://doi.org/10.1109/WACV45572.2020.9093360. No gradient is used, so vanishing gradients do not
+    matter. Channels that are already zero are skipped; their weight is zero. pytorch-grad-cam sets channels of layers
+    with negative values to numbers below -1e7 instead of zero.
 
     Args:
         model, x, layer, size: as in :func:`fastviz.grad_cam`.
-        target: as in :func:`fastviz.grad_cam`, but nothing inside the network. Of a negative score the division turns
-            the signs, as in the paper and in pytorch-grad-cam; ``fastviz.class_probability`` has none.
-        batch_size: ablated maps that go through the rest of the network at once; None is as many as fit 64 MB.
-        progress: show a bar on a terminal.
+        target: as in :func:`fastviz.grad_cam`, but nothing inside the network. A negative score flips the signs through
+            the division, as in the paper and in pytorch-grad-cam; ``fastviz.class_probability`` is never negative.
+        batch_size: ablated maps in a pass through the rest of the network; None is as many as fit 64 MB.
+        progress: show a progress bar on a terminal.
 
     Returns:
-        [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled; zeros for a target of exactly 0.
+        [N, h, w] ([N, T, h, w] for T targets per sample), 0 or more, not scaled; zeros for a target of exactly 0.
 
     Raises:
         TypeError, ValueError: as :func:`fastviz.grad_cam`; a target inside the network.
@@ -79,7 +79,7 @@ def ablation_cam(
     def active(maps: Tensor) -> Tensor:
         return maps[0].flatten(1).ne(0).any(1).nonzero()[:, 0]
 
-    return _of_changes(
+    return _maps_from_changes(
         "Ablation-CAM", model, x, target, layer, size, batch_size, progress, active=active, changed=changed,
         combined=combined,
     )  # fmt: skip
@@ -96,22 +96,22 @@ def recipro_cam(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """What the target makes of each place of a layer alone: ``S(A ⊙ M_ij) − min_ij S(A ⊙ M_ij)``.
+    """The target's value for each single position of a layer: ``S(A ⊙ M_ij) − min_ij S(A ⊙ M_ij)``.
 
-    M_ij leaves the maps A at place (i, j) and sets all other places to zero, or, ``gaussian``, weights the 3x3 places
-    around it by ``[1 2 1; 2 4 2; 1 2 1] / 16``. Byun, Lee 2022, "Recipro-CAM", https://arxiv.org/abs/2209.14074. No
-    gradient is used. The paper scales the result to 0 to 1.
+    M_ij keeps the maps A at position (i, j) and sets all others to zero, or, with ``gaussian``, weights the 3x3
+    positions around it by ``[1 2 1; 2 4 2; 1 2 1] / 16``. Byun, Lee 2022, "Recipro-CAM",
+    https://arxiv.org/abs/2209.14074. No gradient is used. The paper scales the result to 0 to 1.
 
     Args:
         model, x, layer, size: as in :func:`fastviz.grad_cam`.
-        target: as in :func:`fastviz.grad_cam`, but nothing inside the network; the paper takes
+        target: as in :func:`fastviz.grad_cam`, but nothing inside the network; the paper uses
             ``fastviz.class_probability(k)``.
         gaussian: see above.
-        batch_size: maps that go through the rest of the network at once; None is as many as fit 64 MB.
-        progress: show a bar on a terminal.
+        batch_size: maps in a pass through the rest of the network; None is as many as fit 64 MB.
+        progress: show a progress bar on a terminal.
 
     Returns:
-        [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled.
+        [N, h, w] ([N, T, h, w] for T targets per sample), 0 or more, not scaled.
 
     Raises:
         TypeError, ValueError: as :func:`fastviz.grad_cam`; a target inside the network.
@@ -139,7 +139,7 @@ def recipro_cam(
     def places(maps: Tensor) -> Tensor:
         return torch.arange(maps.shape[-2:].numel(), device=maps.device)
 
-    return _of_changes(
+    return _maps_from_changes(
         "Recipro-CAM", model, x, target, layer, size, batch_size, progress, active=places, changed=changed,
         combined=combined,
     )  # fmt: skip
@@ -148,7 +148,7 @@ def recipro_cam(
 # ------------------------------------------------------------------------------------------------------- helpers
 
 
-def _of_changes(
+def _maps_from_changes(
     title: str,
     model: nn.Module,
     x: Tensor,
@@ -164,20 +164,18 @@ def _of_changes(
 ) -> Tensor:
     """Maps [N, h, w] or [N, T, h, w] from changes of the maps [1, K, h, w] of each image.
 
-    ``active`` numbers the changes, ``changed`` makes the maps of several of them, ``combined`` the map [T, h, w] of the
-    targets' values before, [1, T], and after each of them, [P, T].
+    ``active`` returns the numbers of the changes, ``changed`` the maps for several of them, and ``combined`` the map
+    [T, h, w] from the targets' values before, [1, T], and after each change, [P, T].
     """
     images = input_batch(model, x)
     model = eager(model)
     selection = targets.resolve(target, model)
-    shape = height_and_width(size)
+    shape = map_size(size)
     if batch_size is not None:
         checks.whole_number(batch_size, "batch_size", minimum=1)
     if selection.layers:
         raise ValueError(f"target should be about the output for {title}, got one about layer {selection.layers[0]!r}")
-    if layer is not None:
-        layer_module(model, layer)
-    name = cam._last_maps(model, images) if layer is None else layer
+    name = cam._layer_name(model, images, layer)
     found = []
     with frozen_model(model), torch.no_grad(), bar(progress, len(images), text=title, unit="images") as advance:
         for at in range(max(1, len(images))):
@@ -187,7 +185,7 @@ def _of_changes(
                     f"layer {name!r} should have maps [N, K, h, w] or [N, h, w, K] for {title}, "
                     f"got {list(rest.maps.shape)}"
                 )
-            order = cam._planes(rest.maps, rest.layer_output, name, rest.axes)
+            order = cam_layers.planes(rest.maps, rest.layer_output, name, rest.axes)
             if not len(images):
                 return selection.no_values(order, shape or order.shape[2:])
             one = selection.for_samples(torch.tensor([at], device=images.device), len(images))
@@ -207,7 +205,7 @@ def _one_image(
     changed: Callable[[Tensor, Tensor], Tensor],
     combined: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """The map [T, h, w] of one image, whose maps as [1, K, h, w] are ``planes``."""
+    """The map [T, h, w] of one image, whose layer maps [1, K, h, w] are ``planes``."""
     if selection.predicts:
         selection = selection.with_predicted(targets.predicted(rest.output))
 
@@ -215,7 +213,7 @@ def _one_image(
         rows = selection.for_samples(torch.zeros(count, dtype=torch.int64, device=planes.device), 1)
         return rows.values(output, {}).reshape(count, -1)
 
-    # from planes [1, K, h, w] back to the order that the layer gives
+    # from planes [1, K, h, w] back to the layer's own order of dimensions
     where = rest.axes.planes(rest.layer_output)
     if where is not None and where.tokens is not None:
         raise ValueError("layer should give maps [N, K, h, w] to change, and gives tokens; take a layer of maps")
@@ -223,7 +221,7 @@ def _one_image(
     back = [order.index(dim) for dim in range(4)]
     before = values(rest.output, 1)
     numbers = active(planes)
-    at_once = batch_size or max(1, min(_MOST, _VALUES // planes.numel()))
+    at_once = batch_size or max(1, min(_MAX_MAPS, _MAX_VALUES // planes.numel()))
     after = [
         values(rest(changed(planes, part).permute(back)), len(part)) for part in numbers.split(at_once) if len(part)
     ]

@@ -1,4 +1,4 @@
-"""The first pass of a sweep: the model on the images as they are, and beside them on the first windows."""
+"""The first pass of a sweep: the model on the unchanged images, and in the same batch on the first windows."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ __all__ = ["FirstPass", "first_pass"]
 
 @dataclass(frozen=True, eq=False)
 class FirstPass:
-    """What the model gives for the images as they are.
+    """The outputs of the model for the unchanged images.
 
     Attributes:
-        selection: what is measured, with the predicted classes put in.
+        selection: what is measured, with predicted classes filled in.
         values: the selection's values for the images, [N] or [N, T].
-        whole: the outputs for all images; None where that is no tensor.
-        example: the output for the first of them, whatever that is.
-        missing: bool [N] or [N, T], which targets are not there; None where all are.
-        begun: the outputs under the first windows; None where these are to be done.
+        whole: the output for all images; None if it is not a tensor.
+        example: the output for the first image, of any type.
+        missing: bool [N] or [N, T], which targets are missing; None if none is.
+        begun: the outputs for the first windows; None if they are not computed yet.
     """
 
     selection: targets.Selection
@@ -47,34 +47,35 @@ def first_pass(
     options: dict[str, Any],
     batch_size: int,
 ) -> FirstPass:
-    """Run the model on the images, and on the first windows with them where whole passes begin a sweep.
+    """Run the model on the images, together with the first windows if the sweep starts with full passes.
 
-    Where there is a trace, or where it turns out to pay, the images go alone: they then get the same bits in each call.
+    If a trace exists, or turns out to be worthwhile, the images run alone, so that each call gives the same bits.
 
     Args:
-        batches: of the model, in evaluation mode by the caller.
+        batches: of the model, which the caller has put into evaluation mode.
         images: [N, C, H, W], or signals or volumes.
         selection: what is measured.
-        boxes: int64 [P, 2 · axes], on the CPU; each image is covered by each of them.
-            Empty where the images should go alone.
-        fill: as ``ops.occlude`` takes it.
-        options: of the sweep to come.
-        batch_size: images at once, where the images go alone.
+        boxes: int64 [P, 2 · axes], on the CPU; each image is covered by each box. Empty if the images should run alone.
+        fill: the ``fill`` of ``ops.occlude``.
+        options: of the following sweep.
+        batch_size: images in a pass, if the images run alone.
     """
     every, trace = boxes.repeat(len(images), 1), options["trace"]
     beside = worth.beside_clean(batches.model, images, every, options["batch_size"], trace) if len(boxes) else 0
     if beside:
         clean = torch.arange(len(images))
         number = torch.cat([clean, torch.arange(beside) // len(boxes)])
-        windows = torch.cat([boxes.new_zeros(len(images), boxes.shape[1]), every[:beside]])  # empty: nothing is covered
-        output = _together(batches, ops.occlude(images, windows.to(images.device), number.to(images.device), fill))
+        windows = torch.cat([boxes.new_zeros(len(images), boxes.shape[1]), every[:beside]])  # empty boxes cover nothing
+        output = _output_for_all(
+            batches, ops.occlude(images, windows.to(images.device), number.to(images.device), fill)
+        )
         if output is not None and (trace == "never" or worth.refusal(batches.model, images, every, beside)):
-            return _of_tensor(output, selection, len(images))
-    return _alone(batches, images, selection, batch_size)
+            return _from_output(output, selection, len(images))
+    return _from_images(batches, images, selection, batch_size)
 
 
-def _together(batches: Batches, images: Tensor) -> Tensor | None:
-    """The model's output for all ``images``; None if that is no tensor, or memory is too small for so many."""
+def _output_for_all(batches: Batches, images: Tensor) -> Tensor | None:
+    """The model's output for all ``images``; None if it is not a tensor, or if memory is too small."""
 
     def passed(part: Tensor) -> object:
         with incremental.counted(batches.model, part):
@@ -94,16 +95,16 @@ def _together(batches: Batches, images: Tensor) -> Tensor | None:
     return torch.cat(tensors) if len(tensors) == len(found) else None
 
 
-def _of_tensor(output: Tensor, selection: targets.Selection, count: int) -> FirstPass:
-    """What there is to know of the ``output`` for ``count`` images, and behind them for windows."""
+def _from_output(output: Tensor, selection: targets.Selection, count: int) -> FirstPass:
+    """The result from the ``output`` for ``count`` images followed by windows."""
     clean, begun = output[:count], output[count:]
-    settled = selection.with_predicted(targets.predicted(clean)) if selection.predicts else selection
-    part = settled.for_samples(torch.arange(count, device=output.device), count)
-    return FirstPass(settled, part.values(clean, {}), clean, clean, part.missing(clean), begun)
+    known = selection.with_predicted(targets.predicted(clean)) if selection.predicts else selection
+    part = known.for_samples(torch.arange(count, device=output.device), count)
+    return FirstPass(known, part.values(clean, {}), clean, clean, part.missing(clean), begun)
 
 
-def _alone(batches: Batches, images: Tensor, selection: targets.Selection, batch_size: int) -> FirstPass:
-    """The images, so many at once as memory allows."""
+def _from_images(batches: Batches, images: Tensor, selection: targets.Selection, batch_size: int) -> FirstPass:
+    """The result from the images alone, in batches as large as memory allows."""
     values: list[Tensor] = []
     missing: list[Tensor | None] = []
     predicted: list[Tensor] = []
@@ -127,7 +128,7 @@ def _alone(batches: Batches, images: Tensor, selection: targets.Selection, batch
 
     counts = {"batch_size": 0, "batches": 0, "retries": 0}
     incremental.in_batches(torch.arange(len(images), device=images.device), batch_size, counts, run)
-    settled = selection.with_predicted(torch.cat(predicted)) if predicted else selection
+    known = selection.with_predicted(torch.cat(predicted)) if predicted else selection
     tensors = [each for each in outputs if isinstance(each, Tensor)]
     whole = torch.cat(tensors) if tensors and len(tensors) == len(outputs) else None
     found = torch.cat(values) if values else selection.no_values(images)
@@ -136,4 +137,4 @@ def _alone(batches: Batches, images: Tensor, selection: targets.Selection, batch
         for each, part in zip(missing, values, strict=True)
     ]
     absent = torch.cat(gone) if any(each is not None for each in missing) else None
-    return FirstPass(settled, found, whole, outputs[0] if outputs else None, absent)
+    return FirstPass(known, found, whole, outputs[0] if outputs else None, absent)

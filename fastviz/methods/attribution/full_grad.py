@@ -1,4 +1,4 @@
-"""FullGrad: the gradient times the input, and what each bias of the network adds, in one map."""
+"""FullGrad: gradient times input and the contributions of all biases, in one map."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def full_grad(
     batch_size: int | None = None,
     precision: Precision = "model",
 ) -> Tensor:
-    """``Σ_c ψ(x_c ∂S/∂x_c) + Σ_l Σ_k ψ(b_lk ∂S/∂A_lk)``: what all layers say, without choosing one.
+    """``Σ_c ψ(x_c ∂S/∂x_c) + Σ_l Σ_k ψ(b_lk ∂S/∂A_lk)``: contributions of all layers, without choosing one.
 
     The score of a network of rectifiers is exactly ``x · ∂S/∂x + Σ b · ∂S/∂b`` over all its biases b. Srinivas, Fleuret
     2019, "Full-Gradient Representation", https://arxiv.org/abs/1905.00780. Here b_l are the biases of the 2-D
-    convolutions and batch norms (of a batch norm its weight times mean over deviation is subtracted), A_l what they
-    give, and ψ takes the absolute value, scales each channel to 0 to 1 and resizes it to the image, as pytorch-grad-cam
-    does; the authors' code scales all channels of a layer together. Biases of linear layers have no place.
+    convolutions and batch norms (for a batch norm, weight · mean / deviation is subtracted), A_l their outputs, and ψ
+    takes the absolute value, scales each channel to 0 to 1 and resizes it to the image, as pytorch-grad-cam does; the
+    authors' code scales all channels of a layer together. Biases of linear layers have no position and are left out.
 
     Args:
         model, x, batch_size, precision: as in :func:`fastviz.input_gradient`.
         target: as in :func:`fastviz.grad_cam`, but nothing inside the network.
 
     Returns:
-        [N, H, W] ([N, T, H, W] for T targets a sample), 0 or more, not scaled.
+        [N, H, W] ([N, T, H, W] for T targets per sample), 0 or more, not scaled.
 
     Raises:
         TypeError, ValueError: as :func:`fastviz.input_gradient`; a target inside the network.
@@ -85,13 +85,13 @@ def full_grad(
 def full_gradient_maps(
     model: nn.Module, images: Tensor, run: Callable[[Tensor], object], values: Callable[[object], Tensor]
 ) -> Tensor:
-    """FullGrad [N, T, H, W] of the ``images`` by one pass; evaluation mode holds.
+    """FullGrad [N, T, H, W] of the ``images`` from one pass; the model is in evaluation mode.
 
     Args:
         model: any module.
         images: [N, C, H, W].
-        run: runs it.
-        values: of its output it gives the targets' values [N, T].
+        run: runs the model.
+        values: maps its output to the targets' values [N, T].
     """
     names = layers_with_bias(model)
     biases = {name: bias_of(model.get_submodule(name)) for name in names}
@@ -110,7 +110,7 @@ def full_gradient_maps(
 
 
 def layers_with_bias(model: nn.Module) -> list[str]:
-    """The convolutions and batch norms of two dimensions that have a bias."""
+    """The 2-D convolutions and batch norms that have a bias."""
     return [
         name
         for name in hookable(model, (nn.Conv2d, nn.BatchNorm2d))
@@ -119,7 +119,7 @@ def layers_with_bias(model: nn.Module) -> list[str]:
 
 
 def bias_of(module: nn.Module) -> Tensor:
-    """What a layer adds to each channel, [K], with its statistics as they are."""
+    """The constant that a layer adds to each channel, [K], with its running statistics."""
     assert isinstance(module.bias, Tensor)
     bias = module.bias.detach()
     if not isinstance(module, nn.BatchNorm2d) or module.running_mean is None or module.running_var is None:
@@ -129,7 +129,7 @@ def bias_of(module: nn.Module) -> Tensor:
 
 
 def scaled_sum(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """``Σ_k ψ(A_k)`` of maps [N, K, h, w], float32 or wider: [N, H, W]. Resizing is linear, so the sum comes first."""
+    """``Σ_k ψ(A_k)`` of maps [N, K, h, w], float32 or wider: [N, H, W]; summed before the (linear) resizing."""
     values = maps.abs()
     values = values - values.amin((2, 3), keepdim=True)
     total = (values / (values.amax((2, 3), keepdim=True) + _EPSILON)).sum(1, keepdim=True)
@@ -139,12 +139,12 @@ def scaled_sum(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _map(leaf: Tensor, calls: list[tuple[str, Tensor]], biases: dict[str, Tensor], values: Tensor) -> Tensor:
-    """FullGrad [N, H, W] of one target's ``values`` [N], from the input and what the layers gave."""
+    """FullGrad [N, H, W] of one target's ``values`` [N], from the input and the outputs of the layers."""
     inputs = {"x": leaf} | {f"call {at} of layer {name!r}": value for at, (name, value) in enumerate(calls)}
     dependent = {key: value for key, value in inputs.items() if key == "x" or value.requires_grad}
     gradients = torch.autograd.grad(values.sum(), list(dependent.values()), retain_graph=True, allow_unused=True)
     if gradients[0] is None:
-        targets.gradients(values, {"x": leaf})  # says what is wrong
+        targets.gradients(values, {"x": leaf})  # raises an error that says what is wrong
     total = torch.zeros_like(leaf[:, 0])
     with torch.no_grad():
         for key, gradient in zip(dependent, gradients, strict=True):

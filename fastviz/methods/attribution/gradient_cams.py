@@ -1,7 +1,7 @@
-"""The CAM family by gradients: Grad-CAM++, XGrad-CAM, LayerCAM, HiResCAM, element-wise, Eigen-CAM, Eigen-Grad-CAM.
+"""Gradient-based CAMs: Grad-CAM++, XGrad-CAM, LayerCAM, HiResCAM, element-wise, Eigen-CAM, Eigen-Grad-CAM.
 
-All of them weight the maps A of a layer by what the gradient G of the target for them says; one recorded pass gives as
-many methods and layers as are asked for, see :func:`cams`. Numbers are those of pytorch-grad-cam before it scales them.
+All weight the maps A of a layer by the target's gradient G for them; one recorded pass serves any number of methods and
+layers, see :func:`cams`. Results equal those of pytorch-grad-cam before its scaling.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastviz import targets
 from fastviz._util import checks
+from fastviz.engine.gradients import cam_layers
 from fastviz.execution.batches import Batches
 from fastviz.execution.compiled import eager
 from fastviz.execution.forward import layer_outputs
@@ -22,7 +23,7 @@ from fastviz.execution.precision import Precision, reduced_precision
 from fastviz.images import tensors
 from fastviz.methods.attribution import cam
 from fastviz.methods.attribution.cam_formulas import GRADIENT, Formula
-from fastviz.methods.attribution.map_fusion import height_and_width
+from fastviz.methods.attribution.map_fusion import map_size
 from fastviz.targets.selection import Target
 
 __all__ = [
@@ -57,13 +58,13 @@ def cams(
     Args:
         model, x, target, size, batch_size, precision: as in :func:`fastviz.grad_cam`.
         methods: of ``"grad_cam"``, ``"grad_cam_plus_plus"``, ``"xgrad_cam"``, ``"layer_cam"``, ``"hires_cam"``,
-            ``"element_wise_cam"``, ``"eigen_grad_cam"``, ``"seg_eigen_cam"``, ``"eigen_cam"``: the functions of these
-            names say what they are; ``"seg_eigen_cam"`` is the first principal component of ``abs(G) A``.
+            ``"element_wise_cam"``, ``"eigen_grad_cam"``, ``"seg_eigen_cam"``, ``"eigen_cam"``: see the functions with
+            these names; ``"seg_eigen_cam"`` is the first principal component of ``abs(G) A``.
         layers: dotted names; None is the last one with maps, as in :func:`fastviz.grad_cam`.
-        eigen_smooth: the weighted maps are projected on their first principal component, and not added up.
+        eigen_smooth: project the weighted maps onto their first principal component instead of summing them.
 
     Returns:
-        Method → layer → maps [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled. To make one map
+        Method → layer → maps [N, h, w] ([N, T, h, w] for T targets per sample), 0 or more, not scaled. To fuse the maps
         of several layers, see :func:`fastviz.fuse_maps`.
 
     Raises:
@@ -84,19 +85,17 @@ def cams(
     if not chosen:
         raise ValueError(f"methods should be one or more of {', '.join(_NAMES)}, got none")
     if layers is None:
-        names = [cam._last_maps(model, images)]
+        names = [cam_layers.default_layer(model, images)]
     else:
         names = list(dict.fromkeys(checks.names(layers, "layers")))
         if not names:
             raise ValueError("layers should be a list of names, or None for the last one with maps, got an empty list")
-    shape = height_and_width(size)
+    shape = map_size(size)
     found: dict[str, dict[str, Tensor]] = {method: {} for method in chosen}
     by_gradient = [method for method in chosen if method != _EIGEN]
     if by_gradient:
         formulas = [GRADIENT[method].smooth() if eigen_smooth else GRADIENT[method] for method in by_gradient]
-        maps = cam._grad_cam(
-            model, images, selection, names, batch_size, precision, named=layers is not None, formulas=formulas
-        )
+        maps = cam._grad_cam(model, images, selection, names, batch_size, precision, formulas=formulas)
         for number, name in enumerate(names):
             for at, method in enumerate(by_gradient):
                 found[method][name] = maps[number * len(formulas) + at]
@@ -121,19 +120,19 @@ def grad_cam_plus_plus(
     batch_size: int | None = None,
     precision: Precision = "model",
 ) -> Tensor:
-    """Grad-CAM whose weights count places that speak for the target: ``ReLU(Σ_k w_k A_k)``.
+    """Grad-CAM with weights from the positions with positive gradients: ``ReLU(Σ_k w_k A_k)``.
 
     ``w_k = Σ_ij α_kij ReLU(G_kij)`` with ``α = G² / (2 G² + G³ Σ_ij A_kij + 1e-6)``, 0 where G is 0. Chattopadhay et
-    al. 2018, "Grad-CAM++", https://arxiv.org/abs/1710.11063, whose derivatives of the score's exponential these are.
+    al. 2018, "Grad-CAM++", https://arxiv.org/abs/1710.11063, from derivatives of the exponential of the score.
 
     Args:
         model, x, target, layer, size, batch_size, precision: as in :func:`fastviz.grad_cam`.
-        eigen_smooth: the weighted maps are projected on their first principal component, and not added up.
+        eigen_smooth: project the weighted maps onto their first principal component instead of summing them.
 
     Result, errors and warnings as in :func:`fastviz.grad_cam` with one layer.
 
     Returns:
-        Maps [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled.
+        Maps [N, h, w] ([N, T, h, w] for T targets per sample), 0 or more, not scaled.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
     >>> grad_cam_plus_plus(model, torch.ones(1, 1, 8, 8), target=4).shape
@@ -153,13 +152,13 @@ def xgrad_cam(
     batch_size: int | None = None,
     precision: Precision = "model",
 ) -> Tensor:
-    """Grad-CAM whose weights are means over where a map is active: ``ReLU(Σ_k w_k A_k)``.
+    """Grad-CAM with weights averaged over each map's active positions: ``ReLU(Σ_k w_k A_k)``.
 
     ``w_k = Σ_ij G_kij A_kij / (Σ_ij A_kij + 1e-7)``. Fu et al. 2020, "Axiom-based Grad-CAM",
     https://arxiv.org/abs/2008.02312. Arguments, result and errors as in :func:`grad_cam_plus_plus`.
 
     Returns:
-        Maps [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled.
+        Maps [N, h, w] ([N, T, h, w] for T targets per sample), 0 or more, not scaled.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
     >>> xgrad_cam(model, torch.ones(1, 1, 8, 8), target=4).shape
@@ -179,13 +178,13 @@ def layer_cam(
     batch_size: int | None = None,
     precision: Precision = "model",
 ) -> Tensor:
-    """Maps weighted place by place by the positive gradient, ``ReLU(Σ_k ReLU(G_k) A_k)``: good in early layers too.
+    """Maps weighted at each position by the positive gradient, ``ReLU(Σ_k ReLU(G_k) A_k)``: useful in early layers too.
 
     Jiang et al. 2021, "LayerCAM", https://doi.org/10.1109/TIP.2021.3089943. Arguments, result and errors as in
     :func:`grad_cam_plus_plus`.
 
     Returns:
-        Maps [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled.
+        Maps [N, h, w] ([N, T, h, w] for T targets per sample), 0 or more, not scaled.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
     >>> layer_cam(model, torch.ones(1, 1, 8, 8), target=4, size=(8, 8)).shape
@@ -205,13 +204,13 @@ def hires_cam(
     batch_size: int | None = None,
     precision: Precision = "model",
 ) -> Tensor:
-    """Gradient times map, ``ReLU(Σ_k G_k A_k)``: what each place adds to the score, where the rest is linear.
+    """Gradient times map, ``ReLU(Σ_k G_k A_k)``: each position's contribution to the score if the rest is linear.
 
     Draelos, Carin 2020, "Use HiResCAM instead of Grad-CAM", https://arxiv.org/abs/2011.08891. Arguments, result and
-    errors as in :func:`grad_cam_plus_plus`; with ``eigen_smooth`` the paper's promise does not hold.
+    errors as in :func:`grad_cam_plus_plus`; with ``eigen_smooth`` the paper's guarantee does not hold.
 
     Returns:
-        Maps [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled.
+        Maps [N, h, w] ([N, T, h, w] for T targets per sample), 0 or more, not scaled.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
     >>> hires_cam(model, torch.ones(1, 1, 8, 8), target=4).shape
@@ -231,13 +230,13 @@ def element_wise_cam(
     batch_size: int | None = None,
     precision: Precision = "model",
 ) -> Tensor:
-    """What of gradient times map is positive, ``Σ_k ReLU(G_k A_k)``: nothing that speaks against the target counts.
+    """The positive part of gradient times map, ``Σ_k ReLU(G_k A_k)``, without contributions against the target.
 
     "GradCAMElementWise" of pytorch-grad-cam, https://github.com/jacobgil/pytorch-grad-cam. Arguments, result and errors
     as in :func:`grad_cam_plus_plus`.
 
     Returns:
-        Maps [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled.
+        Maps [N, h, w] ([N, T, h, w] for T targets per sample), 0 or more, not scaled.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
     >>> element_wise_cam(model, torch.ones(1, 1, 8, 8), target=4).shape
@@ -256,13 +255,14 @@ def eigen_grad_cam(
     batch_size: int | None = None,
     precision: Precision = "model",
 ) -> Tensor:
-    """The positive part of the first principal component of gradient times map: Eigen-CAM that knows the target.
+    """The positive part of the first principal component of gradient times map: Eigen-CAM for a target.
 
-    Muhammad, Yeasin 2020, "Eigen-CAM", https://arxiv.org/abs/2008.00299, with ``G A`` in the place of A, as in
-    pytorch-grad-cam. Arguments, result and errors as in :func:`grad_cam_plus_plus`; the sign as of :func:`eigen_cam`.
+    Muhammad, Yeasin 2020, "Eigen-CAM", https://arxiv.org/abs/2008.00299, with ``G A`` instead of A, as in
+    pytorch-grad-cam. Arguments, result and errors as in :func:`grad_cam_plus_plus`; the sign is chosen as in
+    :func:`eigen_cam`.
 
     Returns:
-        Maps [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled.
+        Maps [N, h, w] ([N, T, h, w] for T targets per sample), 0 or more, not scaled.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
     >>> eigen_grad_cam(model, torch.ones(1, 1, 8, 8), target=4).shape
@@ -281,21 +281,21 @@ def eigen_cam(
     batch_size: int | None = None,
     precision: Precision = "model",
 ) -> Tensor:
-    """The positive part of the first principal component of a layer's maps: what is in the image, whatever the target.
+    """The positive part of the first principal component of a layer's maps, independent of the target.
 
-    The places are points in as many dimensions as there are channels; their mean is subtracted and they are projected
-    on the first singular vector. Muhammad, Yeasin 2020, "Eigen-CAM", https://arxiv.org/abs/2008.00299. A principal
-    component has no sign: the one is taken that makes its largest absolute value positive. pytorch-grad-cam leaves it
-    to chance, so that its map can be the background's.
+    The positions are points with one coordinate per channel; their mean is subtracted and they are projected onto the
+    first singular vector. Muhammad, Yeasin 2020, "Eigen-CAM", https://arxiv.org/abs/2008.00299. The sign of a principal
+    component is arbitrary; here it makes the largest absolute value positive. pytorch-grad-cam does not choose a sign,
+    so its map may show the background.
 
     Args:
         model, x, layer, size, batch_size, precision: as in :func:`fastviz.grad_cam`.
-        target: changes nothing but the shape: T targets a sample give the same map T times.
+        target: only affects the shape: T targets per sample give the same map T times.
 
-    Result and errors as in :func:`fastviz.grad_cam` with one layer; there is no gradient that could be zero.
+    Result and errors as in :func:`fastviz.grad_cam` with one layer; there is no warning about gradients of zero.
 
     Returns:
-        Maps [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled.
+        Maps [N, h, w] ([N, T, h, w] for T targets per sample), 0 or more, not scaled.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
     >>> eigen_cam(model, torch.ones(1, 1, 8, 8)).shape
@@ -344,7 +344,7 @@ def _eigen(
     batch_size: int | None,
     precision: Precision,
 ) -> list[Tensor]:
-    """Eigen-CAM of each layer, from a forward pass alone."""
+    """Eigen-CAM of each layer, from a forward pass only."""
     batches = Batches(model)
     formula = Formula(lambda maps, _: maps, projected=True)
 
@@ -354,7 +354,7 @@ def _eigen(
             batches.run_model(axes.images(batch.clone()))
         found = []
         for name in names:
-            maps = cam._planes(recorded[name].detach(), recorded[name], name, axes).to(batch.dtype)
+            maps = cam_layers.planes(recorded[name].detach(), recorded[name], name, axes).to(batch.dtype)
             once = formula(maps, maps)
             columns = None if part is None else part.columns
             found.append(once if columns is None else once[:, None].expand(-1, columns, -1, -1).contiguous())

@@ -1,11 +1,11 @@
-"""Gradients of a score, or of any unit, for the input: plain, and with the backward rules of two papers.
+"""Gradients of a score, or of any unit, with respect to the input: plain, and with modified backward rules.
 
-Images are [N, C, H, W]; signals [N, C, L] and volumes [N, C, D, H, W] go the same way, and so do their maps.
+Images are [N, C, H, W]; signals [N, C, L] and volumes [N, C, D, H, W] work the same way, and so do their maps.
 
-All run the model in evaluation mode, leave it as it was, and compute no gradient of its parameters. Targets are those
-of :mod:`fastviz.targets`; with T targets a sample there is one forward pass and a dimension T behind N in the result.
-For targets inside the network the pass ends at their layers, and single units are computed on the part of the image
-that they see: the numbers are those of the whole image, see :mod:`fastviz.engine.gradients.input_gradients`.
+All run the model in evaluation mode, leave it unchanged, and compute no gradient of its parameters. Targets are those
+of :mod:`fastviz.targets`; T targets per sample take one forward pass and give the result a dimension T after N. For
+targets inside the network the pass ends at their layers, and single units are computed only on their receptive field:
+the results equal those on the whole image, see :mod:`fastviz.engine.gradients.input_gradients`.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ def input_gradient(
     batch_size: int | None = None,
     precision: Precision = "model",
 ) -> Tensor:
-    """The gradient of the target for every input value, ``∂S/∂x``: how the target changes with each.
+    """The gradient of the target with respect to every input value, ``∂S/∂x``.
 
-    Simonyan, Vedaldi, Zisserman 2014, "Deep Inside Convolutional Networks", https://arxiv.org/abs/1312.6034, before
-    they take its absolute value.
+    Simonyan, Vedaldi, Zisserman 2014, "Deep Inside Convolutional Networks", https://arxiv.org/abs/1312.6034, without
+    their absolute value.
 
     Args:
         model: any module that maps ``x`` to scores [N, K] (or to anything, for targets inside the network).
-        x: [N, C, H, W], floating-point, as the model takes it; N may be 0. Or signals [N, C, L], or volumes
-            [N, C, D, H, W]: results have their dimensions then.
-        target: what to explain; None is the class with the highest score of each sample. See :data:`fastviz.Target`.
+        x: [N, C, H, W], floating-point, as the model takes it; N may be 0. Or signals [N, C, L], or volumes [N, C, D,
+            H, W], whose results have the same dimensions.
+        target: what to explain; None is the predicted class of each sample. See :data:`fastviz.Target`.
         batch_size: images in a pass, which bounds the memory; None is 32.
-        precision: ``"model"`` computes in the dtype of the model; ``"bfloat16"`` under autocast, faster where the
-            processor has instructions for it, and approximate. On the ImageNet SqueezeNet and 63 photographs the
-            correlation with the exact numbers was 0.95 (0.89 at worst), that of guided backprop 0.996 and of Grad-CAM
-            0.9999; one predicted class was another.
+        precision: ``"model"`` computes in the dtype of the model; ``"bfloat16"`` runs under autocast: approximate, and
+            faster where the processor supports it. For the ImageNet SqueezeNet and 63 photographs the correlation with
+            the exact gradient was 0.95 (at worst 0.89), for guided backprop 0.996 and for Grad-CAM 0.9999; one
+            predicted class changed.
 
     Returns:
-        [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed, of the dtype of ``x`` and on its device.
+        [N, C, H, W] ([N, T, C, H, W] for T targets per sample), signed, of the dtype of ``x`` and on its device.
 
     Raises:
-        TypeError: ``model``, ``x`` or ``target`` is of the wrong type; the model returns no tensor.
+        TypeError: ``model``, ``x`` or ``target`` is of the wrong type; the model does not return a tensor.
         ValueError: wrong shape or device of ``x``; a class, layer, channel or position that does not exist; a layer
-            that is not called; a model that cuts the gradient.
+            that is not called; a model that stops the gradient.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
     >>> gradient = input_gradient(model, torch.ones(1, 1, 2, 2), target=1)
@@ -73,13 +73,13 @@ def saliency(
     batch_size: int | None = None,
     precision: Precision = "model",
 ) -> Tensor:
-    """How strongly the target reacts to each pixel: ``max_c |∂S/∂x_c|``, the largest over the channels.
+    """How strongly the target depends on each pixel: ``max_c |∂S/∂x_c|``, the maximum over the channels.
 
     Simonyan, Vedaldi, Zisserman 2014, "Deep Inside Convolutional Networks", https://arxiv.org/abs/1312.6034. S is the
     score before softmax unless the target says otherwise. Arguments and errors as in :func:`input_gradient`.
 
     Returns:
-        [N, H, W] ([N, T, H, W] for T targets a sample), 0 or more.
+        [N, H, W] ([N, T, H, W] for T targets per sample), 0 or more.
 
     >>> saliency(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.ones(1, 3, 2, 2), target=1).shape
     torch.Size([1, 2, 2])
@@ -96,14 +96,13 @@ def gradient_times_input(
     batch_size: int | None = None,
     precision: Precision = "model",
 ) -> Tensor:
-    """The gradient of the target times the input, ``x · ∂S/∂x``: each value's share of a target that is linear in
-    ``x``.
+    """The gradient of the target times the input, ``x · ∂S/∂x``: exact contributions for a target linear in ``x``.
 
     Shrikumar et al. 2016, "Not Just a Black Box", https://arxiv.org/abs/1605.01713. Arguments and errors as in
     :func:`input_gradient`.
 
     Returns:
-        [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed.
+        [N, C, H, W] ([N, T, C, H, W] for T targets per sample), signed.
 
     >>> model, x = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False)), torch.rand(1, 1, 2, 2)
     >>> shares = gradient_times_input(model, x, target=1)
@@ -128,19 +127,19 @@ def smooth_grad(
 ) -> Tensor:
     """The mean gradient of the target over noisy copies of the input: ``1/n Σ_i ∂S/∂x (x + ε_i)``.
 
-    Smilkov et al. 2017, "SmoothGrad: removing noise by adding noise", https://arxiv.org/abs/1706.03825. One copy of the
-    batch is in memory at a time. The predicted class is that of the input without noise. Further arguments and errors
-    as in :func:`input_gradient`.
+    Smilkov et al. 2017, "SmoothGrad: removing noise by adding noise", https://arxiv.org/abs/1706.03825. Only one copy
+    of the batch is in memory at a time. A predicted class is that of the input without noise. Further arguments and
+    errors as in :func:`input_gradient`.
 
     Args:
-        samples: number n of noisy copies.
+        samples: the number n of noisy copies.
         noise: standard deviation of the Gaussian noise ε, as a fraction of max(x) − min(x) of each image; 0 or more.
-        seed: of the noise, which comes from a generator of its own: torch's global state does not change. Image i gets
-            the noise of the i-th place in the batch.
-        progress: show a bar, on a terminal.
+        seed: for the noise; torch's global generator is not used. The noise of an image depends on its place in the
+            batch.
+        progress: show a progress bar on a terminal.
 
     Returns:
-        [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed. The paper draws its absolute values.
+        [N, C, H, W] ([N, T, C, H, W] for T targets per sample), signed. The paper draws its absolute values.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     >>> smooth_grad(model, torch.rand(1, 1, 2, 2), target=1, samples=5).shape
@@ -152,8 +151,7 @@ def smooth_grad(
     random, deviation = noisy.generator(seed), noisy.deviations(images, noise)
     if not len(images):
         return selection.no_values(images, images.shape[1:])
-    if selection.predicts:
-        selection = selection.with_predicted(input_gradients.predicted(model, images, batch_size, precision))
+    selection = input_gradients.with_predicted(model, selection, images, batch_size, precision)
 
     def explain(copies: Tensor, numbers: Tensor) -> Tensor:
         return input_gradients.input_gradients(
@@ -173,18 +171,18 @@ def guided_backprop(
     batch_size: int | None = None,
     precision: Precision = "model",
 ) -> Tensor:
-    """The gradient of the target, where every rectifier lets only positive gradients of active units through.
+    """The gradient of the target, where every rectifier only passes on positive gradients of active units.
 
     Backward rule of each rectifier ``f⁺``: ``R · (R > 0) · (f > 0)``, strict at zero. Springenberg et al. 2015,
     "Striving for Simplicity", https://arxiv.org/abs/1412.6806. What counts as a rectifier:
     :func:`fastviz.execution.rectifiers.rectifier_rule`. Arguments and errors as in :func:`input_gradient`.
 
     Returns:
-        [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed.
+        [N, C, H, W] ([N, T, C, H, W] for T targets per sample), signed.
 
     Warns:
-        RectifierWarning: the model has other activations (GELU, SiLU, …), parts into which one cannot see (scripted
-            code, autograd functions of its own), or no rectifier. It names them, and their place in the source.
+        RectifierWarning: the model has other activations (GELU, SiLU, …), opaque parts (scripted code, its own autograd
+            functions), or no rectifier. The warning names them and their place in the source code.
 
     >>> model = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(3, 1, bias=False))
     >>> _ = nn.init.constant_(model[2].weight, 2.0)
@@ -205,11 +203,11 @@ def deconvnet(
     """The target projected back to the input by a deconvnet: rectifiers pass on positive gradients, active or not.
 
     Backward rule of each rectifier: ``R · (R > 0)``. Zeiler, Fergus 2014, "Visualizing and Understanding Convolutional
-    Networks", https://arxiv.org/abs/1311.2901. Their "switches" of max pooling are what its gradient does anyway: it
-    goes to the place of the maximum. Arguments, warnings and errors as in :func:`guided_backprop`.
+    Networks", https://arxiv.org/abs/1311.2901. Their max pooling "switches" equal its ordinary gradient, which goes to
+    the position of the maximum. Arguments, warnings and errors as in :func:`guided_backprop`.
 
     Returns:
-        [N, C, H, W] ([N, T, C, H, W] for T targets a sample), signed.
+        [N, C, H, W] ([N, T, C, H, W] for T targets per sample), signed.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
     >>> deconvnet(model, torch.ones(1, 1, 2, 2), target=1).shape

@@ -1,4 +1,4 @@
-"""One map of several: of several layers, and of an image and its flipped and brightened copies."""
+"""Fusion of maps: of several layers, and of an image and its flipped and brightened copies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastviz.execution.inputs import input_batch
 from fastviz.images import tensors
 from fastviz.targets.selection import Target
 
-__all__ = ["augmented", "fuse_maps", "height_and_width"]
+__all__ = ["augmented", "fuse_maps", "map_size"]
 
 _FACTORS = (0.9, 1.0, 1.1)
 
@@ -23,21 +23,22 @@ _FACTORS = (0.9, 1.0, 1.1)
 def fuse_maps(
     maps: Iterable[Tensor], *, how: Literal["mean", "product", "max"] = "mean", size: tuple[int, int] | None = None
 ) -> Tensor:
-    """One map of those of several layers: each is scaled to 0 to 1 and resized, then they are brought together.
+    """Fuses the maps of several layers into one: each is scaled to 0 to 1 and resized, then they are combined.
 
-    ``"mean"`` is the way of pytorch-grad-cam, ``"product"`` that of RefineCAM (places that all layers find),
-    ``"max"`` that of torch-cam.
+    ``"mean"`` is the method of pytorch-grad-cam, ``"product"`` that of RefineCAM (positions that are high in all
+    layers), ``"max"`` that of torch-cam.
 
     Args:
-        maps: of each layer [N, h, w], or [N, T, h, w]; heights and widths may differ.
-        how: what is made of the values of a place.
+        maps: one per layer, [N, h, w] or [N, T, h, w]; heights and widths may differ.
+        how: how the values at a position are combined.
         size: height and width of the result; None is the largest height and width among the maps.
 
     Returns:
         [N, H, W], or [N, T, H, W], 0 to 1.
 
     Raises:
-        TypeError, ValueError: no maps; maps that are no floating-point tensors, of different images, or not finite.
+        TypeError, ValueError: no maps; maps that are not floating-point tensors, are not finite, or belong to different
+            images.
 
     >>> coarse, fine = torch.tensor([[[0.0, 4.0]]]), torch.tensor([[[0.0, 2.0, 2.0, 2.0]]])
     >>> fuse_maps([coarse, fine], how="product").tolist()
@@ -52,7 +53,7 @@ def fuse_maps(
             raise ValueError(
                 f"maps should be [N, h, w] or [N, T, h, w] of the same images, got {[list(one.shape) for one in each]}"
             )
-    height, width = height_and_width(size) or (max(one.shape[-2] for one in each), max(one.shape[-1] for one in each))
+    height, width = map_size(size) or (max(one.shape[-2] for one in each), max(one.shape[-1] for one in each))
     scaled = torch.stack([tensors.resize_maps(tensors.normalize(one), height, width) for one in each])
     if how == "mean":
         return scaled.mean(0)
@@ -60,22 +61,23 @@ def fuse_maps(
 
 
 def augmented(method: Callable[..., Any], model: nn.Module, x: Tensor, target: Target = None, **options: Any) -> Tensor:
-    """The mean map of an image, its mirror image, and both darker and brighter: less noise ("augmentation smoothing").
+    """The mean map of an image and its flipped, darker and brighter copies, with less noise ("augmentation smoothing").
 
-    Each of the six maps is mirrored back and scaled to 0 to 1. The copies are those of pytorch-grad-cam; their pixel
-    values are multiplied by 0.9, 1 and 1.1. All six go through the method as one batch.
+    Each of the six maps is flipped back if necessary and scaled to 0 to 1. The copies are those of pytorch-grad-cam:
+    pixel values multiplied by 0.9, 1 and 1.1. All six go through the method as one batch.
 
     Args:
-        method: such as :func:`fastviz.grad_cam`: of a model, images, a target and ``options``, it gives maps [N, h, w].
-        model, x: as the method takes them.
-        target: as in :func:`fastviz.grad_cam`; with None all copies are about the class predicted for the image itself.
-        options: of the method, with one layer.
+        method: a function of a model, images, a target and ``options`` that returns maps [N, h, w], such as
+            :func:`fastviz.grad_cam`.
+        model, x: the arguments of the method.
+        target: as in :func:`fastviz.grad_cam`; for None, all copies use the class predicted for the original image.
+        options: further arguments of the method; only one layer.
 
     Returns:
-        [N, h, w] ([N, T, h, w] for T targets a sample), 0 to 1.
+        [N, h, w] ([N, T, h, w] for T targets per sample), 0 to 1.
 
     Raises:
-        TypeError, ValueError: as the method; it gives no tensor of maps.
+        TypeError, ValueError: as the method; it does not return a tensor of maps.
 
     >>> from fastviz.methods.attribution.cam import grad_cam
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
@@ -85,9 +87,7 @@ def augmented(method: Callable[..., Any], model: nn.Module, x: Tensor, target: T
     images = input_batch(model, x)
     count = len(images)
     selection = targets.resolve(target, model)
-    if selection.predicts:
-        batch_size = options.get("batch_size")
-        selection = selection.with_predicted(input_gradients.predicted(model, images, batch_size))
+    selection = input_gradients.with_predicted(model, selection, images, options.get("batch_size"))
     copies = torch.cat([each * factor for each in (images, images.flip(3)) for factor in _FACTORS])
     numbers = torch.arange(count, device=images.device).repeat(2 * len(_FACTORS))
     chosen = selection.for_samples(numbers, count)
@@ -100,14 +100,14 @@ def augmented(method: Callable[..., Any], model: nn.Module, x: Tensor, target: T
     return torch.cat([plain, mirrored.flip(-1)]).mean(0)
 
 
-def height_and_width(size: object) -> tuple[int, int] | None:
-    """The ``size`` of a map that a caller wants, checked: a pair of whole numbers, or None."""
+def map_size(size: object, axes: int = 2) -> tuple[int, ...] | None:
+    """The ``size`` that a caller wants for maps of so many ``axes``, checked; None stays None."""
     if size is None:
         return None
-    if not isinstance(size, Sequence) or len(size) != 2:
-        raise TypeError(f"size should be (height, width) in pixels, got {size!r}")
-    height, width = (checks.whole_number(value, "size", minimum=1) for value in size)
-    return height, width
+    words = {1: "(length,)", 2: "(height, width) in pixels", 3: "(depth, height, width)"}[axes]
+    if not isinstance(size, Sequence) or len(size) != axes:
+        raise TypeError(f"size should be {words}, got {size!r}")
+    return tuple(checks.whole_number(value, "size", minimum=1) for value in size)
 
 
 def _what(found: object) -> str:

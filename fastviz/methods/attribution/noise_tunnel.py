@@ -1,4 +1,4 @@
-"""Any gradient method on noisy copies of the image: the mean of what it gives, of its squares, or its variance."""
+"""Noise tunnel: the mean, mean square or variance of any gradient method over noisy copies of the image."""
 
 from __future__ import annotations
 
@@ -36,32 +36,32 @@ def noise_tunnel(
     progress: bool = False,
     **options: Any,
 ) -> Tensor:
-    """What a gradient method gives on noisy copies of the image, averaged in one of three ways.
+    """The attributions of a gradient method for noisy copies of the image, averaged in one of three ways.
 
     With a_i the method's attribution of x + ε_i: SmoothGrad ``1/n Σ a_i`` (Smilkov et al. 2017,
     https://arxiv.org/abs/1706.03825); SmoothGrad² ``1/n Σ a_i²`` (Hooker et al. 2019,
     https://arxiv.org/abs/1806.10758); VarGrad ``1/n Σ a_i² − (1/n Σ a_i)²`` (Adebayo et al. 2018,
-    https://arxiv.org/abs/1810.03292). Copies are drawn and explained a batch at a time, so memory does not grow with
-    their number. The predicted class is that of the image without noise.
+    https://arxiv.org/abs/1810.03292). Copies are processed batch by batch, so memory does not grow with their number. A
+    predicted class is that of the image without noise.
 
     Args:
-        method: a function (model, x, target, **options) that gives a tensor [N, ...], or an object with such an
-            ``attribution``: any of fastviz's gradient methods, or one's own.
-        model, x, target: as the method takes them.
+        method: a function (model, x, target, **options) that returns a tensor [N, ...], or an object with such an
+            ``attribution``: any gradient method of fastviz, or your own.
+        model, x, target: the arguments of the method.
         kind: ``"smoothgrad"``, ``"smoothgrad_sq"`` or ``"vargrad"``.
-        samples: noisy copies an image, at least 1.
+        samples: noisy copies per image, at least 1.
         noise: standard deviation of the Gaussian noise, as a fraction of max(x) − min(x) of each image; 0 or more.
-        seed: of the noise, which comes from a generator of its own.
-        batch_size: images that the method gets at once; None is 16 on a CPU and 64 on a GPU.
-        progress: show a bar, on a terminal.
+        seed: for the noise; torch's global generator is not used.
+        batch_size: images per call of the method; None is 16 on a CPU and 64 on a GPU.
+        progress: show a progress bar on a terminal.
         options: further arguments of the method.
 
     Returns:
-        What the method gives, [N, ...], of its dtype.
+        [N, ...], the shape and dtype of the method's result.
 
     Raises:
-        TypeError: ``method`` is no function, or gives no tensor; as the method does.
-        ValueError: another kind; numbers out of range; as the method does.
+        TypeError: ``method`` is not a function, or does not return a tensor; errors of the method.
+        ValueError: an unknown kind; numbers out of range; errors of the method.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
     >>> found = noise_tunnel(input_gradient, model, torch.ones(1, 1, 2, 2), 1, kind="smoothgrad_sq", samples=3)
@@ -77,16 +77,14 @@ def noise_tunnel(
     random, deviation = noisy.generator(seed), noisy.deviations(images, noise)
     if not len(images):
         return _maps(method(model, images, target, **options))
-    selection = targets.resolve(target, model)
-    if selection.predicts:
-        selection = selection.with_predicted(input_gradients.predicted(model, images, batch_size))
+    selection = input_gradients.with_predicted(model, targets.resolve(target, model), images, batch_size)
     dtype = images.dtype
 
     def explain(copies: Tensor, numbers: Tensor) -> Tensor:
         nonlocal dtype
         found = _maps(method(model, copies, _target(selection.for_samples(numbers, len(images))), **options))
         if len(found) != len(copies):
-            raise ValueError(f"method should give one map an image, {len(copies)}, got {len(found)}")
+            raise ValueError(f"method should give one map per image, {len(copies)}, got {len(found)}")
         dtype = found.dtype
         return found
 
@@ -94,7 +92,7 @@ def noise_tunnel(
     with bar(progress, samples * len(images), text=kind, unit="images") as advance:
         mean, squares = noisy.moments(explain, images, deviation, samples, random, at_once, advance)
     found = {"smoothgrad": mean, "smoothgrad_sq": squares}.get(kind)
-    # Rounding can leave the difference below zero, where there is no variance.
+    # Rounding can make a variance of zero negative.
     return ((squares - mean * mean).clamp(min=0) if found is None else found).to(dtype)
 
 
@@ -110,14 +108,14 @@ def smooth_grad_squared(
     precision: Precision = "model",
     progress: bool = False,
 ) -> Tensor:
-    """The mean square of the gradient over noisy copies of the image, the mean over the channels of each pixel.
+    """The mean square of the gradient over noisy copies of the image, averaged over the channels of each pixel.
 
     Hooker et al. 2019, "A Benchmark for Interpretability Methods", https://arxiv.org/abs/1806.10758.
     :func:`noise_tunnel` of :func:`fastviz.input_gradient` with ``kind="smoothgrad_sq"``. Arguments and errors as in
     :func:`noise_tunnel`, ``precision`` as in :func:`fastviz.input_gradient`.
 
     Returns:
-        [N, H, W] ([N, T, H, W] for T targets a sample), 0 or more.
+        [N, H, W] ([N, T, H, W] for T targets per sample), 0 or more.
 
     >>> smooth_grad_squared(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.ones(1, 3, 2, 2), 1).shape
     torch.Size([1, 2, 2])
@@ -139,14 +137,14 @@ def var_grad(
     precision: Precision = "model",
     progress: bool = False,
 ) -> Tensor:
-    """The variance of the gradient over noisy copies of the image, the mean over the channels of each pixel.
+    """The variance of the gradient over noisy copies of the image, averaged over the channels of each pixel.
 
     Adebayo et al. 2018, "Local Explanation Methods for Deep Neural Networks", https://arxiv.org/abs/1810.03292.
     :func:`noise_tunnel` of :func:`fastviz.input_gradient` with ``kind="vargrad"``. Arguments and errors as in
     :func:`noise_tunnel`, ``precision`` as in :func:`fastviz.input_gradient`.
 
     Returns:
-        [N, H, W] ([N, T, H, W] for T targets a sample), 0 or more.
+        [N, H, W] ([N, T, H, W] for T targets per sample), 0 or more.
 
     >>> var_grad(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.ones(1, 3, 2, 2), 1).amax().item() < 1e-6
     True
@@ -164,7 +162,7 @@ def _maps(found: Any) -> Tensor:
 
 
 def _target(selection: Selection) -> Target:
-    """``selection`` as what it was made of."""
+    """``selection`` as a target argument."""
     if not selection.several:
         return selection.objectives[0]
     split = [objective for each in selection.split_targets() for objective in each.objectives]

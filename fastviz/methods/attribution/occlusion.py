@@ -1,6 +1,6 @@
-"""Occlusion: what happens to a target when a window of the image is covered, for windows all over the image.
+"""Occlusion: the change of a target when a window of the image is covered, for windows all over the image.
 
-Signals and volumes are covered in the same way, along their one axis or their three.
+Signals and volumes are covered in the same way, along their one or three axes.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ from fastviz.targets.selection import Target
 __all__ = ["OcclusionMap", "occlusion"]
 
 _BATCH = {"cpu": 8, "cuda": 64}
-"""Images the network sees at once where nothing else is said; on a CPU as many as its caches hold."""
+"""The default number of images in a pass; on a CPU as many as fit its caches."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class OcclusionMap(notebook.NotebookResult):
-    """What :func:`occlusion` found.
+    """The result of :func:`occlusion`.
 
     Attributes:
-        attribution: [N, H, W], ``baseline − score`` averaged over the windows that cover each pixel; of signals [N, L],
-            of volumes [N, D, H, W].
-        scores: [N, rows, columns], the target under each window, from top left to bottom right; of signals [N,
-            windows], of volumes [N, slices, rows, columns].
-        baseline: [N], the target of the image as it is.
-        classes: int64, of the shape of the scores of one target, the class with the highest score under each window
-            (the first of equal ones); None unless it was asked for.
-        stats: how it was computed: ``path`` (``"incremental"``: only what a window changes was recomputed;
-            ``"dense"``: whole forward passes), ``reason`` (why it is dense), ``windows`` (an image), ``evaluations``
-            (images the network would see in whole passes), ``seconds``, in approximate modes ``error``, and what
-            :func:`fastviz.engine.incremental.sweep` tells.
+        attribution: [N, H, W], ``baseline − score`` averaged over the windows that cover each pixel; for signals [N,
+            L], for volumes [N, D, H, W].
+        scores: [N, rows, columns], the target's value with each window covered, from top left to bottom right; for
+            signals [N, windows], for volumes [N, slices, rows, columns].
+        baseline: [N], the target's value for the unchanged image.
+        classes: int64, in the shape of one target's scores, the predicted class with each window covered (the first of
+            equal ones); None unless requested.
+        stats: how it was computed: ``path`` (``"incremental"``: only what a window changes was recomputed; ``"dense"``:
+            full forward passes), ``reason`` (why it is dense), ``windows`` (per image), ``evaluations`` (images that
+            full passes would take), ``seconds``, in approximate modes ``error``, and the entries of
+            :func:`fastviz.engine.incremental.sweep`.
 
-    With T targets a sample there is a dimension T behind N in the first three.
+    With T targets per sample, the first three have a dimension T after N.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     >>> found = occlusion(model, torch.ones(1, 1, 4, 4), target=1, window=2, stride=2)
@@ -68,11 +68,9 @@ class OcclusionMap(notebook.NotebookResult):
 
     def shown(self) -> list[tuple[str, Tensor]]:
         """See :class:`fastviz.images.notebook.NotebookResult`."""
-        if self.scores.dim() - self.baseline.dim() != 2:  # curves and volumes are drawn elsewhere
+        if self.scores.dim() - self.baseline.dim() != 2:  # maps of signals and volumes are drawn elsewhere
             return []
-        maps, values = self.attribution.flatten(0, -3), self.baseline.flatten().tolist()
-        captions = (f"{number}: {notebook.words(baseline=value)}" for number, value in enumerate(values))
-        return [(caption, notebook.signed(each)) for caption, each in zip(captions, maps, strict=True)]
+        return notebook.signed_maps(self.attribution, "baseline", self.baseline)
 
 
 def occlusion(
@@ -94,58 +92,60 @@ def occlusion(
     trace: Literal["auto", "always", "never"] = "auto",
     progress: bool = False,
 ) -> OcclusionMap:
-    """How much the target falls when a window of the image is covered: large where the target comes from.
+    """The decrease of the target when a window of the image is covered: large where the evidence for it lies.
 
     Attribution of a pixel: the mean of S(x) − S(x with the window covered) over the windows that cover it. Zeiler,
     Fergus 2014, "Visualizing and Understanding Convolutional Networks", https://arxiv.org/abs/1311.2901; the windows
-    and the mean are those of captum's ``Occlusion``. Windows begin at 0, stride, 2·stride, … until one reaches the
-    border, which cuts it off if it sticks out; all channels are covered. Only what a window changes is recomputed,
-    exactly, where the model allows it and there is enough work: see :func:`fastviz.engine.incremental.sweep`. Each
-    window has the score of a pass of its own: nothing is shared between the images of a batch.
+    and the mean are those of captum's ``Occlusion``. Windows start at 0, stride, 2·stride, … until one reaches the
+    border, where it is cropped; all channels are covered. If the model allows it and there is enough work, only what a
+    window changes is recomputed, exactly: see :func:`fastviz.engine.incremental.sweep`. Each window gets the score of a
+    separate pass: the images of a batch do not affect each other.
 
     Args:
         model: any module that maps ``x`` to scores [N, K] (or to anything, for targets inside the network).
         x: [N, C, H, W], floating-point, as the model takes it; N may be 0. Or signals [N, C, L], or volumes
             [N, C, D, H, W].
-        target: what to measure; None is the class with the highest score of each image as it is. See
-            :data:`fastviz.Target`; ``class_probability(k)`` measures probabilities.
+        target: what to measure; None is the predicted class of each unchanged image. See :data:`fastviz.Target`;
+            ``class_probability(k)`` measures probabilities.
         window: height and width of the window, in pixels; one number for a square; None is a seventh of the image's
-            sides, at least 1. Of volumes depth, height and width; of signals the length.
-        stride: step between windows, at most their size, in pixels; None is half of the window, at least 1.
-        centred: put a window on each of the pixels 0, stride, 2·stride, … instead, cut off at every border; with
-            stride 1 ``scores`` is then a map [N, H, W] of the score with the window on each pixel.
-        region: top, left, bottom, right of the part of the image that windows are put on, half open, in pixels; the
-            map is of that part alone; None is the whole image. Of signals start and stop; of volumes front, top, left,
-            back, bottom and right.
-        fill: what covers: a number, a value for each channel [C], an image [C, H, W], one an image [N, C, H, W] (or a
-            signal or volume, one an input),
-            ``"mean"`` (of each channel of each image) or ``"blur"`` (the image under a Gaussian whose standard
-            deviation is half of the window).
-        classes: tell which class wins under each window, too.
-        precision: ``"bfloat16"`` computes in it; approximate.
-        growth_cap: the longest side that the part of a map that a window changes may have, as a fraction of the map,
-            above 0; what it changes beyond is left out; approximate.
-        drill_down: the fraction, 0 to 1, of the grid that is computed window by window, where the target falls most;
-            elsewhere every fourth window of every fourth row is, and the others are interpolated; approximate.
-        memory: bytes that the sweep may hold at once; None is 1 GiB on the CPU and half of the free memory of a GPU.
-        batch_size: windows the network sees at once; None is what fits into ``memory`` and runs fastest. A network that
-            may mix the images of a batch gets one at a time all the same; ``stats["alone"]`` says why.
-        trace: ``"auto"`` prepares a model for incremental sweeps, which takes up to seconds, where that pays in this
-            call, or over many calls of the same model; ``"always"`` does it at once; ``"never"`` runs whole passes.
-        progress: show a bar, on a terminal.
+            sides, at least 1. For volumes depth, height and width; for signals the length.
+        stride: step between windows, in pixels, at most their size; None is half of the window, at least 1.
+        centred: instead centre windows on the pixels 0, stride, 2·stride, …, cropped at every border; with stride 1,
+            ``scores`` is then a map [N, H, W] of the score with the window centred on each pixel.
+        region: top, left, bottom, right of the part of the image to cover, half-open, in pixels; the map has the size
+            of that part; None is the whole image. For signals start and stop; for volumes front, top, left, back,
+            bottom and right.
+        fill: the replacement for covered values: a number, a value for each channel [C], an image [C, H, W] (or signal
+            or volume), one per input [N, C, H, W], ``"mean"`` (of each channel of each image) or ``"blur"`` (the image
+            blurred by a Gaussian whose standard deviation is half of the window).
+        classes: also return the predicted class with each window covered.
+        precision: ``"bfloat16"`` computes in bfloat16; approximate.
+        growth_cap: the maximum side of the changed part of a map, as a fraction of the map, above 0; changes beyond it
+            are ignored; approximate.
+        drill_down: the fraction, 0 to 1, of the grid that is computed at every window, where the target falls most;
+            elsewhere only every fourth window of every fourth row is computed and the others are interpolated;
+            approximate.
+        memory: the maximum bytes that the sweep may hold; None is 1 GiB on the CPU and half of the free memory of a
+            GPU.
+        batch_size: windows in a pass; None is the fastest number that fits into ``memory``. A network that may mix the
+            images of a batch always gets one at a time; ``stats["alone"]`` says why.
+        trace: ``"auto"`` traces the model for incremental sweeps, which can take seconds, if that is faster for this
+            call or over many calls of the same model; ``"always"`` traces in any case; ``"never"`` runs full passes.
+        progress: show a progress bar on a terminal.
 
-    In approximate modes ``stats["error"]`` tells ``largest`` and ``mean`` absolute difference of the scores of
-    ``windows`` windows, chosen at random (always the same ones), from those of the model itself.
+    In approximate modes ``stats["error"]`` holds the ``largest`` and ``mean`` absolute difference between the scores
+    and those of the model itself, for ``windows`` random windows (with a fixed seed).
 
     Returns:
-        An :class:`OcclusionMap` with ``attribution`` [N, H, W] ([N, T, H, W] for T targets a sample), signed, in the
-        units of the target, and the scores and figures behind it, on the device of ``x``.
+        An :class:`OcclusionMap` with ``attribution`` [N, H, W] ([N, T, H, W] for T targets per sample), signed, in the
+        units of the target, and with the scores and statistics, on the device of ``x``.
 
     Raises:
-        TypeError: ``model``, ``x``, ``target`` or another argument is of the wrong type; the model returns no tensor.
+        TypeError: ``model``, ``x``, ``target`` or another argument is of the wrong type; the model does not return a
+            tensor.
         ValueError: wrong shape or device of ``x`` or ``fill``; a window larger than the image; a stride larger than the
-            window; a class, layer, channel or position that does not exist; an approximate mode for a target inside of
-            the network; ``classes`` with ``drill_down``.
+            window; a class, layer, channel or position that does not exist; an approximate mode for a target inside the
+            network; ``classes`` with ``drill_down``.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     >>> occlusion(model, torch.ones(1, 1, 4, 4), target=1, window=2, stride=2).scores.shape
@@ -174,7 +174,7 @@ def occlusion(
         along = windows.boxes if exact else windows.boxes[:0]
         first = first_pass(batches, images, selection, along, covering, options, at_once)
         selection, baseline = first.selection, first.values
-        covered = _Covered(batches, images, first, windows.boxes, covering, selection, advance, classes)
+        covered = _CoveredImages(batches, images, first, windows.boxes, covering, selection, advance, classes)
         values, stats = covered.values(windows.shape, baseline, drill_down, options, at_once)
         # [N * P] or [N * P, T] → [N, *grid] or [N, T, *grid]
         scores = values.reshape(len(images), *windows.shape, *baseline.shape[1:])
@@ -182,7 +182,7 @@ def occlusion(
             scores = scores.movedim(-1, 1).contiguous()
         attribution = windows.spread(baseline[(..., *(None for _ in windows.shape))] - scores)
     if images.is_cuda:
-        torch.cuda.synchronize(images.device)  # else the seconds would be those of queueing the work
+        torch.cuda.synchronize(images.device)  # otherwise the time would only cover queueing the work
     if first.missing is not None:
         attribution[first.missing.to(attribution.device)] = 0.0
     stats |= {
@@ -199,15 +199,15 @@ def _check_drill_down(drill_down: float | None, classes: bool, axes: int) -> Non
         return
     checks.number(drill_down, "drill_down", low=0, high=1)
     if axes == 3:
-        raise ValueError("drill_down should be None for volumes: it goes over rows and columns of windows")
+        raise ValueError("drill_down should be None for volumes, since it refines rows and columns of windows")
     if classes:
-        raise ValueError("classes needs every window, drill_down leaves windows out; choose one of them")
+        raise ValueError("classes needs every window, but drill_down leaves windows out; choose one of them")
 
 
 def _options(
     precision: Precision, growth_cap: float | None, memory: int | None, batch_size: int | None, trace: str
 ) -> dict[str, Any]:
-    """The options of a sweep, those checked that count where none is made, too."""
+    """The options of a sweep, checked where they also apply without one."""
     for number, argument in ((batch_size, "batch_size"), (memory, "memory")):
         if number is not None:
             checks.whole_number(number, argument, minimum=1)
@@ -219,19 +219,19 @@ def _options(
 
 
 @dataclass(eq=False)
-class _Covered:
-    """Images under windows, each image under each; windows are counted image after image.
+class _CoveredImages:
+    """Evaluates the images with each window covered; windows are numbered image by image.
 
     Attributes:
-        batches: of the model, in evaluation mode by the caller.
+        batches: of the model, which the caller has put into evaluation mode.
         images: [N, C, H, W], or signals or volumes.
-        outputs: what the model gives for the images as they are.
+        outputs: the model's outputs for the unchanged images.
         boxes: int64 [P, 2 · axes], on the CPU, where sweeps are planned.
-        fill: as ``ops.occlude`` takes it.
+        fill: the ``fill`` of ``ops.occlude``.
         selection: what is measured, for the N images.
-        advance: is told how many windows are done.
-        classes: whether to note the class that wins under each window.
-        winners: int64 [N * P], those; zeros where not asked for.
+        advance: called with the number of finished windows.
+        classes: whether to record the predicted class with each window covered.
+        winners: int64 [N * P], these classes; empty if not requested.
     """
 
     batches: Batches
@@ -254,7 +254,7 @@ class _Covered:
 
     @property
     def numbers(self) -> Tensor:
-        """Of all windows, int64 [N * P], on the CPU."""
+        """The numbers of all windows, int64 [N * P], on the CPU."""
         return torch.arange(self.count)
 
     def values(
@@ -265,7 +265,7 @@ class _Covered:
         options: dict[str, Any],
         batch_size: int,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """The values under all windows, [N * P] or [N * P, T], and how they were computed."""
+        """The values for all windows, [N * P] or [N * P, T], and how they were computed."""
         if not self.count:
             return baseline.new_zeros(0, *baseline.shape[1:]), _dense_stats("there is no image")
         if self.selection.layers:
@@ -277,14 +277,14 @@ class _Covered:
         return self.drilled(shape, baseline, drill_down, options)
 
     def measured(self, output: Any, number: Tensor, recorded: targets.Activations | None = None) -> Tensor:
-        """The selection's values for the model's ``output`` under the windows of these numbers, int64 [B]."""
+        """The selection's values in the model's ``output`` for the windows with these numbers, int64 [B]."""
         if self.classes:
             self.winners[number] = targets.predicted(output)
         sample = number // len(self.boxes)
         return self.selection.for_samples(sample, len(self.images)).values(output, recorded or {})
 
     def swept(self, number: Tensor, options: dict[str, Any], *, check: bool = True) -> tuple[Tensor, dict[str, Any]]:
-        """The values under some windows, numbered on the CPU, recomputing only what a window changes."""
+        """The values for some windows, with numbers on the CPU, recomputing only what a window changes."""
         there = number.to(self.images.device)
         read = None if self.classes else self.selection.scores_read
         part = None
@@ -316,7 +316,7 @@ class _Covered:
     def drilled(
         self, shape: tuple[int, ...], baseline: Tensor, fraction: float, options: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Any]]:
-        """The values under all windows, coarse to fine."""
+        """The values for all windows, coarse to fine."""
         stats: dict[str, Any] = {}
 
         def evaluate(number: Tensor) -> Tensor:
@@ -342,7 +342,7 @@ class _Covered:
         return values, stats["last"] | {"computed": int(computed.sum()) / computed.numel(), "error": error}
 
     def dense(self, batch_size: int) -> tuple[Tensor, dict[str, Any]]:
-        """The values of a target inside of the network, whose activations a whole forward pass records."""
+        """The values of a target inside the network, whose activations are recorded in full forward passes."""
         parts = []
         boxes = self.boxes.to(self.images.device)
         for number in self.numbers.to(self.images.device).split(batch_size):
@@ -350,7 +350,7 @@ class _Covered:
             parts += self.batches(self._recorded, covered, number)
             self.advance(len(number))
         alone = self.batches.reason
-        stats = _dense_stats("the target is inside of the network")
+        stats = _dense_stats("the target is inside the network")
         return torch.cat(parts), stats | {"alone": alone, "batch_size": 1 if alone else batch_size}
 
     def _recorded(self, covered: Tensor, number: Tensor) -> Tensor:

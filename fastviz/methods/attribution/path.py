@@ -1,4 +1,4 @@
-"""Gradients along the way from a baseline to the image: integrated gradients, and their expectation over baselines."""
+"""Path methods: integrated gradients from a baseline to the image, and their expectation over baselines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastviz.engine.gradients import input_gradients
 from fastviz.engine.gradients import noise as noisy
 from fastviz.engine.gradients.path_gradients import AT_ONCE, line_gradients
 from fastviz.engine.gradients.quadrature import Quadrature, quadrature
-from fastviz.engine.incremental.window_grid import Fill, filling, grid
+from fastviz.engine.incremental.window_grid import Fill, filled_images, grid
 from fastviz.execution.batches import Batches
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.inputs import input_batch
@@ -26,14 +26,14 @@ __all__ = ["PathAttribution", "gradient_shap", "integrated_gradients", "score_di
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PathAttribution(notebook.NotebookResult):
-    """What :func:`integrated_gradients` and :func:`gradient_shap` found.
+    """The result of :func:`integrated_gradients` and :func:`gradient_shap`.
 
     Attributes:
-        attribution: [N, C, H, W], each value's share in the target.
-        delta: [N], the sum of the shares less the difference of the target between image and baseline, which it would
-            be without error: captum's convergence delta.
+        attribution: [N, C, H, W], the contribution of each input value to the target.
+        delta: [N], the sum of the contributions minus the difference of the target between image and baseline; 0 for an
+            exact integral (captum's convergence delta).
 
-    With T targets a sample there is a dimension T behind N in both.
+    With T targets per sample, both have a dimension T after N.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     >>> found = integrated_gradients(model, torch.ones(1, 1, 2, 2), target=1, steps=3)
@@ -46,9 +46,7 @@ class PathAttribution(notebook.NotebookResult):
 
     def shown(self) -> list[tuple[str, Tensor]]:
         """See :class:`fastviz.images.notebook.NotebookResult`."""
-        maps, values = self.attribution.sum(-3).flatten(0, -3), self.delta.flatten().tolist()
-        captions = (f"{number}: {notebook.words(delta=value)}" for number, value in enumerate(values))
-        return [(caption, notebook.signed(each)) for caption, each in zip(captions, maps, strict=True)]
+        return notebook.signed_maps(self.attribution.sum(-3), "delta", self.delta)
 
 
 def integrated_gradients(
@@ -62,27 +60,27 @@ def integrated_gradients(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> PathAttribution:
-    """Each input value's share in the target: the gradient along the line from a baseline, times the way.
+    """The contribution of each input value: the mean gradient on the line from a baseline, times the difference.
 
-    ``(x − x') · Σ_k w_k ∂S/∂x (x' + a_k (x − x'))``, with places a_k and weights w_k of a quadrature of ∫₀¹.
+    ``(x − x') · Σ_k w_k ∂S/∂x (x' + a_k (x − x'))``, with points a_k and weights w_k of a quadrature rule on [0, 1].
     Sundararajan, Taly, Yan 2017, "Axiomatic Attribution for Deep Networks", https://arxiv.org/abs/1703.01365; the five
-    quadratures are captum's. What the first convolution gives along a line lies on a line, so it is computed at the
-    two ends only where nothing else reads the image; equal to rounding.
+    rules are captum's. The outputs of the first convolution along a line lie on a line, so if nothing else reads the
+    image it is computed only at the two ends; results are equal up to rounding.
 
     Args:
         model: any module that maps ``x`` to scores [N, K] (or to anything, for targets inside the network).
         x: [N, C, H, W], floating-point, as the model takes it; N may be 0.
-        target: what to explain; None is the class with the highest score of each image. See :data:`fastviz.Target`.
-        baseline: where the lines begin: a number, a value for each channel [C], an image [C, H, W], one an image
-            [N, C, H, W], ``"mean"`` or ``"blur"``, as the fill of :func:`fastviz.occlusion`.
-        steps: places on each line, at least 2 (1 for Gauss–Legendre).
+        target: what to explain; None is the predicted class of each image. See :data:`fastviz.Target`.
+        baseline: where the lines start: a number, a value for each channel [C], an image [C, H, W], one per image [N,
+            C, H, W], ``"mean"`` or ``"blur"``, as the fill of :func:`fastviz.occlusion`.
+        steps: points on each line, at least 2 (1 for Gauss–Legendre).
         method: ``"gausslegendre"``, ``"riemann_left"``, ``"riemann_right"``, ``"riemann_middle"``,
-            ``"riemann_trapezoid"`` (weights as captum's, which add up to (steps − 1) / steps).
+            ``"riemann_trapezoid"`` (with captum's weights, which sum to (steps − 1) / steps).
         batch_size: images in a pass, which bounds the memory; None is 16 on a CPU and 64 on a GPU.
-        progress: show a bar, on a terminal.
+        progress: show a progress bar on a terminal.
 
     Returns:
-        The shares, and how far their sum is from the difference of the target.
+        The contributions, and the error of their sum.
 
     Raises:
         TypeError: ``model``, ``x``, ``target`` or another argument is of the wrong type.
@@ -98,12 +96,12 @@ def integrated_gradients(
     input_gradients.check_options(batch_size, "model")
     places, weights = quadrature(method, steps)
     begin = _baseline(baseline, images, "baseline")
-    selection = _settled(model, images, selection, batch_size)
+    selection = input_gradients.with_predicted(model, selection, images, batch_size)
     with bar(progress, len(images) * steps, text="integrated gradients") as advance:
         gradient = line_gradients(
             model, begin, images, selection, places, weights, batch_size=batch_size, advance=advance
         )
-    return _shares(model, images, begin, gradient, selection, batch_size)
+    return _with_delta(model, images, begin, gradient, selection, batch_size)
 
 
 def gradient_shap(
@@ -118,22 +116,22 @@ def gradient_shap(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> PathAttribution:
-    """Each input value's share in the target, expected over baselines and places on the way from them.
+    """The expected contribution of each input value over random baselines and points on the lines from them.
 
     The mean over samples of ``(z − x') · ∂S/∂x (x' + u (z − x'))``: x' drawn from the ``baselines``, z = x + noise, u
     uniform in [0, 1]. Lundberg, Lee 2017, "A Unified Approach to Interpreting Model Predictions",
-    https://arxiv.org/abs/1705.07874, as GradientExplainer of their package shap and captum's ``GradientShap`` have it.
+    https://arxiv.org/abs/1705.07874, as in GradientExplainer of their package shap and captum's ``GradientShap``.
     Memory does not grow with the samples. Arguments and errors as in :func:`integrated_gradients`, and:
 
     Args:
         model, x, target, batch_size, progress: as there.
         baselines: the images to draw from, [B, C, H, W], for all of ``x``; or one: a number, [C], [C, H, W].
-        samples: draws an image, at least 1.
+        samples: draws per image, at least 1.
         noise: standard deviation of the Gaussian noise, as a fraction of max(x) − min(x) of each image; 0 or more.
-        seed: of what is drawn, by a generator of its own.
+        seed: for the random draws; torch's global generator is not used.
 
     Returns:
-        The shares; ``delta`` compares them with the mean over the baselines that were drawn.
+        The contributions; ``delta`` compares their sum with the mean over the drawn baselines.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
     >>> found = gradient_shap(model, torch.ones(1, 1, 2, 2), target=1, samples=3)
@@ -146,10 +144,10 @@ def gradient_shap(
     checks.whole_number(samples, "samples", minimum=1)
     random, deviation = noisy.generator(seed), noisy.deviations(images, noise)
     pool, N = _pool(baselines, images), len(images)
-    # drawn before the noise, so that they do not depend on how many copies there are at a time
+    # drawn before the noise, so that they do not depend on the batch size
     chosen = torch.randint(len(pool), (samples, N), generator=random)
     places = torch.rand(samples, N, generator=random, dtype=torch.float64).to(images)
-    selection = _settled(model, images, selection, batch_size)
+    selection = input_gradients.with_predicted(model, selection, images, batch_size)
     at_once = batch_size or AT_ONCE[images.device.type]
     ends = [_scores(model, pool, selection, at, N, at_once) for at in range(N)] if N else []
     total: Tensor | float = 0.0
@@ -163,7 +161,7 @@ def gradient_shap(
             points = begin + places[done : done + k, :, None, None, None] * (copies - begin)
             part = selection.for_samples(torch.arange(N).repeat(k), N)
             gradient = input_gradients.input_gradients(model, points.flatten(0, 1), part, batch_size=at_once)
-            shares = _times(gradient, (copies - begin).flatten(0, 1), part).unflatten(0, (k, N))
+            shares = _times_difference(gradient, (copies - begin).flatten(0, 1), part).unflatten(0, (k, N))
             for each, baseline in zip(shares, drawn, strict=True):
                 total = total + each.to(torch.promote_types(each.dtype, torch.float32))
                 reached = reached + torch.stack([ends[at][number] for at, number in enumerate(baseline.tolist())])
@@ -180,12 +178,8 @@ def gradient_shap(
 
 
 def _baseline(fill: Fill, images: Tensor, argument: str) -> Tensor:
-    """One baseline an image, [N, C, H, W]."""
-    size = (images.shape[2], images.shape[3])
-    found = filling(fill, images, grid(size, None, None).window, argument)
-    if isinstance(found, Tensor) and found.dim() == 1:
-        found = found[:, None, None]
-    return torch.zeros_like(images) + found
+    """One baseline per image, [N, C, H, W]."""
+    return filled_images(fill, images, grid((images.shape[2], images.shape[3]), None, None).window, argument)
 
 
 def _pool(baselines: Fill, images: Tensor) -> Tensor:
@@ -193,7 +187,7 @@ def _pool(baselines: Fill, images: Tensor) -> Tensor:
     if isinstance(baselines, Tensor) and baselines.dim() == 4:
         if not len(baselines) or baselines.shape[1:] != images.shape[1:]:
             raise ValueError(
-                f"baselines should have shape [B, {', '.join(map(str, images.shape[1:]))}] with B from 1 on for this "
+                f"baselines should have shape [B, {', '.join(map(str, images.shape[1:]))}] with B at least 1 for this "
                 f"x, got {list(baselines.shape)}"
             )
         if baselines.device != images.device:
@@ -204,19 +198,12 @@ def _pool(baselines: Fill, images: Tensor) -> Tensor:
     return _baseline(baselines, images[:1] if len(images) else images.new_zeros(1, *images.shape[1:]), "baselines")
 
 
-def _settled(model: nn.Module, images: Tensor, selection: Selection, batch_size: int | None) -> Selection:
-    """``selection`` with the predicted classes of the ``images`` put in."""
-    if not selection.predicts or not len(images):
-        return selection
-    return selection.with_predicted(input_gradients.predicted(model, images, batch_size))
-
-
-def _times(gradient: Tensor, way: Tensor, selection: Selection) -> Tensor:
-    return gradient * (way[:, None] if selection.several else way)
+def _times_difference(gradient: Tensor, difference: Tensor, selection: Selection) -> Tensor:
+    return gradient * (difference[:, None] if selection.several else difference)
 
 
 def _scores(model: nn.Module, images: Tensor, selection: Selection, sample: int, of: int, at_once: int) -> Tensor:
-    """The target of sample number ``sample`` for other ``images`` in its place, [B], or [B, T]."""
+    """The target of sample number ``sample`` evaluated on other ``images``, [B], or [B, T]."""
     numbers = torch.full((len(images),), sample)
     return score_differences(model, images, None, selection.for_samples(numbers, of), at_once)
 
@@ -224,7 +211,7 @@ def _scores(model: nn.Module, images: Tensor, selection: Selection, sample: int,
 def score_differences(
     model: nn.Module, images: Tensor, others: Tensor | None, selection: Selection, at_once: int
 ) -> Tensor:
-    """The target's values for ``images`` less those for ``others`` in their places, [N] or [N, T]; no others: 0."""
+    """The target's values for ``images``, minus those for ``others`` if there are any, [N] or [N, T]."""
     batches = Batches(model)
 
     def values(part: Tensor, numbers: Tensor) -> Tensor:
@@ -241,7 +228,7 @@ def score_differences(
         return of(images) if others is None else of(images) - of(others)
 
 
-def _shares(
+def _with_delta(
     model: nn.Module,
     images: Tensor,
     begin: Tensor,
@@ -249,6 +236,6 @@ def _shares(
     selection: Selection,
     batch_size: int | None,
 ) -> PathAttribution:
-    shares = _times(gradient, images.detach() - begin, selection)
+    shares = _times_difference(gradient, images.detach() - begin, selection)
     reached = score_differences(model, images, begin, selection, batch_size or AT_ONCE[images.device.type])
     return PathAttribution(shares.to(images.dtype), shares.flatten(-3).sum(-1) - reached)

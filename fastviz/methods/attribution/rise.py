@@ -1,4 +1,4 @@
-"""RISE: the mean of random masks, each weighted by what the network says of the image under it."""
+"""RISE: the mean of random masks, each weighted by the target's value for the masked image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastviz import targets
 from fastviz._util import checks
 from fastviz._util.progress import bar
 from fastviz.engine.gradients.noise import generator
-from fastviz.engine.incremental.window_grid import Fill, filling
+from fastviz.engine.incremental.window_grid import Fill, filled_images
 from fastviz.engine.masking.masked_mean import MaskedMean
 from fastviz.engine.masking.random_masks import RandomMasks, random_masks
 from fastviz.engine.masking.scores import Scores
@@ -26,21 +26,21 @@ from fastviz.targets.selection import Target
 
 __all__ = ["RiseMap", "rise"]
 
-_LOOKS = 16
-"""How often the stopping rule is asked: after so many equal parts of the masks."""
+_CHECKS = 16
+"""How many times the stopping rule is checked, at equal intervals."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RiseMap(notebook.NotebookResult):
-    """What :func:`rise` found.
+    """The result of :func:`rise`.
 
     Attributes:
         attribution: [N, H, W], the weighted mean of the masks.
-        baseline: [N], the target of the image as it is.
-        stats: ``masks``: how many each image was seen under; ``agreement``: the rank correlation, estimated, of each
-            map with the one that all masks would have given (1 where all were tried).
+        baseline: [N], the target's value for the unchanged image.
+        stats: ``masks``: how many were used for each image; ``agreement``: the estimated rank correlation of each map
+            with the map from all masks (1 if all were used).
 
-    With T targets a sample there is a dimension T behind N in both.
+    With T targets per sample, both have a dimension T after N.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     >>> rise(model, torch.ones(1, 1, 8, 8), target=1, masks=20).stats["masks"]
@@ -53,9 +53,8 @@ class RiseMap(notebook.NotebookResult):
 
     def shown(self) -> list[tuple[str, Tensor]]:
         """See :class:`fastviz.images.notebook.NotebookResult`."""
-        maps, values = self.attribution.flatten(0, -3), self.baseline.flatten().tolist()
-        captions = (f"{number}: {notebook.words(baseline=value)}" for number, value in enumerate(values))
-        return [(text, notebook.signed(each - each.mean())) for text, each in zip(captions, maps, strict=True)]
+        centred = self.attribution - self.attribution.mean((-2, -1), keepdim=True)
+        return notebook.signed_maps(centred, "baseline", self.baseline)
 
 
 def rise(
@@ -72,34 +71,33 @@ def rise(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> RiseMap:
-    """How much the target is there when a pixel is: the mean of random masks, weighted by the target under them.
+    """The importance of each pixel: the mean of random masks, weighted by the target's value for the masked image.
 
     ``1/(M · keep) Σ_i S(x · m_i + fill · (1 − m_i)) m_i``, with smooth masks m_i: grids of ``cells`` x ``cells`` zeros
     and ones, enlarged (bilinear) and shifted. Petsiuk, Das, Saenko 2018, "RISE: Randomized Input Sampling for
-    Explanation of Black-box Models", https://arxiv.org/abs/1806.07421. As there, a class stands for its probability;
-    ``fv.class_score(k)`` is its score.
+    Explanation of Black-box Models", https://arxiv.org/abs/1806.07421. As in the paper, a class as target means its
+    probability; ``fv.class_score(k)`` is its score.
 
-    With ``stop`` the network sees fewer masks: what it would say under the others is predicted by a linear model of
-    the mask, see :mod:`fastviz.engine.masking.masked_mean`; that is approximate.
+    With ``stop`` fewer masks are run: the values of the others are predicted by a linear model of the mask, see
+    :mod:`fastviz.engine.masking.masked_mean`; this is approximate.
 
     Args:
         model: any module that maps ``x`` to scores [N, K] (or to anything, for targets inside the network).
         x: [N, C, H, W], floating-point, as the model takes it; N may be 0.
-        target: what to measure; None is the class with the highest score of each image as it is. See
-            :data:`fastviz.Target`.
-        masks: M, at least 1; all images get the same.
-        cells: of the grids, a side, at least 2.
-        keep: the probability of a one, above 0 and below 1.
-        fill: what masked values become: a number, a value for each channel [C], an image [C, H, W], one an image
-            [N, C, H, W], ``"mean"`` or ``"blur"``, as for :func:`fastviz.occlusion`.
-        stop: stop when the rank correlation with the map of all masks is, by an estimate, at least this, above 0 and
-            below 1; asked 16 times on the way. None tries all masks.
-        seed: of the masks, which come from a generator of its own.
+        target: what to measure; None is the predicted class of each unchanged image. See :data:`fastviz.Target`.
+        masks: their number M, at least 1; all images get the same masks.
+        cells: grid cells per side, at least 2.
+        keep: the probability that a cell is one, above 0 and below 1.
+        fill: the replacement for masked values: a number, a value for each channel [C], an image [C, H, W], one per
+            image [N, C, H, W], ``"mean"`` or ``"blur"``, as for :func:`fastviz.occlusion`.
+        stop: stop once the estimated rank correlation with the map from all masks is at least this, above 0 and below
+            1; checked up to 16 times. None uses all masks.
+        seed: for the masks; torch's global generator is not used.
         batch_size: pictures in a pass; None is 16 on a CPU and 128 on a GPU.
-        progress: show a bar, on a terminal.
+        progress: show a progress bar on a terminal.
 
     Returns:
-        The maps, and how many masks each took.
+        The maps, and the number of masks for each.
 
     Raises:
         TypeError: ``model``, ``x``, ``target`` or another argument is of the wrong type.
@@ -121,9 +119,7 @@ def rise(
         checks.whole_number(batch_size, "batch_size", minimum=1)
     random = generator(seed)
     size = (images.shape[2], images.shape[3])
-    filled = filling(fill, images, (-(-size[0] // cells), -(-size[1] // cells)))
-    if isinstance(filled, Tensor) and filled.dim() == 1:
-        filled = filled[:, None, None]
+    fills = filled_images(fill, images, (-(-size[0] // cells), -(-size[1] // cells)))
     drawn = random_masks(masks, size, cells, keep, random)
     mean = MaskedMean(drawn, keep)
     with (
@@ -133,7 +129,6 @@ def rise(
         bar(progress, len(images) * masks, text="rise") as advance,
     ):
         scores = Scores(model, images, selection, batch_size)
-        fills = torch.zeros_like(images) + filled
         each = [_of_image(scores, number, drawn, mean, fills[number], stop, advance) for number in range(len(images))]
     clean = scores.clean
     maps = torch.stack([found for found, _, _ in each]) if each else images.new_zeros(0, *size)
@@ -150,11 +145,11 @@ def _of_image(
     stop: float | None,
     advance: Callable[[int], object],
 ) -> tuple[Tensor, int, float]:
-    """The maps of one image, [T, H, W], how many masks it took, and how near the maps are to those of all masks."""
+    """The maps of one image, [T, H, W], its number of masks, and the estimated agreement with all masks."""
     image, M = scores.images[number], len(masks)
     parts: list[Tensor] = []
     agreement = 1.0
-    for at in torch.arange(M).split(M if stop is None else -(-M // _LOOKS)):
+    for at in torch.arange(M).split(M if stop is None else -(-M // _CHECKS)):
 
         def compose(some: Tensor, at: Tensor = at) -> Tensor:
             mask = masks.of(at[some])[:, None].to(image)
@@ -171,7 +166,7 @@ def _of_image(
 
 
 def _as_probability(target: Target) -> Target:
-    """Classes by their numbers as their probabilities; objectives as they are."""
+    """Class indices as class probabilities; objectives unchanged."""
     if isinstance(target, Objective):
         return target
     if isinstance(target, Tensor) and target.dim() == 2:

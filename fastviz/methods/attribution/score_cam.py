@@ -1,4 +1,4 @@
-"""Score-CAM: maps weighted by what the target makes of the image seen through them."""
+"""Score-CAM: maps weighted by the target's value for the image masked with each of them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch.nn import functional as F
 from fastviz import targets
 from fastviz._util import checks
 from fastviz._util.progress import Advance, bar
+from fastviz.engine.gradients import cam_layers
 from fastviz.engine.incremental.whole import WholeImages
 from fastviz.execution.compiled import eager
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.forward import layer_outputs
-from fastviz.execution.hooks import layer_module
 from fastviz.execution.inputs import input_batch, output_of
 from fastviz.execution.map_axes import Axes
 from fastviz.images import tensors
 from fastviz.methods.attribution import cam
-from fastviz.methods.attribution.map_fusion import height_and_width
+from fastviz.methods.attribution.map_fusion import map_size
 from fastviz.targets.selection import Target
 
 __all__ = ["mask_values", "score_cam"]
@@ -37,21 +37,21 @@ def score_cam(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Maps weighted by the target for the image seen through them: ``ReLU(Σ_k w_k A_k)``, ``w = softmax_k S(x ⊙ M_k)``.
+    """Maps weighted by the target for the masked image: ``ReLU(Σ_k w_k A_k)``, ``w = softmax_k S(x ⊙ M_k)``.
 
-    M_k is the map A_k resized to the image (bilinear, corners on corners) and scaled to 0 to 1. Wang et al. 2020,
-    "Score-CAM", https://arxiv.org/abs/1910.01279; the paper subtracts the score of a black image, which the softmax
-    does not notice. Numbers are those of pytorch-grad-cam; torch-cam resizes with ``align_corners=False``.
+    M_k is the map A_k resized to the image (bilinear, ``align_corners=True``) and scaled to 0 to 1. Wang et al. 2020,
+    "Score-CAM", https://arxiv.org/abs/1910.01279; the paper also subtracts the score of a black image, which the
+    softmax cancels. Results equal pytorch-grad-cam's; torch-cam resizes with ``align_corners=False``.
 
-    Every channel with an active map takes a forward pass; maps that are constant share one, of the black image.
+    Every channel whose map is not constant takes a forward pass; constant maps share the pass of a black image.
 
     Args:
         model, x, target, layer, size: as in :func:`fastviz.grad_cam`.
-        batch_size: masked images in a pass; None chooses.
-        progress: show a bar on a terminal.
+        batch_size: masked images in a pass; None chooses it automatically.
+        progress: show a progress bar on a terminal.
 
     Returns:
-        [N, h, w] ([N, T, h, w] for T targets a sample), 0 or more, not scaled.
+        [N, h, w] ([N, T, h, w] for T targets per sample), 0 or more, not scaled.
 
     Raises:
         TypeError, ValueError: as :func:`fastviz.grad_cam`.
@@ -63,12 +63,10 @@ def score_cam(
     images = input_batch(model, x)
     model = eager(model)
     selection = targets.resolve(target, model)
-    shape = height_and_width(size)
+    shape = map_size(size)
     if batch_size is not None:
         checks.whole_number(batch_size, "batch_size", minimum=1)
-    if layer is not None:
-        layer_module(model, layer)
-    name = cam._last_maps(model, images) if layer is None else layer
+    name = cam._layer_name(model, images, layer)
     found = []
     with frozen_model(model), torch.no_grad():
         black = images.new_zeros(1, *images.shape[1:])
@@ -104,14 +102,14 @@ def mask_values(
     batch_size: int,
     advance: Advance = lambda steps, text=None: None,
 ) -> Tensor:
-    """What a target is for an image seen through each of its maps: [K, T].
+    """The target's values for an image masked with each of its maps: [K, T].
 
     Args:
-        values: of images [P, C, H, W] it gives the values [P, T].
+        values: maps images [P, C, H, W] to values [P, T].
         image: [1, C, H, W].
         maps: [1, K, h, w].
-        batch_size: images for ``values`` at once.
-        advance: is told how many are done, one for each map that is not constant and one for all that are.
+        batch_size: images per call of ``values``.
+        advance: called with the number of finished passes, one per map that is not constant and one for all that are.
     """
     height, width = image.shape[2:]
     numbers = _varies(maps).nonzero()[:, 0]
@@ -121,7 +119,7 @@ def mask_values(
         low, high = masks.amin((2, 3), keepdim=True), masks.amax((2, 3), keepdim=True)
         found.append(values(image * ((masks - low) / (high - low + 1e-8)).to(image.dtype)))
         advance(len(part))
-    # the mask of a map that is constant is zero everywhere
+    # the mask of a constant map is zero everywhere
     every = values(torch.zeros_like(image)).expand(maps.shape[1], -1).clone()
     advance(1)
     if found:
@@ -130,7 +128,7 @@ def mask_values(
 
 
 def _values(model: nn.Module, run: WholeImages, selection: targets.Selection, images: Tensor) -> Tensor:
-    """The values [P, T] of one sample's target for images that are versions of it."""
+    """The values [P, T] of one sample's target for changed copies of it."""
     if selection.layers:
         found = []
         for one in images.split(1):
@@ -149,7 +147,7 @@ def _maps(model: nn.Module, name: str, image: Tensor) -> Tensor:
     axes = Axes()
     with layer_outputs(model, [name]) as recorded, axes:
         output_of(model, axes.images(image.clone()))
-    return cam._planes(recorded[name].detach(), recorded[name], name, axes).clone()
+    return cam_layers.planes(recorded[name].detach(), recorded[name], name, axes).clone()
 
 
 def _varies(maps: Tensor) -> Tensor:

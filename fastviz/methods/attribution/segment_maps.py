@@ -1,4 +1,4 @@
-"""What methods give that put one number on each segment of an image."""
+"""The result of methods that assign a number to each segment of an image."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ __all__ = ["SegmentMap", "segment_map"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SegmentMap(notebook.NotebookResult):
-    """A number for each segment of each image, and the map of them.
+    """A number for each segment of each image, and the map of these numbers.
 
     Attributes:
-        attribution: [N, H, W], the number of the segment that each pixel belongs to.
-        values: [N, S], the numbers; zeros beyond an image's own number of segments.
-        segments: int64 [N, H, W], the segment of each pixel.
-        baseline: [N], the target of the image as it is.
-        errors: [N, S], the standard error of each number, for methods that draw samples; else None.
-        stats: how it was computed: ``evaluations`` (pictures that the network saw), and what the method adds.
+        attribution: [N, H, W], for each pixel the value of its segment.
+        values: [N, S], the value of each segment; zeros beyond an image's number of segments.
+        segments: int64 [N, H, W], the index of each pixel's segment.
+        baseline: [N], the target's value for the unchanged image.
+        errors: [N, S], the standard error of each value for sampling methods; else None.
+        stats: how it was computed: ``evaluations`` (images that the network evaluated) and entries of the method.
 
-    With T targets a sample there is a dimension T behind N, in all but ``segments``.
+    With T targets per sample, all but ``segments`` have a dimension T after N.
 
     >>> index = torch.zeros(1, 2, 2, dtype=torch.int64)
     >>> SegmentMap(torch.ones(1, 2, 2), torch.ones(1, 1), index, torch.ones(1)).segments.shape
@@ -43,9 +43,7 @@ class SegmentMap(notebook.NotebookResult):
 
     def shown(self) -> list[tuple[str, Tensor]]:
         """See :class:`fastviz.images.notebook.NotebookResult`."""
-        maps, values = self.attribution.flatten(0, -3), self.baseline.flatten().tolist()
-        captions = (f"{number}: {notebook.words(baseline=value)}" for number, value in enumerate(values))
-        return [(caption, notebook.signed(each)) for caption, each in zip(captions, maps, strict=True)]
+        return notebook.signed_maps(self.attribution, "baseline", self.baseline)
 
 
 def segment_map(cut: Coalitions, values: list[Tensor], errors: list[Tensor] | None = None, **stats: Any) -> SegmentMap:

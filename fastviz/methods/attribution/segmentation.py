@@ -1,4 +1,4 @@
-"""The object that a network sees, cut out of its photograph: GrabCut, told by saliency where to begin."""
+"""Segmentation of the object that a network sees: GrabCut seeded by saliency."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ BACKGROUND, OBJECT, PROBABLY_BACKGROUND, PROBABLY_OBJECT = range(4)
 _RULES: dict[str, Rule | None] = {"guided_backprop": "guided", "saliency": None}
 
 _SEED = 0
-"""OpenCV begins to fit its colour models at random."""
+"""OpenCV initialises its colour models at random."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Segmentation(notebook.NotebookResult):
-    """Objects cut out of photographs: what :func:`segment` returns.
+    """The result of :func:`segment`: objects segmented in photographs.
 
-    With T targets a sample there is a dimension T behind N in all of them.
+    With T targets per sample, all attributes have a dimension T after N.
 
     Attributes:
-        mask: bool [N, H, W], whether a pixel belongs to the object; false everywhere where nothing was found.
-        boxes: int64 [N, 4], top, left, bottom, right (half open, in pixels) of the mask; zeros where it is empty.
-        seeds: uint8 [N, H, W], what saliency said of each pixel before colours were looked at: 0 background, 1 object,
-            2 probably background, 3 probably object.
+        mask: bool [N, H, W], whether a pixel belongs to the object; all false if nothing was found.
+        boxes: int64 [N, 4], top, left, bottom, right (half-open, in pixels) of the mask; zeros if it is empty.
+        seeds: uint8 [N, H, W], the class of each pixel by saliency alone: 0 background, 1 object, 2 probably
+            background, 3 probably object.
         saliency: [N, H, W], after smoothing.
 
     >>> picture = torch.zeros(1, 3, 32, 32)
@@ -85,40 +85,39 @@ def segment(
     batch_size: int | None = None,
     precision: Precision = "model",
 ) -> Segmentation:
-    """Which pixels belong to the object that speaks for the target: a mask and a box for each image.
+    """The pixels of the object that supports the target: a mask and a box for each image.
 
     Simonyan, Vedaldi, Zisserman 2014, "Deep Inside Convolutional Networks", section 3.2,
     https://arxiv.org/abs/1312.6034: pixels of high saliency are the object, those of low saliency the background, and
-    GraphCut finds a border between them along the edges of the photograph that leaves on each side what has the colours
-    of its seeds. The cut is OpenCV's GrabCut: Rother, Kolmogorov, Blake 2004, which learns the colours again from its
-    own result in every iteration.
+    GraphCut finds a border between them along the edges of the photograph, so that each side has the colours of its
+    seeds. The cut is OpenCV's GrabCut: Rother, Kolmogorov, Blake 2004, which refits its colour models to its own result
+    in every iteration.
 
-    Where we depart from the paper, because it cuts more objects right: saliency is that of guided backprop, smoothed;
-    pixels above a third quantile count as object until their colours say otherwise; the seeds stay what they are; and
-    the colours are learned more than once. The paper's own settings are ``saliency="saliency"``, ``smoothing=0`` and
-    ``iterations=0``.
+    We depart from the paper where that segments more objects correctly: saliency is smoothed guided backprop; pixels
+    above a third quantile start as probable object; the seeds stay fixed; and the colour models are fitted more than
+    once. The paper's settings are ``saliency="saliency"``, ``smoothing=0`` and ``iterations=0``.
 
     Args:
         model: any module that maps ``x`` to scores [N, K] (or to anything, for targets inside the network).
         x: [N, C, H, W], floating-point, as the model takes it; N may be 0.
-        target: what to explain; None is the class with the highest score of each sample. See :data:`fastviz.Target`.
-        images: [N, 3, h, w] in 0 to 1, what ``x`` shows, at any size; masks have this size. None computes them from
-            ``x`` with :func:`fastviz.models.preprocessing` of the model.
-        saliency: ``"guided_backprop"`` (the largest absolute value over the channels), ``"saliency"``, or your own
-            [N, H, W] or [N, T, H, W], 0 or more; the model is not run then.
-        foreground: the object is what has a saliency at or above this quantile of the image.
-        background: the background is what has one at or below this quantile.
-        probable: of the rest, what is at or above this quantile is probably object.
-        smoothing: standard deviation of the Gaussian that smooths the saliency, as a fraction of its shorter side; 0
-            does not smooth.
-        iterations: of GrabCut, after each of which the colours are learned again. With 0 they are learned from the
-            seeds alone, and there is one cut, as in the paper.
-        largest: whether only the largest connected part (of 8 neighbours) is kept, as in the paper.
+        target: what to explain; None is the predicted class of each sample. See :data:`fastviz.Target`.
+        images: [N, 3, h, w] in 0 to 1, the photographs of ``x`` at any size; masks have this size. None computes them
+            from ``x`` with :func:`fastviz.models.preprocessing` of the model.
+        saliency: ``"guided_backprop"`` (the largest absolute value over the channels), ``"saliency"``, or your own maps
+            [N, H, W] or [N, T, H, W], 0 or more, for which the model is not run.
+        foreground: pixels with a saliency at or above this quantile of the image are object.
+        background: pixels at or below this quantile are background.
+        probable: of the rest, pixels at or above this quantile are probably object.
+        smoothing: standard deviation of the Gaussian that smooths the saliency, as a fraction of its shorter side; 0 is
+            no smoothing.
+        iterations: GrabCut iterations, after each of which the colour models are refitted. With 0 they are fitted to
+            the seeds alone, followed by one cut, as in the paper.
+        largest: keep only the largest connected component (with 8 neighbours), as in the paper.
         batch_size, precision: as in :func:`fastviz.input_gradient`.
 
     Returns:
-        A :class:`Segmentation`, on the device of ``x``. Where the saliency is the same everywhere nothing is found. In
-        a photograph of one colour there are no edges to follow: the object is what is nearer to its seeds.
+        A :class:`Segmentation`, on the device of ``x``. If the saliency is constant, nothing is found. A photograph of
+        one colour has no edges to follow; the object is then the part closer to its seeds.
 
     Raises:
         ImportError: OpenCV is not installed.
@@ -140,7 +139,7 @@ def segment(
     if smoothing != 0:
         checks.positive(smoothing, "smoothing")
     maps = _saliency(model, x, target, saliency, batch_size, precision)
-    shown = _shown(model, x, images)
+    shown = _photographs(model, x, images)
     smooth = _smoothed(tensors.resize_maps(maps.float(), *shown.shape[-2:]), smoothing)
     seeds = _seeds(smooth, background, probable, foreground)
     photographs = [
@@ -150,9 +149,9 @@ def segment(
     marks = seeds.view(-1, *seeds.shape[-2:]).numpy()
 
     def cut(number: int) -> Any:
-        return _cut(cv2, photographs[number // columns], marks[number], iterations, largest)
+        return _grab_cut(cv2, photographs[number // columns], marks[number], iterations, largest)
 
-    # OpenCV's random numbers belong to its threads: in threads of ours, those of the caller stay as they were.
+    # OpenCV's random state is per thread, so running in our own threads leaves the caller's unchanged.
     with ThreadPoolExecutor(max(1, min(len(marks), torch.get_num_threads()))) as pool:
         masks = [torch.from_numpy(each) for each in pool.map(cut, range(len(marks)))]
     mask = torch.stack(masks).view(seeds.shape) if masks else seeds.bool()
@@ -192,7 +191,7 @@ def _saliency(
         checks.tensor(kind, "saliency", dims=(3, 4), layout="[N, H, W] or [N, T, H, W]")
         checks.device(kind.device, "saliency")
         if len(kind) != len(x):
-            raise ValueError(f"saliency should have {len(x)} maps, one an image, got {len(kind)}")
+            raise ValueError(f"saliency should have {len(x)} maps, one per image, got {len(kind)}")
         found = kind
     else:
         rule = _RULES[checks.one_of(kind, "saliency", _RULES)]
@@ -206,8 +205,8 @@ def _saliency(
     return found.detach().cpu()
 
 
-def _shown(model: nn.Module, x: Tensor, images: Tensor | None) -> Tensor:
-    """What the photographs show, [N, 3, h, w] in 0 to 1, on the CPU."""
+def _photographs(model: nn.Module, x: Tensor, images: Tensor | None) -> Tensor:
+    """The photographs, [N, 3, h, w] in 0 to 1, on the CPU."""
     if images is None:
         settings = preprocessing(model)
         if len(settings.mean) != x.shape[1]:
@@ -222,7 +221,7 @@ def _shown(model: nn.Module, x: Tensor, images: Tensor | None) -> Tensor:
 
 
 def _smoothed(maps: Tensor, fraction: float) -> Tensor:
-    """Maps [..., H, W] under a Gaussian whose standard deviation is this fraction of their shorter side."""
+    """Maps [..., H, W] blurred by a Gaussian whose standard deviation is this fraction of their shorter side."""
     sigma = fraction * min(maps.shape[-2:])
     if sigma == 0 or not maps.numel():
         return maps
@@ -230,14 +229,14 @@ def _smoothed(maps: Tensor, fraction: float) -> Tensor:
 
 
 def _seeds(maps: Tensor, background: float, probable: float, foreground: float) -> Tensor:
-    """What saliency says of each pixel, uint8 [..., H, W]; a map without differences says background everywhere.
+    """The seed of each pixel by its saliency, uint8 [..., H, W]; a constant map gives background everywhere.
 
-    Where so many values are equal that two quantiles are the same, what is above them is the object.
+    If two quantiles coincide because of equal values, pixels above them are object.
     """
     seeds = torch.full(maps.shape, PROBABLY_BACKGROUND, dtype=torch.uint8)
     if not maps.numel():
         return seeds
-    # torch.quantile takes no more than 16 million values; the nearest value that is there does as well
+    # torch.quantile takes at most 16 million values; the nearest existing value works as well
     ordered = maps.flatten(-2).sort(-1).values
     low, middle, high = (
         ordered[..., round(quantile * (ordered.shape[-1] - 1)), None, None]
@@ -249,7 +248,7 @@ def _seeds(maps: Tensor, background: float, probable: float, foreground: float) 
     return seeds
 
 
-def _cut(cv2: Any, photograph: Any, seeds: Any, iterations: int, largest: bool) -> Any:
+def _grab_cut(cv2: Any, photograph: Any, seeds: Any, iterations: int, largest: bool) -> Any:
     """The mask of one photograph: uint8 [H, W, 3] (blue, green, red) and its seeds, uint8 [H, W]."""
     marks = seeds.copy()
     if not (marks == OBJECT).any():
@@ -260,7 +259,7 @@ def _cut(cv2: Any, photograph: Any, seeds: Any, iterations: int, largest: bool) 
         cv2.grabCut(photograph, marks, None, *models, iterations, cv2.GC_INIT_WITH_MASK)
     else:
         known = (seeds == OBJECT) | (seeds == BACKGROUND)
-        # colours are learned from a picture of the seeds alone, one line high
+        # colour models are fitted to a picture of the seeds alone, one line high
         line, line_marks = photograph[known][None].copy(), marks[known][None].copy()
         cv2.grabCut(line, line_marks, None, *models, 1, cv2.GC_INIT_WITH_MASK)
         cv2.grabCut(photograph, marks, None, *models, 1, cv2.GC_EVAL_FREEZE_MODEL)
@@ -272,7 +271,7 @@ def _cut(cv2: Any, photograph: Any, seeds: Any, iterations: int, largest: bool) 
 
 
 def _boxes(mask: Tensor) -> Tensor:
-    """The smallest boxes, int64 [..., 4], that hold masks [..., H, W]; zeros for an empty one."""
+    """The bounding boxes, int64 [..., 4], of masks [..., H, W]; zeros for an empty mask."""
     boxes = []
     for lines in (mask.any(-1), mask.any(-2)):
         numbers = torch.arange(lines.shape[-1])

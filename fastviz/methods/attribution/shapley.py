@@ -1,4 +1,4 @@
-"""What each segment of an image adds to the target: left out alone, or on average over the orders of joining."""
+"""Contributions of an image's segments to the target: feature ablation, and Shapley values by sampling."""
 
 from __future__ import annotations
 
@@ -32,27 +32,25 @@ def feature_ablation(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> SegmentMap:
-    """How much the target falls when one segment of the image is left out.
+    """The decrease of the target when one segment of the image is left out.
 
     ``S(x) − S(x with the segment filled)``: captum's ``FeatureAblation`` over segments; Zeiler, Fergus 2014,
-    https://arxiv.org/abs/1311.2901, with segments in the place of squares. Only what a segment's box
-    changes is computed again, where the model allows it and there is enough work
-    (:func:`fastviz.engine.incremental.sweep`).
+    https://arxiv.org/abs/1311.2901, with segments instead of squares. If the model allows it and there is enough work,
+    only the part that a segment's bounding box changes is recomputed (:func:`fastviz.engine.incremental.sweep`).
 
     Args:
         model: any module that maps ``x`` to scores [N, K] (or to anything, for targets inside the network).
         x: [N, C, H, W], floating-point, as the model takes it; N may be 0.
-        target: what to measure; None is the class with the highest score of each image as it is. See
-            :data:`fastviz.Target`.
-        segments: whole numbers [H, W] or [N, H, W], pixels with the same number being a segment; or about how many
-            superpixels to cut each image into, by scikit-image's SLIC.
-        fill: what stands in a segment's place: a number, a value for each channel [C], an image [C, H, W], one an image
+        target: what to measure; None is the predicted class of each unchanged image. See :data:`fastviz.Target`.
+        segments: whole numbers [H, W] or [N, H, W], where pixels with the same number form a segment; or the
+            approximate number of superpixels per image, by scikit-image's SLIC.
+        fill: the replacement for a segment: a number, a value for each channel [C], an image [C, H, W], one per image
             [N, C, H, W], ``"mean"`` or ``"blur"``, as for :func:`fastviz.occlusion`.
         batch_size: pictures in a pass; None is 16 on a CPU and 128 on a GPU.
-        progress: show a bar, on a terminal.
+        progress: show a progress bar on a terminal.
 
     Returns:
-        The falls, signed.
+        The decreases, signed.
 
     Raises:
         TypeError: ``model``, ``x``, ``target``, ``segments`` or ``fill`` is of the wrong type.
@@ -70,9 +68,9 @@ def feature_ablation(
         with bar(progress, evaluations, text="feature ablation") as advance:
             stats: dict[str, Any] = {"path": "dense"}
             if cut.scores.selection.layers or not evaluations:
-                values = [_left_out(cut, at, advance) for at in range(len(cut.images))]
+                values = [_decreases(cut, at, advance) for at in range(len(cut.images))]
             else:
-                values, stats = _swept(cut, batch_size, advance)
+                values, stats = _swept_decreases(cut, batch_size, advance)
         return segment_map(cut, values, evaluations=evaluations + len(values), **stats)
 
 
@@ -88,21 +86,21 @@ def shapley_sampling(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> SegmentMap:
-    """What each segment adds to the target when segments join one after another, the mean over random orders.
+    """The mean contribution of each segment to the target when segments are added one by one, over random orders.
 
-    ``1/M Σ_π S(before π(s) and s) − S(before π(s))``: an estimate of Shapley values without bias; in each order what
-    the segments add makes S(x) − S(fill). Castro, Gómez, Tejada 2009, "Polynomial calculation of the Shapley value
-    based on sampling", https://doi.org/10.1016/j.cor.2008.04.004; captum's ``ShapleyValueSampling``. From one state to
-    the next one segment changes, and only what its box changes is computed again where that saves work
+    ``1/M Σ_π S(before π(s) and s) − S(before π(s))``: an unbiased estimate of Shapley values; in each order the
+    contributions sum to S(x) − S(fill). Castro, Gómez, Tejada 2009, "Polynomial calculation of the Shapley value based
+    on sampling", https://doi.org/10.1016/j.cor.2008.04.004; captum's ``ShapleyValueSampling``. Consecutive states
+    differ in one segment, and only the part that its bounding box changes is recomputed where that saves work
     (:func:`fastviz.engine.incremental.outputs_of_changes`). Arguments and errors as in :func:`feature_ablation`, and:
 
     Args:
         model, x, target, segments, fill, batch_size, progress: as there.
-        permutations: orders an image, at least 1.
-        seed: of the orders, which come from a generator of its own.
+        permutations: orders per image, at least 1.
+        seed: for the orders; torch's global generator is not used.
 
     Returns:
-        The values, and in ``errors`` their standard errors (NaN for one permutation).
+        The contributions, and in ``errors`` their standard errors (NaN for one permutation).
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
     >>> parts = torch.tensor([[0, 0], [1, 1]])
@@ -115,27 +113,27 @@ def shapley_sampling(
     with coalitions(model, x, target, segments, fill, batch_size) as cut:
         orders = [torch.stack([torch.randperm(S, generator=random) for _ in range(permutations)]) for S in cut.counts]
         with bar(progress, sum(each.numel() for each in orders), text="shapley sampling") as advance:
-            run = _Passes(cut, batch_size, advance)
-            added = [_added(cut, number, each, run) for number, each in enumerate(orders)]
+            run = _GrowingImages(cut, batch_size, advance)
+            added = [_contributions(cut, number, each, run) for number, each in enumerate(orders)]
         values, errors = [each.mean(0) for each in added], [each.std(0) / permutations**0.5 for each in added]
         return segment_map(cut, values, errors, evaluations=sum(each.numel() for each in orders), **run.stats)
 
 
-def _left_out(cut: Coalitions, number: int, advance: Callable[[int], object]) -> Tensor:
-    """The fall without each segment, [S] or [T, S], by whole passes."""
+def _decreases(cut: Coalitions, number: int, advance: Callable[[int], object]) -> Tensor:
+    """The decrease without each segment, [S] or [T, S], by full passes."""
     rows = ~torch.eye(cut.counts[number], dtype=torch.bool)
     return (cut.scores.clean[number] - cut.values(number, rows, advance)).movedim(0, -1)
 
 
-def _swept(
+def _swept_decreases(
     cut: Coalitions, batch_size: int | None, advance: Callable[[int], object]
 ) -> tuple[list[Tensor], dict[str, object]]:
-    """The same for all images, recomputing what the boxes around segments change."""
+    """The decreases for all images, recomputing only what the bounding boxes of segments change."""
     scores, images = cut.scores, cut.images
     found = feature_boxes(cut.index[:, None])
     if found is None:  # too many boxes overlap
-        return [_left_out(cut, at, advance) for at in range(len(images))], {"path": "dense"}
-    falls = scores.clean.new_zeros(len(images), *scores.clean.shape[1:], max(cut.counts))
+        return [_decreases(cut, at, advance) for at in range(len(images))], {"path": "dense"}
+    decreases = scores.clean.new_zeros(len(images), *scores.clean.shape[1:], max(cut.counts))
     stats: dict[str, object] = {}
     read = scores.selection.scores_read
     for layer in found.layers:
@@ -153,30 +151,30 @@ def _swept(
             batches=scores.batches,
             advance=advance,
         )
-        falls[sample, ..., layer.features.to(images.device)] = scores.clean[sample] - swept.values
+        decreases[sample, ..., layer.features.to(images.device)] = scores.clean[sample] - swept.values
         stats = {key: swept.stats[key] for key in ("path", "reason")}
-    return [falls[at, ..., :count] for at, count in enumerate(cut.counts)], stats
+    return [decreases[at, ..., :count] for at, count in enumerate(cut.counts)], stats
 
 
-def _added(cut: Coalitions, number: int, orders: Tensor, run: _Passes) -> Tensor:
-    """What each segment adds in each of the ``orders`` [M, S]: [M, S], or [M, T, S], in float64."""
+def _contributions(cut: Coalitions, number: int, orders: Tensor, run: _GrowingImages) -> Tensor:
+    """The contribution of each segment in each of the ``orders`` [M, S]: [M, S], or [M, T, S], in float64."""
     rank = orders.argsort(1)
-    states = run.grown(number, rank).double()  # [M, S, ...]: before each segment joins
+    states = run.values(number, rank).double()  # [M, S, ...]: before each segment is added
     whole = cut.scores.clean[number].double().expand_as(states[:, 0])
     steps = torch.cat([states, whole[:, None]], dim=1).diff(dim=1).movedim(1, -1)
     at = rank.to(steps.device)
     return steps.gather(-1, at if steps.dim() == 2 else at[:, None].expand_as(steps))
 
 
-class _Passes:
-    """Images whose segments join one after another, for one call."""
+class _GrowingImages:
+    """Evaluates images whose segments are added one by one, for one call."""
 
     def __init__(self, cut: Coalitions, batch_size: int | None, advance: Callable[[int], object]) -> None:
         self.cut, self.batch_size, self.advance = cut, batch_size, advance
         self.stats: dict[str, object] = {"path": "dense"}
 
-    def grown(self, number: int, rank: Tensor) -> Tensor:
-        """Values [M, S, ...] of an image before each of its segments joins: ``rank`` [M, S] is when each does."""
+    def values(self, number: int, rank: Tensor) -> Tensor:
+        """Values [M, S, ...] of an image before each segment is added; ``rank`` [M, S] is each segment's place."""
         scores = self.cut.scores
         two = scores.images[number : number + 1].expand(2, -1, -1, -1)
         if scores.selection.layers or scores.batches.together(two) < 2:
@@ -185,19 +183,19 @@ class _Passes:
         device = scores.images.device
         changes = incremental.Changes(
             rank.to(device)[:, self.cut.index[number]] + 1,
-            S - 1,  # the last segment makes the image as it is, whose value is known
+            S - 1,  # the last segment completes the image, whose value is known
             self.cut.fill[number : number + 1],
             image=torch.zeros(M, dtype=torch.int64, device=device),
             reveal=True,
         )
 
-        def values(output: object, sequence: Tensor) -> Tensor:
+        def evaluate(output: object, sequence: Tensor) -> Tensor:
             return scores.selection.for_samples(torch.full_like(sequence, number), len(scores.images)).values(
                 output, {}
             )
 
         chain = incremental.outputs_of_changes(
-            *(scores.model, scores.images[number : number + 1], changes, values),
+            *(scores.model, scores.images[number : number + 1], changes, evaluate),
             batch_size=self.batch_size,
             advance=self.advance,
         )
@@ -205,10 +203,10 @@ class _Passes:
         return chain.values
 
     def _dense(self, number: int, rank: Tensor) -> Tensor:
-        """The same by whole pictures, in the order of :meth:`Coalitions.values`."""
+        """The same by full passes."""
         M, S = rank.shape
         states = rank[:, None, :] < torch.arange(1, S)[None, :, None]
-        # no segment has joined: the same in every order
+        # without any segment the value is the same in every order
         rows = torch.cat([torch.zeros(1, S, dtype=torch.bool), states.reshape(-1, S)])
         found = self.cut.values(number, rows, self.advance)
         none, inner = found[:1].expand(M, *found.shape[1:]), found[1:].view(M, S - 1, *found.shape[1:])

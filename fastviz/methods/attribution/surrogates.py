@@ -1,4 +1,4 @@
-"""A linear model in the place of the network, fitted to what it says when segments of the image are left out."""
+"""Linear surrogate models of the network, fitted to its values when segments of the image are left out."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def kernel_shap(
 ) -> SegmentMap:
     """Shapley values of segments, as the coefficients of a linear model of the target.
 
-    Over coalitions z, the segments that are kept, the least ``Σ_z k(z) (S(z) − S(fill) − z·φ)²`` with ``Σ φ = S(x) −
-    S(fill)``, where ``k(z) = (S − 1) / (C(S, |z|) |z| (S − |z|))``. Lundberg, Lee 2017, "A Unified Approach to
-    Interpreting Model Predictions", https://arxiv.org/abs/1705.07874. Coalitions are drawn by k, each with its
-    opposite (Covert, Lee 2021, https://arxiv.org/abs/2012.01536); where ``samples`` is enough for all of them, all are
-    taken and the values are exact. Arguments and errors as in :func:`fastviz.feature_ablation`, and:
+    Minimises ``Σ_z k(z) (S(z) − S(fill) − z·φ)²`` over coalitions z, the sets of segments that are kept, with ``Σ φ =
+    S(x) − S(fill)``, where ``k(z) = (S − 1) / (C(S, |z|) |z| (S − |z|))``. Lundberg, Lee 2017, "A Unified Approach to
+    Interpreting Model Predictions", https://arxiv.org/abs/1705.07874. Coalitions are sampled according to k, each with
+    its complement (Covert, Lee 2021, https://arxiv.org/abs/2012.01536); if ``samples`` is large enough for all
+    coalitions, all are used and the values are exact. Arguments and errors as in :func:`fastviz.feature_ablation`, and:
 
     Args:
         model, x, target, segments, fill, batch_size, progress: as there.
-        samples: coalitions an image, at least 2, rounded up to pairs.
-        seed: of the coalitions, which come from a generator of its own.
+        samples: coalitions per image, at least 2, rounded up to pairs.
+        seed: for the coalitions; torch's global generator is not used.
 
     Returns:
-        The values, signed; those of an image add up to S(x) − S(fill).
+        The values, signed; those of an image sum to S(x) − S(fill).
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
     >>> parts = torch.tensor([[0, 0], [1, 1]])
@@ -92,26 +92,27 @@ def lime(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> SegmentMap:
-    """The coefficients of a linear model of the target, fitted to pictures whose segments are left out by chance.
+    """The coefficients of a linear model of the target, fitted to pictures with random segments left out.
 
-    The β of the least ``Σ_z w(z) (S(z) − c − z·β)² + penalty · |β|²`` over ``samples`` coalitions z, each segment kept
-    with probability ½, the first with all; ``w(z) = exp(−d² / kernel_width²)^½`` with d the cosine distance of z to
-    all ones. Ribeiro, Singh, Guestrin 2016, "Why Should I Trust You?", https://arxiv.org/abs/1602.04938, with the
-    numbers of their package lime, but that a segment is replaced by the mean of the image and not by its own. Arguments
-    and errors as in :func:`fastviz.feature_ablation`, and:
+    The β that minimises ``Σ_z w(z) (S(z) − c − z·β)² + penalty · |β|²`` over ``samples`` coalitions z, in which each
+    segment is kept with probability ½ (the first keeps all); ``w(z) = exp(−d² / kernel_width²)^½`` with d the cosine
+    distance of z to all ones. Ribeiro, Singh, Guestrin 2016, "Why Should I Trust You?",
+    https://arxiv.org/abs/1602.04938, with the settings of their package lime, except that a segment is replaced by the
+    mean of the image instead of its own mean. Arguments and errors as in :func:`fastviz.feature_ablation`, and:
 
     Args:
         model, x, target, segments, fill, batch_size, progress: as there.
-        samples: coalitions an image, at least 2.
-        kernel_width: how soon pictures far from the image count less, above 0.
-        penalty: of large coefficients, 0 or more.
-        seed: of the coalitions, which come from a generator of its own.
+        samples: coalitions per image, at least 2.
+        kernel_width: width of the weighting kernel, above 0; smaller values give pictures far from the image less
+            weight.
+        penalty: ridge penalty of the coefficients, 0 or more.
+        seed: for the coalitions; torch's global generator is not used.
 
     Returns:
         The coefficients; ``stats["fit"]`` is the weighted R² of the linear model for each image and target.
 
     Raises:
-        ModuleNotFoundError: scikit-learn is not installed, which fits the model.
+        ModuleNotFoundError: scikit-learn, which fits the model, is not installed.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
     >>> parts = torch.tensor([[0, 0], [1, 1]])
@@ -141,7 +142,7 @@ def lime(
 
 
 def _shapley_coalitions(S: int, samples: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Coalitions, bool [P, S], with weights [P]: all but none and all, or pairs drawn by the kernel, which weigh 1."""
+    """Coalitions, bool [P, S], with weights [P]: all but the empty and the full one, or sampled pairs of weight 1."""
     if S == 1:
         return torch.zeros(0, 1, dtype=torch.bool), torch.zeros(0)
     sizes = torch.arange(1, S, dtype=torch.float64)

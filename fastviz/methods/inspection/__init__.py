@@ -1,1 +1,1 @@
-"""What a network holds and responds to: filters, activations, patches, embeddings."""
+"""Inspection of a network: filters, activations, patches, embeddings."""

@@ -1,4 +1,4 @@
-"""What the layers of a network answer to an image: their outputs, and the maps as a grid of pictures."""
+"""Activations: the outputs of layers for images, and maps as a grid of pictures."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from fastviz.images.tensors import ColourMap
 __all__ = ["activation_grid", "activations"]
 
 _SIDE = 1200
-"""About how many pixels a grid of maps is wide."""
+"""The approximate width of a grid of maps in pixels."""
 
 _IMAGE = 448
-"""Height of the image beside it, in pixels, if the grid is as high."""
+"""Height of the image next to the grid, in pixels, if the grid is high enough."""
 
 
 @overload
@@ -69,32 +69,30 @@ def activations(
 ) -> Tensor | dict[str, Tensor]:
     """The output of a layer, or of several from one forward pass, for the images ``x``.
 
-    A layer is recorded as it leaves its
-    module, before an in-place rectifier behind it, and at its last call where it is called several times. From the
-    second batch on the pass ends at the last layer that is asked for. As grids of maps: Yosinski et al. 2015,
-    https://arxiv.org/abs/1506.06579.
+    Outputs are recorded as the module returns them, before a following in-place rectifier changes them, and at the
+    module's last call if it is called several times. From the second batch on, the pass ends after the last requested
+    layer. Grids of maps: Yosinski et al. 2015, https://arxiv.org/abs/1506.06579.
 
     Args:
         model: any module that takes ``x``.
         x: [N, C, H, W], floating-point, as the model takes it; N may be 0. Or signals [N, C, L], or volumes
             [N, C, D, H, W].
         layer: dotted name of one layer.
-        layers: several names, in place of ``layer``. None, where ``layer`` is None too: every convolution that the
-            model calls, in the order of calls, found by running the first image once more.
-        as_maps: lay every output out as maps [N, K, h, w], signals' as [N, K, l], volumes' as [N, K, d, h, w]: those
-            with their channels last, and tokens, whose class and register tokens are left out. It takes one more pass
-            of the first image, in which the dimensions are followed from the image on.
-        batch_size: images the network sees at once; None is 32. Beside the result, only the activations of so many are
-            in memory.
+        layers: several names instead of ``layer``. If both are None: every convolution that the model calls, in call
+            order, found by running the first image once more.
+        as_maps: return every output as maps [N, K, h, w], for signals [N, K, l], for volumes [N, K, d, h, w]: also
+            outputs with channels last, and tokens, without class and register tokens. This takes another pass of the
+            first image, which traces the dimensions from the image.
+        batch_size: images in a pass; None is 32. Besides the result, only the activations of one batch are in memory.
         precision: see :func:`fastviz.input_gradient`.
-        device: where the results are kept; None is the device of ``x``. ``"cpu"`` spares the memory of a GPU.
+        device: where the results are stored; None is the device of ``x``. ``"cpu"`` saves GPU memory.
 
     Returns:
-        [N, C, H, W] for ``layer``, or whatever shape it gives ([N, D], [N, L, D]); else a dictionary, layer name → such
-        a tensor. In the dtype that the layer gives.
+        [N, C, H, W] for ``layer``, or whatever shape it gives ([N, D], [N, L, D]), in its dtype; otherwise a
+        dictionary, layer name → such a tensor.
 
     Raises:
-        TypeError: ``x`` is no floating-point tensor; a layer returns something else than one floating-point tensor.
+        TypeError: ``x`` is not a floating-point tensor; a layer does not return one floating-point tensor.
         ValueError: wrong shape or device of ``x``; no layers, or one that does not exist or is not called, or, with
             ``as_maps``, has no maps.
 
@@ -115,7 +113,7 @@ def activations(
 
     def noting(name: str) -> Hook:
         def note(module: nn.Module, inputs: Any, output: object) -> None:
-            # A copy: what comes behind may change the output in place.
+            # Copied, because later modules may change the output in place.
             maps = floating_output(name, output).detach()
             maps = lay[name](maps) if as_maps else maps
             noted[name] = _in_dtype(maps, images, precision).to(place, copy=True)
@@ -127,7 +125,7 @@ def activations(
     hooks = {name: noting(name) for name in names}
     with frozen_model(model), torch.no_grad():
         if not len(images):  # shapes come from the network
-            forward.run(model, images.new_zeros((1, *images.shape[1:])), hooks, calls, precision)
+            forward.run(model, _one_image(images), hooks, calls, precision)
             found = {name: noted[name][:0] for name in names}
         at_once = Batches(model).together(images, lambda batch: forward.outputs(model, batch, names, calls, precision))
         most = min(most, at_once)
@@ -139,7 +137,7 @@ def activations(
                     found[name] = maps.new_empty((len(images), *maps.shape[1:]))
                 if maps.shape != (len(batch), *found[name].shape[1:]):
                     raise ValueError(
-                        f"layer {name!r} should have outputs of one shape, one an image, got {list(maps.shape)} for "
+                        f"layer {name!r} should have outputs of one shape, one per image, got {list(maps.shape)} for "
                         f"{len(batch)} images"
                     )
                 found[name][start : start + most] = maps
@@ -147,7 +145,7 @@ def activations(
 
 
 def _layouts(model: nn.Module, images: Tensor, names: Sequence[str]) -> dict[str, Callable[[Tensor], Tensor]]:
-    """What lays the output of each layer out as maps, from one pass of the first image."""
+    """Functions that convert the output of each layer to maps, from one pass of the first image."""
     found: dict[str, Callable[[Tensor], Tensor]] = {}
     axes = Axes()
 
@@ -157,23 +155,26 @@ def _layouts(model: nn.Module, images: Tensor, names: Sequence[str]) -> dict[str
 
         return look
 
-    one = images[:1].clone() if len(images) else images.new_zeros((1, *images.shape[1:]))
     hooks = {name: note(name) for name in names}
     with frozen_model(model), torch.no_grad(), hooked(model, hooks), axes:
-        output_of(model, axes.images(one))
+        output_of(model, axes.images(_one_image(images)))
     return found
 
 
+def _one_image(images: Tensor) -> Tensor:
+    """A copy of the first of the ``images``; a black one if there is none."""
+    return images[:1].clone() if len(images) else images.new_zeros((1, *images.shape[1:]))
+
+
 def _in_dtype(maps: Tensor, images: Tensor, precision: Precision) -> Tensor:
-    """What a layer gave; in the dtype of the images where autocast gave it another one."""
+    """``maps``, in the dtype of the images if autocast gave them another one."""
     return maps if precision == "model" else maps.to(images.dtype)
 
 
 def _convolutions(model: nn.Module, images: Tensor) -> list[str]:
     """The convolutions that ``model`` calls."""
-    one = images[:1].clone() if len(images) else images.new_zeros((1, *images.shape[1:]))
     with frozen_model(model), torch.no_grad():
-        names = forward.called(model, one, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        names = forward.called(model, _one_image(images), (nn.Conv1d, nn.Conv2d, nn.Conv3d))
     if not names:
         raise ValueError("layer or layers should be given for this model: it calls no convolution")
     return names
@@ -187,22 +188,24 @@ def activation_grid(
     colours: ColourMap = "grey",
     columns: int | None = None,
 ) -> Tensor:
-    """A picture [3, H, W] of the maps of one image, enlarged without smoothing, with the ``image`` to their left.
+    """A picture [3, H, W] of the maps of one image, enlarged without smoothing, with the ``image`` on the left.
 
     Args:
-        maps: [C, h, w], one image of what :func:`activations` returns.
-        image: what the network saw, [3, H, W] in 0 to 1 (:func:`fastviz.images.restore`); None leaves it out.
-        scale: ``"each"`` stretches every map from its least (black) to its largest value (white), which shows what is
-            where; ``"together"`` all with one scale, which shows what maps answer strongly. A constant map is black.
+        maps: [C, h, w], one image of the result of :func:`activations`.
+        image: the network's input as a picture, [3, H, W] in 0 to 1 (:func:`fastviz.images.restore`); None leaves it
+            out.
+        scale: ``"each"`` stretches every map from its smallest (black) to its largest value (white), which shows its
+            spatial structure; ``"together"`` uses one scale for all, which shows which maps are strong. A constant map
+            is black.
         colours: see :func:`fastviz.images.colour_map`.
-        columns: maps in a row; None is ⌈√C⌉.
+        columns: maps per row; None is ⌈√C⌉.
 
     Returns:
         float32 [3, H, W] in 0 to 1, about 1,200 pixels wide without the ``image``.
 
     Raises:
-        TypeError: ``maps`` is no floating-point tensor.
-        ValueError: another shape, values that are not finite, an unknown word.
+        TypeError: ``maps`` is not a floating-point tensor.
+        ValueError: a wrong shape, values that are not finite, an unknown word.
 
     >>> activation_grid(torch.rand(16, 13, 13)).shape
     torch.Size([3, 1216, 1216])
@@ -221,7 +224,7 @@ def activation_grid(
 
 
 def _beside(image: Tensor, grid: Tensor) -> Tensor:
-    """The ``image`` at the top to the left of the ``grid``."""
+    """The ``grid`` with the ``image`` to its left, at the top."""
     checks.tensor(image, "image", dims=(3,), layout="[3, H, W]")
     if image.shape[0] != 3 or not image.numel():
         raise ValueError(f"image should have shape [3, H, W], got {list(image.shape)}")

@@ -1,4 +1,4 @@
-"""Feature vectors of many images, streamed, kept in a file and reused."""
+"""Feature vectors of many images: streamed, stored in a file and reused."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ __all__ = ["Embedding", "embedding", "load_embedding"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Embedding(NotebookResult):
-    """What :func:`embedding` returns: a row for each image that could be read, in the order of the source.
+    """The result of :func:`embedding`: one row for each readable image, in the order of the source.
 
     Attributes:
-        vectors: [N, D], float32 (float64 where the model is).
-        pictures: uint8 [N, 3, t, t] on the CPU, what the network saw, made small.
+        vectors: [N, D], float32 (float64 if the model is).
+        pictures: uint8 [N, 3, t, t] on the CPU, thumbnails of the network's inputs.
         names: N names, see :func:`fastviz.images.streams.batches`.
-        layer: where the vectors come from; ``"input of NAME"`` for what goes into a layer.
-        failures: name and reason of the images that could not be read.
-        reused: how many of the vectors were taken from ``file``.
+        layer: the layer of the vectors; ``"input of NAME"`` for the input of a layer.
+        failures: name and reason for each image that could not be read.
+        reused: how many of the vectors were read from ``file``.
 
     >>> found = embedding(nn.Flatten(), torch.rand(5, 3, 8, 8), "")
     >>> found.vectors.shape, found.names
@@ -75,39 +75,39 @@ def embedding(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Embedding:
-    """Feature vectors [N, D] of the images of ``source``, with their names and small pictures.
+    """Feature vectors [N, D] of the images of ``source``, with their names and thumbnails.
 
-    Images are streamed: beside the result, a few batches are in memory. By default the vector is what the network
-    decides by, the input of its last linear layer ("fc7" of AlexNet and VGG, 4,096 numbers), or the mean over the
-    places of what goes into its last convolution where it ends in one (SqueezeNet, 512). Brought to a plane by
-    :func:`fastviz.tsne`: van der Maaten, Hinton 2008, https://jmlr.org/papers/v9/vandermaaten08a.html.
+    Images are streamed: besides the result, only a few batches are in memory. By default the vector is the input of the
+    last linear layer ("fc7" of AlexNet and VGG, 4,096 numbers), or, for a network that ends in a convolution
+    (SqueezeNet), the spatial mean of its input (512 numbers). :func:`fastviz.tsne` projects vectors to a plane: van der
+    Maaten, Hinton 2008, https://jmlr.org/papers/v9/vandermaaten08a.html.
 
     Args:
         model: any module.
         source: files, folders and patterns, a dataset or a tensor of images, see
             :func:`fastviz.images.streams.batches`.
-        layer: dotted name of the layer whose output is taken; None is the default said above.
-        pool: what becomes of maps [N, C, H, W] and tokens [N, L, D]: ``"mean"`` over the places or tokens;
+        layer: dotted name of the layer whose output is used; None is the default above.
+        pool: how maps [N, C, H, W] and tokens [N, L, D] are reduced: ``"mean"`` over the positions or tokens;
             ``"flatten"``: all values.
-        batch_size: images the network sees at once; None is 32.
+        batch_size: images in a pass; None is 32.
         precision: see :func:`fastviz.input_gradient`.
         size: as in :func:`fastviz.load_images`.
-        limit: only the first so many images; None for all.
-        thumbnails: side of the small pictures, in pixels.
-        file: a .safetensors file that keeps the result, for a source of files. Vectors in it that still hold are not
-            computed again: those of the same model (weights and all), layer and arguments, of images whose path, size
-            and time of change are the same. An interrupted call leaves the vectors it has; the next goes on from there.
+        limit: the maximum number of images; None for all.
+        thumbnails: side of the thumbnails, in pixels.
+        file: a .safetensors file that stores the result, for a source of files. Valid vectors in it are not computed
+            again: those of the same model (including weights), layer and arguments, of images with the same path, size
+            and modification time. An interrupted call stores its vectors, and the next call continues from there.
         overwrite: replace a ``file`` that holds vectors of another model, or made with other arguments.
-        progress: show a bar on a terminal.
+        progress: show a progress bar on a terminal.
 
     Returns:
-        An :class:`Embedding` with vectors [N, D], float32 (float64 where the model is), on the device of the stream, a
-        row for each image that could be read.
+        An :class:`Embedding` with vectors [N, D], float32 (float64 if the model is), on the device of the stream, with
+        one row for each readable image.
 
     Raises:
-        TypeError, ValueError: bad arguments; a layer that does not exist, is not called or has no vectors, tokens or
-            maps; vectors of different lengths; a source without a readable image; a ``file`` for another source than
-            files, or that holds something else.
+        TypeError, ValueError: invalid arguments; a layer that does not exist, is not called or has no vectors, tokens
+            or maps; vectors of different lengths; a source without a readable image; a ``file`` although the source is
+            not files, or one that holds something else.
         OSError: ``file`` cannot be written.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
@@ -128,7 +128,7 @@ def embedding(
     )
     rows = _Rows(0 if stream.names is None else len(stream.names))
     if store is not None:
-        store.give(rows)
+        store.add_valid(rows)
     reused = len(rows.indices)
     missing = set(rows.indices)
     todo = stream if not reused else stream.only([at for at in range(len(stream.names or ())) if at not in missing])
@@ -139,10 +139,10 @@ def embedding(
                 shown = tensors.resize(stream.pictures(batch), thumbnails, thumbnails, "bilinear")
                 rows.add(batch.indices, extractor(batch.images), (shown * 255).round().byte().cpu())
                 if store is not None:
-                    store.know(batch.indices)
+                    store.record(batch.indices)
     except BaseException:
         if store is not None and len(rows.indices) > reused:
-            with suppress(OSError):  # what is there is kept, as far as it can be written
+            with suppress(OSError):  # keep the vectors so far if they can be written
                 store.write(rows, extractor.name)
         raise
     if not rows.indices:
@@ -157,16 +157,16 @@ def embedding(
 
 
 def load_embedding(file: str | os.PathLike[str]) -> Embedding:
-    """The vectors, small pictures and names that :func:`embedding` kept in ``file``, on the CPU.
+    """The vectors, thumbnails and names that :func:`embedding` stored in ``file``, on the CPU.
 
     Args:
         file: a .safetensors file that :func:`embedding` wrote.
 
     Returns:
-        An :class:`Embedding` with all of its vectors, counted as ``reused``.
+        An :class:`Embedding` with all its vectors, which count as ``reused``.
 
     Raises:
-        ValueError: there is no such file, or it is none of these.
+        ValueError: there is no such file, or it is not an embedding.
 
     >>> import tempfile
     >>> from fastviz import images
@@ -182,7 +182,7 @@ def load_embedding(file: str | os.PathLike[str]) -> Embedding:
 
 
 class _Extractor:
-    """Images to vectors; ``name`` says of what layer, and is empty before the first batch."""
+    """Converts images to vectors; ``name`` is the name of the layer, empty before the first batch."""
 
     def __init__(self, model: nn.Module, layer: str | None, pool: Pool, precision: Precision) -> None:
         self._model, self._layer, self._pool, self._precision = model, layer, pool, precision
@@ -211,7 +211,7 @@ class _Extractor:
         return self._all_rows(rows, images)
 
     def _all_rows(self, rows: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """The vectors of ``images``; where maps in four dimensions have their channels is found out at the first."""
+        """The vectors of ``images``; the first batch finds out which dimension of 4-d maps holds the channels."""
         parts = self._batches(lambda part: self._batches.watched(rows, part), images)
         vectors = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self._has_maps and self._pool == "mean" and not self._looked:
@@ -220,12 +220,12 @@ class _Extractor:
             if self._planes is not None and self._planes.order != (0, 1, 2, 3):
                 return self._all_rows(rows, images)
         if len(vectors) != len(images):
-            raise ValueError(f"layer {self.name!r} should have one row an image, got {len(vectors)} for {len(images)}")
+            raise ValueError(f"layer {self.name!r} should have one row per image, got {len(vectors)} for {len(images)}")
         return vectors
 
 
 class _Rows:
-    """Vectors and small pictures at positions of the source, in tensors that grow."""
+    """Vectors and thumbnails by position in the source, in growing tensors."""
 
     def __init__(self, expected: int) -> None:
         self.indices: list[int] = []
@@ -261,7 +261,7 @@ class _Rows:
 
 
 def _status(path: Path) -> tuple[int, int, int]:
-    """Size and times of a file; zeros where it is gone."""
+    """Size and times of a file; zeros if it does not exist."""
     try:
         status = path.stat()
     except OSError:
@@ -270,7 +270,7 @@ def _status(path: Path) -> tuple[int, int, int]:
 
 
 class _Store:
-    """The file of a call: what in it still holds, and what is written to it.
+    """The file of a call: reads valid vectors from it and writes the result to it.
 
     Raises:
         ValueError: the source is not files, or the file holds something else.
@@ -283,7 +283,7 @@ class _Store:
             raise ValueError("file can only keep the vectors of a source of files: others may change unseen")
         self._file, self._names = file, stream.names or []
         self._files = stream.files
-        # As they are before they are read: a change meanwhile must show.
+        # Recorded before the files are read, so that changes in between are noticed.
         self._before = [_status(path) for path in stream.files]
         self._known: dict[int, Identity] = {}
         self._settings: dict[str, object] = {
@@ -303,8 +303,8 @@ class _Store:
                 )
             self.layer = self._stored.layer
 
-    def give(self, rows: _Rows) -> None:
-        """Add what still holds to ``rows``."""
+    def add_valid(self, rows: _Rows) -> None:
+        """Add the vectors that are still valid to ``rows``."""
         if self._stored is None:
             return
         held = {place: row for row, (place, _) in enumerate(self._stored.origins)}
@@ -319,8 +319,8 @@ class _Store:
             indices, kept = map(list, zip(*found, strict=True))
             rows.add(indices, self._stored.vectors[kept], self._stored.pictures[kept])
 
-    def know(self, indices: list[int]) -> None:
-        """Take in the content of files that were just read; of one that changed since the start nothing is known."""
+    def record(self, indices: list[int]) -> None:
+        """Record the identity of files that were just read, except those that changed since the start."""
         for at in indices:
             self._known[at] = Identity(0, 0, 0)
             with suppress(OSError):

@@ -1,8 +1,8 @@
-"""Feature vectors on disk, with the names of their images and what tells whether they still hold.
+"""Feature vectors on disk, with the names of their images and the data to check whether they are still valid.
 
-A .safetensors file: ``vectors`` [N, D], ``pictures`` uint8 [N, 3, t, t], and JSON in its metadata: names, sources and
-settings. That format, and not Parquet: the vectors stay one contiguous tensor of their dtype, it is read without a copy
-through a table, and the package needs it for weights anyway.
+A .safetensors file with ``vectors`` [N, D], ``pictures`` uint8 [N, 3, t, t], and JSON metadata: names, sources and
+settings. This format, instead of Parquet, keeps the vectors as one contiguous tensor of their dtype, is read without
+conversion from a table, and is needed for weights anyway.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ __all__ = ["Origin", "Stored", "fingerprint", "read", "write"]
 _FORMAT = "2"
 
 Origin = tuple[str, Identity]
-"""Where an image lies, its absolute path, and what tells whether it is still the same."""
+"""The absolute path of an image, and the data to check whether it is unchanged."""
 
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """What a file holds: a row of ``vectors`` and ``pictures``, a name and an origin for each image.
+    """The content of a file: a row of ``vectors`` and ``pictures``, a name and an origin for each image.
 
-    ``layer`` is where the vectors come from, ``settings`` what they were made with.
+    ``layer`` is the layer of the vectors, ``settings`` the settings they were made with.
     """
 
     vectors: Tensor
@@ -47,7 +47,7 @@ class Stored:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of a model: its modules in words, and the name, shape and bytes of all parameters and buffers."""
+    """SHA-256 of a model: its ``repr``, and the name, dtype, shape and bytes of all parameters and buffers."""
     digest = hashlib.sha256(f"{models.model_info(model).name}\n{model!r}".encode())
     for name, value in model.state_dict().items():
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
@@ -58,7 +58,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def write(path: Path, stored: Stored) -> None:
-    """Write a file whole or not at all; the folder is made if need be."""
+    """Write a file atomically; missing folders are created."""
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,40 +69,40 @@ def write(path: Path, stored: Stored) -> None:
         "settings": stored.settings,
     }
     tensors = {"vectors": stored.vectors.cpu().contiguous(), "pictures": stored.pictures.contiguous()}
-    with whole_file(path) as file, _in_words(Path(file.name)) as name:
+    with whole_file(path) as file, _utf8_path(Path(file.name)) as name:
         save_file(tensors, name, {"fastviz": _FORMAT, **{key: json.dumps(value) for key, value in facts.items()}})
-        # safetensors has put another file, that only its owner may read, in the place of the one that is open.
+        # safetensors replaced the open file by another one that only its owner may read.
         with open(file.name, "rb+") as written:
             os.fchmod(written.fileno(), os.fstat(file.fileno()).st_mode)
             os.fsync(written.fileno())
 
 
 @contextmanager
-def _in_words(path: Path) -> Iterator[str]:
-    """A path that safetensors takes, which must be UTF-8: another way to the same folder where it is not."""
+def _utf8_path(path: Path) -> Iterator[str]:
+    """A path that safetensors accepts, which must be UTF-8: through a link to the folder if its name is not."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
         if path.name.isascii():
             with tempfile.TemporaryDirectory() as folder:
-                way = Path(folder, "way")
-                way.symlink_to(path.parent.resolve())
-                yield str(way / path.name)
+                link = Path(folder, "link")
+                link.symlink_to(path.parent.resolve())
+                yield str(link / path.name)
                 return
         raise ValueError(f"file {str(path)!r} should have a name in UTF-8") from None
     yield str(path)
 
 
 def read(path: Path) -> Stored:
-    """What a file holds, on the CPU.
+    """The content of a file, on the CPU.
 
     Raises:
-        ValueError: there is no such file, or it is no embedding that this version wrote.
+        ValueError: there is no such file, or it is not an embedding written by this version.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
-        with _in_words(path) as name, safe_open(name, "pt") as file:
+        with _utf8_path(path) as name, safe_open(name, "pt") as file:
             facts: Mapping[str, str] = file.metadata() or {}
             if facts.get("fastviz") != _FORMAT:
                 raise ValueError("it has no vectors of this version of fastviz")

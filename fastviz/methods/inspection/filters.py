@@ -16,7 +16,7 @@ from fastviz.images import tensors
 __all__ = ["filter_grid", "filters"]
 
 _SIDE = 1600
-"""About how many pixels a grid of filters is wide, before filters get less than a pixel a weight."""
+"""The approximate width of a grid of filters in pixels, as long as every weight gets a pixel."""
 
 
 def filters(
@@ -26,29 +26,29 @@ def filters(
     scale: Literal["each", "together"] | None = "each",
     unit_norm: bool = False,
 ) -> Tensor:
-    """The filters of a convolution, [K, C, h, w]: 0 to 1, where 0.5 is a weight of zero.
+    """The filters of a convolution, [K, C, h, w], scaled to 0 to 1, where 0.5 is a weight of zero.
 
-    Filter k is what the convolution lays over its C input channels: over red, green and blue in a first layer, which
-    makes it a picture. Scaled by ``0.5 + 0.5 · w / m`` with m the largest magnitude, so grey means "does not count",
-    whatever the scale. Krizhevsky, Sutskever, Hinton 2012, "ImageNet Classification with Deep Convolutional Neural
-    Networks", figure 3, https://papers.nips.cc/paper/4824; they stretch each filter from its least to its largest
-    weight, which moves the grey of zero.
+    Filter k holds the weights of output channel k for the C input channels; in the first layer these are red, green and
+    blue, so a filter is a colour picture. Weights are scaled by ``0.5 + 0.5 · w / m`` with m the largest magnitude, so
+    grey always means a weight of zero. Krizhevsky, Sutskever, Hinton 2012, "ImageNet Classification with Deep
+    Convolutional Neural Networks", figure 3, https://papers.nips.cc/paper/4824; they stretch each filter from its
+    smallest to its largest weight, so zero is not always grey.
 
     Args:
         model: any module.
         layer: dotted name of a 2-d convolution, also grouped (C is then the number of channels in a group) or
-            transposed (filter k is what adds to output channel k). None is the first one of the model.
-        scale: ``"each"``: m is that of each filter, over all its channels; ``"together"``: one m for the layer, which
-            shows what filters have small weights; None: the weights themselves, not scaled.
+            transposed (filter k contributes to output channel k). None is the first 2-d convolution of the model.
+        scale: ``"each"``: one m per filter, over all its channels; ``"together"``: one m for the layer, which shows
+            which filters have small weights; None: the weights without scaling.
         unit_norm: divide each filter by its norm first: ``w / ‖w‖`` is the input of norm 1, of the size of the filter,
-            that excites it most (Cauchy–Schwarz). A filter of zeros stays zero.
+            with the highest response (Cauchy–Schwarz). A filter of zeros stays zero.
 
     Returns:
-        A tensor of its own on the device of the weights, in their dtype.
+        A new tensor on the device of the weights, in their dtype.
 
     Raises:
         TypeError: ``model`` is not a module, or ``layer`` not a string.
-        ValueError: no such layer, a layer that is no 2-d convolution or has no weights yet, weights that are not
+        ValueError: no such layer, a layer that is not a 2-d convolution or has no weights yet, weights that are not
             finite, no convolution at all.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 16, 7), nn.ReLU(), nn.Conv2d(16, 20, 5))
@@ -87,27 +87,27 @@ def _weight(name: str, module: nn.Module) -> Tensor:
     weight = module.weight.detach().clone()
     if not isinstance(module, nn.ConvTranspose2d):
         return weight
-    # [C, K of a group, h, w], a group's input channels together
+    # [C, K of a group, h, w], input channels in order of groups
     groups = weight.view(module.groups, -1, *weight.shape[1:])
     return groups.transpose(1, 2).reshape(module.out_channels, -1, *weight.shape[2:])
 
 
 def filter_grid(filters: Tensor, *, magnify: int | None = None) -> Tensor:
-    """A picture [3, H, W] of ``filters``, enlarged without smoothing so that single weights can be seen.
+    """A picture [3, H, W] of ``filters``, enlarged without smoothing so that single weights are visible.
 
-    Filters of three channels are colour pictures in rows of ⌈√K⌉. Others are grey, a row a filter and a column a
-    channel; filters over one channel stand in a square.
+    Filters of three channels are colour pictures in rows of ⌈√K⌉. Others are grey, with one row per filter and one
+    column per channel; filters of one channel are arranged in a square.
 
     Args:
-        filters: [K, C, h, w] in 0 to 1, see :func:`filters`; a part of a large layer, ``filters[:64, :64]``, is easier
-            to look at.
-        magnify: pixels a weight; None makes the picture about 1,600 pixels wide, with 1 to 24 a weight.
+        filters: [K, C, h, w] in 0 to 1, see :func:`filters`; for a large layer, a part such as ``filters[:64, :64]`` is
+            easier to view.
+        magnify: pixels per weight; None makes the picture about 1,600 pixels wide, with 1 to 24 pixels per weight.
 
     Returns:
         float32 [3, H, W] in 0 to 1, on the device of ``filters``.
 
     Raises:
-        TypeError, ValueError: another shape, values outside 0 to 1.
+        TypeError, ValueError: a wrong shape, values outside 0 to 1.
 
     >>> filter_grid(torch.rand(16, 3, 7, 7), magnify=4).shape
     torch.Size([3, 137, 137])

@@ -1,4 +1,4 @@
-"""One large picture of many, each at its place on a plane, none over another."""
+"""A map of images: one large picture with each image at its position on a plane, without overlaps."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from fastviz.vectors.assignment import arrange, cells_of
 __all__ = ["ImageMap", "image_map"]
 
 _LARGEST_SIDE = 9000
-"""Pixels; a picture of this size opens in any viewer."""
+"""In pixels; a picture of this size opens in any viewer."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageMap(NotebookResult):
-    """What :func:`image_map` returns.
+    """The result of :func:`image_map`.
 
     Attributes:
         picture: uint8 [3, H, W] on the CPU, see :func:`fastviz.images.save_image`.
-        boxes: int64 [N, 4], where each picture is: top, left, bottom, right in pixels, half open.
+        boxes: int64 [N, 4], the position of each picture: top, left, bottom, right in pixels, half-open.
 
     >>> found = image_map(torch.rand(4, 3, 8, 8), torch.rand(4, 2), tile=8)
     >>> found.boxes.shape
@@ -48,28 +48,28 @@ def image_map(
     tile: int | None = None,
     background: float = 1.0,
 ) -> ImageMap:
-    """One large picture of many, each at its place on the plane.
+    """One large picture of many pictures, each at its position on the plane.
 
-    In a scatter there are about three cells for each picture: a picture that has a place to itself is there, to half a
-    cell, and crowds make way for each other. In a grid there are just enough cells, in rows and columns of the same
-    number. Cells are given out so that the sum of squared distances from the coordinates is least, see :func:`arrange`.
+    A scatter has about three cells per picture: isolated pictures lie within half a cell of their position, and crowded
+    ones are moved apart. A grid has just enough cells, in equal numbers of rows and columns. Cells are assigned to
+    minimise the sum of squared distances from the coordinates, see :func:`arrange`.
 
     Args:
         pictures: [N, 3, h, w], uint8 or floating-point in 0 to 1.
         coordinates: [N, 2], to the right and upwards, in any unit (for example from :func:`fastviz.tsne`). A scatter
             keeps the proportions of the two axes, up to 2 to 1; a grid stretches both to its sides.
         layout: ``"scatter"`` or ``"grid"``.
-        tile: side of a picture in pixels; None is that of the pictures, or less where the map would have sides of more
-            than 9,000 pixels.
-        background: brightness of what is empty, 0 to 1.
+        tile: side of a picture in pixels; None is that of the pictures, or less if the map would be larger than 9,000
+            pixels.
+        background: brightness of empty parts, 0 to 1.
 
-    Memory is that of the result and of the tiles; N of some ten thousand take seconds.
+    The memory is that of the result and the tiles; tens of thousands of pictures take seconds.
 
     Returns:
-        The picture, and where each of the pictures is in it.
+        The large picture, and the position of each picture in it.
 
     Raises:
-        TypeError, ValueError: other shapes, no pictures, coordinates that are not finite.
+        TypeError, ValueError: wrong shapes, no pictures, coordinates that are not finite.
 
     >>> image_map(torch.rand(10, 3, 8, 8), torch.rand(10, 2), layout="grid").picture.shape
     torch.Size([3, 28, 37])
@@ -92,7 +92,7 @@ def image_map(
     cell = arrange(points, rows, columns)
     step = side + 1
     paper = round(255 * background)
-    # Colours together in memory, as files have them: saving it needs no copy.
+    # Channels last in memory, as in files, so that saving needs no copy.
     sheet = torch.full((rows * step + 1, columns * step + 1, 3), paper, dtype=torch.uint8).permute(2, 0, 1)
     boxes = torch.empty(len(pictures), 4, dtype=torch.int64)
     for number, (picture, place) in enumerate(zip(pictures, cell.tolist(), strict=True)):
@@ -105,7 +105,7 @@ def image_map(
 
 
 def _tile(picture: Tensor, side: int) -> Tensor:
-    """A picture as uint8, as large as fits into ``side``×``side``."""
+    """A picture as uint8, scaled to fit into ``side``×``side``."""
     height, width = picture.shape[-2:]
     if picture.dtype == torch.uint8 and max(height, width) == side:
         return picture.cpu()

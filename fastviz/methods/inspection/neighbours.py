@@ -1,4 +1,4 @@
-"""What lies near what among many images: by the network's features, and by pixels."""
+"""Nearest neighbours among many images: by the network's features, and by pixels."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from fastviz.vectors.nearest_neighbours import nearest
 __all__ = ["Neighbours", "neighbour_sheet", "neighbours"]
 
 _PIXELS = 32
-"""Side, in pixels, of the pictures that are compared as such."""
+"""Side, in pixels, of the pictures that are compared by pixels."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Neighbours(NotebookResult):
-    """What :func:`neighbours` returns; indices are rows of the embedding, the nearest first.
+    """The result of :func:`neighbours`; indices are rows of the embedding, the nearest first.
 
     Attributes:
-        queries: int64 [Q].
+        queries: int64 [Q], the images whose neighbours these are.
         features, feature_distances: int64 and float64 [Q, k], nearest by feature vectors.
-        pixels, pixel_distances: the same, nearest by pixels: values 0 to 1 of the pictures at 32x32.
+        pixels, pixel_distances: the same, nearest by pixel values, 0 to 1, of the pictures at 32x32.
 
     >>> from fastviz.methods.inspection.embedding import embedding
     >>> found = neighbours(embedding(torch.nn.Flatten(), torch.rand(5, 3, 8, 8), ""), 2)
@@ -42,28 +42,28 @@ class Neighbours(NotebookResult):
     pixel_distances: Tensor
 
     def part(self, some: slice) -> Neighbours:
-        """Those of some of the queries."""
+        """The neighbours of some queries."""
         return Neighbours(*(getattr(self, each.name)[some] for each in fields(self)))
 
 
 def neighbours(found: Embedding, k: int = 8, *, queries: Sequence[int | str] | None = None) -> Neighbours:
-    """The ``k`` images nearest to each: by their features, and by their pixels.
+    """The ``k`` nearest neighbours of each image: by features, and by pixels.
 
-    Euclidean distances, exact; no image is its own neighbour, and of equally near ones the first comes first
-    (:func:`fastviz.vectors.nearest_neighbours.nearest`). Features near each other mean what the network takes for the
-    same, pixels mean the same colours in the same places: Krizhevsky, Sutskever, Hinton 2012, figure 4,
+    Exact Euclidean distances; no image is its own neighbour, and ties are in index order
+    (:func:`fastviz.vectors.nearest_neighbours.nearest`). Images with similar features look alike to the network, images
+    with similar pixels have the same colours in the same positions: Krizhevsky, Sutskever, Hinton 2012, figure 4,
     https://papers.nips.cc/paper/4824.
 
     Args:
         found: from :func:`embedding`, of at least ``k + 1`` images.
-        k: neighbours of each.
-        queries: rows or names of the images whose neighbours are wanted; None is all.
+        k: neighbours per image.
+        queries: rows or names of the images whose neighbours to find; None is all.
 
     Returns:
         A :class:`Neighbours` with indices [Q, k] and distances [Q, k], on the device of the vectors.
 
     Raises:
-        TypeError, ValueError: too large a ``k``, a row or name that does not exist.
+        TypeError, ValueError: ``k`` is too large; a row or name does not exist.
 
     >>> from fastviz.methods.inspection.embedding import embedding
     >>> found = embedding(torch.nn.Flatten(), torch.rand(5, 3, 8, 8), "")
@@ -86,7 +86,7 @@ def neighbours(found: Embedding, k: int = 8, *, queries: Sequence[int | str] | N
 
 
 def _pixels(found: Embedding) -> Tensor:
-    """The small pictures as vectors, made smaller a part at a time: large ones tell no more of colours and places."""
+    """The thumbnails as vectors, scaled down batch by batch; higher resolution would not change the comparison much."""
     parts = []
     for some in found.pictures.split(256):
         values = some.to(found.vectors.device).float() / 255
@@ -105,11 +105,11 @@ def _row(found: Embedding, query: int | str) -> int:
 
 
 def neighbour_sheet(found: Embedding, near: Neighbours, *, tile: int = 96) -> Tensor:
-    """A picture [3, H, W] of each query beside its neighbours: by features in the upper row, by pixels in the lower.
+    """A picture [3, H, W] of each query next to its neighbours: by features in the upper row, by pixels in the lower.
 
     Args:
         found: the embedding.
-        near: from :func:`neighbours`; with many queries the sheet is long, some 20 are easy to look at.
+        near: from :func:`neighbours`; about 20 queries make a sheet of convenient length.
         tile: side of a neighbour in pixels; the query is twice as large.
 
     Returns:
@@ -140,5 +140,5 @@ def neighbour_sheet(found: Embedding, near: Neighbours, *, tile: int = 96) -> Te
 
 
 def _shown(found: Embedding, rows: Tensor, side: int) -> Tensor:
-    """Small pictures as squares of ``side`` pixels, 0 to 1."""
+    """Thumbnails as squares of ``side`` pixels, 0 to 1."""
     return tensors.resize(found.pictures[rows.cpu()].float() / 255, side, side, "bilinear")

@@ -1,4 +1,4 @@
-"""Patches to look at: cut out of their images, with what guided backprop sees in them, a channel or a layer a sheet."""
+"""Sheets of patches: cropped from their images, with guided backprop, one sheet per channel or layer."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from fastviz.methods.inspection.patches import Patches, open_stream
 __all__ = ["PatchPictures", "patch_pictures", "patch_sheet"]
 
 _OUTSIDE = 0.5
-"""Brightness of what a unit sees beyond the border of its image."""
+"""Brightness of the part of a receptive field beyond the image border."""
 _EMPTY = 1.0
-"""Brightness where a channel has fewer than k places."""
+"""Brightness of missing patches, where a channel has fewer than k."""
 _CELL, _LARGE_CELL, _SHEET_WIDTH = 64, 144, 1700
 _SIGNAL, _SLICES = (48, 220), 3
-"""Height and width of a channel of a signal, and how many slices of a volume, in the picture of a patch."""
-# One bright pixel would otherwise leave the rest of a gradient grey.
+"""Height and width of a signal's channel, and number of a volume's slices, in the picture of a patch."""
+# Otherwise one extreme pixel would leave the rest of a gradient grey.
 _PERCENTILE = 99.0
 
 
@@ -39,17 +39,17 @@ _PERCENTILE = 99.0
 class PatchPictures(NotebookResult):
     """The patches of some channels as pictures, float32 on the CPU in 0 to 1.
 
-    h and w are the height and width of the layer's receptive field, or of the image where that is smaller. Of signals
-    and volumes they are those of a drawing: curves, or slices side by side, in the colours of guided backprop.
+    h and w are the height and width of the layer's receptive field, or of the image if that is smaller. For signals and
+    volumes they are those of a drawing: curves, or slices side by side, in the colours of guided backprop.
 
     Attributes:
-        found: the places.
-        channels: the channels shown, n of them.
-        photos: [n, k, 3, h, w], what each unit sees, middle grey beyond the border of the image; white where there is
-            no place. Of signals and volumes drawings, 0 beyond the border, as convolutions have it there.
-        guided: the same of guided backprop from each unit, scaled for each patch so that the 99th percentile of the
-            magnitudes is black or white, and zero middle grey; None if not wanted, and of signals and volumes, whose
-            drawings show it: red where a higher value excites the unit, blue where a lower one does.
+        found: the positions.
+        channels: the n channels shown.
+        photos: [n, k, 3, h, w], the receptive field of each unit, middle grey beyond the border of the image; white for
+            missing patches. For signals and volumes drawings, with 0 beyond the border, as in convolutions.
+        guided: the same for guided backprop from each unit, scaled for each patch so that the 99th percentile of the
+            magnitudes is black or white and zero is middle grey; None if not requested, and for signals and volumes,
+            whose drawings include it: red where a higher value increases the activation, blue where a lower one does.
 
     >>> from fastviz.methods.inspection.patches import patches
     >>> model, x = nn.Sequential(nn.Conv2d(3, 4, 5), nn.ReLU()), torch.rand(2, 3, 16, 16)
@@ -82,22 +82,22 @@ def patch_pictures(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> PatchPictures:
-    """What the units that :func:`fastviz.patches` found see of their images, and what in it excites them.
+    """Pictures of the patches that :func:`fastviz.patches` found, and of what in them activates the units.
 
-    Each image is read again once. Guided backprop (Springenberg et al. 2015, https://arxiv.org/abs/1412.6806) runs on
+    Each image is read once more. Guided backprop (Springenberg et al. 2015, https://arxiv.org/abs/1412.6806) runs on
     the part of the image that the unit depends on, see :mod:`fastviz.engine.gradients.unit_gradients`.
 
     Args:
         model: the network of ``found``.
         found: one entry of what :func:`fastviz.patches` returned.
-        source: the images of that call, the same in the same order; no dataset that only iterates.
-        channels: one channel or several; None for all (guided backprop runs C·k times then).
-        guided: whether to compute the pictures of guided backprop.
+        source: the images of that call, in the same order; not a dataset that only iterates.
+        channels: one channel or several; None for all (guided backprop then runs C·k times).
+        guided: whether to compute guided backprop.
         batch_size: images in a forward and backward pass; None is 32.
-        progress: show a bar, on a terminal.
+        progress: show a progress bar on a terminal.
 
     Returns:
-        A :class:`PatchPictures` with ``photos`` and, if wanted, ``guided``, each [channels, k, 3, h, w] in 0 to 1.
+        A :class:`PatchPictures` with ``photos`` and, if requested, ``guided``, each [channels, k, 3, h, w] in 0 to 1.
 
     Raises:
         TypeError, ValueError: a channel that does not exist; images that cannot be read again.
@@ -117,7 +117,7 @@ def patch_pictures(
     sides = size if len(size) == 2 else (1, 1)
     photos = torch.full((len(chosen), k, 3, *sides), _EMPTY)
     maps = torch.full_like(photos, _EMPTY) if guided and len(size) == 2 else None
-    # (number of the image, place on the sheet, rank): image by image, so that each is read once
+    # (image, index of the channel, rank), sorted by image so that each is read once
     hits = sorted(
         (int(found.images[channel, rank]), at, rank)
         for at, channel in enumerate(chosen)
@@ -149,15 +149,15 @@ def patch_pictures(
 def patch_sheet(shown: PatchPictures, channel: int | None = None, *, columns: int | None = None) -> Tensor:
     """One picture of many patches, [3, H, W] in 0 to 1.
 
-    For one ``channel`` its patches in a row, strongest first, each with its activation above and guided backprop below.
-    For None all channels that ``shown`` holds, in blocks: the patches row by row, strongest at the top left, guided
-    backprop to the right, above them the number of the channel and its highest and lowest activation; ``columns`` of
-    them side by side, or as many as fit into 1700 pixels.
+    For one ``channel``: its patches in a row, strongest first, each with its activation above and guided backprop
+    below. For None: all channels of ``shown`` in blocks, with the patches row by row, strongest at the top left, guided
+    backprop to the right, and above them the channel and its highest and lowest activation; ``columns`` blocks side by
+    side, or as many as fit into 1700 pixels.
 
     Args:
         shown: from :func:`patch_pictures`.
         channel: one of ``shown.channels``; None is all.
-        columns: blocks side by side, where all channels are shown; None is as many as fit.
+        columns: blocks side by side, if all channels are shown; None is as many as fit.
 
     Returns:
         float32 [3, H, W] in 0 to 1, on the CPU.
@@ -203,9 +203,9 @@ def _channels(channels: int | Sequence[int] | None, count: int) -> tuple[int, ..
 
 
 def _windows(found: Patches) -> tuple[Tensor, tuple[int, ...]]:
-    """The first corner (top and left) of the window to show of each place, [C, k, axes], and the size of all.
+    """The first corner (top and left) of each window to show, [C, k, axes], and the size of all windows.
 
-    A field larger than the image is shown as the whole image: the rest would be grey.
+    A receptive field larger than the image is shown as the whole image; the rest would be grey.
     """
     fields, inputs = found.fields.cpu(), found.input_size
     field = found.receptive_field
@@ -216,7 +216,7 @@ def _windows(found: Patches) -> tuple[Tensor, tuple[int, ...]]:
 
 
 def _cut(x: Tensor, corners: Tensor, size: tuple[int, ...], outside: float) -> Tensor:
-    """The windows [n, C, *size] of ``x`` [n, C, ...] from ``corners`` [n, axes] on, ``outside`` beyond the border."""
+    """The windows [n, C, *size] of ``x`` [n, C, ...] at the ``corners`` [n, axes]; ``outside`` beyond the border."""
     around = functional.pad(x, [side for side in reversed(size) for _ in range(2)], value=outside)
     windows = []
     for picture, corner in zip(around, corners.tolist(), strict=True):
@@ -226,9 +226,9 @@ def _cut(x: Tensor, corners: Tensor, size: tuple[int, ...], outside: float) -> T
 
 
 def _drawn(windows: Tensor, gradients: Tensor | None) -> Tensor:
-    """Windows of signals [n, C, l] or volumes [n, C, d, h, w] as pictures [n, 3, H, W], their gradients in colours.
+    """Windows of signals [n, C, l] or volumes [n, C, d, h, w] as pictures [n, 3, H, W], coloured by their gradients.
 
-    Of the channels of a gradient the one with the largest magnitude counts, with its sign.
+    The channels of a gradient are reduced to the value with the largest magnitude, with its sign.
     """
     drawn = []
     for at, window in enumerate(windows):
@@ -245,7 +245,7 @@ def _drawn(windows: Tensor, gradients: Tensor | None) -> Tensor:
 def _read(
     hits: Sequence[tuple[int, int, int]], stream: Stream, batch_size: int
 ) -> Iterator[tuple[Sequence[tuple[int, int, int]], Tensor]]:
-    """``hits``, a batch at a time, with the image of each."""
+    """Batches of ``hits``, with the image of each."""
     kept: dict[int, Tensor] = {}
     for start in range(0, len(hits), batch_size):
         part = hits[start : start + batch_size]
@@ -258,7 +258,7 @@ def _guided(model: nn.Module, x: Tensor, found: Patches, channel: Tensor, rank: 
     places = found.positions.cpu()[channel, rank]
     unit = targets.neuron(found.layer, channel, tuple(places.unbind(1)))
     with warnings.catch_warnings():
-        # before the first rectifier guided backprop is the gradient, as it should be
+        # before the first rectifier, guided backprop is the plain gradient, so no warning is needed
         warnings.filterwarnings("ignore", "the model has no rectifier", RectifierWarning)
         return input_gradients(
             model, input_batch(model, x, axes=(1, 2, 3)), targets.resolve(unit, model), rule="guided"
@@ -289,7 +289,7 @@ def _row(shown: PatchPictures, at: int) -> Tensor:
 
 
 def _block(shown: PatchPictures, at: int) -> tuple[str, Tensor]:
-    """The patches of one channel as a square, guided backprop beside them, and their caption."""
+    """The caption of one channel, and its patches as a square next to guided backprop."""
     channel = shown.channels[at]
     values = [value for value in shown.found.values[channel].tolist() if value > -torch.inf]
     words = f"{channel}   " + (f"{_words(values[0])} to {_words(values[-1])}" if values else "no activation")
@@ -300,7 +300,7 @@ def _block(shown: PatchPictures, at: int) -> tuple[str, Tensor]:
 
 
 def _words(value: float) -> str:
-    """An activation in few digits."""
+    """An activation with few digits."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
@@ -309,9 +309,9 @@ def _are_images(shown: PatchPictures) -> bool:
 
 
 def _fitted(shown: PatchPictures, patches: Tensor, cell: int) -> Tensor:
-    """Patches [n, 3, h, w] with their longer side at ``cell`` pixels; far enlarged, single pixels stay visible.
+    """Patches [n, 3, h, w] with their longer side at ``cell`` pixels; if enlarged a lot, single pixels stay visible.
 
-    Drawings of signals and volumes have their size.
+    Drawings of signals and volumes keep their size.
     """
     if not _are_images(shown):
         return patches
@@ -323,7 +323,7 @@ def _fitted(shown: PatchPictures, patches: Tensor, cell: int) -> Tensor:
 
 
 def _stacked(rows: Sequence[Tensor]) -> Tensor:
-    """Pictures of one height one under another, the first the widest."""
+    """Pictures one below the other, padded to the width of the first, which is the widest."""
     width = rows[0].shape[2]
     return torch.cat([functional.pad(row, (0, width - row.shape[2]), value=1.0) for row in rows], dim=1)
 

@@ -1,4 +1,4 @@
-"""Patches: the places in many images that excite the units of a network most, traced back to the pixels they see."""
+"""Patches: positions in many images that activate the units of a network most, with their receptive fields."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ __all__ = ["Patches", "open_stream", "patches"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _PLACES = {1: "(place,) in signals", 2: "(row, column)", 3: "(slice, row, column) in volumes"}
-"""Of maps with so many axes."""
+"""How ``position`` is given for maps with this number of axes."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Patches(NotebookResult):
-    """The strongest places of every channel of one layer, as :func:`patches` found them.
+    """The strongest activations of every channel of one layer, found by :func:`patches`.
 
-    Where a channel has fewer than k, the rest is empty: value −∞, image and position −1, boxes of zeros.
+    If a channel has fewer than k, the rest is empty: value −∞, image and position −1, boxes of zeros.
 
     Attributes:
         layer: torch's dotted name.
         values: [C, k], the activations, highest first.
         images: int64 [C, k], the position of each image in the source.
-        positions: int64 [C, k, 2], row and column of the unit in the layer's map; of signals [C, k, 1], of volumes
+        positions: int64 [C, k, 2], row and column of the unit in the layer's map; for signals [C, k, 1], for volumes
             [C, k, 3].
-        names: position of an image → its name, for the images that occur.
-        input_size: height and width of the images as the network takes them, in pixels; length of signals; depth,
-            height and width of volumes.
-        receptive_field: the pixels that a unit depends on; None if that is the whole image, or not known.
+        names: the names of these images, by position.
+        input_size: height and width of the network's input, in pixels; the length of signals; depth, height and width
+            of volumes.
+        receptive_field: the pixels that a unit depends on; None if that is the whole image, or unknown.
         reason: why there is no receptive field; empty if there is one.
 
     >>> found = patches(nn.Sequential(nn.Conv2d(3, 4, 3)), torch.rand(2, 3, 8, 8), "0", k=2)
@@ -68,15 +68,15 @@ class Patches(NotebookResult):
 
     @property
     def boxes(self) -> Tensor:
-        """int64 [C, k, 4]: top, left, bottom, right (half open, in pixels) of what each unit sees of its image.
+        """int64 [C, k, 4]: top, left, bottom, right (half-open, in pixels) of each unit's receptive field in its image.
 
-        Of signals [C, k, 2]: from, to; of volumes [C, k, 6]: front, top, left, back, bottom, right.
+        For signals [C, k, 2]: start, stop; for volumes [C, k, 6]: front, top, left, back, bottom, right.
         """
         return self.fields.clamp(min=0).minimum(self.fields.new_tensor([*self.input_size, *self.input_size]))
 
     @property
     def fields(self) -> Tensor:
-        """The same with what lies in the padding: below 0, and beyond the height or width, at the border."""
+        """The same with the padding included: at the border, values below 0 and beyond the height or width."""
         zeros = (0,) * len(self.input_size)
         field = self.receptive_field or ReceptiveField(self.input_size, zeros, zeros)
         stride, start, size = (self.positions.new_tensor(pair) for pair in (field.stride, field.start, field.size))
@@ -125,45 +125,45 @@ def patches(
     precision: Precision = "model",
     progress: bool = False,
 ) -> Patches | dict[str, Patches]:
-    """The k places in all images where each channel of a layer, or of several, is strongest.
+    """The k positions in all images where each channel of one or several layers is strongest.
 
-    One pass over the images, for all channels of all layers at once; memory does not grow with their number. Girshick
+    One pass over the images covers all channels of all layers; memory does not grow with the number of images. Girshick
     et al. 2014, "Rich feature hierarchies", https://arxiv.org/abs/1311.2524 (section 3.1), Springenberg et al. 2015,
     https://arxiv.org/abs/1412.6806.
 
-    Activations are those that the layer returns, before an in-place rectifier behind it changes them. Of equal ones the
-    first counts: in order of the images, then row by row. The batch size plays no part in that; the activations
-    themselves may differ in their last bits with it, as torch chooses other kernels. A map (one image, one channel)
-    that holds NaN, and values of −∞, give no place.
+    Activations are those that the layer returns, before a following in-place rectifier changes them. Of equal ones the
+    first is used, in the order of the images, then in row-major order, whatever the batch size; but activations may
+    differ in their last bits with the batch size, because torch chooses other kernels. Maps (of one image and channel)
+    with NaN, and values of −∞, are ignored.
 
     Args:
         model: any module that takes images [N, C, H, W], signals [N, C, L] or volumes [N, C, D, H, W].
         source: files, folders and patterns, a dataset or a tensor of images, see
-            :func:`fastviz.images.streams.batches`; or what that returned, whose batch size and bar are used then.
-            Pictures of different sizes are brought to one by the model's preprocessing. What cannot be read is left
-            out, with a warning for files given here. Signals and volumes: a tensor, or a dataset, DataLoader or list of
-            [C, L] or [C, D, H, W] for a model whose convolutions are all of one or all of three axes.
-        layer: torch's dotted name of a layer whose output is feature maps [N, C, H, W], of signals [N, C, L], of
-            volumes [N, C, D, H, W]; where it is called several times, its last output counts.
-        layers: several such names, in place of ``layer``. None, where ``layer`` is None too: every convolution, after
-            the batch norm that follows it directly where one does (under the name of that), before the rectifier, which
-            changes no order among positive values. Convolutions whose maps are single pixels (gates) are left out.
-        k: places a channel.
-        one_per_image: at most one place an image and channel; False takes neighbours in one image, too.
-        position: row and column (of signals one number, of volumes three): only the unit there, of each channel.
-        batch_size: images the network sees at once; None is 32.
+            :func:`fastviz.images.streams.batches`; or its result, whose batch size and progress bar are then used.
+            Pictures of different sizes are resized by the model's preprocessing. Unreadable files are left out, with a
+            warning if they were given here. Signals and volumes: a tensor, or a dataset, DataLoader or list of [C, L]
+            or [C, D, H, W] for a model whose convolutions all have one or all have three axes.
+        layer: torch's dotted name of a layer whose output is feature maps [N, C, H, W], for signals [N, C, L], for
+            volumes [N, C, D, H, W]; if it is called several times, its last output is used.
+        layers: several such names instead of ``layer``. If both are None: every convolution, after a directly following
+            batch norm (under its name), before the rectifier, which does not change the order of positive values.
+            Convolutions whose maps are single pixels (gates) are left out.
+        k: positions per channel.
+        one_per_image: at most one position per image and channel; False also allows neighbours in the same image.
+        position: only use the unit of each channel at this row and column (one number for signals, three for volumes).
+        batch_size: images in a pass; None is 32.
         precision: see :func:`fastviz.input_gradient`.
-        progress: show a bar, on a terminal.
+        progress: show a progress bar on a terminal.
 
     Returns:
-        :class:`Patches` for ``layer``; else a dictionary, layer name → :class:`Patches`. Where units depend on the
-        whole image (behind squeeze-and-excitation gates), or the model cannot be traced to a graph, the box of each
-        place is the whole image, and ``reason`` says why.
+        :class:`Patches` for ``layer``; otherwise a dictionary, layer name → :class:`Patches`. If units depend on the
+        whole image (after squeeze-and-excitation gates), or the model cannot be traced to a graph, every box is the
+        whole image, and ``reason`` says why.
 
     Raises:
-        TypeError: ``model`` or ``source`` is of the wrong type; a layer gives something else than one tensor.
-        ValueError: no image that can be read; images of different sizes; a layer that does not exist (with the nearest
-            names), is not called or gives no feature maps; no convolution; a ``position`` outside of a map.
+        TypeError: ``model`` or ``source`` is of the wrong type; a layer does not return one tensor.
+        ValueError: no readable image; images of different sizes; a layer that does not exist (the message lists the
+            closest names), is not called or does not give feature maps; no convolution; a ``position`` outside the map.
 
     >>> image = torch.zeros(1, 1, 4, 4)
     >>> image[0, 0, 2, 3] = 7
@@ -176,25 +176,27 @@ def patches(
     names = checks.layer_names(layer, layers)
     for name in names or ():
         layer_module(model, name)
-    spot = None if position is None else _spot(position)
+    unit_position = None if position is None else _checked_position(position)
     stream = open_stream(model, source, batch_size, progress)
-    watch: _Watch | None = None
+    finder: _PatchFinder | None = None
     batches = Batches(model)
     with frozen_model(model), torch.no_grad():
         for batch in stream:
-            if watch is None:
+            if finder is None:
                 chosen = _convolutions(model, batch.images[:1].clone()) if names is None else names
-                watch = _Watch(_entries(model, chosen, batch.images), k, one_per_image, spot, batch.images, precision)
-            at_once = batches.together(batch.images, partial(watch.outputs, model))
+                finder = _PatchFinder(
+                    _entries(model, chosen, batch.images), k, one_per_image, unit_position, batch.images, precision
+                )
+            at_once = batches.together(batch.images, partial(finder.outputs, model))
             for start in range(0, len(batch), at_once):
-                watch.see(model, batch.part(start, start + at_once))
-    if watch is None:
+                finder.add(model, batch.part(start, start + at_once))
+    if finder is None:
         reason = f"; the first: {stream.failures[0][1]}" if stream.failures else ""
         raise ValueError(f"source should hold at least one image that can be read, got none{reason}")
     if stream is not source and stream.failures:
         name, reason = stream.failures[0]
         warnings.warn(f"{len(stream.failures)} images could not be read; {name}: {reason}", stacklevel=2)
-    found = watch.found(stream)
+    found = finder.found(stream)
     return found if layer is None else found[layer]
 
 
@@ -207,7 +209,7 @@ def open_stream(model: nn.Module, source: Source | Stream, batch_size: int | Non
 
 
 def _axes(model: nn.Module, source: Source) -> int:
-    """How many axes the images of ``source`` have: 1 of signals, 3 of volumes."""
+    """The number of axes of the images of ``source``: 1 for signals, 2 for pictures, 3 for volumes."""
     slides = convolution_axes(model)
     if len(slides) == 1:
         return slides.pop()
@@ -217,28 +219,28 @@ def _axes(model: nn.Module, source: Source) -> int:
 # -------------------------------------------------------------------------------------------------------- the pass
 
 
-class _Watch:
-    """The best places of each layer in the batches seen so far, of images like ``images``."""
+class _PatchFinder:
+    """Collects the strongest positions of each layer over batches of images like ``images``."""
 
     def __init__(
         self,
         layers: Mapping[str, graph.Layer],
         k: int,
         one_per_image: bool,
-        spot: tuple[int, ...] | None,
+        unit_position: tuple[int, ...] | None,
         images: Tensor,
         precision: Precision,
     ) -> None:
         self._precision, self._dtype = precision, images.dtype
-        self._layers, self._k, self._one_per_image, self._spot = layers, k, one_per_image, spot
+        self._layers, self._k, self._one_per_image, self._position = layers, k, one_per_image, unit_position
         self._size = tuple(images.shape[2:])
         self._hooks: dict[str, Hook] = {name: partial(self._note, name) for name in layers}
         self._calls: Counter[str] = Counter()
         self._noted: dict[str, tuple[Tensor, Tensor]] = {}
         self._best: dict[str, top_k.TopK] = {}
 
-    def see(self, model: nn.Module, batch: streams.Batch) -> None:
-        """Run ``model`` on the ``batch`` and take in its places."""
+    def add(self, model: nn.Module, batch: streams.Batch) -> None:
+        """Run ``model`` on the ``batch`` and add its positions."""
         if tuple(batch.images.shape[2:]) != self._size:
             raise ValueError(
                 f"source should give images of one size, got {list(self._size)} and {list(batch.images.shape[2:])}"
@@ -250,15 +252,15 @@ class _Watch:
                 axes = len(self._size)
                 self._best[name] = top_k.TopK(self._k, len(values), axes=axes, dtype=values.dtype, device=values.device)
             places = torch.cat([numbers[places[..., :1]], places[..., 1:]], dim=2)
-            self._best[name].add(values, places + places.new_tensor([0, *(self._spot or (0,) * len(self._size))]))
+            self._best[name].add(values, places + places.new_tensor([0, *(self._position or (0,) * len(self._size))]))
         self._noted = {}
 
     def outputs(self, model: nn.Module, images: Tensor) -> list[object]:
-        """What the layers give for ``images``, of which nothing is noted."""
+        """The outputs of the layers for ``images``, without collecting positions."""
         return forward.outputs(model, images, self._hooks, self._calls, self._precision)
 
     def found(self, stream: Stream) -> dict[str, Patches]:
-        """What was seen of ``stream``."""
+        """The result for ``stream``."""
         numbers = torch.cat([best.places[..., 0].flatten() for best in self._best.values()]).unique().tolist()
         names = {
             number: str(number) if stream.names is None else stream.names[number] for number in numbers if number >= 0
@@ -278,17 +280,17 @@ class _Watch:
         }
 
     def _note(self, name: str, module: nn.Module, inputs: Any, output: object) -> None:
-        # What a layer gave before is replaced: its last call counts.
+        # replaces earlier calls of the layer, so that its last call is used
         maps = _maps(name, output, len(self._size))
         maps = maps if self._precision == "model" else maps.to(self._dtype)
-        if self._spot is not None:
-            maps = _unit(name, maps, self._spot)
-        alone = self._one_per_image or self._spot is not None
+        if self._position is not None:
+            maps = _unit(name, maps, self._position)
+        alone = self._one_per_image or self._position is not None
         self._noted[name] = top_k.best_per_image(maps) if alone else top_k.best_places(maps, self._k)
 
 
 def _maps(name: str, output: object, axes: int) -> Tensor:
-    """The ``output`` of layer ``name``, if it is feature maps."""
+    """The ``output`` of layer ``name``, checked to be feature maps."""
     maps = floating_output(name, output)
     if maps.dim() != axes + 2 or not maps.numel():
         raise ValueError(
@@ -298,31 +300,33 @@ def _maps(name: str, output: object, axes: int) -> Tensor:
     return maps
 
 
-def _unit(name: str, maps: Tensor, spot: tuple[int, ...]) -> Tensor:
+def _unit(name: str, maps: Tensor, unit_position: tuple[int, ...]) -> Tensor:
     size = maps.shape[2:]
-    if len(spot) != len(size):
-        raise ValueError(f"position should be {_PLACES[len(size)]}, got {spot!r}")
-    if any(at >= side for at, side in zip(spot, size, strict=True)):
-        raise ValueError(f"position should be inside the map of layer {name!r}, {'x'.join(map(str, size))}, got {spot}")
-    return maps[(slice(None), slice(None), *(slice(at, at + 1) for at in spot))]
+    if len(unit_position) != len(size):
+        raise ValueError(f"position should be {_PLACES[len(size)]}, got {unit_position!r}")
+    if any(at >= side for at, side in zip(unit_position, size, strict=True)):
+        raise ValueError(
+            f"position should be inside the map of layer {name!r}, {'x'.join(map(str, size))}, got {unit_position}"
+        )
+    return maps[(slice(None), slice(None), *(slice(at, at + 1) for at in unit_position))]
 
 
 # ---------------------------------------------------------------------------------------------------- which layers
 
 
-def _spot(position: Sequence[int]) -> tuple[int, ...]:
+def _checked_position(position: Sequence[int]) -> tuple[int, ...]:
     if not isinstance(position, (tuple, list)) or len(position) not in _PLACES:
         raise ValueError(f"position should be (row, column), got {position!r}")
     return tuple(checks.whole_number(each, "position", minimum=0) for each in position)
 
 
 def _convolutions(model: nn.Module, image: Tensor) -> list[str]:
-    """The convolutions in the order of their calls, by the name of the batch norm that takes just what one gave.
+    """The convolutions in call order; one directly followed by a batch norm is replaced by the batch norm.
 
     Those whose maps are single pixels are left out.
     """
     chosen: dict[str, None] = {}
-    outputs: list[tuple[weakref.ref[Tensor], int, str]] = []  # of convolutions, how often changed in place, of which
+    outputs: list[tuple[weakref.ref[Tensor], int, str]] = []  # of convolutions: output, its version, name
 
     def note(name: str, module: nn.Module, inputs: Any, output: object) -> None:
         if not isinstance(output, Tensor) or output.dim() != image.dim() or output.shape[2:].numel() == 1:
@@ -349,18 +353,18 @@ def _convolutions(model: nn.Module, image: Tensor) -> list[str]:
 
 
 def _entries(model: nn.Module, names: Sequence[str], images: Tensor) -> dict[str, graph.Layer]:
-    """What the graph says of each layer, if its maps have their channels second."""
+    """The graph's entry for each layer, checked to have its channels second."""
     size = tuple(images.shape[2:])
     axes = len(size)
     entries = {entry.name: entry for entry in graph.layers(model, size, images.shape[1])}
     convolved = {module.out_channels for module in model.modules() if isinstance(module, _CONVOLUTIONS)}
     found = {}
     for name in names:
-        # One that the graph does not have is not called, or gives no tensor: the pass will say which.
+        # A layer missing in the graph is not called or gives no tensor; the pass will report which.
         entry = found[name] = entries.get(name) or graph.Layer(name, "", (), 0, None, "the graph does not have it")
         if len(entry.shape) != axes + 1 or entry.layout == tuple(range(2, axes + 2)):
             continue
-        # Without a layout, as behind gates over the whole image, the number of channels must speak for it.
+        # Without a known layout, as after gates over the whole image, decide by the number of channels.
         if entry.layout is not None or entry.shape[0] not in convolved:
             shape = ", ".join(map(str, entry.shape))
             raise ValueError(

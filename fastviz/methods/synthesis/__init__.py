@@ -1,1 +1,1 @@
-"""Images that a network imagines: maximisation, inversion, DeepDream, textures, style."""
+"""Image synthesis: activation maximisation, inversion, DeepDream, textures, style."""

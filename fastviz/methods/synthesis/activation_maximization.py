@@ -32,28 +32,28 @@ from fastviz.targets.selection import Target
 __all__ = ["Maximized", "maximize"]
 
 CLASS_PRIORS: tuple[Prior, ...] = (L2(1e-4), TotalVariation(weight=1e-3))
-"""They keep images of classes soft; chosen by looking. Activations may be too small beside them."""
+"""Default priors for classes, chosen by eye. Other activations may be too small compared with them."""
 
-_SMALL = 16
-"""Images with fewer pixels a side are not transformed: nothing in them would stay in its place."""
+_MIN_TRANSFORMED = 16
+"""Images with fewer pixels per side are not transformed, because that would displace everything in them."""
 
 Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Maximized(notebook.NotebookResult):
-    """What :func:`maximize` made, a row an image: first those of the first target, one for each start.
+    """The result of :func:`maximize`, one row per image: first those of the first target, one for each start.
 
     Attributes:
         images: [N, C, H, W] as the network takes them.
         pictures: [N, C, H, W] in 0 to 1.
         values: [N], the target at these images.
-        probability: [N], of the class; NaN where the target is no class.
-        steps: int64 [N], steps that each image took.
+        probability: [N], of the class; NaN if the target is not a class.
+        steps: int64 [N], the number of steps of each image.
         history: [S, N], the target before each step; NaN after an image has stopped.
         reasons: why each image stopped: see :class:`fastviz.engine.optimize.Optimized`.
-        box: top, left, bottom and right, half open, of the part of the usual image that single units see and that the
-            images show; None for whole images, and where the units see different parts.
+        box: top, left, bottom and right, half-open, of the receptive field of single units, to which the images are
+            cropped; None for full images, and if the units have different receptive fields.
         interrupted: whether Ctrl-C ended it early.
 
     >>> import fastviz as fv
@@ -73,9 +73,7 @@ class Maximized(notebook.NotebookResult):
 
     def shown(self) -> list[tuple[str, Tensor]]:
         """See :class:`fastviz.images.notebook.NotebookResult`."""
-        numbers = zip(self.values.tolist(), self.probability.tolist(), strict=True)
-        captions = [notebook.words(value=value, probability=probability) for value, probability in numbers]
-        return list(zip(captions, self.pictures, strict=True))
+        return notebook.captioned(self.pictures, value=self.values, probability=self.probability)
 
 
 def maximize(
@@ -95,50 +93,51 @@ def maximize(
     progress: bool = False,
     optimization: Optimization | None = None,
 ) -> Maximized:
-    """Images that make each target as large as possible: what a class or unit looks like to the network.
+    """Images that maximise each target: what a class or unit looks like to the network.
 
     ``argmax_I S(I) − penalties(I)``: Simonyan, Vedaldi, Zisserman 2014, https://arxiv.org/abs/1312.6034, with S the
     score before softmax and λ‖I‖²; priors of Yosinski et al. 2015, https://arxiv.org/abs/1506.06579; Fourier canvas and
     random transforms of Olah, Mordvintsev, Schubert 2017, https://distill.pub/2017/feature-visualization; with a
     :class:`fastviz.canvas.Generator` as the canvas, the latent images of Nguyen et al. 2016,
-    https://arxiv.org/abs/1605.09304. Defaults were chosen by looking at pictures. Simonyan et al. themselves are
-    ``priors=[L2(...)], transforms=(), optimization=Optimization(optimizer="ascent", canvas=Pixels(clip=False))``,
-    except that the length of a step is normalised here.
+    https://arxiv.org/abs/1605.09304. Defaults were chosen by eye. The method of Simonyan et al. is ``priors=[L2(...)],
+    transforms=(), optimization=Optimization(optimizer="ascent", canvas=Pixels(clip=False))``, except that the step
+    length is normalised here.
 
-    All images are made at once, and each as if it were alone. Where rectifiers block the whole gradient of a target, as
-    at the start of many classes and units, see :func:`fastviz.engine.optimize.optimize`.
+    All images are optimised together, but independently of each other. For targets whose whole gradient is blocked by
+    rectifiers, as at the start of many classes and units, see :func:`fastviz.engine.optimize.optimize`.
 
     Args:
         model: any module; not changed.
-        target: T targets are T images, unlike where images are explained: a class, a tensor of T classes, an objective,
-            one with tensors of T numbers such as ``fastviz.channel("conv1", torch.arange(64))``, or a list of them.
-            None is refused: there is no image yet whose class could be predicted.
-        size: height and width in pixels (one number for a square); None is the model's usual one. Targets inside the
-            network take any size that it can.
-        starts: images of each target, with noise and transforms of their own.
+        target: a class, a tensor of T classes, an objective, one with tensors of T numbers such as
+            ``fastviz.channel("conv1", torch.arange(64))``, or a list of them. Unlike in attribution methods, T targets
+            give T images. None is refused, because there is no image yet whose class could be predicted.
+        size: height and width in pixels (one number for a square); None is the model's own input size. Targets inside
+            the network allow any size that the network accepts.
+        starts: images per target, with different noise and transforms.
         priors: see :mod:`fastviz.priors`; None is ``L2(1e-4)`` and ``TotalVariation(weight=1e-3)`` for classes, and
             nothing for other targets.
         transforms: see :mod:`fastviz.transforms`; None is jitter of a 14th of the shorter side, scale 0.8 to 1.2 and 10
             degrees of rotation (single units: 0.95 to 1.05 and 5 degrees); none of them below 16 pixels, for L-BFGS and
             for generators.
-        steps: most steps.
-        goal: an image is finished when the probability of its class, or the value of another target, is at least this.
-        crop: make images of single units only as large as what they see of the usual image: the same numbers, sooner.
-        seed: start number s of every target has seed ``seed + s``.
-        batch_size: images that the network sees at once, which bounds the memory; None is all, on a CPU as many as its
-            caches hold.
-        precision: ``"bfloat16"`` runs the network under autocast: faster where the processor has it, approximate.
-        progress: show a bar, on a terminal. Ctrl-C returns the images so far.
-        optimization: see :class:`fastviz.Optimization`. The method's own choices are Adam over the Fourier canvas from
-            ``"zeros"``, for a generator from ``"noise"``.
+        steps: the maximum number of steps.
+        goal: an image stops once the probability of its class, or the value of another target, is at least this.
+        crop: only optimise the receptive field of single units, which is faster and gives the same values.
+        seed: start s of every target has seed ``seed + s``.
+        batch_size: images in a pass, which bounds the memory; None is all on a GPU, and on a CPU as many as fit its
+            caches.
+        precision: ``"bfloat16"`` runs the network under autocast: approximate, and faster where the processor supports
+            it.
+        progress: show a progress bar on a terminal. Ctrl-C returns the images so far.
+        optimization: see :class:`fastviz.Optimization`. The defaults are Adam on the Fourier canvas from ``"zeros"``,
+            for a generator from ``"noise"``.
 
     Returns:
-        A :class:`Maximized` with T · starts images, float32 at least, on the device of the model.
+        A :class:`Maximized` with T · starts images, at least float32, on the device of the model.
 
     Raises:
-        TypeError, ValueError: arguments that do not fit; a class, layer, channel or position that does not exist; a
-            size that the network cannot take; a start of another shape; a generator whose pictures have another shape.
-        MemoryError: the images do not fit into memory at once; says how many would.
+        TypeError, ValueError: invalid arguments; a class, layer, channel or position that does not exist; a size that
+            the network cannot take; a start of another shape; a generator whose pictures have another shape.
+        MemoryError: the images do not fit into memory together; the message says how many would.
 
     >>> import fastviz as fv
     >>> made = fv.maximize(fv.load_model("demo"), [12, 5], steps=2)
@@ -148,25 +147,25 @@ def maximize(
     checks.whole_number(starts, "starts", minimum=1)
     checks.whole_number(seed, "seed", minimum=0)
     options = with_defaults(optimization, optimizer="adam")
-    surface, mover = options.surface(), options.mover()
+    canvas, optimizer = options.chosen_canvas(), options.chosen_optimizer()
     objective, frame, box = _problem(model, target, size, starts, crop, precision)
     is_class = objective.is_class()
     if priors is None:
-        priors = CLASS_PRIORS if all(is_class) and not isinstance(surface, Generator) else ()
+        priors = CLASS_PRIORS if all(is_class) and not isinstance(canvas, Generator) else ()
     if transforms is None:
-        plain = isinstance(surface, Generator) or not mover.random_objective
+        plain = isinstance(canvas, Generator) or not optimizer.random_objective
         single = all(part.is_unit for part, _ in objective.parts)
         transforms = () if plain else _transforms(min(frame.size), single=single)
     seeds = [seed + number for number in range(starts)] * objective.targets
-    generator = surface.module if isinstance(surface, Generator) else None
+    generator = canvas.module if isinstance(canvas, Generator) else None
     with nullcontext() if generator is None else frozen_model(generator):
         made = optimize(
             model,
             objective,
-            start_parameters(model, options.start, surface, frame, seeds),
-            canvas=surface,
+            start_parameters(model, options.start, canvas, frame, seeds),
+            canvas=canvas,
             frame=frame,
-            optimizer=mover,
+            optimizer=optimizer,
             steps=steps,
             priors=priors,
             transforms=transforms,
@@ -177,7 +176,7 @@ def maximize(
             preview_every=options.preview_every,
             progress=progress,
             checkpoint=options.checkpoint,
-            about=f"maximize {model_info(model)} {_in_words(objective)}",
+            about=f"maximize {model_info(model)} {_description(objective)}",
         )
     return _result(made, frame, torch.tensor(is_class), box)
 
@@ -185,7 +184,7 @@ def maximize(
 def _problem(
     model: nn.Module, target: Target, size: int | tuple[int, int] | None, starts: int, crop: bool, precision: Precision
 ) -> tuple[TargetObjective, Frame, Box | None]:
-    """The objective, the frame of its images, and, if they are crops of the usual image, the crop."""
+    """The objective, the frame of its images, and their box if they are cropped to receptive fields."""
     objective = target_objective(model, target, repeats=starts, precision=precision, argument="size")
     frame = frame_of(model, size)
     cropped = _cropped(model, objective, frame) if crop else None
@@ -212,17 +211,17 @@ def _result(made: Optimized, frame: Frame, classes: Tensor, box: Box | None) -> 
 
 
 def _transforms(side: int, *, single: bool) -> tuple[Transform, ...]:
-    """The default for images whose shorter side is ``side`` pixels: less where one unit must be hit."""
-    if side < _SMALL:
+    """The default transforms for images whose shorter side is ``side`` pixels; weaker for a ``single`` unit."""
+    if side < _MIN_TRANSFORMED:
         return ()
     jitter = Jitter(side // 14)
     return (jitter, Scale(0.95, 1.05), Rotate(5)) if single else (jitter, Scale(0.8, 1.2), Rotate(10))
 
 
 def _cropped(model: nn.Module, objective: TargetObjective, frame: Frame) -> tuple[targets.Objective, Box] | None:
-    """The same single units on the part of the image that they see, and that part; None if it is the whole image.
+    """The same single units on their receptive field, and its box; None if it is the whole image.
 
-    Also None where the targets are not single units of one layer, or see parts of different shapes.
+    Also None if the targets are not single units of one layer, or have receptive fields of different shapes.
     """
     parts = objective.parts
     layers = {name for part, _ in parts for name in part.layers}
@@ -249,6 +248,6 @@ def _cropped(model: nn.Module, objective: TargetObjective, frame: Frame) -> tupl
     return unit, crops.boxes[0]
 
 
-def _in_words(objective: TargetObjective) -> str:
-    """The targets, for a checkpoint to agree on."""
+def _description(objective: TargetObjective) -> str:
+    """A description of the targets, for checkpoints."""
     return "; ".join(f"{type(part).__name__} {vars(part)}" for part, _ in objective.parts)

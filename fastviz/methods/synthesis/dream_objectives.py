@@ -1,4 +1,4 @@
-"""What dreams increase beside the targets of all methods: squares, matches with a guide, and sums over tiles."""
+"""Objectives of DeepDream: squares, matches with a guide, and sums over tiles."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from fastviz.targets.objectives import Objective
 
 __all__ = ["GuidedObjective", "TiledObjective", "cuts", "squared"]
 
-_PRODUCTS = 1 << 24
-"""Products of features that a guided dream holds at once."""
+_MAX_PRODUCTS = 1 << 24
+"""The maximum number of feature products in memory for a guided dream."""
 
 
 def squared(objective: Objective) -> Objective:
     """Half the square of an objective, ``½h²``, whose gradient is h times that of h.
 
-    For :func:`deep_dream` of single units and channels, as ``½‖a‖²`` is for whole layers.
+    For :func:`deep_dream` on single units and channels, like ``½‖a‖²`` for whole layers.
 
     Args:
-        objective: any objective of one value a sample.
+        objective: any objective with one value per sample.
 
     Returns:
-        An objective, which can be added and scaled as others.
+        An objective, which can be added and scaled like others.
 
     Raises:
         TypeError: not an objective, such as ``fastviz.neuron(...)`` or ``fastviz.class_score(...)``.
@@ -65,7 +65,7 @@ class _Squared(Objective):
 
 
 class GuidedObjective(Objective):
-    """``Σ_p max_q ⟨a_p, b_q⟩`` of a layer, with the features b [1 or N, C, Q] of guides."""
+    """``Σ_p max_q ⟨a_p, b_q⟩`` for a layer, with the features b [1 or N, C, Q] of guides."""
 
     def __init__(self, layer: str, features: Tensor) -> None:
         self.layers = (layer,)
@@ -84,9 +84,9 @@ class GuidedObjective(Objective):
     def values(self, output: object, activations: Activations) -> Tensor:
         """See :class:`fastviz.targets.objectives.Objective`."""
         maps = activations[self.layers[0]].flatten(2)
-        # Which is the best match needs no graph, and not all products at once.
+        # Finding the best match needs no graph, and is done in parts to save memory.
         with torch.no_grad():
-            rows = max(1, _PRODUCTS // self.features.shape[2])
+            rows = max(1, _MAX_PRODUCTS // self.features.shape[2])
             best = torch.cat([(part.mT @ self.features).argmax(2) for part in maps.split(rows, 2)], 1)
         matches = self.features.expand(len(maps), -1, -1).gather(2, best[:, None].expand_as(maps))
         return (maps * matches).sum((1, 2))
@@ -97,9 +97,9 @@ class GuidedObjective(Objective):
 
 
 class TiledObjective:
-    """The sum of an objective over tiles of about ``side`` pixels of images [n, C, H, W], with one in memory at a time.
+    """The sum of an objective over tiles, ``side`` pixels wide, of images [n, C, H, W], one tile in memory at a time.
 
-    Its gradient is put together from those of the tiles, so that the graph of a tile ends with the tile.
+    Its gradient is assembled from those of the tiles, so that the graph of a tile can be freed after it.
     """
 
     def __init__(self, inner: TargetObjective, side: int) -> None:
@@ -124,7 +124,7 @@ class TiledObjective:
 
 
 def cuts(length: int, side: int) -> list[slice]:
-    """A side of an image in equal parts of about ``side`` pixels."""
+    """Divides a ``length`` into equal parts of about ``side`` pixels."""
     count = max(1, round(length / side))
     ends = [length * number // count for number in range(count + 1)]
     return [slice(first, last) for first, last in pairwise(ends)]

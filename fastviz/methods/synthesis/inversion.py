@@ -1,4 +1,4 @@
-"""Images with given features: what a layer keeps of a photograph, and what it has lost."""
+"""Inversion: images with given features, which show what a layer preserves of a photograph."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ __all__ = ["Inverted", "invert", "invert_all", "invertible_layers"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Inverted(notebook.NotebookResult):
-    """What :func:`invert` made, a row an image: first those of the first code, one for each start.
+    """The result of :func:`invert`, one row per image: first those of the first code, one for each start.
 
     Attributes:
-        layer: whose features were inverted.
+        layer: the layer whose features were inverted.
         images: [N, C, H, W] as the network takes them.
         pictures: [N, C, H, W] in 0 to 1.
         error: [N], ``‖Φ(x) − Φ₀‖² / ‖Φ₀‖²``.
-        psnr: [N], in dB, of the pictures against the photographs; NaN where features were given.
-        steps: int64 [N], steps that each image took.
+        psnr: [N], in dB, of the pictures compared with the photographs; NaN if features were given.
+        steps: int64 [N], the number of steps of each image.
         history: [S, N], the error before each step; NaN after an image has stopped.
         reasons: why each image stopped: see :class:`fastviz.engine.optimize.Optimized`.
         interrupted: whether Ctrl-C ended it early.
@@ -57,9 +57,8 @@ class Inverted(notebook.NotebookResult):
 
     def shown(self) -> list[tuple[str, Tensor]]:
         """See :class:`fastviz.images.notebook.NotebookResult`."""
-        numbers = zip(self.error.tolist(), self.psnr.tolist(), strict=True)
-        captions = [f"{self.layer}: {notebook.words(error=error, PSNR=psnr)}" for error, psnr in numbers]
-        return list(zip(captions, self.pictures, strict=True))
+        each = notebook.captioned(self.pictures, error=self.error, PSNR=self.psnr)
+        return [(f"{self.layer}: {caption}", picture) for caption, picture in each]
 
 
 def invert(
@@ -79,40 +78,39 @@ def invert(
     progress: bool = False,
     optimization: Optimization | None = None,
 ) -> Inverted:
-    """Images with the features that ``layer`` has of ``x``, or with the ``features`` given.
+    """Images with the same features in ``layer`` as ``x``, or with the given ``features``.
 
     ``argmin_x ‖Φ(x) − Φ₀‖² / ‖Φ₀‖² + λ_α‖x‖_α^α + λ_β TV^β(x)``, α = 6, β = 2, TV^β = Σ ((x_{i,j+1} − x_ij)² +
     (x_{i+1,j} − x_ij)²)^{β/2}: Mahendran, Vedaldi 2015, "Understanding Deep Image Representations by Inverting Them",
     https://arxiv.org/abs/1412.0035. The weights of the two priors, ``range_weight`` = 0.1 and ``variation_weight`` =
-    0.01 of :func:`fastviz.engine.optimize.priors.natural_image`, do not depend on the size of the image, and because
-    the error is relative, they serve all layers. The paper starts from noise, as we do; we minimise by L-BFGS over a
-    Fourier canvas instead of gradient descent over pixels, which takes a tenth of the steps and keeps fine noise out of
-    deep layers. ``Optimization(canvas="pixels")`` is the paper's.
+    0.01 of :func:`fastviz.engine.optimize.priors.natural_image`, do not depend on the size of the image, and suit all
+    layers because the error is relative. Like the paper, we start from noise; but we minimise by L-BFGS on a Fourier
+    canvas instead of gradient descent on pixels, which takes a tenth of the steps and avoids fine noise in deep layers.
+    ``Optimization(canvas="pixels")`` uses the paper's pixels.
 
-    All images are made at once, each as if it were alone.
+    All images are optimised together, but independently of each other.
 
     Args:
         model: any module; not changed.
-        x: [N, C, H, W], photographs as the model takes them; None where ``features`` are given.
+        x: [N, C, H, W], photographs as the model takes them; None if ``features`` are given.
         layer: torch's dotted name; see ``fastviz.layers(model)``. :func:`invert_all` takes several.
-        features: [N, ...] as the layer gives them, instead of ``x``.
-        size: height and width of the images in pixels where ``features`` are given; None is the model's usual one.
-        starts: images of each code, with noise of their own: the layer does not see what differs between them.
+        features: [N, ...] as the layer outputs them, instead of ``x``.
+        size: height and width of the images in pixels if ``features`` are given; None is the model's own input size.
+        starts: images per code, from different noise; their differences are invisible to the layer.
         priors: see :mod:`fastviz.priors`; None is the two above, ``()`` is none.
-        steps: most steps.
-        goal: an image is finished when its error is at most this.
-        seed: start number s of every code has seed ``seed + s``.
+        steps: the maximum number of steps.
+        goal: an image stops once its error is at most this.
+        seed: start s of every code has seed ``seed + s``.
         batch_size, precision, progress: as in :func:`fastviz.maximize`.
-        optimization: see :class:`fastviz.Optimization`. The method's own choices are L-BFGS over the Fourier canvas
-            from ``"noise"``.
+        optimization: see :class:`fastviz.Optimization`. The defaults are L-BFGS on the Fourier canvas from ``"noise"``.
 
     Returns:
-        An :class:`Inverted` with N · starts images, float32 at least, on the device of the model.
+        An :class:`Inverted` with N · starts images, at least float32, on the device of the model.
 
     Raises:
-        TypeError, ValueError: arguments that do not fit; an unknown layer; both or neither of ``x`` and ``features``;
-            features of another shape than the layer gives, or all zero.
-        MemoryError: the images do not fit into memory at once; says how many would.
+        TypeError, ValueError: invalid arguments; an unknown layer; both or neither of ``x`` and ``features``; features
+            of another shape than the layer gives, or all zero.
+        MemoryError: the images do not fit into memory together; the message says how many would.
 
     >>> import fastviz as fv
     >>> model = fv.load_model("demo")
@@ -137,15 +135,15 @@ def invert(
         codes = checks.tensor(features, "features").detach()
         checks.device(codes.device, "features")
     length = _squared_length(codes, layer, "features" if x is None else "x")
-    surface = options.surface()
+    canvas = options.chosen_canvas()
     seeds = [seed + number for number in range(starts)] * len(codes)
     made = optimize(
         model,
         _distance(network, layer, codes, length, starts),
-        start_parameters(model, options.start, surface, known, seeds),
-        canvas=surface,
+        start_parameters(model, options.start, canvas, known, seeds),
+        canvas=canvas,
         frame=known,
-        optimizer=options.mover(),
+        optimizer=options.chosen_optimizer(),
         steps=steps,
         priors=natural_image(known) if priors is None else priors,
         goal=None if goal is None else -goal,
@@ -162,7 +160,7 @@ def invert(
 
 
 def _squared_length(codes: Tensor, layer: str, argument: str) -> Tensor:
-    """‖Φ₀‖² of each code, [N], by which errors are divided."""
+    """‖Φ₀‖² of each code, [N], the scale of errors."""
     length = codes.flatten(1).square().sum(1)
     if not bool(length.isfinite().all()):
         raise ValueError(f"{argument} should have finite features in layer {layer!r}, got NaN or infinity")
@@ -172,7 +170,7 @@ def _squared_length(codes: Tensor, layer: str, argument: str) -> Tensor:
 
 
 def _result(layer: str, made: Optimized, shown: Tensor, photographs: Tensor | None) -> Inverted:
-    """The result, whose pictures are ``shown``; ``photographs`` [N, C, H, W] are what they should look like."""
+    """The result with the pictures ``shown``, compared with the ``photographs`` [N, C, H, W]."""
     unknown = torch.full_like(made.values, torch.nan)
     return Inverted(
         layer=layer,
@@ -188,7 +186,7 @@ def _result(layer: str, made: Optimized, shown: Tensor, photographs: Tensor | No
 
 
 def _distance(network: FeatureNetwork, layer: str, codes: Tensor, length: Tensor, starts: int) -> ImageObjective:
-    """Minus the relative error: ``−‖Φ(x) − Φ₀‖² / ‖Φ₀‖²``, where image number i has the code ``i // starts``."""
+    """The negative relative error: ``−‖Φ(x) − Φ₀‖² / ‖Φ₀‖²``, where image i has code ``i // starts``."""
 
     def objective(images: Tensor, rows: Tensor) -> Tensor:
         found = network(images)[1][layer]
@@ -206,22 +204,22 @@ def _distance(network: FeatureNetwork, layer: str, codes: Tensor, length: Tensor
 def invert_all(
     model: nn.Module, x: Tensor, layers: Sequence[str] | None = None, *, progress: bool = False, **options: Any
 ) -> dict[str, Inverted]:
-    """``x`` inverted from several layers of a network: detail is lost with depth.
+    """``x`` inverted from several layers of a network, which shows how detail is lost with depth.
 
     See :func:`invert` for the method and its source.
 
     Args:
         model, x: as in :func:`invert`.
-        layers: names, each once; None is every layer of :func:`invertible_layers` that the model calls.
-        progress: show a bar for each layer, on a terminal. Ctrl-C returns the layers so far, the last one as far as it
-            came.
+        layers: distinct names; None is every layer of :func:`invertible_layers` that the model calls.
+        progress: show a progress bar for each layer on a terminal. Ctrl-C returns the layers so far, the last one
+            unfinished.
         options: further arguments of :func:`invert`.
 
     Returns:
         Layer name → :class:`Inverted`, in the order of the ``layers``.
 
     Raises:
-        TypeError, ValueError, MemoryError: as :func:`invert`; an unknown layer is refused before any work.
+        TypeError, ValueError, MemoryError: as :func:`invert`; an unknown layer is refused before any computation.
 
     >>> import fastviz as fv
     >>> strip = fv.invert_all(fv.load_model("demo"), torch.rand(1, 3, 64, 64), ["conv1", "fc8"], steps=1)
@@ -229,7 +227,7 @@ def invert_all(
     (['conv1', 'fc8'], torch.Size([1, 3, 64, 64]))
     """
     names = checks.layer_names(None, layers) or _called(model, x)
-    for name in names:  # before minutes of work
+    for name in names:  # before minutes of computation
         layer_module(model, name)
     found: dict[str, Inverted] = {}
     for name in names:
@@ -240,17 +238,17 @@ def invert_all(
 
 
 def invertible_layers(model: nn.Module) -> list[str]:
-    """The layers that :func:`invert_all` inverts: every step of the network that changes its features.
+    """The default layers of :func:`invert_all`: every step of the network that changes the features.
 
-    The modules in order, blocks as one step: only containers (``Sequential``, ``ModuleList``, the model itself) are
-    opened. Modules that change nothing in evaluation mode, or the shape only (dropout, identity, flattening), are left
-    out.
+    These are the modules in order, with a block as one step: only containers (``Sequential``, ``ModuleList``, the model
+    itself) are expanded. Modules that change nothing in evaluation mode, or only the shape (dropout, identity,
+    flattening), are left out.
 
     Returns:
         Dotted names; some may belong to modules that the model does not call.
 
     Raises:
-        TypeError: ``model`` is no module.
+        TypeError: ``model`` is not a module.
 
     >>> invertible_layers(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.Sequential(nn.ReLU(), nn.MaxPool2d(2))))
     ['0', '2.0', '2.1']
@@ -270,7 +268,7 @@ def invertible_layers(model: nn.Module) -> list[str]:
 
 
 def _called(model: nn.Module, x: Tensor) -> list[str]:
-    """Those of the :func:`invertible_layers` that the forward pass calls."""
+    """The :func:`invertible_layers` that the forward pass calls."""
     names = invertible_layers(model)
     with frozen_model(model), torch.no_grad(), forward.noting(model, lambda output: None, names) as calls:
         output_of(model, input_batch(model, x, narrows=True)[:1].clone())
@@ -279,7 +277,7 @@ def _called(model: nn.Module, x: Tensor) -> list[str]:
 
 
 def _features(network: FeatureNetwork, images: Tensor) -> Tensor:
-    """The features of ``images`` that ``network`` records."""
+    """The features of ``images`` in the layer of ``network``."""
     with frozen_model(network.model), torch.no_grad():
         (found,) = network(images)[1].values()
         return found.detach()

@@ -1,4 +1,4 @@
-"""Images of a class by way of a layer: the code that the rest of the network likes, and a picture that has it."""
+"""Images of a class through a layer: a code that maximises the target, and a picture with that code."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from fastviz.engine.optimize import (
     target_objective,
 )
 from fastviz.engine.optimize.canvas import Canvas, Frame, Pixels, frame_of, start_parameters
+from fastviz.engine.optimize.optimizers import per_row
 from fastviz.engine.optimize.priors import L2
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.hooks import hooked
@@ -33,25 +34,24 @@ __all__ = ["CodeImages", "maximize_code"]
 
 _DECODING = frozenset(inspect.signature(invert).parameters) - {"model", "x", "layer", "features", "size"}
 
-
 _DECAY = 1e-4
-"""Weight of the squared length of a code, in units of the root mean square of the code that it started as."""
-_RATE = 0.02
-"""How much of that unit a number of a code changes in a step, about."""
+"""Weight of the squared norm of a code, in units of the root mean square of the initial code."""
+_LEARNING_RATE = 0.02
+"""Learning rate: the approximate change of a code in a step, in the same units."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CodeImages(notebook.NotebookResult):
-    """What :func:`maximize_code` made, a row an image.
+    """The result of :func:`maximize_code`, one row per image.
 
     Attributes:
         codes: [N, ...], outputs of the layer.
-        code_values: [N], the target when the network goes on from these codes.
-        code_probability: [N], of the class; NaN where the target is no class.
-        decoded: the images with these codes, see :class:`fastviz.Inverted`; None if Ctrl-C came before.
+        code_values: [N], the target when the network continues from these codes.
+        code_probability: [N], of the class; NaN if the target is not a class.
+        decoded: the images with these codes, see :class:`fastviz.Inverted`; None after an earlier Ctrl-C.
         values: [N], the target at the decoded images; NaN without them.
-        probability: [N], of the class at the decoded images; NaN without them, and where the target is no class.
-        steps: int64 [N], steps that each code took.
+        probability: [N], of the class at the decoded images; NaN without them, or if the target is not a class.
+        steps: int64 [N], the number of steps of each code.
         history: [S, N], the target before each step of the codes; NaN after a code has stopped.
         reasons: why each code stopped: see :class:`fastviz.engine.optimize.Optimized`.
         interrupted: whether Ctrl-C ended it early.
@@ -77,13 +77,11 @@ class CodeImages(notebook.NotebookResult):
         """See :class:`fastviz.images.notebook.NotebookResult`."""
         if self.decoded is None:
             return []
-        numbers = zip(self.values.tolist(), self.probability.tolist(), strict=True)
-        captions = [notebook.words(value=value, probability=probability) for value, probability in numbers]
-        return list(zip(captions, self.decoded.pictures, strict=True))
+        return notebook.captioned(self.decoded.pictures, value=self.values, probability=self.probability)
 
 
 class _Codes(Canvas):
-    """The parameters are the codes themselves, 0 or more behind a rectifier."""
+    """The parameters are the codes, bounded to 0 or more after a rectifier."""
 
     def __init__(self, rectified: bool) -> None:
         self.rectified = rectified
@@ -119,24 +117,24 @@ def maximize_code(
     progress: bool = False,
     decoding: Mapping[str, Any] | None = None,
 ) -> CodeImages:
-    """Images whose code in ``layer`` is what a target likes most: ``h* = argmax_h S(h) − λ ‖h/σ‖²``, ``Φ(x) = h*``.
+    """Images whose code in ``layer`` maximises a target: ``h* = argmax_h S(h) − λ ‖h/σ‖²``, ``Φ(x) = h*``.
 
     The latent images of Nguyen et al. 2016, https://arxiv.org/abs/1605.09304, with the network's own features as the
-    latent space and inversion (:func:`fastviz.invert`) as the decoder; their generator, where there is one, is the
-    canvas of :func:`fastviz.maximize`. A code starts at that of a faint noise image and moves by Adam, in units of σ,
-    the root mean square of that code, with λ = 1e-4. Behind a rectifier (where no start has a negative number) it stays
-    at 0 or above.
+    latent space and inversion (:func:`fastviz.invert`) as the decoder; their generator, if available, can be the canvas
+    of :func:`fastviz.maximize`. A code starts as that of a faint noise image and is optimised by Adam, in units of σ,
+    the root mean square of that code, with λ = 1e-4. After a rectifier (if no start has a negative number) it stays at
+    0 or above.
 
     Args:
         model: any module; not changed.
-        target: as in :func:`fastviz.maximize`; it has to lie behind the layer.
+        target: as in :func:`fastviz.maximize`; it must depend on the layer.
         layer: torch's dotted name.
-        size: height and width of the images in pixels; None is the model's usual one.
-        starts: codes of each target, from noise of their own.
-        steps: most steps of the codes.
-        goal: a code is finished when the probability of its class, or the value of another target, is at least this;
-            None takes all steps.
-        seed: start number s of every target has seed ``seed + s``.
+        size: height and width of the images in pixels; None is the model's own input size.
+        starts: codes per target, from different noise.
+        steps: the maximum number of steps of the codes.
+        goal: a code stops once the probability of its class, or the value of another target, is at least this; None
+            takes all steps.
+        seed: start s of every target has seed ``seed + s``.
         batch_size, precision, progress: as in :func:`fastviz.maximize`.
         decoding: further arguments of :func:`fastviz.invert`, such as ``{"steps": 200}``.
 
@@ -168,14 +166,14 @@ def maximize_code(
             layer
         ].detach()
     sigma = begin.flatten(1).square().mean(1).sqrt().clamp(min=torch.finfo(begin.dtype).tiny)
-    sigma = sigma.view(-1, *(1,) * (begin.dim() - 1))
+    sigma = per_row(sigma, begin)
     made = optimize(
         model,
-        _behind(model, objective, layer, noise, sigma),
+        _code_objective(model, objective, layer, noise, sigma),
         begin / sigma,
         canvas=_Codes(bool((begin >= 0).all())),
         frame=frame,
-        optimizer=Adam(_RATE),
+        optimizer=Adam(_LEARNING_RATE),
         steps=steps,
         priors=[L2(_DECAY)],
         goal=goal,
@@ -187,32 +185,34 @@ def maximize_code(
     if not made.interrupted:
         common = {"batch_size": batch_size, "precision": precision, "progress": progress, "seed": seed}
         decoded = invert(model, None, layer, features=codes, size=frame.size, **common | dict(decoding or {}))
-    return _judged(model, objective, codes, made, decoded)
+    return _result(model, objective, codes, made, decoded)
 
 
-def _behind(model: nn.Module, objective: TargetObjective, layer: str, images: Tensor, sigma: Tensor) -> ImageObjective:
-    """The objective of codes, in units of ``sigma``, that take the place of what ``layer`` gives for the ``images``."""
+def _code_objective(
+    model: nn.Module, objective: TargetObjective, layer: str, images: Tensor, sigma: Tensor
+) -> ImageObjective:
+    """The objective of codes, in units of ``sigma``, that replace the output of ``layer`` for the ``images``."""
 
-    def behind(codes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(codes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         whole = codes * sigma[rows]
         wanted = torch.is_grad_enabled()
 
         def replaced(module: nn.Module, inputs: object, output: object) -> Tensor:
             torch.set_grad_enabled(wanted)
-            # The network works on a copy: a rectifier behind the layer may work in place.
+            # The network gets a copy, because a rectifier after the layer may work in place.
             return whole.clone()
 
-        # What comes before the layer needs no graph.
+        # The part before the layer needs no graph.
         with torch.no_grad(), hooked(model, {layer: replaced}):
             return objective(images[rows], rows)
 
-    return behind
+    return evaluate
 
 
-def _judged(
+def _result(
     model: nn.Module, objective: TargetObjective, codes: Tensor, made: Optimized, decoded: Inverted | None
 ) -> CodeImages:
-    """The result, with what the network makes of the decoded images."""
+    """The result, with the network's values for the decoded images."""
     is_class = torch.tensor(objective.is_class(), device=codes.device)
     values = probability = torch.full_like(made.values, torch.nan)
     if decoded is not None:

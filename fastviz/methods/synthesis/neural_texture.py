@@ -1,4 +1,4 @@
-"""Textures with the statistics of a sample, from noise."""
+"""Neural textures: pictures with the feature statistics of a sample, optimised from noise."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from fastviz._util import checks
 from fastviz.engine.optimize import FeatureNetwork, Optimization, with_defaults
 from fastviz.engine.optimize.canvas import frame_of
+from fastviz.engine.optimize.default_layers import style_layers
 from fastviz.engine.optimize.multiscale import Size, optimize_in_levels, shrunk
 from fastviz.engine.optimize.style_loss import Layers, StyleLoss, layer_weights
-from fastviz.engine.optimize.usual_layers import style_layers
 from fastviz.execution.inputs import input_batch
 from fastviz.execution.precision import Precision
 from fastviz.methods.synthesis.style_transfer import Styled
@@ -17,7 +17,7 @@ from fastviz.methods.synthesis.style_transfer import Styled
 __all__ = ["neural_texture"]
 
 _SMALLEST = 64
-"""Coarse levels with a shorter side than this, in pixels, are left out: networks see too little in them."""
+"""Coarse levels whose shorter side is below this, in pixels, are left out: they are too small for networks."""
 
 
 def neural_texture(
@@ -34,36 +34,37 @@ def neural_texture(
     progress: bool = False,
     optimization: Optimization | None = None,
 ) -> Styled:
-    """Pictures of any size that a network cannot tell from the texture in ``sample``.
+    """Pictures of any size with the same texture statistics in a network as ``sample``.
 
     Gatys, Ecker, Bethge 2015, "Texture Synthesis Using Convolutional Neural Networks",
-    https://arxiv.org/abs/1505.07376: from noise, the image minimises Σ_l w_l E_l, E_l = 1 / (4 N² M²) · Σ (G − A)²,
-    over Gram matrices G = F Fᵀ, A that of the sample, of layers with N channels and M places. They keep what a texture
-    is made of and how often its parts are together, and forget where they are.
+    https://arxiv.org/abs/1505.07376: starting from noise, the image minimises Σ_l w_l E_l, E_l = 1 / (4 N² M²) · Σ (G −
+    A)², with Gram matrices G = F Fᵀ of the image and A of the sample, for layers with N channels and M positions. Gram
+    matrices describe which features a texture has and how often they occur together, but not where they are.
 
     We depart from it as :func:`fastviz.style_transfer` does: the loss of each layer is divided by its scale, the
-    texture may be larger or smaller than the sample, and it is made small first, so that it has structure larger than
-    what the network sees at once. The layers are relu1_1, … relu5_1 of VGG-19, not conv1_1 and the poolings.
+    texture may have another size than the sample, and it is optimised from coarse to fine, so that it has structure
+    larger than the receptive fields. The layers are relu1_1, … relu5_1 of VGG-19, instead of conv1_1 and the pooling
+    layers.
 
     :func:`fastviz.synthesize_texture` makes textures without a network.
 
     Args:
         model: any module with maps; not changed.
-        sample: [N, C, h, w], textures as the model takes them; each makes an image of its own.
+        sample: [N, C, h, w], textures as the model takes them; each gives one image.
         size: height and width of the images in pixels, one number for a square; None is the size of the sample.
         layers: see :func:`fastviz.style_transfer`.
-        levels: likewise, down to a shorter side of 64 pixels.
+        levels: see there; down to a shorter side of 64 pixels.
         steps, seed, batch_size, precision, progress: see there.
-        optimization: see :class:`fastviz.Optimization`. The method's own choices are L-BFGS over the Fourier canvas
-            from ``"noise"``; starts are ``"noise"``, ``"zeros"``, ``"grey"`` or images [1 or N, C, *size].
+        optimization: see :class:`fastviz.Optimization`. The defaults are L-BFGS over the Fourier canvas from
+            ``"noise"``; starts are ``"noise"``, ``"zeros"``, ``"grey"`` or images [1 or N, C, *size].
 
     Returns:
         A :class:`fastviz.Styled` with N images in the dtype of ``sample``, on its device.
 
     Raises:
-        TypeError, ValueError: arguments that do not fit; an unknown layer or one without maps; images on which the
-            model cannot be run; a checkpoint, which pictures in levels cannot have.
-        MemoryError: the images do not fit into memory at once; says how many would.
+        TypeError, ValueError: invalid arguments; an unknown layer or one without maps; images on which the model cannot
+            be run; a checkpoint, which is not supported with levels.
+        MemoryError: the images do not fit into memory together; the message says how many would.
 
     >>> import fastviz as fv
     >>> import torch
@@ -79,7 +80,7 @@ def neural_texture(
 
     def losses(_: Size, part: float) -> StyleLoss:
         found = StyleLoss(network, 1.0, samples.new_zeros(len(samples)))
-        found.take_styles([frame.image(shrunk(shown, part))], weights, [1.0])
+        found.set_styles([frame.image(shrunk(shown, part))], weights, [1.0])
         return found
 
     options = with_defaults(optimization, optimizer="lbfgs", start="noise")

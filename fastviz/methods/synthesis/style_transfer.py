@@ -1,4 +1,4 @@
-"""Pictures with the content of one and the style of others, from the statistics of a network's features."""
+"""Style transfer: pictures with the content of one picture and the style of others."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from fastviz._util import checks
 from fastviz.engine.optimize import FeatureNetwork, Optimization, with_defaults
 from fastviz.engine.optimize.canvas import Frame, frame_of
+from fastviz.engine.optimize.default_layers import style_layers
 from fastviz.engine.optimize.multiscale import Size, StyledPictures, optimize_in_levels, shrunk
 from fastviz.engine.optimize.style_loss import Layers, StyleLoss, layer_weights
-from fastviz.engine.optimize.usual_layers import style_layers
 from fastviz.execution.inputs import input_batch
 from fastviz.execution.precision import Precision
 from fastviz.images import notebook, tensors
@@ -22,19 +22,19 @@ from fastviz.images import notebook, tensors
 __all__ = ["Style", "Styled", "style_transfer"]
 
 _SMALLEST = 160
-"""Coarse levels with a shorter side than this, in pixels, are left out: they would lose what the content shows."""
+"""Coarse levels whose shorter side is below this, in pixels, are left out: they would lose the content."""
 _LUMINANCE = (0.299, 0.587, 0.114)
-"""Y of YIQ: how bright red, green and blue are."""
+"""Y of YIQ: the brightness of red, green and blue."""
 
 
 @dataclass(frozen=True, eq=False)
 class Style:
-    """One of several styles, as :func:`style_transfer` takes it.
+    """A style for :func:`style_transfer`, with a weight and a mask.
 
     Attributes:
         images: [1 or N, C, h, w], as the model takes them, of any size.
-        weight: how much of this style, compared with the weights of the others; 0 or more.
-        mask: [H, W] of 0 to 1, of the size of the content: where this style goes. Either all styles have a mask or
+        weight: relative to the weights of the other styles; 0 or more.
+        mask: [H, W] of 0 to 1, in the size of the content: where this style applies. Either all styles have a mask or
             none.
 
     >>> import fastviz as fv
@@ -53,18 +53,18 @@ class Style:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Styled(notebook.NotebookResult):
-    """What :func:`style_transfer` and :func:`fastviz.neural_texture` made, a row an image.
+    """The result of :func:`style_transfer` and :func:`fastviz.neural_texture`, one row per image.
 
     Attributes:
         images: [N, C, H, W] as the network takes them.
         pictures: [N, C, H, W] in 0 to 1.
-        content_loss: [N], at the end, with the weights of its layers; 0 for textures.
-        style_loss: [N], at the end, without its weight.
-        history: [S, N], the whole loss before each step, without total variation, the coarsest level first; NaN after
+        content_loss: [N], the final loss, with the weights of its layers; 0 for textures.
+        style_loss: [N], the final loss, without β.
+        history: [S, N], the total loss before each step, without total variation, the coarsest level first; NaN after
             an image has stopped.
-        steps: int64 [N], steps that each image took in all levels.
+        steps: int64 [N], the number of steps of each image over all levels.
         reasons: why each image stopped in the last level: see :class:`fastviz.engine.optimize.Optimized`.
-        interrupted: whether Ctrl-C ended it early; a coarse level's picture is enlarged then.
+        interrupted: whether Ctrl-C ended it early; the picture of a coarse level is then enlarged.
 
     >>> import fastviz as fv
     >>> model, x = fv.load_model("demo"), torch.rand(1, 3, 64, 64)
@@ -83,7 +83,7 @@ class Styled(notebook.NotebookResult):
 
     @classmethod
     def of(cls, made: StyledPictures, pictures: Tensor, frame: Frame) -> Styled:
-        """The result of pictures that were made in levels; ``pictures`` are those to return."""
+        """The result from pictures optimised in levels; ``pictures`` are those to return."""
         return cls(
             images=frame.image(pictures),
             pictures=pictures,
@@ -97,9 +97,7 @@ class Styled(notebook.NotebookResult):
 
     def shown(self) -> list[tuple[str, Tensor]]:
         """See :class:`fastviz.images.notebook.NotebookResult`."""
-        numbers = zip(self.content_loss.tolist(), self.style_loss.tolist(), strict=True)
-        captions = [notebook.words(content=content, style=style) for content, style in numbers]
-        return list(zip(captions, self.pictures, strict=True))
+        return notebook.captioned(self.pictures, content=self.content_loss, style=self.style_loss)
 
 
 def style_transfer(
@@ -120,74 +118,76 @@ def style_transfer(
     progress: bool = False,
     optimization: Optimization | None = None,
 ) -> Styled:
-    """Pictures of what ``content`` shows, in the manner of ``style``.
+    """Pictures with the content of ``content`` in the style of ``style``.
 
-    Gatys, Ecker, Bethge 2015, "A Neural Algorithm of Artistic Style", https://arxiv.org/abs/1508.06576. Of a layer with
-    N channels and M places, F are the features [N, M] of the image, P those of the content, G = F Fᵀ is the Gram matrix
-    of the image, and A that of the style (https://arxiv.org/abs/1505.07376). The image minimises
+    Gatys, Ecker, Bethge 2015, "A Neural Algorithm of Artistic Style", https://arxiv.org/abs/1508.06576. For a layer
+    with N channels and M positions, F are the features [N, M] of the image, P those of the content, G = F Fᵀ is the
+    Gram matrix of the image, and A that of the style (https://arxiv.org/abs/1505.07376). The image minimises
 
         α · L_content + β · Σ_l w_l E_l,  L_content = ½ Σ (F − P)²,  E_l = 1 / (4 N² M²) · Σ (G − A)².
 
-    We depart from it in this:
+    We depart from the paper as follows:
 
-    - The style may be of any size: with m places, A is multiplied by M / m, which is 1 for the paper's equal sizes.
-    - They rescaled VGG so that its mean activations are 1, and tuned α / β at one size. Instead, the loss of each layer
-      is divided by its own scale: L_content by ‖P‖², and E_l by the square of the mean square of the style's features,
-      (tr A / (N m))². The same weights then serve any network, layer and size. A layer whose weight is multiplied by
-      its scale has the paper's loss.
-    - The optimiser changes the amplitudes of waves, the faster ones damped by frequency^½, with the colours of
-      photographs (``canvas="fourier"``). Large parts then take on the style's colours as soon as small parts take on
-      its strokes; L-BFGS over pixels (``canvas="pixels"``) gets there late. Pictures stay between black and white.
+    - The style may have any size: with m positions, A is multiplied by M / m, which is 1 for the paper's equal sizes.
+    - They rescaled VGG so that its mean activations are 1, and tuned α / β for one size. Instead, we divide the loss of
+      each layer by its own scale: L_content by ‖P‖², and E_l by the square of the mean square of the style's features,
+      (tr A / (N m))². The same weights then suit any network, layer and size. Multiplying a layer's weight by its scale
+      gives the paper's loss.
+    - The optimiser changes Fourier coefficients, with high frequencies damped by frequency^½, and with the colours of
+      photographs (``canvas="fourier"``). Large areas then get the style's colours as quickly as details get its
+      strokes; L-BFGS on pixels (``canvas="pixels"``) takes longer for that. Pictures stay between black and white.
     - A penalty on the total variation keeps pictures smooth, with the weight of
       :func:`fastviz.engine.optimize.priors.natural_image`; ``variation_weight=0`` leaves it out.
-    - Pictures are made at half the size first (``levels``; Gatys et al. 2017, https://arxiv.org/abs/1611.07865), with
-      content and style shrunk alike: there, the network sees strokes that are twice as long.
+    - Pictures are optimised at half the size first (``levels``; Gatys et al. 2017, https://arxiv.org/abs/1611.07865),
+      with content and style scaled down equally, so that the network sees strokes of twice the length.
 
-    Several styles blend: with shares v_s, Σ v_s = 1, the loss is that of the mean Gram matrix Σ v_s A_s, which has the
-    gradient of Σ_s v_s E_l(A_s) and costs no more than one style. With masks T_s (:class:`Style`) each style has a
-    region of its own (Gatys et al. 2017): features are multiplied by T_s, so that G and M become Σ T_s² f fᵀ and Σ T_s²
-    over the places, and the loss is weighted by Σ T_s² / M. Where all masks are 0 only the content counts.
+    Several styles are blended: with shares v_s, Σ v_s = 1, the loss uses the mean Gram matrix Σ v_s A_s, which has the
+    gradient of Σ_s v_s E_l(A_s) and costs no more than one style. With masks T_s (:class:`Style`) each style has its
+    own region (Gatys et al. 2017): features are multiplied by T_s, so that G and M become Σ T_s² f fᵀ and Σ T_s² over
+    the positions, and the loss is weighted by Σ T_s² / M. Where all masks are 0, only the content matters.
 
-    Colours can be preserved (Gatys et al. 2016, https://arxiv.org/abs/1606.05897): the transfer sees grey pictures, the
-    style's brought to the mean and standard deviation of the content's, and the result has the content's I and Q of
-    YIQ. Of their two ways we chose this one because it keeps the colours exactly.
+    Colours can be preserved (Gatys et al. 2016, https://arxiv.org/abs/1606.05897): the transfer works on grey pictures,
+    with the style's mean and standard deviation matched to the content's, and the result gets the content's I and Q of
+    YIQ. Of their two methods we chose this one because it preserves the colours exactly.
 
-    All images are made at once, each as if it were alone. With VGG-19 (``weights="DEFAULT"``), the paper's network, the
-    layers are its: relu1_1, relu2_1, … relu5_1 with a weight of 1/5 each, and relu4_2 for the content. On the CPU large
-    convolutions run with fewer products, which rounds differently: see
+    All images are optimised together, but independently of each other. With VGG-19 (``weights="DEFAULT"``), the paper's
+    network, the layers are those of the paper: relu1_1, relu2_1, … relu5_1 with a weight of 1/5 each, and relu4_2 for
+    the content. On the CPU large convolutions run with fewer multiplications, which rounds differently: see
     :class:`fastviz.execution.fast_conv.winograd.Winograd`.
 
     Args:
         model: any module with maps; not changed.
-        content: [N, C, H, W], photographs as the model takes them, of any size that it can run on:
-            ``frame_of(model, (H, W)).image(pictures)`` of :mod:`fastviz.canvas`.
-        style: [1 or N, C, h, w], a :class:`Style`, or a list of several such, each of its own size. Tensors weigh 1.
-            Strokes keep their size in pixels: a smaller style image makes them finer.
-        layers: of the style: a name, several, or names with their w_l; None is
-            :func:`fastviz.engine.optimize.usual_layers.style_layers`.
-        content_layers: likewise; the losses of several add up. α is 1, or what is given here: ``{"relu4_2": 0.1}``.
+        content: [N, C, H, W], photographs as the model takes them, of any size that it accepts: ``frame_of(model, (H,
+            W)).image(pictures)`` of :mod:`fastviz.canvas`.
+        style: [1 or N, C, h, w], a :class:`Style`, or a list of these, which may have different sizes. Tensors have a
+            weight of 1. Strokes keep their size in pixels: a smaller style image makes them finer.
+        layers: style layers: a name, several, or names with their w_l; None is
+            :func:`fastviz.engine.optimize.default_layers.style_layers`.
+        content_layers: likewise; the losses of several are summed. α is 1, or the weight given here: ``{"relu4_2":
+            0.1}``.
         style_weight: β, 0 or more.
         variation_weight: see above, 0 or more.
         preserve_colours: see above; for images of three channels.
-        levels: sizes, each half of the next; those with a shorter side below 160 pixels are left out, and 1 is the
-            whole size only.
-        steps: most steps at each level.
-        seed: of noise; image number n has ``seed + n``.
-        batch_size: images that the network sees at once; None is all, on a CPU as many as its caches hold.
-        precision: ``"bfloat16"`` runs the network under autocast: faster where the processor has it, approximate.
-        progress: show a bar, on a terminal. Ctrl-C returns the pictures so far.
-        optimization: see :class:`fastviz.Optimization`. The method's own choices are L-BFGS over the Fourier canvas
-            from ``"content"``; starts are ``"content"``, ``"style"`` (the first one, resized), ``"noise"``, or images
-            [1 or N, C, H, W]. A preview gets the number of steps in its level and the images of that level, before
-            colours are put back.
+        levels: the number of sizes, each half of the next; those with a shorter side below 160 pixels are left out, and
+            1 is only the full size.
+        steps: the maximum number of steps at each level.
+        seed: for noise; image n has seed ``seed + n``.
+        batch_size: images in a pass; None is all on a GPU, and on a CPU as many as fit its caches.
+        precision: ``"bfloat16"`` runs the network under autocast: approximate, and faster where the processor supports
+            it.
+        progress: show a progress bar on a terminal. Ctrl-C returns the pictures so far.
+        optimization: see :class:`fastviz.Optimization`. The defaults are L-BFGS over the Fourier canvas from
+            ``"content"``; starts are ``"content"``, ``"style"`` (the first one, resized), ``"noise"``, or images [1 or
+            N, C, H, W]. A preview gets the number of steps in the current level and its images, before colours are
+            restored.
 
     Returns:
         A :class:`Styled` with N images in the dtype of ``content``, on its device.
 
     Raises:
-        TypeError, ValueError: arguments that do not fit; an unknown layer; a layer of the style without maps; images on
-            which the model cannot be run; a checkpoint, which pictures in levels cannot have.
-        MemoryError: the images do not fit into memory at once; says how many would.
+        TypeError, ValueError: invalid arguments; an unknown layer; a layer of the style without maps; images on which
+            the model cannot be run; a checkpoint, which is not supported with levels.
+        MemoryError: the images do not fit into memory together; the message says how many would.
 
     >>> import fastviz as fv
     >>> photo, wall = torch.rand(1, 3, 64, 80), torch.rand(1, 3, 70, 70)
@@ -212,15 +212,15 @@ def style_transfer(
     def losses(size: Size, part: float) -> StyleLoss:
         found = StyleLoss(network, beta, photos.new_zeros(len(photos)))
         smaller = [frame.image(shrunk(each, part)) for each in samples]
-        found.take_styles(smaller, of_style, shares, masks=regions)
-        found.take_content(frame.image(tensors.resize(shown, *size, "bicubic")), of_content)
+        found.set_styles(smaller, of_style, shares, masks=regions)
+        found.set_content(frame.image(tensors.resize(shown, *size, "bicubic")), of_content)
         return found
 
     made = optimize_in_levels(
         model,
         losses,
         frame,
-        _started(with_defaults(optimization, optimizer="lbfgs", start="content"), shown, samples[0], frame),
+        _with_start(with_defaults(optimization, optimizer="lbfgs", start="content"), shown, samples[0], frame),
         levels=levels,
         smallest=_SMALLEST,
         steps=steps,
@@ -233,8 +233,8 @@ def style_transfer(
     return Styled.of(made, pictures, frame)
 
 
-def _started(options: Optimization, content: Tensor, style: Tensor, frame: Frame) -> Optimization:
-    """``options`` with images in place of the words ``"content"`` and ``"style"``, from these pictures."""
+def _with_start(options: Optimization, content: Tensor, style: Tensor, frame: Frame) -> Optimization:
+    """``options`` with images instead of the words ``"content"`` and ``"style"``, from these pictures."""
     start = options.start
     if isinstance(start, str) and checks.one_of(start, "start", ("content", "style", "noise")) != "noise":
         shown = content if start == "content" else tensors.resize(style, *frame.size, "bicubic")
@@ -251,9 +251,9 @@ def _luminance(shown: Tensor) -> Tensor:
 
 
 def _grey(photos: Tensor, samples: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Grey pictures of the ``photos``, and of the ``samples`` as bright and as contrasted as each photo."""
+    """Grey pictures of the ``photos``, and of the ``samples`` with the brightness and contrast of each photo."""
     if photos.shape[1] != 3:
-        raise ValueError(f"content should have three channels where colours are preserved, got {photos.shape[1]}")
+        raise ValueError(f"content should have three channels to preserve colours, got {photos.shape[1]}")
     light = _luminance(photos)
     mean, spread = light.mean((1, 2, 3), keepdim=True), light.std((1, 2, 3), keepdim=True, correction=0)
     found = []
@@ -266,7 +266,7 @@ def _grey(photos: Tensor, samples: Sequence[Tensor]) -> tuple[Tensor, list[Tenso
 
 
 def _recoloured(made: Tensor, photos: Tensor) -> Tensor:
-    """The ``photos`` with the brightness of the pictures ``made``: I and Q stay."""
+    """The ``photos`` with the brightness of the pictures ``made``; I and Q stay unchanged."""
     return photos + _luminance(made) - _luminance(photos)
 
 
@@ -274,7 +274,7 @@ def _recoloured(made: Tensor, photos: Tensor) -> Tensor:
 
 
 def _styles(given: Any) -> list[Style]:
-    """What was given, as a list of styles."""
+    """The given styles as a list."""
     several = [given] if isinstance(given, (Tensor, Style)) else given
     if not isinstance(several, Sequence) or isinstance(several, str):
         raise TypeError(f"style should be a tensor, a Style or a list of them, got {type(given).__name__}")
@@ -298,14 +298,14 @@ def _style_batch(style: Style, photos: Tensor) -> Tensor:
 def _layers(
     model: nn.Module, layers: Layers, content_layers: Layers, beta: float
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Layers and weights of style and content; none of the style where it weighs 0."""
-    usual = ([], []) if layers is not None and content_layers is not None else style_layers(model)
-    of_style = layer_weights(layers, "layers", usual[0]) if beta else {}
-    return of_style, layer_weights(content_layers, "content_layers", usual[1])
+    """Layers and weights of style and content; no style layers if β is 0."""
+    defaults = ([], []) if layers is not None and content_layers is not None else style_layers(model)
+    of_style = layer_weights(layers, "layers", defaults[0]) if beta else {}
+    return of_style, layer_weights(content_layers, "content_layers", defaults[1])
 
 
 def _shares(styles: Sequence[Style]) -> list[float]:
-    """The part of each style, 1 in sum."""
+    """The share of each style; they sum to 1."""
     weights = [checks.number(style.weight, "the weight of a style", low=0) for style in styles]
     if not sum(weights):
         raise ValueError(f"one style should have a weight above 0, got {weights}")
@@ -313,7 +313,7 @@ def _shares(styles: Sequence[Style]) -> list[float]:
 
 
 def _regions(styles: Sequence[Style], photos: Tensor) -> Tensor | None:
-    """The masks, checked: [S, H, W] on the device and in the dtype of the photographs; None where there are none."""
+    """The masks, checked: [S, H, W] on the device and in the dtype of the photographs, or None."""
     masks = [style.mask for style in styles if style.mask is not None]
     if not masks:
         return None
@@ -330,6 +330,6 @@ def _regions(styles: Sequence[Style], photos: Tensor) -> Tensor | None:
         region = region.detach().to(photos)
         tensors.check_range(region, "the mask of a style")
         if not bool(region.any()):
-            raise ValueError("the mask of a style should have a place above 0, got one that is 0 everywhere")
+            raise ValueError("the mask of a style should have a value above 0, got one that is 0 everywhere")
         found.append(region)
     return torch.stack(found)

@@ -1,4 +1,4 @@
-"""Textures grown pixel by pixel from a sample, and holes in pictures filled the same way."""
+"""Textures grown pixel by pixel from a sample, and holes in pictures filled in the same way."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fastviz._util.progress import bar
 
 __all__ = ["fill_hole", "synthesize_texture"]
 
-_START = 3
-"""Side of the patch of the sample that a texture grows from, in pixels."""
-_PATIENCE = 1.1
-"""What the largest error is multiplied by when no pixel of a round was good enough."""
-_DISTANCES = 1 << 22
-"""Distances that are held at a time."""
+_START_SIDE = 3
+"""Side of the initial patch of the sample, in pixels."""
+_BOUND_FACTOR = 1.1
+"""The factor for the error bound after a round without a good enough pixel."""
+_MAX_DISTANCES = 1 << 22
+"""The maximum number of distances in memory."""
 _LARGEST = 1e15
 """Squares of larger values do not fit float32."""
 
@@ -37,44 +37,44 @@ def synthesize_texture(
 ) -> Tensor:
     """A picture [C, height, width] that looks like a larger or smaller piece of the texture in ``sample``.
 
-    Efros, Leung 1999, "Texture Synthesis by Non-parametric Sampling", https://doi.org/10.1109/ICCV.1999.790383. A 3×3
-    patch of the sample, taken at random, is put into the middle and grows pixel by pixel. For a pixel p, with ω(p) the
-    window of pixels around it and G a Gaussian of standard deviation window / 6.4,
+    Efros, Leung 1999, "Texture Synthesis by Non-parametric Sampling", https://doi.org/10.1109/ICCV.1999.790383. A
+    random 3×3 patch of the sample is placed in the middle and grows pixel by pixel. For a pixel p, with ω(p) the window
+    of pixels around it and G a Gaussian of standard deviation window / 6.4,
 
         d(ω(p), v) = Σ_known G · (ω(p) − v)² / Σ_known G, over all windows v that lie in the sample,
 
-    summed over the channels (:func:`fastviz.ops.patch_search`); p becomes the middle pixel of one of the windows with
-    d ≤ (1 + epsilon) · min d, each of which is as likely as another. Pixels are filled in rounds: a round takes those
-    that touch a known pixel (at a side or a corner), those with the most known among their eight neighbours first, at
-    random among equals. A pixel whose chosen window is too far off, d / C ≥ ``max_error``, waits for the next round; a
-    round that fills none raises the bound by a tenth. Windows past the border of the picture have fewer known pixels.
+    summed over the channels (:func:`fastviz.ops.patch_search`); p becomes the middle pixel of a window chosen uniformly
+    from those with d ≤ (1 + epsilon) · min d. Pixels are filled in rounds: a round covers the pixels that touch a known
+    pixel (at a side or a corner), those with the most known pixels among their eight neighbours first, in random order
+    among equals. A pixel whose chosen window has a large error, d / C ≥ ``max_error``, waits for the next round; a
+    round that fills no pixel raises the bound by a tenth. Windows beyond the border of the picture have fewer known
+    pixels.
 
-    The pixels of a round that are out of each other's windows are searched for together, and on the CPU windows that
-    cannot be chosen are given up early: the result is the same as that of one full search after the other. It depends
-    on ``seed`` only; another device may round a distance otherwise, and a different choice of one pixel changes what
-    grows from it.
+    Pixels of a round outside each other's windows are searched for together, and on the CPU the search drops windows
+    early that cannot be chosen; the result is the same as that of consecutive full searches. It only depends on
+    ``seed``; but another device may round distances differently, and a different choice for one pixel changes
+    everything that grows from it.
 
-    It works best where the sample is all texture, with details smaller than the window. It can slip into a corner of
-    the sample and grow one thing over and over, or copy the sample word for word, as the paper shows; another seed, a
-    larger or a smaller window help.
+    It works best if the sample is all texture, with details smaller than the window. As the paper shows, it can get
+    stuck in one part of the sample and repeat it, or copy the sample verbatim; another seed or window size may help.
 
     Args:
-        sample: [C, H, W], floating-point, C ≥ 1; values 0 to 1 for ``max_error`` to mean what it says.
+        sample: [C, H, W], floating-point, C ≥ 1; ``max_error`` assumes values from 0 to 1.
         size: height and width in pixels, or one number for both.
-        window: side of the windows, odd, from 3 to the shorter side of the sample. It should hold the largest regular
-            structure of the texture: too small a window loses it, a large one copies.
-        epsilon: how much worse than the best a window may be, 0 or more. 0 copies, much is noise.
+        window: side of the windows, odd, from 3 to the shorter side of the sample. It should cover the largest regular
+            structure of the texture: a smaller window loses it, a larger one copies the sample.
+        epsilon: how much worse than the best a window may be, 0 or more. 0 copies the sample, large values give noise.
         max_error: see above; above 0.
-        seed: of the random numbers.
-        progress: show a bar, on a terminal.
+        seed: for the random numbers.
+        progress: show a progress bar on a terminal.
 
     Returns:
         [C, height, width], pixels of the sample, on its device. A sample of one colour gives that colour.
 
     Raises:
-        TypeError: an argument of another type.
-        ValueError: a sample that is not [C, H, W], that is smaller than the window, NaN, or above 1e15; an even window;
-            a number out of its range.
+        TypeError: an argument of a wrong type.
+        ValueError: a sample that is not [C, H, W], is smaller than the window, or has NaN or values above 1e15; an even
+            window; a number out of range.
 
     >>> stripes = torch.tensor([0.0, 1.0]).repeat(8).expand(1, 16, 16)
     >>> synthesize_texture(stripes, (4, 6), window=5)[0, 0].diff().abs()
@@ -86,7 +86,7 @@ def synthesize_texture(
     generator = torch.Generator().manual_seed(seed)
     picture = sample.new_zeros(C, height, width)
     known = torch.zeros(height, width, dtype=torch.bool)
-    rows, columns = min(_START, height), min(_START, width)
+    rows, columns = min(_START_SIDE, height), min(_START_SIDE, width)
     top, left = (int(torch.randint(limit, (), generator=generator)) for limit in (H - rows + 1, W - columns + 1))
     y, x = (height - rows) // 2, (width - columns) // 2
     picture[:, y : y + rows, x : x + columns] = sample[:, top : top + rows, left : left + columns]
@@ -104,23 +104,23 @@ def fill_hole(
     seed: int = 0,
     progress: bool = False,
 ) -> Tensor:
-    """``image`` with a hole in it filled from the rest: [C, H, W].
+    """``image`` with a hole filled in from the rest: [C, H, W].
 
-    The growth of :func:`synthesize_texture` (Efros, Leung 1999, https://doi.org/10.1109/ICCV.1999.790383), from the
-    border of the hole inwards. The sample is the picture itself: all of its windows that hold no pixel of the hole.
+    Grows the texture as :func:`synthesize_texture` does (Efros, Leung 1999, https://doi.org/10.1109/ICCV.1999.790383),
+    from the border of the hole inwards. The sample is the picture itself: all its windows without a pixel of the hole.
 
     Args:
-        image: [C, H, W], floating-point; values 0 to 1. What stands in the hole does not matter.
+        image: [C, H, W], floating-point; values 0 to 1. The values in the hole are ignored.
         hole: [H, W], bool: the pixels to fill, one or several pieces of any shape.
         window, epsilon, max_error, seed, progress: see :func:`synthesize_texture`.
 
     Returns:
-        [C, H, W], ``image`` with its own pixels outside of the hole, in its dtype and on its device.
+        [C, H, W], ``image`` with its own pixels outside the hole, in its dtype and on its device.
 
     Raises:
-        TypeError: an argument of another type.
-        ValueError: as :func:`synthesize_texture`; a hole of another size, without a pixel, or so large that no window
-            is free of it.
+        TypeError: an argument of a wrong type.
+        ValueError: as :func:`synthesize_texture`; a hole of another size, without a pixel, or so large that it touches
+            every window.
 
     >>> image = torch.tensor([0.0, 1.0]).repeat(8).expand(1, 16, 16)
     >>> hole = torch.zeros(16, 16, dtype=torch.bool)
@@ -156,11 +156,11 @@ class _Options:
 
 
 class _Source:
-    """The sample as the search takes it: its windows, which of them may be used, and their middle pixels."""
+    """The sample for the search: its windows, which of them may be used, and their middle pixels."""
 
     def __init__(self, sample: Tensor, usable: Tensor | None, options: _Options) -> None:
         window, reach = options.window, options.window // 2
-        # The values that come back are the sample's own: a wider type changes none.
+        # Results are values of the sample, which a wider dtype does not change.
         self.sample = sample.detach().to(torch.promote_types(sample.dtype, torch.float32)).contiguous()
         self.usable = None if usable is None else usable.to(sample.device)
         self.middles = self.sample[:, reach : sample.shape[1] - reach, reach : sample.shape[2] - reach].flatten(1)
@@ -170,9 +170,9 @@ class _Source:
         self.weights = torch.outer(bell, bell).to(self.sample)
 
     def choose(self, neighbourhoods: Tensor, known: Tensor, chances: Tensor) -> tuple[Tensor, Tensor]:
-        """Middle pixels [C, B] of windows like the neighbourhoods [B, C, w, w], and their mean errors a channel [B].
+        """Middle pixels [C, B] of windows similar to the neighbourhoods [B, C, w, w], and their mean errors [B].
 
-        Of the k windows that are good enough, in row-major order, number ⌊k · chance⌋ is taken.
+        Of the k windows that are good enough, in row-major order, number ⌊k · chance⌋ is chosen.
         """
         distances = ops.patch_search(self.sample, neighbourhoods, known, self.weights).flatten(1)
         if self.usable is not None:
@@ -186,7 +186,7 @@ class _Source:
 
 
 class _Canvas:
-    """A picture that grows. Past its border lie pixels that are never known: every pixel has a window around it."""
+    """A growing picture, padded with pixels that are never known, so that every pixel has a full window."""
 
     def __init__(self, picture: Tensor, known: Tensor, window: int) -> None:
         self.size, self.reach = known.shape, window // 2
@@ -198,18 +198,18 @@ class _Canvas:
         self.around = (side[:, None] * self.stride + side).flatten()
 
     def places(self, pixels: Tensor) -> Tensor:
-        """Where the ``pixels`` [n, 2], row and column, stand in ``values`` and ``filled``."""
+        """The flat indices in ``values`` and ``filled`` of the ``pixels`` [n, 2], row and column."""
         return ((pixels[:, 0] + self.reach) * self.stride + pixels[:, 1] + self.reach).to(self.values.device)
 
     def picture(self) -> Tensor:
         return self._inner(self.values).contiguous()
 
     def known(self) -> Tensor:
-        """Which pixels are filled, [H, W] on the CPU, as it is now."""
+        """A copy of which pixels are filled, [H, W] on the CPU."""
         return self._inner(self.filled[None])[0].to("cpu", copy=True)
 
     def planes(self, flat: Tensor) -> Tensor:
-        """[n, H, W] of [n, H · W]; the border is there."""
+        """``flat`` [n, H · W] as [n, H, W], including the padding."""
         return flat.view(len(flat), -1, self.stride)
 
     def _inner(self, flat: Tensor) -> Tensor:
@@ -219,7 +219,7 @@ class _Canvas:
 
 
 def _grown(picture: Tensor, known: Tensor, source: _Source, generator: torch.Generator, progress: bool) -> Tensor:
-    """``picture`` with all pixels; ``known`` [H, W], on the CPU, says which it has."""
+    """``picture`` with all pixels filled; ``known`` [H, W], on the CPU, marks the given ones."""
     canvas = _Canvas(picture.detach().to(source.sample), known, source.options.window)
     fill = _fill_in_batches if picture.is_cuda else _fill_in_turn
     limit = source.options.max_error
@@ -233,12 +233,12 @@ def _grown(picture: Tensor, known: Tensor, source: _Source, generator: torch.Gen
             before, number = number, int(known.sum())
             advance(number - before)
             if number == before:
-                limit *= _PATIENCE
+                limit *= _BOUND_FACTOR
     return canvas.picture().to(picture.dtype)
 
 
 def _fill_in_turn(canvas: _Canvas, pixels: Tensor, chances: Tensor, source: _Source, limit: float) -> None:
-    """Give the ``pixels`` [n, 2] their values, but for those whose error is not below ``limit``; on the CPU."""
+    """Fill the ``pixels`` [n, 2] whose error is below ``limit``, one after the other; on the CPU."""
     filled, sources = (canvas.planes(flat[None])[0] for flat in (canvas.filled, canvas.sources))
     ops.grow_texture(
         (canvas.planes(canvas.values), filled, sources),
@@ -253,9 +253,9 @@ def _fill_in_turn(canvas: _Canvas, pixels: Tensor, chances: Tensor, source: _Sou
 
 
 def _fill_in_batches(canvas: _Canvas, pixels: Tensor, chances: Tensor, source: _Source, limit: float) -> None:
-    """The same on any device: pixels that are out of each other's windows at a time."""
+    """The same on any device, in batches of pixels outside each other's windows."""
     places = canvas.places(pixels)
-    together = max(1, _DISTANCES // source.middles.shape[1])
+    together = max(1, _MAX_DISTANCES // source.middles.shape[1])
     for batch in _independent(pixels, canvas.size, canvas.reach):
         for part in batch.to(places.device).split(together):
             here = places[part]
@@ -278,14 +278,14 @@ def _round(known: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _independent(pixels: Tensor, size: Sequence[int], reach: int) -> Iterator[Tensor]:
-    """Numbers of the ``pixels`` [n, 2] in batches: a pixel comes after all earlier ones that lie in its window."""
+    """Batches of indices of the ``pixels`` [n, 2]; a pixel comes after all earlier ones in its window."""
     number = torch.arange(len(pixels))
     grid = torch.full((size[0] + 2 * reach, size[1] + 2 * reach), len(pixels))
     grid[pixels[:, 0] + reach, pixels[:, 1] + reach] = number
     side = torch.arange(2 * reach + 1)
     rows = pixels[:, 0, None, None] + side[:, None]
-    near = grid[rows, pixels[:, 1, None, None] + side].flatten(1)  # [n, window²], n where there is none
-    # Where a pixel has no earlier one it finds a place that never waits. Few have many: the rest is left out.
+    near = grid[rows, pixels[:, 1, None, None] + side].flatten(1)  # [n, window²], n for none
+    # Entries without an earlier pixel point to one that never waits; columns that no pixel needs are dropped.
     near = torch.where(near < number[:, None], near, len(pixels))
     near = near.topk(int((near < len(pixels)).sum(1).max()), dim=1, largest=False, sorted=False).values
     waits = torch.ones(len(pixels) + 1, dtype=torch.bool)

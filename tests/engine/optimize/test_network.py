@@ -117,7 +117,7 @@ def test_target_objective_mixes_layers_and_classes():
         (None, "target should say which class"),
         ([], "at least one entry"),
         (torch.tensor([], dtype=torch.int64), "at least one class, got an empty tensor"),
-        (torch.tensor([[1, 2]]), r"one class an image, \[T\], got shape \[1, 2\]"),
+        (torch.tensor([[1, 2]]), r"one class per image, \[T\], got shape \[1, 2\]"),
         (targets.channel("nothing", 0), "layer 'nothing' is not known"),
     ],
 )

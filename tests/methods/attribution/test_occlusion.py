@@ -138,7 +138,7 @@ def test_batch_size_bounds_what_the_network_sees_and_changes_nothing(model: Net,
     assert max(model.batches) == min(batch_size, 3 * 12)
     assert sum(model.batches) == 3 * 13
     assert inside.stats["path"] == "dense"
-    assert inside.stats["reason"] == "the target is inside of the network"
+    assert inside.stats["reason"] == "the target is inside the network"
     torch.testing.assert_close(inside.scores, occlusion(model, x, channel("conv", 1), window=3, stride=2).scores)
 
 

@@ -193,7 +193,7 @@ def test_no_images() -> None:
         ({"iterations": -1}, ValueError, "iterations should be at least 0, got -1"),
         ({"smoothing": -0.5}, ValueError, "smoothing should be finite and above 0, got -0.5"),
         ({"saliency": "gradcam"}, ValueError, "saliency should be one of 'guided_backprop', 'saliency', got 'gradcam'"),
-        ({"saliency": torch.zeros(2, 40, 48)}, ValueError, "saliency should have 1 maps, one an image, got 2"),
+        ({"saliency": torch.zeros(2, 40, 48)}, ValueError, "saliency should have 1 maps, one per image, got 2"),
         ({"saliency": torch.full((1, 4, 4), torch.nan)}, ValueError, "saliency should be finite, got NaN or infinity"),
         ({"images": torch.zeros(1, 1, 40, 48)}, ValueError, r"images should have shape \[1, 3, h, w\], got \[1, 1, 40"),
         ({"images": torch.full((1, 3, 40, 48), 2.0)}, ValueError, "images should have values 0 to 1, got 2 to 2"),

@@ -210,7 +210,7 @@ def test_models_without_a_layer_to_take():
         fv.embedding(nn.Flatten(), torch.zeros(2, 3, 4, 4))
     with pytest.raises(ValueError, match=r"layer '1' should have vectors .* got shape \[2, 1, 3, 4, 4\]"):
         fv.embedding(nn.Sequential(nn.Identity(), nn.Unflatten(0, (-1, 1))), torch.zeros(2, 3, 4, 4), "1")
-    with pytest.raises(ValueError, match=r"layer '1' should have one row an image, got 6 for 3"):
+    with pytest.raises(ValueError, match=r"layer '1' should have one row per image, got 6 for 3"):
         fv.embedding(nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (2, -1))), torch.zeros(3, 3, 4, 4), "1")
 
 

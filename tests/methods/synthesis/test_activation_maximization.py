@@ -317,7 +317,7 @@ def test_checkpoint(tmp_path):
         (
             {"optimization": {"optimizer": Ascent(0.1), "learning_rate": 0.2}},
             ValueError,
-            "learning_rate should be None beside an optimizer that has its own",
+            "learning_rate should be None for an optimizer that has its own",
         ),
         ({"precision": "half"}, ValueError, "precision should be one of"),
     ],

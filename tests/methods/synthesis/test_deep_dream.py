@@ -11,7 +11,7 @@ import fastviz as fv
 from fastviz import images, models
 from fastviz.engine.optimize import target_objective
 from fastviz.engine.optimize.canvas import frame_of
-from fastviz.engine.optimize.usual_layers import dream_layer
+from fastviz.engine.optimize.default_layers import dream_layer
 from fastviz.execution.forward import layer_outputs
 from fastviz.images.animation import save_gif
 from fastviz.methods.synthesis import deep_dream as dream
@@ -208,7 +208,7 @@ def test_a_guide_is_matched_feature_by_feature():
 def test_products_of_a_guide_in_parts(monkeypatch):
     model, x, guide = network(), photos(2), photos(2, 36, 40, seed=7)
     whole = deep_dream(model, x, layer="3", guide=guide, steps=2)
-    monkeypatch.setattr(dream_objectives, "_PRODUCTS", 1000)
+    monkeypatch.setattr(dream_objectives, "_MAX_PRODUCTS", 1000)
     torch.testing.assert_close(deep_dream(model, x, layer="3", guide=guide, steps=2).images, whole.images)
     for row in range(2):  # a guide an image, or one for all
         alone = deep_dream(model, x[row : row + 1], layer="3", guide=guide[row : row + 1], steps=2)
@@ -261,7 +261,7 @@ def test_large_images_are_dreamt_in_tiles(monkeypatch):
     deep_dream(model, x, layer="3", steps=1, octaves=1)
     assert (64, 80) in seen
     seen.clear()
-    monkeypatch.setattr(dream, "_WHOLE", 64 * 80 - 1)
+    monkeypatch.setattr(dream, "_MAX_UNTILED", 64 * 80 - 1)
     monkeypatch.setattr(dream, "_TILE", 40)
     deep_dream(model, x, layer="3", steps=1, octaves=1)
     assert {(32, 40)} <= set(seen)
@@ -406,18 +406,18 @@ def test_ctrl_c_ends_a_flight_after_whole_frames():
         ({"x": torch.zeros(1, 3, 40, 40, dtype=torch.int64)}, TypeError, "x should be a floating-point tensor"),
         ({"x": photos()[:, :2]}, ValueError, "x should have the 3 channels of the model.s preprocessing, got 2"),
         ({"layer": "33"}, ValueError, "layer '33' is not known; nearest: 3"),
-        ({"target": 1, "layer": "3"}, ValueError, "layer should be None beside a target"),
+        ({"target": 1, "layer": "3"}, ValueError, "layer should be None with a target"),
         ({"target": "3"}, TypeError, "target should be None, a class index"),
         ({"target": fv.channel("3", 9)}, ValueError, "channel should be a channel of layer '3' below 5"),
         ({"target": 7}, ValueError, "target should be a class below 3"),
-        ({"target": [0, 1]}, ValueError, "target should be one or 3, one an image of x, got 2"),
+        ({"target": [0, 1]}, ValueError, "target should be one or 3, one per image of x, got 2"),
         ({"target": 3.5}, TypeError, "target should be None, a class index"),
         ({"guide": photos(2)}, ValueError, "guide should have 1 or 3 images, as x has, got 2"),
-        ({"guide": photos(), "target": 1}, ValueError, "guide should be None beside a target"),
+        ({"guide": photos(), "target": 1}, ValueError, "guide should be None with a target"),
         (
             {"guide": photos(), "layer": "9"},
             ValueError,
-            r"layer should have maps \[N, C, H, W\] where there is a guide",
+            r"layer should have maps \[N, C, H, W\] for a guide",
         ),
         ({"octaves": 0}, ValueError, "octaves should be at least 1, got 0"),
         ({"octave_scale": 1.0}, ValueError, "octave_scale should be above 1, got 1.0"),

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import fastviz as fv
 from fastviz.engine.optimize.canvas import Pixels, frame_of
-from fastviz.engine.optimize.usual_layers import style_layers
+from fastviz.engine.optimize.default_layers import style_layers
 from tests.methods.synthesis.style_common import (
     described,
     f64,
@@ -346,7 +346,7 @@ DRAWN = noise(1, 3, 12, 12)
         ({"style": fv.Style(DRAWN, 0)}, ValueError, "one style should have a weight above 0"),
         ({"style": fv.Style(DRAWN, -1)}, ValueError, "the weight of a style should be finite and at least 0, got -1"),
         ({"style": fv.Style(DRAWN, mask=torch.ones(2, 16, 20))}, ValueError, r"size of content, \[16, 20\], got \[2"),
-        ({"style": fv.Style(DRAWN, mask=torch.zeros(16, 20))}, ValueError, "should have a place above 0"),
+        ({"style": fv.Style(DRAWN, mask=torch.zeros(16, 20))}, ValueError, "should have a value above 0"),
         ({"style": fv.Style(DRAWN, mask=2 * torch.ones(16, 20))}, ValueError, "should have values 0 to 1, got 2 to 2"),
         ({"style": fv.Style(DRAWN, mask=[1])}, TypeError, "the mask of a style should be a tensor, got list"),
         ({"style": [DRAWN, fv.Style(DRAWN, mask=torch.ones(16, 20))]}, ValueError, "should have a mask or none, got 1"),
@@ -366,7 +366,7 @@ DRAWN = noise(1, 3, 12, 12)
         ({"steps": 1.5}, TypeError, "steps should be a whole number, got 1.5"),
         ({"canvas": "oil"}, ValueError, "canvas should be one of 'fourier', 'pixels', got 'oil'"),
         ({"optimizer": "sgd"}, ValueError, "optimizer should be one of"),
-        ({"checkpoint": "a.pt"}, ValueError, "checkpoint should be None for pictures that are made in levels"),
+        ({"checkpoint": "a.pt"}, ValueError, "checkpoint should be None for pictures that are optimised in levels"),
         ({"optimization": {"canvas": "pixels"}}, TypeError, "optimization should be a fastviz.Optimization, got dict"),
     ],
 )  # fmt: skip
@@ -377,7 +377,7 @@ def test_what_is_refused(options, error, message):
 
 def test_colours_of_grey_images_cannot_be_preserved():
     network = described(nn.Sequential(nn.Conv2d(1, 4, 3).double(), nn.ReLU()), channels=1)
-    with pytest.raises(ValueError, match="content should have three channels where colours are preserved, got 1"):
+    with pytest.raises(ValueError, match="content should have three channels to preserve colours, got 1"):
         style_transfer(
             network, noise(1, 1, 9, 9), noise(1, 1, 9, 9), layers="1", content_layers="1", preserve_colours=True
         )

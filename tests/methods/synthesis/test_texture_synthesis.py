@@ -167,7 +167,7 @@ def test_the_result_does_not_depend_on_how_many_are_searched_together(monkeypatc
     monkeypatch.setattr(texture_synthesis, "_fill_in_turn", texture_synthesis._fill_in_batches)
     sample = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
     together = synthesize_texture(sample, 16, window=5)
-    monkeypatch.setattr(texture_synthesis, "_DISTANCES", 1)
+    monkeypatch.setattr(texture_synthesis, "_MAX_DISTANCES", 1)
     assert torch.equal(synthesize_texture(sample, 16, window=5), together)
 
 

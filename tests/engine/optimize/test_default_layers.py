@@ -6,8 +6,8 @@ import pytest
 from torch import nn
 
 import fastviz as fv
+from fastviz.engine.optimize.default_layers import style_layers
 from fastviz.engine.optimize.style_loss import layer_weights
-from fastviz.engine.optimize.usual_layers import style_layers
 from tests.methods.synthesis.style_common import described, small
 
 

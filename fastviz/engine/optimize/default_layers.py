@@ -1,4 +1,4 @@
-"""The layers that methods take where none are named: chosen by the sizes of the maps that they give."""
+"""Default layers of methods, chosen by the sizes of their feature maps."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["dream_layer", "style_layers"]
 
 
 def dream_layer(model: nn.Module) -> str:
-    """The layer that a dream is about where none is named: the last stage before the coarsest maps.
+    """The default layer of DeepDream: the last stage before the coarsest maps.
 
     It is deep enough for eyes and faces, and fine enough for many of them: ``features.10`` of SqueezeNet 1.0,
-    ``layer3`` of a ResNet, the last rectifier of VGG-16. Maps of one pixel do not count; of layers inside each other
-    the outermost is taken.
+    ``layer3`` of a ResNet, the last rectifier of VGG-16. Maps of one pixel do not count; of nested layers the outermost
+    is chosen.
 
     Raises:
-        ValueError: the network has no maps [N, C, H, W] of two sizes, as transformers have not.
+        ValueError: the network does not have maps [N, C, H, W] of two sizes, as in transformers.
 
     >>> import fastviz as fv
     >>> dream_layer(fv.load_model("demo"))
@@ -39,15 +39,15 @@ def dream_layer(model: nn.Module) -> str:
 
 
 def style_layers(model: nn.Module) -> tuple[list[str], list[str]]:
-    """The layers for style and those for content where none are named.
+    """The default layers for style and for content.
 
-    In a chain of layers with poolings between them (VGG, AlexNet, SqueezeNet, the built-in network), the layers for
-    style are the first rectified maps of each stage, at most five, and the layer for content is the second one (or the
-    only one) of the stage before the coarsest: relu1_1 … relu5_1 and relu4_2 of VGG, as Gatys et al. chose. In other
-    networks they are the last layers of each size of map.
+    In a chain of layers separated by pooling (VGG, AlexNet, SqueezeNet, the built-in network), the style layers are the
+    first rectified maps of each stage, at most five, and the content layer is the second (or only) one of the stage
+    before the coarsest: relu1_1 … relu5_1 and relu4_2 of VGG, as in Gatys et al. In other networks they are the last
+    layers of each map size.
 
     Raises:
-        ValueError: the network has no maps [N, C, H, W] of two sizes, as transformers have not.
+        ValueError: the network does not have maps [N, C, H, W] of two sizes, as in transformers.
 
     >>> import fastviz as fv
     >>> style_layers(fv.load_model("demo"))
@@ -63,7 +63,7 @@ def style_layers(model: nn.Module) -> tuple[list[str], list[str]]:
 
 
 def _chain(model: nn.Module) -> list[list[str]]:
-    """The rectified layers between the poolings of a network that is a chain; few or none if it is not."""
+    """The rectified layers between the pooling layers of a network that is a chain; few or none if it is not."""
     body = getattr(model, "features", model)
     if not isinstance(body, nn.Sequential):
         return []
@@ -80,8 +80,8 @@ def _chain(model: nn.Module) -> list[list[str]]:
 
 
 def _last_of_each_size(model: nn.Module) -> list[list[str]]:
-    """The last of the outermost layers of each size of map of more than one place, the largest maps first."""
-    sizes = dict(_map_sizes(model))  # the last call of a layer decides
+    """The last of the outermost layers of each map size above one position, the largest maps first."""
+    sizes = dict(_map_sizes(model))  # of several calls of a layer, the last one counts
     layers: dict[int, list[str]] = {}
     for name, _ in model.named_modules():
         if sizes.get(name, 0) > 1:
@@ -94,7 +94,8 @@ def _last_of_each_size(model: nn.Module) -> list[list[str]]:
 
 
 def _map_sizes(model: nn.Module) -> list[tuple[str, int]]:
-    """Layer name and places h · w of the output of each call, in the order in which they end; 0 for other outputs."""
+    """Layer name and positions h · w of the output of each call, in the order in which calls end; 0 for other
+    outputs."""
 
     def places(output: object) -> int:
         return output.shape[2] * output.shape[3] if isinstance(output, Tensor) and output.dim() == 4 else 0
