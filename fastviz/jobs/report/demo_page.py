@@ -1,4 +1,4 @@
-"""The page of the demo, and what other pages show as sections."""
+"""The demo's page."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Scene:
     """A photograph of the demo.
 
     Attributes:
-        name: of its file.
-        photo: what the network saw, [3, H, W] in 0 to 1.
+        name: its file name.
+        photo: the crop that the network saw, [3, H, W] in 0 to 1.
         overlays: method → its picture, as JPEG.
-        guesses: the most probable classes with their probabilities, the first one first.
+        guesses: the most probable classes with their probabilities, most probable first.
     """
 
     name: str
@@ -38,14 +38,14 @@ class Scene:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the demo's page below the photographs.
+    """A section of the demo's page below the photographs.
 
     Attributes:
         title: its heading.
-        text: one or two sentences: what one sees.
-        pictures: caption (may be empty) and picture [3, H, W] in 0 to 1, side by side where they fit.
+        text: one or two sentences that describe the pictures.
+        pictures: (caption, picture) pairs; the caption may be empty, the picture is [3, H, W] in 0 to 1.
         paper: short citation and link, or empty.
-        pixelated: enlarge the pictures without smoothing, for small ones whose pixels matter.
+        pixelated: whether to enlarge the pictures without smoothing, for small ones whose pixels matter.
     """
 
     title: str
@@ -63,14 +63,14 @@ def demo_page(
     sections: Sequence[Section],
     facts: Mapping[str, str],
 ) -> Path:
-    """Write ``index.html``: the demo's pictures, a row a method, in one file that can be sent around.
+    """Write ``index.html``: the demo's pictures, one row per method, in one self-contained file.
 
     Args:
         out: the folder of the demo's job.
         scenes: its photographs.
-        unfit: methods that do not suit the network → why.
-        sections: what follows below the photographs.
-        facts: name → value, for the foot of the page.
+        unfit: methods that do not work for the network → the reason.
+        sections: the sections below the photographs.
+        facts: name → value, for the bottom of the page.
 
     Returns:
         The path of the page.
