@@ -1,4 +1,4 @@
-"""Writes the measured tables into docs/measured.md, five figures into README.md, and what ``fastviz compare`` found
+"""Writes the result tables into docs/measured.md, five rows into README.md, and the rankings of ``fastviz compare``
 into docs/evaluation.md: ``python -m benchmarks.readme``."""
 
 from __future__ import annotations
@@ -16,14 +16,18 @@ COMPARED = README.parent / "docs" / "evaluation.md"
 BEGIN, END = "<!-- results: begin (made by `make readme`) -->", "<!-- results: end -->"
 
 
+def _where(machine: dict[str, Any]) -> str:
+    """The GPU, or the processor with its threads; torch's version and the date."""
+    device = machine.get("card") or f"{machine['processor']}, {machine['threads']} threads"
+    return f"{device}; torch {machine['torch']}; {machine['date']}"
+
+
 def lines_of(result: dict[str, Any]) -> list[str]:
-    """A heading that says where the numbers come from, and a table row for each measurement and rival."""
-    machine = result["machine"]
-    where = machine.get("card") or f"{machine['processor']}, {machine['threads']} threads"
+    """A heading with the machine and versions, and a table row for each measurement and alternative."""
     lines = [
-        f"{where}; torch {machine['torch']}; {machine['date']}; median of interleaved rounds.",
+        f"{_where(result['machine'])}; median of interleaved rounds.",
         "",
-        "| what | case | fastviz | against | faster | to reach |",
+        "| function | case | fastviz | compared with | speed-up | target |",
         "| --- | --- | ---: | --- | ---: | ---: |",
     ]
     for row in result["rows"]:
@@ -36,15 +40,12 @@ def lines_of(result: dict[str, Any]) -> list[str]:
 
 
 def approximate_lines_of(result: dict[str, Any]) -> list[str]:
-    """The same for approximate modes: speed beside how far the maps are off."""
-    machine = result["machine"]
-    where = machine.get("card") or f"{machine['processor']}, {machine['threads']} threads"
+    """The same for approximate modes: speed, and error of the maps."""
     lines = [
-        f"Approximate occlusion maps, windows of 16 at a step of 4; {where}; torch {machine['torch']}; "
-        f"{machine['date']}. "
-        "Quality against the exact map: mean over photographs; networks without it ran with random weights.",
+        f"Approximate occlusion maps, windows of 16 with stride 4; {_where(result['machine'])}. "
+        "Quality compared with the exact map, mean over photographs; networks without it have random weights.",
         "",
-        "| network | setting | seconds a map | over exact | over captum | SSIM | largest error | rank correlation |",
+        "| network | setting | seconds per map | over exact | over captum | SSIM | largest error | rank correlation |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in result["rows"]:
@@ -59,11 +60,9 @@ def approximate_lines_of(result: dict[str, Any]) -> list[str]:
 
 
 def first_call_lines_of(result: dict[str, Any]) -> list[str]:
-    """First and later calls of occlusion against a plain loop, losses marked."""
-    machine = result["machine"]
-    where = machine.get("card") or f"{machine['processor']}, {machine['threads']} threads"
+    """First and later calls of occlusion compared with a plain loop; slower cases are marked."""
     lines = [
-        f"36 windows, the first call included; {where}; torch {machine['torch']}; {machine['date']}.",
+        f"Occlusion with 36 windows, first and later calls; {_where(result['machine'])}.",
         "",
         "| network | pixels | plain loop | first call | later calls | later calls, traced |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
@@ -77,7 +76,7 @@ def first_call_lines_of(result: dict[str, Any]) -> list[str]:
 
 
 def table() -> str:
-    """The tables of all result files, in order of their names."""
+    """The tables of all result files, sorted by name."""
     lines = [""]
     for path in sorted(RESULTS.glob("*.json")):
         made = first_call_lines_of if path.name.startswith("first-call") else lines_of
@@ -94,14 +93,13 @@ FIGURES = [
     ("gradients-cpu.json", "saliency of a folder", "resnet50, 64 JPEG files", "captum, picture by picture"),
     ("texture-cpu.json", "synthesize_texture", "3x64x64 to 96x96, window 11", "OpenCV, a pixel at a time"),
 ]
-"""File, name, case and rival of the rows that the README shows."""
+"""File, name, case and alternative of the rows in the README."""
 
 
 def figures() -> str:
-    """The README's short table: five rows, and the worst and the best of all occlusion sweeps."""
+    """The README's short table: five rows, and the worst and best of all occlusion sweeps."""
     results = {name: json.loads((RESULTS / name).read_text()) for name, *_ in FIGURES}
-    machine = results[FIGURES[0][0]]["machine"]
-    lines = ["", "| what | case | against | times sooner |", "| --- | --- | --- | ---: |"]
+    lines = ["", "| function | case | compared with | speed-up |", "| --- | --- | --- | ---: |"]
     for file, name, case, rival in FIGURES:
         row = next(each for each in results[file]["rows"] if (each["name"], each["case"]) == (name, case))
         lines.append(f"| {name} | {case} | {rival} | {row['ratios'][rival]:.1f} |")
@@ -111,15 +109,15 @@ def figures() -> str:
     (least, worst), (most, best) = gains[0], gains[-1]
     lines += [
         "",
-        f"Occlusion of {len(gains)} networks: from {least:.2f} ({worst}) to {most:.2f} times ({best}). "
-        f"{machine['processor']}, {machine['threads']} threads; torch {machine['torch']}; {machine['date']}.",
+        f"Occlusion of {len(gains)} networks: speed-ups from {least:.2f} ({worst}) to {most:.2f} ({best}). "
+        f"{_where(results[FIGURES[0][0]]['machine'])}.",
         "",
     ]
     return "\n".join(lines)
 
 
 def comparisons() -> str:
-    """A table for each ranking that ``fastviz compare`` wrote: methods by mean place, beside what was measured."""
+    """A table for each ranking of ``fastviz compare``: methods by mean rank, with the measured values."""
     lines = [""]
     for path in sorted((RESULTS / "comparisons").glob("*.csv")):
         rows = list(csv.DictReader(path.read_text().splitlines()))
@@ -129,9 +127,9 @@ def comparisons() -> str:
             for name in dict.fromkeys(row["method"] for row in rows)
         }
         lines += [
-            f"{path.stem}, {rows[0]['images']} photographs, predicted class; in brackets the 95 % band:",
+            f"{path.stem}, {rows[0]['images']} photographs, predicted class; the 95 % band is in brackets:",
             "",
-            f"| method | mean place | {' | '.join(name.replace('_', ' ') for name in measures)} |",
+            f"| method | mean rank | {' | '.join(name.replace('_', ' ') for name in measures)} |",
             f"| --- | ---: |{' ---: |' * len(measures)}",
         ]
         for name in sorted(places, key=lambda name: sum(places[name]) / len(places[name]) if places[name] else 99):
@@ -143,7 +141,7 @@ def comparisons() -> str:
 
 
 def _cell(row: dict[str, str]) -> str:
-    """Mean and band; in bold where the method is the best or not told apart from it."""
+    """Mean and band; bold if the method is the best or not significantly worse."""
     mean, low, high = (float(row[key]) for key in ("mean", "low", "high"))
     if mean != mean:
         return ""
@@ -152,7 +150,7 @@ def _cell(row: dict[str, str]) -> str:
 
 
 def replaced(text: str, made: str) -> str:
-    """A page's text with what was made between its marks."""
+    """A page's text with ``made`` between its markers."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{made}\n{END}{after}"

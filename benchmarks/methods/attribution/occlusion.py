@@ -1,14 +1,14 @@
-"""Occlusion sweeps against captum: ``python -m benchmarks.methods.attribution.occlusion [--only NAME]
+"""Occlusion sweeps compared with captum: ``python -m benchmarks.methods.attribution.occlusion [--only NAME]
 [--approximate]``.
 
-Exact: times a window, over grids of windows of 16 at a step of 16. Each network can be run by itself (minutes, VGG-16
-the longest); results of the others stay in the file. Rivals: captum's ``Occlusion`` with its best
-``perturbations_per_eval`` over the model as torchvision gives it, and over the model in its fastest dense form
-(channels last, or compiled with frozen weights, whichever wins). Beside the times stand the operations saved for a
-window inside the image and on average, and the peak memory of each way.
+Exact: times per window, over grids of windows of 16 with stride 16. Each network can be run separately (this takes
+minutes, most of all for VGG-16); the file keeps the results of the others. The alternatives are captum's ``Occlusion``
+with its best ``perturbations_per_eval`` on the unchanged torchvision model, and on the model in its fastest dense form
+(channels last, or compiled with frozen weights, whichever is faster). The results include the operations saved for a
+window inside the image and on average, and the peak memory of each alternative.
 
-Approximate: photographs with trained weights; for each setting the gain in time over the exact sweep and over captum,
-and how far its map is from the exact one (SSIM, largest error as a fraction of the map's range, rank correlation).
+Approximate: photographs with trained weights; for each setting the speed-up over the exact sweep and over captum, and
+the error of its map (SSIM, largest error as a fraction of the map's range, rank correlation).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fastviz.engine import incremental
 
 WINDOW = 16
 STEP = 16
-# network → figures to reach: over tuned captum and over the strongest dense form on the CPU, over that on a GPU
+# network → targets: over tuned captum and over the fastest dense form on the CPU, and over the latter on a GPU
 TARGETS = {
     "vgg16": (12, 8, 5),
     "squeezenet1_0": (11, 5, 3.5),
@@ -55,7 +55,7 @@ PHOTOGRAPHS = 6
 
 
 def network(name: str, device: torch.device) -> tuple[nn.Module, Tensor]:
-    """A torchvision network with random weights, and an image of its size."""
+    """A torchvision network with random weights, and an image of the right size."""
     import torchvision
 
     quick = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
@@ -88,7 +88,7 @@ def captum_sweep(model: nn.Module, image: Tensor, batch: int, window: int = WIND
 
 
 def fastviz_sweep(model: nn.Module, image: Tensor, boxes: Tensor, **options: Any) -> incremental.Sweep:
-    """Scores of one class under each box: what captum's sweep computes."""
+    """Scores of one class under each box, like captum's sweep."""
     options.setdefault("trace", "always")
     return incremental.sweep(
         model, image, boxes, evaluate=lambda output, windows: output[:, TARGET_CLASS], outputs=[TARGET_CLASS], **options
@@ -96,7 +96,7 @@ def fastviz_sweep(model: nn.Module, image: Tensor, boxes: Tensor, **options: Any
 
 
 def best_batch(model: nn.Module, image: Tensor) -> int:
-    """The batch size at which the model takes least time for an image."""
+    """The batch size with the least time per image."""
     found: dict[int, float] = {}
     with torch.inference_mode():
         for batch in (4, 8, 16, 32, 64) if image.device.type == "cpu" else (32, 64, 128, 256):
@@ -107,7 +107,7 @@ def best_batch(model: nn.Module, image: Tensor) -> int:
 
 
 class ChannelsLast(nn.Module):
-    """A model and its input in channels_last order."""
+    """A model that runs in channels_last memory."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -120,7 +120,8 @@ class ChannelsLast(nn.Module):
 
 
 def strongest_dense(model: nn.Module, image: Tensor) -> tuple[str, nn.Module, int]:
-    """The fastest dense form, its name and its batch: what suits channels last best, as each compiles for one size."""
+    """The fastest dense form, its name, and its batch size, which is the best one for channels last because every form
+    compiles for one size."""
     import torch._inductor.config
 
     torch._inductor.config.freezing = True
@@ -138,7 +139,7 @@ def strongest_dense(model: nn.Module, image: Tensor) -> tuple[str, nn.Module, in
                 form(images)
                 form(images)
                 found[name] = min(seconds(lambda f=form, x=images: f(x), image.device) for _ in range(3))
-        except Exception as error:  # a form that does not compile is no rival
+        except Exception as error:  # a form that does not compile is left out
             print(f"  {name}: {type(error).__name__}")
     name = min(found, key=lambda key: found[key])
     print(f"  strongest dense form: {name}", {key: f"{value / batch * 1000:.1f} ms" for key, value in found.items()})
@@ -146,7 +147,7 @@ def strongest_dense(model: nn.Module, image: Tensor) -> tuple[str, nn.Module, in
 
 
 def in_turns(calls: dict[str, Callable[[], Any]], device: torch.device, rounds: int) -> dict[str, dict[str, float]]:
-    """As ``common.side_by_side``, for calls that take seconds: one warm-up, no repetition within a round."""
+    """Like ``common.side_by_side``, for calls that take seconds: one warm-up, no repetition within a round."""
     for call in calls.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -161,7 +162,7 @@ def in_turns(calls: dict[str, Callable[[], Any]], device: torch.device, rounds: 
 
 
 def exact(name: str, device: torch.device, rounds: int) -> dict[str, Any]:
-    """One line of the exact table."""
+    """One row of the exact table."""
     print(name, flush=True)
     model, image = network(name, device)
     boxes = grid(image.shape[-1])
@@ -177,7 +178,7 @@ def exact(name: str, device: torch.device, rounds: int) -> dict[str, Any]:
     expected = captum_sweep(model, image, batch)
     found = attribution(model, image, boxes)
     scores = float(expected.max() - expected.min())
-    # Some networks begin with zeros in their last layer: all scores are the same then.
+    # The last layer of some networks is initialised with zeros, so that all scores are equal.
     error = float((found - expected[0]).abs().max()) / scores if scores else None
     times = in_turns(calls, device, rounds)
     stats = fastviz_sweep(model, image, boxes).stats
@@ -205,10 +206,10 @@ def exact(name: str, device: torch.device, rounds: int) -> dict[str, Any]:
 
 
 def profile(model: nn.Module, image: Tensor, boxes: Tensor) -> dict[str, Any]:
-    """Where the time of a sweep goes: operators by their share of the time, and operations a second.
+    """Where the time of a sweep goes: the fraction of each operator, and operations per second.
 
-    ``gflops`` is of the whole sweep, ``dense_gflops`` of the model as it is on a batch: where the first is near the
-    second, the gain is what the operations saved allow.
+    ``gflops`` is the rate of the whole sweep, ``dense_gflops`` that of the unchanged model on a batch. If the two are
+    close, the speed-up is as large as the saved operations allow.
     """
     begun = time.perf_counter()
     stats = fastviz_sweep(model, image, boxes).stats
@@ -234,14 +235,14 @@ def _ratio(dense: float | None, work: float | None) -> float | None:
 
 
 def attribution(model: nn.Module, image: Tensor, boxes: Tensor, **options: Any) -> Tensor:
-    """[H, W]: what captum's attribution is in each channel."""
+    """[H, W]: captum's attribution, which is the same in each channel."""
     with torch.no_grad():
         clean = model(image)[0, TARGET_CLASS]
     return spread(clean - fastviz_sweep(model, image, boxes, **options).values, boxes, tuple(image.shape[-2:]))
 
 
 def spread(fall: Tensor, boxes: Tensor, size: tuple[int, ...]) -> Tensor:
-    """The mean of ``fall`` [P] over the boxes that cover each pixel."""
+    """The mean drop ``fall`` [P] over the boxes that cover each pixel."""
     total, count = torch.zeros(size, device=fall.device), torch.zeros(size, device=fall.device)
     for value, (top, left, bottom, right) in zip(fall, boxes.tolist(), strict=True):
         total[top:bottom, left:right] += value
@@ -253,7 +254,7 @@ def spread(fall: Tensor, boxes: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def peaks(name: str, device: torch.device, batch: int) -> dict[str, float]:
-    """Peak memory in MB of a sweep above what the loaded model takes: each way in a process of its own."""
+    """Peak memory of a sweep in MB beyond the loaded model, for each alternative in a separate process."""
     found = {}
     for way in ("fastviz", "captum"):
         command = [
@@ -278,12 +279,12 @@ def peak(way: str, name: str, device: torch.device, batch: int) -> float:
     with torch.no_grad():
         model(image)
     if way == "fastviz":
-        fastviz_sweep(model, image, boxes[:1])  # the export is over before the sweep that counts
+        fastviz_sweep(model, image, boxes[:1])  # the export ends before the measured sweep
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = float(torch.cuda.memory_allocated(device))
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux forgets the peak
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak in Linux
         before = resident("VmRSS")
     if way == "fastviz":
         fastviz_sweep(model, image, boxes)
@@ -297,7 +298,7 @@ def peak(way: str, name: str, device: torch.device, batch: int) -> float:
 
 
 def resident(what: str) -> float:
-    """Bytes that the process holds ("VmRSS") or held at its peak ("VmHWM"), as Linux counts them."""
+    """Resident memory of the process in bytes, now ("VmRSS") or at its peak ("VmHWM"), from Linux."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * float(next(line.split()[1] for line in lines if line.startswith(what)))
 
@@ -315,7 +316,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "bfloat16, growth cap 0.6, drill-down 0.25": {"precision": "bfloat16", "growth_cap": 0.6, "drill_down": 0.25},
 }
 OTHERS = ("vgg16", "resnet18", "inception_v3")
-"""Networks whose trained weights are not at hand: their speed in the settings, on noise; quality is not measured."""
+"""The speed of networks without trained weights, on noise; their quality is not measured."""
 
 
 def approximate(device: torch.device, shared: Path, only: Sequence[str]) -> list[dict[str, Any]]:
@@ -342,19 +343,19 @@ def photographed(device: torch.device, shared: Path) -> list[dict[str, Any]]:
 def settings_of(
     name: str, model: nn.Module, images: Tensor, settings: dict[str, dict[str, Any]], *, trained: bool
 ) -> list[dict[str, Any]]:
-    """A line a setting, over all images: gains in time, and, for ``trained`` weights, how far the maps are off."""
+    """One row for each setting, over all images: speed-ups and, for ``trained`` weights, errors of the maps."""
     from fastviz import occlusion
 
     step = 4
     windows = len(grid(images.shape[-1], WINDOW, step))
     device, batch = images.device, best_batch(model, images[:1])
-    few = len(grid(images.shape[-1]))  # captum takes the same time for each window
+    few = len(grid(images.shape[-1]))  # captum takes the same time for every window
     captum = seconds(lambda: captum_sweep(model, images[:1], batch), device) / few * windows
     exact_maps: list[Tensor] = []
     exact_seconds = 0.0
     rows = []
     for label, options in settings.items():
-        occlusion(model, images[:1], window=images.shape[-1], **options)  # export and weights are ready
+        occlusion(model, images[:1], window=images.shape[-1], **options)  # so that export and weights are ready
         taken, quality, errors = 0.0, [], []
         for number in range(len(images)):
             found = occlusion(model, images[number : number + 1], window=WINDOW, stride=step, **options)
@@ -401,7 +402,7 @@ def _ranks(values: Tensor) -> Tensor:
 
 
 def ssim(x: Tensor, y: Tensor) -> float:
-    """Wang et al. 2004 for values of range 1: mean over windows that lie inside the picture."""
+    """SSIM of Wang et al. 2004 for values of range 1: mean over windows inside the picture."""
     place = torch.arange(11).double() - 5
     line = torch.exp(-(place**2) / (2 * 1.5**2))
     kernel = torch.outer(line, line)[None, None] / line.sum() ** 2
@@ -419,16 +420,18 @@ def main() -> None:
     arguments = parser(__doc__, "occlusion")
     arguments.add_argument("--only", action="append", choices=list(TARGETS), help="network; may be repeated")
     arguments.add_argument("--rounds", type=int, default=5)
-    arguments.add_argument("--approximate", action="store_true", help="the approximate modes, on photographs")
+    arguments.add_argument("--approximate", action="store_true", help="measure the approximate modes, on photographs")
     arguments.add_argument("--shared", type=Path, default=Path(__file__).parents[4] / "shared")
-    arguments.add_argument("--peak", choices=["fastviz", "captum"], help="print the peak memory of one way and stop")
+    arguments.add_argument(
+        "--peak", choices=["fastviz", "captum"], help="only print the peak memory of one alternative"
+    )
     arguments.add_argument("--captum-batch", type=int, default=16)
     options = parse(arguments, "occlusion")
     if options.peak:
         print(peak(options.peak, options.only[0], options.device, options.captum_batch))
         return
     if options.approximate:
-        # a folder of its own: the README's table is of exact times
+        # a separate folder, because the README's table has exact times
         place = options.out.parent / "approximate" / options.out.name
         only = options.only or ["squeezenet1_0", *OTHERS]
         kept = json.loads(place.read_text())["rows"] if place.exists() else []
