@@ -23,8 +23,9 @@ from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.images.streams import Stream, batches
 from fastviz.jobs import charts
 from fastviz.jobs.annotations import read_labels, read_objects
-from fastviz.jobs.comparison_journal import Journal, digest
+from fastviz.jobs.comparison_journal import Journal
 from fastviz.jobs.comparison_output import Output, number
+from fastviz.jobs.weights_hash import weights_hash
 
 __all__ = ["MEASURED", "METHODS", "QUICK", "Compared", "compare", "number"]
 
@@ -174,7 +175,8 @@ def _settings(
 ) -> dict[str, Any]:
     """The settings that must be the same to resume an interrupted comparison."""
     return {
-        "network": digest(network), "methods": methods, "measures": measures, "options": options, "labels": labels,
+        "network": f"{type(network).__name__} {weights_hash(network)}",
+        "methods": methods, "measures": measures, "options": options, "labels": labels,
         "objects": None if objects is None else Path(objects).read_text(errors="replace"),
     }  # fmt: skip
 

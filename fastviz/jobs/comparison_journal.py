@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,14 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from fastviz._util.files import whole_file
 from fastviz.evaluation import Row
 from fastviz.ops._library import version
 
-__all__ = ["UNFINISHED", "Journal", "digest"]
+__all__ = ["UNFINISHED", "Journal"]
 
 UNFINISHED = "unfinished.jsonl"
 """The file in a comparison's folder: the settings, then a line for each batch of photographs, flushed to disk."""
@@ -108,13 +104,3 @@ class Journal:
 
 def _encoded(line: Mapping[str, Any]) -> bytes:
     return f"{json.dumps(line)}\n".encode()
-
-
-def digest(network: nn.Module) -> str:
-    """The class name and a hash of the weights of a network."""
-    found = hashlib.blake2b(digest_size=12)
-    for name, value in network.state_dict().items():
-        if isinstance(value, torch.Tensor):
-            found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return f"{type(network).__name__} {found.hexdigest()}"

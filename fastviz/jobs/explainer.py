@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import io
 import time
@@ -17,14 +16,15 @@ from torch import Tensor, nn
 
 from fastviz import images, models
 from fastviz._util import checks
+from fastviz._util.errors import one_line
 from fastviz._util.memory import images_at_once, is_out_of_memory
-from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.images import drawing, tensors
 from fastviz.jobs.arguments import target_index
 from fastviz.jobs.engines.decoding import Decoded
 from fastviz.jobs.job import Job
 from fastviz.jobs.scores import Scores
 from fastviz.jobs.tables.schema import batch_of, encode_map, schema_of
+from fastviz.jobs.weights_hash import weights_hash
 from fastviz.methods.registry import EXPLAINERS
 from fastviz.models.descriptions import Preprocessing
 from fastviz.targets.objectives import Objective
@@ -98,7 +98,7 @@ class Explainer:
         self._of_classes = not isinstance(job.target, Objective) and not is_expression(str(job.target))
         self.names = self._class_names(size)
         self.target = self._target()
-        self.weights = _hash_of(self.model)
+        self.weights = weights_hash(self.model)
         self._parameters = {name: job.parameters(name) for name in job.options}
         shapes = self._shapes(size)
         self.coarse = {name for name, shape in shapes.items() if shape is not None and tuple(shape[-2:]) != size}
@@ -158,7 +158,7 @@ class Explainer:
                     continue
                 decoded = decoded[len(part) :]
                 if len(part) == 1:
-                    yield batch_of([self._failed(part[0], _message(error))], self.schema)
+                    yield batch_of([self._failed(part[0], one_line(error))], self.schema)
                 for each in part if len(part) > 1 else ():
                     yield from self._rows_of_shape([each])
                 continue
@@ -236,7 +236,7 @@ class Explainer:
             if is_out_of_memory(error) and len(found) > 1:
                 raise
             if len(found) == 1:
-                found[0].errors[name] = _message(error)
+                found[0].errors[name] = one_line(error)
                 return
             for one in found:
                 self._apply(name, [one])
@@ -321,24 +321,8 @@ class Explainer:
         return row
 
 
-def _message(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _runs_per_image(name: str) -> bool:
     return any(each in inspect.signature(EXPLAINERS[name].function).parameters for each in _PER_IMAGE_ARGUMENTS)
-
-
-def _hash_of(model: nn.Module) -> str:
-    """SHA-256 of all weights with their names, dtypes and shapes."""
-    found = hashlib.sha256()
-    with frozen_model(model):
-        for name, value in model.state_dict().items():
-            if isinstance(value, Tensor):
-                found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-                plain = value.detach().cpu().contiguous().reshape(-1)
-                found.update(plain.view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
-    return f"sha256:{found.hexdigest()}"
 
 
 def _jpeg(picture: Tensor, size: int) -> bytes:

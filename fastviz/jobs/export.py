@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -80,23 +81,29 @@ def _maps(results: Results) -> Iterator[tuple[str, dict[str, Any], Any]]:
                 yield f"{row['method']}/{name}{end}", row, found
 
 
+@contextmanager
+def _file(home: Path, name: str) -> Iterator[IO[bytes]]:
+    """A file below ``home`` to write bytes to."""
+    output_folder.clear_way(home, name)
+    with whole_file(home / name) as file:
+        yield file
+
+
 def _npy(results: Results, home: Path, threshold: float) -> str:
     count = 0
     for name, _, found in _maps(results):
-        count += 1
-        output_folder.clear_way(home, f"{name}.npy")
-        with whole_file(home / f"{name}.npy") as file:
+        with _file(home, f"{name}.npy") as file:
             np.save(file, found)
+        count += 1
     return f"{count} maps"
 
 
 def _png(results: Results, home: Path, threshold: float) -> str:
     count = 0
     for name, row, _ in _maps(results):
-        count += 1
-        output_folder.clear_way(home, f"{name}.png")
-        with whole_file(home / f"{name}.png") as file:
+        with _file(home, f"{name}.png") as file:
             file.write(drawn(row, row["thumbnail"], "PNG") or b"")
+        count += 1
     return f"{count} pictures"
 
 
@@ -109,8 +116,7 @@ def _fiftyone(results: Results, home: Path, threshold: float) -> str:
     for name, row, found in _maps(results):
         flat = np.abs(found).max(0) if found.ndim == 3 else found.clip(0)
         eight = np.rint(255 * flat / max(float(flat.max()), 1e-30)).astype(np.uint8)
-        output_folder.clear_way(home, f"{name}.png")
-        with whole_file(home / f"{name}.png") as file:
+        with _file(home, f"{name}.png") as file:
             Image.fromarray(eight).save(file, "PNG")
         sample = samples.setdefault(
             row["id"],

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fastviz import images
+from fastviz._util.errors import one_line
 from fastviz.images import tensors
 from fastviz.images.items import image_of
 from fastviz.jobs.inputs.datasets import label_of
@@ -64,7 +65,7 @@ class Decoder(Dataset[Any]):
                 self._take(content, found)
         # Content that is not a picture or cannot be prepared; Pillow and the file system raise OSError.
         except (ValueError, TypeError, OSError, MemoryError, LookupError) as error:
-            found.x, found.error = None, " ".join(str(error).split()) or type(error).__name__
+            found.x, found.error = None, one_line(error)
         return found
 
     def _decode(self, content: bytes, found: Decoded) -> None:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from fastviz._util.errors import one_line
 from fastviz.images import ImageError
 from fastviz.jobs.report.page import asset, rendered
 from fastviz.jobs.serve.device_queue import DeviceQueue
@@ -82,7 +83,7 @@ def _answer_errors(app: FastAPI) -> None:
     for kind, status in statuses.items():
 
         async def told(request: Request, error: Exception, status: int = status) -> Response:
-            return JSONResponse({"error": " ".join(str(error).split())}, status)
+            return JSONResponse({"error": one_line(error)}, status)
 
         app.add_exception_handler(kind, told)
 

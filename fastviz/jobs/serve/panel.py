@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from fastviz import images, targets
+from fastviz._util.errors import one_line
 from fastviz.engine.optimize import Optimization
 from fastviz.images import drawing, tensors
 from fastviz.jobs.arguments import target_index
@@ -109,7 +110,7 @@ class Panel:
             self._see(request, name, content, task)
         except (ValueError, TypeError, RuntimeError, MemoryError, NotImplementedError) as error:
             title = "This photograph cannot be shown"
-            task.emit({"card": "guesses", "title": title, "state": "failed", "error": _sentence(error)})
+            task.emit({"card": "guesses", "title": title, "state": "failed", "error": one_line(error)})
         task.emit({"end": True})
 
     def _see(self, request: PanelRequest, name: str, content: bytes, task: Task) -> None:
@@ -153,7 +154,7 @@ class Panel:
             try:
                 yield put
             except (ValueError, TypeError, RuntimeError, MemoryError, NotImplementedError) as error:
-                task.emit({"card": card, "title": title, "state": "failed", "error": _sentence(error)})
+                task.emit({"card": card, "title": title, "state": "failed", "error": one_line(error)})
 
     # -------------------------------------------------------------------------------------------------- the cards
 
@@ -174,7 +175,7 @@ class Panel:
             target = target_index(request.target.strip() or "predicted", network.classes)
         except ValueError as error:
             target = None
-            told["error"] = _sentence(error)
+            told["error"] = one_line(error)
         if target is None and "error" not in told:
             target = int(most.indices[0])
         task.emit(told)
@@ -275,7 +276,3 @@ def _url(picture: Tensor) -> str:
     buffer = io.BytesIO()
     images.picture_of(tensors.eight_bits(picture)).save(buffer, "PNG", compress_level=4)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _sentence(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
