@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import io
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from fastviz._util import checks
 from fastviz._util.errors import one_line
 from fastviz._util.memory import images_at_once, is_out_of_memory
 from fastviz.images import drawing, tensors
+from fastviz.images.pillow import encoded
 from fastviz.jobs.arguments import target_index
 from fastviz.jobs.engines.decoding import Decoded
 from fastviz.jobs.job import Job
@@ -329,9 +329,7 @@ def _jpeg(picture: Tensor, size: int) -> bytes:
     """A uint8 picture [3, H, W] as JPEG, its longer side at most ``size`` pixels."""
     shown = images.picture_of(picture)
     shown.thumbnail((size, size), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    shown.save(buffer, "JPEG", quality=88)
-    return buffer.getvalue()
+    return encoded(shown, "JPEG", quality=88)
 
 
 def enlarged(seen: Preprocessing) -> Preprocessing:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastviz.images import tensors
-from fastviz.images.pillow import picture_of
+from fastviz.images.pillow import data_url, encoded, picture_of
 from fastviz.jobs.report.page import render
 
 __all__ = ["Scene", "Section", "demo_page"]
@@ -82,7 +80,7 @@ def demo_page(
         scenes=scenes,
         unfit=unfit,
         sections=sections,
-        jpeg=lambda content: _url_of(content, "jpeg"),
+        jpeg=lambda content: data_url(content, "jpeg"),
         photo=lambda picture: _inline(picture_of(tensors.eight_bits(picture)), "JPEG"),
         drawn=lambda picture: _inline(picture_of(tensors.eight_bits(picture)), "PNG"),
         facts=facts,
@@ -92,10 +90,4 @@ def demo_page(
 
 def _inline(picture: Image.Image, kind: str) -> str:
     """A picture as a ``data:`` URL."""
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **({"quality": 92} if kind == "JPEG" else {}))
-    return _url_of(buffer.getvalue(), kind.lower())
-
-
-def _url_of(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return data_url(encoded(picture, kind, **({"quality": 92} if kind == "JPEG" else {})), kind.lower())

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastviz.images import drawing, tensors
-from fastviz.images.pillow import picture_of
+from fastviz.images.pillow import encoded, picture_of
 from fastviz.jobs.report.lines import Line
 from fastviz.jobs.tables.results import map_at
 from fastviz.jobs.tables.schema import decode_map
@@ -41,9 +41,7 @@ def drawn(row: dict[str, Any], thumbnail: bytes | None, kind: str = "JPEG") -> b
     found = torch.from_numpy(decode_map(row["map"], row["map_shape"], row["map_scale"], row["map_zero"]).copy())
     photo = _photo(thumbnail, found)
     shown = picture_of(tensors.eight_bits(_over(row["method"], found, photo, photo.shape[-1])))
-    buffer = io.BytesIO()
-    shown.save(buffer, kind, **({"quality": 90} if kind == "JPEG" else {}))
-    return buffer.getvalue()
+    return encoded(shown, kind, **({"quality": 90} if kind == "JPEG" else {}))
 
 
 def _photo(thumbnail: bytes | None, found: Tensor) -> Tensor:
@@ -109,9 +107,7 @@ class Sheets:
                 row, column = divmod(at, ACROSS)
                 left = column * width + (width - picture.width) // 2
                 sheet.paste(picture, (left, row * height + (height - picture.height) // 2))
-        buffer = io.BytesIO()
-        sheet.save(buffer, "JPEG", quality=85)
-        return buffer.getvalue()
+        return encoded(sheet, "JPEG", quality=85)
 
     def thumbnail(self, line: Line) -> bytes | None:
         """The thumbnail of a line as JPEG; None if the job kept none."""

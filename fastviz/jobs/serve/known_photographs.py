@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch.utils.data import Dataset
 
 from fastviz import images
 from fastviz.images import tensors
+from fastviz.images.pillow import encoded
 from fastviz.jobs.inputs.items import FilePlace
 from fastviz.jobs.serve.live_report import LiveReport
 from fastviz.jobs.serve.uploads import LIMIT_PIXELS
@@ -74,9 +74,7 @@ class KnownPhotographs(Dataset[Tensor]):
 def small(name: str, content: bytes, square: int | None = None) -> bytes:
     """A picture file as a small JPEG: whole, or its central square with ``square`` pixels a side."""
     picture = _read(content, name, None if square is None else (square, square), square or _SHOWN)
-    buffer = io.BytesIO()
-    images.picture_of(tensors.eight_bits(picture)).save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
+    return encoded(images.picture_of(tensors.eight_bits(picture)), "JPEG", quality=85)
 
 
 def _read(content: bytes, name: str, size: tuple[int, int] | None, resize: int | None) -> Tensor:

@@ -6,9 +6,7 @@ https://arxiv.org/abs/1506.06579.
 
 from __future__ import annotations
 
-import base64
 import inspect
-import io
 import time
 import warnings
 from collections import OrderedDict
@@ -25,6 +23,7 @@ from fastviz import images, targets
 from fastviz._util.errors import one_line
 from fastviz.engine.optimize import Optimization
 from fastviz.images import drawing, tensors
+from fastviz.images.pillow import data_url, encoded
 from fastviz.jobs.arguments import target_index
 from fastviz.jobs.serve.device_queue import Task
 from fastviz.jobs.serve.known_photographs import KnownPhotographs
@@ -273,6 +272,4 @@ class Panel:
 
 def _url(picture: Tensor) -> str:
     """A picture [3, H, W] in 0 to 1 as a ``data:`` URL."""
-    buffer = io.BytesIO()
-    images.picture_of(tensors.eight_bits(picture)).save(buffer, "PNG", compress_level=4)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_url(encoded(images.picture_of(tensors.eight_bits(picture)), "PNG", compress_level=4), "png")
