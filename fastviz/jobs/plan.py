@@ -59,8 +59,8 @@ class Plan:
         }
         if self.measured:
             total = self.bytes * self.todo
-            words["time"] = f"{duration(self.seconds * self.todo)} ({1000 * self.seconds:.1f} ms an image)"
-            words["size"] = f"{_size(total)} ({_size(self.bytes)} an image)"
+            words["time"] = f"{duration(self.seconds * self.todo)} ({1000 * self.seconds:.1f} ms per image)"
+            words["size"] = f"{_size(total)} ({_size(self.bytes)} per image)"
             words["measured on"] = f"{self.measured} images" + (f", {self.failed} failed" if self.failed else "")
         return words
 

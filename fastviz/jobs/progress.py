@@ -57,7 +57,7 @@ def _bar(console: object, total: int | None, done: Callable[[], int]) -> Iterato
             nonlocal made
             made += images
             rate = made / max(1e-6, time.monotonic() - began)
-            shown.update(task, completed=made + done(), rate=f"{rate:.1f} a second")
+            shown.update(task, completed=made + done(), rate=f"{rate:.1f} per second")
 
         yield advance
 
@@ -78,10 +78,10 @@ class _Lines:
         self._last = now
         at = self._made + self._done()
         rate = self._made / max(1e-6, now - self._began)
-        words = f"fastviz: {at} images, {rate:.1f} a second"
+        words = f"fastviz: {at} images, {rate:.1f} per second"
         if self._total is not None and rate > 0:
             left = duration((self._total - at) / rate)
-            words = f"fastviz: {at} of {self._total} images, {rate:.1f} a second, {left} left"
+            words = f"fastviz: {at} of {self._total} images, {rate:.1f} per second, {left} left"
         print(words, file=sys.stderr, flush=True)
 
 

@@ -72,7 +72,7 @@ class Interrupted(KeyboardInterrupt):
         self.summary = summary
 
 
-class TooManyFailures(RuntimeError):  # noqa: N818 - it says so
+class TooManyFailures(RuntimeError):  # noqa: N818 - the name is clear without it
     """Raised when more images failed than allowed; ``summary`` says what was done until then."""
 
     def __init__(self, summary: Summary, allowed: int) -> None:

@@ -135,7 +135,10 @@ class Panel:
         if "patches" in request.pictures:
             title = f"Patches of {len(self._known)} known photographs that activate channel {unit} most"
             with self._card(task, "patches", title) as put:
-                put(self._patches(scene), f"the {_PATCHES} strongest places of channel {unit}, guided backprop below")
+                put(
+                    self._patches(scene),
+                    f"the {_PATCHES} strongest patches of channel {unit}, with guided backprop below",
+                )
 
     @contextmanager
     def _card(self, task: Task, card: str, title: str) -> Iterator[Callable[[Tensor, str], None]]:
@@ -198,7 +201,7 @@ class Panel:
         task.emit(
             told
             | {
-                "alt": f"the maps of {C} channels, each from its least to its largest value; strongest: channel "
+                "alt": f"the maps of {C} channels, each scaled from its minimum to its maximum; strongest: channel "
                 f"{int(best.indices[0])}",
                 "unit": unit,
                 "channels": C,

@@ -147,10 +147,10 @@ def _is_there(path: Place) -> bool:
 
 
 def differences(there: Any, now: Any, name: str = "") -> list[str]:
-    """The differences between two settings as text, such as ``methods.occlusion.window: 8 there, 16 now``.
+    """The differences between two settings as text, such as ``methods.occlusion.window: 8 before, 16 now``.
 
     >>> differences({"target": "cat", "top_k": 1}, {"target": "dog", "top_k": 1})
-    ["target: 'cat' there, 'dog' now"]
+    ["target: 'cat' before, 'dog' now"]
     """
     if isinstance(there, dict) and isinstance(now, dict):
         keys = [*there, *(key for key in now if key not in there)]
@@ -159,7 +159,7 @@ def differences(there: Any, now: Any, name: str = "") -> list[str]:
             for key in keys
             for words in differences(there.get(key, "none"), now.get(key, "none"), f"{name}.{key}" if name else key)
         ]
-    return [] if there == now else [f"{name}: {_short(there)} there, {_short(now)} now"]
+    return [] if there == now else [f"{name}: {_short(there)} before, {_short(now)} now"]
 
 
 def clear(out: Place) -> None:
