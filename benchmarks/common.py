@@ -1,7 +1,7 @@
-"""Timing side by side, and result files that say where they come from.
+"""Interleaved timing, and result files that record the machine and versions.
 
-Rivals take turns within a round, so that a slow moment of the machine falls on all of them; the median over the rounds
-counts. On CUDA, device events time a call and buffers rotate so that the cache holds none of them.
+The compared calls alternate within a round, so that a slow phase of the machine affects all of them; the median over
+the rounds is reported. On CUDA, device events time a call, and buffers rotate so that none of them stays in the cache.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Wall-clock seconds of one call, to the end of its work on the device."""
+    """Wall-clock seconds of one call, including its work on the device."""
     if device.type == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
@@ -42,7 +42,7 @@ def side_by_side(
 ) -> dict[str, dict[str, float]]:
     """Median and spread (half of the interquartile range), in milliseconds, of each call.
 
-    A call shorter than ``least`` seconds is repeated within a round until it fills them.
+    A call shorter than ``least`` seconds is repeated within a round until it takes that long.
     """
     repeats = {}
     for name, call in calls.items():
@@ -66,7 +66,7 @@ def side_by_side(
 
 
 def shares(call: Callable[[], Any], device: torch.device) -> dict[str, float]:
-    """Where the time of a call goes: the six operators that take most, by their share of it."""
+    """The six operators that take most of a call's time, with their fractions of it."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -79,7 +79,7 @@ def shares(call: Callable[[], Any], device: torch.device) -> dict[str, float]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Date, commit, processor or card, versions and threads."""
+    """Date, commit, processor or GPU, versions and number of threads."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     facts: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
@@ -107,7 +107,7 @@ def kind(device: torch.device) -> str:
 
 
 def processor() -> str:
-    """The processor's name, as Linux gives it."""
+    """The name of the processor, from Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -118,7 +118,7 @@ def processor() -> str:
 def row(
     name: str, case: str, times: dict[str, dict[str, float]], targets: dict[str, float], note: str = ""
 ) -> dict[str, Any]:
-    """One line of a result file: how many times faster "fastviz" is than each rival, and the figure to reach."""
+    """One row of a result file: how many times faster "fastviz" is than each alternative, and the target ratio."""
     mine = times["fastviz"]["median_ms"]
     ratios = {rival: value["median_ms"] / mine for rival, value in times.items() if rival != "fastviz"}
     print(f"{name:28s} {case:34s} {mine:9.3f} ms  " + "  ".join(f"{k} {v:.2f}x" for k, v in ratios.items()), flush=True)
@@ -126,7 +126,7 @@ def row(
 
 
 def write(path: Path, rows: list[dict[str, Any]], device: torch.device) -> None:
-    """Write a result file whole or not at all."""
+    """Write a result file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps({"machine": machine(device), "rows": rows}, indent=1) + "\n")
@@ -138,13 +138,13 @@ def parser(description: str | None, default: str) -> argparse.ArgumentParser:
     """The arguments that all benchmarks share: --device, --threads, --out."""
     result = argparse.ArgumentParser(description=description)
     result.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    result.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = torch's choice")
+    result.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is torch's default")
     result.add_argument("--out", type=Path, help=f"default: {default}-KIND.json in benchmarks/results")
     return result
 
 
 def parse(arguments: argparse.ArgumentParser, default: str) -> argparse.Namespace:
-    """Parsed arguments, threads set, ``out`` filled in."""
+    """Parse the arguments, set the number of threads, and fill in ``out``."""
     options = arguments.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -1,4 +1,4 @@
-"""Writes the measured tables into docs/measured.md, five figures into README.md, and what ``fastviz compare`` found
+"""Writes the result tables into docs/measured.md, five rows into README.md, and the rankings of ``fastviz compare``
 into docs/evaluation.md: ``python -m benchmarks.readme``."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BEGIN, END = "<!-- results: begin (made by `make readme`) -->", "<!-- results: e
 
 
 def where(result: dict[str, Any]) -> str:
-    """The machine of a result file, the versions and the day."""
+    """The GPU, or the processor with its threads; torch's version and the date."""
     machine = result["machine"]
     kind = machine.get("card") or f"{machine['processor']} ({machine['instructions']}), {machine['threads']} threads"
     return f"{kind}; torch {machine['torch']}; {machine['date']}"
@@ -33,11 +33,11 @@ def by_kind(paths: list[Path]) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def lines_of(results: dict[str, dict[str, Any]]) -> list[str]:
-    """Headings that say where the numbers come from, and a row for each measurement and rival, a column for each kind
-    of machine."""
+    """Headings with the machines and versions; a row for each measurement and alternative, columns for each kind of
+    machine."""
     lines = [f"{where(result)}; median of interleaved rounds.\n" for result in results.values()]
-    kinds = " | ".join(f"fastviz, {kind} | faster, {kind}" for kind in results)
-    lines.append(f"| what | case | against | to reach | {kinds} |")
+    kinds = " | ".join(f"fastviz, {kind} | speed-up, {kind}" for kind in results)
+    lines.append(f"| function | case | compared with | target | {kinds} |")
     lines.append(f"| --- | --- | --- | ---: |{' ---: | ---: |' * len(results)}")
     wanted: dict[tuple[str, str, str], Any] = {}
     for result in results.values():
@@ -60,12 +60,12 @@ def lines_of(results: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def approximate_lines_of(result: dict[str, Any]) -> list[str]:
-    """The same for approximate modes: speed beside how far the maps are off."""
+    """The same for approximate modes: speed, and error of the maps."""
     lines = [
-        f"Approximate occlusion maps, windows of 1/14 of the side at a step of a quarter of that; {where(result)}. "
-        "Quality against the exact map: mean over photographs, with trained weights; in brackets the worst.",
+        f"Approximate occlusion maps, windows of 1/14 of the side, stride a quarter of that; {where(result)}. "
+        "Quality compared with the exact map: mean over photographs (and the worst), trained weights.",
         "",
-        "| network | setting | seconds a map | over exact | over captum | SSIM | largest error | rank correlation |",
+        "| network | setting | seconds per map | over exact | over captum | SSIM | largest error | rank correlation |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in result["rows"]:
@@ -78,9 +78,9 @@ def approximate_lines_of(result: dict[str, Any]) -> list[str]:
 
 
 def first_call_lines_of(result: dict[str, Any]) -> list[str]:
-    """First and later calls of occlusion against a plain loop, losses marked."""
+    """First and later calls of occlusion compared with a plain loop; slower cases are marked."""
     lines = [
-        f"36 windows, the first call included; {where(result)}.",
+        f"Occlusion with 36 windows, first and later calls; {where(result)}.",
         "",
         "| network | pixels | plain loop | first call | later calls | later calls, traced |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
@@ -94,7 +94,7 @@ def first_call_lines_of(result: dict[str, Any]) -> list[str]:
 
 
 def table() -> str:
-    """The tables of all result files, in order of their names."""
+    """The tables of all result files, sorted by name."""
     lines = [""]
     for name, results in by_kind(sorted(RESULTS.glob("*.json"))).items():
         if name == "first-call":
@@ -114,7 +114,7 @@ FIGURES = [
     ("gradients", "saliency of a folder", "resnet50, 64 JPEG files", "captum, picture by picture"),
     ("texture", "synthesize_texture", "3x64x64 to 96x96, window 11", "OpenCV, a pixel at a time"),
 ]
-"""Table, name, case and rival of the rows that the README shows."""
+"""Table, name, case and alternative of the rows in the README."""
 
 
 def figures() -> str:
@@ -123,7 +123,7 @@ def figures() -> str:
     kinds = [kind for kind in ("AVX512", "AVX2") if any(kind in tables[name] for name, *_ in FIGURES)]
     lines = [
         "",
-        f"| what | case | against | {' | '.join(f'times sooner, {kind}' for kind in kinds)} |",
+        f"| function | case | compared with | {' | '.join(f'speed-up, {kind}' for kind in kinds)} |",
         f"| --- | --- | --- |{' ---: |' * len(kinds)}",
     ]
     for table_of, name, case, rival in FIGURES:
@@ -139,7 +139,7 @@ def figures() -> str:
             gains = sorted((row["ratios"]["tuned captum"], row["case"].partition(",")[0]) for row in result["rows"])
             (least, worst), (most, best) = gains[0], gains[-1]
             lines.append(
-                f"Occlusion of {len(gains)} networks: from {least:.2f} ({worst}) to {most:.2f} times ({best}). "
+                f"Occlusion of {len(gains)} networks: speed-ups from {least:.2f} ({worst}) to {most:.2f} ({best}). "
                 f"{where(result)}."
             )
             lines.append("")
@@ -147,7 +147,7 @@ def figures() -> str:
 
 
 def comparisons() -> str:
-    """A table for each ranking that ``fastviz compare`` wrote: methods by mean place, beside what was measured."""
+    """A table for each ranking of ``fastviz compare``: methods by mean rank, with the measured values."""
     lines = [""]
     for path in sorted((RESULTS / "comparisons").glob("*.csv")):
         rows = list(csv.DictReader(path.read_text().splitlines()))
@@ -157,9 +157,9 @@ def comparisons() -> str:
             for name in dict.fromkeys(row["method"] for row in rows)
         }
         lines += [
-            f"{path.stem}, {rows[0]['images']} photographs, predicted class; in brackets the 95 % band:",
+            f"{path.stem}, {rows[0]['images']} photographs, predicted class; the 95 % band is in brackets:",
             "",
-            f"| method | mean place | {' | '.join(name.replace('_', ' ') for name in measures)} |",
+            f"| method | mean rank | {' | '.join(name.replace('_', ' ') for name in measures)} |",
             f"| --- | ---: |{' ---: |' * len(measures)}",
         ]
         for name in sorted(places, key=lambda name: sum(places[name]) / len(places[name]) if places[name] else 99):
@@ -171,7 +171,7 @@ def comparisons() -> str:
 
 
 def _cell(row: dict[str, str]) -> str:
-    """Mean and band; in bold where the method is the best or not told apart from it."""
+    """Mean and band; bold if the method is the best or not significantly worse."""
     mean, low, high = (float(row[key]) for key in ("mean", "low", "high"))
     if mean != mean:
         return ""
@@ -180,7 +180,7 @@ def _cell(row: dict[str, str]) -> str:
 
 
 def replaced(text: str, made: str) -> str:
-    """A page's text with what was made between its marks."""
+    """A page's text with ``made`` between its markers."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{made}\n{END}{after}"

@@ -1,4 +1,4 @@
-"""Prints the public names of fastviz with their signatures, one a line; `make api` writes tests/repository/api.txt."""
+"""Prints the public names of fastviz with their signatures, one per line; `make api` writes the list for the tests."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import fastviz
 import fastviz.compat
 
 OPENED = ("images", "ops", "priors", "transforms", "canvas", "animation")
-"""The modules that ``import fastviz`` offers as attributes."""
+"""The modules that are attributes of ``fastviz``."""
 
 
 def modules() -> Iterator[tuple[str, ModuleType]]:
-    """The public modules with the names that users write."""
+    """The public modules, by the names that users write."""
     yield "fastviz", fastviz
     for name in OPENED:
         yield f"fastviz.{name}", getattr(fastviz, name)
@@ -27,7 +27,7 @@ def modules() -> Iterator[tuple[str, ModuleType]]:
 
 
 def lines() -> list[str]:
-    """A line for each public name, in the order of the modules and then of the alphabet."""
+    """A line for each public name, ordered by module and then alphabetically."""
     found = []
     for place, module in modules():
         for name in sorted(module.__all__):
@@ -36,7 +36,7 @@ def lines() -> list[str]:
 
 
 def _described(name: str, value: object) -> list[str]:
-    """The line of a name; of a class also those of its public attributes and methods."""
+    """The line of a name; for a class also the lines of its public attributes and methods."""
     if isinstance(value, ModuleType):
         return [f"{name}: module"]
     if isinstance(value, type):
@@ -47,7 +47,7 @@ def _described(name: str, value: object) -> list[str]:
 
 
 def _members(name: str, cls: type) -> list[str]:
-    """The public methods and properties that a class of fastviz defines or inherits from another of fastviz."""
+    """The public methods and properties that a class defines, or inherits from another class of fastviz."""
     found = {}
     for base in reversed(cls.__mro__):
         if base.__module__.startswith("fastviz"):
@@ -67,7 +67,7 @@ def _signature(value: Any) -> str:
         value = value.__func__
     try:
         signature = inspect.signature(value)
-    except (ValueError, TypeError):  # classes written in C have none
+    except (ValueError, TypeError):  # classes written in C have no signature
         return "(...)"
     parts = []
     kind = None
@@ -92,7 +92,7 @@ def _word(annotation: object) -> str:
 
 
 def _default(value: object) -> str:
-    """A default as it is written; only the type's name where its ``repr`` has an address."""
+    """A default value as text; only the type's name if its ``repr`` contains an address."""
     text = repr(value)
     return type(value).__name__ if " at 0x" in text else text
 

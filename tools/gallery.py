@@ -1,8 +1,8 @@
 """The pictures of the gallery: ``python tools/gallery.py`` runs docs/gallery/METHOD.py and writes METHOD.webp.
 
-Each recipe runs as it stands, in a folder of its own that holds what ships with the package: ``photos/`` and
-``textures/``. ``--only NAME`` runs some of them. ``--model NAME --weights FILE --photos FOLDER --out FOLDER`` runs them
-with another network on other photographs, for a look; such pictures stay out of the repository.
+Each recipe runs unchanged in a separate folder with the package's ``photos/`` and ``textures/``. ``--only NAME`` runs
+some of them. ``--model NAME --weights FILE --photos FOLDER --out FOLDER`` runs them with another network on other
+photographs; such pictures are not committed.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ import fastviz
 ROOT = Path(__file__).parents[1]
 GALLERY = ROOT / "docs" / "gallery"
 ELSEWHERE = {"randomised": ROOT / "docs" / "explanation"}
-"""Pictures of other pages, which are made in the same way."""
+"""Pictures of other pages that are made in the same way."""
 DATA = ROOT / "fastviz" / "models" / "data"
 QUALITY = 82
 
 OF_THE_DEMO = re.compile(r'"(relu|pool|fc)|class_names')
-"""What only the built-in network has."""
+"""Names that only the built-in network has."""
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def _drawn(name: str, options: argparse.Namespace) -> bool:
-    """Run the recipe and keep its picture; whether it ran."""
+    """Run the recipe and keep its picture; returns whether it succeeded."""
     home = ELSEWHERE.get(name, GALLERY)
     recipe = (home / f"{name}.py").read_text()
     if options.model != "demo" and (OF_THE_DEMO.search(recipe) or name == "cam"):
@@ -70,7 +70,7 @@ def _drawn(name: str, options: argparse.Namespace) -> bool:
 
 
 def _ran(name: str, recipe: str, folder: str, options: argparse.Namespace) -> bool:
-    """Run a recipe in a process of its own, which begins where everything is imported already."""
+    """Run a recipe in a separate process, forked after the imports."""
     process = os.fork()
     if process:
         return os.waitpid(process, 0)[1] == 0

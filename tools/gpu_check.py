@@ -1,13 +1,13 @@
 """Checks everything that needs an NVIDIA GPU, offline: ``python tools/gpu_check.py --out DIR``.
 
-Builds the extension in place and the C++ test with CMake, for this card only; runs the CUDA tests, the C++ test plain
+Builds the extension in place and the C++ test with CMake, for this GPU only; runs the CUDA tests, the C++ test alone
 and under compute-sanitizer's four tools; measures the operators, and gradient methods replayed as CUDA graphs. Writes
-DIR/gpu_check.json (what passed, how long it took, on which card), DIR/gpu_check.log (what every stage printed) and
-DIR/operators.json, DIR/gradients.json (the benchmarks). Exit status: 0 when all stages pass, 1 when one fails, 2
-without a GPU. Needs torch, numpy, pytest, cmake, ninja and a CUDA toolkit; for the gradients torchvision and captum.
+DIR/gpu_check.json (results, times and the GPU), DIR/gpu_check.log (the output of every stage), and DIR/operators.json
+and DIR/gradients.json (the benchmarks). Exit status: 0 if all stages pass, 1 if one fails, 2 without a GPU. Needs
+torch, numpy, pytest, cmake, ninja and a CUDA toolkit, and for the gradients torchvision and captum.
 
-It ends within nine minutes: each stage has a limit of its own and none gets more than what is left of ``--budget``
-seconds, without which it is not begun. Both files are written anew after every group of stages.
+It ends within nine minutes: each stage has a time limit and gets at most what is left of ``--budget`` seconds; without
+time left it is not started. Both files are rewritten after every group of stages.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 BUDGET = 520.0
-"""Seconds for all stages; with starting torch and writing files less than nine minutes."""
+"""Seconds for all stages; with the start of torch and writing files less than nine minutes."""
 
 
 @dataclasses.dataclass
 class Stage:
-    """One command with its own time limit in seconds; ``needs`` names stages without which it makes no sense."""
+    """One command with its time limit in seconds; ``needs`` names stages that must have passed."""
 
     name: str
     command: list[str]
@@ -47,7 +47,7 @@ class Stage:
     output: str = ""
 
     def run(self, environment: dict[str, str], deadline: float) -> None:
-        """Runs the command, and stops it with all it started when its time is over, or at the ``deadline``."""
+        """Runs the command, and kills it and its child processes after its time limit or at the ``deadline``."""
         start = time.monotonic()
         limit = min(self.limit, deadline - start)
         if limit <= 0:
@@ -72,7 +72,7 @@ class Stage:
             self.status = "passed" if process.returncode == 0 else "failed"
             self.detail = "" if process.returncode == 0 else f"exit status {process.returncode}"
         except subprocess.TimeoutExpired:
-            # The whole group: a build leaves compilers behind.
+            # The whole process group, because a build has compilers as child processes.
             os.killpg(process.pid, signal.SIGKILL)
             self.output, _ = process.communicate()
             self.status, self.detail = "failed", f"not done after {limit:.0f} s"
@@ -83,7 +83,7 @@ class Stage:
 
 
 def stages(out: Path, architecture: str) -> list[list[Stage]]:
-    """Groups of stages; those of a group run side by side, the measurement alone."""
+    """Groups of stages. The stages of a group run in parallel; measurements run alone."""
     native = ROOT / "build" / "gpu-native"
     test = str(native / "kernels_test")
     configure = f"cmake -S . -B {native} -G Ninja -DCMAKE_CUDA_ARCHITECTURES={architecture.replace('.', '')}"
@@ -121,7 +121,7 @@ def stages(out: Path, architecture: str) -> list[list[Stage]]:
 
 
 def run(groups: list[list[Stage]], environment: dict[str, str], deadline: float, done: Callable[[], object]) -> None:
-    """Runs the groups one after the other until the ``deadline``, and calls ``done`` after each."""
+    """Runs the groups in order until the ``deadline``, and calls ``done`` after each."""
     passed: set[str] = set()
     for group in groups:
         wanted = [stage for stage in group if passed.issuperset(stage.needs)]
@@ -155,7 +155,7 @@ def first_line(*command: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results; made if it is not there")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results, created if needed")
     parser.add_argument("--budget", type=float, default=BUDGET, help=f"seconds for all of it, {BUDGET:g} if not given")
     given = parser.parse_args()
     out, start = given.out.resolve(), time.monotonic()

@@ -1,6 +1,6 @@
-"""Which method takes which network and task: runs each once and writes the table in docs/reference/supported.md.
+"""Which methods support which networks and tasks: runs each once and writes the table in docs/reference/supported.md.
 
-``python -m tools.methods_table``; a minute. What a method refuses is told in its own words below the table.
+``python -m tools.methods_table`` takes a minute. The error messages of unsupported cases are listed below the table.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fastviz.methods.registry import EXPLAINERS, Method
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "supported.md"
 BEGIN, END = "<!-- methods: begin (made by `python -m tools.methods_table`) -->", "<!-- methods: end -->"
 
-# What makes each method quick; whether it takes a network does not depend on it.
+# Options that make methods fast; whether they support a network does not depend on them.
 FEW = {"samples": 4, "permutations": 1, "masks": 8, "segments": 4, "steps": 4}
 
 
@@ -56,7 +56,7 @@ def tasks() -> dict[str, tuple[nn.Module, torch.Tensor, Any]]:
 
 
 def refusal(method: Method, network: nn.Module, x: torch.Tensor, target: Any) -> str:
-    """Why the method does not take it, or ``""``."""
+    """Why the method does not support the case, or ``""``."""
     takes = inspect.signature(method.function).parameters
     options = {name: few for name, few in FEW.items() if name in takes}
     if "window" in takes:

@@ -1,9 +1,9 @@
-"""Whether the tests that another tool publishes pass with fastviz in its place.
+"""Checks whether another tool's own tests pass with fastviz as its replacement.
 
-``python tools/published_tests.py FOLDER [arguments of pytest]`` runs pytest in the folder twice, with the tool as it is
-and as under ``python -m fastviz.accelerate``. It prints how many tests passed each time, and the names of those that
-pass only with the tool itself: exit status 1 if there are any, 2 if no test ran. Calls that fastviz would leave to
-captum because they are small, as those of tests are, are computed by fastviz here.
+``python tools/published_tests.py FOLDER [arguments of pytest]`` runs pytest in the folder twice, with the original tool
+and as under ``python -m fastviz.accelerate``. It prints how many tests passed each time, and the names of tests that
+pass only with the original: exit status 1 if there are any, 2 if no test ran. fastviz also computes the small calls
+here that it would normally delegate to captum.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if sys.argv.pop(1) == "fastviz":
     accelerate_on_import()
     from fastviz.compat.captum import _sweep
 
-    _sweep.LEAST_WORK = 0.0
+    _sweep.MIN_WORK = 0.0
 sys.exit(pytest.main(sys.argv[1:]))
 """
 
@@ -66,7 +66,7 @@ def main() -> int:
         print(f"{title}: {len(found)} tests, " + ", ".join(f"{count} {each}" for each, count in counts.most_common()))
     lost = [name for name, outcome in plain.items() if outcome == "passed" and fast.get(name) != "passed"]
     for name in lost:
-        print(f"passes only as it is: {name} ({fast.get(name, 'did not run')})")
+        print(f"passes only with the original: {name} ({fast.get(name, 'did not run')})")
     if not plain:
         return 2
     return 1 if lost else 0

@@ -1,6 +1,7 @@
-"""Every method on every architecture of tests/models/timm_architectures.py, and the table in docs/timm.md.
+"""Runs every method on every architecture of tests/models/timm_architectures.py, and writes the table in docs/timm.md.
 
-``python -m tools.timm_table`` takes half an hour; what is done is kept in build/timm.jsonl, and a second run goes on.
+``python -m tools.timm_table`` takes half an hour; finished results are kept in build/timm.jsonl, and a second run
+resumes.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def main() -> None:
 def _tried(family: str, name: str, size: int, options: dict[str, Any]) -> dict[str, Any]:
     try:
         return dataclasses.asdict(check(name, family, size, options))
-    except Exception as error:  # the table should say what stopped, and go on
+    except Exception as error:  # the table should show the error, and the run should continue
         return {"error": f"{type(error).__name__}: {str(error)[:300]}"}
 
 

@@ -1,8 +1,9 @@
-"""Train the built-in network: ``python tools/train_demo.py DATA.zip --out fastviz/models/data/demo.safetensors``.
+"""Trains the built-in network: ``python tools/train_demo.py DATA.zip --out fastviz/models/data/demo.safetensors``.
 
-DATA.zip is an image folder of the 20 classes (``train/CLASS/*.JPEG``, ``val/CLASS/*.JPEG``, 64x64 RGB). An epoch writes
-a checkpoint beside the output, and a run that finds one goes on from it. The end folds the batch norms into the
-convolutions, rounds to float16, measures that very file on the validation images and writes it.
+DATA.zip is an image folder of the 20 classes (``train/CLASS/*.JPEG``, ``val/CLASS/*.JPEG``, 64x64 RGB). Every epoch
+writes a checkpoint beside the output, from which the next run resumes. At the end the batch norms are folded into the
+convolutions, the weights are rounded to float16 and written, and the written file is evaluated on the validation
+images.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ def read_split(path: Path, split: str) -> tuple[Tensor, Tensor]:
 
 
 def augment(x: Tensor, generator: torch.Generator, *, gentle: bool) -> Tensor:
-    """Random crop, shape, turn, mirror image, brightness, contrast, saturation and one erased square a picture.
+    """Random crop, aspect ratio, rotation, flip, brightness, contrast, saturation and one erased square per picture.
 
-    ``gentle`` takes a quarter of each change, and erases nothing.
+    ``gentle`` makes each change a quarter as large, and erases nothing.
     """
     amount = 0.25 if gentle else 1.0
     n = len(x)
@@ -87,7 +88,8 @@ def augment(x: Tensor, generator: torch.Generator, *, gentle: bool) -> Tensor:
 
 
 def cutmix(x: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """In half of the batches: a rectangle of each picture, and that share of its target, come from another picture."""
+    """CutMix for half of the batches: a rectangle of each picture, and that fraction of its target, come from another
+    picture."""
     if torch.rand((), generator=generator) < 0.5:
         return x, targets
     share = float(torch.rand((), generator=generator)) * 0.5
@@ -102,7 +104,7 @@ def cutmix(x: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tens
 
 @torch.no_grad()
 def accuracy(model: nn.Module, x: Tensor, labels: Tensor, device: torch.device) -> float:
-    """Fraction of pictures whose highest score is the right class."""
+    """Top-1 accuracy."""
     model.eval()
     right = 0
     for batch, truth in zip(((x - MEAN) / STD).split(250), labels.split(250), strict=True):
@@ -111,7 +113,7 @@ def accuracy(model: nn.Module, x: Tensor, labels: Tensor, device: torch.device) 
 
 
 def fold_batch_norm(trained: DemoNetwork) -> DemoNetwork:
-    """The same function without batch norms, in evaluation mode."""
+    """An equivalent network in evaluation mode, with the batch norms folded into the convolutions."""
     folded = DemoNetwork().eval()
     state = trained.state_dict()
     for name, module in trained.named_children():
@@ -126,10 +128,10 @@ def fold_batch_norm(trained: DemoNetwork) -> DemoNetwork:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside ``path``, then rename: a reader never sees half a file."""
+    """Write atomically: to a temporary file beside ``path``, which is then renamed."""
     temporary = path.with_name(path.name + ".tmp")
     write(temporary)
-    temporary.chmod(0o644)  # safetensors makes files that only their owner can read
+    temporary.chmod(0o644)  # safetensors creates files that only their owner can read
     os.replace(temporary, path)
 
 
@@ -139,15 +141,15 @@ class Phase:
 
     epochs: int
     rate: float
-    gentle: bool  # whether only small changes are made to the pictures
+    gentle: bool  # whether the augmentations are small
 
 
-# The second phase starts from the averaged weights and lets them settle on pictures as they are.
+# The second phase starts from the averaged weights and fine-tunes them on nearly unchanged pictures.
 PHASES = (Phase(45, 0.1, gentle=False), Phase(15, 0.02, gentle=True))
 
 
 class Training:
-    """The state of a run: what a checkpoint holds, and how an epoch changes it."""
+    """The state of a run, which checkpoints store and epochs change."""
 
     def __init__(self, checkpoint: Path, device: torch.device) -> None:
         self.checkpoint, self.device = checkpoint, device
@@ -161,7 +163,7 @@ class Training:
             self.average.load_state_dict(self.saved["average"])
 
     def begin(self, phase: Phase, first: int, steps: int) -> int:
-        """Optimiser and learning rates of a phase; returns the epoch to go on with."""
+        """Set up the optimizer and learning rates of a phase; returns the epoch to start with."""
         goes_on = self.saved["epoch"] >= first
         if not goes_on:
             self.model.load_state_dict(self.average.module.state_dict())
@@ -230,7 +232,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def finish(out: Path, trained: DemoNetwork, val_x: Tensor, val_labels: Tensor) -> None:
-    """Fold, round, write, read back, measure."""
+    """Fold, round, write, read back and evaluate."""
     folded = fold_batch_norm(trained.eval())
     tensors = {name: value.detach().half().contiguous() for name, value in folded.state_dict().items()}
     replace_file(out, lambda path: save_file(tensors, path))
@@ -244,7 +246,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = torch's choice")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is torch's default")
     arguments = parser.parse_args()
     if not arguments.data.is_file():
         parser.error(f"data should be a zip file of pictures, got {arguments.data}, which does not exist")

@@ -1,9 +1,9 @@
-"""Installs wheels into empty environments, away from the checkout, and runs the operator tests and the demo there.
+"""Installs wheels into empty environments, outside the checkout, and runs the operator tests and the demo there.
 
     python tools/wheel_check.py dist/*.whl --python python3.10 --python python3.13 --torch torch==2.10.0
 
-Every Python meets every torch and every wheel. PATH holds nothing but the environment, so that no compiler and no CMake
-can be found. An environment with a torch for CUDA takes several gigabytes; each is removed before the next is made.
+All combinations of Python, torch and wheel are tested. PATH contains only the environment, so that no compiler and no
+CMake can be found. An environment with torch for CUDA takes several gigabytes; each is removed before the next is made.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests"
 
-# What the operator tests need beside fastviz, and what they compare with that an empty environment lacks.
+# Packages that the operator tests need besides fastviz, and test modules whose requirements the environment lacks.
 NEEDS = ["pytest", "pytest-timeout"]
 ELSEWHERE = {"test_against_libraries.py"}
 
@@ -34,13 +34,13 @@ assert "site-packages" in fastviz.__file__, fastviz.__file__
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """This process's variables, less what leads to the checkout or to a compiler."""
+    """The environment variables of this process, without those that lead to the checkout or to a compiler."""
     kept = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "CUDA_HOME", "CC", "CXX"}}
     return kept | {"PATH": str(folder / "bin")}
 
 
 def run(python: Path, *arguments: str, cwd: Path) -> str:
-    """What the command says. If it fails, that goes to stderr and this process ends."""
+    """The output of the command. If it fails, the output goes to stderr and this process exits."""
     done = subprocess.run(
         [python, *arguments], cwd=cwd, env=environment(python.parents[1]), capture_output=True, text=True, check=False
     )
@@ -58,7 +58,7 @@ def copy_tests(folder: Path) -> None:
 
 
 def check(python: str, torch: str, wheels: list[Path]) -> None:
-    """One environment, in which the wheels are tried one after the other."""
+    """One environment, in which the wheels are tested one after the other."""
     with tempfile.TemporaryDirectory(prefix="fastviz-wheel-") as name:
         folder = Path(name)
         copy_tests(folder)
@@ -83,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("wheels", nargs="+", type=lambda word: Path(word).resolve())
     parser.add_argument("--python", action="append", help="an interpreter (default: this one)")
-    parser.add_argument("--torch", action="append", help="what pip installs as torch (default: the newest)")
+    parser.add_argument("--torch", action="append", help="pip's requirement for torch (default: the newest)")
     chosen = parser.parse_args()
     for python in chosen.python or [sys.executable]:
         for torch in chosen.torch or ["torch"]:

@@ -1,7 +1,7 @@
-"""The CAM family against pytorch-grad-cam and torch-cam: ``python -m benchmarks.compat.cams``.
+"""The CAM family compared with pytorch-grad-cam and torch-cam: ``python -m benchmarks.compat.cams``.
 
-One photograph (noise, where there is none), random weights, 224x224. Rows with many passes take few rounds: the rivals
-need half a minute each. Four minutes on two cores.
+One photograph (or noise, if there is none), random weights, 224x224. Rows with many passes use few rounds, because the
+other tools need half a minute each. Takes four minutes on two cores.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ALONE = (*SIX.values(), "EigenCAM", "EigenGradCAM", "SegEigenCAM", "FEM", "Rando
 
 
 def quietly(call: Callable[[], Any]) -> Callable[[], Any]:
-    """Without the tools' progress bars."""
+    """Suppress the tools' progress bars."""
 
     def run() -> Any:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
@@ -61,7 +61,7 @@ def network(name: str) -> nn.Module:
 
 
 def ablation(rows: list[dict[str, Any]], device: torch.device) -> None:
-    """One channel in eight, which pytorch-grad-cam chooses (its fast mode), for both."""
+    """One channel in eight, chosen by pytorch-grad-cam (its fast mode) for both."""
     model = network("resnet50").to(device)
     x, layers, targets = photograph(model).to(device), [model.layer4[-1]], [ClassifierOutputTarget(281)]
     options = {"batch_size": 32, "ratio_channels_to_ablate": 0.0625}

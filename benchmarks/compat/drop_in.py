@@ -1,9 +1,9 @@
-"""Scripts of other tools' users against the same under ``fastviz.accelerate``: ``python -m benchmarks.compat.drop_in``.
+"""A script for other tools with and without ``fastviz.accelerate``: ``python -m benchmarks.compat.drop_in``.
 
-The script below is executed twice, once with nothing in place and once under ``fastviz.accelerate``, and both take
-turns. Occlusion runs at captum's default, one window at a time, and at its best ``perturbations_per_eval``;
-``fastviz`` is given the default. The table in docs/compat.md is written anew at the end. Eight minutes on two cores,
-five of them captum's sweeps over VGG-16, which take three turns and not five.
+The script below is executed twice, once unchanged and once under ``fastviz.accelerate``, and both alternate. Occlusion
+runs with captum's default of one window at a time, and with its best ``perturbations_per_eval``; ``fastviz`` gets the
+default. The table in docs/compat.md is rewritten at the end. Takes eight minutes on two cores, five of them for
+captum's sweeps over VGG-16, which run three times instead of five.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def torchmetrics_total_variation(images):
     return torchmetrics_own(images).backward()
 """
 
-# network → figure to reach in occlusion, the layer for Grad-CAM, images in a batch for gradients, turns of sweeps
+# network → target for occlusion, the layer for Grad-CAM, batch size for gradients, number of sweeps
 NETWORKS = {
     "squeezenet1_0": (11, "features.12", 8, 5),
     "resnet18": (3, "layer4", 8, 5),
@@ -74,14 +74,14 @@ BEGIN, END = "<!-- results: begin (made by `python -m benchmarks.compat.drop_in`
 
 
 def script() -> dict[str, Any]:
-    """The script's functions, bound to what its imports mean now."""
+    """The script's functions, with its imports as they resolve now."""
     names: dict[str, Any] = {}
     exec(compile(SCRIPT, "script", "exec"), names)
     return names
 
 
 def best_batch(model: nn.Module, image: Tensor) -> int:
-    """The number of windows at once with which captum needs least time, of a few."""
+    """The fastest of a few batch sizes for captum."""
     found = {}
     with torch.no_grad():
         for batch in (4, 8, 16) if image.device.type == "cpu" else (32, 64, 128, 256):
@@ -94,7 +94,7 @@ def best_batch(model: nn.Module, image: Tensor) -> int:
 def in_turns(
     calls: dict[str, Any], device: torch.device, rounds: int
 ) -> tuple[dict[str, dict[str, float]], dict[str, Tensor]]:
-    """Times as ``side_by_side`` gives them, and the last results; no warm-up, as each call runs a model many times."""
+    """Times like those of ``side_by_side``, and the last results. No warm-up: each call runs a model many times."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     results: dict[str, Tensor] = {}
     for _ in range(rounds):
@@ -136,7 +136,7 @@ def of_network(name: str, plain: dict[str, Any], fast: dict[str, Any], device: t
         ("captum LayerGradCam", "layer_grad_cam", (images, layer)),
         ("pytorch-grad-cam GradCAM", "grad_cam", (images, layer)),
     ):
-        # pytorch-grad-cam leaves gradients of the parameters behind
+        # pytorch-grad-cam leaves gradients on the parameters
         model.zero_grad()
         times = side_by_side(calls(plain, fast, function, (model, *arguments)), device, rounds=rounds, warm_up=1)
         rows.append(row(title, f"{name}, batch of {size}", times, {"as it is": NEVER_SLOWER}))
@@ -160,7 +160,7 @@ def of_losses(plain: dict[str, Any], fast: dict[str, Any], device: torch.device,
 
 
 def write_page(path: Path) -> None:
-    """Put the table of the results into the page."""
+    """Write the table of the results into the page."""
     before, _, rest = PAGE.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     table = "\n".join(["", *lines_of(json.loads(path.read_text()))])

@@ -1,8 +1,8 @@
-"""Pictures of sixteen objectives against lucent, one after another: ``python -m benchmarks.compat.lucent``.
+"""Pictures of sixteen objectives compared with lucent, one by one: ``python -m benchmarks.compat.lucent``.
 
-Channels of a layer in the middle and scores of classes of SqueezeNet and ResNet-18 (random weights where no file is
-given with ``--weights``), lucent's defaults but for fewer steps: a step costs the same from the third on. lucent gets
-the names of kornia's functions that it was written for.
+Channels of a middle layer and class scores of SqueezeNet and ResNet-18 (random weights unless ``--weights`` names a
+file), with lucent's defaults except for fewer steps: from the third on, every step costs the same. The older names of
+kornia's functions that lucent uses are restored for it.
 """
 
 from __future__ import annotations

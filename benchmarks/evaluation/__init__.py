@@ -1,1 +1,1 @@
-"""Measures of maps against the tools that have them."""
+"""Measures of maps, compared with other tools."""

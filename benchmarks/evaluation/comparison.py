@@ -1,7 +1,7 @@
-"""How long ``fastviz compare`` takes: ``python -m benchmarks.evaluation.comparison PHOTOS --model M --weights FILE``.
+"""The time of ``fastviz compare``: ``python -m benchmarks.evaluation.comparison PHOTOS --model M --weights FILE``.
 
-Six methods, six measures and a random map, with the numbers of steps that the command has by default. One run, from the
-files to the page.
+Six methods, six measures and a random map, with the command's default numbers of steps. One run, from the files to the
+page.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Deletion and insertion against torch-cam and a batched loop: ``python -m benchmarks.evaluation.curves``.
+"""Deletion and insertion compared with torch-cam and a batched loop: ``python -m benchmarks.evaluation.curves``.
 
 Pixels (``--steps`` steps of each curve) on SqueezeNet and ResNet-50, windows of 16 on SqueezeNet and VGG-16; networks
-with random weights, maps of noise. The loop is what one writes in plain torch: masks from the ranks, batches of
-``--batch`` images (8 are the fastest on a CPU: the maps of 12 and more are given back to the system and asked for
-again in each pass), no gradient, and the same loop with the network and the images in channels_last memory. Each pass
-of the loops costs the same, so that they run only every ``--every``-th batch, and their time counts so many times.
+with random weights, maps of noise. The loop is a plain torch implementation: masks from the ranks, batches of
+``--batch`` images (8 is fastest on a CPU: with 12 or more, the memory of the maps is returned to the system and
+allocated again in each pass), no gradient; and the same loop with channels_last memory. Each pass of a loop costs the
+same, so only every ``--every``-th batch is run, and the time is multiplied accordingly.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ CLASS = 7
 
 
 class GivenMaps:
-    """What torch-cam's metrics ask of an extractor, with maps that are there already."""
+    """An extractor for torch-cam's metrics that returns given maps."""
 
     def __init__(self, model: nn.Module, maps: Tensor) -> None:
         self.model, self.maps = model, maps
 
     def __call__(self, *arguments: Any, **options: Any) -> list[Tensor]:
-        """The maps, whatever is asked."""
+        """The given maps."""
         return [self.maps.clone()]
 
     def fuse_cams(self, cams: list[Tensor]) -> Tensor:
-        """The only ones."""
+        """The given maps."""
         return cams[0]
 
     def _hooks_off(self) -> AbstractContextManager[None]:
@@ -47,7 +47,7 @@ class GivenMaps:
 
 
 def torch_cam(model: nn.Module, x: Tensor, maps: Tensor, steps: int) -> Callable[[], object] | None:
-    """torch-cam's measure of both curves; None where it is not installed."""
+    """torch-cam's measure of both curves; None if it is not installed."""
     try:
         from torchcam.metrics import DeletionInsertionMetric
     except ImportError:
@@ -62,7 +62,7 @@ def torch_cam(model: nn.Module, x: Tensor, maps: Tensor, steps: int) -> Callable
 
 
 def loop(model: nn.Module, x: Tensor, step_of: Tensor, steps: int, batch: int, every: int) -> Callable[[], Tensor]:
-    """Both curves in plain torch, every ``every``-th batch; ``step_of`` [N, H, W]: when a pixel changes, from 1 on."""
+    """Both curves in plain torch, every ``every``-th batch; ``step_of`` [N, H, W] is when each pixel changes."""
 
     @torch.no_grad()
     def run() -> Tensor:

@@ -1,7 +1,7 @@
-"""ROAD against pytorch-grad-cam: ``python -m benchmarks.evaluation.road``.
+"""ROAD compared with pytorch-grad-cam: ``python -m benchmarks.evaluation.road``.
 
-Five percentiles, MoRF and LeRF, images of 224x224, SqueezeNet with random weights; smooth maps, as a CAM gives, and
-maps of noise, as a gradient does. Both without noise in what is filled in, so that the numbers are the same.
+Five percentiles, MoRF and LeRF, images of 224x224, SqueezeNet with random weights; smooth maps like those of a CAM, and
+noisy maps like those of a gradient. Neither adds noise to the imputed pixels, so that the numbers are the same.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Parameter randomisation against a plain loop, infidelity and max-sensitivity against captum:
+"""Parameter randomisation compared with a plain loop, infidelity and max-sensitivity with captum:
 ``python -m benchmarks.evaluation.sanity``.
 
-Parameter randomisation: ResNet-18, 8 images, Grad-CAM, all layers cascading; the loop copies the network and draws its
-layers anew with the same maps. captum's measures: SqueezeNet, 8 images, saliency, 10 perturbations each; captum gets
-batches of 8 and of 80 images, whichever is faster is the figure to beat.
+Parameter randomisation: ResNet-18, 8 images, Grad-CAM, cascading over all layers; the loop copies the network and
+randomises its layers, with the same maps. captum's measures: SqueezeNet, 8 images, saliency, 10 perturbations each;
+captum runs with batches of 8 and of 80 images, and the faster one counts.
 """
 
 from __future__ import annotations

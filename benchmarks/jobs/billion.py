@@ -1,10 +1,10 @@
-"""What a run over a billion images takes: ``python -m benchmarks.jobs.billion IMAGES WEIGHTS``, and ``--docs``.
+"""Resources for a job over a billion images: ``python -m benchmarks.jobs.billion IMAGES WEIGHTS``, or ``--docs``.
 
-Measured with SqueezeNet at 224x224, saliency and Grad-CAM: the seconds that an image takes on one device (a card or a
-core), the bytes that it takes in the tables, and how many images a second one process can write, whoever explains them.
-The last bounds a job, whatever the number of actors, and so says into how many jobs a billion images are best split.
+Measured with SqueezeNet at 224x224, saliency and Grad-CAM: seconds per image on one device (a GPU or a CPU core), bytes
+per image in the tables, and how many images per second one process can write. The last one limits a job whatever its
+number of actors, and so determines into how many jobs a billion images should be split.
 
-With ``--docs`` nothing is measured: the tables of ``docs/jobs.md`` are written anew from the result files.
+With ``--docs`` nothing is measured, and the tables of ``docs/jobs.md`` are rewritten from the result files.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BILLION = 1_000_000_000
 
 
 def written_a_second(explainer: Explainer, files: list[Path], repeats: int) -> float:
-    """Images whose rows one process writes in a second, when others have made them."""
+    """Images per second whose finished rows one process can write."""
     decoder = Decoder(explainer.seen, explainer.shown)
     items = [
         Item(path.name, path.name, at, FilePlace(str(path)), None, stamp_of(str(path))) for at, path in enumerate(files)
@@ -54,7 +54,7 @@ def measured(given: Any) -> list[dict[str, Any]]:
     options: dict[str, Any] = {"model": model, "methods": METHODS, "maps": "uint8"}
     with tempfile.TemporaryDirectory() as home:
         jobs.run(files, Path(home) / "warm", **options)
-        # the same photographs under many names: a job long enough for its start not to count
+        # the same photographs under many names, so that the job is long compared with its start
         table = Path(home) / "table.csv"
         lines = [f"{path.resolve()},{turn}-{path.name}" for turn in range(given.turns) for path in files]
         table.write_text("path,id\n" + "\n".join(lines) + "\n")
@@ -80,23 +80,23 @@ def measured(given: Any) -> list[dict[str, Any]]:
 
 
 def plan_of(row: dict[str, Any], device: str) -> list[str]:
-    """Lines of the table for one device: all follows from the measured figures."""
+    """The table rows for one device, computed from the measured values."""
     hours = BILLION * row["seconds_an_image"] / 3600
     fed = max(1, math.floor(row["images_written_a_second"] * row["seconds_an_image"]))
     return [
-        f"| measured: an image on one {device} | {1000 * row['seconds_an_image']:.2f} ms |",
-        f"| measured: in the tables | {row['bytes_an_image'] / 1000:.1f} kB an image |",
-        f"| measured: one process writes | {row['images_written_a_second']:.0f} images a second: {fed} of these |",
+        f"| measured: time per image on one {device} | {1000 * row['seconds_an_image']:.2f} ms |",
+        f"| measured: size in the tables | {row['bytes_an_image'] / 1000:.1f} kB per image |",
+        f"| measured: one process writes | {row['images_written_a_second']:.0f} images per second ({fed} devices) |",
         f"| {device} hours | {hours:,.0f} |",
-        f"| storage | {BILLION * row['bytes_an_image'] / 1e12:,.1f} TB in {BILLION // 10_000:,} parts at least |",
-        f"| on 100 of these | {hours / 100:,.0f} hours, as {math.ceil(100 / fed)} jobs |",
+        f"| storage | {BILLION * row['bytes_an_image'] / 1e12:,.1f} TB in at least {BILLION // 10_000:,} parts |",
+        f"| on 100 devices | {hours / 100:,.0f} hours, as {math.ceil(100 / fed)} jobs |",
         f"| cost | {hours:,.0f} x the price of an hour + {BILLION * row['bytes_an_image'] / 1e9:,.0f} "
-        "x the price of a GB of storage and month + what reading costs (two requests an image, in shards far fewer) |",
+        "x the price of a GB-month of storage + the cost of reading (two requests per image, far fewer with shards) |",
     ]
 
 
 def replaced(text: str, name: str, lines: list[str]) -> str:
-    """``text`` with ``lines`` between the marks called ``name``."""
+    """``text`` with ``lines`` between the markers ``name``."""
     inside = "\n".join(lines)
     found, count = re.subn(
         rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda match: f"{match[1]}{inside}\n{match[2]}", text, flags=re.S
@@ -111,7 +111,7 @@ def write_docs() -> None:
     if sizes.exists():
         rows = json.loads(sizes.read_text())["rows"]
         kinds = list(rows[0]["bytes_a_map"])
-        lines = ["| kB a map, 224x224 | " + " | ".join(kinds) + " | entropy of `uint8` | beside neighbours |"]
+        lines = ["| kB per map, 224x224 | " + " | ".join(kinds) + " | entropy of `uint8` | given neighbours |"]
         lines.append("| --- |" + " --- |" * (len(kinds) + 2))
         for row in rows:
             figures = [*row["bytes_a_map"].values(), row["entropy_of_uint8"], row["entropy_beside_neighbours"]]
@@ -134,8 +134,8 @@ def main() -> None:
     arguments.add_argument("images", type=Path, nargs="?")
     arguments.add_argument("weights", type=Path, nargs="?")
     arguments.add_argument("--count", type=int, default=63)
-    arguments.add_argument("--turns", type=int, default=4, help="so often each photograph is explained")
-    arguments.add_argument("--docs", action="store_true", help="write the tables of docs/jobs.md from the results")
+    arguments.add_argument("--turns", type=int, default=4, help="how often each photograph is used")
+    arguments.add_argument("--docs", action="store_true", help="only write the tables of docs/jobs.md from the results")
     given = parse(arguments, "jobs/billion")
     if given.docs:
         write_docs()

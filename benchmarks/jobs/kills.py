@@ -1,8 +1,8 @@
-"""A job that is killed again and again: ``python -m benchmarks.jobs.kills IMAGES``.
+"""A job that is killed repeatedly: ``python -m benchmarks.jobs.kills IMAGES``.
 
-Saliency and Grad-CAM of the built-in network; each run is killed with SIGKILL at a random moment, and the next goes
-on. A part ends after a tenth of a second instead of a minute, so that the kills meet every stage of writing. Counted:
-images lost, images that are there twice, and maps that differ from those of a run that was left alone.
+Saliency and Grad-CAM of the built-in network. Each run is killed with SIGKILL at a random moment, and the next one
+resumes. A part ends after a tenth of a second instead of a minute, so that the kills hit every stage of writing. Counts
+lost images, duplicate images, and maps that differ from those of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def run(model: Any, files: list[Path], out: Path) -> jobs.Summary:
 
 
 def killed(model: Any, files: list[Path], out: Path, delay: float) -> bool:
-    """Whether a run in a process of its own was killed after ``delay`` seconds, before its end."""
+    """Whether a run in a separate process was killed after ``delay`` seconds, before its end."""
     child = os.fork()
     if not child:
         threading.Timer(delay, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()

@@ -1,10 +1,9 @@
-"""The report of a job of many rows, in a browser: ``python -m benchmarks.jobs.report --rows 100000``.
+"""The report of a job with many rows, in a browser: ``python -m benchmarks.jobs.report --rows 100000``.
 
-The rows are made, not computed: written by the writer of jobs, with small maps and thumbnails. The page is opened from
-its file in headless Chromium (playwright, ``pip install playwright``; ``--chromium`` names the program). Printed: the
-time to write the report, its size, when the page first paints and when its first lines stand, how long until all lines
-are read, the time between frames while the list is scrolled from its top to its end and by the wheel, and how long a
-filter and a sort take.
+The rows are synthetic, with small maps and thumbnails. The page is opened from its file in headless Chromium
+(playwright, ``pip install playwright``; ``--chromium`` gives the path of the program). Prints the time to write the
+report, its size, the time to the first paint and to the first lines, the time to read all lines, the time between
+frames while the list is scrolled from top to end and with the wheel, and the time of a filter and of a sort.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from fastviz.jobs.tables.writer import Writer
 METHODS = ["saliency", "grad_cam"]
 SIDE = 32
 
-# Starts a scroll and gives the times between the frames until it is over, in milliseconds.
+# Starts a scroll and returns the times between frames until it ends, in milliseconds.
 SCROLL = """
 ([step, frames]) => new Promise(done => {
   const list = document.getElementById("list"), times = [];
@@ -61,7 +60,7 @@ TAKES = """
 
 
 def thumbnails() -> list[bytes]:
-    """A few hundred different thumbnails of the package's photographs."""
+    """A few hundred different thumbnails made from the package's photographs."""
     found = []
     for path in sorted((Path(jobs.__file__).parents[1] / "models/data/photos").glob("*.jpg")):
         picture = Image.open(path).convert("RGB").resize((224, 224))
@@ -101,7 +100,7 @@ def images(count: int, names: list[str]) -> Iterator[list[dict[str, Any]]]:
 
 
 def made(out: Path, rows: int) -> None:
-    """A job's folder with about so many rows."""
+    """A job's folder with about this number of rows."""
     settings = {"methods": METHODS, "maps": "uint8", "map_size": SIDE, "thumbnails": True}
     photo = Path(jobs.__file__).parents[1] / "models/data/photos/rocket.jpg"
     jobs.run(photo, out, **settings)
@@ -126,13 +125,13 @@ def frames(times: list[float]) -> dict[str, float]:
 
 
 def until(page: Any, expression: str) -> None:
-    """Wait until ``expression`` holds in the page, which forbids playwright's own way."""
+    """Wait until ``expression`` is true; the page's security policy forbids playwright's own function."""
     while not page.evaluate(expression):
         page.wait_for_timeout(10)
 
 
 def seen(page_path: Path, chromium: str | None) -> dict[str, Any]:
-    """What the browser says of the page."""
+    """The browser's measurements of the page."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -172,8 +171,8 @@ def main() -> None:
     arguments = parser(__doc__, "jobs/report")
     arguments.add_argument("--rows", type=int, default=100_000)
     arguments.add_argument("--chromium", default=shutil.which("chromium") or shutil.which("google-chrome"))
-    arguments.add_argument("--keep", type=Path, help="make the job's folder here and leave it")
-    arguments.add_argument("--save", action="store_true", help="write the figures to benchmarks/results")
+    arguments.add_argument("--keep", type=Path, help="create the job's folder here and keep it")
+    arguments.add_argument("--save", action="store_true", help="write the results to benchmarks/results")
     given = arguments.parse_args()
     with tempfile.TemporaryDirectory() as place:
         out = given.keep or Path(place) / "out"

@@ -1,7 +1,7 @@
-"""Going on with a finished job of many rows, and ten million names: ``python -m benchmarks.jobs.resume``.
+"""Resuming a finished job with many rows, and ten million names: ``python -m benchmarks.jobs.resume``.
 
-The job is made by writing rows without explaining anything; going on with it is measured in a process of its own, from
-the call to its end, with the peak of its memory.
+The job's rows are written without explaining anything. Resuming it is measured in a separate process, from the call to
+its end, with the peak memory.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def rows_of(item: Item) -> list[dict[str, Any]]:
 
 
 def finished(given: Path, items: Any, out: Path) -> None:
-    """A job over ``given`` in whose tables all the ``items`` are done."""
+    """A job over ``given`` whose tables contain all ``items``."""
     jobs.run(given, out, methods=METHODS, maps="none", limit=1)
     explainer = Explainer(as_job(given, out, methods=METHODS, maps="none"))
     with Writer(out, explainer.schema) as writer:
@@ -66,7 +66,7 @@ def finished(given: Path, items: Any, out: Path) -> None:
 
 
 def table(home: Path, count: int) -> tuple[Path, Any]:
-    """A Parquet file of ``count`` pictures, and the inputs in it but for the first."""
+    """A Parquet file with ``count`` pictures, and all of its inputs but the first."""
     path = home / "table.parquet"
     picture = (Path(fv.__file__).parent / "models/data/photos/rocket.jpg").read_bytes()
     columns = pa.schema([("id", pa.string()), ("image", pa.binary())])
@@ -81,7 +81,7 @@ def table(home: Path, count: int) -> tuple[Path, Any]:
 
 
 def folder(home: Path, count: int) -> tuple[Path, Any]:
-    """A folder of ``count`` pictures, links to one file, and the inputs in it but for the first."""
+    """A folder with ``count`` pictures, which are links to one file, and all of its inputs but the first."""
     photos = home / "photos"
     picture = Path(fv.__file__).parent / "models/data/photos/rocket.jpg"
     first = photos / "000000" / "00000000.jpg"
@@ -120,7 +120,7 @@ def measured(kind: str, count: int) -> dict[str, Any]:
 
 
 def many_names(count: int) -> dict[str, Any]:
-    """Adding and finding ``count`` names."""
+    """The time to add and find ``count`` names."""
     generator = np.random.default_rng(0)
     names = Names(Path(tempfile.gettempdir()))
     before = _memory()
@@ -146,7 +146,7 @@ def many_names(count: int) -> dict[str, Any]:
 
 
 def _memory() -> int:
-    """Bytes of this process that are no pages of files."""
+    """The anonymous memory of this process in bytes, without file-backed pages."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
 

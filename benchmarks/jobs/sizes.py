@@ -1,9 +1,9 @@
-"""What a map takes on disk: ``python -m benchmarks.jobs.sizes IMAGES WEIGHTS``.
+"""The size of a map on disk: ``python -m benchmarks.jobs.sizes IMAGES WEIGHTS``.
 
-Saliency and Grad-CAM, resized to 224x224, of photographs by SqueezeNet, as each kind of map in the tables of real jobs.
-Beside it stand two figures of the same 8-bit maps: the entropy of their values, which no coder of single values gets
-below, and that of their values where one knows in which twelfth the sum of three neighbours lies: about what a coder of
-grey pictures with contexts gets to.
+Saliency and Grad-CAM maps of photographs by SqueezeNet, resized to 224x224, stored as each kind of map in the tables of
+real jobs. For comparison, two entropies of the same 8-bit maps: that of single values, which is a lower bound for a
+coder without context, and that of the values given the sum of three neighbours in twelve classes, which is about what a
+context-based coder for grey-scale pictures reaches.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KINDS = ("float32", "float16", "uint8", "uint6")
 
 
 def bytes_of_maps(out: Path) -> int:
-    """What the column of maps takes in the parts."""
+    """The size of the column of maps in the parts."""
     total = 0
     for path in jobs.open(out).parts:
         found = parquet.read_metadata(path)
@@ -37,14 +37,14 @@ def bytes_of_maps(out: Path) -> int:
 
 
 def entropy(values: Any) -> float:
-    """Bytes that a coder of single values needs at least."""
+    """The minimum number of bytes for a coder without context."""
     share = np.bincount(values.reshape(-1), minlength=256) / max(1, values.size)
     share = share[share > 0]
     return float(-(share * np.log2(share)).sum() * values.size / 8)
 
 
 def entropy_beside_neighbours(values: Any) -> float:
-    """The same where the sum of the neighbours on the left, above and above on the right is known to a twelfth."""
+    """The same, given the class, one of twelve, of the sum of the left, upper and upper right neighbours."""
     wide = np.pad(values.astype(np.int64), ((1, 0), (1, 1)))
     around = wide[1:, :-2] + wide[:-1, 1:-1] + wide[:-1, 2:]
     place = np.digitize(around, np.quantile(around, np.linspace(0, 1, 13)[1:-1]))

@@ -1,11 +1,12 @@
-"""A job against the bare methods and a captum script: ``python -m benchmarks.jobs.throughput IMAGES``.
+"""A job compared with the bare methods and a captum script: ``python -m benchmarks.jobs.throughput IMAGES``.
 
-Saliency and Grad-CAM of the built-in network over a folder of images. The bare loop reads batches of the same size and
-runs the two methods, and keeps nothing; a second one reads the images before the clock starts. The script goes image by
-image through captum and writes a ``.npy`` for each method. The job writes its tables. All in chunks by turns.
+Saliency and Grad-CAM of the built-in network over a folder of images. The bare loop reads batches of the same size,
+runs the two methods and keeps nothing; a second loop reads the images before the clock starts. The script runs captum
+image by image and writes a ``.npy`` file for each method. The job writes its tables. All of them alternate in chunks.
 
-Then the whole job by the local engine and by Ray, on two cores: with two actors of one core each. An actor takes
-seconds to start, so a Ray run of one batch an actor is measured too, and the ratio is given with and without that.
+Then the whole job runs with the local engine and with Ray, on two cores, for Ray with two actors of one core each. An
+actor takes seconds to start, so a Ray run with one batch per actor is measured too, and the ratio is given with and
+without it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ LAYER = "relu5_1"
 
 
 def bare_loop(model: nn.Module, files: Sequence[Path], size: int) -> None:
-    """Read and explained, nothing kept."""
+    """Read and explain the images, and keep nothing."""
     seen = fv.images.settings_for(model)
     for first in range(0, len(files), size):
         explained(model, torch.stack([images.read_prepared(file, seen) for file in files[first : first + size]]))
@@ -46,7 +47,7 @@ def explained(model: nn.Module, x: torch.Tensor) -> None:
 
 
 def captum_script(model: nn.Module, files: Sequence[Path], out: Path) -> None:
-    """What one writes with captum: an image at a time, a file a map."""
+    """A typical captum script: one image at a time, one file per map."""
     from captum.attr import LayerGradCam, Saliency
 
     seen = fv.images.settings_for(model)
@@ -63,12 +64,12 @@ def captum_script(model: nn.Module, files: Sequence[Path], out: Path) -> None:
 
 
 def against_ray(model: nn.Module, files: Sequence[Path], size: int, rounds: int) -> dict[str, Any]:
-    """The same job by both engines on two cores, by turns."""
+    """The same job with both engines on two cores, alternating."""
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, cores[:2])  # also of the processes that Ray starts
+    os.sched_setaffinity(0, cores[:2])  # also for the processes that Ray starts
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
     times: dict[str, list[float]] = {"local": [], "ray": [], "ray, a batch an actor": []}
     try:

@@ -1,4 +1,4 @@
-"""The operators against eager torch, compiled torch and copy bandwidth: ``python -m benchmarks.ops.operators``."""
+"""The operators compared with eager and compiled torch and a copy: ``python -m benchmarks.ops.operators``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Rows = list[dict[str, Any]]
 
 
 def eager_total_variation(x: Tensor, beta: float) -> Tensor:
-    """The formula as people write it."""
+    """The formula in plain torch."""
     vertical = x[..., 1:, :-1] - x[..., :-1, :-1]
     horizontal = x[..., :-1, 1:] - x[..., :-1, :-1]
     squares = vertical**2 + horizontal**2
@@ -37,14 +37,14 @@ def total_variation(device: torch.device) -> Rows:
     rows = []
     for shape in ((1, 3, 512, 512), (16, 3, 224, 224)):
         for beta in (2.0, 2.5):
-            # Values that differ everywhere: the eager gradient of the power is NaN at 0.
+            # All neighbours differ, because the eager gradient of the power is NaN at 0.
             x = torch.rand(shape, device=device)
             compiled = torch.compile(eager_total_variation, dynamic=False)
             calls = {
                 "fastviz": with_gradient(lambda v, b=beta: ops.total_variation(v, beta=b), x),
                 "eager": with_gradient(lambda v, b=beta: eager_total_variation(v, b), x),
                 "compiled": with_gradient(lambda v, b=beta, f=compiled: f(v, b), x),
-                # What the pass must move at least: read x, write the gradient.
+                # The minimum memory traffic: read x, write the gradient.
                 "copy of x": lambda x=x: x.clone(),
             }
             case = f"{'x'.join(map(str, shape))} beta {beta}"
@@ -53,7 +53,7 @@ def total_variation(device: torch.device) -> Rows:
 
 
 def guided_relu(device: torch.device) -> Rows:
-    """Backward only, over what each way keeps from the forward pass."""
+    """Only the backward pass, from what each alternative keeps of the forward pass."""
     x = torch.randn(8, 64, 112, 112, device=device)
     grad = torch.randn_like(x)
     output, mask = torch.ops.fastviz.guided_relu(x, "guided", None, True)
@@ -182,7 +182,7 @@ def splice(device: torch.device) -> Rows:
 
 
 def patch_search(device: torch.device) -> Rows:
-    """One neighbourhood, as somebody who grows a texture pixel by pixel has it, and 16, as fastviz does."""
+    """One neighbourhood, as for a texture grown pixel by pixel, and 16, as in fastviz."""
     import cv2
     import numpy as np
 
@@ -191,13 +191,13 @@ def patch_search(device: torch.device) -> Rows:
     side = 11
     bell = torch.exp(-((torch.arange(side) - side // 2).float() ** 2) / (2 * (side / 6.4) ** 2))
     weights = torch.outer(bell, bell)
-    # Half of the pixels are known: those above, and to the left.
+    # Half of the pixels are known: those above and on the left.
     known = torch.arange(side * side).view(side, side) < side * side // 2
     used = weights * known
     for channels, size, count in ((1, 64, 1), (3, 64, 1), (3, 192, 1), (3, 64, 16)):
         sample, patches = torch.rand(channels, size, size), torch.rand(count, channels, side, side)
         given = [part.to(device) for part in (sample, patches, known.expand(count, -1, -1).contiguous(), weights)]
-        # What a program that searches often has ready: every window as a row, and its squares.
+        # Precomputed for repeated searches: every window as a row, and the squares.
         windows = given[0].unfold(1, side, 1).unfold(2, side, 1).flatten(1, 2).transpose(0, 1).contiguous()
         squares = windows.square().sum(1).flatten(1)
         used_there = used.to(device)
@@ -211,7 +211,7 @@ def patch_search(device: torch.device) -> Rows:
         def products(
             windows: Tensor = windows, squares: Tensor = squares, patches: Tensor = given[1], used: Tensor = used_there
         ) -> Tensor:
-            """(s - n)^2 multiplied out; of a distance of 0 it leaves what rounding leaves."""
+            """(s - n)^2 multiplied out; a distance of 0 is subject to rounding."""
             weighted = used * patches
             cross = windows.flatten(1) @ weighted.flatten(1).T
             return (squares @ used.flatten()[:, None] - 2 * cross + (weighted * patches).sum((1, 2, 3))) / used.sum()

@@ -113,7 +113,7 @@ def _print(found: Compared) -> None:
     from fastviz.jobs.comparison import number
 
     wanted = list(dict.fromkeys(one.measure for one in found.standings.each if one.place))
-    table = new_table("method", "mean place", *(name.replace("_", " ") for name in wanted))
+    table = new_table("method", "mean rank", *(name.replace("_", " ") for name in wanted))
     each = {(one.method, one.measure): one for one in found.standings.each}
     for method, (place, low, high) in found.standings.overall.items():
         cells = []
@@ -122,7 +122,7 @@ def _print(found: Compared) -> None:
             cells.append(f"{number(one.mean)}{' *' if one.place == 1 else ' ~' if one.tied else ''}")
         table.add_row(method, f"{place:.1f} ({low:.1f} to {high:.1f})", *cells)
     new_console().print(table)
-    print("* best, ~ not told apart from the best; mean place with its 95 % band over the photographs")
+    print("* best, ~ not significantly worse; mean rank with its 95 % band over the photographs")
     for note in found.notes:
         print(note)
     print(f"page: {found.page.resolve()}")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fastviz._util.errors import one_line
 from fastviz.cli.common import NetworkArgument, app, new_console, new_table
 
 __all__ = ["info", "layers", "methods", "models"]
@@ -117,7 +118,7 @@ def _about_cuda(library: str) -> str:
             torch.cuda.init()
             reason = "torch finds no GPU"
         except (RuntimeError, AssertionError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
         return f"not used: {reason} (torch is built for CUDA {torch.version.cuda})"
     if library.startswith("not loaded"):
         return f"used by torch, not by fastviz's operators: library {library}"

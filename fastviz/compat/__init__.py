@@ -1,6 +1,6 @@
-"""Drop-in classes and functions for the users of other tools: the same arguments and results, computed sooner.
+"""Drop-in replacements for other tools' classes and functions: the same arguments and results, computed faster.
 
-One module a tool: ``captum``, ``grad_cam``, ``torchcam``, ``lucent``, ``kornia``, ``torchmetrics``, ``monai``,
-``quantus``, ``pystiche``. :func:`fastviz.accelerate` puts them in the place of the tool's own. None of the tools is
-needed, but what a module does not compute itself it leaves to its tool.
+There is one module per tool: ``captum``, ``grad_cam``, ``torchcam``, ``lucent``, ``kornia``, ``torchmetrics``,
+``monai``, ``quantus``, ``pystiche``. :func:`fastviz.accelerate` substitutes them for the originals. The tools need not
+be installed, except for calls that a module delegates to its tool.
 """

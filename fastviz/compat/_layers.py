@@ -1,4 +1,4 @@
-"""What a layer takes in or gives out while a model runs, for classes of other tools, which are given its module."""
+"""Records the inputs or outputs of layers that are given as modules, as in other tools."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["first_calls", "recorded"]
 
 @contextmanager
 def recorded(layer: nn.Module, *, at_input: bool, leaves: bool) -> Iterator[list[Tensor]]:
-    """Record what ``layer`` gives out, or takes in, in the forward passes made inside by this thread.
+    """Record the outputs, or inputs, of ``layer`` in the forward passes that this thread makes inside.
 
     Yields a list that holds the tensors of the last call. Unlike :func:`fastviz.execution.forward.layer_outputs` this
-    takes a module, which may be any, its inputs, and layers with several tensors.
+    takes any module, can record its inputs, and supports layers with several tensors.
 
-    With ``leaves``, to be used under ``torch.no_grad()``, autograd starts at the layer, as in ``activations``; the
-    model goes on with a copy. Otherwise the list holds copies, which works in place behind the layer do not change.
+    With ``leaves``, to be used under ``torch.no_grad()``, autograd starts at the layer, and the model continues with a
+    copy. Otherwise the list holds copies, which later in-place operations do not change.
     """
     found: list[Tensor] = []
 
@@ -51,11 +51,10 @@ def recorded(layer: nn.Module, *, at_input: bool, leaves: bool) -> Iterator[list
 
 @contextmanager
 def first_calls(layers: Sequence[nn.Module]) -> Iterator[list[tuple[int, Tensor]]]:
-    """Record what the first calls of any of ``layers`` give, as many as there are layers, in the order of the calls.
+    """Record the outputs of the first calls of any of ``layers``, as many as there are layers, in the order of calls.
 
-    Yields a list of what was given, each with the number of its layer. To be used under ``torch.no_grad()``: autograd
-    starts at the first call, and the model goes on with copies. Of a layer that gives several tensors it is the first
-    one.
+    Yields a list of (index of the layer, output). To be used under ``torch.no_grad()``: autograd starts at the first
+    call, and the model continues with copies. If a layer returns several tensors, the first one is recorded.
     """
     found: list[tuple[int, Tensor]] = []
     called: set[int] = set()
@@ -67,7 +66,7 @@ def first_calls(layers: Sequence[nn.Module]) -> Iterator[list[tuple[int, Tensor]
         torch.set_grad_enabled(True)
         several = isinstance(output, (tuple, list))
         values = [_leaf(value) for value in (output if several else (output,))]
-        # A layer that is listed twice has two places.
+        # A layer may be listed twice.
         found.extend((number, values[0]) for number, layer in enumerate(layers) if layer is module)
         del found[len(layers) :]
         copies = [value.clone() for value in values]

@@ -1,4 +1,4 @@
-"""The order in which calls of other tools compute: theirs, bit by bit, or a faster one."""
+"""Whether a call of another tool computes in the tool's memory order, with equal bits, or in a faster one."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ["in_fast_order", "may_round"]
 
 Result = TypeVar("Result")
 
-LEAST_IMAGES = 4
-"""Fewer images give the tool's own bits: there is less to gain, and people compare single images."""
+MIN_IMAGES = 4
+"""Smaller batches give exactly the tool's bits: there is little to gain, and single images are often compared."""
 
 
 def may_round(forward_func: object, inputs: tuple[Tensor, ...]) -> bool:
-    """Whether sums may run in another order than in the tool: for larger batches of images through whole modules.
+    """Whether sums may be computed in another order than in the tool.
 
-    That is for modules in evaluation mode that are not compiled and take one batch of :data:`LEAST_IMAGES` or more. In
-    training mode random numbers would fall on other places of the maps, and a compiled module would be compiled anew.
+    That is the case for uncompiled modules in evaluation mode that get one batch of :data:`MIN_IMAGES` or more images.
+    In training mode random numbers would go to other positions, and a compiled module would be recompiled.
     """
-    images = len(inputs) == 1 and inputs[0].dim() == 4 and len(inputs[0]) >= LEAST_IMAGES
+    images = len(inputs) == 1 and inputs[0].dim() == 4 and len(inputs[0]) >= MIN_IMAGES
     return (
         images
         and isinstance(forward_func, nn.Module)
@@ -35,10 +35,10 @@ def may_round(forward_func: object, inputs: tuple[Tensor, ...]) -> bool:
 def in_fast_order(
     forward_func: object, inputs: tuple[Tensor, ...], compute: Callable[..., Result]
 ) -> Callable[..., Result]:
-    """``compute``, given the images in channels_last memory where that makes the model faster, and may be done.
+    """``compute``, called with channels_last images if that is allowed and makes the model faster.
 
-    See :func:`fastviz.execution.fast_conv.memory_format.in_fast_order`. Either way there is one more function on the
-    stack.
+    See :func:`fastviz.execution.fast_conv.memory_format.in_fast_order`. Either way the stack has one more frame, so
+    that the stack level of warnings is the same.
     """
     if isinstance(forward_func, nn.Module) and may_round(forward_func, inputs):
         return memory_format.in_fast_order(forward_func, "model", compute, None)

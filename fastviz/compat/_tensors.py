@@ -1,4 +1,4 @@
-"""Which tensors the operators of fastviz take in the place of another tool's functions."""
+"""Which tensors fastviz's operators can process instead of another tool's functions."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ def native(x: object) -> TypeGuard[Tensor]:
         and x.dtype in _DTYPES
         and x.layout is torch.strided
         and x.device.type in ("cpu", "cuda")
-        # torch.func differentiates definitions, and no operators that bring their own derivative
+        # torch.func cannot differentiate operators that define their own derivative.
         and torch._C._functorch.peek_interpreter_stack() is None
     )

@@ -1,7 +1,7 @@
-"""Drop-in for ``kornia.losses.total_variation`` and ``TotalVariation``: one pass over the image, one for the gradient.
+"""Drop-in replacement for ``kornia.losses.total_variation`` and ``TotalVariation``: one pass forward, one backward.
 
-What the operator does not take (whole numbers, tensors inside of ``torch.func`` transforms, wrong arguments) goes to
-kornia's own function. Second derivatives, which are zero where they exist, are refused.
+Calls that the operator does not support (integers, tensors inside ``torch.func`` transforms, wrong arguments) are
+delegated to kornia. Second derivatives, which are zero where they exist, raise an error.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ except ModuleNotFoundError as missing:
 
 
 def total_variation(img: Tensor, reduction: str = "sum") -> Tensor:
-    """Total variation of the last two dimensions, as ``kornia.losses.total_variation``: Σ |v| + |h|.
+    """Total variation of the last two dimensions, like ``kornia.losses.total_variation``: Σ |v| + |h|.
 
-    v and h are the differences of neighbours in a column and in a row.
+    v and h are the differences between neighbours in a column and in a row.
 
     Args:
         img: [..., H, W].
@@ -38,8 +38,8 @@ def total_variation(img: Tensor, reduction: str = "sum") -> Tensor:
         [...], in the dtype of ``img``.
 
     Raises:
-        Exception: kornia's own, for wrong arguments.
-        ImportError: kornia would have to take the call, and is not installed.
+        Exception: kornia's own errors, for wrong arguments.
+        ImportError: the call needs kornia, which is not installed.
 
     >>> import torch
     >>> total_variation(torch.tensor([[0.0, 3.0], [4.0, 0.0]]))

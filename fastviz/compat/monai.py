@@ -1,6 +1,6 @@
-"""Drop-in for MONAI's ``OcclusionSensitivity``: the same windows, weights and results, computed sooner.
+"""Drop-in replacement for MONAI's ``OcclusionSensitivity``: the same windows, weights and results, computed faster.
 
-Nothing of MONAI is needed.
+MONAI need not be installed.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ from fastviz.execution.fast_conv.memory_format import fast_convolutions, in_fast
 __all__ = ["OcclusionSensitivity"]
 
 _DEVIATION = 0.25
-"""Of the Gaussian that covers, as a share of the window's sides."""
+"""Standard deviation of the covering Gaussian, as a fraction of the window's sides."""
 _WEIGHT_DEVIATION = 0.125
-"""Of the Gaussian that weighs windows over a pixel."""
-_LEAST_WEIGHT = 1e-3
+"""Standard deviation of the Gaussian that weights overlapping windows, as a fraction of the window's sides."""
+_MIN_WEIGHT = 1e-3
 
 
 Cover: TypeAlias = Callable[[Tensor], Any]
-"""What becomes of a window [1, C, ...]: a tensor of its shape, or a number."""
+"""A function from a window [1, C, ...] to what covers it: a tensor of the same shape, or a number."""
 
 
 class OcclusionSensitivity:
-    """MONAI's ``OcclusionSensitivity``: what a network says of a picture or volume while windows of it are covered.
+    """MONAI's ``OcclusionSensitivity``: a network's output for a picture or volume while windows of it are covered.
 
-    Arguments, results and errors are those of MONAI 1.1 and later, but that the results are plain tensors and the model
-    keeps its mode when a call raises. Only what a window changes is computed again
-    (:func:`fastviz.engine.incremental.sweep`); networks that get further arguments run whole, in batches of ``n_batch``
-    where images do not meet in them.
+    Arguments, results and errors are those of MONAI 1.1 and later, except that the results are plain tensors and the
+    model keeps its mode if a call raises. Only what a window changes is recomputed
+    (:func:`fastviz.engine.incremental.sweep`). Networks with further arguments run on whole pictures, in batches of
+    ``n_batch`` if they treat images independently.
 
     Args:
         nn_module: the network.
-        mask_size: sides of the windows, in pixels; one for all.
-        n_batch: windows in a pass, where whole pictures go through the network.
-        verbose: show a bar, on a terminal.
-        mode: what covers: a number; ``"gaussian"`` (the window times one minus a Gaussian); ``"mean_patch"``,
-            ``"mean_img"``; or a function (image, window) that gives the covered window.
-        overlap: of neighbouring windows, 0 or more and below 1.
-        activate: True: softmax, or for pictures of one channel sigmoid; False: nothing; or a function of the output.
+        mask_size: side lengths of the windows in pixels, or one for all sides.
+        n_batch: windows in a pass, if whole pictures go through the network.
+        verbose: show a progress bar on a terminal.
+        mode: what covers a window: a number; ``"gaussian"`` (the window times one minus a Gaussian);
+            ``"mean_patch"``, ``"mean_img"``; or a function (image, window) that returns the covered window.
+        overlap: overlap of neighbouring windows, at least 0 and below 1.
+        activate: True for softmax, or sigmoid for one-channel pictures; False for none; or a function of the output.
 
     Raises:
-        NotImplementedError: another word for ``mode``.
+        NotImplementedError: ``mode`` is unknown.
 
     >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     >>> sensitivity, likeliest = OcclusionSensitivity(network, mask_size=4, verbose=False)(torch.rand(1, 1, 8, 8))
@@ -77,16 +77,16 @@ class OcclusionSensitivity:
         self.mode, self.overlap, self.activate = mode, overlap, activate
 
     def __call__(self, x: Tensor, b_box: Sequence[int] | None = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Mean of the outputs over the windows that cover each pixel, [1, K, ...], and its largest class, [1, 1, ...].
+        """Mean output over the windows that cover each pixel, [1, K, ...], and its most probable class, [1, 1, ...].
 
         Args:
-            x: one picture [1, C, H, W] or volume [1, C, H, W, D], or signal.
-            b_box: least and greatest place along each side, ``[min, max, ...]``; −1 is the border; only windows near
-                the box are tried, and the results are cut to it.
-            kwargs: for the network.
+            x: one picture [1, C, H, W], volume [1, C, H, W, D] or signal.
+            b_box: lower and upper bound along each axis, ``[min, max, ...]``; −1 is the border. Only windows near the
+                box are evaluated, and the results are cropped to it.
+            kwargs: further arguments of the network.
 
         Raises:
-            ValueError: more than one picture; windows larger than it.
+            ValueError: there is more than one picture, or a window is larger than the picture.
         """
         if x.shape[0] > 1:
             raise ValueError("Expected batch size of 1.")
@@ -94,7 +94,7 @@ class OcclusionSensitivity:
         mask = [self.mask_size] * sides if isinstance(self.mask_size, int) else [int(each) for each in self.mask_size]
         first, last = [0] * sides, list(x.shape[2:])
         if b_box is not None:
-            # half of a window around the box, as far as there is picture
+            # extend the box by half a window, within the picture
             first = [max(low - (side - 1) // 2, 0) for low, side in zip(b_box[::2], mask, strict=True)]
             last = [
                 size if high == -1 else min(high + (side - 1) // 2, size)
@@ -121,17 +121,17 @@ class OcclusionSensitivity:
         return found, found.argmax(dim=1, keepdim=True)
 
     def _outputs(self, x: Tensor, corners: list[list[int]], mask: list[int], options: dict[str, Any]) -> Tensor:
-        """What the network gives with each window covered, [P, K]."""
+        """The network's outputs with each window covered, [P, K]."""
         cover = self._cover(x, mask)
         with bar(self.verbose, len(corners), text="occlusion sensitivity") as advance:
             if not options:
                 with incremental.counted(self.nn_module, x):
                     clean = self.nn_module(x.clone())
                 if isinstance(clean, Tensor) and clean.is_floating_point() and len(clean) == 1:
-                    return self._swept(x, corners, mask, cover, clean, advance)
-            return self._whole(x, corners, mask, cover, options, advance)
+                    return self._incremental_outputs(x, corners, mask, cover, clean, advance)
+            return self._full_outputs(x, corners, mask, cover, options, advance)
 
-    def _swept(
+    def _incremental_outputs(
         self, x: Tensor, corners: list[list[int]], mask: list[int], cover: Cover, clean: Tensor, advance: Advance
     ) -> Tensor:
         """The same, computed only where a window changes something."""
@@ -142,8 +142,8 @@ class OcclusionSensitivity:
         if self.mode == "mean_img" or isinstance(self.mode, (int, float)):
             layers, fill = torch.zeros(len(corners), dtype=torch.int64), float(cover(x))
         else:
-            # what covers hangs on the window: those that do not overlap share a picture of what covers them
-            layers = _apart(boxes)
+            # The fill depends on the window. Windows that do not overlap share a fill picture.
+            layers = _non_overlapping_layers(boxes)
             fill = x.repeat(int(layers.max()) + 1, *[1] * (x.dim() - 1))
             for layer, corner in zip(layers.tolist(), corners, strict=True):
                 place = (slice(None), *_window(corner, mask))
@@ -160,7 +160,7 @@ class OcclusionSensitivity:
             advance=advance,
         ).values
 
-    def _whole(
+    def _full_outputs(
         self,
         x: Tensor,
         corners: list[list[int]],
@@ -169,11 +169,13 @@ class OcclusionSensitivity:
         options: dict[str, Any],
         advance: Advance,
     ) -> Tensor:
-        """The same by whole pictures, for networks with further arguments, or that give something else."""
+        """The same with whole pictures, for networks with further arguments or other outputs."""
         model, batches, found = self.nn_module, Batches(self.nn_module), []
         together = self.n_batch
         if together > 1:
-            together = min(together, self.n_batch * batches.together(x.expand(2, *x.shape[1:]), _given(model, options)))
+            together = min(
+                together, self.n_batch * batches.together(x.expand(2, *x.shape[1:]), _forward(model, options))
+            )
             together = 1 if batches.reason else together
 
         def compute(batch: Tensor) -> Any:
@@ -199,10 +201,10 @@ class OcclusionSensitivity:
         return output
 
     def _cover(self, x: Tensor, mask: list[int]) -> Cover:
-        """What becomes of a window [1, C, ...]."""
+        """The function that covers a window [1, C, ...]."""
         mode = self.mode
         if mode == "gaussian":
-            kernel = _covering(mask).to(x)
+            kernel = _gaussian_cover(mask).to(x)
             return lambda window: window * kernel
         if mode == "mean_img":
             mean = x.mean().item()
@@ -219,8 +221,8 @@ def _window(corner: list[int], mask: list[int]) -> tuple[slice, ...]:
     return tuple(slice(at, at + side) for at, side in zip(corner, mask, strict=True))
 
 
-def _apart(boxes: Tensor) -> Tensor:
-    """A layer for each of the ``boxes`` [P, 2 · axes], int64 [P], so that those of one layer do not overlap."""
+def _non_overlapping_layers(boxes: Tensor) -> Tensor:
+    """A layer index for each of the ``boxes`` [P, 2 · axes], int64 [P], so that boxes in a layer do not overlap."""
     begins, ends = boxes.chunk(2, dim=1)
     layers = torch.zeros(len(boxes), dtype=torch.int64)
     for at in range(1, len(boxes)):
@@ -230,12 +232,12 @@ def _apart(boxes: Tensor) -> Tensor:
     return layers
 
 
-def _given(model: nn.Module, options: dict[str, Any]) -> Callable[[Tensor], object]:
+def _forward(model: nn.Module, options: dict[str, Any]) -> Callable[[Tensor], object]:
     return lambda images: model(images.clone(), **options)
 
 
 def _corners(extent: list[int], mask: list[int], overlap: float) -> list[list[int]]:
-    """Where windows begin: at every ``mask · (1 − overlap)``-th pixel, until one reaches the border; moved inwards."""
+    """Where windows start: every ``mask · (1 − overlap)`` pixels up to the border; the last is moved inwards."""
     each = []
     for size, side in zip(extent, mask, strict=True):
         step = max(1, int(side * (1 - overlap))) if side != size else side
@@ -244,24 +246,24 @@ def _corners(extent: list[int], mask: list[int], overlap: float) -> list[list[in
     return [list(corner) for corner in itertools.product(*each)]
 
 
-def _bell(side: int, deviation: float, middle: float) -> Tensor:
+def _gaussian(side: int, deviation: float, middle: float) -> Tensor:
     place = torch.arange(side, dtype=torch.float32) - middle
     return torch.exp(-(place**2) / (2 * deviation**2))
 
 
 def _weights(mask: list[int], gaussian: bool) -> Tensor:
-    """How much a window counts for each of its pixels."""
+    """The weight of a window at each of its pixels."""
     weight = torch.ones(mask)
     if not gaussian:
         return weight
     for axis, side in enumerate(mask):
         shape = [-1 if at == axis else 1 for at in range(len(mask))]
-        weight = weight * _bell(side, _WEIGHT_DEVIATION * side, (side - 1) / 2).view(shape)
-    return weight.clamp(min=max(float(weight[weight != 0].min()), _LEAST_WEIGHT))
+        weight = weight * _gaussian(side, _WEIGHT_DEVIATION * side, (side - 1) / 2).view(shape)
+    return weight.clamp(min=max(float(weight[weight != 0].min()), _MIN_WEIGHT))
 
 
-def _covering(mask: list[int]) -> Tensor:
-    """One minus a Gaussian around the window's middle, scaled to 0 to 1."""
+def _gaussian_cover(mask: list[int]) -> Tensor:
+    """One minus a Gaussian around the window's centre, scaled to 0 to 1."""
     kernel = torch.ones(mask)
     for axis, side in enumerate(mask):
         shape = [-1 if at == axis else 1 for at in range(len(mask))]
@@ -272,7 +274,7 @@ def _covering(mask: list[int]) -> Tensor:
 
 
 def _smoothed_point(side: int, deviation: float) -> Tensor:
-    """One at the middle of ``side`` pixels, under a Gaussian that is integrated over each pixel."""
+    """A unit impulse at the middle of ``side`` pixels, smoothed by a Gaussian that is integrated over each pixel."""
     edges = (torch.arange(side + 1, dtype=torch.float32) - side // 2 - 0.5) / (deviation * 2**0.5)
     return torch.erf(edges).diff() / 2
 

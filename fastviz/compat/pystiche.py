@@ -1,7 +1,7 @@
-"""Drop-in for ``pystiche.gram_matrix`` and ``pystiche.loss.functional.total_variation_loss``.
+"""Drop-in replacement for ``pystiche.gram_matrix`` and ``pystiche.loss.functional.total_variation_loss``.
 
-What the operators do not take (whole numbers, tensors inside of ``torch.func`` transforms, maps of losses, wrong
-arguments) goes to pystiche's own functions. Second derivatives of the loss are refused.
+Calls that the operators do not support (integers, tensors inside ``torch.func`` transforms, losses per pixel, wrong
+arguments) are delegated to pystiche. Second derivatives of the loss raise an error.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ try:
     from pystiche import gram_matrix as _gram_matrix
     from pystiche.loss.functional import total_variation_loss as _total_variation_loss
 except ImportError:
-    # pystiche 1.0 is installed in places where it cannot be imported: it reads what newer torchvisions no longer have.
+    # pystiche 1.0 may be installed but fail to import, because it uses names that newer versions of torchvision lack.
     pass
 
 
 def gram_matrix(x: Tensor, normalize: bool = False) -> Tensor:
-    """Gram matrices of feature maps, as ``pystiche.gram_matrix``: G_ij = Σ_k F_ik F_jk; half the products.
+    """Gram matrices of feature maps, like ``pystiche.gram_matrix``: G_ij = Σ_k F_ik F_jk, with half the products.
 
     Args:
         x: [N, C, ...].
-        normalize: divide by the number of places.
+        normalize: divide by the number of positions.
 
     Returns:
         [N, C, C], in the dtype of ``x``.
@@ -45,14 +45,14 @@ def gram_matrix(x: Tensor, normalize: bool = False) -> Tensor:
              [2., 1.]]])
     """
     if not native(x) or x.dim() < 3 or not x.numel():
-        return _left(_gram_matrix)(x, normalize)  # type: ignore[no-any-return]
+        return _require(_gram_matrix)(x, normalize)  # type: ignore[no-any-return]
     return ops.gram(x if x.dim() == 4 else x.flatten(2), "hw" if normalize else "none")
 
 
 def total_variation_loss(input: Tensor, exponent: float = 2.0, reduction: str = "mean") -> Tensor:
-    """Total variation of images, as ``pystiche.loss.functional.total_variation_loss``: (v² + h²)^(exponent / 2).
+    """Total variation of images, like ``pystiche.loss.functional.total_variation_loss``: (v² + h²)^(exponent / 2).
 
-    v and h are the differences to the neighbours below and to the right, where there are both.
+    v and h are the differences to the neighbours below and to the right, where both exist.
 
     Args:
         input: [N, C, H, W].
@@ -70,9 +70,9 @@ def total_variation_loss(input: Tensor, exponent: float = 2.0, reduction: str = 
     tensor(25.)
     """
     if not native(input) or input.dim() != 4 or 0 in input[:, :, 1:, 1:].shape or reduction not in ("mean", "sum"):
-        return _left(_total_variation_loss)(input, exponent, reduction)  # type: ignore[no-any-return]
+        return _require(_total_variation_loss)(input, exponent, reduction)  # type: ignore[no-any-return]
     if not isinstance(exponent, (int, float)) or not 0 < exponent < torch.inf:
-        return _left(_total_variation_loss)(input, exponent, reduction)  # type: ignore[no-any-return]
+        return _require(_total_variation_loss)(input, exponent, reduction)  # type: ignore[no-any-return]
     value = ops.total_variation(input, beta=float(exponent))
     total = value.sum()
     if reduction == "mean":
@@ -80,7 +80,7 @@ def total_variation_loss(input: Tensor, exponent: float = 2.0, reduction: str = 
     return total.to(input.dtype)
 
 
-def _left(theirs: Any) -> Any:
+def _require(theirs: Any) -> Any:
     if theirs is None:
         raise ImportError("this call needs pystiche itself, which cannot be imported")
     return theirs

@@ -1,6 +1,6 @@
-"""fastviz's methods as Quantus' measures call them: ``metric(..., explain_func=fastviz.compat.quantus.explain)``.
+"""fastviz's methods for Quantus' metrics: ``metric(..., explain_func=fastviz.compat.quantus.explain)``.
 
-Quantus hands over arrays and takes arrays back; nothing of it is needed here.
+Quantus passes and expects NumPy arrays; it need not be installed.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ def explain(
     device: Any = None,
     **options: Any,
 ) -> np.ndarray[Any, Any]:
-    """A map an input, as Quantus wants an ``explain_func`` to give them.
+    """A map for each input; usable as Quantus' ``explain_func``.
 
     Args:
         model: the network.
-        inputs: array [N, C, H, W], as the network takes them; a single one may lack the first dimension.
-        targets: array of classes [N], or one for all.
-        method: a name of ``fastviz.METHODS`` that explains, or a function (model, x, target, **options) such as
-            ``fastviz.noise_tunnel`` with its method filled in.
-        device: where to compute; None is where the model is.
-        options: further arguments of the method; with Quantus all of them go into ``explain_func_kwargs``.
+        inputs: array [N, C, H, W] of the network's inputs; a single input may lack the first dimension.
+        targets: array of classes [N], or one class for all.
+        method: the name of an attribution method in ``fastviz.METHODS``, or a function (model, x, target, **options),
+            such as a partial of ``fastviz.noise_tunnel``.
+        device: the device; None is the model's device.
+        options: further arguments of the method; in Quantus they all go into ``explain_func_kwargs``.
 
     Returns:
-        float32 array [N, 1, H, W]: maps of a layer resized to the input (bilinear), those of several channels added up,
-        as Quantus' own function does.
+        float32 array [N, 1, H, W]. A layer's maps are resized to the input (bilinear), and channels are added up, as in
+        Quantus' own function.
 
     Raises:
-        TypeError, ValueError: an unknown method (the nearest are listed); as the method does.
+        TypeError, ValueError: the method is unknown (the nearest are listed), or as the method raises.
 
     >>> network = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     >>> explain(network, np.ones((5, 3, 2, 2), dtype="float32"), np.zeros(5, dtype=int)).shape

@@ -1,8 +1,8 @@
-"""Drop-in for torch-cam's ``ScoreCAM``, ``SSCAM`` and ``ISCAM``: the same tensors, sooner.
+"""Drop-in replacement for torch-cam's ``ScoreCAM``, ``SSCAM`` and ``ISCAM``: the same tensors, computed faster.
 
-Only these run the network many times. torch-cam's other classes take their gradient from the caller's own pass, which
-leaves nothing to save: under their names this module gives torch-cam's own. torch-cam has to be installed. What is
-faster, and what differs on purpose, is listed in docs/compat.md.
+Only these classes run the network many times. torch-cam's other classes use the gradient of the caller's own pass, so
+nothing can be saved; this module passes them through unchanged. torch-cam has to be installed. What is faster, and what
+differs on purpose, is listed in docs/compat.md.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _MISSING = "this class needs torch-cam itself: pip install 'fastviz[torchcam]'"
 
 
 def __getattr__(name: str) -> Any:
-    """torch-cam's own classes, under their names."""
+    """torch-cam's other classes."""
     if name.startswith("_") or not hasattr(_methods, name):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}" + ("" if _methods else f"; {_MISSING}"))
     return getattr(_methods, name)
 
 
-class _Passes(object if _methods is None else _methods.ScoreCAM):  # type: ignore[misc]
+class _MaskedPasses(object if _methods is None else _methods.ScoreCAM):  # type: ignore[misc]
     """Runs the masked images.
 
-    Those that a mask makes black, as a channel without activity does, are all the same image, which runs once.
+    Images that a mask makes completely black, as that of an inactive channel does, are equal and run only once.
     """
 
     _run: WholeImages | None = None
@@ -51,8 +51,8 @@ class _Passes(object if _methods is None else _methods.ScoreCAM):  # type: ignor
 
     def _get_weights(self, *arguments: Any, **options: Any) -> list[Tensor]:
         try:
-            # switched off as they are, they would only keep the network from being traced
-            with _without(self.hook_handles):
+            # The hooks are inactive here, but they would prevent tracing.
+            with _hooks_removed(self.hook_handles):
                 weights: list[Tensor] = super()._get_weights(*arguments, **options)
             return weights
         finally:
@@ -85,26 +85,26 @@ class _Passes(object if _methods is None else _methods.ScoreCAM):  # type: ignor
         return selected
 
 
-class ScoreCAM(_Passes, object if _methods is None else _methods.ScoreCAM):  # type: ignore[misc]
-    """torch-cam's ``ScoreCAM``: its masks are resized with ``align_corners=False``, those of
-    :func:`fastviz.score_cam` corner on corner.
+class ScoreCAM(_MaskedPasses, object if _methods is None else _methods.ScoreCAM):  # type: ignore[misc]
+    """torch-cam's ``ScoreCAM``. Its masks are resized with ``align_corners=False``, those of :func:`fastviz.score_cam`
+    with ``align_corners=True``.
 
     Args:
-        model, target_layer, batch_size, input_shape: as in torch-cam; ``batch_size`` bounds the images of a pass.
+        model, target_layer, batch_size, input_shape: as in torch-cam; ``batch_size`` limits the images in a pass.
     """
 
 
-class SSCAM(_Passes, object if _methods is None else _methods.SSCAM):  # type: ignore[misc]
-    """torch-cam's ``SSCAM``, with the noise that it draws; arguments as in torch-cam."""
+class SSCAM(_MaskedPasses, object if _methods is None else _methods.SSCAM):  # type: ignore[misc]
+    """torch-cam's ``SSCAM``, with the same noise; arguments as in torch-cam."""
 
 
-class ISCAM(_Passes, object if _methods is None else _methods.ISCAM):  # type: ignore[misc]
+class ISCAM(_MaskedPasses, object if _methods is None else _methods.ISCAM):  # type: ignore[misc]
     """torch-cam's ``ISCAM``; arguments as in torch-cam."""
 
 
 @contextmanager
-def _without(handles: Sequence[Any]) -> Iterator[None]:
-    """Hooks taken off while inside, and put back in the order that they had."""
+def _hooks_removed(handles: Sequence[Any]) -> Iterator[None]:
+    """Remove hooks inside the ``with`` block, and restore them in their order."""
     places = [place for place in (handle.hooks_dict_ref() for handle in handles) if place is not None]
     held = [(place, dict(place)) for place in {id(each): each for each in places}.values()]
     try:

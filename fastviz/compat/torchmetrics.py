@@ -1,7 +1,7 @@
-"""Drop-in for torchmetrics' ``total_variation`` and ``TotalVariation``: one pass over the images.
+"""Drop-in replacement for torchmetrics' ``total_variation`` and ``TotalVariation``: one pass over the images.
 
-What the operator does not take (whole numbers, tensors inside of ``torch.func`` transforms, wrong arguments) goes to
-torchmetrics' own function. Second derivatives, which are zero where they exist, are refused.
+Calls that the operator does not support (integers, tensors inside ``torch.func`` transforms, wrong arguments) are
+delegated to torchmetrics. Second derivatives, which are zero where they exist, raise an error.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ except ModuleNotFoundError as missing:
 
 
 def total_variation(img: Tensor, reduction: Literal["mean", "sum", "none"] | None = "sum") -> Tensor:
-    """Total variation of images, as ``torchmetrics.functional.image.total_variation``: Σ |v| + |h| over the channels.
+    """Total variation of images, like ``torchmetrics.functional.image.total_variation``: Σ |v| + |h| over the channels.
 
-    v and h are the differences of neighbours in a column and in a row.
+    v and h are the differences between neighbours in a column and in a row.
 
     Args:
         img: [N, C, H, W].
@@ -38,8 +38,8 @@ def total_variation(img: Tensor, reduction: Literal["mean", "sum", "none"] | Non
         A scalar, or [N], in the dtype of ``img``.
 
     Raises:
-        RuntimeError, ValueError: torchmetrics' own, for wrong arguments.
-        ImportError: torchmetrics would have to take the call, and is not installed.
+        RuntimeError, ValueError: torchmetrics' own errors, for wrong arguments.
+        ImportError: the call needs torchmetrics, which is not installed.
 
     >>> import torch
     >>> total_variation(torch.tensor([[[[0.0, 3.0], [4.0, 0.0]]]]))
@@ -57,7 +57,7 @@ class TotalVariation(_Base):
     """``torchmetrics.image.TotalVariation``: :func:`total_variation` over batches, as a metric.
 
     Raises:
-        ImportError: torchmetrics, which makes a metric of it, is not installed.
+        ImportError: torchmetrics is not installed.
     """
 
     def __init__(self, reduction: Literal["mean", "sum", "none"] | None = "sum", **kwargs: Any) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -14,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastviz.images import tensors
+from fastviz.images.pillow import data_url, encoded
 
 __all__ = ["NotebookResult", "captioned", "contact_sheet", "signed", "signed_maps", "words"]
 
@@ -93,9 +92,7 @@ def _data_uri(picture: Tensor) -> str:
         height, width = (max(1, round(side * scale)) for side in small.shape[1:])
         small = tensors.resize(small[None], height, width, "bilinear")[0]
     pixels = (small * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return data_url(encoded(Image.fromarray(pixels), "PNG"), "png")
 
 
 def _summary(value: Any) -> str:

@@ -5,6 +5,10 @@ A picture is a float tensor [3, H, W] (red, green, blue) with values 0 to 1; sev
 
 from __future__ import annotations
 
+import base64
+import io
+from typing import Any
+
 import numpy as np
 import torch
 from PIL import Image
@@ -14,7 +18,9 @@ from fastviz.images.paths import ImageError
 
 __all__ = [
     "LIMIT_PIXELS",
+    "data_url",
     "decoded",
+    "encoded",
     "is_picture",
     "is_plain",
     "picture_of",
@@ -66,6 +72,26 @@ def picture_of(pixels: Tensor) -> Image.Image:
     """
     array = pixels.detach().cpu().permute(1, 2, 0).contiguous().numpy()
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+
+
+def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    """The content of an image file of this ``kind``, such as ``"PNG"`` or ``"JPEG"``, with Pillow's ``options``.
+
+    >>> encoded(Image.new("L", (4, 4)), "PNG")[1:4]
+    b'PNG'
+    """
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def data_url(content: bytes, kind: str) -> str:
+    """The content of an image file as a ``data:`` URL; ``kind`` is ``"png"`` or ``"jpeg"``.
+
+    >>> data_url(b"content", "png")
+    'data:image/png;base64,Y29udGVudA=='
+    """
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def decoded(image: Image.Image) -> Tensor:

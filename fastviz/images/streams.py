@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from fastviz import images
 from fastviz._util import checks
 from fastviz._util.batch_size import images_at_once
+from fastviz._util.errors import one_line
 from fastviz._util.progress import bar
 from fastviz.images.items import INPUTS, Unbatched, image_of
 from fastviz.images.paths import Paths
@@ -284,7 +285,7 @@ class Stream:
             return get()
         # Pillow raises an OSError for files that are not pictures.
         except (images.ImageError, OSError) as error:
-            return " ".join(str(error).split()) or type(error).__name__
+            return one_line(error)
 
     def _name(self, index: int) -> str:
         return str(index) if self.names is None else self.names[index]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from fastviz._util import checks
 from fastviz._util.files import whole_file
 from fastviz.images import tensors
+from fastviz.images.pillow import encoded
 
 __all__ = ["picture_path", "save_image"]
 
@@ -80,7 +80,6 @@ def save_image(picture: Tensor, path: str | os.PathLike[str]) -> None:
     file = picture_path(path)
     kind, options = _KINDS[file.suffix.lower()]
     pixels = picture.permute(1, 2, 0)
-    encoded = io.BytesIO()
-    Image.fromarray(pixels.cpu().contiguous().numpy()).save(encoded, kind, **options)
+    content = encoded(Image.fromarray(pixels.cpu().contiguous().numpy()), kind, **options)
     with whole_file(file) as stream:
-        stream.write(encoded.getbuffer())
+        stream.write(content)

@@ -1,4 +1,4 @@
-"""Many images times many methods: a job, the engines that run it, its tables on disk, and the pages that show them."""
+"""Jobs: many methods over many images, the engines that run them, the tables on disk, and the pages that show them."""
 
 from fastviz.jobs.arguments import choose_methods, target_index
 from fastviz.jobs.job import Job

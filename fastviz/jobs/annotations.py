@@ -1,4 +1,5 @@
-"""Labels and objects of photographs from files: classes from folders or a CSV, boxes and masks from a CSV or COCO."""
+"""Labels and objects of photographs, read from files: classes from folders or a CSV, boxes and masks from a CSV or
+COCO."""
 
 from __future__ import annotations
 
@@ -37,19 +38,19 @@ _SIZES = (("x", "y", "width", "height"), ("left", "top", "width", "height"), ("x
 def read_labels(
     source: str | os.PathLike[str], names: Sequence[str], files: Sequence[Path], classes: Sequence[str]
 ) -> dict[str, int] | None:
-    """The class of each image, by its name; None for ``"predicted"``.
+    """The class of each image, keyed by the image's name; None for ``"predicted"``.
 
     Args:
-        source: ``"predicted"``; ``"folders"``: each photograph lies in a folder called like its class, or its index; or
-            the path of a CSV file with a header: a column ``file`` (or ``filename``, ``image``, ``path``, ``name``),
-            and one of ``class_index``, ``index``, ``target``, ``label``, ``class``, ``class_name`` with an index or a
-            name.
-        names: of the images.
-        files: their paths.
+        source: ``"predicted"``; ``"folders"``, where each photograph is in a folder named after its class or class
+            index; or the path of a CSV file with a header: a column ``file`` (or ``filename``, ``image``, ``path``,
+            ``name``), and one of ``class_index``, ``index``, ``target``, ``label``, ``class``, ``class_name`` that
+            holds an index or a name.
+        names: the names of the images.
+        files: the paths of the images.
         classes: the names of the model's classes, index = class.
 
     Raises:
-        ValueError: a photograph without a class, a class that does not exist, a file without these columns.
+        ValueError: a photograph has no class, a class does not exist, or the file lacks these columns.
         OSError: the file cannot be read.
     """
     if source == "predicted":
@@ -77,13 +78,13 @@ def read_labels(
 
 @dataclass
 class Objects:
-    """The objects in one photograph, in pixels of its file (turned upright as it is read).
+    """The objects in one photograph, in pixels of the file after it has been rotated upright on reading.
 
     Attributes:
         boxes: left, top, right, bottom.
         polygons: x, y, x, y, …
-        masks: files with masks of the photograph's size: what is not black is the object.
-        runs: masks as COCO's run lengths: (height, width) and the runs, column by column.
+        masks: files with masks of the photograph's size; the object is every pixel that is not black.
+        runs: masks as COCO run lengths: (height, width) and the runs, column by column.
     """
 
     boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
@@ -92,15 +93,15 @@ class Objects:
     runs: list[tuple[tuple[int, int], list[int]]] = field(default_factory=list)
 
     def mask(self, size: tuple[int, int]) -> Tensor:
-        """Bool [H, W] of a photograph of this ``size``.
+        """All objects as one mask, bool [H, W], for a photograph of this ``size`` (height, width).
 
         Raises:
-            ValueError: a mask of another size.
+            ValueError: a mask has another size.
         """
         canvas = Image.new("1", (size[1], size[0]))
         pen = ImageDraw.Draw(canvas)
         for left, top, right, bottom in self.boxes:
-            # the last pixel is drawn too
+            # Pillow includes the last pixel.
             first = round(left), round(top)
             pen.rectangle([first, (max(first[0], round(right) - 1), max(first[1], round(bottom) - 1))], fill=1)
         for polygon in self.polygons:
@@ -125,20 +126,21 @@ class Objects:
 def read_objects(
     source: str | os.PathLike[str], names: Sequence[str], files: Sequence[Path], seen: Preprocessing
 ) -> Callable[[str], Tensor | None]:
-    """A function from an image's name to its objects as the network sees them: bool [H, W], None where there are none.
+    """A function that maps an image's name to its object mask as the network sees it: bool [H, W], or None if the image
+    has no objects.
 
     Args:
         source: a COCO file (.json; boxes, polygons and run lengths), or a CSV file with a header: a column ``file``,
             and either ``left, top, right, bottom`` (or ``x_min, …``, ``xmin, …``, ``x0, y0, x1, y1``), or ``x, y,
-            width, height``, or ``mask``, the path of a picture beside the CSV. In pixels of the photograph; several
-            rows a file are several objects.
-        names: of the images.
-        files: their paths.
-        seen: how photographs are prepared for the network; objects are resized and cropped as they are.
+            width, height``, or ``mask``, the path of a mask relative to the CSV. Coordinates are in pixels of the
+            photograph; several rows with the same file are several objects.
+        names: the names of the images.
+        files: the paths of the images.
+        seen: the network's preprocessing; objects are resized and cropped in the same way as photographs.
 
     Raises:
-        ValueError: another file; no photograph of ``names`` in it.
-        OSError: it cannot be read.
+        ValueError: the file has another format, or contains none of the photographs in ``names``.
+        OSError: the file cannot be read.
     """
     path = Path(os.path.expanduser(source))
     given = _coco(path) if path.suffix.lower() == ".json" else _boxes(path)
@@ -156,14 +158,14 @@ def read_objects(
         photo = images.read_image(where[name])
         mask = found[name].mask((photo.shape[1], photo.shape[2])).float()
         shown = images.preprocess(mask.expand(3, -1, -1).contiguous(), plain)[0]
-        # an object too small for half a pixel is where most of it is
+        # An object smaller than half a pixel still marks the pixels that contain most of it.
         return shown > min(0.5, 0.999 * float(shown.max()))
 
     return masks
 
 
 def _rows(source: str | os.PathLike[str], argument: str) -> tuple[list[dict[str, str]], list[str]]:
-    """The rows of a CSV file, and the names of its columns in small letters."""
+    """The rows of a CSV file, and its column names in lower case."""
     path = Path(os.path.expanduser(source))
     with path.open(newline="", encoding="utf-8-sig") as file:
         lines = list(csv.reader(file))
@@ -244,7 +246,7 @@ def _coco(path: Path) -> dict[str, Objects]:
 
 
 def _unpacked(text: str) -> list[int]:
-    """COCO's run lengths from the text in which they are packed: 5 bits a character, differences after the third."""
+    """Decode COCO's compressed run lengths: 5 bits per character, and differences from the third run on."""
     runs: list[int] = []
     at = 0
     while at < len(text):
@@ -262,7 +264,7 @@ def _unpacked(text: str) -> list[int]:
 
 
 def _decoded(shape: tuple[int, int], runs: Sequence[int]) -> np.ndarray[Any, Any]:
-    """Bool [H, W] of runs that are outside and inside in turns, column by column."""
+    """The mask, bool [H, W], from run lengths that alternate between background and object, column by column."""
     flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
     if len(flat) != shape[0] * shape[1]:
         raise ValueError(f"objects: run lengths should sum to {shape[0] * shape[1]} pixels, got {len(flat)}")
@@ -270,9 +272,9 @@ def _decoded(shape: tuple[int, int], runs: Sequence[int]) -> np.ndarray[Any, Any
 
 
 def _by_name(given: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """What is ``given`` by a path or a file's name, for the images of these ``names``.
+    """Match the entries of ``given``, keyed by paths or file names, to the images with these ``names``.
 
-    A path matches its equal; else the file's name alone decides, where it is that of one image and one entry.
+    An equal path matches first; otherwise the file name alone, if exactly one image and one entry have it.
     """
     found = {}
     last: dict[str, list[str]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""What the words for methods and targets mean."""
+"""Names of methods and targets, looked up."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ __all__ = ["choose_methods", "target_index"]
 
 
 def choose_methods(names: Iterable[str]) -> list[Method]:
-    """The methods of the registry called ``names``, each once, in that order.
+    """The registry's entries for these method ``names``, each once, in the given order.
 
     Args:
-        names: of methods that explain a target, see ``fastviz.METHODS``.
+        names: names of methods that explain a target, see ``fastviz.METHODS``.
 
     Returns:
-        One entry of the registry a name.
+        One registry entry for each name.
 
     Raises:
-        ValueError: an unknown name (the nearest are listed), or none at all.
+        ValueError: a name is unknown (the nearest are listed), or there are no names.
 
     >>> [method.name for method in choose_methods(["grad_cam", "saliency", "grad_cam"])]
     ['grad_cam', 'saliency']

@@ -15,20 +15,20 @@ from fastviz._util.files import whole_file
 __all__ = ["COLOURS", "check_installed", "curves", "intervals"]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f00", "#5e3c99", "#000000")
-"""Of the methods, in their order: Okabe and Ito's, told apart with any colour vision, and a few more."""
+"""Colours of the methods, in order: Okabe and Ito's palette, which is safe for colour-blind readers, and a few more."""
 
 _CHANCE = "#8a8a94"
 _DOTS_PER_INCH = 160
 
 Line = tuple[str, Tensor, Tensor, Tensor, Tensor]
-"""Name, places, mean, low, high: [S] each."""
+"""A curve: name, x positions, mean, lower and upper bound of the band; tensors are [S]."""
 
 
 def check_installed() -> None:
-    """Refuse to begin what ends in charts without matplotlib.
+    """Raise early if matplotlib is missing, before work whose result needs charts.
 
     Raises:
-        ImportError: it is not installed; says how.
+        ImportError: matplotlib is not installed; the message says how to install it.
     """
     if find_spec("matplotlib") is None:
         raise ImportError('charts need matplotlib: pip install "fastviz[evaluation]"')
@@ -40,12 +40,12 @@ def curves(
     """Write ``stem.svg`` and ``stem.png``: the mean curve of each method, with its band.
 
     Args:
-        stem: path without an ending.
-        lines: see :data:`Line`.
-        title: above the chart.
-        axes: words below and beside.
-        colours: name → colour.
-        chance: the name of the line that is dashed and grey.
+        stem: path without a file extension.
+        lines: the curves, see :data:`Line`.
+        title: title above the chart.
+        axes: labels of the x and y axes.
+        colours: method → colour.
+        chance: name of the random baseline, drawn dashed and grey.
     """
     figure, plot = _figure(6.4, 4.2)
     for name, places, mean, low, high in lines:
@@ -65,7 +65,7 @@ def curves(
 def intervals(
     stem: Path, rows: Sequence[tuple[str, float, float, float]], *, title: str, axis: str, colours: Mapping[str, str]
 ) -> None:
-    """Write ``stem.svg`` and ``stem.png``: a point with its band for each row (name, mean, low, high), from the top."""
+    """Write ``stem.svg`` and ``stem.png``: one point with its band for each row (name, mean, low, high)."""
     figure, plot = _figure(6.4, 0.9 + 0.42 * len(rows))
     for place, (name, mean, low, high) in enumerate(rows):
         colour = colours.get(name, _CHANCE)
@@ -79,7 +79,7 @@ def intervals(
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
-    # no pyplot: it keeps figures and settings of the whole process
+    # pyplot is avoided because it keeps global state.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -94,7 +94,7 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 def _save(figure: Any, stem: Path) -> None:
     for kind in ("svg", "png"):
         drawn = io.BytesIO()
-        # a date in the file would make every run another one
+        # A date in the file would make every run's output differ.
         metadata = {"Date": None} if kind == "svg" else {}
         figure.savefig(drawn, format=kind, dpi=_DOTS_PER_INCH, metadata=metadata)
         with whole_file(stem.with_name(f"{stem.name}.{kind}")) as file:

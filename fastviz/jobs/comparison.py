@@ -1,4 +1,4 @@
-"""Methods against measures over a folder of photographs: a table, curves with bands, and a page that ranks them."""
+"""Methods compared by measures on photographs: a table, curves with bands, and a page that ranks the methods."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.images.streams import Stream, batches
 from fastviz.jobs import charts
 from fastviz.jobs.annotations import read_labels, read_objects
-from fastviz.jobs.comparison_journal import Journal, digest
+from fastviz.jobs.comparison_journal import Journal
 from fastviz.jobs.comparison_output import Output, number
+from fastviz.jobs.weights_hash import weights_hash
 
 __all__ = ["MEASURED", "METHODS", "QUICK", "Compared", "compare", "number"]
 
 METHODS = ("saliency", "smooth_grad", "guided_backprop", "grad_cam", "guided_grad_cam", "occlusion")
-"""What is compared unless told otherwise."""
+"""The methods that are compared by default."""
 
 MEASURED = ("deletion", "insertion", "road", "average_drop", "max_sensitivity", "parameter_randomisation")
-"""By what, unless told otherwise: no objects have to be known."""
+"""The default measures; they need no object annotations."""
 
 QUICK: Options = {
     "deletion": {"step": 1 / 16},
@@ -44,23 +45,23 @@ QUICK: Options = {
     "parameter_randomisation": {"steps": 3},
     "smooth_grad": {"samples": 8},
 }
-"""Options that take minutes for some dozens of photographs where the papers' own take an hour."""
+"""Options that take minutes for a few dozen photographs, where the papers' settings take an hour."""
 
 _FILES = ("table.csv", "table.parquet", "ranking.csv", "comparison.html", "charts", "pictures")
 
 
 @dataclass
 class Compared:
-    """What :func:`compare` made.
+    """The results of :func:`compare`.
 
     Attributes:
         rows: every value, see :data:`fastviz.evaluation.Row`.
-        standings: which method stands first.
-        page: the page.
-        files: all that was written.
+        standings: the ranking of the methods.
+        page: path of the page.
+        files: paths of all files that were written.
         failures: photographs that could not be read, with the reason.
-        seconds: of all.
-        notes: what was left out, in words.
+        seconds: total time.
+        notes: sentences about what was left out.
     """
 
     rows: list[Row]
@@ -92,38 +93,38 @@ def compare(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Compared:
-    """Measure methods on photographs and write what came of it into the folder ``out``.
+    """Measure methods on photographs and write the results into the folder ``out``.
 
-    ``table.csv`` (a line for each photograph, method and measure), ``table.parquet`` (the same with the curves; where
-    pyarrow is installed), ``ranking.csv`` (means with bands and places), ``charts/`` (curves and places, SVG and PNG),
-    ``pictures/``, and ``comparison.html``, which shows it all.
+    The folder gets ``table.csv`` (a line for each photograph, method and measure), ``table.parquet`` (the same with the
+    curves, if pyarrow is installed), ``ranking.csv`` (means with bands, and ranks), ``charts/`` (curves and ranks, SVG
+    and PNG), ``pictures/``, and ``comparison.html``, which shows everything.
 
-    What is measured is kept batch by batch in ``unfinished.jsonl`` until all is there: a run that was stopped, however
-    it was, goes on where it was when it is started again with the same arguments, and gives the same numbers.
+    Until the comparison is complete, the values are saved batch by batch in ``unfinished.jsonl``. An interrupted run
+    resumes when it is started again with the same arguments, and gives the same numbers.
 
     Args:
         photos: files, folders and patterns, see :func:`fastviz.images.find_images`.
-        out: the folder to write, made if need be.
+        out: the output folder, created if needed.
         model: a network, or the name of one to load with ``weights``, see :func:`fastviz.load_model`.
-        methods: names of methods that explain, see ``fastviz methods``.
+        methods: names of attribution methods, see ``fastviz methods``.
         measures: names of ``fastviz.evaluation.MEASURES``.
-        labels: what each photograph is explained for: see :func:`fastviz.jobs.annotations.read_labels`.
-        objects: where the objects are: see :func:`fastviz.jobs.annotations.read_objects`.
-        thorough: the papers' own numbers of steps and samples instead of :data:`QUICK`.
-        options: name of a method or measure → further arguments, over those.
-        control: measure a random map too, for what chance scores.
+        labels: the class to explain for each photograph, see :func:`fastviz.jobs.annotations.read_labels`.
+        objects: the objects in the photographs, see :func:`fastviz.jobs.annotations.read_objects`.
+        thorough: use the papers' numbers of steps and samples instead of :data:`QUICK`.
+        options: name of a method or measure → further arguments, which override the defaults.
+        control: also measure a random map, as a baseline for chance.
         device: where a loaded network runs.
-        batch_size: photographs in a batch, and changed images the network sees at once.
-        limit: only the first so many photographs.
-        seed: of all that is drawn.
-        overwrite: replace a comparison that the folder holds, or one that was stopped with other arguments.
-        progress: show a bar on a terminal.
+        batch_size: photographs in a batch, and perturbed images in one forward pass.
+        limit: use only the first ``limit`` photographs.
+        seed: seed of all random numbers.
+        overwrite: replace a comparison in the folder, or an unfinished one with other arguments.
+        progress: show a progress bar on a terminal.
 
     Raises:
         ImportError: matplotlib is not installed.
-        TypeError, ValueError: an unknown method, measure or option, a method that does not suit the network, labels or
-            objects that are missing; a folder that holds a comparison, or one with other arguments that was stopped, or
-            into which another run is writing. Nothing has been written then.
+        TypeError, ValueError: a method, measure or option is unknown; a method does not work for the network; labels or
+            objects are missing; the folder holds a comparison, or an unfinished one with other arguments, or another
+            run is writing into it. Nothing is written in these cases.
         OSError: ``out`` cannot be written, or a file cannot be read.
     """
     began = time.perf_counter()
@@ -148,7 +149,7 @@ def compare(
             seed=seed, progress=progress, done=journal.done,
         )  # fmt: skip
         found = journal.keep(batch_rows)
-        found.sort(key=lambda row: row["index"])  # else the order would be that of the batches
+        found.sort(key=lambda row: row["index"])  # so that the order does not depend on the batches
         if not found:
             journal.remove()
             raise ValueError(_no_photograph(stream))
@@ -172,9 +173,10 @@ def _settings(
     labels: object,
     objects: str | os.PathLike[str] | None,
 ) -> dict[str, Any]:
-    """What must be the same for a comparison that was stopped to go on."""
+    """The settings that must be the same to resume an interrupted comparison."""
     return {
-        "network": digest(network), "methods": methods, "measures": measures, "options": options, "labels": labels,
+        "network": f"{type(network).__name__} {weights_hash(network)}",
+        "methods": methods, "measures": measures, "options": options, "labels": labels,
         "objects": None if objects is None else Path(objects).read_text(errors="replace"),
     }  # fmt: skip
 
@@ -202,7 +204,7 @@ def _class_names(network: nn.Module, stream: Stream) -> list[str]:
 
 
 def _quick(stream: Stream) -> Options:
-    """:data:`QUICK`, with the windows of occlusion side by side: a sweep is most of the time of two measures."""
+    """:data:`QUICK` with non-overlapping occlusion windows, because sweeps take most of the time of two measures."""
     size = stream.preprocessing.size
     if size is None:
         return QUICK
@@ -211,7 +213,7 @@ def _quick(stream: Stream) -> Options:
 
 
 def _options(defaults: Options, given: Options, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The options of what takes part: ``given`` over ``defaults``."""
+    """The options of these methods and measures: ``given`` overrides ``defaults``."""
     found = {name: dict(values) for name, values in defaults.items() if name in names}
     for name, values in given.items():
         found[name] = found.get(name, {}) | dict(values)
@@ -233,6 +235,6 @@ def _facts(
         "Photographs": str(count),
         "Classes": labels if labels in ("predicted", "folders") else Path(labels).name,
         **({} if objects is None else {"Objects": Path(objects).name}),
-        "Steps and samples": "the papers' own" if thorough else "few (the papers' own with --thorough)",
+        "Steps and samples": "as in the papers" if thorough else "few (as in the papers with --thorough)",
         "Seed": str(seed),
     }

@@ -1,8 +1,7 @@
-"""What a comparison has measured so far, on disk: a run that was stopped goes on where it was."""
+"""A comparison's values so far, saved on disk, so that an interrupted run can resume."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,32 +9,29 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from fastviz._util.files import whole_file
 from fastviz.evaluation import Row
 from fastviz.ops._library import version
 
-__all__ = ["UNFINISHED", "Journal", "digest"]
+__all__ = ["UNFINISHED", "Journal"]
 
 UNFINISHED = "unfinished.jsonl"
-"""The file in the folder of a comparison: its settings, then a line a batch of photographs, flushed to the disk."""
+"""The file in a comparison's folder: the settings, then a line for each batch of photographs, flushed to disk."""
 
 _Photo = tuple[int, str, int, int]
 
 
 class Journal:
-    """The rows of a comparison, a batch of photographs at a time.
+    """The rows of a comparison, saved one batch of photographs at a time.
 
     Args:
-        folder: that of the comparison.
-        settings: what has to be the same for rows to be used again, as JSON takes it.
-        files: the photographs, by position: one that has changed since is measured anew, with those of its batch.
-        overwrite: begin anew where the folder holds rows of other settings.
+        folder: the comparison's folder.
+        settings: JSON values that must be equal for saved rows to be reused.
+        files: the photographs, by position. If one has changed, its whole batch is measured again.
+        overwrite: start over if the folder holds rows with other settings.
 
     Raises:
-        ValueError: the folder holds rows of other settings.
+        ValueError: the folder holds rows with other settings.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], files: Sequence[Path], *, overwrite: bool) -> None:
@@ -43,17 +39,17 @@ class Journal:
         self._files = files
         self._settings = json.dumps({"fastviz": version(), **settings}, sort_keys=True, default=repr)
         self.rows: list[Row] = []
-        """Those of an earlier run."""
+        """The rows of an earlier run."""
         self._kept: list[dict[str, Any]] = []
         self.done: set[int] = set()
-        """The positions of the photographs that they are about."""
+        """The positions of the photographs in these rows."""
         lines = self._lines()
         if lines and lines[0] != json.loads(self._settings):
             if not overwrite:
                 different = [key for key, value in json.loads(self._settings).items() if lines[0].get(key) != value]
                 raise ValueError(
-                    f"out: {folder} holds a comparison that was stopped, with other {', '.join(different)}; give "
-                    "another folder, the same settings to go on, or --overwrite to begin anew"
+                    f"out: {folder} holds an unfinished comparison with other {', '.join(different)}; give another "
+                    "folder, the same settings to resume it, or --overwrite to start over"
                 )
             lines = []
         for line in lines[1:]:
@@ -64,14 +60,14 @@ class Journal:
                 self.done |= {photo[0] for photo in photos}
 
     def keep(self, batches: Iterator[list[Row]]) -> list[Row]:
-        """The rows of an earlier run and of the further ``batches``, each of which is on the disk before the next."""
+        """The rows of an earlier run and of these ``batches``. Each batch is on disk before the next one starts."""
         found = list(self.rows)
         with whole_file(self.path) as file:
             file.write(f"{self._settings}\n".encode())
             file.writelines(_encoded(line) for line in self._kept)
         with self.path.open("ab") as file:
             for whole in batches:
-                # a photograph that could not be read before moves the batches
+                # Batches shift if a photograph that could not be read before can be read now.
                 batch = [row for row in whole if row["index"] not in self.done]
                 numbers = sorted({row["index"] for row in batch})
                 file.write(_encoded({"photos": [self._photo(number) for number in numbers], "rows": batch}))
@@ -81,11 +77,11 @@ class Journal:
         return found
 
     def remove(self) -> None:
-        """The comparison is finished."""
+        """Remove the file: the comparison is finished."""
         self.path.unlink(missing_ok=True)
 
     def _photo(self, number: int) -> _Photo | None:
-        """What tells whether the photograph at this position is the same as before."""
+        """The position, path, size and time of a photograph, which change if the file does."""
         if not 0 <= number < len(self._files):
             return None
         path = self._files[number]
@@ -95,7 +91,7 @@ class Journal:
         return None
 
     def _lines(self) -> list[dict[str, Any]]:
-        """The whole lines of an earlier run: its last may be torn."""
+        """The complete lines of an earlier run; its last line may be cut off."""
         found = []
         with suppress(FileNotFoundError), self.path.open(encoding="utf-8", errors="replace") as file:
             for line in file:
@@ -108,13 +104,3 @@ class Journal:
 
 def _encoded(line: Mapping[str, Any]) -> bytes:
     return f"{json.dumps(line)}\n".encode()
-
-
-def digest(network: nn.Module) -> str:
-    """A word for the values of a network: other weights, another word."""
-    found = hashlib.blake2b(digest_size=12)
-    for name, value in network.state_dict().items():
-        if isinstance(value, torch.Tensor):
-            found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return f"{type(network).__name__} {found.hexdigest()}"

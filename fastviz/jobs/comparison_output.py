@@ -1,4 +1,4 @@
-"""What a comparison writes: the table, charts, strips of maps, and the page."""
+"""The output of a comparison: tables, charts, strips of maps, and the page."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from fastviz.methods.registry import EXPLAINERS
 
 __all__ = ["Output", "number"]
 
-_APART = 8
-"""Photographs on the page: those about which the methods disagree most."""
+_MOST_DISAGREED = 8
+"""Number of photographs on the page: those on which the methods disagree most."""
 _STRIPS = 2
-"""Photographs whose maps are shown while the network is drawn anew."""
+"""Number of photographs whose maps are shown while the network's weights are randomised."""
 _CELL, _GAP, _HEADER, _NAMES = 168, 6, 30, 170
-"""Of the sheet of those maps, in pixels: a map, what is between, the words above and the names beside."""
+"""Sizes in the sheet of these maps, in pixels: a map, the gap, the header row, and the column of names."""
 
 
 @dataclass
 class Output:
-    """What a comparison writes."""
+    """Writes the files of a comparison."""
 
     folder: Path
     network: nn.Module
@@ -61,14 +61,14 @@ class Output:
         self.images = {row["index"]: row for row in self.rows}
 
     def write(self, facts: Mapping[str, str], seconds: float) -> None:
-        """Everything, the page last."""
+        """Write all files, the page last."""
         for part in ("charts", "pictures"):
             (self.folder / part).mkdir(parents=True, exist_ok=True)
             for old in (self.folder / part).iterdir():
                 old.unlink()
         self._tables()
         drawn = self._charts()
-        apart = self._apart()
+        disagreements = self._disagreements()
         strips = self._strips()
         page = self.folder / "comparison.html"
         render(
@@ -83,7 +83,7 @@ class Output:
             best={name: self._best(name) for name in self.measures},
             each={(one.method, one.measure): one for one in self.standings.each},
             charts=drawn,
-            apart=apart,
+            disagreements=disagreements,
             strips=strips,
             failures=self.stream.failures,
             notes=self.notes,
@@ -137,22 +137,22 @@ class Output:
         return "" if index is None else self.classes[index]
 
     def _best(self, measure: str) -> list[str]:
-        """The best method by a measure, then those that cannot be told apart from it."""
+        """The best method by a measure, then the methods that are not significantly worse."""
         of = [one for one in self.standings.each if one.measure == measure and (one.place == 1 or one.tied)]
         return [one.method for one in sorted(of, key=lambda one: one.place)]
 
     # ------------------------------------------------------------------------------------------------- charts
 
     def _charts(self) -> list[tuple[str, str]]:
-        """Write the charts: (words, path without ending) of each."""
+        """Write the charts; returns (name, path without extension) for each."""
         drawn = []
         overall = [(name, *band) for name, band in self.standings.overall.items()]
         if overall:
             charts.intervals(
                 self.folder / "charts/overall",
                 overall,
-                title="Mean place over the measures, with 95 % bands",
-                axis="place (1 is best)",
+                title="Mean rank over the measures, with 95 % bands",
+                axis="rank (1 is best)",
                 colours=self.colours,
             )
             drawn.append(("overall", "charts/overall"))
@@ -171,8 +171,8 @@ class Output:
         return drawn
 
     def _line(self, method: str, measure: str) -> charts.Line | None:
-        """The mean curve over the photographs and its band; those of another number of points than the first are left
-        out."""
+        """The mean curve over the photographs, with its band. Curves with another number of points than the first are
+        left out."""
         of = [self.values.get((index, method, measure)) for index in self.images]
         whole = [row for row in of if row is not None and row["curve"] is not None]
         whole = [row for row in whole if len(row["curve"]) == len(whole[0]["curve"])]
@@ -184,15 +184,15 @@ class Output:
 
     # ----------------------------------------------------------------------------------------------- pictures
 
-    def _apart(self) -> list[dict[str, Any]]:
-        """The photographs about which the methods disagree most, drawn: photograph, and map and figures of each."""
+    def _disagreements(self) -> list[dict[str, Any]]:
+        """The photographs on which the methods disagree most, each with every method's map and values."""
         methods = [name for name in self.methods if name != RANDOM]
         agreed = {}
         for index in self.images:
             of = [self.values[index, name, "agreement"]["value"] for name in methods]
             known = torch.tensor(of, dtype=torch.float64)
             agreed[index] = float(known.nanmean()) if len(methods) > 1 else 0.0
-        order = sorted(agreed, key=lambda index: (agreed[index] != agreed[index], agreed[index]))[:_APART]
+        order = sorted(agreed, key=lambda index: (agreed[index] != agreed[index], agreed[index]))[:_MOST_DISAGREED]
         return [self._drawn(index, agreed[index], methods) for index in order]
 
     def _drawn(self, index: int, agreed: float, methods: Sequence[str]) -> dict[str, Any]:
@@ -223,7 +223,7 @@ class Output:
         }
 
     def _map(self, method: str, index: int) -> Tensor:
-        """The map of one photograph as the method makes it."""
+        """The method's map of one photograph."""
         (explain, _), target = chosen_methods([method], self.options)[method], self.images[index]["target"]
         found = explain(self.network, self.stream.image(index)[None], target)
         found = found if isinstance(found, Tensor) else found.attribution
@@ -233,7 +233,7 @@ class Output:
     def _picture(self, method: str, found: Tensor, photo: Tensor) -> Tensor:
         draws = EXPLAINERS[method].draws
         if draws == "gradient":
-            # beside heat maps a picture of gradients says little: where they are large is what is compared
+            # Next to heat maps, signed gradients would be hard to compare, so their magnitude is shown.
             draws, found = "heat", own_maps(found[None], 1)[0]
         coarse = found.shape[-2:] != photo.shape[-2:]
         return drawing.draw(draws, found, photo, coarse=coarse)
@@ -241,10 +241,10 @@ class Output:
     # ------------------------------------------------------------------------------------------------- strips
 
     def _strips(self) -> list[dict[str, Any]]:
-        """For some photographs, the maps of each method while the network's layers are drawn anew, as a picture."""
+        """For some photographs, a picture of each method's maps while the network's layers are randomised."""
         if "parameter_randomisation" not in self.measures:
             return []
-        # what the network is sure of has the clearest maps
+        # Maps are clearest where the network is most confident.
         order = sorted(self.images, key=lambda index: -self.images[index]["probability"])
         strips = []
         for index in order[:_STRIPS]:
@@ -268,7 +268,7 @@ class Output:
 
 
 def _strip(lines: Sequence[tuple[str, Sequence[Tensor]]], words: Sequence[str]) -> Tensor:
-    """A sheet, [3, H, W] in 0 to 1: a line for each method, its name first, then its map after each step."""
+    """A sheet, [3, H, W] in 0 to 1: a row for each method, with its name and then its map after each step."""
     step, row = _CELL + _GAP, _CELL + _GAP
     size = (_NAMES + step * len(words), _HEADER + row * len(lines) + _GAP)
     sheet = Image.new("RGB", size, (255, 255, 255))
@@ -286,17 +286,17 @@ def _strip(lines: Sequence[tuple[str, Sequence[Tensor]]], words: Sequence[str]) 
 
 
 def _verdict(standings: Standings) -> list[str]:
-    """What the ranking says, in sentences."""
+    """The ranking in sentences."""
     order = list(standings.overall.items())
     if len(order) < 2:
         return []
     (first, (mean, low, high)), rest = order[0], order[1:]
-    place = f"a mean place of {mean:.1f} (95 % band {low:.1f} to {high:.1f})"
-    said = f"Over all measures {first.replace('_', ' ')} stands first, with {place}."
+    rank = f"a mean rank of {mean:.1f} (95 % band {low:.1f} to {high:.1f})"
+    said = f"Over all measures, {first.replace('_', ' ')} ranks first, with {rank}."
     near = [name.replace("_", " ") for name, band in rest if band[1] <= high]
     if near:
         return [said, f"Its band overlaps with that of {_listed(near)}: these photographs do not tell them apart."]
-    return [said, f"Its band does not overlap with that of any other; next comes {rest[0][0].replace('_', ' ')}."]
+    return [said, f"Its band does not overlap with any other; {rest[0][0].replace('_', ' ')} is next."]
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -304,12 +304,12 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def _curve_better(measure: str) -> str | None:
-    """Which way a curve is better: a large area over the curve of MoRF is a low curve."""
+    """Whether a lower or a higher curve is better. For MoRF a large area over the curve means a low curve."""
     return {"morf": "lower", "lerf": "higher"}.get(measure, MEASURES[measure].better)
 
 
 def number(value: float) -> str:
-    """A figure for people: three digits.
+    """A value as text with three digits.
 
     >>> number(0.12345), number(12.5), number(0.00012)
     ('0.123', '12.5', '0.00012')

@@ -1,10 +1,8 @@
-"""The network and the methods of a job, applied to batches of decoded inputs: finished rows come out."""
+"""Applies the network and the methods of a job to batches of decoded inputs, and gives finished rows."""
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import io
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,14 +15,16 @@ from torch import Tensor, nn
 
 from fastviz import images, models
 from fastviz._util import checks
+from fastviz._util.errors import one_line
 from fastviz._util.memory import images_at_once, is_out_of_memory
-from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.images import drawing, tensors
+from fastviz.images.pillow import encoded
 from fastviz.jobs.arguments import target_index
 from fastviz.jobs.engines.decoding import Decoded
 from fastviz.jobs.job import Job
 from fastviz.jobs.scores import Scores
 from fastviz.jobs.tables.schema import batch_of, encode_map, schema_of
+from fastviz.jobs.weights_hash import weights_hash
 from fastviz.methods.registry import EXPLAINERS
 from fastviz.models.descriptions import Preprocessing
 from fastviz.targets.objectives import Objective
@@ -36,24 +36,24 @@ if TYPE_CHECKING:
 __all__ = ["SHOWN_SIZE", "THUMBNAIL", "Explainer", "enlarged"]
 
 SHOWN_SIZE = 384
-"""Shorter side of overlays, in pixels: a person sees more than the network's 224 or 64."""
+"""Shorter side of overlays, in pixels: larger than the network's input, because overlays are for people."""
 
 THUMBNAIL = 224
 """Longer side of thumbnails, in pixels."""
 
-_ON_A_GPU = 64
-"""Images at once on a GPU, unless the memory does not suffice."""
+_GPU_BATCH = 64
+"""Batch size on a GPU, if the memory is large enough."""
 
-_ALONE = ("stride", "segments", "masks", "steps", "seed")
-"""Methods with such an argument run one image at a time. Those of many passes (windows, parts left out, steps) take
-long, and each image is kept as soon as it is done. Those that draw give an image what is drawn for its place in the
-batch.
+_PER_IMAGE_ARGUMENTS = ("stride", "segments", "masks", "steps", "seed")
+"""Methods with such an argument run one image at a time. Methods with many forward passes (windows, segments, steps)
+are slow, and each image should be saved as soon as it is done. Methods that draw random numbers would give an image
+different numbers at another place in the batch.
 """
 
 
 @dataclass
 class _Image:
-    """An input on its way through the methods."""
+    """An input and its results so far."""
 
     decoded: Decoded
     targets: list[int] = field(default_factory=list)
@@ -65,18 +65,18 @@ class _Image:
 
 
 class Explainer:
-    """The network and the methods of a job. What it is given and gives can go to and come from another process.
+    """The network and the methods of a job. Its inputs and outputs can be sent between processes.
 
     Attributes:
-        seen: how inputs are prepared for the network.
-        shown: how they are prepared to look at; None where no picture is kept.
-        batch_size: images at once.
-        schema: of the rows.
+        seen: the network's preprocessing.
+        shown: the preprocessing of pictures for people; None if no pictures are kept.
+        batch_size: images in a batch.
+        schema: the schema of the rows.
         weights: a hash of all weights.
-        waited: seconds that the device had nothing to do, as the engine counts them.
+        waited: seconds that the device was idle, as counted by the engine.
 
     Raises:
-        TypeError, ValueError: the model, a layer, a target or an option of a method does not exist or does not fit.
+        TypeError, ValueError: the model, a layer, a target or an option of a method does not exist or is not suitable.
     """
 
     def __init__(self, job: Job) -> None:
@@ -91,14 +91,14 @@ class Explainer:
         self.seen = models.preprocessing(self.model)
         self.shown = enlarged(self.seen) if job.thumbnails or job.overlays else None
         size = self.seen.size or (224, 224)
-        at_once = images_at_once(_ON_A_GPU, size, self.device)
+        at_once = images_at_once(_GPU_BATCH, size, self.device)
         self.batch_size = job.batch_size or at_once
-        self._limit = self.batch_size  # after the memory did not suffice
+        self._limit = self.batch_size  # reduced when memory runs out
         self.scores = Scores(self.model, self.device)
         self._of_classes = not isinstance(job.target, Objective) and not is_expression(str(job.target))
         self.names = self._class_names(size)
         self.target = self._target()
-        self.weights = _hash_of(self.model)
+        self.weights = weights_hash(self.model)
         self._parameters = {name: job.parameters(name) for name in job.options}
         shapes = self._shapes(size)
         self.coarse = {name for name, shape in shapes.items() if shape is not None and tuple(shape[-2:]) != size}
@@ -108,7 +108,7 @@ class Explainer:
         self.schema = schema_of(job.maps, known, {"fastviz": "job"})
 
     def _class_names(self, size: tuple[int, int]) -> list[str] | None:
-        """The names of the classes; "class 0" and so on where they are not known; None for what is no classifier."""
+        """The class names; "class 0" and so on if they are unknown; None if the network is not a classifier."""
         try:
             return models.class_names(self.model)
         except ValueError:
@@ -117,7 +117,7 @@ class Explainer:
             return None if scores is None else [f"class {index}" for index in range(scores.shape[1])]
 
     def _target(self) -> int | Objective | str:
-        """The class that all are explained for, an objective, ``"predicted"`` or ``"label"``."""
+        """The class to explain for all images, an objective, ``"predicted"`` or ``"label"``."""
         target = self.job.target
         if isinstance(target, Objective) or target in ("predicted", "label"):
             return target  # type: ignore[no-any-return]
@@ -126,7 +126,7 @@ class Explainer:
         return found
 
     def _shapes(self, size: tuple[int, int]) -> dict[str, tuple[int, ...] | None]:
-        """The shape of each method's map of one image, from a batch of no images, which also checks all options."""
+        """The shape of each method's map of one image, found with an empty batch, which also checks all options."""
         none = torch.zeros(0, len(self.seen.mean), *size, device=self.device)
         target = self.target if isinstance(self.target, Objective) else torch.zeros(0, dtype=torch.int64)
         found: dict[str, tuple[int, ...] | None] = {}
@@ -138,16 +138,16 @@ class Explainer:
     # ------------------------------------------------------------------------------------------------------- rows
 
     def rows(self, decoded: Sequence[Decoded]) -> Iterator[pa.RecordBatch]:
-        """Finished rows of all inputs of a batch: in one piece, or one by one where methods take long."""
+        """Finished rows of all inputs of a batch: together, or image by image if there are slow methods."""
         bad = [each for each in decoded if each.x is None]
         if bad:
             yield batch_of([self._failed(each, each.error) for each in bad], self.schema)
         good = [each for each in decoded if each.x is not None]
         for _, same in groupby(good, key=lambda each: each.x.shape):  # type: ignore[union-attr]
-            yield from self._of_one_shape(list(same))
+            yield from self._rows_of_shape(list(same))
 
-    def _of_one_shape(self, decoded: list[Decoded]) -> Iterator[pa.RecordBatch]:
-        """As :meth:`rows`; where memory does not suffice, in smaller batches from then on."""
+    def _rows_of_shape(self, decoded: list[Decoded]) -> Iterator[pa.RecordBatch]:
+        """Like :meth:`rows`, for images of one shape; after running out of memory, batches are smaller."""
         while decoded:
             part = decoded[: self._limit]
             try:
@@ -158,12 +158,12 @@ class Explainer:
                     continue
                 decoded = decoded[len(part) :]
                 if len(part) == 1:
-                    yield batch_of([self._failed(part[0], _words(error))], self.schema)
+                    yield batch_of([self._failed(part[0], one_line(error))], self.schema)
                 for each in part if len(part) > 1 else ():
-                    yield from self._of_one_shape([each])
+                    yield from self._rows_of_shape([each])
                 continue
             decoded = decoded[len(part) :]
-            slow = [name for name in self.job.options if _goes_alone(name)]
+            slow = [name for name in self.job.options if _runs_per_image(name)]
             if not slow:
                 yield self._batch(found)
                 continue
@@ -174,26 +174,26 @@ class Explainer:
                 yield self._batch([one])
 
     def _prepared(self, decoded: Sequence[Decoded]) -> list[_Image]:
-        """The images with their targets, and the maps of all methods that take a batch."""
+        """The images with their targets, and the maps of all methods that run on batches."""
         found = [_Image(each) for each in decoded]
-        fast = [name for name in self.job.options if not _goes_alone(name)]
+        fast = [name for name in self.job.options if not _runs_per_image(name)]
         self._find_targets(found, fast)
         for name in fast:
             self._apply(name, [one for one in found if not one.errors and name not in one.maps])
         return found
 
     def _find_targets(self, found: list[_Image], fast: Sequence[str]) -> None:
-        """The scores of each image and what is explained of it.
+        """Compute the scores of each image and choose its targets.
 
-        The pass that gives them gives the gradient too where a method is about the gradient alone.
+        If a method needs only one gradient, the same pass gives its map too.
         """
         x = self._stacked(found)
-        first = next((name for name in fast if self.scores.come_with(name)), None)
+        first = next((name for name in fast if self.scores.can_share_pass(name)), None)
         started = time.perf_counter()
         scores = maps = None
         if first is not None and self.job.top_k == 1 and (self.target == "predicted" or isinstance(self.target, int)):
             wanted = self.target if isinstance(self.target, int) else None
-            scores, maps = self.scores.beside(first, x, wanted, self.job.options[first])
+            scores, maps = self.scores.with_maps(first, x, wanted, self.job.options[first])
         if scores is None:
             scores = self.scores.of(x, needed=self._of_classes)
         seconds = (time.perf_counter() - started) / len(found)
@@ -225,18 +225,18 @@ class Explainer:
             one.targets = [self.target]
 
     def _apply(self, name: str, found: Sequence[_Image]) -> None:
-        """Add the maps of a method; where a batch is refused, each image alone, and the error to those that fail."""
+        """Add a method's maps. If a batch fails, each image is tried alone, and those that fail get the error."""
         if not found:
             return
         started = time.perf_counter()
         try:
             maps = self._call(name, self._stacked(found), self._targets_of(found), self.job.options[name])
-            maps = maps.detach().float().cpu()  # the copy waits for the GPU, so the time is that of the work
+            maps = maps.detach().float().cpu()  # the copy waits for the GPU, so the time includes its work
         except (ValueError, RuntimeError, MemoryError) as error:
             if is_out_of_memory(error) and len(found) > 1:
                 raise
             if len(found) == 1:
-                found[0].errors[name] = _words(error)
+                found[0].errors[name] = one_line(error)
                 return
             for one in found:
                 self._apply(name, [one])
@@ -246,7 +246,7 @@ class Explainer:
             self._keep(one, name, maps[at : at + 1], seconds)
 
     def _keep(self, one: _Image, name: str, maps: Tensor, seconds: float) -> None:
-        """Note the maps [1, ...] or [1, T, ...] of an image as [T, ...]."""
+        """Store the maps [1, ...] or [1, T, ...] of an image as [T, ...]."""
         maps = maps.detach().float().cpu()
         if not maps.isfinite().all():
             one.errors[name] = "the map is not finite"
@@ -273,7 +273,7 @@ class Explainer:
         return batch_of([row for one in found for row in self._rows_of(one)], self.schema)
 
     def _failed(self, decoded: Decoded, error: str) -> dict[str, Any]:
-        """The row of an input that failed as a whole."""
+        """The row of an input for which everything failed."""
         item = decoded.item
         row: dict[str, Any] = {"id": item.id, "uri": item.uri, "source": item.place.source, "hash": decoded.digest}
         row |= dict(zip(("bytes", "modified", "changed"), item.stamp, strict=True))
@@ -321,37 +321,19 @@ class Explainer:
         return row
 
 
-def _words(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _goes_alone(name: str) -> bool:
-    return any(each in inspect.signature(EXPLAINERS[name].function).parameters for each in _ALONE)
-
-
-def _hash_of(model: nn.Module) -> str:
-    """SHA-256 of all weights with their names, dtypes and shapes."""
-    found = hashlib.sha256()
-    with frozen_model(model):
-        for name, value in model.state_dict().items():
-            if isinstance(value, Tensor):
-                found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-                plain = value.detach().cpu().contiguous().reshape(-1)
-                found.update(plain.view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
-    return f"sha256:{found.hexdigest()}"
+def _runs_per_image(name: str) -> bool:
+    return any(each in inspect.signature(EXPLAINERS[name].function).parameters for each in _PER_IMAGE_ARGUMENTS)
 
 
 def _jpeg(picture: Tensor, size: int) -> bytes:
     """A uint8 picture [3, H, W] as JPEG, its longer side at most ``size`` pixels."""
     shown = images.picture_of(picture)
     shown.thumbnail((size, size), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    shown.save(buffer, "JPEG", quality=88)
-    return buffer.getvalue()
+    return encoded(shown, "JPEG", quality=88)
 
 
 def enlarged(seen: Preprocessing) -> Preprocessing:
-    """The crop that ``seen`` makes, at a resolution to look at and in colours of 0 to 1."""
+    """The same crop as ``seen``, at a higher resolution for people and with values in 0 to 1."""
     plain = replace(seen, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     if seen.size is None:
         return replace(plain, resize=SHOWN_SIZE)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -21,30 +22,30 @@ from fastviz.jobs.tables.schema import decode_map
 __all__ = ["KINDS", "export", "path_of"]
 
 KINDS = ("npy", "png", "fiftyone", "coco-masks")
-"""What can be written."""
+"""The formats that can be written."""
 
 
 def export(out: str | os.PathLike[str], to_folder: str | os.PathLike[str], kind: str, *, threshold: float = 0.5) -> str:
     """Write the maps of a finished or unfinished job as files.
 
     ``"npy"``: ``METHOD/ID.npy``, float32, as the method gave it. ``"png"``: ``METHOD/ID.png``, the map over the
-    thumbnail where the job kept one. ``"fiftyone"``: ``labels.json``, which ``fiftyone.Dataset.from_json`` reads, with
-    the heat maps as PNG files beside it. ``"coco-masks"``: ``annotations.json``, the pixels of each map from
-    ``threshold`` times its largest value on, as run lengths; in pixels of the network's input (photographs are resized
-    and cropped for it), and so are the sizes of the images in it. An id keeps its folders; several targets of an image
-    get their class behind the name.
+    thumbnail if the job kept one. ``"fiftyone"``: ``labels.json``, which ``fiftyone.Dataset.from_json`` reads, with
+    the heat maps as PNG files beside it. ``"coco-masks"``: ``annotations.json``, with run-length masks of the pixels
+    whose value is at least ``threshold`` times the map's maximum. Masks and image sizes are in pixels of the network's
+    input, for which photographs are resized and cropped. Ids keep their folders; if an image has several targets, the
+    class is appended to the name.
 
     Args:
         out: the folder of a job.
-        to_folder: where the files go, made if need be.
+        to_folder: where the files go, created if needed.
         kind: one of :data:`KINDS`.
-        threshold: of ``"coco-masks"``, above 0, at most 1.
+        threshold: for ``"coco-masks"``, above 0, at most 1.
 
     Returns:
-        What was written, in words.
+        A sentence about what was written.
 
     Raises:
-        ValueError: no job, another kind, a job that kept no maps.
+        ValueError: there is no job, ``kind`` is unknown, or the job kept no maps.
         OSError: a file cannot be written.
     """
     checks.one_of(kind, "to", KINDS)
@@ -52,7 +53,7 @@ def export(out: str | os.PathLike[str], to_folder: str | os.PathLike[str], kind:
         raise ValueError(f"threshold should be above 0 and at most 1, got {threshold}")
     results = open_results(out)
     if results.job["settings"]["maps"] == "none":
-        raise ValueError(f"out: {results.out} holds no maps: they were not kept (maps: none)")
+        raise ValueError(f"out: {results.out} holds no maps: the job did not keep them (maps: none)")
     home = Path(os.path.expanduser(to_folder))
     home.mkdir(parents=True, exist_ok=True)
     write = {"npy": _npy, "png": _png, "fiftyone": _fiftyone, "coco-masks": _coco}[kind]
@@ -60,7 +61,7 @@ def export(out: str | os.PathLike[str], to_folder: str | os.PathLike[str], kind:
 
 
 def _maps(results: Results) -> Iterator[tuple[str, dict[str, Any], Any]]:
-    """The name of a file without its ending, the row and the map, for each map of a job."""
+    """The file name without its extension, the row and the map, for each map of a job."""
     columns = ["id", "uri", "source", "label", "target", "target_name", "probability", "method", "status"]
     columns += ["map", "map_shape", "map_scale", "map_zero", "thumbnail", "overlay"]
     taken: dict[str, str] = {}  # ids whose names had to be changed
@@ -80,28 +81,34 @@ def _maps(results: Results) -> Iterator[tuple[str, dict[str, Any], Any]]:
                 yield f"{row['method']}/{name}{end}", row, found
 
 
+@contextmanager
+def _file(home: Path, name: str) -> Iterator[IO[bytes]]:
+    """A file below ``home`` to write bytes to."""
+    output_folder.clear_way(home, name)
+    with whole_file(home / name) as file:
+        yield file
+
+
 def _npy(results: Results, home: Path, threshold: float) -> str:
     count = 0
     for name, _, found in _maps(results):
-        count += 1
-        output_folder.clear_way(home, f"{name}.npy")
-        with whole_file(home / f"{name}.npy") as file:
+        with _file(home, f"{name}.npy") as file:
             np.save(file, found)
+        count += 1
     return f"{count} maps"
 
 
 def _png(results: Results, home: Path, threshold: float) -> str:
     count = 0
     for name, row, _ in _maps(results):
-        count += 1
-        output_folder.clear_way(home, f"{name}.png")
-        with whole_file(home / f"{name}.png") as file:
+        with _file(home, f"{name}.png") as file:
             file.write(drawn(row, row["thumbnail"], "PNG") or b"")
+        count += 1
     return f"{count} pictures"
 
 
 def _fiftyone(results: Results, home: Path, threshold: float) -> str:
-    """A dataset as ``fiftyone.Dataset.from_json`` reads it: heat maps of 8 bits, a classification a target."""
+    """A dataset for ``fiftyone.Dataset.from_json``: 8-bit heat maps, and a classification for each target."""
     from PIL import Image
 
     samples: dict[str, dict[str, Any]] = {}
@@ -109,8 +116,7 @@ def _fiftyone(results: Results, home: Path, threshold: float) -> str:
     for name, row, found in _maps(results):
         flat = np.abs(found).max(0) if found.ndim == 3 else found.clip(0)
         eight = np.rint(255 * flat / max(float(flat.max()), 1e-30)).astype(np.uint8)
-        output_folder.clear_way(home, f"{name}.png")
-        with whole_file(home / f"{name}.png") as file:
+        with _file(home, f"{name}.png") as file:
             Image.fromarray(eight).save(file, "PNG")
         sample = samples.setdefault(
             row["id"],
@@ -132,8 +138,7 @@ def _fiftyone(results: Results, home: Path, threshold: float) -> str:
 
 
 def path_of(source: str) -> str | None:
-    """The path that a row's ``source`` names, if that is a file of its own on this machine."""
-    """The path that a row's ``source`` names, if that is a file of its own on this machine."""
+    """The path in a row's ``source``, if it is a separate file on this machine."""
     from urllib.parse import unquote
 
     return unquote(source.removeprefix("file://")) if source.startswith("file://") and "#" not in source else None
@@ -151,7 +156,7 @@ def _coco(results: Results, home: Path, threshold: float) -> str:
         )
         if (image["height"], image["width"]) != (height, width):
             raise ValueError(
-                f"coco-masks need maps of one size for each image, got {image['height']}x{image['width']} and "
+                f"coco-masks need maps of the same size for each image, got {image['height']}x{image['width']} and "
                 f"{height}x{width} for {row['id']!r}: run the job with --map-size"
             )
         mask = (flat >= threshold * flat.max()) & (flat > 0)
@@ -177,9 +182,7 @@ def _coco(results: Results, home: Path, threshold: float) -> str:
     write_json(
         home / "annotations.json",
         {
-            "info": {
-                "description": f"maps from {threshold} of their largest value on, in pixels of the network's input"
-            },
+            "info": {"description": f"pixels of at least {threshold} of each map's maximum, in the network's input"},
             "images": list(images.values()),
             "categories": [{"id": index, "name": name} for index, name in sorted(categories.items())],
             "annotations": annotations,
@@ -189,7 +192,7 @@ def _coco(results: Results, home: Path, threshold: float) -> str:
 
 
 def _runs(mask: Any) -> list[int]:
-    """Lengths of what is outside and inside in turns, column by column, as COCO has them.
+    """COCO run lengths of a mask: alternating background and object, column by column.
 
     >>> _runs(np.array([[False, True], [True, True]]))
     [1, 3]

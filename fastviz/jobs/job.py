@@ -1,4 +1,4 @@
-"""The description of a job: what is explained, by what, for which target, and what is kept; from Python or YAML."""
+"""The description of a job: inputs, methods, target and outputs; from Python or YAML."""
 
 from __future__ import annotations
 
@@ -26,43 +26,45 @@ from fastviz.targets.objectives import Objective
 __all__ = ["DEFAULT_METHODS", "Job", "read_yaml"]
 
 DEFAULT_METHODS = ("saliency", "guided_backprop", "grad_cam", "occlusion")
-"""What a job runs unless told otherwise."""
+"""The methods that a job runs by default."""
 
 _OWN = ("model", "x", "target", "batch_size", "progress")
-"""Arguments of methods that a job gives by itself."""
+"""Arguments of methods that the job itself passes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """What a job does. The first group of fields decides the numbers: a run that goes on in a folder has the same.
+    """The description of a job. The first group of fields determines the numbers and must be the same to resume a job.
 
     Attributes:
         inputs: files, folders, patterns, lists (.txt), tables (.csv, .tsv, .parquet), tar shards, or a dataset, a
             DataLoader, a list of images or a tensor: see :class:`fastviz.jobs.inputs.Inputs`.
-        out: the folder of the results, or a place in S3 (``s3://BUCKET/KEY``).
+        out: the folder for the results, or an S3 address (``s3://BUCKET/KEY``).
         model: a name for :func:`fastviz.load_model`, or a module.
-        weights: as :func:`fastviz.load_model` takes them.
+        weights: as for :func:`fastviz.load_model`.
         methods: names of the registry (see ``fastviz.METHODS``), or a dictionary of name → options; a list may mix
             names and such dictionaries.
         target: ``"predicted"``; ``"label"``, the label of each input; a class index or name; an objective such as
-            ``fastviz.neuron(...)``; or one in words, see :func:`fastviz.targets.parsing.parse_target`.
-        top_k: so many of the most probable classes instead of one; only with ``target="predicted"``.
+            ``fastviz.neuron(...)``; or an objective as text, see :func:`fastviz.targets.parsing.parse_target`.
+        top_k: explain the ``top_k`` most probable classes instead of one; only with ``target="predicted"``.
         maps: ``"float32"`` as the methods give them, ``"float16"``, ``"uint8"`` (256 steps from the smallest to the
             largest value of each map), ``"uint6"`` (64 steps, which take half the space), or ``"none"``.
-        map_size: height and width to which all maps are resized (bilinear), or one number for both; None leaves them.
-        thumbnails: keep a small JPEG of what the network saw.
-        overlays: keep each map as a JPEG for people, drawn over the photograph.
+        map_size: height and width to which all maps are resized (bilinear), or one number for both; None keeps their
+            sizes.
+        thumbnails: keep a small JPEG of the crop that the network saw.
+        overlays: keep each map as a JPEG, drawn over the photograph.
 
-        image_column, label_column, id_column: of tables; None finds the usual names.
-        limit: only the first so many inputs.
+        image_column, label_column, id_column: column names in tables; None finds common names.
+        limit: the maximum number of inputs.
         device: ``"auto"`` (a GPU if torch can use one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
-        batch_size: images at once; None is as many as suit the device. Halved where the memory does not suffice.
-        workers: processes that decode ahead of the network; None is a share of the cores where that pays. With Ray:
-            actors that hold the network; None is one a GPU of the cluster, or one every four cores.
-        engine: who runs it: ``"local"``, or ``"ray"``, the actors of a Ray cluster.
+        batch_size: images in a batch; None chooses a number for the device. Halved when memory runs out.
+        workers: number of processes that decode ahead of the network; None uses a part of the cores if that saves time.
+            With Ray: number of actors, each with the network; None is one for each GPU of the cluster, or one for every
+            four cores.
+        engine: ``"local"``, or ``"ray"`` for the actors of a Ray cluster.
 
     Raises:
-        TypeError, ValueError: an argument of another type or value; names the argument.
+        TypeError, ValueError: an argument has another type or value; the message names it.
     """
 
     inputs: Any
@@ -87,7 +89,7 @@ class Job:
     engine: str = "local"
 
     options: dict[str, dict[str, Any]] = field(init=False, repr=False)
-    """Method → its options, defaults of the registry included."""
+    """Method → its options, including the registry's defaults."""
 
     def __post_init__(self) -> None:
         def set_(name: str, value: object) -> None:
@@ -123,7 +125,7 @@ class Job:
 
     @property
     def home(self) -> Place:
-        """Where the results go, as a path or an address in S3."""
+        """Where the results go, as a path or an S3 address."""
         return place_of(self.out)
 
     @cached_property
@@ -132,16 +134,19 @@ class Job:
         return Inputs(self.inputs, self.home, self.image_column, self.label_column, self.id_column, self.limit)
 
     def parameters(self, method: str) -> str:
-        """A hash of all that decides the numbers of a method: its name and every option, those not given too."""
+        """A hash of everything that determines a method's numbers: its name and all options, including defaults."""
         taken = inspect.signature(EXPLAINERS[method].function).parameters
         values = {name: each.default for name, each in taken.items() if name not in _OWN}
         words = json.dumps([method, values | self.options[method]], sort_keys=True, default=repr)
         return hashlib.sha256(words.encode()).hexdigest()[:16]
 
     def settings(self, weights: str, preprocessing: Preprocessing, target: object) -> dict[str, Any]:
-        """What decides the results, as JSON values; ``weights`` is a hash of them all, ``target`` what was meant."""
+        """The settings that determine the results, as JSON values.
+
+        ``weights`` is a hash of all weights, ``target`` the parsed target.
+        """
         model = self.model if isinstance(self.model, str) else type(self.model).__name__
-        # the words for an objective may name a file, whose content counts
+        # The text of an objective may name a file, whose content matters.
         target = repr(target) if isinstance(target, Objective) else self.target
         values = {
             "model": model,
@@ -159,7 +164,7 @@ class Job:
 
 
 def _options(methods: Any) -> dict[str, dict[str, Any]]:
-    """Method → its options, the registry's defaults below those given; each option is one that the method takes."""
+    """Method → its options, which override the registry's defaults; checks that the method has each option."""
     if isinstance(methods, (str, Mapping)):
         methods = [methods]
     if not isinstance(methods, Iterable):
@@ -184,13 +189,13 @@ def _options(methods: Any) -> dict[str, dict[str, Any]]:
 
 
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The arguments of a job in a YAML file: the fields of :class:`Job` by name, ``inputs`` and ``out`` among them.
+    """The arguments of a job from a YAML file: the fields of :class:`Job` by name, including ``inputs`` and ``out``.
 
-    Paths are relative to where the command is run, as on the command line.
+    Paths are relative to the working directory, as on the command line.
 
     Raises:
         ImportError: PyYAML is not installed.
-        ValueError: no YAML, or unknown names (the nearest are listed).
+        ValueError: the file is not YAML, or has unknown names (the nearest are listed).
         OSError: the file cannot be read.
     """
     try:

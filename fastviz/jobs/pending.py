@@ -22,12 +22,12 @@ class Pending:
 
     Attributes:
         source: all inputs.
-        done: what the folder holds.
-        retry: whether those that failed are tried again.
+        done: the inputs that have rows in the folder.
+        retry: whether inputs that failed are tried again.
         replaces: id → part with older rows of an input that is done again.
-        skipped: inputs that are done.
-        failed: inputs among these that failed, and are not tried again.
-        doubled: inputs that were given more than once; the first of them is done.
+        skipped: number of inputs that are done.
+        failed: number of these that failed and are not tried again.
+        doubled: ids that were given more than once; only the first input with an id is done.
     """
 
     source: Inputs
@@ -39,7 +39,7 @@ class Pending:
     doubled: list[str] = field(default_factory=list)
 
     def shards(self, batch_size: int) -> Iterator[list[Item]]:
-        """What is left of each shard, in order."""
+        """The remaining inputs of each shard, in order."""
         given = Names(self.source.out)
         for shard in self.source.shards(batch_size):
             hashes = hashes_of(shard.ids)
@@ -49,9 +49,9 @@ class Pending:
                 yield left
 
     def _first_time(self, given: Names, ids: Sequence[str], hashes: Any) -> Any:
-        """bool [n]: whether an input was not given before."""
+        """bool [n]: whether each input is given for the first time."""
         new = given.find(hashes) < 0
-        if len(np.unique(hashes[:, 0])) < len(ids):  # else no two can be the same
+        if len(np.unique(hashes[:, 0])) < len(ids):  # otherwise all are different
             _, first = np.unique(hashes, axis=0, return_index=True)
             once = np.zeros(len(ids), dtype=bool)
             once[first] = True
@@ -80,11 +80,11 @@ class Pending:
         return left
 
     def _again(self, item: Item, record: Any) -> bool:
-        """Whether an input that has rows is done again: it failed, or its content is another one."""
+        """Whether an input that has rows is done again: it failed, or its content has changed."""
         if record["failed"]:
             return self.retry
         try:
             content = item.place.read()
         except (OSError, ValueError):
-            return False  # what is done is not given up because its file cannot be read today
+            return False  # results are kept if the file cannot be read now
         return isinstance(content, bytes) and int(digest(content)[:16], 16) != int(record["digest"])

@@ -1,4 +1,4 @@
-"""Files of a job wherever they lie, on disk or in S3: one name for each thing that is done with them."""
+"""File operations of jobs that work the same on disk and in S3."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Place = Path | S3Path
 
 
 def place_of(place: str | os.PathLike[str]) -> Place:
-    """A path, with ``~`` for the home folder, or an address in S3.
+    """A path, in which ``~`` is expanded, or an S3 address.
 
     >>> place_of("s3://bucket/results")
     S3Path('s3://bucket/results')
@@ -28,7 +28,7 @@ def place_of(place: str | os.PathLike[str]) -> Place:
 
 
 def beside(table: str, path: str) -> str:
-    """What ``path``, written in the file ``table``, means: relative to its folder."""
+    """Resolve a ``path`` that is written in the file ``table``, relative to its folder."""
     if is_s3(path):
         return path
     if is_s3(table):
@@ -37,7 +37,7 @@ def beside(table: str, path: str) -> str:
 
 
 def open_file(place: str | Place) -> Any:
-    """A file to read bytes from, at any position.
+    """Open a file for reading bytes, with random access.
 
     Raises:
         OSError: it cannot be read.
@@ -62,12 +62,12 @@ def open_parquet(place: str | Place) -> Iterator[Any]:
 
 
 def whole_file(place: Place) -> AbstractContextManager[IO[bytes]]:
-    """A file to write bytes to, which is there whole when the ``with`` ends well, and else not at all."""
+    """A file to write bytes to, which appears only if the ``with`` block ends without an error."""
     return whole_object(place) if isinstance(place, S3Path) else files.whole_file(place)
 
 
 def remove(place: Place) -> None:
-    """Remove a file, or a folder with all that is in it; nothing if it is not there."""
+    """Remove a file, or a folder with its contents, if it exists."""
     if isinstance(place, S3Path):
         place.unlink(missing_ok=True)
     else:
@@ -76,11 +76,11 @@ def remove(place: Place) -> None:
 
 @contextmanager
 def locked(out: Place) -> Iterator[Callable[[], None]]:
-    """The results' place for this run alone; gives what is to be called before each writing.
+    """Lock the place of the results for this run; yields a function that must be called before each write.
 
     Raises:
         ValueError: another run is writing into it.
-        OSError: it cannot be made or written.
+        OSError: it cannot be created or written.
     """
     if isinstance(out, S3Path):
         from fastviz.jobs.tables.lease import leased

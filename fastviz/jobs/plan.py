@@ -1,4 +1,4 @@
-"""What a job would do, how long it would take and how large its tables would get, measured on a few of its inputs."""
+"""A job's number of inputs, time and table size, estimated from a few of its inputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fastviz.jobs.tables.writer import new_file
 __all__ = ["Plan", "plan"]
 
 _SECONDS = 20.0
-"""The measurement ends after so long, or a batch."""
+"""The measurement ends after this time, or after one batch."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class Plan:
     """What a run would do.
 
     Attributes:
-        todo: images to explain.
-        done: images that are done.
-        rows: an image has in the tables.
-        seconds: an image takes.
-        bytes: an image takes on disk.
-        measured: on so many images.
-        failed: so many of those that were looked at cannot be explained.
+        todo: number of images to explain.
+        done: number of images that are done.
+        rows: rows per image in the tables.
+        seconds: seconds per image.
+        bytes: bytes on disk per image.
+        measured: number of images that were measured.
+        failed: number of these that cannot be explained.
         device: where the network runs.
-        batch_size: images at once.
+        batch_size: images in a batch.
     """
 
     todo: int
@@ -51,16 +51,16 @@ class Plan:
     batch_size: int
 
     def words(self) -> dict[str, str]:
-        """For people: name → value."""
+        """The plan as text: name → value."""
         words = {
             "to do": f"{self.todo} images, {self.rows} row{'s' if self.rows > 1 else ''} each",
             "done before": str(self.done),
-            "device": f"{self.device}, {self.batch_size} images at once",
+            "device": f"{self.device}, batches of {self.batch_size} images",
         }
         if self.measured:
             total = self.bytes * self.todo
-            words["time"] = f"{duration(self.seconds * self.todo)} ({1000 * self.seconds:.1f} ms an image)"
-            words["size"] = f"{_size(total)} ({_size(self.bytes)} an image)"
+            words["time"] = f"{duration(self.seconds * self.todo)} ({1000 * self.seconds:.1f} ms per image)"
+            words["size"] = f"{_size(total)} ({_size(self.bytes)} per image)"
             words["measured on"] = f"{self.measured} images" + (f", {self.failed} failed" if self.failed else "")
         return words
 
@@ -73,10 +73,10 @@ def plan(job: Job, *, retry_failed: bool = True) -> Plan:
         retry_failed: as in :func:`fastviz.jobs.run`.
 
     Returns:
-        Counts, and time and size by image, measured in this process on the first images to do.
+        Counts, and time and size per image, measured in this process on the first images to do.
 
     Raises:
-        ImportError, TypeError, ValueError, OSError: what the run would raise.
+        ImportError, TypeError, ValueError, OSError: as the run would raise them.
 
     >>> import torch
     >>> found = plan(Job(torch.zeros(2, 3, 64, 64), "no such folder", methods="saliency"))
@@ -100,7 +100,7 @@ def plan(job: Job, *, retry_failed: bool = True) -> Plan:
 
 
 def _measured(explainer: Explainer, items: list[Item]) -> tuple[float, float, int, int]:
-    """Seconds and bytes an image, and how many images were looked at and failed; the first one only warms up."""
+    """Seconds and bytes per image, and how many images were measured and failed; the first one is a warm-up."""
     if not items:
         return 0.0, 0.0, 0, 0
     decoder = Decoder(explainer.seen, explainer.shown)
@@ -129,7 +129,7 @@ def _measured(explainer: Explainer, items: list[Item]) -> tuple[float, float, in
 
 
 def _size(count: float) -> str:
-    """Bytes in words.
+    """A number of bytes as text.
 
     >>> _size(2_500_000)
     '2.5 MB'

@@ -1,4 +1,4 @@
-"""How far a job is: a bar on a terminal, elsewhere a line a minute."""
+"""Progress of a job: a bar on a terminal, otherwise a line every minute."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from contextlib import contextmanager
 __all__ = ["MINUTE", "duration", "progress"]
 
 MINUTE = 60.0
-"""Seconds between two lines."""
+"""Seconds between lines."""
 
 
 @contextmanager
 def progress(wanted: bool, total: int | None, done: Callable[[], int]) -> Iterator[Callable[[int], None]]:
-    """A function to report finished images to.
+    """Yields a function that is called with each number of finished images.
 
     Args:
-        wanted: False shows nothing.
-        total: images in all, those done before among them; None where it is not known.
-        done: how many were found to be done before, so far.
+        wanted: whether to show anything.
+        total: number of all images, including those done before; None if unknown.
+        done: returns how many images were found to be done before, so far.
     """
     if not wanted:
         yield lambda images: None
@@ -57,7 +57,7 @@ def _bar(console: object, total: int | None, done: Callable[[], int]) -> Iterato
             nonlocal made
             made += images
             rate = made / max(1e-6, time.monotonic() - began)
-            shown.update(task, completed=made + done(), rate=f"{rate:.1f} a second")
+            shown.update(task, completed=made + done(), rate=f"{rate:.1f} per second")
 
         yield advance
 
@@ -78,15 +78,15 @@ class _Lines:
         self._last = now
         at = self._made + self._done()
         rate = self._made / max(1e-6, now - self._began)
-        words = f"fastviz: {at} images, {rate:.1f} a second"
+        words = f"fastviz: {at} images, {rate:.1f} per second"
         if self._total is not None and rate > 0:
             left = duration((self._total - at) / rate)
-            words = f"fastviz: {at} of {self._total} images, {rate:.1f} a second, {left} left"
+            words = f"fastviz: {at} of {self._total} images, {rate:.1f} per second, {left} left"
         print(words, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
-    """A time in words.
+    """A time as text.
 
     >>> duration(75), duration(8000), duration(300_000)
     ('1 min 15 s', '2 h 13 min', '3 d 11 h')

@@ -1,4 +1,4 @@
-"""A job from its description to its tables: an engine runs what is left, and a thread writes behind it."""
+"""Runs a job: an engine processes the remaining inputs, and a thread writes the tables."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ if TYPE_CHECKING:
 __all__ = ["Interrupted", "Summary", "TooManyFailures", "as_job", "run"]
 
 _NAMED = 1000
-"""Failures that a summary names; the tables have all."""
+"""Number of failures that a summary names; the tables have all of them."""
 
 
 @dataclass
 class Summary:
-    """What a run of a job did.
+    """The result of a run of a job.
 
     Attributes:
-        done: images explained.
-        skipped: images that were done before.
-        failed: images that failed now, or before and were not tried again.
-        failures: (id, reason) of the first thousand of those that failed now.
-        removed: images whose rows went because their files are gone.
-        doubled: ids that were given more than once, the first thousand; each was done once.
-        seconds: spent by method, summed over the images.
-        total_seconds: from the call to its end.
+        done: number of images explained.
+        skipped: number of images that were done before.
+        failed: number of images that failed now, or failed before and were not tried again.
+        failures: (id, reason) of the first thousand images that failed now.
+        removed: number of images whose rows were removed because their files are gone.
+        doubled: the first thousand ids that were given more than once; each was done once.
+        seconds: method → seconds, summed over the images.
+        total_seconds: duration of the whole call.
         waited: seconds that the device waited for inputs.
     """
 
@@ -60,20 +60,20 @@ class Summary:
 
     @property
     def utilisation(self) -> float:
-        """The part of the time in which the device had something to do, 0 to 1."""
+        """The fraction of the time in which the device was busy, 0 to 1."""
         return 1 - self.waited / self.total_seconds if self.total_seconds else 0.0
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during a job; ``summary`` says what was done until then."""
+    """Raised for Ctrl-C during a job; ``summary`` says what was done until then."""
 
     def __init__(self, summary: Summary) -> None:
         super().__init__()
         self.summary = summary
 
 
-class TooManyFailures(RuntimeError):  # noqa: N818 - it says so
-    """More images failed than were allowed; ``summary`` says what was done until then."""
+class TooManyFailures(RuntimeError):  # noqa: N818 - the name is clear without it
+    """Raised when more images failed than allowed; ``summary`` says what was done until then."""
 
     def __init__(self, summary: Summary, allowed: int) -> None:
         name, reason = summary.failures[-1]
@@ -85,7 +85,7 @@ def as_job(inputs: Any, out: str | os.PathLike[str] | None = None, **options: An
     """The job that the arguments of :func:`run` describe."""
     if isinstance(inputs, Job):
         if out is not None or options:
-            raise TypeError("inputs is a Job, which says all: give no other arguments")
+            raise TypeError("inputs is a Job, so no other arguments of a job may be given")
         return inputs
     if isinstance(inputs, (str, os.PathLike)) and os.path.splitext(inputs)[1].lower() in (".yaml", ".yml"):
         options = read_yaml(inputs) | options
@@ -108,20 +108,20 @@ def run(
     progress: bool = False,
     **options: Any,
 ) -> Summary:
-    """Maps of every input by every method, as Parquet tables in the folder ``out``.
+    """Compute every method's map of every input, and write them as Parquet tables into the folder ``out``.
 
-    A few batches are in memory at a time, however many inputs there are. Called again with the same arguments it goes
-    on where it stopped, however it stopped: a part of the tables appears whole or not at all, and no more than the last
-    minute is done again. An input is done when its rows are there and its content is the same; those whose file is gone
-    lose their rows. Inputs that failed are rows with their reason, and are tried again.
+    Only a few batches are in memory at a time, however many inputs there are. Called again with the same arguments, the
+    job resumes, whatever stopped it: each part of the tables is written atomically, and at most the last minute is
+    computed again. An input is done if its rows exist and its content has not changed; rows of inputs whose files are
+    gone are removed. Failed inputs get a row with the reason and are tried again in the next run.
 
     Args:
-        inputs: see :class:`fastviz.jobs.Job`, or a Job, or the path of a YAML file with the arguments of one.
-        out: the folder to write, made if need be: ``job.json``, ``part-00000.parquet`` …, ``stats.json``.
-        retry_failed: try again what failed in an earlier run.
-        max_failures: stop when more images than this failed; None goes on.
-        overwrite: replace what ``out`` holds instead of going on.
-        progress: show a bar on a terminal, elsewhere a line a minute on standard error.
+        inputs: see :class:`fastviz.jobs.Job`; or a Job; or the path of a YAML file with the arguments of a Job.
+        out: the output folder, created if needed, for ``job.json``, ``part-00000.parquet`` …, ``stats.json``.
+        retry_failed: try inputs again that failed in an earlier run.
+        max_failures: stop when more images than this have failed; None never stops.
+        overwrite: replace the contents of ``out`` instead of resuming.
+        progress: show a progress bar on a terminal, otherwise a line every minute on standard error.
         options: the other fields of :class:`fastviz.jobs.Job`, by name.
 
     Returns:
@@ -129,11 +129,12 @@ def run(
 
     Raises:
         ImportError: pyarrow is not installed.
-        TypeError, ValueError: bad arguments, unknown names, no inputs, an ``out`` with other results (with what
-            differs), or into which another run is writing. Nothing has been written then.
+        TypeError, ValueError: an argument is bad, a name is unknown, there are no inputs, ``out`` holds results with
+            other settings (the message lists them), or another run is writing into it. Nothing is written in these
+            cases.
         TooManyFailures: see ``max_failures``.
-        Interrupted: Ctrl-C, a KeyboardInterrupt with the summary; what was done is kept.
-        OSError: ``out`` cannot be written. An input that cannot be read is a row with its reason instead.
+        Interrupted: Ctrl-C was pressed; a KeyboardInterrupt with the summary. Finished results are kept.
+        OSError: ``out`` cannot be written. An input that cannot be read does not raise but gets a row with the reason.
 
     >>> import tempfile
     >>> summary = run(torch.zeros(2, 3, 64, 64), tempfile.mkdtemp(), methods="saliency")
@@ -146,8 +147,9 @@ def run(
     if max_failures is not None:
         checks.whole_number(max_failures, "max_failures", minimum=0)
     home = job.home
-    folder.check(home, {}, overwrite=True)  # refused before the model is loaded
-    job.source.count()  # refused before the model is loaded, too
+    # These fail before the model is loaded, which takes time.
+    folder.check(home, {}, overwrite=True)
+    job.source.count()
     engines.engine(job.engine)
     explainer = Explainer(job)
     settings = job.settings(explainer.weights, explainer.seen, explainer.target)
@@ -156,11 +158,11 @@ def run(
     summary = Summary(seconds=dict.fromkeys(job.options, 0.0))
     try:
         with places.locked(home) as check:
-            if folder.check(home, settings, overwrite=overwrite):  # another run may have ended since
+            if folder.check(home, settings, overwrite=overwrite):  # again: another run may have ended meanwhile
                 folder.clear(home)
             pending = Pending(job.source, Done.read(home), retry_failed)
             try:
-                # closed, and so all written, before the lock is given back, however this ends
+                # Closing writes everything before the lock is released, however this ends.
                 with closing(_work(job, explainer, pending, settings, progress, check)) as batches:
                     for batch in batches:
                         _count(batch, summary)
@@ -186,7 +188,7 @@ def _work(
     progress: bool,
     check: Callable[[], None],
 ) -> Generator[pa.RecordBatch, None, None]:
-    """Everything that is pending: finished rows, which are given to the writer before they come."""
+    """The finished rows of all pending inputs; each batch is passed to the writer before it is yielded."""
     home = job.home
     expected = job.source.count()
     left = None if expected is None else expected - pending.done.names.total
@@ -204,7 +206,7 @@ def _work(
 
 
 def _described(shards: Iterator[Any], home: places.Place, job: Job, settings: dict[str, Any]) -> Iterator[Any]:
-    """``shards``; when the first comes the job is described in its folder: a start that fails leaves nothing."""
+    """``shards``. The job's description is written with the first shard, so that a start that fails leaves no file."""
     for shard in shards:
         if not (home / folder.JOB).exists():
             folder.write_json(home / folder.JOB, _description(job, settings))
@@ -253,7 +255,7 @@ def _count(batch: pa.RecordBatch, summary: Summary) -> None:
 
 
 def _stats(summary: Summary, explainer: Explainer) -> dict[str, Any]:
-    """What ``stats.json`` holds: of the last run."""
+    """The content of ``stats.json``, about the last run."""
     values = asdict(summary)
     values.pop("failures")
     rate = (summary.done + summary.failed) / summary.total_seconds if summary.total_seconds else 0.0

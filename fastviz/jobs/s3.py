@@ -1,8 +1,8 @@
-"""Objects in S3 and in what speaks like it, by pyarrow: ``s3://BUCKET/KEY``, with as much of a path as jobs need.
+"""Objects in S3 and compatible stores, through pyarrow: a path class for ``s3://BUCKET/KEY`` with what jobs need.
 
-Credentials, region and endpoint are found as every AWS tool finds them (``AWS_ACCESS_KEY_ID``, ``~/.aws``, the role of
-a node; ``AWS_REGION``; ``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL``). What one place needs apart from the rest is
-behind it as pyarrow writes it: ``s3://photos/2024?endpoint_override=localhost:9000&scheme=http&region=eu-west-1``.
+Credentials, region and endpoint are found as in every AWS tool (``AWS_ACCESS_KEY_ID``, ``~/.aws``, the node's role;
+``AWS_REGION``; ``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL``). Options for one address follow it in pyarrow's
+notation: ``s3://photos/2024?endpoint_override=localhost:9000&scheme=http&region=eu-west-1``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["S3Path", "in_use", "is_s3", "matching", "stamps_of", "whole_object"]
 
 Stamp = tuple[int, int, int]
 
-# `Path` makes one slash of two.
+# One slash is allowed, because `Path` turns two slashes into one.
 _ADDRESS = re.compile(
     r"s3:/{1,2}(?=[^/])(?P<path>[^?]*(?:\?(?![a-z_]+=)[^?]*)*)(?:\?(?P<options>[a-z_]+=.*))?", re.DOTALL
 )
@@ -29,25 +29,25 @@ _ADDRESS = re.compile(
 _OPTIONS = ("endpoint_override", "scheme", "region", "anonymous")
 
 _PATIENCE, _TRIES = 60.0, 8
-"""Seconds for which a server may say nothing, and how often a request is made: a busy store is no reason to give up."""
+"""Timeout of a request in seconds, and number of attempts; generous, because a store may be busy."""
 
 _PIECE = 8 << 20
-"""Bytes that are uploaded at a time."""
+"""Bytes per write while uploading."""
 
 
 def is_s3(place: object) -> bool:
-    """Whether a place is an address in S3."""
+    """Whether a place is an S3 address."""
     return isinstance(place, S3Path) or (isinstance(place, (str, Path)) and str(place).startswith("s3:/"))
 
 
 class S3Path:
-    """An object, or what would be a folder, in a bucket. Nothing is asked of the server before a method needs it.
+    """An object or a folder (key prefix) in a bucket. The constructor makes no request.
 
     Args:
-        address: ``s3://BUCKET/KEY``, with options behind ``?`` (see the module).
+        address: ``s3://BUCKET/KEY``, with options after ``?`` (see the module).
 
     Raises:
-        ValueError: there is no bucket in it, or an option that is not known.
+        ValueError: the address has no bucket, or an unknown option.
 
     >>> place = S3Path("s3://photos/2024?region=eu-west-1") / "a.jpg"
     >>> place.url, place.name, str(place.parent)
@@ -57,12 +57,12 @@ class S3Path:
     def __init__(self, address: str | os.PathLike[str]) -> None:
         found = _ADDRESS.fullmatch(os.fspath(address))
         if found is None or not found["path"].strip("/"):
-            raise ValueError(f"a place in S3 should be s3://BUCKET/KEY, got {os.fspath(address)!r}")
+            raise ValueError(f"an S3 address should be s3://BUCKET/KEY, got {os.fspath(address)!r}")
         self.path = found["path"].rstrip("/")
         self.options = tuple(parse_qsl(found["options"] or ""))
         for name, _ in self.options:
             if name not in _OPTIONS:
-                raise ValueError(f"options of a place in S3 are {', '.join(_OPTIONS)}, got {name!r}")
+                raise ValueError(f"options of an S3 address should be {', '.join(_OPTIONS)}, got {name!r}")
 
     @property
     def url(self) -> str:
@@ -76,7 +76,7 @@ class S3Path:
 
     @property
     def root(self) -> S3Path:
-        """The bucket as a place."""
+        """The bucket."""
         return self._at(self.bucket)
 
     @property
@@ -86,17 +86,17 @@ class S3Path:
 
     @property
     def stem(self) -> str:
-        """The last part without its ending."""
+        """The last part without its extension."""
         return PurePosixPath(self.name).stem
 
     @property
     def parent(self) -> S3Path:
-        """The place before the last part; the bucket stays."""
+        """The address without its last part; a bucket is its own parent."""
         return self._at(self.path.rpartition("/")[0] or self.path)
 
     @property
     def filesystem(self) -> Any:
-        """The ``pyarrow.fs.S3FileSystem``, one a process."""
+        """The ``pyarrow.fs.S3FileSystem``, one per process."""
         return _filesystem(os.getpid(), self.bucket, self.options)
 
     def _at(self, path: str) -> S3Path:
@@ -122,7 +122,7 @@ class S3Path:
     def __hash__(self) -> int:
         return hash(os.fspath(self))
 
-    # --------------------------------------------------------------------------------------------------- what is there
+    # --------------------------------------------------------------------------------------------------------- listing
 
     def info(self) -> Any:
         """pyarrow's ``FileInfo``.
@@ -133,28 +133,29 @@ class S3Path:
         return self.filesystem.get_file_info(self.path)
 
     def exists(self) -> bool:
-        """Whether there is an object, or one below it."""
+        """Whether this is an object or a folder."""
         return bool(self.info().type)
 
     def is_file(self) -> bool:
-        """Whether there is an object."""
+        """Whether this is an object."""
         return bool(self.info().is_file)
 
     def is_dir(self) -> bool:
-        """Whether there are objects below it."""
+        """Whether this is a folder."""
         from pyarrow import fs
 
         return bool(self.info().type == fs.FileType.Directory)
 
     def entries(self) -> list[Any]:
-        """pyarrow's ``FileInfo`` of everything just below it, by name; nothing where there is nothing."""
+        """pyarrow's ``FileInfo`` of everything directly in the folder, sorted by name; empty if it does not exist."""
         from pyarrow import fs
 
         found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
         return sorted(found, key=lambda each: each.base_name)
 
     def walk(self) -> Iterator[tuple[S3Path, str, Stamp]]:
-        """Everything below it: place, name relative to it, and stamp. The names of one folder are in memory."""
+        """All objects in the folder and its subfolders: address, relative name and stamp. Only the names of one folder
+        at a time are in memory."""
 
         def inside(place: S3Path, relative: str) -> Iterator[tuple[S3Path, str, Stamp]]:
             for entry in place.entries():
@@ -170,20 +171,20 @@ class S3Path:
     # ------------------------------------------------------------------------------------------------ reading, writing
 
     def open(self) -> Any:
-        """The object to read, as a ``pyarrow.NativeFile`` that can go to any place.
+        """Open the object for reading, as a seekable ``pyarrow.NativeFile``.
 
         Raises:
-            FileNotFoundError, OSError: it is not there, or cannot be read.
+            FileNotFoundError, OSError: it does not exist, or cannot be read.
         """
         return self.filesystem.open_input_file(self.path)
 
     def read_bytes(self) -> bytes:
-        """All of the object. Raises what :meth:`open` does."""
+        """The content of the object. Raises the same errors as :meth:`open`."""
         with self.open() as file:
             return bytes(file.read())
 
     def write_bytes(self, content: bytes) -> None:
-        """Make the object, in place of an older one."""
+        """Write the object, replacing an older one."""
         with self.filesystem.open_output_stream(self.path) as stream:
             stream.write(content)
 
@@ -198,10 +199,10 @@ class S3Path:
 
 @contextmanager
 def whole_object(place: S3Path) -> Iterator[IO[bytes]]:
-    """A file to write bytes to, which is an object when the ``with`` ends well, and else nothing.
+    """A file to write bytes to, which becomes an object only if the ``with`` block ends without an error.
 
-    S3 has no renaming, but an object appears whole when its upload is complete, in place of an older one. So the file
-    is made on this machine's disk first.
+    S3 cannot rename, but an object appears atomically when its upload is complete. So the file is written to the local
+    disk first.
     """
     with tempfile.TemporaryFile() as file:
         yield file
@@ -212,18 +213,18 @@ def whole_object(place: S3Path) -> Iterator[IO[bytes]]:
 
 
 def matching(pattern: S3Path) -> Iterator[tuple[S3Path, Stamp]]:
-    """The objects of a pattern (``*``, ``?``, ``[…]``; ``**`` goes into folders), in order."""
+    """The objects that match a pattern (``*``, ``?``, ``[…]``; ``**`` also matches subfolders), in order."""
     parts = pattern.path.split("/")
     fixed = next(at for at, part in enumerate([*parts, "*"]) if re.search(r"[*?[]", part))
     if fixed == 0:
-        raise ValueError(f"the bucket of a pattern should be plain, got {pattern}")
+        raise ValueError(f"the bucket of a pattern should have no wildcards, got {pattern}")
     whole = re.compile(_expression("/".join(parts[fixed:])))
     home = pattern._at("/".join(parts[:fixed]))
     if "**" in parts:
         yield from ((place, stamp) for place, name, stamp in home.walk() if whole.fullmatch(name))
         return
     folders = [(home, "")]
-    for depth, part in enumerate(parts[fixed:], start=1):  # only into folders that the pattern names
+    for depth, part in enumerate(parts[fixed:], start=1):  # lists only folders that match the pattern
         one = re.compile(_expression(part))
         found = [(place, entry) for place, _ in folders for entry in place.entries() if one.fullmatch(entry.base_name)]
         if fixed + depth == len(parts):
@@ -241,7 +242,7 @@ def _expression(pattern: str) -> str:
 
 
 def stamps_of(places: Sequence[S3Path]) -> list[Stamp]:
-    """The stamps of objects, asked for together; zeros for those that are not there."""
+    """The stamps of objects, from one request; zeros for objects that do not exist."""
     if not places:
         return []
     found = places[0].filesystem.get_file_info([place.path for place in places])
@@ -249,7 +250,7 @@ def stamps_of(places: Sequence[S3Path]) -> list[Stamp]:
 
 
 def _stamp(info: Any) -> Stamp:
-    """Size and time of an object: it is only ever replaced, which sets its time."""
+    """Size and modification time of an object; objects cannot change without a new time."""
     return int(info.size), int(info.mtime_ns or 0), 0
 
 
@@ -260,7 +261,7 @@ def in_use() -> bool:
 
 @lru_cache(maxsize=64)
 def _filesystem(process: int, bucket: str, options: tuple[tuple[str, str], ...]) -> Any:
-    """A connection of this ``process``: after a fork the parent's must not be used."""
+    """The connection of this ``process``; after a fork the parent's must not be used."""
     from pyarrow import fs
 
     given = dict(options)
@@ -270,7 +271,7 @@ def _filesystem(process: int, bucket: str, options: tuple[tuple[str, str], ...])
     if region is None and endpoint is None:
         try:
             region = fs.resolve_s3_region(bucket)
-        except OSError:  # not allowed to ask, or no such bucket: which the first request says better
+        except OSError:  # no permission or no such bucket; the first request gives a better error
             region = None
     wanted: dict[str, Any] = {"endpoint_override": endpoint, "region": region, "scheme": given.get("scheme")}
     wanted |= {"connect_timeout": _PATIENCE, "request_timeout": _PATIENCE}

@@ -1,4 +1,4 @@
-"""The scores of a batch: from a pass of their own, or from the pass that a method of gradients makes anyway."""
+"""The scores of a batch, from a separate forward pass or from the pass that a gradient method makes anyway."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from fastviz.targets.objectives import Objective, class_score
 
 __all__ = ["Scores"]
 
-_BESIDE = ("saliency", "input_gradient", "gradient_times_input", "guided_backprop", "deconvnet")
-"""Methods that run the whole network once over the images as they are."""
+_SHARED_PASS = ("saliency", "input_gradient", "gradient_times_input", "guided_backprop", "deconvnet")
+"""Methods that run the whole network exactly once, on the unchanged images."""
 
 
 class Scores:
-    """Gives the scores [N, K] of images, on the CPU."""
+    """Computes the scores [N, K] of images; they are returned on the CPU."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self._model, self._device = model, device
 
     def of(self, x: Tensor, *, needed: bool = True) -> Tensor | None:
-        """The scores of ``x`` [N, C, H, W]; None if they are not ``needed`` and the model gives something else.
+        """The scores of ``x`` [N, C, H, W]; None if they are not ``needed`` and the model does not give scores.
 
         Raises:
-            TypeError, ValueError: the model gives no scores.
+            TypeError, ValueError: the model does not give scores.
         """
         with frozen_model(self._model), torch.no_grad():
             batches = Batches(self._model)
@@ -39,30 +39,31 @@ class Scores:
             return None
         return torch.cat([class_scores(part) for part in parts]).cpu()
 
-    def come_with(self, method: str) -> bool:
-        """Whether :meth:`beside` can get them."""
-        return method in _BESIDE
+    def can_share_pass(self, method: str) -> bool:
+        """Whether :meth:`with_maps` works for this method."""
+        return method in _SHARED_PASS
 
-    def beside(
+    def with_maps(
         self, method: str, x: Tensor, target: int | None, options: dict[str, Any]
     ) -> tuple[Tensor | None, Tensor | None]:
         """The scores of ``x`` and the maps of ``method`` for ``target`` (None: predicted), from one pass.
 
-        None for what could not be had that way.
+        Returns:
+            Scores and maps; None for what this pass could not give.
         """
-        seen = _Seen(target)
+        recorded = _RecordedScore(target)
         try:
-            maps = EXPLAINERS[method].function(self._model, x.to(self._device), seen, **options)
-        except (ValueError, RuntimeError) as error:  # said of the images that it is about, when they go alone
+            maps = EXPLAINERS[method].function(self._model, x.to(self._device), recorded, **options)
+        except (ValueError, RuntimeError) as error:  # raised again for the right image when each runs alone
             if is_out_of_memory(error):
                 raise
             return None, None
-        found = torch.cat(seen.scores) if seen.scores else torch.zeros(0, 1)
+        found = torch.cat(recorded.scores) if recorded.scores else torch.zeros(0, 1)
         return (found.cpu() if len(found) == len(x) else None), maps
 
 
-class _Seen(Objective):
-    """The score of a class, which keeps the scores that it is read from."""
+class _RecordedScore(Objective):
+    """The score of a class; it also records all scores."""
 
     def __init__(self, target: int | None) -> None:
         self.scores: list[Tensor] = []

@@ -93,7 +93,7 @@ def test_run_goes_on_and_refuses_other_settings(photos, tmp_path):
     assert "2 images explained" in run("run", photos, "--out", out, *QUICK).stdout
     assert "3 done before" in run("run", photos, "--out", out, *QUICK).stdout
     refused = run("run", photos, "--out", out, *QUICK, "--target", "3", status=2)
-    assert "target: 'predicted' there, '3' now; give another folder, or --overwrite" in refused.stderr
+    assert "target: 'predicted' before, '3' now; give another folder, or --overwrite" in refused.stderr
     run("run", photos / "1.png", "--out", out, *QUICK, "--target", "3", "--overwrite")
     assert {line["id"] for line in lines(out)} == {"1.png"}
 
@@ -128,7 +128,7 @@ def test_run_says_what_it_would_do(photos, tmp_path):
     said = run("run", photos, "--out", tmp_path / "out", *QUICK, "--dry-run").stdout
     assert re.search(r"to do +2 images, 2 rows each", said)
     assert re.search(r"done before +1", said)
-    assert re.search(r"time +\d+ s \(\d+\.\d ms an image\)", said)
+    assert re.search(r"time +\d+ s \(\d+\.\d ms per image\)", said)
     assert re.search(r"size +\d+\.\d [kM]B", said)
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     run("run", photos, "--out", tmp_path / "new", *QUICK, "--dry-run")

@@ -69,7 +69,7 @@ def x() -> Tensor:
 @pytest.fixture
 def swept(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """However small a call is, it is not left to captum for that; the list fills with why others are."""
-    monkeypatch.setattr(_sweep, "LEAST_WORK", 0.0)
+    monkeypatch.setattr(_sweep, "MIN_WORK", 0.0)
     messages: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
@@ -459,7 +459,7 @@ def test_calls_that_are_left_to_captum(model: nn.Sequential, x: Tensor, swept: l
     assert swept == [
         "Occlusion takes captum's own path: the model takes further arguments",
         "Occlusion takes captum's own path: autocast is on",
-        "Occlusion takes captum's own path: Own may have methods of its own",
+        "Occlusion takes captum's own path: Own may override methods",
     ]
 
 
@@ -467,7 +467,7 @@ def test_little_work_is_left_to_captum(model: nn.Sequential, x: Tensor, caplog: 
     caplog.set_level(logging.DEBUG, logger="fastviz.compat.captum")
     captums, mine = made("Occlusion", model)
     same(mine.attribute(x, (3, 6, 7), 3, target=1), captums.attribute(x, (3, 6, 7), 3, target=1), exact=True)
-    assert caplog.messages == ["Occlusion takes captum's own path: it is less work than to prepare the model"]
+    assert caplog.messages == ["Occlusion takes captum's own path: the call is less work than preparing the model"]
 
 
 def test_training_mode_without_dropout_or_batch_norm(x: Tensor, swept: list[str]) -> None:
@@ -583,7 +583,7 @@ def test_operations_are_counted() -> None:
     """A linear layer of 12 to 5: 2 · 12 · 5 operations an image."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
     call = _sweep.Call(model, torch.ones(3, 3, 2, 2), 0.0)
-    with pytest.raises(_sweep.ForCaptum, match="less work"):
+    with pytest.raises(_sweep.LeftToCaptum, match="less work"):
         call.job(1, torch.tensor([[0, 0, 1, 1]]), 4)
     work = incremental.known(model, torch.ones(3, 3, 2, 2))
     assert work is not None

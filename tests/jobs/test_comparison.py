@@ -90,7 +90,7 @@ def test_the_page_names_everything_and_all_its_files_are_there(made):
     assert len(linked) > 10
     for link in linked:
         assert (made.page.parent / link).is_file(), link
-    assert "stands first" in text
+    assert "ranks first" in text
     for path in made.files:
         assert path.is_file()
         if path.suffix == ".png":
@@ -141,7 +141,7 @@ def test_a_run_that_was_stopped_goes_on(folder, tmp_path, monkeypatch):
     assert len(journal.read_text().splitlines()) == 2  # the settings and a batch
     with journal.open("a") as file:
         file.write('{"photos": [[2, "torn')
-    with pytest.raises(ValueError, match="was stopped, with other measures; give another folder"):
+    with pytest.raises(ValueError, match="unfinished comparison with other measures; give another folder"):
         compare([photos], tmp_path / "twice", **{**settings, "measures": ["deletion"]})
     with monkeypatch.context() as patch:
         measured = stopped_after(patch, 100)

@@ -35,5 +35,5 @@ def test_the_size_is_that_of_the_tables(network, photos, tmp_path):
     assert found.bytes == pytest.approx(size, rel=0.5)  # a part has a fixed cost beside
     words = found.words()
     assert words["to do"] == "5 images, 1 row each"
-    assert "ms an image" in words["time"]
+    assert "ms per image" in words["time"]
     assert "kB an image" in words["size"]

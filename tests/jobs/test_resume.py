@@ -92,11 +92,11 @@ def test_other_settings_are_refused_with_the_difference(network, photos, tmp_pat
     with torch.no_grad():
         other[0].weight[0, 0, 0, 0] += 1e-3
     for options, words in (
-        ({"target": "cat"}, "target: 'predicted' there, 'cat' now"),
-        ({"methods": "saliency"}, "methods.grad_cam: no options there, 'none' now"),
-        ({"methods": {"saliency": {}, "grad_cam": {"layer": "0"}}}, "methods.grad_cam.layer: 'none' there, '0' now"),
+        ({"target": "cat"}, "target: 'predicted' before, 'cat' now"),
+        ({"methods": "saliency"}, "methods.grad_cam: no options before, 'none' now"),
+        ({"methods": {"saliency": {}, "grad_cam": {"layer": "0"}}}, "methods.grad_cam.layer: 'none' before, '0' now"),
         ({"model": other}, "weights: 'sha256:"),
-        ({"maps": "uint8"}, "maps: 'float32' there, 'uint8' now"),
+        ({"maps": "uint8"}, "maps: 'float32' before, 'uint8' now"),
     ):
         with pytest.raises(ValueError, match=r"other settings.*--overwrite") as error:
             jobs.run([photos], out, **({"model": network} | FAST | options))

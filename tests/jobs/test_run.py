@@ -440,7 +440,7 @@ def test_lines_where_there_is_no_terminal(network, photos, tmp_path, monkeypatch
     monkeypatch.setattr("fastviz.jobs.progress.MINUTE", 0.0)
     jobs.run([photos], tmp_path / "out", model=network, methods="saliency", progress=True, batch_size=2)
     lines = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"fastviz: 5 of 5 images, [\d.]+ a second, 0 s left", lines[-1])
+    assert re.fullmatch(r"fastviz: 5 of 5 images, [\d.]+ per second, 0 s left", lines[-1])
     assert len(lines) == 3
 
 

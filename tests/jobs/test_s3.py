@@ -224,7 +224,7 @@ def test_results_in_s3_are_those_on_disk(network, bucket, photos, tmp_path):
 
 
 def test_a_bucket_that_is_not_there(network, bucket, photos):
-    with pytest.raises(FileNotFoundError, match="out: there is no bucket 'no-such-bucket'"):
+    with pytest.raises(FileNotFoundError, match="out: bucket 'no-such-bucket' does not exist"):
         jobs.run([photos], "s3://no-such-bucket/out", model=network, **FAST)
 
 

@@ -15,7 +15,11 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize(
     ("page", "made", "head"),
-    [(README, figures, "| what | case |"), (MEASURED, table, "| what | case |"), (COMPARED, comparisons, "| method |")],
+    [
+        (README, figures, "| function | case |"),
+        (MEASURED, table, "| function | case |"),
+        (COMPARED, comparisons, "| method |"),
+    ],
     ids=["README", "measured", "evaluation"],
 )
 def test_measured_tables_are_made_from_the_results(page, made, head):

@@ -1,4 +1,4 @@
-"""Looks through the built site: links and their anchors lead somewhere, and nothing is fetched from another host.
+"""Checks the built site: links and their anchors exist, and nothing is loaded from another host.
 
 ``python tools/site/check.py build/site``
 """
@@ -12,13 +12,13 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 FETCHES = {("script", "src"), ("img", "src"), ("iframe", "src"), ("source", "src"), ("video", "src")}
-"""What a page loads by itself; of links those to style sheets, icons and the like."""
+"""Tags and attributes that make a page load something; of links, those to style sheets, icons and the like."""
 LINKS_BY_HAND = {"canonical", "prev", "next", "alternate"}
 FETCHED_BY_STYLE = re.compile(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//")
 
 
 class Page(HTMLParser):
-    """The anchors, the links and what is fetched of one page."""
+    """Collects the anchors, links and loaded addresses of one page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note what the tag names, links to or fetches."""
+        """Record the anchors, links and loaded addresses of a tag."""
         found = {name: value or "" for name, value in attrs}
         self.anchors |= {found[name] for name in ("id", "name") if name in found}
         if tag == "a" and "href" in found:
@@ -39,10 +39,10 @@ class Page(HTMLParser):
 
 
 def problems(site: Path) -> list[str]:
-    """What is wrong, in words, page by page; an address from the root is that of a server's 404.html."""
+    """The problems, page by page; absolute addresses occur only in a server's 404.html."""
     pages = {path: Page(path.read_text()) for path in sorted(site.rglob("*.html"))}
     found = [
-        f"{path.relative_to(site)}: a style sheet fetches from another host"
+        f"{path.relative_to(site)}: a style sheet loads something from another host"
         for path in site.rglob("*.css")
         if FETCHED_BY_STYLE.search(path.read_text())
     ]
@@ -50,22 +50,22 @@ def problems(site: Path) -> list[str]:
         name = path.relative_to(site)
         for address in page.fetched:
             if urlsplit(address).netloc:
-                found.append(f"{name}: fetches {address}")
+                found.append(f"{name}: loads {address}")
             elif not address.startswith(("data:", "/")) and not _file(path, address).exists():
-                found.append(f"{name}: {address} is not there")
+                found.append(f"{name}: {address} does not exist")
         if name.name != "404.html":  # its addresses are those of a server
             found += [f"{name}: {link} {why}" for link in page.links if (why := _dead(path, link, pages))]
     return found
 
 
 def _dead(path: Path, link: str, pages: dict[Path, Page]) -> str:
-    """Why a link leads nowhere, or ``""``; addresses of other hosts are not tried."""
+    """Why a link is broken, or ``""``; addresses of other hosts are not checked."""
     parts = urlsplit(link)
     if parts.scheme or parts.netloc:
         return ""
     target = _file(path, link)
     if not target.exists():
-        return "leads nowhere"
+        return "does not exist"
     anchor = unquote(parts.fragment)
     if anchor and target in pages and anchor not in pages[target].anchors:
         return "has no such anchor"
@@ -79,5 +79,5 @@ def _file(path: Path, address: str) -> Path:
 
 if __name__ == "__main__":
     wrong = problems(Path(sys.argv[1]).resolve())
-    print("\n".join(wrong) or "links lead somewhere; nothing is fetched from another host")
+    print("\n".join(wrong) or "all links exist; nothing is loaded from another host")
     sys.exit(bool(wrong))

@@ -1,6 +1,6 @@
-"""An extension of Griffe, which reads docstrings for mkdocstrings: ours as Markdown that it understands.
+"""An extension of Griffe that converts our docstrings into Markdown for mkdocstrings.
 
-Sphinx's roles become links, examples code, and arguments that are explained together an entry each.
+Sphinx's roles become links, examples become code, and arguments that are explained together get one entry each.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NOTHING = re.compile(r"^Raises:\n    (Nothing.*)$", re.MULTILINE)
 
 
 def markdown(text: str) -> str:
-    """A docstring as the parser takes it."""
+    """A docstring in the parser's format."""
     text = TOGETHER.sub(lambda found: "\n".join(f"    {name}: {found[2]}" for name in found[1].split(", ")), text)
     text = NOTHING.sub(r"Errors are none: \1", text)
     parts = re.split(f"({EXAMPLE.pattern})", text, flags=re.MULTILINE)
@@ -26,9 +26,9 @@ def markdown(text: str) -> str:
 
 
 class OurDocstrings(griffe.Extension):
-    """What :func:`markdown` makes of each docstring."""
+    """Applies :func:`markdown` to each docstring."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
-        """Called for each object that was read."""
+        """Called by Griffe for each object."""
         if obj.docstring:
             obj.docstring.value = markdown(obj.docstring.value)

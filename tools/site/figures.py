@@ -7,11 +7,11 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 BAR, LEFT, WIDTH = 22, 150, 480
-"""Height of a bar, where bars begin, and the length of the longest, in pixels."""
+"""Height of a bar, the start of the bars, and the length of the longest, in pixels."""
 
 
 def gains() -> str:
-    """An SVG: network by network, how many times sooner a sweep is than the strongest dense form."""
+    """An SVG with a bar for each network: the speed-up of a sweep over the fastest dense form."""
     rows = json.loads((RESULTS / "occlusion-cpu-avx512.json").read_text())["rows"]
     found = sorted(((row["ratios"]["strongest dense"], row["case"].partition(",")[0]) for row in rows), reverse=True)
     longest = found[0][0]
@@ -27,7 +27,7 @@ def gains() -> str:
     one = LEFT + WIDTH / longest
     line = (
         f'<path d="M{one:.1f} 4 V{height - 26}" stroke="#d9480f" stroke-dasharray="4 3"/>'
-        f'<text x="{one:.1f}" y="{height - 10}" text-anchor="middle" fill="#d9480f">as long as the plain network</text>'
+        f'<text x="{one:.1f}" y="{height - 10}" text-anchor="middle" fill="#d9480f">as fast as the plain network</text>'
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {LEFT + WIDTH + 60} {height}" '

@@ -1,4 +1,4 @@
-"""The page of the gallery: a card a method, and below the recipe that made its picture, from docs/gallery/METHOD.py."""
+"""The gallery's page: a card for each method, and the recipe from docs/gallery/METHOD.py that made its picture."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "docs" / "gallery"
 
 FAMILIES = {
-    "explain": "What in the photograph speaks for the class",
-    "read": "What the network holds and responds to",
+    "explain": "Which parts of the photograph support the class",
+    "read": "What the network contains and responds to",
     "make": "Pictures that the network imagines",
 }
 
 HEAD = """# Gallery
 
-Every method on the three photographs and textures that ship with the package (CC0 and public domain), by the
-[built-in network](../model-card.md) of 20 classes and 64x64 pixels. Each picture leads to the lines that made it: they
-are what `python tools/gallery.py` ran, and run as they stand in a folder with `photos/` and `textures/` (those of the
-package are in `fastviz/models/data`). The classes explained are those that the network thinks of first: espresso,
-missile, tabby cat.
+Every method on the three photographs and textures that come with the package (CC0 and public domain), with the
+[built-in network](../model-card.md) (20 classes, 64x64 pixels). Each picture links to the code that made it, as run by
+`python tools/gallery.py`; it runs unchanged in a folder with `photos/` and `textures/` (the package's are in
+`fastviz/models/data`). The explained classes are the predicted ones: espresso, missile, tabby cat.
 
-How to read such pictures without fooling yourself: [reading a map](../explanation/reading-a-map.md).
+How to interpret such pictures correctly: [reading a map](../explanation/reading-a-map.md).
 """
 
 
@@ -53,7 +52,7 @@ def _recipe(method: Method) -> str:
         f"### {method.name} {{ #{method.name} }}\n\n{words}\n\n"
         f"![{method.summary}]({method.name}.webp)\n\n"
         f"[`fv.{method.name}`][fastviz.{method.name}]; {linked(method.paper)}\n\n"
-        f'??? example "The lines that made it"\n\n    ```python\n'
+        f'??? example "Code"\n\n    ```python\n'
         + "".join(f"    {line}\n" if line else "\n" for line in lines.rstrip().split("\n"))
         + "    ```\n"
     )

@@ -1,4 +1,4 @@
-"""What MkDocs asks before it builds the site: the pages that have no file in docs/, and the notebooks' results."""
+"""MkDocs hooks: add the pages without a file in docs/, and the notebooks' results."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **kwargs: object) -> str:
-    """``<!-- lines of FILE -->`` becomes the file of docs/, as code."""
+    """Replace ``<!-- lines of FILE -->`` by the content of a file in docs/, as code."""
     return re.sub(
         r"<!-- lines of (\S+) -->", lambda found: f"```python\n{(ROOT / 'docs' / found[1]).read_text()}```", markdown
     )
 
 
 def _moved(name: str) -> str:
-    """A page of the top folder with its links into docs/ as they are from reference/."""
+    """A page of the top folder, with links into docs/ changed to be relative to reference/."""
     return re.sub(r"\]\(docs/", "](../", (ROOT / name).read_text())

@@ -1,4 +1,4 @@
-"""Notebooks: Markdown pages of docs/notebooks, run by a kernel in a folder with the photographs that ship."""
+"""Notebooks: runs the Markdown pages of docs/notebooks in a kernel, in a folder with the package's photographs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from nbconvert import MarkdownExporter
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "fastviz" / "models" / "data"
 SECONDS = 600
-"""A cell that takes longer hangs."""
+"""Timeout of a cell in seconds."""
 
 
 @dataclass(frozen=True)
 class Executed:
-    """A notebook that ran: its page, and what belongs to it by name."""
+    """An executed notebook: its page, and its files by name."""
 
     page: str
     files: dict[str, bytes | str]

@@ -1,4 +1,4 @@
-"""The generated pages of the reference: the API in groups, the command line, the methods."""
+"""Generates the reference's pages: the API in groups, the command line, the methods."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import fastviz
 from fastviz.cli import app
 from fastviz.methods.registry import METHODS, Method
 
-# Page → its title, and the beginnings of the modules whose public names stand on it.
+# Page → its title, and prefixes of the modules whose public names it lists.
 GROUPS = {
-    "attribution": ("What in an image speaks for a target", ["fastviz.methods.attribution"]),
-    "inspection": ("What a network holds and responds to", ["fastviz.methods.inspection", "fastviz.vectors"]),
+    "attribution": ("Which parts of an image support a target", ["fastviz.methods.attribution"]),
+    "inspection": ("What a network contains and responds to", ["fastviz.methods.inspection", "fastviz.vectors"]),
     "synthesis": ("Pictures that a network imagines", ["fastviz.methods.synthesis"]),
     "adversarial": ("Fooling images", ["fastviz.methods.adversarial"]),
     "optimize": ("Optimisation: steps, canvas, priors, transforms", ["fastviz.engine.optimize"]),
@@ -26,23 +26,23 @@ GROUPS = {
     "models": ("Models and their layers", ["fastviz.models", "fastviz.graph", "fastviz.execution", "fastviz._util"]),
     "images": ("Images", ["fastviz.images"]),
     "operators": ("Operators", ["fastviz.ops"]),
-    "other-tools": ("In place of other tools", ["fastviz.accelerate", "fastviz.compat"]),
+    "other-tools": ("Replacements for other tools", ["fastviz.accelerate", "fastviz.compat"]),
 }
 
-# Values say nothing of the module that they come from.
+# Values do not know the module that they come from.
 HOMES = {"METHODS": "fastviz.methods.registry", "Target": "fastviz.targets.selection"}
 
-# A function that is called like its module.
+# A function with the same name as its module.
 PLACES = {"fastviz.accelerate": "fastviz.accelerate.accelerate"}
 
-# Modules whose names stand on their page beside those of fastviz itself, under the name that users write.
+# Modules whose names are listed besides those of fastviz itself, by the name that users write.
 NAMESPACES = [fastviz.images, fastviz.evaluation, fastviz.jobs, fastviz.ops]
 SHORT = {"fastviz.priors": fastviz.priors, "fastviz.transforms": fastviz.transforms, "fastviz.canvas": fastviz.canvas}
 
 
 @cache
 def public_names() -> dict[str, str]:
-    """Public name, as users write it → module that it comes from; what is known under two names has the shorter one."""
+    """Public name, as users write it → module that it comes from; of two names for one object the shorter is used."""
     found: dict[str, str] = {}
     seen: set[int] = set()
     spaces = {"fastviz": fastviz, **{module.__name__: module for module in NAMESPACES}, **SHORT}
@@ -59,9 +59,9 @@ def public_names() -> dict[str, str]:
 
 
 def api_pages() -> dict[str, str]:
-    """Page → its text: an instruction for mkdocstrings a name."""
+    """Page → its text, with an instruction for mkdocstrings for each name."""
     pages = {}
-    lines = ["# API\n", "Every name as it is written after `import fastviz as fv`, in groups as the folders are.\n"]
+    lines = ["# API\n", "Every public name after `import fastviz as fv`, grouped like the folders.\n"]
     rest = dict(public_names())
     for page, (title, homes) in GROUPS.items():
         names = [name for name, home in rest.items() if any(f"{home}.".startswith(f"{each}.") for each in homes)]
@@ -81,7 +81,7 @@ def short(name: str) -> str:
 
 
 def command_line() -> str:
-    """The commands as typer describes them."""
+    """The commands with typer's descriptions."""
     command = typer.main.get_command(app)
     context = typer.Context(command, info_name="fastviz")
     text = typer.cli.get_docs_for_click(obj=command, ctx=context, name="fastviz")
@@ -89,17 +89,17 @@ def command_line() -> str:
 
 
 def linked(paper: str) -> str:
-    """A paper of the registry, "authors year, address", as a link."""
+    """A paper in the registry, "authors year, address", as a link."""
     words, _, address = paper.rpartition(", ")
     return f"[{words}]({address})"
 
 
 def methods() -> str:
-    """A row a method: what it does, what it needs, by which command, from which paper."""
+    """A table with a row for each method: description, drawing, command, and paper."""
     lines = [
         "# Methods\n",
-        "Each is a function of `fastviz` and has a [picture](../gallery/index.md). Which networks and tasks they take "
-        "stands under [what is supported](supported.md).\n",
+        "Each is a function of `fastviz` with a [picture](../gallery/index.md). The supported networks and tasks are "
+        "listed under [what is supported](supported.md).\n",
         "| method | what it shows | drawn as | command | paper |",
         "| --- | --- | --- | --- | --- |",
         *map(_row, METHODS.values()),
@@ -116,7 +116,7 @@ ROLE = re.compile(r":(?:func|class|data|attr|meth|mod|exc):`~?([^`]+)`")
 
 
 def with_links(text: str) -> str:
-    """A docstring with Sphinx's roles as links to what has a place in the reference, and as code otherwise."""
+    """A docstring in which Sphinx's roles are links if the reference has the target, and code otherwise."""
 
     def link(found: re.Match[str]) -> str:
         words = found[1]

@@ -1,11 +1,12 @@
-"""Occlusion of signals and volumes against captum: ``python -m benchmarks.engine.incremental.axes [--only NAME]``.
+"""Occlusion of signals and volumes compared with captum: ``python -m benchmarks.engine.incremental.axes
+[--only NAME]``.
 
-Three networks with random weights: torchvision's ``r3d_18`` on clips of 16x112x112, a 3-D ResNet-18 as MONAI has it
-(first convolution of 7x7x7 with stride 1, max pool) on volumes of 96x96x96, and a 1-D ResNet-18 on 12 leads of 5,000
-samples. Times are of a window: fastviz over its grid, or where that takes minutes over every n-th window of it, its
-clean pass included; captum with its best ``perturbations_per_eval`` over a grid of larger windows, as each costs it a
-whole pass whatever its size, its clean pass counted as one more window.
-Beside them stands the bound: multiply-adds of a whole pass against those of the average window.
+Three networks with random weights: torchvision's ``r3d_18`` on clips of 16x112x112, a 3-D ResNet-18 as in MONAI (first
+convolution of 7x7x7 with stride 1, max pooling) on volumes of 96x96x96, and a 1-D ResNet-18 on 12 leads of 5,000
+samples. Times are per window. fastviz runs over its grid, or over every n-th window of it if that would take minutes,
+including its clean pass. captum runs with its best ``perturbations_per_eval`` over a grid of larger windows, because
+each window costs it a whole pass whatever its size; its clean pass counts as one more window. The bound is the number
+of multiply-adds of a whole pass divided by that of the average window.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ class Case:
     """A network and its windows.
 
     Attributes:
-        make: makes it.
-        shape: of an input, [C, ...].
-        window: of fastviz's grid; windows stand side by side, or ``stride`` apart.
-        stride: step of that grid.
+        make: creates the network.
+        shape: shape of an input, [C, ...].
+        window: size of the windows of fastviz's grid, which are adjacent or ``stride`` apart.
+        stride: stride of that grid.
         every: only every n-th window of it is timed.
-        captums: windows of captum's grid, side by side.
-        target: the figure to reach.
+        captums: size of the windows of captum's grid, which are adjacent.
+        target: the target ratio.
     """
 
     make: Callable[[], nn.Module]
@@ -49,7 +50,7 @@ class Case:
 
 
 class Block(nn.Module):
-    """The basic block of He et al. 2015, along any number of axes."""
+    """The basic block of He et al. 2015, for any number of axes."""
 
     def __init__(self, axes: int, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -69,7 +70,7 @@ class Block(nn.Module):
 
 
 def resnet18(axes: int, channels: int, first_stride: int) -> nn.Module:
-    """A ResNet-18 along one or three axes, 1,000 classes."""
+    """A ResNet-18 for one or three axes, with 1,000 classes."""
     kinds = ("Conv", "BatchNorm", "MaxPool", "AdaptiveAvgPool")
     conv, norm, pool, mean = (getattr(nn, f"{kind}{axes}d") for kind in kinds)
     first = (conv(channels, 64, 7, first_stride, 3, bias=False), norm(64), nn.ReLU(inplace=True), pool(3, 2, 1))
@@ -108,7 +109,7 @@ def captum_sweep(model: nn.Module, x: Tensor, window: tuple[int, ...], stride: t
 
 
 def best_batch(model: nn.Module, x: Tensor) -> int:
-    """The batch at which the model takes least time for an input, up to where inputs fill the memory."""
+    """The batch size with the least time per input, limited by the memory."""
     most = 64 if x.dim() == 3 else max(1, min(4, (1 << 21) // x[0, 0].numel()))
     found: dict[int, float] = {}
     with torch.inference_mode():
@@ -123,7 +124,7 @@ def best_batch(model: nn.Module, x: Tensor) -> int:
 
 
 def measured(name: str, device: torch.device, rounds: int, *, profile: bool) -> dict[str, Any]:
-    """One line of the result file, in time a window."""
+    """One row of the result file, in time per window."""
     case = CASES[name]
     torch.manual_seed(0)
     model, x = case.make().eval().to(device), torch.randn(1, *case.shape, device=device)
@@ -180,7 +181,7 @@ def main() -> None:
     arguments = parser(__doc__, "axes")
     arguments.add_argument("--only", action="append", choices=list(CASES), help="network; may be repeated")
     arguments.add_argument("--rounds", type=int, default=3)
-    arguments.add_argument("--profile", action="store_true", help="tell where the time goes, too")
+    arguments.add_argument("--profile", action="store_true", help="also show which operators take the time")
     options = parse(arguments, "signals-and-volumes")
     known = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
     rows = [measured(name, options.device, options.rounds, profile=options.profile) for name in options.only or CASES]

@@ -1,10 +1,10 @@
-"""The first and later calls of ``occlusion`` against a plain loop: ``python -m benchmarks.engine.incremental.first_call
-[--only NAME]``.
+"""First and later calls of ``occlusion`` compared with a plain loop: ``python -m
+benchmarks.engine.incremental.first_call [--only NAME]``.
 
-For each network and size one grid of 6x6 windows. The plain loop copies the image, covers a window in each copy and
-runs batches of eight. Every network is new for a first call, whose time includes deciding, tracing and planning
-("traced": calls of a network that was told to trace). Medians of rounds in which all take turns. Networks of timm are
-measured where timm is installed. A gain below 0.97 is marked. The result file keeps the networks that are not measured.
+Each network and size has one grid of 6x6 windows. The plain loop copies the image, covers a window in each copy and
+runs batches of eight. Each first call gets a new network, and its time includes deciding, tracing and planning
+("traced": calls with tracing forced). Medians of interleaved rounds. timm's networks are measured if timm is installed.
+Ratios below 0.97 are marked. The file keeps the results of networks that are not measured.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LEAST = 0.97
 
 
 def network(name: str) -> nn.Module:
-    """A network with random weights, of torchvision, or of timm where it begins with ``timm/``."""
+    """A network with random weights, from torchvision, or from timm if the name begins with ``timm/``."""
     torch.manual_seed(0)
     if name.startswith("timm/"):
         import timm
@@ -48,7 +48,7 @@ def network(name: str) -> nn.Module:
 
 
 def plain(model: nn.Module, image: Tensor, side: int, step: int) -> Tensor:
-    """The score of class 1 under each window, as people write it."""
+    """The score of class 1 under each window, as one would write it by hand."""
     starts = range(0, step * ROWS, step)
     corners = [(top, left) for top in starts for left in starts]
     scores = []
@@ -64,13 +64,13 @@ def plain(model: nn.Module, image: Tensor, side: int, step: int) -> Tensor:
 
 
 def measured(name: str, size: int, rounds: int, device: torch.device) -> dict[str, Any]:
-    """One line of the result: the loop and the sweeps take turns, so that a slow moment falls on all of them."""
+    """One row of the result; the loop and the sweeps alternate, so that a slow phase affects all of them."""
     step = size // (ROWS + 1)
     side = size - step * (ROWS - 1)
     image = torch.randn(1, 3, size, size, device=device)
     model = network(name).to(device)
     used, traced = copy.deepcopy(model), copy.deepcopy(model)
-    plain(model, image, side, step)  # libraries choose their algorithms
+    plain(model, image, side, step)  # libraries select their algorithms
 
     def sweep(of: nn.Module, trace: str = "auto") -> str:
         found = fv.occlusion(of, image, 1, window=side, stride=step, trace=trace)

@@ -1,11 +1,11 @@
-"""How little fools a network: ``python -m benchmarks.methods.adversarial.fooling --weights FILE [--photos FOLDER]
-[--few]``.
+"""Success, size and time of fooling images: ``python -m benchmarks.methods.adversarial.fooling --weights FILE
+[--photos FOLDER] [--few]``.
 
-Every photograph of the folder that the network gets right (``labels.csv`` there says what they show) is turned into 20
-random classes by the L-BFGS box method and by sign steps (``--methods`` adds ``gradient``), with the picture rounded to
-8 bits; noise into 20 classes; and a picture evolves until the network is sure of it. Printed and written: how often it
-works, how long the changes are, how long it takes. ``--few`` takes 5 photographs, 3 classes each, and 5 classes for the
-noise, and writes only where ``--out`` says so.
+Every photograph in the folder that the network classifies correctly (the true classes are in ``labels.csv``) is changed
+into 20 random classes by the L-BFGS box method and by sign steps (``--methods`` adds ``gradient``), with the picture
+rounded to 8 bits; noise is changed into 20 classes; and pictures are evolved until the network is confident. Prints and
+writes the success rate, the size of the changes and the time. ``--few`` uses 5 photographs with 3 classes each and 5
+classes for the noise, and writes only if ``--out`` is given.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def right_ones(model: nn.Module, folder: Path) -> tuple[Tensor, Tensor, list[str]]:
-    """The photographs that the network gets right, their classes and names."""
+    """The photographs that the network classifies correctly, with their classes and names."""
     with (folder / "labels.csv").open(newline="") as stream:
         labels = {row["file"]: int(row["class_index"]) for row in csv.DictReader(stream)}
     x, names = fv.load_images([folder / name for name in labels], model=model)
@@ -40,18 +40,18 @@ def right_ones(model: nn.Module, folder: Path) -> tuple[Tensor, Tensor, list[str
 
 
 def other_classes(truth: Tensor, count: int, classes: int) -> Tensor:
-    """For each photograph ``count`` different classes that it does not show, [N, count]."""
+    """``count`` different wrong classes for each photograph, [N, count]."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.stack([torch.randperm(classes - 1, generator=generator)[:count] for _ in truth])
     return drawn + (drawn >= truth[:, None])
 
 
 def fooled(model: nn.Module, x: Tensor, aims: Tensor, method: str, batch: int) -> dict[str, Any]:
-    """Numbers over all photographs and classes, and the photographs and classes that did not work."""
+    """Statistics over all photographs and classes, and the photographs and classes that failed."""
     started = time.perf_counter()
     parts = []
     for number, (image, row) in enumerate(zip(x[:, None], aims, strict=True), start=1):
-        # A photograph's classes beside each other: memory is bounded.
+        # One photograph at a time, with all of its classes, to bound the memory.
         made = fv.fool(
             *(model, image.expand(aims.shape[1], -1, -1, -1), row),
             method=method,  # type: ignore[arg-type]
@@ -85,8 +85,8 @@ def main() -> None:
     arguments.add_argument("--weights", default="DEFAULT")
     arguments.add_argument("--photos", type=Path, default=ROOT.parent / "shared" / "images")
     arguments.add_argument("--few", action="store_true", help="5 photographs, 3 classes each")
-    arguments.add_argument("--batch", type=int, default=5, help="images the network sees at once")
-    arguments.add_argument("--methods", default="lbfgs,sign", help="with commas between: lbfgs, sign, gradient")
+    arguments.add_argument("--batch", type=int, default=5, help="images in a forward pass")
+    arguments.add_argument("--methods", default="lbfgs,sign", help="comma-separated: lbfgs, sign, gradient")
     options = arguments.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -1,12 +1,13 @@
-"""Gradient methods against captum: ``python -m benchmarks.methods.attribution.gradients [--only PART] [--rounds N]``.
+"""Gradient methods compared with captum: ``python -m benchmarks.methods.attribution.gradients [--only PART]
+[--rounds N]``.
 
 Parts: ``methods``, saliency, guided backprop and deconvnet of 8 images on eight networks; ``bfloat16``, guided backprop
 in lower precision; ``units``, single units of a layer; ``folder``, saliency from files to maps; ``memory``, peak memory
-an image. Each part can be run by itself; results of the others stay in the file.
+per image. Each part can be run separately; the file keeps the results of the others.
 
-captum gets the network in contiguous and in channels_last memory. Its guided backprop and deconvnet are hooks of
-``nn.ReLU`` that must not work in place, so it gets a copy with such ones; what it misses (functional rectifiers, ReLU6)
-it does not have to compute.
+captum gets the network in contiguous and in channels_last memory. Its guided backprop and deconvnet use hooks on
+``nn.ReLU`` modules that must not be in-place, so it gets a copy with out-of-place ones. It does not handle functional
+rectifiers and ReLU6, which saves it time.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ Call = Callable[[], Any]
 
 
 def network(name: str, device: torch.device, batch: int = BATCH) -> tuple[nn.Module, Tensor]:
-    """A torchvision network with random weights, and images of its size."""
+    """A torchvision network with random weights, and images of the right size."""
     import torchvision
 
     quick = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
@@ -62,7 +63,7 @@ def network(name: str, device: torch.device, batch: int = BATCH) -> tuple[nn.Mod
 
 
 def for_hooks(model: nn.Module) -> nn.Module:
-    """A copy whose rectifiers do not work in place."""
+    """A copy with out-of-place rectifiers."""
     model = copy.deepcopy(model)
     for module in model.modules():
         if isinstance(module, nn.ReLU):
@@ -71,7 +72,7 @@ def for_hooks(model: nn.Module) -> nn.Module:
 
 
 def captum_calls(model: nn.Module, x: Tensor, method: str) -> dict[str, Call]:
-    """captum over the model as torchvision gives it, and with everything in channels_last memory."""
+    """captum with the unchanged torchvision model, and with everything in channels_last memory."""
     from captum import attr
 
     calls = {}
@@ -84,7 +85,7 @@ def captum_calls(model: nn.Module, x: Tensor, method: str) -> dict[str, Call]:
 
 
 def in_turns(calls: dict[str, Call], device: torch.device, rounds: int) -> dict[str, dict[str, float]]:
-    """Times of the ``calls``; on a GPU ours are replayed after the warm-up."""
+    """Times of the ``calls``; on a GPU, ours are CUDA graph replays after the warm-up."""
     with fv.cuda_graphs():
         return side_by_side(calls, device, rounds=rounds, least=0, warm_up=3 if device.type == "cuda" else 1)
 
@@ -106,7 +107,7 @@ def methods(device: torch.device, rounds: int, networks: Sequence[str] = NETWORK
 
 
 def bfloat16(device: torch.device, rounds: int) -> Rows:
-    """captum's calls run under autocast too, and in the model's own precision."""
+    """captum runs under autocast too, and in the model's own precision."""
     rows = []
     for name in ("resnet50", "vgg16"):
         model, x = network(name, device)
@@ -131,7 +132,7 @@ def bfloat16(device: torch.device, rounds: int) -> Rows:
 
 
 def units(device: torch.device, rounds: int) -> Rows:
-    """Units of AlexNet's third convolution, at random places and channels of its 384 maps of 13x13."""
+    """Units of AlexNet's third convolution, at random positions and channels of its 384 maps of 13x13."""
     from captum.attr import NeuronGuidedBackprop
 
     model, x = network("alexnet", device, batch=1)
@@ -184,7 +185,7 @@ def write_pictures(folder: Path) -> None:
 
 
 def folder(device: torch.device, rounds: int) -> Rows:
-    """From files to maps: predicted class and saliency of every picture in a folder."""
+    """From files to maps: the predicted class and its saliency for every picture in a folder."""
     from captum.attr import Saliency
     from PIL import Image
     from torchvision import transforms
@@ -229,7 +230,7 @@ def folder(device: torch.device, rounds: int) -> Rows:
 
 
 def peak_memory(name: str, who: str, device: torch.device) -> float:
-    """MB an image that guided backprop of a batch needs beyond the model and its images; in a process of its own."""
+    """MB per image that guided backprop of a batch needs beyond the model and the images, in a separate process."""
     model, x = network(name, device)
     calls = {"fastviz": lambda: fv.guided_backprop(model, x, TARGET_CLASS), **captum_calls(model, x, "guided_backprop")}
     if device.type == "cuda":
@@ -238,14 +239,14 @@ def peak_memory(name: str, who: str, device: torch.device) -> float:
         before: float = torch.cuda.memory_allocated()
         calls[who]()
         return (torch.cuda.max_memory_allocated() - before) / 2**20 / BATCH
-    fv.guided_backprop(model, x[:1], TARGET_CLASS)  # libraries take memory when they are first used
+    fv.guided_backprop(model, x[:1], TARGET_CLASS)  # libraries allocate memory on their first use
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     calls[who]()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 / BATCH
 
 
 def memory(device: torch.device, rounds: int) -> Rows:
-    """Rows whose "times" are megabytes an image, printed and kept apart from the others."""
+    """Rows whose "times" are megabytes per image, printed and stored separately from the others."""
     rows = []
     for name in NETWORKS:
         found = {}
@@ -262,7 +263,7 @@ def memory(device: torch.device, rounds: int) -> Rows:
             ]
             said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             found[who] = float(said.split()[-1])
-        print(f"peak memory an image, {name:15s} " + "  ".join(f"{who} {mb:.0f} MB" for who, mb in found.items()))
+        print(f"peak memory per image, {name:15s} " + "  ".join(f"{who} {mb:.0f} MB" for who, mb in found.items()))
         rows.append({"network": name, "megabytes_an_image": found})
     return rows
 
@@ -272,8 +273,10 @@ PARTS = {"methods": methods, "bfloat16": bfloat16, "units": units, "folder": fol
 
 def options() -> argparse.Namespace:
     arguments = parser(__doc__, "gradients")
-    arguments.add_argument("--only", choices=[*PARTS, "memory"], help="one part; the others keep their results")
-    arguments.add_argument("--networks", nargs="+", choices=NETWORKS, help='of the part "methods" alone')
+    arguments.add_argument(
+        "--only", choices=[*PARTS, "memory"], help="run one part; the file keeps the results of the others"
+    )
+    arguments.add_argument("--networks", nargs="+", choices=NETWORKS, help='measure only these of the part "methods"')
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--peak", nargs=2, metavar=("NETWORK", "WHO"), help="print the peak memory and stop")
     return parse(arguments, "gradients")

@@ -1,10 +1,10 @@
-"""Occlusion sweeps against captum: ``python -m benchmarks.methods.attribution.occlusion [--only NAME]``.
+"""Occlusion sweeps compared with captum: ``python -m benchmarks.methods.attribution.occlusion [--only NAME]``.
 
-Exact: times a window, over grids of windows of 16 at a step of 16. Each network can be run by itself (minutes, VGG-16
-the longest); results of the others stay in the file. Rivals: captum's ``Occlusion`` with its best
-``perturbations_per_eval`` over the model as torchvision gives it, and over the model in its fastest dense form
-(channels last, or compiled with frozen weights, whichever wins). Beside the times stand the operations saved for a
-window inside the image and on average, and the peak memory of each way.
+Times per window, over grids of windows of 16 with stride 16. Each network can be run separately (this takes minutes,
+most of all for VGG-16); the file keeps the results of the others. The alternatives are captum's ``Occlusion`` with its
+best ``perturbations_per_eval`` on the unchanged torchvision model, and on the model in its fastest dense form (channels
+last, or compiled with frozen weights, whichever is faster). The results include the operations saved for a window inside
+the image and on average, and the peak memory of each alternative.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fastviz.engine import incremental
 
 WINDOW = 16
 STEP = 16
-# network → figures to reach: over tuned captum and over the strongest dense form on the CPU, over that on a GPU
+# network → targets: over tuned captum and over the fastest dense form on the CPU, and over the latter on a GPU
 TARGETS = {
     "vgg16": (12, 8, 5),
     "squeezenet1_0": (11, 5, 3.5),
@@ -49,7 +49,7 @@ TARGET_CLASS = 7
 
 
 def network(name: str, device: torch.device) -> tuple[nn.Module, Tensor]:
-    """A torchvision network with random weights, and an image of its size."""
+    """A torchvision network with random weights, and an image of the right size."""
     import torchvision
 
     quick = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
@@ -82,7 +82,7 @@ def captum_sweep(model: nn.Module, image: Tensor, batch: int, window: int = WIND
 
 
 def fastviz_sweep(model: nn.Module, image: Tensor, boxes: Tensor, **options: Any) -> incremental.Sweep:
-    """Scores of one class under each box: what captum's sweep computes."""
+    """Scores of one class under each box, like captum's sweep."""
     options.setdefault("trace", "always")
     return incremental.sweep(
         model, image, boxes, evaluate=lambda output, windows: output[:, TARGET_CLASS], outputs=[TARGET_CLASS], **options
@@ -90,7 +90,7 @@ def fastviz_sweep(model: nn.Module, image: Tensor, boxes: Tensor, **options: Any
 
 
 def best_batch(model: nn.Module, image: Tensor) -> int:
-    """The batch size at which the model takes least time for an image."""
+    """The batch size with the least time per image."""
     found: dict[int, float] = {}
     with torch.inference_mode():
         for batch in (4, 8, 16, 32, 64) if image.device.type == "cpu" else (32, 64, 128, 256):
@@ -101,7 +101,7 @@ def best_batch(model: nn.Module, image: Tensor) -> int:
 
 
 class ChannelsLast(nn.Module):
-    """A model and its input in channels_last order."""
+    """A model that runs in channels_last memory."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -114,7 +114,8 @@ class ChannelsLast(nn.Module):
 
 
 def strongest_dense(model: nn.Module, image: Tensor) -> tuple[str, nn.Module, int]:
-    """The fastest dense form, its name and its batch: what suits channels last best, as each compiles for one size."""
+    """The fastest dense form, its name, and its batch size, which is the best one for channels last because every form
+    compiles for one size."""
     import torch._inductor.config
 
     torch._inductor.config.freezing = True
@@ -132,7 +133,7 @@ def strongest_dense(model: nn.Module, image: Tensor) -> tuple[str, nn.Module, in
                 form(images)
                 form(images)
                 found[name] = min(seconds(lambda f=form, x=images: f(x), image.device) for _ in range(3))
-        except Exception as error:  # a form that does not compile is no rival
+        except Exception as error:  # a form that does not compile is left out
             print(f"  {name}: {type(error).__name__}")
     name = min(found, key=lambda key: found[key])
     print(f"  strongest dense form: {name}", {key: f"{value / batch * 1000:.1f} ms" for key, value in found.items()})
@@ -140,7 +141,7 @@ def strongest_dense(model: nn.Module, image: Tensor) -> tuple[str, nn.Module, in
 
 
 def in_turns(calls: dict[str, Callable[[], Any]], device: torch.device, rounds: int) -> dict[str, dict[str, float]]:
-    """As ``common.side_by_side``, for calls that take seconds: one warm-up, no repetition within a round."""
+    """Like ``common.side_by_side``, for calls that take seconds: one warm-up, no repetition within a round."""
     for call in calls.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -155,7 +156,7 @@ def in_turns(calls: dict[str, Callable[[], Any]], device: torch.device, rounds: 
 
 
 def exact(name: str, device: torch.device, rounds: int) -> dict[str, Any]:
-    """One line of the exact table."""
+    """One row of the exact table."""
     print(name, flush=True)
     model, image = network(name, device)
     boxes = grid(image.shape[-1])
@@ -171,7 +172,7 @@ def exact(name: str, device: torch.device, rounds: int) -> dict[str, Any]:
     expected = captum_sweep(model, image, batch)
     found = attribution(model, image, boxes)
     scores = float(expected.max() - expected.min())
-    # Some networks begin with zeros in their last layer: all scores are the same then.
+    # The last layer of some networks is initialised with zeros, so that all scores are equal.
     error = float((found - expected[0]).abs().max()) / scores if scores else None
     times = in_turns(calls, device, rounds)
     stats = fastviz_sweep(model, image, boxes).stats
@@ -199,10 +200,10 @@ def exact(name: str, device: torch.device, rounds: int) -> dict[str, Any]:
 
 
 def profile(model: nn.Module, image: Tensor, boxes: Tensor) -> dict[str, Any]:
-    """Where the time of a sweep goes: operators by their share of the time, and operations a second.
+    """Where the time of a sweep goes: the fraction of each operator, and operations per second.
 
-    ``gflops`` is of the whole sweep, ``dense_gflops`` of the model as it is on a batch: where the first is near the
-    second, the gain is what the operations saved allow.
+    ``gflops`` is the rate of the whole sweep, ``dense_gflops`` that of the unchanged model on a batch. If the two are
+    close, the speed-up is as large as the saved operations allow.
     """
     begun = time.perf_counter()
     stats = fastviz_sweep(model, image, boxes).stats
@@ -228,14 +229,14 @@ def _ratio(dense: float | None, work: float | None) -> float | None:
 
 
 def attribution(model: nn.Module, image: Tensor, boxes: Tensor, **options: Any) -> Tensor:
-    """[H, W]: what captum's attribution is in each channel."""
+    """[H, W]: captum's attribution, which is the same in each channel."""
     with torch.no_grad():
         clean = model(image)[0, TARGET_CLASS]
     return spread(clean - fastviz_sweep(model, image, boxes, **options).values, boxes, tuple(image.shape[-2:]))
 
 
 def spread(fall: Tensor, boxes: Tensor, size: tuple[int, ...]) -> Tensor:
-    """The mean of ``fall`` [P] over the boxes that cover each pixel."""
+    """The mean drop ``fall`` [P] over the boxes that cover each pixel."""
     total, count = torch.zeros(size, device=fall.device), torch.zeros(size, device=fall.device)
     for value, (top, left, bottom, right) in zip(fall, boxes.tolist(), strict=True):
         total[top:bottom, left:right] += value
@@ -247,7 +248,7 @@ def spread(fall: Tensor, boxes: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def peaks(name: str, device: torch.device, batch: int) -> dict[str, float]:
-    """Peak memory in MB of a sweep above what the loaded model takes: each way in a process of its own."""
+    """Peak memory of a sweep in MB beyond the loaded model, for each alternative in a separate process."""
     found = {}
     for way in ("fastviz", "captum"):
         command = [
@@ -272,12 +273,12 @@ def peak(way: str, name: str, device: torch.device, batch: int) -> float:
     with torch.no_grad():
         model(image)
     if way == "fastviz":
-        fastviz_sweep(model, image, boxes[:1])  # the export is over before the sweep that counts
+        fastviz_sweep(model, image, boxes[:1])  # the export ends before the measured sweep
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = float(torch.cuda.memory_allocated(device))
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux forgets the peak
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak in Linux
         before = resident("VmRSS")
     if way == "fastviz":
         fastviz_sweep(model, image, boxes)
@@ -291,7 +292,7 @@ def peak(way: str, name: str, device: torch.device, batch: int) -> float:
 
 
 def resident(what: str) -> float:
-    """Bytes that the process holds ("VmRSS") or held at its peak ("VmHWM"), as Linux counts them."""
+    """Resident memory of the process in bytes, now ("VmRSS") or at its peak ("VmHWM"), from Linux."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * float(next(line.split()[1] for line in lines if line.startswith(what)))
 
@@ -300,7 +301,9 @@ def main() -> None:
     arguments = parser(__doc__, "occlusion")
     arguments.add_argument("--only", action="append", choices=list(TARGETS), help="network; may be repeated")
     arguments.add_argument("--rounds", type=int, default=5)
-    arguments.add_argument("--peak", choices=["fastviz", "captum"], help="print the peak memory of one way and stop")
+    arguments.add_argument(
+        "--peak", choices=["fastviz", "captum"], help="only print the peak memory of one alternative"
+    )
     arguments.add_argument("--captum-batch", type=int, default=16)
     options = parse(arguments, "occlusion")
     if options.peak:

@@ -1,10 +1,10 @@
-"""Methods that ask a network many times, against captum and a plain loop:
+"""Methods with many forward passes, compared with captum and a plain loop:
 ``python -m benchmarks.methods.attribution.sampling``.
 
-Integrated gradients, Shapley sampling, KernelSHAP, LIME and RISE. captum gets its best batch of a few, found before;
-fastviz its defaults. captum's classes are compared with ``fastviz.compat.captum`` too, given the same arguments. RISE
-is timed over a tenth of its masks, as the time of a mask does not change; how many masks the stopping rule saves on
-photographs, and how near the maps are, is measured apart (``--stopping``).
+Integrated gradients, Shapley sampling, KernelSHAP, LIME and RISE. captum gets the best of a few batch sizes, fastviz
+its defaults. captum's classes are also compared with ``fastviz.compat.captum``, with the same arguments. RISE is timed
+with a tenth of its masks, because every mask takes the same time. ``--stopping`` measures how many masks the stopping
+rule saves on photographs, and how close the maps are.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NEVER_SLOWER = 0.97
 
 
 def best(call: Callable[[int], Any], device: torch.device, batches: tuple[int, ...] = (4, 8, 16, 32)) -> int:
-    """The batch with which one image takes least time."""
+    """The batch size with the least time per image."""
     found = {batch: min(seconds(lambda b=batch: call(b), device) for _ in range(2)) / batch for batch in batches}
     return min(found, key=lambda batch: found[batch])
 
@@ -111,7 +111,7 @@ def over_segments(name: str, device: torch.device, rounds: int) -> list[Any]:
 
 
 def plain_rise(model: nn.Module, image: Tensor, masks: int, batch: int) -> Tensor:
-    """RISE as a batched loop over masks that are there."""
+    """RISE as a batched loop over given masks."""
     drawn = random_masks(masks, tuple(image.shape[2:]), 7, 0.5, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
     every = drawn.of(torch.arange(masks)).to(image)
     total = torch.zeros(image.shape[2:], device=image.device)
@@ -138,7 +138,7 @@ def rise(name: str, device: torch.device, rounds: int) -> list[Any]:
 
 
 def stopping(folder: Path, count: int, stop: float) -> None:
-    """How many of all masks the stopping rule needs on photographs, and how near its maps are."""
+    """How many masks the stopping rule needs on photographs, and how close its maps are."""
     model = fv.load_model("squeezenet1_0", weights=folder / "models" / "squeezenet1_0_imagenet.safetensors")
     step = max(1, 60 // count)
     images, _ = fv.load_images(sorted((folder / "images").glob("*.jpg"))[::step][:count], model=model)
@@ -163,7 +163,9 @@ def main() -> None:
     }
     arguments.add_argument("--only", action="append", choices=works, help="may be repeated")
     arguments.add_argument("--rounds", type=int, default=2)
-    arguments.add_argument("--stopping", type=Path, help="folder with models/ and images/: measure the rule alone")
+    arguments.add_argument(
+        "--stopping", type=Path, help="folder with models/ and images/: measure only the stopping rule"
+    )
     arguments.add_argument("--stop", type=float, default=0.99)
     arguments.add_argument("--count", type=int, default=5)
     options = parse(arguments, "sampling")

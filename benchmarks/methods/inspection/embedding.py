@@ -1,9 +1,9 @@
 """Feature vectors of many images: components, neighbours, maps of thousands of images, streaming from files.
 
-``python -m benchmarks.methods.inspection.embedding``: ten minutes on 2 cores. The vectors are synthetic, rectified
-mixtures of 300 numbers with noise, so that their variances fall as those of features do. Where there is a limit and no
-rival, it stands as "time allowed". Photographs of a folder are streamed if ``--photos`` is given, and class neighbours
-compared if ``--classes`` names a folder with a folder a class.
+``python -m benchmarks.methods.inspection.embedding`` takes ten minutes on two cores. The vectors are synthetic,
+rectified mixtures of 300 numbers with noise, so that their variances decrease like those of features. If there is a
+time limit instead of an alternative, it is listed as "time allowed". ``--photos`` also streams the photographs of a
+folder, and ``--classes`` compares class neighbours in a folder that has a folder for each class.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def maps(count: int) -> Rows:
 
 
 def streaming(photos: Path, device: torch.device) -> Rows:
-    """Vectors of the photographs in a folder by a SqueezeNet, against what people write."""
+    """Vectors of the photographs in a folder from a SqueezeNet, compared with typical scripts."""
     from PIL import Image
     from torch.utils.data import DataLoader, Dataset
     from torchvision.models import SqueezeNet1_0_Weights
@@ -136,7 +136,7 @@ def streaming(photos: Path, device: torch.device) -> Rows:
 
 
 def classes(folder: Path) -> Rows:
-    """How many images have the class of most of their ten nearest neighbours: among vectors, and on the plane."""
+    """The 10-nearest-neighbour accuracy of the images' classes, among the vectors and in the plane."""
     found = fv.embedding(fv.load_model("demo"), folder)
     names = [name.split("/")[0] for name in found.names]
     labels = torch.tensor([sorted(set(names)).index(name) for name in names])
@@ -164,7 +164,7 @@ def main() -> None:
     arguments.add_argument("--count", type=int, default=10_000, help="vectors, and images on a map")
     arguments.add_argument("--numbers", type=int, default=4096, help="numbers in a vector")
     arguments.add_argument("--photos", type=Path, help="a folder of photographs")
-    arguments.add_argument("--classes", type=Path, help="a folder with a folder of images a class")
+    arguments.add_argument("--classes", type=Path, help="a folder with a folder of images for each class")
     options = parse(arguments, "embedding")
     x = features(options.count, options.numbers, options.device)
     rows = components(x) + neighbours(x) + maps(options.count)

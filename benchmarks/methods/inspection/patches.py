@@ -1,9 +1,9 @@
-"""Patches of all convolutions of VGG-16 at once, against the forward passes alone and against captum.
+"""Patches of all convolutions of VGG-16 at once, compared with the forward passes alone and with captum.
 
-``python -m benchmarks.methods.inspection.patches``: all of it takes ten minutes on 2 cores. The bare forward pass is
-that of the same images in the same batches, in inference mode, with nothing looked at. captum's ``LayerActivation`` has
-its top k made
-of the maxima of each map, as people do: a pass over the images a layer, and one pass that keeps all layers.
+``python -m benchmarks.methods.inspection.patches`` takes ten minutes on two cores. The bare forward pass uses the same
+images in the same batches, in inference mode, without recording anything. With captum's ``LayerActivation``, the top k
+are taken from the maxima of each map, in the two usual ways: one pass over the images for each layer, and one pass that
+keeps all layers.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def captum_patches(
 
 
 def check(model: nn.Module, images: Tensor, batch: int, layers: Sequence[str]) -> None:
-    """The rivals find what fastviz finds."""
+    """Check that the alternatives find the same patches as fastviz."""
     mine = fv.patches(model, images, k=K, batch_size=batch)
     for together in (False, True):
         for name, (values, _, _) in captum_patches(model, images, batch, layers, together=together).items():
@@ -70,7 +70,7 @@ def check(model: nn.Module, images: Tensor, batch: int, layers: Sequence[str]) -
 def main() -> None:
     arguments = parser(__doc__, "patches")
     arguments.add_argument("--images", type=int, default=64, help="images of the comparison with one pass")
-    arguments.add_argument("--few", type=int, default=16, help="images of the comparison with a pass a layer")
+    arguments.add_argument("--few", type=int, default=16, help="images of the comparison with one pass per layer")
     arguments.add_argument("--batch", type=int, default=16, help="images in a forward pass")
     arguments.add_argument("--few-only", action="store_true", help="the row of several patches an image alone")
     options = parse(arguments, "patches")

@@ -1,9 +1,9 @@
-"""Images of many units, and inversion, against lucent and eager torch: ``python -m
+"""Images of many units, and inversion, compared with lucent and eager torch: ``python -m
 benchmarks.methods.synthesis.activation_maximization``.
 
-The ImageNet SqueezeNet of torchvision with ``--weights FILE`` (random weights otherwise: the same work). Lucent is the
-package torch-lucent 0.1.8, measured where it is installed: one unit at a time, as it works, with its own defaults.
-``--show FOLDER`` makes the pictures that the method promises instead of measuring, and prints what they reach.
+torchvision's ImageNet SqueezeNet with ``--weights FILE`` (otherwise random weights, which take the same time). Lucent
+is the package torch-lucent 0.1.8, measured if it is installed: one unit at a time, with its own defaults. ``--show
+FOLDER`` writes pictures instead of measuring, and prints their scores.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ Rows = list[dict[str, Any]]
 SIZE = 128
 """Lucent's default side, in pixels."""
 STEPS = 16
-"""Of both: every step costs the same."""
+"""Number of steps for both tools; every step takes the same time."""
 FEW = 2
-"""Images that lucent is timed with: it makes one after the other, and each costs the same."""
+"""Number of images for timing lucent, which makes them one by one; each takes the same time."""
 CLASSES = (1, 9, 24, 71, 130, 145, 185, 281, 291, 292, 301, 323, 340, 386, 388, 417, 637, 779, 934, 951)
 """Twenty classes that are easy to recognise: goldfish, ostrich, grey owl, scorpion, flamingo, king penguin, …"""
 
 
 def lucent() -> Any | None:
-    """Lucent's modules, or None where it is not installed."""
+    """Lucent's modules, or None if it is not installed."""
     try:
         import kornia
         from lucent.optvis import objectives, param, render, transform
     except ImportError:
         return None
-    # The last release of lucent, 0.1.8, knows kornia's older names.
+    # The last release of lucent, 0.1.8, uses kornia's older names.
     kornia.get_rotation_matrix2d = kornia.geometry.transform.get_rotation_matrix2d
     kornia.warp_affine = kornia.geometry.transform.warp_affine
     return SimpleNamespace(objectives=objectives, param=param, render=render, transform=transform)
@@ -67,20 +67,20 @@ def lucent_images(model: nn.Module, objectives: Sequence[Any], tool: Any, networ
                 progress=False,
             )
         )
-        # It leaves its hooks on the model, which the next image would pay for.
+        # Lucent leaves its hooks on the model, which would slow down the next image.
         for module in model.modules():
             module._forward_hooks.clear()
     return made
 
 
 def units(model: nn.Module, count: int, device: torch.device) -> Rows:
-    """Images of ``count`` channels and units of a layer: all at once, and one at a time by lucent."""
+    """Images of ``count`` channels and units of a layer: all at once, and one at a time with lucent."""
     tool = lucent()
     if tool is None:
         print("not measured: pip install --no-deps torch-lucent==0.1.8 decorator future ipython")
         return []
     rows = []
-    # Without gradients of the weights, which lucent would compute for nothing.
+    # Without gradients of the weights, which lucent would compute needlessly.
     frozen = copy.deepcopy(model).requires_grad_(False)
     few = min(FEW, count)
     for layer in ("features.3", "features.7", "features.12"):
@@ -109,7 +109,7 @@ def units(model: nn.Module, count: int, device: torch.device) -> Rows:
 
 
 class EagerVariation(priors.Prior):
-    """Total variation as people write it, by autograd."""
+    """Total variation in plain torch, differentiated by autograd."""
 
     def __init__(self, weight: float) -> None:
         self.weight = weight
@@ -129,7 +129,7 @@ def prior_gradient(prior: priors.Prior, x: Tensor) -> Tensor:
 
 
 def variation(model: nn.Module, device: torch.device) -> Rows:
-    """Inversion of the first layer with the native total variation and with the eager one, and the prior alone."""
+    """Inversion of the first layer with the native and the eager total variation, and the prior alone."""
     rows = []
     frame = frame_of(model)
     power, native = priors.natural_image(frame)
@@ -149,11 +149,11 @@ def variation(model: nn.Module, device: torch.device) -> Rows:
     return rows
 
 
-# ------------------------------------------------------------------------------------------------- what must come out
+# ----------------------------------------------------------------------------------------------------------- pictures
 
 
 def show(model: nn.Module, photos: Path | None, out: Path) -> None:
-    """The pictures, and what they reach."""
+    """Write the pictures and print their scores."""
     out.mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device
     goal: list[fv.Maximized] = []
@@ -214,8 +214,8 @@ def main() -> None:
     arguments = parser(__doc__, "optimize")
     arguments.add_argument("--weights", help="a file of SqueezeNet 1.0's weights")
     arguments.add_argument("--count", type=int, default=64, help="channels and units")
-    arguments.add_argument("--only", choices=("units", "variation"), help="one part of the rows")
-    arguments.add_argument("--show", type=Path, help="make the pictures in this folder instead of measuring")
+    arguments.add_argument("--only", choices=("units", "variation"), help="measure one part")
+    arguments.add_argument("--show", type=Path, help="write pictures into this folder instead of measuring")
     arguments.add_argument("--photos", type=Path, help="photographs to invert, for --show")
     options = parse(arguments, "optimize")
     model = fv.load_model("squeezenet1_0", weights=options.weights).to(options.device)

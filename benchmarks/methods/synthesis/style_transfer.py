@@ -1,9 +1,9 @@
-"""Style transfer on VGG-19 against the loop of Gatys et al. in plain PyTorch: ``python -m
+"""Style transfer on VGG-19 compared with the loop of Gatys et al. in plain PyTorch: ``python -m
 benchmarks.methods.synthesis.style_transfer``.
 
-Both make the same picture from the content, by Adam, with the same losses, whose difference is printed. The loop runs a
-frozen copy of the network that ends at the last layer, in contiguous and in channels_last memory. Times are those of
-whole calls, targets included. Random weights do the same work as trained ones.
+Both start from the content and use Adam with the same losses, whose difference is printed. The loop runs a frozen copy
+of the network that ends at the last layer, in contiguous and in channels_last memory. Times are for whole calls,
+including the targets. Random weights take the same time as trained ones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastviz.engine.optimize.canvas import Pixels
 STYLE, CONTENT = (1, 6, 11, 20, 29), 22
 """relu1_1 … relu5_1 and relu4_2."""
 BETA, RATE = 1e3, 0.001
-"""Small steps: Adam's first ones follow the signs of gradients, which rounding decides where they are near 0."""
+"""A small learning rate: Adam's first steps follow the signs of gradients, which near 0 depend on rounding."""
 
 Made = tuple[list[float], Tensor]
 
@@ -32,7 +32,7 @@ def gram(maps: Tensor) -> Tensor:
 
 
 def plain_loop(network: nn.Sequential, content: Tensor, style: Tensor, steps: int) -> Made:
-    """The loss before each step, and the image: the paper, as people write it."""
+    """The loss before each step, and the image: the paper in plain torch."""
 
     def features(image: Tensor) -> dict[int, Tensor]:
         found = {}
@@ -79,7 +79,7 @@ def papers_weights(network: nn.Sequential, content: Tensor, style: Tensor) -> di
 def transfer(
     model: nn.Module, content: Tensor, style: Tensor, steps: int, weights: dict[str, dict[str, float]]
 ) -> Made:
-    """The same by fastviz."""
+    """The same with fastviz."""
     made = fv.style_transfer(
         *(model, content, style),
         style_weight=BETA,
@@ -99,10 +99,10 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=5)
     options = parse(arguments, "style")
     model = fv.load_model("vgg19").to(options.device)
-    # A copy, as people make it: rectifiers in place, no gradients of the weights.
+    # A typical copy: in-place rectifiers, no gradients of the weights.
     network = copy.deepcopy(model.features)[: STYLE[-1] + 1].requires_grad_(False)
     reordered = copy.deepcopy(network).to(memory_format=torch.channels_last)
-    # Smooth pictures, a bright and a dark one, so that their features differ as those of photographs do.
+    # Smooth pictures, a bright and a dark one, so that their features differ like those of photographs.
     content, style = (
         F.interpolate(torch.rand(1, 3, side, side) ** power, (options.size,) * 2, mode="bicubic").to(options.device)
         for side, power in ((32, 1), (64, 4))

@@ -1,4 +1,4 @@
-"""Textures grown by fastviz and by the loop that people write with OpenCV.
+"""Textures grown by fastviz and by a typical loop with OpenCV.
 
 ``python -m benchmarks.methods.synthesis.texture_synthesis``
 """
@@ -17,7 +17,7 @@ WINDOW, EPSILON, SIZE = 11, 0.1, 96
 
 
 def opencv_loop(sample: Tensor, size: int) -> Any:
-    """The algorithm of Efros and Leung pixel by pixel, the search by ``cv2.matchTemplate``, the rest by NumPy."""
+    """The algorithm of Efros and Leung pixel by pixel, with ``cv2.matchTemplate`` for the search and NumPy."""
     import cv2
     import numpy as np
 
@@ -44,7 +44,7 @@ def opencv_loop(sample: Tensor, size: int) -> Any:
             around = slice(y - reach, y + reach + 1), slice(x - reach, x + reach + 1)
             used = weights * known[around]
             mask = np.sqrt(used)[..., None].repeat(C, 2)
-            # By way of a Fourier transform: where the distance is 0 rounding may leave less.
+            # matchTemplate uses a Fourier transform, so rounding can make a distance of 0 negative.
             distances = np.maximum(cv2.matchTemplate(picture, values[around], cv2.TM_SQDIFF, mask=mask), 0)
             good = np.flatnonzero(distances <= (1 + EPSILON) * distances.min())
             row, column = divmod(int(generator.choice(good)), distances.shape[1])
@@ -61,7 +61,7 @@ def main() -> None:
     cv2.setNumThreads(torch.get_num_threads())
     rows = []
     for channels in (1, 3):
-        # Noise with a grain: every window differs, as in a photograph.
+        # Smoothed noise: every window is different, as in a photograph.
         noise = torch.rand(1, channels, 66, 66)
         sample = torch.nn.functional.avg_pool2d(noise, 3, stride=1)[0]
         there = sample.to(options.device)

@@ -1,9 +1,9 @@
-"""Drop-in for captum: the same classes, arguments, results and errors, computed sooner.
+"""Drop-in replacement for captum: the same classes, arguments, results and errors, computed faster.
 
 Change ``from captum.attr import Occlusion`` to ``from fastviz.compat.captum import Occlusion``, or call
-``fastviz.accelerate("captum")``. Where captum is installed the classes are captum's types; calls that fastviz does not
-compute itself take captum's own path. Without captum they work where fastviz computes everything itself, and say so
-where it does not. What is faster, and what differs on purpose, is listed in docs/compat.md.
+``fastviz.accelerate("captum")``. If captum is installed, the classes are subclasses of captum's, and calls that fastviz
+does not compute itself are delegated to captum. Without captum, such calls raise an error. What is faster, and what
+differs on purpose, is listed in docs/compat.md.
 """
 
 from fastviz.compat.captum import _bases
@@ -59,5 +59,5 @@ __all__ = [
 ]
 
 if _bases.data_loaders is not None:
-    # captum's DataLoaderAttribution takes instances of the classes in this set, and not of what is derived from them.
+    # captum's DataLoaderAttribution accepts only the exact classes in this set, not their subclasses.
     _bases.data_loaders.SUPPORTED_METHODS.add(FeatureAblation)

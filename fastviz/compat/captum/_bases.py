@@ -1,4 +1,4 @@
-"""What the substitutes inherit from: captum's own classes where it is installed, else stand-ins."""
+"""The base classes of the replacements: captum's own classes if it is installed, otherwise stand-ins."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ __all__ = [
 ]
 
 compute_gradients: Any = None
-"""What captum's gradient classes have as ``gradient_func`` unless somebody set another."""
+"""The default ``gradient_func`` of captum's gradient classes."""
 progress_bar: Any = None
 """captum's progress bar: ``progress_bar(desc=, total=)`` with ``update(steps)`` and ``close()``."""
 
 data_loaders: Any = None
-"""captum's module for data loaders, with the ``SUPPORTED_METHODS`` that its ``DataLoaderAttribution`` takes."""
+"""captum's module for data loaders, with the ``SUPPORTED_METHODS`` of its ``DataLoaderAttribution``."""
 
 try:
     from captum._utils.gradient import compute_gradients  # type: ignore[no-redef]
@@ -74,7 +74,7 @@ try:
 except ModuleNotFoundError as missing:
     if (missing.name or "").partition(".")[0] != "captum":
         raise
-    from fastviz.compat.captum._standin import (
+    from fastviz.compat.captum._stand_in import (
         Deconvolution,
         FeatureAblation,
         FeaturePermutation,

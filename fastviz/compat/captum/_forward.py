@@ -1,4 +1,4 @@
-"""What captum's classes share: inputs and targets in all their forms, and the values that a model gives for them."""
+"""Shared by captum's classes: all forms of inputs and targets, and a model's values for them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["column", "formatted", "run", "select", "target_of", "tensors"]
+__all__ = ["column", "formatted", "one_value", "run", "select", "target_of", "tensors"]
 
 
 def tensors(inputs: object) -> tuple[Tensor, ...]:
     """``inputs``, a tensor or a tuple of them, as a tuple.
 
     Raises:
-        AssertionError: something else, as with captum.
+        AssertionError: it is something else, as with captum.
     """
     found = inputs if isinstance(inputs, tuple) else (inputs,)
     for each in found:
@@ -26,12 +26,12 @@ def tensors(inputs: object) -> tuple[Tensor, ...]:
 
 
 def formatted(inputs: object, results: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-    """The ``results`` as a tuple if ``inputs`` is one, else the only one."""
+    """The ``results`` as a tuple if ``inputs`` is a tuple, else the single result."""
     return results if isinstance(inputs, tuple) else results[0]
 
 
 def run(forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], target: object, extra: object) -> Any:
-    """The values of ``target`` in what the function gives for ``inputs`` and the additional arguments ``extra``."""
+    """The values of ``target`` in the function's output for ``inputs`` and the additional arguments ``extra``."""
     if not inspect.signature(forward_func).parameters:
         return select(forward_func(), target)
     more = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
@@ -39,16 +39,16 @@ def run(forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], target: ob
 
 
 def select(output: Any, target: object) -> Any:
-    """The entries of ``output`` [N, ...] that ``target`` names, [N] for a model with scores [N, K].
+    """The entries of ``output`` [N, ...] that ``target`` selects, [N] for a model with scores [N, K].
 
     Args:
-        output: what a model gives.
-        target: None (all of it), an int or a tensor of one (for all samples), a tuple (one place in an output of more
-            than two dimensions), a list of N ints or tuples or a tensor [N] (one a sample).
+        output: the model's output.
+        target: None (the whole output), an int or a tensor with one element (for all samples), a tuple (an index into
+            an output with more than two dimensions), a list of N ints or tuples, or a tensor [N] (one per sample).
 
     Raises:
-        AssertionError: a target that does not fit the output, as with captum.
-        IndexError, RuntimeError: an entry that does not exist, as torch has it.
+        AssertionError: the target does not fit the output, as with captum.
+        IndexError, RuntimeError: an entry does not exist, as torch raises it.
     """
     if target is None:
         return output
@@ -75,6 +75,17 @@ def select(output: Any, target: object) -> Any:
     raise AssertionError(f"target should be a list of ints or tuples, got one of {type(target[0]).__name__}")
 
 
+def one_value(output: Tensor) -> Tensor:
+    """``output``, which must have one value per sample.
+
+    Raises:
+        AssertionError: it has more, as with captum.
+    """
+    if output[0].numel() != 1:
+        raise AssertionError(f"target should choose one value of the output per sample, got {list(output[0].shape)}")
+    return output
+
+
 def _gathered(output: Tensor, target: Tensor) -> Tensor:
     if output.dim() != 2:
         raise AssertionError(f"target should be a tuple, or a list of them, for an output {list(output.shape)}")
@@ -82,10 +93,10 @@ def _gathered(output: Tensor, target: Tensor) -> Tensor:
 
 
 def column(output: Tensor, place: int | tuple[Any, ...]) -> Tensor:
-    """``output[:, *place]``; an int is a place of one number.
+    """``output[:, *place]``; an int is an index with one number.
 
     Raises:
-        AssertionError: more numbers than the output has dimensions behind the first, as with captum.
+        AssertionError: the index has more numbers than the output has dimensions after the first, as with captum.
     """
     index = place if isinstance(place, tuple) else (place,)
     if len(index) > output.dim() - 1:
@@ -94,7 +105,7 @@ def column(output: Tensor, place: int | tuple[Any, ...]) -> Tensor:
 
 
 def target_of(target: object, samples: Tensor) -> object:
-    """``target`` for a batch of the ``samples`` with these numbers, int64 [P]."""
+    """``target`` for a batch of the samples with the indices ``samples``, int64 [P]."""
     if isinstance(target, list):
         return [target[sample] for sample in samples.tolist()]
     if isinstance(target, Tensor) and target.numel() > 1:

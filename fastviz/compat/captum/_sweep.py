@@ -1,4 +1,4 @@
-"""Which calls of captum's perturbation classes fastviz computes itself, and what it needs to know of them."""
+"""Decides which calls of captum's perturbation classes fastviz computes itself, and prepares them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from fastviz.execution.batches import Batches
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.hooks import has_hooks
 
-__all__ = ["Call", "ForCaptum", "Job", "accepted"]
+__all__ = ["Call", "Job", "LeftToCaptum", "accepted"]
 
-LEAST_WORK = 2e10
-"""Floating-point operations that the whole forward passes of a call must have; less is for captum's own path, because
-it takes about a second, once, to prepare a model."""
+MIN_WORK = 2e10
+"""Minimum number of floating-point operations of a call's full forward passes. Smaller calls are left to captum,
+because preparing a model takes about a second, once."""
 
 _OTHER_IN_TRAINING = (
     nn.modules.dropout._DropoutNd,
@@ -32,11 +32,11 @@ _OTHER_IN_TRAINING = (
     nn.MultiheadAttention,
     nn.TransformerEncoderLayer,
 )
-"""Modules that compute something else in training mode than in evaluation mode."""
+"""Modules that behave differently in training mode."""
 
 
-class ForCaptum(Exception):  # noqa: N818 - no error: it says why the call takes captum's own path
-    """The call is none that fastviz computes itself; the message says why."""
+class LeftToCaptum(Exception):  # noqa: N818 - no error: it says why the call takes captum's own path
+    """Raised for calls that fastviz does not compute itself; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Call:
     Attributes:
         model: the model.
         images: [N, C, H, W], or signals or volumes.
-        fill: what covers: a number, or [1 or N, C, H, W].
+        fill: the values of covered pixels: a number, or [1 or N, C, H, W].
     """
 
     model: nn.Module
@@ -54,65 +54,65 @@ class Call:
     fill: float | Tensor
 
     def job(self, target: object, box: Tensor, windows: int) -> Job:
-        """The call after the model has run on the images as they are.
+        """Run the model on the unchanged images and check that fastviz can compute the call.
 
         Args:
             target: captum's target.
             box: one of the windows, [1, 2 · axes].
-            windows: how many an image has.
+            windows: number of windows per image.
 
         Raises:
-            ForCaptum: why it is for captum's own path.
+            LeftToCaptum: captum has to compute the call.
             AssertionError, IndexError, RuntimeError: the target does not fit the output.
         """
         evaluations = windows * len(self.images)
         self._require_work(evaluations)
         batches = Batches(self.model)
-        with self._aside(), incremental.counted(self.model, self.images):
-            output = self._watched(batches, self.images)
+        with self._without_side_effects(), incremental.counted(self.model, self.images):
+            output = self._checked_output(batches, self.images)
         self._require_work(evaluations)
         count = self.images.shape[:1]
         if not isinstance(output, Tensor) or not output.is_floating_point() or output.shape[:1] != count:
-            raise ForCaptum("the output is not a floating-point tensor with one entry an image")
+            raise LeftToCaptum("the output is not a floating-point tensor with one entry per image")
         clean = select(output, target)
         if clean.shape[:1] != count or not clean.numel():
-            raise ForCaptum("the target chooses something else than one value, or several, an image")
+            raise LeftToCaptum("the target does not select one or several values per image")
         self._require_same_in_evaluation(output)
         if len(self.images) == 1:
             fill = self.fill[:1] if isinstance(self.fill, Tensor) else self.fill
             covered = ops.occlude(self.images, box.to(self.images.device), None, fill)
-            with self._aside():
+            with self._without_side_effects():
                 try:
-                    self._watched(batches, torch.cat([self.images, covered]))
+                    self._checked_output(batches, torch.cat([self.images, covered]))
                 except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-                    raise ForCaptum("the model takes one image at a time") from error
+                    raise LeftToCaptum("the model takes one image at a time") from error
         return Job(self.model, self.images, self.fill, target, output, clean.reshape(len(self.images), -1), batches)
 
-    def _watched(self, batches: Batches, images: Tensor) -> Any:
-        """The model's output for all ``images`` at once, if it is proved that they do not meet."""
+    def _checked_output(self, batches: Batches, images: Tensor) -> Any:
+        """The model's output for all ``images`` in one pass, if it is proved that they do not affect one another."""
         outputs = batches(lambda part: batches.watched(self.model, part.clone()), images)
         if batches.reason or len(outputs) != 1:
-            raise ForCaptum(f"the output for an image may depend on the others of its batch: {batches.reason}")
+            raise LeftToCaptum(f"the output for an image may depend on the others of its batch: {batches.reason}")
         return outputs[0]
 
     def _require_work(self, evaluations: int) -> None:
-        """Raise for less work than it takes to prepare a model, if it is known how much it is."""
+        """Raise if the call is known to be less work than preparing the model."""
         work = incremental.known(self.model, self.images)
-        if work is not None and _bases.installed and work.operations * evaluations < LEAST_WORK:
-            raise ForCaptum("it is less work than to prepare the model")
+        if work is not None and _bases.installed and work.operations * evaluations < MIN_WORK:
+            raise LeftToCaptum("the call is less work than preparing the model")
 
     def _require_same_in_evaluation(self, output: Tensor) -> None:
-        """Raise for a model in training mode that gives other outputs in evaluation mode, in which sweeps run."""
+        """Raise for a model in training mode whose output differs in evaluation mode, which sweeps use."""
         if not any(module.training for module in self.model.modules()):
             return
-        with frozen_model(self.model), self._aside():
+        with frozen_model(self.model), self._without_side_effects():
             other = self.model(self.images.clone())
         if not isinstance(other, Tensor) or not torch.equal(other, output):
-            raise ForCaptum("the model is in training mode")
+            raise LeftToCaptum("the model is in training mode")
 
     @contextmanager
-    def _aside(self) -> Iterator[None]:
-        """What captum does not run: it needs no graph, and draws no random number that captum's calls would get."""
+    def _without_side_effects(self) -> Iterator[None]:
+        """For passes that captum does not make: no gradients, and no effect on the random number generators."""
         devices = [self.images.device] if self.images.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices):
             yield
@@ -124,9 +124,9 @@ class Job(Call):
 
     Attributes:
         target: captum's target.
-        output: the model's output for the images as they are.
+        output: the model's output for the unchanged images.
         clean: [N, M], the target's values in it.
-        batches: what is known of the model and batches.
+        batches: whether and how the model can be run on batches.
     """
 
     target: object
@@ -135,7 +135,7 @@ class Job(Call):
     batches: Batches
 
     def values(self, boxes: Tensor, sample: Tensor, fill: float | Tensor, advance: Callable[[int], object]) -> Tensor:
-        """[P, M]: the target's values where each of ``boxes`` [P, 4] covers a part of the image ``sample`` [P]."""
+        """[P, M]: the target's values when each of ``boxes`` [P, 4] covers a part of the image ``sample`` [P]."""
         return incremental.sweep(
             self.model,
             self.images,
@@ -153,49 +153,49 @@ class Job(Call):
 def accepted(
     attribution: Any, kind: type, inputs: object, baselines: object, extra: object, perturbations_per_eval: object
 ) -> Call:
-    """The call, as far as that can be told without running the model.
+    """The call, if fastviz can compute it as far as is known without running the model.
 
     Raises:
-        ForCaptum: why it is for captum's own path.
+        LeftToCaptum: captum has to compute the call.
     """
     model = _module(attribution.forward_func)
     if type(attribution) is not kind:
-        raise ForCaptum(f"{type(attribution).__name__} may have methods of its own")
+        raise LeftToCaptum(f"{type(attribution).__name__} may override methods")
     if extra is not None:
-        raise ForCaptum("the model takes further arguments")
+        raise LeftToCaptum("the model takes further arguments")
     if type(perturbations_per_eval) is not int or perturbations_per_eval < 1:
-        raise ForCaptum("perturbations_per_eval is not a number from 1 on")
+        raise LeftToCaptum("perturbations_per_eval is not a whole number of at least 1")
     images = _images(inputs)
     if torch.is_autocast_enabled(images.device.type):
-        raise ForCaptum("autocast is on")
+        raise LeftToCaptum("autocast is on")
     return Call(model, images, _fill(baselines, images))
 
 
 def _module(model: object) -> nn.Module:
-    """``model``, if it is a module that runs as its code says."""
+    """``model``, if it is a module without hooks, wrappers or compiled code."""
     if not isinstance(model, nn.Module):
-        raise ForCaptum("forward_func is not a module")
+        raise LeftToCaptum("forward_func is not a module")
     if isinstance(model, (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise ForCaptum(f"forward_func is a {type(model).__name__}")
+        raise LeftToCaptum(f"forward_func is a {type(model).__name__}")
     for name, module in model.named_modules():
         if has_hooks(module, backward=False):
-            raise ForCaptum(f"{name or 'the model'} has forward hooks")
+            raise LeftToCaptum(f"{name or 'the model'} has forward hooks")
         if module._compiled_call_impl is not None or hasattr(module, "_orig_mod"):
-            raise ForCaptum(f"{name or 'the model'} is compiled")
+            raise LeftToCaptum(f"{name or 'the model'} is compiled")
         if module.training and isinstance(module, _OTHER_IN_TRAINING):
-            raise ForCaptum("the model is in training mode")
+            raise LeftToCaptum("the model is in training mode")
     return model
 
 
 def _images(inputs: object) -> Tensor:
     images = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
     if type(images) not in (Tensor, nn.Parameter):
-        raise ForCaptum("the inputs are not one tensor")
+        raise LeftToCaptum("the inputs are not one tensor")
     assert isinstance(images, Tensor)
     if images.dim() not in (3, 4, 5) or not images.is_floating_point() or images.device.type not in ("cpu", "cuda"):
-        raise ForCaptum("the inputs are not images, signals or volumes of floating-point values")
+        raise LeftToCaptum("the inputs are not images, signals or volumes of floating-point values")
     if not images.numel() or not bool(torch.isfinite(images).all()):
-        raise ForCaptum("there are no images, or not all of their values are finite")
+        raise LeftToCaptum("there are no images, or some of their values are not finite")
     return images.detach()
 
 
@@ -206,25 +206,25 @@ def _fill(baselines: object, images: Tensor) -> float | Tensor:
         return 0.0
     if isinstance(baseline, (int, float)):
         if not abs(baseline) < torch.inf:
-            raise ForCaptum("the baseline is not finite")
+            raise LeftToCaptum("the baseline is not finite")
         return float(baseline)
     if type(baseline) not in (Tensor, nn.Parameter):
-        raise ForCaptum("the baselines are not one number or tensor")
+        raise LeftToCaptum("the baselines are not one number or tensor")
     assert isinstance(baseline, Tensor)
     wanted = (len(baseline) if baseline.dim() == images.dim() else 1, *images.shape[1:])
     if baseline.dim() > images.dim() or wanted[0] not in (1, len(images)):
-        raise ForCaptum("the baseline does not have the images' shape")
+        raise LeftToCaptum("the baseline does not have the images' shape")
     if any(size not in (1, other) for size, other in zip(baseline.shape[::-1], wanted[::-1], strict=False)):
-        raise ForCaptum("the baseline does not have the images' shape")
+        raise LeftToCaptum("the baseline does not have the images' shape")
     if torch.result_type(baseline, images) != images.dtype or (baseline.dim() and baseline.device != images.device):
-        raise ForCaptum("the baseline has another dtype or device than the images")
+        raise LeftToCaptum("the baseline has another dtype or device than the images")
     if not bool(torch.isfinite(baseline).all()):
-        raise ForCaptum("the baseline is not finite")
+        raise LeftToCaptum("the baseline is not finite")
     return baseline.detach().to(images).expand(wanted).contiguous()
 
 
 def _entries(output: Tensor, target: object) -> list[int] | None:
-    """The entries of the output [N, K] that ``target`` reads; None if that is not known, or all."""
+    """The columns of the output [N, K] that ``target`` reads; None if they are unknown, or all are read."""
     if output.dim() != 2 or target is None:
         return None
     each: list[Any] = (

@@ -1,4 +1,4 @@
-"""captum's classes that take gradients: saliency, guided backprop, deconvolution, Grad-CAM; of scores and neurons."""
+"""captum's gradient classes: saliency, guided backprop, deconvolution and Grad-CAM, of scores and neurons."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from fastviz import ops
 from fastviz.compat._layers import recorded
 from fastviz.compat._order import in_fast_order, may_round
 from fastviz.compat.captum import _bases
-from fastviz.compat.captum._forward import formatted, run, tensors
-from fastviz.compat.captum._layers import in_parallel, neurons
-from fastviz.compat.captum._quick import own
+from fastviz.compat.captum._fast_model import own
+from fastviz.compat.captum._forward import formatted, one_value, run, tensors
+from fastviz.compat.captum._layers import in_parallel, layer_gradients, neurons
 from fastviz.execution.differentiation import differentiate
 from fastviz.execution.fast_conv.memory_format import fast_convolutions
 from fastviz.execution.rectifiers import rectifier_rule
@@ -37,10 +37,10 @@ Tensors = Tensor | tuple[Tensor, ...]
 
 
 class Saliency(_bases.Saliency):
-    """captum's ``Saliency``: the gradient of the target for each input value, its absolute value unless told otherwise.
+    """captum's ``Saliency``: the gradient of the target for each input value, by default its absolute value.
 
-    Arguments, results and errors are captum's. The inputs' ``requires_grad`` never changes, so no warning says that it
-    did, nor when the model or the target is wrong.
+    Arguments, results and errors are captum's. The inputs' ``requires_grad`` never changes, even if the call raises, so
+    there is no warning about it.
 
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
     >>> Saliency(model).attribute(torch.ones(1, 3, 2, 2), target=1).shape
@@ -59,7 +59,7 @@ class Saliency(_bases.Saliency):
 class InputXGradient(_bases.InputXGradient):
     """captum's ``InputXGradient``: each input value times the gradient of the target for it.
 
-    Arguments, results and errors are captum's; what is said of :class:`Saliency` holds too.
+    Arguments, results and errors are captum's; see also :class:`Saliency`.
     """
 
     @_bases.log_usage()
@@ -70,11 +70,12 @@ class InputXGradient(_bases.InputXGradient):
 
 
 class GuidedBackprop(_bases.GuidedBackprop):
-    """captum's ``GuidedBackprop``: the gradient, where every rectifier lets only positive gradients of active units by.
+    """captum's ``GuidedBackprop``: the gradient, where every rectifier passes only positive gradients of active units.
 
-    Arguments, results and errors are captum's. No hook is set, on the model or the inputs, so none is warned of or left
-    behind. Every rectifier follows the rule, also functions (``F.relu``), modules that are used several times, ReLU6,
-    and rectifiers whose input goes elsewhere too; a :class:`fastviz.RectifierWarning` names activations that do not.
+    Arguments, results and errors are captum's. No hooks are set on the model or the inputs, so there is no warning
+    about them, and none are left behind. Every rectifier follows the rule, including functions (``F.relu``), reused
+    modules, ReLU6, and rectifiers whose input is also used elsewhere; a :class:`fastviz.RectifierWarning` names
+    activations that do not.
     """
 
     @_bases.log_usage()
@@ -84,9 +85,9 @@ class GuidedBackprop(_bases.GuidedBackprop):
 
 
 class Deconvolution(_bases.Deconvolution):
-    """captum's ``Deconvolution``: the gradient, where rectifiers pass on what is positive of it, active or not.
+    """captum's ``Deconvolution``: the gradient, where every rectifier passes positive gradients, active or not.
 
-    Arguments, results and errors are captum's; what is said of :class:`GuidedBackprop` holds too.
+    Arguments, results and errors are captum's; see also :class:`GuidedBackprop`.
     """
 
     @_bases.log_usage()
@@ -156,8 +157,8 @@ class NeuronDeconvolution(_bases.NeuronDeconvolution):
 class LayerGradCam(_bases.LayerGradCam):
     """captum's ``LayerGradCam``: a layer's maps weighted by their mean gradient.
 
-    Arguments, results and errors are captum's, but the results hold no graph. The model runs without a graph up to the
-    layer, so nothing in front of it is kept for the backward pass.
+    Arguments, results and errors are captum's, but the results have no autograd graph. The model runs without a graph
+    up to the layer, so nothing before the layer is kept for the backward pass.
     """
 
     @_bases.log_usage()
@@ -183,16 +184,9 @@ class LayerGradCam(_bases.LayerGradCam):
                 attr_dim_summation,
                 grad_kwargs,
             )
-        each = tensors(inputs)
-
-        def values_and_gradients(*images: Tensor) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-            with recorded(self.layer, at_input=attribute_to_layer_input, leaves=True) as values:
-                copies = tuple(x.clone() for x in images)
-                output = _one_each(run(self.forward_func, copies, target, additional_forward_args))
-            return values, torch.autograd.grad(output.unbind(), values, **(grad_kwargs or {}))
-
-        with torch.inference_mode(False), torch.no_grad():
-            values, gradients = in_fast_order(self.forward_func, each, values_and_gradients)(*each)
+        values, gradients = layer_gradients(
+            self, inputs, target, additional_forward_args, at_input=attribute_to_layer_input, options=grad_kwargs
+        )
         found = []
         for value, gradient in zip(values, gradients, strict=True):
             weight = gradient.mean(tuple(range(2, gradient.dim())), keepdim=True) if gradient.dim() > 2 else gradient
@@ -225,7 +219,7 @@ class GuidedGradCam(_bases.GuidedGradCam):
         """The attributions, of the shapes of the inputs: see captum's ``GuidedGradCam.attribute``.
 
         Warns:
-            UserWarning: a map cannot be resized to an input; an empty tensor stands for its attribution.
+            UserWarning: a map cannot be resized to an input; the attribution is an empty tensor.
         """
         cam = self.grad_cam.attribute(
             inputs, target, additional_forward_args, attribute_to_layer_input, relu_attributions=True
@@ -261,7 +255,7 @@ def _gradients(
     *,
     rule: ops.Rule | None = None,
 ) -> tuple[Tensor, ...]:
-    """The gradients, for each input, of what ``value`` gives: a neuron's values, or, without it, the target's."""
+    """The gradients, for each input, of the result of ``value``, or by default of the target's values."""
     value = value or _scores
     forward_func = attribution.forward_func
 
@@ -271,7 +265,7 @@ def _gradients(
             leaves = tuple(_leaf(x) for x in images)
             if attribution.gradient_func is not _bases.compute_gradients:
                 return tuple(attribution.gradient_func(forward_func, leaves, target, extra))
-            # copies, for models that work in place on their input
+            # copies, for models that change their input in place
             with fast_convolutions(forward_func, len(leaves[0])) if faster else nullcontext():
                 output = value(forward_func, tuple(leaf.clone() for leaf in leaves), target, extra)
                 if found is not None and output.requires_grad:
@@ -291,14 +285,8 @@ def _leaf(x: Tensor) -> Tensor:
     return (x.clone() if x.is_inference() else x.detach()).requires_grad_()
 
 
-def _one_each(output: Tensor) -> Tensor:
-    if output[0].numel() != 1:
-        raise AssertionError(f"target should choose one value of the output a sample, got {list(output[0].shape)}")
-    return output
-
-
 def _scores(forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], target: object, extra: object) -> Tensor:
-    return _one_each(run(forward_func, inputs, target, extra))
+    return one_value(run(forward_func, inputs, target, extra))
 
 
 def _neuron_value(layer: Any, selector: object, at_input: bool) -> Callable[..., Tensor]:

@@ -1,4 +1,4 @@
-"""captum's classes about a layer: what it gives, and what of it makes the target."""
+"""captum's layer classes: a layer's activations, and their contributions to the target."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 from fastviz.compat._layers import recorded
 from fastviz.compat._order import in_fast_order
 from fastviz.compat.captum import _bases
+from fastviz.compat.captum._fast_model import internal_batch, own
 from fastviz.compat.captum._forward import run, tensors
-from fastviz.compat.captum._layers import in_parallel
-from fastviz.compat.captum._quick import internal_batch, own
+from fastviz.compat.captum._layers import in_parallel, layer_gradients
 
 __all__ = ["InternalInfluence", "LayerActivation", "LayerConductance", "LayerGradientXActivation"]
 
@@ -20,9 +20,9 @@ Tensors = Tensor | tuple[Tensor, ...]
 
 
 class LayerActivation(_bases.LayerActivation):
-    """captum's ``LayerActivation``: what a layer gives, or takes in.
+    """captum's ``LayerActivation``: a layer's outputs or inputs.
 
-    Arguments, results and errors are captum's. Four images or more go through the model in the fast order.
+    Arguments, results and errors are captum's. Batches of four or more images run in the fast memory order.
     """
 
     @_bases.log_usage()
@@ -45,10 +45,10 @@ class LayerActivation(_bases.LayerActivation):
 
 
 class LayerGradientXActivation(_bases.LayerGradientXActivation):
-    """captum's ``LayerGradientXActivation``: what a layer gives, times the gradient of the target for it.
+    """captum's ``LayerGradientXActivation``: a layer's outputs times the gradient of the target for them.
 
-    Arguments, results and errors are captum's, but the results hold no graph: the model runs without one up to the
-    layer.
+    Arguments, results and errors are captum's, but the results have no autograd graph: the model runs without one up to
+    the layer.
     """
 
     @_bases.log_usage()
@@ -66,32 +66,21 @@ class LayerGradientXActivation(_bases.LayerGradientXActivation):
             return own(_bases.LayerGradientXActivation)(
                 self, inputs, target, additional_forward_args, attribute_to_layer_input, grad_kwargs
             )
-        each = tensors(inputs)
-
-        def compute(*images: Tensor) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-            with recorded(self.layer, at_input=attribute_to_layer_input, leaves=True) as values:
-                output = run(self.forward_func, tuple(x.clone() for x in images), target, additional_forward_args)
-            if output[0].numel() != 1:
-                raise AssertionError(
-                    f"target should choose one value of the output a sample, got {list(output[0].shape)}"
-                )
-            return values, torch.autograd.grad(output.unbind(), values, **(grad_kwargs or {}))
-
-        with torch.inference_mode(False), torch.no_grad():
-            values, found = in_fast_order(self.forward_func, each, compute)(*each)
-        times = (
-            (gradient * value.detach() if self.multiplies_by_inputs else gradient).contiguous()
-            for gradient, value in zip(found, values, strict=True)
+        values, gradients = layer_gradients(
+            self, inputs, target, additional_forward_args, at_input=attribute_to_layer_input, options=grad_kwargs
         )
-        results = tuple(times)
+        results = tuple(
+            (gradient * value.detach() if self.multiplies_by_inputs else gradient).contiguous()
+            for gradient, value in zip(gradients, values, strict=True)
+        )
         return results if len(results) > 1 else results[0]
 
 
 class InternalInfluence(_bases.InternalInfluence):
-    """captum's ``InternalInfluence``: the gradient of the target for a layer, along the line from a baseline.
+    """captum's ``InternalInfluence``: the gradient of the target for a layer, averaged along the line from a baseline.
 
-    Arguments, results and errors are captum's; without ``internal_batch_size`` a pass has 16 images at most, where
-    images do not meet in the model.
+    Arguments, results and errors are captum's. Without ``internal_batch_size``, a pass has at most 16 images if the
+    model treats images independently.
     """
 
     @_bases.log_usage()
@@ -117,9 +106,9 @@ class InternalInfluence(_bases.InternalInfluence):
 
 
 class LayerConductance(_bases.LayerConductance):
-    """captum's ``LayerConductance``: what of the target flows through each value of a layer.
+    """captum's ``LayerConductance``: the part of the integrated gradients that flows through each value of a layer.
 
-    Arguments, results and errors are captum's; what is said of :class:`InternalInfluence` holds too.
+    Arguments, results and errors are captum's; see also :class:`InternalInfluence`.
     """
 
     @_bases.log_usage()

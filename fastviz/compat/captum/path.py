@@ -1,4 +1,4 @@
-"""captum's classes that take gradients at many points: along a line, at random places, with noise."""
+"""captum's classes that average gradients over many points: along a line, at random points, with noise."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ import torch
 from torch import Tensor
 
 from fastviz.compat.captum import _bases
+from fastviz.compat.captum._fast_model import (
+    IMAGES_PER_PASS,
+    gradients,
+    images_are_independent,
+    in_chunks,
+    is_captums,
+    own,
+)
 from fastviz.compat.captum._forward import formatted, select, target_of, tensors
-from fastviz.compat.captum._quick import AT_ONCE, alone, gradients, in_parts, is_captums, own
-from fastviz.compat.captum._sweep import Call, ForCaptum, accepted
+from fastviz.compat.captum._sweep import Call, LeftToCaptum, accepted
 from fastviz.engine.gradients.path_gradients import line_gradients
 from fastviz.engine.gradients.quadrature import Quadrature, quadrature
 from fastviz.execution.batches import Mixes
@@ -25,8 +32,8 @@ Tensors = Tensor | tuple[Tensor, ...]
 _log = logging.getLogger("fastviz.compat.captum")
 
 
-class _Chosen(Objective):
-    """What captum's ``target`` chooses of the output."""
+class _CaptumTarget(Objective):
+    """The values of the output that captum's ``target`` selects."""
 
     def __init__(self, target: object) -> None:
         self.target = target
@@ -34,19 +41,19 @@ class _Chosen(Objective):
     def values(self, output: Any, activations: object) -> Tensor:
         chosen = select(output, self.target)
         if not isinstance(chosen, Tensor) or not chosen.dim() or chosen[0].numel() != 1:
-            raise ForCaptum("the target does not choose one value an image")
+            raise LeftToCaptum("the target does not select one value per image")
         return chosen.reshape(-1)
 
     def for_samples(self, samples: Tensor, of: int) -> Objective:
-        return _Chosen(target_of(self.target, samples))
+        return _CaptumTarget(target_of(self.target, samples))
 
 
 class IntegratedGradients(_bases.IntegratedGradients):
-    """captum's ``IntegratedGradients``: each value's share in the target, along the line from a baseline.
+    """captum's ``IntegratedGradients``: the gradients of the target, integrated along the line from a baseline.
 
-    Arguments, results and errors are captum's. For a module and one batch of images [N, C, H, W] the first convolution
-    runs twice a line and not at each step, where nothing else reads the images, and a pass has 16 images at most, or
-    ``internal_batch_size`` if that is less; other calls take captum's own path.
+    Arguments, results and errors are captum's. For a module and one batch of images [N, C, H, W], the first convolution
+    runs only twice per line and not at every step, if nothing else reads the images. A pass has at most 16 images, or
+    ``internal_batch_size`` if that is less. Other calls are delegated to captum.
 
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
     >>> IntegratedGradients(model).attribute(torch.ones(1, 3, 2, 2), target=1).shape
@@ -68,8 +75,8 @@ class IntegratedGradients(_bases.IntegratedGradients):
         """The attributions, and the convergence delta if asked for: see captum's ``IntegratedGradients.attribute``."""
         try:
             call = accepted(self, IntegratedGradients, inputs, baselines, additional_forward_args, 1)
-            shares, begin = self._shares(call, target, n_steps, method, internal_batch_size)
-        except (ForCaptum, Mixes) as reason:
+            shares, begin = self._attributions(call, target, n_steps, method, internal_batch_size)
+        except (LeftToCaptum, Mixes) as reason:
             _log.debug("IntegratedGradients takes captum's own path: %s", reason)
             return own(_bases.IntegratedGradients)(
                 *(self, inputs, baselines, target, additional_forward_args, n_steps, method, internal_batch_size),
@@ -81,37 +88,37 @@ class IntegratedGradients(_bases.IntegratedGradients):
             end, start = (select(call.model(each.clone()), target).reshape(-1) for each in (call.images, begin))
         return formatted(inputs, (shares,)), shares.flatten(1).sum(1) - (end - start)
 
-    def _shares(
+    def _attributions(
         self, call: Call, target: object, n_steps: int, method: str, internal_batch_size: int | None
     ) -> tuple[Tensor, Tensor]:
-        """The attributions, and where the lines begin.
+        """The attributions, and the start points of the lines.
 
         Raises:
-            ForCaptum, Mixes: why the call is for captum's own path.
+            LeftToCaptum, Mixes: captum has to compute the call.
         """
         if not is_captums(self.gradient_func):
-            raise ForCaptum("somebody has set a function for gradients")
+            raise LeftToCaptum("gradient_func was replaced")
         if method not in get_args(Quadrature) or type(n_steps) is not int or n_steps < 2:
-            raise ForCaptum("there is no such method, or there are too few steps")
+            raise LeftToCaptum("there is no such method, or there are too few steps")
         if internal_batch_size is not None and (type(internal_batch_size) is not int or internal_batch_size < 1):
-            raise ForCaptum("internal_batch_size is not a number from 1 on")
+            raise LeftToCaptum("internal_batch_size is not a whole number of at least 1")
         places, weights = quadrature(method, n_steps)
         if method != "gausslegendre":
-            places = places.float().double()  # captum's numbers
+            places = places.float().double()  # the same rounding as captum's
         begin = (torch.zeros_like(call.images) + call.fill).to(call.images)
         gradient = line_gradients(
-            *(call.model, begin, call.images, Selection((_Chosen(target),), False, None), places, weights),
-            batch_size=min(internal_batch_size or AT_ONCE, AT_ONCE),
+            *(call.model, begin, call.images, Selection((_CaptumTarget(target),), False, None), places, weights),
+            batch_size=min(internal_batch_size or IMAGES_PER_PASS, IMAGES_PER_PASS),
             mixing="refused",
         )
         return gradient * (call.images - begin) if self.multiplies_by_inputs else gradient, begin
 
 
 class GradientShap(_bases.GradientShap):
-    """captum's ``GradientShap``: shares in the target, expected over baselines and places on the way from them.
+    """captum's ``GradientShap``: expected gradients over random baselines and random points on the lines from them.
 
-    Arguments, results, random numbers and errors are captum's; gradients of more than 16 images are computed in parts,
-    where images do not meet in the model.
+    Arguments, results, random numbers and errors are captum's. Gradients of more than 16 images are computed in chunks
+    if the model treats images independently.
     """
 
     @_bases.log_usage()
@@ -129,8 +136,8 @@ class GradientShap(_bases.GradientShap):
         other: Any = self
         if _bases.installed and is_captums(self.gradient_func):
             other = _bases.GradientShap(self.forward_func, self.multiplies_by_inputs)
-            separate = alone(self, GradientShap, inputs, None, additional_forward_args)
-            other.gradient_func = in_parts(gradients) if separate else gradients
+            separate = images_are_independent(self, GradientShap, inputs, None, additional_forward_args)
+            other.gradient_func = in_chunks(gradients) if separate else gradients
         return own(_bases.GradientShap)(
             *(other, inputs, baselines, n_samples, stdevs, target, additional_forward_args),
             return_convergence_delta=return_convergence_delta,
@@ -138,10 +145,10 @@ class GradientShap(_bases.GradientShap):
 
 
 class NoiseTunnel(_bases.NoiseTunnel):
-    """captum's ``NoiseTunnel``: another class's attributions of noisy copies, their mean, mean square or variance.
+    """captum's ``NoiseTunnel``: the mean, mean square or variance of another class's attributions of noisy copies.
 
-    Arguments, results, random numbers and errors are captum's; where images do not meet in the model, the other class
-    gets 16 noisy copies at a time.
+    Arguments, results, random numbers and errors are captum's. The other class gets 16 noisy copies at a time if the
+    model treats images independently.
     """
 
     @_bases.log_usage()
@@ -158,20 +165,20 @@ class NoiseTunnel(_bases.NoiseTunnel):
         """The attributions, and the other class's delta if asked for: see captum's ``NoiseTunnel.attribute``."""
         other: Any = self
         if _bases.installed and self._is_separable(inputs, nt_samples, kwargs):
-            other = _InParts(self.attribution_method)
+            other = _ChunkedNoiseTunnel(self.attribution_method)
         return own(_bases.NoiseTunnel)(
             *(other, inputs, nt_type, nt_samples, nt_samples_batch_size, stdevs, draw_baseline_from_distrib), **kwargs
         )
 
     def _is_separable(self, inputs: object, samples: object, options: dict[str, Any]) -> bool:
-        many = isinstance(samples, int) and isinstance(inputs, Tensor) and len(inputs) * samples > AT_ONCE
+        many = isinstance(samples, int) and isinstance(inputs, Tensor) and len(inputs) * samples > IMAGES_PER_PASS
         ours = type(self.attribution_method).__module__.startswith("fastviz.compat.captum")
         plain = not options.keys() - {"target", "baselines", "abs", "n_steps", "method", "return_convergence_delta"}
-        return many and ours and plain and alone(self, NoiseTunnel, inputs)
+        return many and ours and plain and images_are_independent(self, NoiseTunnel, inputs)
 
 
-class _InParts(_bases.NoiseTunnel):
-    """captum's class, which asks the other class for parts of the noisy copies; for captum's code alone."""
+class _ChunkedNoiseTunnel(_bases.NoiseTunnel):
+    """captum's class, modified to pass the noisy copies to the other class in chunks; only for use in captum's code."""
 
     def _compute_partial_attribution(
         self, inputs_with_noise_partition: Any, kwargs_partition: Any, is_inputs_tuple: bool, delta_wanted: bool
@@ -180,7 +187,7 @@ class _InParts(_bases.NoiseTunnel):
         (images,) = inputs_with_noise_partition
         found: list[tuple[Tensor, ...]] = []
         deltas: list[Tensor] = []
-        for at in torch.arange(len(images)).split(AT_ONCE):
+        for at in torch.arange(len(images)).split(IMAGES_PER_PASS):
             options = dict(kwargs_partition)
             if "target" in options:
                 options["target"] = target_of(options["target"], at)

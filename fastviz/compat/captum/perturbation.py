@@ -1,4 +1,4 @@
-"""captum's classes that cover parts of the input: ``Occlusion`` and ``FeatureAblation``, by incremental sweeps."""
+"""captum's ``Occlusion`` and ``FeatureAblation``, computed by incremental sweeps."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from fastviz._util.progress import bar
 from fastviz.compat.captum import _bases
+from fastviz.compat.captum._fast_model import own
 from fastviz.compat.captum._forward import formatted
-from fastviz.compat.captum._quick import own
-from fastviz.compat.captum._sweep import ForCaptum, Job, accepted
+from fastviz.compat.captum._sweep import Job, LeftToCaptum, accepted
 from fastviz.engine.incremental.window_grid import Grid
 from fastviz.engine.masking.feature_boxes import Segments, segments
 
@@ -29,11 +29,11 @@ _log = logging.getLogger("fastviz.compat.captum")
 class Occlusion(_bases.Occlusion):
     """captum's ``Occlusion``: how much the target falls when a window of the input is covered.
 
-    Arguments, results and errors are captum's. Where the model is a module and the input one batch of images
+    Arguments, results and errors are captum's. If the model is a module and the input is one batch of images
     [N, C, H, W], signals [N, C, L] or volumes [N, C, D, H, W], only what a window changes is recomputed
-    (:func:`fastviz.engine.incremental.sweep`), many windows at once, whatever ``perturbations_per_eval`` says; other
-    calls, and those with less work than it takes to prepare a model, take captum's own path. Which and why is logged at
-    level DEBUG by the logger ``fastviz.compat.captum``.
+    (:func:`fastviz.engine.incremental.sweep`), for many windows at once, whatever ``perturbations_per_eval`` is. Other
+    calls, and calls that are less work than preparing a model, are delegated to captum; the logger
+    ``fastviz.compat.captum`` logs the reason at level DEBUG.
 
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2)).eval()
     >>> Occlusion(model).attribute(torch.ones(1, 3, 4, 4), (3, 2, 2), strides=(3, 2, 2), target=1).shape
@@ -59,7 +59,7 @@ class Occlusion(_bases.Occlusion):
             channels, grid = _windows(call.images, sliding_window_shapes, strides)
             windows = len(channels) * len(grid.boxes)
             job = call.job(target, grid.boxes[:1], windows)
-        except ForCaptum as reason:
+        except LeftToCaptum as reason:
             _log.debug("Occlusion takes captum's own path: %s", reason)
             job = None
         if job is None:
@@ -79,7 +79,7 @@ class Occlusion(_bases.Occlusion):
         return formatted(inputs, (_over_channels(maps, channels, job.images.shape[1]).float(),))
 
     def _construct_ablated_input_across_tensors(self, inputs: tuple[Tensor, ...], *args: Any, **kwargs: Any) -> Any:
-        # captum 0.9 makes some masks on torch's default device, which is not that of the inputs on a GPU.
+        # captum 0.9 makes some masks on torch's default device, which is wrong for inputs on a GPU.
         with torch.device(inputs[0].device):
             return super()._construct_ablated_input_across_tensors(inputs, *args, **kwargs)
 
@@ -87,8 +87,8 @@ class Occlusion(_bases.Occlusion):
 class FeatureAblation(_bases.FeatureAblation):
     """captum's ``FeatureAblation``: how much the target falls when a feature of the input is replaced.
 
-    Arguments, results and errors are captum's; what is said of :class:`Occlusion` holds too. Features are what the mask
-    says, of any shape: rectangles, segments, channels, other ones in each image; without a mask, single values.
+    Arguments, results and errors are captum's; see also :class:`Occlusion`. The mask defines features of any shape,
+    such as rectangles, segments or channels, and may differ between images; without a mask every value is a feature.
 
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2)).eval()
     >>> mask = torch.tensor([[0, 0, 1, 1]]).expand(1, 1, 4, 4)
@@ -112,13 +112,13 @@ class FeatureAblation(_bases.FeatureAblation):
         job: Job | None
         try:
             if kwargs or getattr(self, "_min_examples_per_batch_grouped", None) is not None:
-                raise ForCaptum("there are further options")
+                raise LeftToCaptum("there are further options")
             call = accepted(self, FeatureAblation, inputs, baselines, additional_forward_args, perturbations_per_eval)
             parts = _parts(feature_mask, call.images)
             job = call.job(target, parts.layers[0].boxes[:1], parts.count)
             if len(parts.index) > 1 and job.clean.shape[1] > 1:
-                raise ForCaptum("there is not one mask for each value of the output")
-        except ForCaptum as reason:
+                raise LeftToCaptum("there is not one mask for each value of the output")
+        except LeftToCaptum as reason:
             _log.debug("FeatureAblation takes captum's own path: %s", reason)
             job = None
         if job is None:
@@ -141,7 +141,7 @@ class FeatureAblation(_bases.FeatureAblation):
 
 
 def _windows(images: Tensor, shapes: Any, strides: Any) -> tuple[list[tuple[int, int]], Grid]:
-    """First and last channel of the windows, and where they stand in the image, signal or volume."""
+    """First and last channel of the windows, and their grid in the image, signal or volume."""
     window = shapes[0] if isinstance(shapes, tuple) and len(shapes) == 1 else shapes
     step = strides[0] if isinstance(strides, tuple) and len(strides) == 1 else strides
     step = 1 if step is None else step
@@ -150,7 +150,7 @@ def _windows(images: Tensor, shapes: Any, strides: Any) -> tuple[list[tuple[int,
     starts = []
     for size, length, stride in zip(images.shape[1:], _numbers(window, axes), _numbers(steps, axes), strict=True):
         if length > size or (stride > length and length < size):
-            raise ForCaptum("a window or a stride is too large")
+            raise LeftToCaptum("a window or a stride is too large")
         starts.append(range(0, math.ceil((size - length) / stride) * stride + 1, stride))
     channels = window[0]
     grid = Grid(tuple(tuple(each) for each in starts[1:]), tuple(window[1:]), tuple(images.shape[2:]))
@@ -159,16 +159,16 @@ def _windows(images: Tensor, shapes: Any, strides: Any) -> tuple[list[tuple[int,
 
 def _numbers(numbers: Any, count: int) -> tuple[int, ...]:
     if not isinstance(numbers, tuple) or len(numbers) != count or not all(type(each) is int for each in numbers):
-        raise ForCaptum("a window or a stride does not have a whole number for each dimension")
+        raise LeftToCaptum("a window or a stride does not have a whole number for each dimension")
     if min(numbers) < 1:
-        raise ForCaptum("a window or a stride is below 1")
+        raise LeftToCaptum("a window or a stride is below 1")
     return numbers
 
 
 def _occluded(job: Job, grid: Grid, channels: tuple[int, int], advance: Callable[[int], object]) -> Tensor:
-    """[N · M, H, W]: the mean fall of each value over the windows that cover a pixel in these channels.
+    """[N · M, H, W]: the mean drop of each value over the windows that cover a pixel in these channels.
 
-    Signals and volumes likewise.
+    The same for signals and volumes.
     """
     images, fill = job.images, job.fill
     first, last = channels
@@ -184,7 +184,7 @@ def _occluded(job: Job, grid: Grid, channels: tuple[int, int], advance: Callable
 
 
 def _over_channels(maps: list[Tensor], channels: list[tuple[int, int]], count: int) -> Tensor:
-    """[N · M, C, H, W]: in each channel the mean of the maps of the windows that cover it."""
+    """[N · M, C, H, W]: for each channel, the mean of the maps of the windows that cover it."""
     found = []
     for channel in range(count):
         covering = [each for each, (first, last) in zip(maps, channels, strict=True) if first <= channel < last]
@@ -199,25 +199,25 @@ def _parts(feature_mask: Any, images: Tensor) -> Segments:
     """The features of the mask, which has the images' shape or fewer dimensions."""
     shape = images.shape
     if images.dim() != 4:
-        raise ForCaptum("the inputs are no images")
+        raise LeftToCaptum("the inputs are not images")
     mask = feature_mask[0] if isinstance(feature_mask, tuple) and len(feature_mask) == 1 else feature_mask
     if mask is None:
         mask = torch.arange(shape[1:].numel()).view(shape[1:])
     if not isinstance(mask, Tensor) or mask.dim() > 4:
-        raise ForCaptum("the mask is not a tensor of the images' shape")
+        raise LeftToCaptum("the mask is not a tensor of the images' shape")
     wanted = (len(mask) if mask.dim() == 4 else 1, *shape[1:])
     if wanted[0] not in (1, len(images)) or any(
         size not in (1, other) for size, other in zip(mask.shape[::-1], wanted[::-1], strict=False)
     ):
-        raise ForCaptum("the mask does not have the images' shape")
+        raise LeftToCaptum("the mask does not have the images' shape")
     parts = segments(mask.expand(wanted))
     if parts is None:
-        raise ForCaptum("too many features overlap")
+        raise LeftToCaptum("too many features overlap")
     return parts
 
 
 def _ablated(job: Job, parts: Segments, advance: Callable[[int], object]) -> Tensor:
-    """[N · M, C, H, W]: the fall of each value when the feature that a place belongs to is replaced."""
+    """[N · M, C, H, W]: the drop of each value when the feature at a position is replaced."""
     images = job.images
     (N, M), device = job.clean.shape, images.device
     falls = job.clean.new_zeros(N, M, parts.count)
@@ -243,7 +243,7 @@ def _ablated(job: Job, parts: Segments, advance: Callable[[int], object]) -> Ten
 def _progress(
     attribution: Any, wanted: bool, windows: int, per_evaluation: int, images: int
 ) -> Iterator[Callable[[int], object]]:
-    """captum's bar, which counts evaluations; yields a function that takes finished windows, of all images."""
+    """captum's progress bar, which counts evaluations; yields a function that is called with finished windows."""
     if not wanted:
         yield lambda done: None
         return
@@ -265,6 +265,6 @@ def _progress(
     try:
         captums.update(1)
         yield lambda done: captums.update(steps(done))
-        captums.update(evaluations - shown)  # features that an image does not have were not evaluated
+        captums.update(evaluations - shown)  # features that do not occur in an image are not evaluated
     finally:
         captums.close()

@@ -1,4 +1,4 @@
-"""captum's classes that ask a model about many changed inputs, drawn by chance: Shapley values, LIME, permutation."""
+"""captum's classes that evaluate a model on random perturbations: Shapley values, LIME, permutation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastviz.compat.captum import _bases
-from fastviz.compat.captum._quick import at_once, own, quick
+from fastviz.compat.captum._fast_model import own, perturbations_per_pass, with_fast_model
 
 __all__ = ["FeaturePermutation", "KernelShap", "Lime", "ShapleyValueSampling", "ShapleyValues"]
 
@@ -16,9 +16,9 @@ Tensors = Tensor | tuple[Tensor, ...]
 
 
 class FeaturePermutation(_bases.FeaturePermutation):
-    """captum's ``FeaturePermutation``: how much the target changes when a feature's values change places in the batch.
+    """captum's ``FeaturePermutation``: how much the target changes when a feature is permuted within the batch.
 
-    Arguments, results, random numbers and errors are captum's; images go through the model in the fast order.
+    Arguments, results, random numbers and errors are captum's; the model runs in the fast memory order.
     """
 
     @_bases.log_usage()
@@ -35,17 +35,17 @@ class FeaturePermutation(_bases.FeaturePermutation):
         """The attributions, of the shapes of the inputs: see captum's ``FeaturePermutation.attribute``."""
         with torch.no_grad():
             return own(_bases.FeaturePermutation)(
-                *(quick(self), inputs, target, additional_forward_args, feature_mask, perturbations_per_eval),
+                *(with_fast_model(self), inputs, target, additional_forward_args, feature_mask, perturbations_per_eval),
                 show_progress=show_progress,
                 **kwargs,
             )
 
 
 class ShapleyValueSampling(_bases.ShapleyValueSampling):
-    """captum's ``ShapleyValueSampling``: what features add to the target, the mean over random orders of joining.
+    """captum's ``ShapleyValueSampling``: the contributions of features, averaged over random permutations.
 
-    Arguments, results, random numbers and errors are captum's; 16 images go through the model together where they do
-    not meet in it, in the fast order.
+    Arguments, results, random numbers and errors are captum's. The model runs in the fast memory order, on 16 images at
+    a time if it treats images independently.
     """
 
     @_bases.log_usage()
@@ -61,17 +61,28 @@ class ShapleyValueSampling(_bases.ShapleyValueSampling):
         show_progress: bool = False,
     ) -> Any:
         """The attributions, of the shapes of the inputs: see captum's ``ShapleyValueSampling.attribute``."""
-        per_eval = at_once(self, ShapleyValueSampling, inputs, additional_forward_args, perturbations_per_eval)
+        per_eval = perturbations_per_pass(
+            self, ShapleyValueSampling, inputs, additional_forward_args, perturbations_per_eval
+        )
         return own(_bases.ShapleyValueSampling)(
-            *(quick(self), inputs, baselines, target, additional_forward_args, feature_mask, n_samples, per_eval),
+            *(
+                with_fast_model(self),
+                inputs,
+                baselines,
+                target,
+                additional_forward_args,
+                feature_mask,
+                n_samples,
+                per_eval,
+            ),
             show_progress=show_progress,
         )
 
 
 class ShapleyValues(_bases.ShapleyValues):
-    """captum's ``ShapleyValues``: the same over all orders.
+    """captum's ``ShapleyValues``: the same over all permutations.
 
-    Arguments, results and errors are captum's; what is said of :class:`ShapleyValueSampling` holds too.
+    Arguments, results and errors are captum's; see also :class:`ShapleyValueSampling`.
     """
 
     @_bases.log_usage()
@@ -86,18 +97,18 @@ class ShapleyValues(_bases.ShapleyValues):
         show_progress: bool = False,
     ) -> Any:
         """The attributions, of the shapes of the inputs: see captum's ``ShapleyValues.attribute``."""
-        per_eval = at_once(self, ShapleyValues, inputs, additional_forward_args, perturbations_per_eval)
+        per_eval = perturbations_per_pass(self, ShapleyValues, inputs, additional_forward_args, perturbations_per_eval)
         return own(_bases.ShapleyValues)(
-            *(quick(self), inputs, baselines, target, additional_forward_args, feature_mask, per_eval),
+            *(with_fast_model(self), inputs, baselines, target, additional_forward_args, feature_mask, per_eval),
             show_progress=show_progress,
         )
 
 
 class Lime(_bases.Lime):
-    """captum's ``Lime``: the coefficients of a linear model, fitted to what the model says near the input.
+    """captum's ``Lime``: the coefficients of a linear model, fitted to the model's outputs near the input.
 
-    Arguments, results, random numbers and errors are captum's; 16 images go through the model together where they do
-    not meet in it, in the fast order.
+    Arguments, results, random numbers and errors are captum's. The model runs in the fast memory order, on 16 images at
+    a time if it treats images independently.
     """
 
     @_bases.log_usage()
@@ -114,9 +125,18 @@ class Lime(_bases.Lime):
         show_progress: bool = False,
     ) -> Any:
         """The attributions, or the coefficients: see captum's ``Lime.attribute``."""
-        per_eval = at_once(self, Lime, _first(inputs), additional_forward_args, perturbations_per_eval)
+        per_eval = perturbations_per_pass(self, Lime, _first(inputs), additional_forward_args, perturbations_per_eval)
         return own(_bases.Lime)(
-            *(quick(self), inputs, baselines, target, additional_forward_args, feature_mask, n_samples, per_eval),
+            *(
+                with_fast_model(self),
+                inputs,
+                baselines,
+                target,
+                additional_forward_args,
+                feature_mask,
+                n_samples,
+                per_eval,
+            ),
             *(return_input_shape, show_progress),
         )
 
@@ -124,7 +144,7 @@ class Lime(_bases.Lime):
 class KernelShap(_bases.KernelShap):
     """captum's ``KernelShap``: Shapley values as the coefficients of a linear model.
 
-    Arguments, results, random numbers and errors are captum's; what is said of :class:`Lime` holds too.
+    Arguments, results, random numbers and errors are captum's; see also :class:`Lime`.
     """
 
     @_bases.log_usage()
@@ -141,13 +161,24 @@ class KernelShap(_bases.KernelShap):
         show_progress: bool = False,
     ) -> Any:
         """The attributions, or the coefficients: see captum's ``KernelShap.attribute``."""
-        per_eval = at_once(self, KernelShap, _first(inputs), additional_forward_args, perturbations_per_eval)
+        per_eval = perturbations_per_pass(
+            self, KernelShap, _first(inputs), additional_forward_args, perturbations_per_eval
+        )
         return own(_bases.KernelShap)(
-            *(quick(self), inputs, baselines, target, additional_forward_args, feature_mask, n_samples, per_eval),
+            *(
+                with_fast_model(self),
+                inputs,
+                baselines,
+                target,
+                additional_forward_args,
+                feature_mask,
+                n_samples,
+                per_eval,
+            ),
             *(return_input_shape, show_progress),
         )
 
 
 def _first(inputs: object) -> object:
-    """The first image: LIME explains one after another."""
+    """The first image, because LIME explains images one by one."""
     return inputs[:1] if isinstance(inputs, Tensor) else inputs

@@ -1,7 +1,7 @@
-"""Drop-in for pytorch-grad-cam's CAM classes, its guided backprop and its ROAD metrics: the same NumPy arrays, sooner.
+"""Drop-in replacement for pytorch-grad-cam's CAM classes, guided backprop and ROAD metrics: the same arrays, faster.
 
-No gradient of a parameter is computed. The model keeps its mode, its parameters their ``grad``, its layers have no hook
-between calls, and exceptions are passed on. Targets are any callables, pytorch-grad-cam's own among them. What is
+No parameter gradients are computed. The model keeps its mode and its parameters' ``grad``, its layers have no hooks
+between calls, and exceptions are not swallowed. Targets are any callables, including pytorch-grad-cam's own. What is
 faster, and what differs on purpose, is listed in docs/compat.md.
 """
 

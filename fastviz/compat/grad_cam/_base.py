@@ -1,4 +1,4 @@
-"""What all CAM classes do: one pass for all images and layers, a formula for each layer, maps scaled and averaged."""
+"""Shared by all CAM classes: one pass for all images and layers, a formula for each layer, scaled and averaged maps."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from fastviz.compat.grad_cam._tool import MISSING, base, tool
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.methods.attribution.cam_formulas import Formula, with_positive_peak
 
-__all__ = ["Array", "ClassScore", "Layers", "Targets", "projected", "scaled"]
+__all__ = ["Array", "CamBase", "ClassScore", "Targets", "one_target_each", "projected", "scaled"]
 
 Array = NDArray[np.float32]
 Targets = Sequence[Callable[[Any], Tensor]]
 
 _EPSILON = 1e-7
-"""What pytorch-grad-cam adds to the largest value before it divides by it."""
+"""Added to the largest value before dividing by it, as in pytorch-grad-cam."""
 
 _FORMULAS = ("get_cam_weights", "get_cam_image")
 _STEPS = ("compute_cam_per_layer", "aggregate_multi_layers", "forward")
 
 
-class Layers(base("BaseCAM")):  # type: ignore[misc]
-    """A class of pytorch-grad-cam: which places of layers speak for a target, as a map of the size of the image.
+class CamBase(base("BaseCAM")):  # type: ignore[misc]
+    """A class of pytorch-grad-cam: a class activation map of the size of the image, from one or several layers.
 
     The map of each layer is scaled to 0 to 1 in each image, resized (bilinear) and averaged over the layers; the mean
-    is scaled again. Only the part behind the first layer gets a graph, and no parameter a gradient. Classes derived
-    from it may bring formulas of their own (``get_cam_weights``, ``get_cam_image``), as in pytorch-grad-cam.
+    is scaled again. Only the part of the model after the first layer gets an autograd graph, and no parameter gets a
+    gradient. Subclasses may define their own formulas (``get_cam_weights``, ``get_cam_image``), as in pytorch-grad-cam.
     """
 
     uses_gradients = True
@@ -50,7 +50,7 @@ class Layers(base("BaseCAM")):  # type: ignore[misc]
         target_layers: Sequence[nn.Module],
         reshape_transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        if self._formula is None and tool is None and type(self)._layer_map is Layers._layer_map:
+        if self._formula is None and tool is None and type(self)._layer_map is CamBase._layer_map:
             raise ImportError(MISSING)
         self.model = model
         self.target_layers = target_layers
@@ -68,23 +68,23 @@ class Layers(base("BaseCAM")):  # type: ignore[misc]
         """The maps, float32 [N, H, W], 0 to 1.
 
         Args:
-            input_tensor: [N, C, H, W]; volumes [N, C, D, H, W] are left to pytorch-grad-cam.
-            targets: one an image, a function of its output; None is the class with the highest score of each.
-            aug_smooth: the mean over the image and its mirror image, both also darker and brighter.
-            eigen_smooth: the weighted maps are projected on their first principal component, and not added up.
+            input_tensor: [N, C, H, W]; volumes [N, C, D, H, W] are delegated to pytorch-grad-cam.
+            targets: one function per image, of the image's output; None is the class with the highest score.
+            aug_smooth: average over the image and its mirror image, each also darker and brighter.
+            eigen_smooth: project the weighted maps onto their first principal component instead of adding them up.
 
         Raises:
-            ValueError: another number of targets than of images; a layer that the target does not depend on.
-            AssertionError: a layer that is not called.
-            ImportError: what is left to pytorch-grad-cam, where it is not installed.
+            ValueError: the numbers of targets and images differ, or the targets do not depend on a layer.
+            AssertionError: a layer is not called.
+            ImportError: the call needs pytorch-grad-cam, which is not installed.
         """
         if not aug_smooth:
             return self.forward(input_tensor, targets, eigen_smooth)
-        if "tta_transforms" in vars(self):  # somebody wants other copies
+        if "tta_transforms" in vars(self):  # the user has set other augmentations
             other: Array = self.forward_augmentation_smoothing(input_tensor, targets, eigen_smooth)
             return other
         if input_tensor.dim() != 4:
-            return self._left(input_tensor, targets, eigen_smooth, aug_smooth=True)
+            return self._delegate(input_tensor, targets, eigen_smooth, aug_smooth=True)
         found = []
         for mirrored in (False, True):
             for factor in (0.9, 1, 1.1):
@@ -96,14 +96,14 @@ class Layers(base("BaseCAM")):  # type: ignore[misc]
 
     def forward(self, input_tensor: Tensor, targets: Targets | None = None, eigen_smooth: bool = False) -> Array:
         """The same without augmentation."""
-        if self._leaves(input_tensor, eigen_smooth) or self._brings(_STEPS):
-            return self._left(input_tensor, targets, eigen_smooth)
+        if self._delegates(input_tensor, eigen_smooth) or self._overrides(_STEPS):
+            return self._delegate(input_tensor, targets, eigen_smooth)
         size = (input_tensor.shape[2], input_tensor.shape[3])
         images = input_tensor.to(self.device)
         with frozen_model(self.model):
             with torch.no_grad():
                 chosen, calls, gradients = self._recorded(images, targets)
-            with torch.no_grad():  # a layer's call has switched gradients on
+            with torch.no_grad():  # again, because recording a layer enables gradients
                 maps = [
                     scaled(self._map(images, number, value, gradient, chosen, eigen_smooth).relu(), size)
                     for (number, value), gradient in zip(calls, gradients, strict=True)
@@ -114,32 +114,29 @@ class Layers(base("BaseCAM")):  # type: ignore[misc]
     def _map(
         self, images: Tensor, number: int, value: Tensor, gradient: Tensor | None, targets: Targets, eigen_smooth: bool
     ) -> Tensor:
-        """The map of one layer [N, h, w], from what it gave and the gradient for that."""
+        """The map of one layer [N, h, w], from its output and the gradient for it."""
         A, G = self._reshaped(value.detach()), None if gradient is None else self._reshaped(gradient)
         if A.dim() != 4:
             raise ValueError(
                 f"target_layers[{number}] should give maps [N, K, h, w], got {list(A.shape)}; "
                 "reshape_transform can make them"
             )
-        if self._formula is not None and not self._brings(_FORMULAS):
+        if self._formula is not None and not self._overrides(_FORMULAS):
             return self._formula_map(A, G, eigen_smooth)
         return self._layer_map(images, number, targets, A, G, eigen_smooth)
 
     def _recorded(
         self, images: Tensor, targets: Targets | None
     ) -> tuple[Targets, list[tuple[int, Tensor]], tuple[Tensor | None, ...]]:
-        """The targets, what the layers gave, each with its number, and the gradients for it (None: none are needed)."""
+        """The targets, the layers' outputs with the layers' indices, and the gradients for them (None if unused)."""
 
         def differentiated(images: Tensor) -> Any:
             with first_calls(self.target_layers) as calls:
                 outputs = self.model(images.clone())
-            chosen = targets
-            if chosen is None:
-                chosen = [ClassScore(int(category)) for category in outputs.detach().argmax(-1)]
             if not self.uses_gradients:
+                chosen = predicted_classes(outputs) if targets is None else targets
                 return outputs, chosen, calls, (None,) * len(calls)
-            if len(chosen) != len(outputs):
-                raise ValueError(f"targets should have one entry for each of {len(outputs)} images, got {len(chosen)}")
+            chosen = one_target_each(targets, outputs)
             values = [value for _, value in calls]
             loss: Any = sum(target(output) for target, output in zip(chosen, outputs, strict=True))
             return outputs, chosen, calls, torch.autograd.grad(loss, values, allow_unused=True)
@@ -152,7 +149,7 @@ class Layers(base("BaseCAM")):  # type: ignore[misc]
         return chosen, calls, gradients
 
     def _formula_map(self, A: Tensor, G: Tensor | None, eigen_smooth: bool) -> Tensor:
-        """The map of a layer [N, h, w] by the formula of the class."""
+        """The map of a layer [N, h, w] with the formula of the class."""
         formula = self._formula
         assert formula is not None
         if not (eigen_smooth or formula.projected):
@@ -162,7 +159,8 @@ class Layers(base("BaseCAM")):  # type: ignore[misc]
         return with_positive_peak(found) if formula.projected and formula.fixes_sign else found
 
     def _to_project(self, A: Tensor, G: Tensor | None) -> Tensor:
-        """The weighted maps, weighted by NumPy where it can be: the sign of a projection may hang on the last bit."""
+        """The weighted maps, computed with NumPy if possible, because the sign of a projection may depend on the last
+        bit."""
         if tool is not None and G is not None and "get_cam_weights" in vars(base(self._name)):
             arrays = [each.float() if each.dtype in (torch.float16, torch.bfloat16) else each for each in (A, G)]
             weights = self.get_cam_weights(None, None, None, *(each.cpu().numpy() for each in arrays))
@@ -173,7 +171,7 @@ class Layers(base("BaseCAM")):  # type: ignore[misc]
     def _layer_map(
         self, images: Tensor, number: int, targets: Targets, A: Tensor, G: Tensor | None, eigen_smooth: bool
     ) -> Tensor:
-        """The same by the formula in NumPy that a derived class or pytorch-grad-cam brings."""
+        """The same with a NumPy formula from a subclass or from pytorch-grad-cam."""
         arrays = [None if each is None else each.float().cpu().numpy() for each in (A, G)]
         found = self.get_cam_image(images, self.target_layers[number], targets, *arrays, eigen_smooth)
         return torch.as_tensor(np.asarray(found), device=A.device)
@@ -181,30 +179,30 @@ class Layers(base("BaseCAM")):  # type: ignore[misc]
     def _reshaped(self, value: Tensor) -> Tensor:
         return value if self.reshape_transform is None else self.reshape_transform(value)
 
-    def _brings(self, names: Sequence[str]) -> bool:
-        """Whether a class derived from ours defines any of these itself."""
+    def _overrides(self, names: Sequence[str]) -> bool:
+        """Whether a user's subclass overrides any of these methods."""
         for name in names:
             owner = next((kind for kind in type(self).__mro__ if name in vars(kind)), None)
             if owner is not None and owner.__module__.partition(".")[0] not in ("fastviz", "pytorch_grad_cam"):
                 return True
         return False
 
-    def _leaves(self, input_tensor: Tensor, eigen_smooth: bool) -> bool:
-        """Whether a call is left to pytorch-grad-cam."""
+    def _delegates(self, input_tensor: Tensor, eigen_smooth: bool) -> bool:
+        """Whether a call is delegated to pytorch-grad-cam."""
         return input_tensor.dim() != 4
 
     def _options(self) -> dict[str, Any]:
         """Further arguments of the constructor."""
         return {}
 
-    def _left(
+    def _delegate(
         self, input_tensor: Tensor, targets: Targets | None, eigen_smooth: bool, *, aug_smooth: bool = False
     ) -> Array:
-        """pytorch-grad-cam's own computation; the model's mode and its parameters' ``grad`` are put back."""
+        """pytorch-grad-cam's own computation; the model's mode and its parameters' ``grad`` are restored."""
         if tool is None:
             raise ImportError(MISSING)
-        with self._untouched():
-            if self._brings(_STEPS):
+        with self._unchanged_model():
+            if self._overrides(_STEPS):
                 try:
                     own: Array = base("BaseCAM").forward(self, input_tensor, targets, eigen_smooth)
                     return own
@@ -220,7 +218,7 @@ class Layers(base("BaseCAM")):  # type: ignore[misc]
                 theirs.activations_and_grads.release()
 
     @contextmanager
-    def _untouched(self) -> Iterator[None]:
+    def _unchanged_model(self) -> Iterator[None]:
         held = [(parameter, parameter.grad) for parameter in self.model.parameters()]
         with frozen_model(self.model):
             try:
@@ -231,7 +229,7 @@ class Layers(base("BaseCAM")):  # type: ignore[misc]
 
     @property
     def activations_and_grads(self) -> Any:
-        """pytorch-grad-cam's recorder with its hooks, for methods of that library that ask for it; made then."""
+        """pytorch-grad-cam's recorder with its hooks, created on demand for methods of that library."""
         if self._hooks is None:
             self._hooks = tool.ActivationsAndGradients(
                 self.model, self.target_layers, self.reshape_transform, self.detach
@@ -257,12 +255,29 @@ class ClassScore:
         self.category = category
 
     def __call__(self, output: Tensor) -> Tensor:
-        """Of one output."""
+        """The score in one output [K]."""
         return output[self.category]
 
 
+def predicted_classes(outputs: Tensor) -> Targets:
+    """The class with the highest score of each of the ``outputs`` [N, K], as targets."""
+    return [ClassScore(int(category)) for category in outputs.detach().argmax(-1)]
+
+
+def one_target_each(targets: Targets | None, outputs: Tensor) -> Targets:
+    """The ``targets``, one for each of the ``outputs``; None is the predicted classes.
+
+    Raises:
+        ValueError: there are more or fewer targets than outputs.
+    """
+    chosen = predicted_classes(outputs) if targets is None else targets
+    if len(chosen) != len(outputs):
+        raise ValueError(f"targets should have one entry for each of {len(outputs)} images, got {len(chosen)}")
+    return chosen
+
+
 def scaled(maps: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-    """Each of ``maps`` [N, h, w] scaled to 0 to 1, as float32 and at another size if one is given."""
+    """Each of ``maps`` [N, h, w] scaled to 0 to 1, as float32, and resized to ``size`` if given."""
     maps = maps - maps.amin((1, 2), keepdim=True)
     maps = (maps / (maps.amax((1, 2), keepdim=True) + _EPSILON)).float()
     if size is None:
@@ -271,9 +286,9 @@ def scaled(maps: Tensor, size: tuple[int, int] | None = None) -> Tensor:
 
 
 def projected(maps: Tensor) -> Tensor:
-    """Maps [N, K, h, w] on their first principal component [N, h, w], float32, with the sign that NumPy gives it.
+    """Maps [N, K, h, w] projected onto their first principal component [N, h, w], float32, with NumPy's sign.
 
-    pytorch-grad-cam leaves the sign to NumPy's decomposition. A thin one has the same, in a fraction of the time.
+    In pytorch-grad-cam the sign comes from NumPy's full decomposition. The thin one has the same sign and is faster.
     """
     found = []
     for one in torch.where(maps.isnan(), 0, maps).cpu():

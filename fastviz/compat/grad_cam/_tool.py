@@ -1,4 +1,4 @@
-"""pytorch-grad-cam's own classes, which ours derive from where it is installed."""
+"""pytorch-grad-cam's own classes, from which ours are derived if it is installed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ road: Any = None
 """Its ``metrics.road``, or None."""
 try:
     import pytorch_grad_cam as tool  # type: ignore[no-redef]
-    from pytorch_grad_cam import base_cam  # noqa: F401  (an attribute of the module from here on)
+    from pytorch_grad_cam import base_cam  # noqa: F401  (makes it an attribute of the module)
     from pytorch_grad_cam.metrics import road  # type: ignore[no-redef]
 except ModuleNotFoundError as missing:
     if (missing.name or "").partition(".")[0] != "pytorch_grad_cam":
@@ -22,5 +22,5 @@ except ModuleNotFoundError as missing:
 
 
 def base(name: str) -> Any:
-    """The class of pytorch-grad-cam of this name; ``object`` where it is not installed or has none."""
+    """pytorch-grad-cam's class with this name; ``object`` if there is none or it is not installed."""
     return getattr(tool, name, None) or getattr(getattr(tool, "base_cam", None), name, object)

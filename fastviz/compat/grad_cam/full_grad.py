@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastviz.compat._order import in_fast_order
-from fastviz.compat.grad_cam._base import Array, ClassScore, Layers, Targets, scaled
+from fastviz.compat.grad_cam._base import Array, CamBase, Targets, one_target_each, scaled
 from fastviz.compat.grad_cam._tool import base
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.methods.attribution.full_grad import bias_of, full_gradient_maps, layers_with_bias
@@ -17,11 +17,11 @@ from fastviz.methods.attribution.full_grad import bias_of, full_gradient_maps, l
 __all__ = ["FullGrad"]
 
 
-class FullGrad(Layers, base("FullGrad")):  # type: ignore[misc]
+class FullGrad(CamBase, base("FullGrad")):  # type: ignore[misc]
     """pytorch-grad-cam's ``FullGrad``, see :func:`fastviz.full_grad`; arguments of :class:`GradCAM`.
 
-    Layers are the convolutions and batch norms with a bias, whatever ``target_layers`` says; ``eigen_smooth`` is left
-    to pytorch-grad-cam.
+    It uses all convolutions and batch norms with a bias and ignores ``target_layers``; ``eigen_smooth`` is delegated to
+    pytorch-grad-cam.
     """
 
     compute_input_gradient = True
@@ -42,19 +42,15 @@ class FullGrad(Layers, base("FullGrad")):  # type: ignore[misc]
     def forward(self, input_tensor: Tensor, targets: Targets | None = None, eigen_smooth: bool = False) -> Array:
         """The map without augmentation."""
         if input_tensor.dim() != 4 or eigen_smooth or self.reshape_transform is not None:
-            self.target_layers, kept = [], self.target_layers  # theirs finds the layers itself
+            self.target_layers, kept = [], self.target_layers  # pytorch-grad-cam finds the layers itself
             try:
-                return self._left(input_tensor, targets, eigen_smooth)
+                return self._delegate(input_tensor, targets, eigen_smooth)
             finally:
                 self.target_layers = kept
 
         def values(outputs: Any) -> Tensor:
             self.outputs = outputs.detach()
-            chosen = targets
-            if chosen is None:
-                chosen = [ClassScore(int(category)) for category in outputs.detach().argmax(-1)]
-            if len(chosen) != len(outputs):
-                raise ValueError(f"targets should have one entry for each of {len(outputs)} images, got {len(chosen)}")
+            chosen = one_target_each(targets, outputs)
             return torch.stack([target(one).reshape(1) for target, one in zip(chosen, outputs, strict=True)])
 
         def compute(images: Tensor) -> Tensor:
@@ -67,4 +63,4 @@ class FullGrad(Layers, base("FullGrad")):  # type: ignore[misc]
         return found
 
     def _layer_map(self, *arguments: Any) -> Tensor:
-        raise NotImplementedError  # there is no map of one layer
+        raise NotImplementedError  # FullGrad has no map of a single layer

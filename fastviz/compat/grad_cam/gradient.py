@@ -1,4 +1,4 @@
-"""pytorch-grad-cam's CAM classes that need one pass: by gradients, by principal components, by activations alone."""
+"""pytorch-grad-cam's CAM classes that need one pass: from gradients, principal components or activations alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from fastviz.compat.grad_cam._base import Layers
+from fastviz.compat.grad_cam._base import CamBase
 from fastviz.compat.grad_cam._tool import base
 from fastviz.methods.attribution.cam_formulas import GRADIENT, Formula
 
@@ -27,14 +27,14 @@ __all__ = [
 ]
 
 
-class GradCAM(Layers, base("GradCAM")):  # type: ignore[misc]
+class GradCAM(CamBase, base("GradCAM")):  # type: ignore[misc]
     """pytorch-grad-cam's ``GradCAM``: ``ReLU(Σ_k α_k A_k)``, see :func:`fastviz.grad_cam`.
 
     Args:
-        model: any module; evaluation mode holds while it runs.
-        target_layers: modules of it with maps [N, K, h, w]. Where some are called several times, the first calls of
-            all of them count, as many as there are layers, as in pytorch-grad-cam: of one layer its first call.
-        reshape_transform: makes such maps of what a layer gives, and of its gradient.
+        model: any module; it runs in evaluation mode.
+        target_layers: modules of the model that give maps [N, K, h, w]. If some are called several times, the first
+            calls are used, as many as there are layers, as in pytorch-grad-cam; for a single layer, its first call.
+        reshape_transform: converts a layer's output, and its gradient, into such maps.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
     >>> import torch
@@ -46,71 +46,71 @@ class GradCAM(Layers, base("GradCAM")):  # type: ignore[misc]
     _formula = GRADIENT["grad_cam"]
 
 
-class GradCAMPlusPlus(Layers, base("GradCAMPlusPlus")):  # type: ignore[misc]
+class GradCAMPlusPlus(CamBase, base("GradCAMPlusPlus")):  # type: ignore[misc]
     """pytorch-grad-cam's ``GradCAMPlusPlus``, see :func:`fastviz.grad_cam_plus_plus`; arguments of :class:`GradCAM`."""
 
     _name = "GradCAMPlusPlus"
     _formula = GRADIENT["grad_cam_plus_plus"]
 
 
-class XGradCAM(Layers, base("XGradCAM")):  # type: ignore[misc]
+class XGradCAM(CamBase, base("XGradCAM")):  # type: ignore[misc]
     """pytorch-grad-cam's ``XGradCAM``, see :func:`fastviz.xgrad_cam`; arguments of :class:`GradCAM`."""
 
     _name = "XGradCAM"
     _formula = GRADIENT["xgrad_cam"]
 
 
-class LayerCAM(Layers, base("LayerCAM")):  # type: ignore[misc]
+class LayerCAM(CamBase, base("LayerCAM")):  # type: ignore[misc]
     """pytorch-grad-cam's ``LayerCAM``, see :func:`fastviz.layer_cam`; arguments of :class:`GradCAM`."""
 
     _name = "LayerCAM"
     _formula = GRADIENT["layer_cam"]
 
 
-class HiResCAM(Layers, base("HiResCAM")):  # type: ignore[misc]
+class HiResCAM(CamBase, base("HiResCAM")):  # type: ignore[misc]
     """pytorch-grad-cam's ``HiResCAM``, see :func:`fastviz.hires_cam`; arguments of :class:`GradCAM`."""
 
     _name = "HiResCAM"
     _formula = GRADIENT["hires_cam"]
 
 
-class GradCAMElementWise(Layers, base("GradCAMElementWise")):  # type: ignore[misc]
+class GradCAMElementWise(CamBase, base("GradCAMElementWise")):  # type: ignore[misc]
     """pytorch-grad-cam's ``GradCAMElementWise``, :func:`fastviz.element_wise_cam`; arguments of :class:`GradCAM`."""
 
     _name = "GradCAMElementWise"
     _formula = GRADIENT["element_wise_cam"]
 
 
-class EigenGradCAM(Layers, base("EigenGradCAM")):  # type: ignore[misc]
-    """pytorch-grad-cam's ``EigenGradCAM``, its sign too; arguments of :class:`GradCAM`."""
+class EigenGradCAM(CamBase, base("EigenGradCAM")):  # type: ignore[misc]
+    """pytorch-grad-cam's ``EigenGradCAM``, with the same sign; arguments of :class:`GradCAM`."""
 
     _name = "EigenGradCAM"
     _formula = replace(GRADIENT["eigen_grad_cam"], fixes_sign=False)
 
 
-class SegEigenCAM(Layers, base("SegEigenCAM")):  # type: ignore[misc]
+class SegEigenCAM(CamBase, base("SegEigenCAM")):  # type: ignore[misc]
     """pytorch-grad-cam's ``SegEigenCAM``; arguments of :class:`GradCAM`."""
 
     _name = "SegEigenCAM"
     _formula = GRADIENT["seg_eigen_cam"]
 
 
-class EigenCAM(Layers, base("EigenCAM")):  # type: ignore[misc]
-    """pytorch-grad-cam's ``EigenCAM``, its sign too; arguments of :class:`GradCAM`."""
+class EigenCAM(CamBase, base("EigenCAM")):  # type: ignore[misc]
+    """pytorch-grad-cam's ``EigenCAM``, with the same sign; arguments of :class:`GradCAM`."""
 
     uses_gradients = False
     _name = "EigenCAM"
     _formula = Formula(lambda maps, _: maps, projected=True, fixes_sign=False)
 
 
-class RandomCAM(Layers, base("RandomCAM")):  # type: ignore[misc]
-    """pytorch-grad-cam's ``RandomCAM``: its own weights from NumPy's generator, on our pass."""
+class RandomCAM(CamBase, base("RandomCAM")):  # type: ignore[misc]
+    """pytorch-grad-cam's ``RandomCAM``: its own weights from NumPy's generator, with our forward pass."""
 
     _name = "RandomCAM"
 
 
-class FEM(Layers, base("FEM")):  # type: ignore[misc]
-    """pytorch-grad-cam's ``FEM``: its own formula on our pass."""
+class FEM(CamBase, base("FEM")):  # type: ignore[misc]
+    """pytorch-grad-cam's ``FEM``: its own formula, with our forward pass."""
 
     uses_gradients = False
     _name = "FEM"
@@ -129,8 +129,8 @@ class FEM(Layers, base("FEM")):  # type: ignore[misc]
         return {"k": self.k}
 
 
-class KPCA_CAM(Layers, base("KPCA_CAM")):  # type: ignore[misc]  # noqa: N801
-    """pytorch-grad-cam's ``KPCA_CAM``: its own formula on our pass."""
+class KPCA_CAM(CamBase, base("KPCA_CAM")):  # type: ignore[misc]  # noqa: N801
+    """pytorch-grad-cam's ``KPCA_CAM``: its own formula, with our forward pass."""
 
     uses_gradients = False
     _name = "KPCA_CAM"

@@ -1,4 +1,4 @@
-"""pytorch-grad-cam's GuidedBackpropReLUModel."""
+"""pytorch-grad-cam's ``GuidedBackpropReLUModel``."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["GuidedBackpropReLUModel"]
 
 
 class GuidedBackpropReLUModel(base("GuidedBackpropReLUModel")):  # type: ignore[misc]
-    """pytorch-grad-cam's ``GuidedBackpropReLUModel``: the gradient that rectifiers let by where both are positive.
+    """pytorch-grad-cam's ``GuidedBackpropReLUModel``: rectifiers pass gradients where input and gradient are positive.
 
     Args:
-        model: any module; evaluation mode holds while it runs. Every rectifier follows the rule, also functions.
-        device: moves the model there; None leaves it where it is.
+        model: any module; it runs in evaluation mode. Every rectifier follows the rule, including functions.
+        device: the device to move the model to; None leaves it where it is.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
     >>> GuidedBackpropReLUModel(model)(torch.rand(1, 3, 8, 8), target_category=4).shape
@@ -41,7 +41,7 @@ class GuidedBackpropReLUModel(base("GuidedBackpropReLUModel")):  # type: ignore[
 
         Args:
             input_img: [N, C, H, W]; its own ``grad`` is not touched.
-            target_category: a class for all images, one for each, or None for the one with the highest score of each.
+            target_category: a class for all images, one for each, or None for the class with the highest score.
         """
         target = target_category
         if target is not None and not isinstance(target, (int, np.integer, Tensor)):

@@ -1,4 +1,4 @@
-"""pytorch-grad-cam's ``AblationCAM`` and ``ScoreCAM``, which change maps or images many times over."""
+"""pytorch-grad-cam's ``AblationCAM`` and ``ScoreCAM``, which run the model on many changed maps or images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastviz.compat.grad_cam._base import Layers, Targets, projected
+from fastviz.compat.grad_cam._base import CamBase, Targets, projected
 from fastviz.compat.grad_cam._tool import base, tool
 from fastviz.engine.incremental.whole import WholeImages
 from fastviz.execution.after_layer import AfterLayer
@@ -17,17 +17,17 @@ from fastviz.methods.attribution.score_cam import mask_values
 
 __all__ = ["AblationCAM", "ScoreCAM"]
 
-_VALUES = 1 << 24
-"""Values of the changed maps that are held at once."""
+_MAX_VALUES = 1 << 24
+"""Number of values of changed maps that are in memory at a time."""
 
-_FAR = 1e7
-"""How far below the smallest value pytorch-grad-cam sets channels of layers that have negative ones."""
+_ABLATION_OFFSET = 1e7
+"""pytorch-grad-cam sets ablated channels this far below the smallest value, for layers with negative values."""
 
 
-class ScoreCAM(Layers, base("ScoreCAM")):  # type: ignore[misc]
+class ScoreCAM(CamBase, base("ScoreCAM")):  # type: ignore[misc]
     """pytorch-grad-cam's ``ScoreCAM``, see :func:`fastviz.score_cam`; arguments of :class:`GradCAM`.
 
-    Maps that are constant share one pass. ``batch_size``, if it is set on the object, bounds the images of a pass.
+    Constant maps share one pass. ``batch_size``, if set on the object, limits the images in a pass.
     """
 
     uses_gradients = False
@@ -36,7 +36,7 @@ class ScoreCAM(Layers, base("ScoreCAM")):  # type: ignore[misc]
     def _layer_map(
         self, images: Tensor, number: int, targets: Targets, A: Tensor, G: Tensor | None, eigen_smooth: bool
     ) -> Tensor:
-        if self._brings(("get_cam_weights", "get_cam_image")):
+        if self._overrides(("get_cam_weights", "get_cam_image")):
             return super()._layer_map(images, number, targets, A, G, eigen_smooth)
         run = WholeImages(self.model, images[:1], A.shape[0] * A.shape[1])
         at_once = min(run.batch_size, int(getattr(self, "batch_size", run.batch_size)))
@@ -51,14 +51,14 @@ class ScoreCAM(Layers, base("ScoreCAM")):  # type: ignore[misc]
         return _weighted(torch.stack(weights), A, eigen_smooth)
 
 
-class AblationCAM(Layers, base("AblationCAM")):  # type: ignore[misc]
+class AblationCAM(CamBase, base("AblationCAM")):  # type: ignore[misc]
     """pytorch-grad-cam's ``AblationCAM``; arguments of :class:`GradCAM` and:
 
     Args:
-        ablation_layer: one of pytorch-grad-cam's other kinds, or one of your own, takes pytorch-grad-cam's own path.
-        batch_size: counts only in the values that channels of layers with negative values are set to: those of one
-            batch are 1e7 below one another, as in pytorch-grad-cam.
-        ratio_channels_to_ablate: below 1, the channels that pytorch-grad-cam chooses.
+        ablation_layer: with any layer other than the default one, the call is delegated to pytorch-grad-cam.
+        batch_size: only affects the values of ablated channels of layers with negative values: within a batch each is
+            1e7 below the previous one, as in pytorch-grad-cam.
+        ratio_channels_to_ablate: below 1, the channels are chosen by pytorch-grad-cam.
     """
 
     uses_gradients = False
@@ -87,16 +87,18 @@ class AblationCAM(Layers, base("AblationCAM")):  # type: ignore[misc]
             "ratio_channels_to_ablate": self.ratio_channels_to_ablate,
         }
 
-    def _leaves(self, input_tensor: Tensor, eigen_smooth: bool) -> bool:
+    def _delegates(self, input_tensor: Tensor, eigen_smooth: bool) -> bool:
         other = tool is not None and type(self.ablation_layer) is not tool.AblationLayer
         names = {id(module) for module in self.model.modules()}
         inside = all(id(layer) in names for layer in self.target_layers)
-        return super()._leaves(input_tensor, eigen_smooth) or other or self.reshape_transform is not None or not inside
+        return (
+            super()._delegates(input_tensor, eigen_smooth) or other or self.reshape_transform is not None or not inside
+        )
 
     def _layer_map(
         self, images: Tensor, number: int, targets: Targets, A: Tensor, G: Tensor | None, eigen_smooth: bool
     ) -> Tensor:
-        if self._brings(("get_cam_weights", "get_cam_image")):
+        if self._overrides(("get_cam_weights", "get_cam_image")):
             return super()._layer_map(images, number, targets, A, G, eigen_smooth)
         layer = self.target_layers[number]
         name = next(name for name, module in self.model.named_modules() if module is layer)
@@ -116,12 +118,12 @@ class AblationCAM(Layers, base("AblationCAM")):  # type: ignore[misc]
             active = rest.maps[0, chosen].flatten(1).ne(0).any(1)
             chosen, fills = chosen[active], fills[: int(active.sum())]
         else:
-            steps = [lowest - _FAR]
+            steps = [lowest - _ABLATION_OFFSET]
             for _ in range(1, min(self.batch_size, len(chosen))):
-                steps.append(steps[-1] - _FAR)
+                steps.append(steps[-1] - _ABLATION_OFFSET)
             fills = torch.stack(steps)[torch.arange(len(chosen), device=maps.device) % self.batch_size]
         weights = torch.zeros(len(maps), dtype=score.dtype, device=maps.device)
-        at_once = max(1, _VALUES // rest.maps.numel())
+        at_once = max(1, _MAX_VALUES // rest.maps.numel())
         for part, fill in zip(chosen.split(at_once), fills.split(at_once), strict=True):
             if not len(part):
                 break
@@ -134,7 +136,7 @@ class AblationCAM(Layers, base("AblationCAM")):  # type: ignore[misc]
         return weights
 
     def _channels(self, maps: Tensor) -> Tensor:
-        """The channels to ablate, those that were chosen twice once."""
+        """The channels to ablate."""
         every = torch.arange(len(maps), device=maps.device)
         if self.ratio_channels_to_ablate == 1.0:
             return every
@@ -143,6 +145,6 @@ class AblationCAM(Layers, base("AblationCAM")):  # type: ignore[misc]
 
 
 def _weighted(weights: Tensor, A: Tensor, eigen_smooth: bool) -> Tensor:
-    """The map of a layer from the weights of its channels [N, K]."""
+    """The map of a layer, from the weights of its channels [N, K]."""
     found = weights.to(A.dtype)[:, :, None, None] * A
     return projected(found) if eigen_smooth else found.sum(1)

@@ -1,4 +1,4 @@
-"""pytorch-grad-cam's ROAD metrics: all images, and all percentages of an average, are filled in together."""
+"""pytorch-grad-cam's ROAD metrics: all images, and all percentiles of an average, are imputed together."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def _base(name: str) -> Any:
     return getattr(road, name, object)
 
 
-class _Road:
-    """The images with pixels removed and filled in, and the targets' values for them.
+class _RoadBase:
+    """The images with pixels removed and imputed, and the targets' values for them.
 
-    The noise is pytorch-grad-cam's: it comes from torch's generator, image after image.
+    The noise is the same as pytorch-grad-cam's: it is drawn from torch's generator, image by image.
     """
 
     _kind: str
@@ -42,10 +42,10 @@ class _Road:
     def __init__(self, argument: Any) -> None:
         if road is None:
             raise ImportError(MISSING)
-        super().__init__(argument)  # type: ignore[call-arg]  # of pytorch-grad-cam's class, which comes next
+        super().__init__(argument)  # type: ignore[call-arg]  # pytorch-grad-cam's class is next in the MRO
 
-    def _filled(self, images: Tensor, cams: Maps, percentiles: Sequence[Any]) -> list[Tensor]:
-        """A batch for each of the ``percentiles``."""
+    def _imputed_images(self, images: Tensor, cams: Maps, percentiles: Sequence[Any]) -> list[Tensor]:
+        """A batch of imputed images for each of the ``percentiles``."""
         masks = []
         for percentile in percentiles:
             remove = getattr(road, self._kind)(percentile, lambda image, mask: mask)
@@ -67,7 +67,7 @@ class _Road:
         return np.asarray(values, np.float32)
 
 
-class _One(_Road):
+class _RoadAtPercentile(_RoadBase):
     def __init__(self, percentile: Any) -> None:
         super().__init__(percentile)
         self._percentile = percentile
@@ -81,23 +81,23 @@ class _One(_Road):
         return_visualization: bool = False,
         return_diff: bool = True,
     ) -> Any:
-        """The targets' values, [N], less those of the images as they are, or (``return_diff=False``) as they come.
+        """The change of the targets' values, [N], when pixels are removed.
 
         Args:
             input_tensor: [N, C, H, W].
             cams: [N, H, W].
-            targets: one an image, a function of its output.
-            model: any module, in the mode that it is in.
-            return_visualization: give the filled-in images too.
-            return_diff: see above.
+            targets: one function per image, of the image's output.
+            model: any module; its mode is not changed.
+            return_visualization: also return the imputed images.
+            return_diff: subtract the values for the unchanged images; otherwise return the values after the removal.
         """
         before = self._values(model, input_tensor, targets) if return_diff else 0
-        (filled,) = self._filled(input_tensor, cams, [self._percentile])
+        (filled,) = self._imputed_images(input_tensor, cams, [self._percentile])
         result = self._values(model, filled, targets) - before
         return (result, filled) if return_visualization else result
 
 
-class _Average(_Road):
+class _RoadAverage(_RoadBase):
     def __init__(self, percentiles: Sequence[float] = _PERCENTILES) -> None:
         super().__init__(percentiles)
         self.percentiles = list(percentiles)
@@ -105,12 +105,12 @@ class _Average(_Road):
     def __call__(self, input_tensor: Tensor, cams: Maps, targets: Targets, model: nn.Module) -> Any:
         """The mean over the percentiles, [N]."""
         before = self._values(model, input_tensor, targets)
-        filled = self._filled(input_tensor, cams, self.percentiles)
+        filled = self._imputed_images(input_tensor, cams, self.percentiles)
         scores = [self._values(model, images, targets) - before for images in filled]
         return np.asarray(scores, np.float32).mean(axis=0)
 
 
-class ROADMostRelevantFirst(_One, _base("ROADMostRelevantFirst")):  # type: ignore[misc]
+class ROADMostRelevantFirst(_RoadAtPercentile, _base("ROADMostRelevantFirst")):  # type: ignore[misc]
     """pytorch-grad-cam's ``ROADMostRelevantFirst``, see :func:`fastviz.evaluation.road`."""
 
     _kind = "RemoveMostRelevantFirst"
@@ -119,7 +119,7 @@ class ROADMostRelevantFirst(_One, _base("ROADMostRelevantFirst")):  # type: igno
         super().__init__(percentile)
 
 
-class ROADLeastRelevantFirst(_One, _base("ROADLeastRelevantFirst")):  # type: ignore[misc]
+class ROADLeastRelevantFirst(_RoadAtPercentile, _base("ROADLeastRelevantFirst")):  # type: ignore[misc]
     """pytorch-grad-cam's ``ROADLeastRelevantFirst``, see :func:`fastviz.evaluation.road`."""
 
     _kind = "RemoveLeastRelevantFirst"
@@ -128,13 +128,13 @@ class ROADLeastRelevantFirst(_One, _base("ROADLeastRelevantFirst")):  # type: ig
         super().__init__(percentile)
 
 
-class ROADMostRelevantFirstAverage(_Average, _base("ROADMostRelevantFirstAverage")):  # type: ignore[misc]
+class ROADMostRelevantFirstAverage(_RoadAverage, _base("ROADMostRelevantFirstAverage")):  # type: ignore[misc]
     """pytorch-grad-cam's ``ROADMostRelevantFirstAverage``, see :func:`fastviz.evaluation.road`."""
 
     _kind = "RemoveMostRelevantFirst"
 
 
-class ROADLeastRelevantFirstAverage(_Average, _base("ROADLeastRelevantFirstAverage")):  # type: ignore[misc]
+class ROADLeastRelevantFirstAverage(_RoadAverage, _base("ROADLeastRelevantFirstAverage")):  # type: ignore[misc]
     """pytorch-grad-cam's ``ROADLeastRelevantFirstAverage``, see :func:`fastviz.evaluation.road`."""
 
     _kind = "RemoveLeastRelevantFirst"
@@ -149,6 +149,6 @@ class ROADCombined(_base("ROADCombined")):  # type: ignore[misc]
         self.lerf_averager = ROADLeastRelevantFirstAverage(percentiles)
 
     def __call__(self, input_tensor: Tensor, cams: Maps, targets: Targets, model: nn.Module) -> Any:
-        """[N], large is good."""
+        """[N], larger is better."""
         least = self.lerf_averager(input_tensor, cams, targets, model)
         return (least - self.morf_averager(input_tensor, cams, targets, model)) / 2

@@ -1,9 +1,8 @@
-"""Drop-in for lucent: ``render_vis`` and what it takes, the same pictures from the same random numbers, sooner.
+"""Drop-in replacement for lucent's ``render_vis``: the same pictures from the same random numbers, computed faster.
 
-``from fastviz.compat.lucent import objectives, param, render, transform`` instead of ``from lucent.optvis import ...``.
-:func:`render_vis_many` makes the pictures of several objectives in one go. lucent is not needed; its own objectives,
-parametrisations and transforms can be given, too. What is faster, and what differs on purpose, is listed in
-docs/compat.md.
+Use ``from fastviz.compat.lucent import objectives, param, render, transform`` instead of ``from lucent.optvis import
+...``. :func:`render_vis_many` renders several objectives together. lucent need not be installed; its own objectives,
+parametrisations and transforms work too. What is faster, and what differs on purpose, is listed in docs/compat.md.
 """
 
 from fastviz.compat.lucent import modelzoo, objectives, param, render, transform

@@ -1,4 +1,4 @@
-"""Passes of a network that end as soon as the layers that an objective asks for are there."""
+"""Forward passes that end as soon as the layers that an objective reads are complete."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fastviz._util import checks
 from fastviz.execution.forward import hooked_until
 from fastviz.execution.hooks import hookable
 
-__all__ = ["Found", "Passes"]
+__all__ = ["LayerLookup", "Passes"]
 
 
 class Passes:
-    """The passes of ``model``, by the names of the layers that are needed.
+    """Forward passes of ``model`` that end at the requested layers.
 
-    What a layer gives is what stands in its tensor when lucent's pass is over: if the rectifier behind a convolution
-    works in place, its values. A pass therefore goes on until nothing changes what was found any more.
+    In lucent, a layer's output is what its tensor holds at the end of the whole pass: if a convolution is followed by
+    an in-place rectifier, the rectified values. A pass therefore continues until the outputs no longer change.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -32,10 +32,10 @@ class Passes:
         self._warned = False
 
     def full_name(self, layer: str) -> str:
-        """The dotted name of what lucent calls ``layer``.
+        """The dotted name of the layer that lucent calls ``layer``.
 
         Raises:
-            AssertionError: there is none; the message lists the nearest.
+            AssertionError: there is no such layer; the message lists the nearest.
         """
         if layer == "labels":
             return list(self.names.values())[-1]
@@ -45,7 +45,7 @@ class Passes:
             raise AssertionError(str(error)) from error
 
     def everything(self, images: Tensor) -> dict[str, Any]:
-        """What all layers give, by dotted names."""
+        """The outputs of all layers, by dotted name."""
         found: dict[str, Any] = {}
 
         def keep(name: str, module: nn.Module, inputs: Any, output: object) -> None:
@@ -55,7 +55,7 @@ class Passes:
         return found
 
     def until(self, images: Tensor, layers: frozenset[str]) -> dict[str, Any]:
-        """What these ``layers`` give, by dotted names; the first such pass learns where it can end."""
+        """The outputs of these ``layers``, by dotted name; the first such pass finds out where later ones can end."""
         found: dict[str, Any] = {}
         if not layers:
             return found
@@ -89,7 +89,7 @@ class Passes:
         return found
 
     def _run(self, images: Tensor, hooks: Mapping[str, Any], ends: Mapping[str, int] | None) -> None:
-        # a copy, for models that work in place on their input; convolutions are fastest with channels last
+        # A copy, for models that change their input in place; convolutions are fastest with channels last.
         batch = images.clone(memory_format=torch.channels_last) if images.dim() == 4 else images.clone()
         with hooked_until(self.model, hooks, ends):
             try:
@@ -98,8 +98,8 @@ class Passes:
                 if not self._warned:
                     self._warned = True
                     warnings.warn(
-                        "Some layers could not be computed, as where the image is too small for them. It is fine, as "
-                        f"long as the objective does not use them: {error}",
+                        "Some layers could not be computed, for example because the image is too small. This does not "
+                        f"matter if the objective does not use them: {error}",
                         stacklevel=2,
                     )
 
@@ -109,11 +109,11 @@ def _versions(found: Mapping[str, Any]) -> list[int]:
     return [value._version if isinstance(value, Tensor) else 0 for _, value in sorted(found.items())]
 
 
-class Found:
-    """What one objective asks for: its images, and its rows of what the layers give.
+class LayerLookup:
+    """Gives one objective its images and its rows of the layers' outputs.
 
     Attributes:
-        asked: the dotted names of the layers that it has asked for.
+        asked: the dotted names of the layers that the objective has requested.
     """
 
     def __init__(self, passes: Passes, pictures: Callable[[], Tensor]) -> None:
@@ -125,14 +125,13 @@ class Found:
         self._rows = slice(None)
 
     def show(self, given: dict[str, Any], again: Callable[[], dict[str, Any]], rows: slice) -> None:
-        """Let the objective see ``rows`` of what a pass has given; ``again`` makes a whole pass if that lacks a layer.
-
-        ``given`` is added to then.
+        """Give the objective ``rows`` of the outputs ``given``. If a layer is missing, ``again`` makes a full pass, and
+        its outputs are added to ``given``.
         """
         self._given, self._again, self._rows = given, again, rows
 
     def __call__(self, layer: str) -> Any:
-        """What lucent's objectives call with the name of a layer."""
+        """The output of a layer; lucent's objectives call this with the layer's name."""
         if layer == "input":
             return self._pictures()
         name = self._passes.full_name(layer)

@@ -1,4 +1,4 @@
-"""The names that lucent gives to layers: torch's, with underscores in the place of dots."""
+"""lucent's names of layers: torch's names with underscores instead of dots."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["get_model_layers"]
 
 
 def get_model_layers(model: nn.Module, getLayerRepr: bool = False) -> list[str] | OrderedDict[str, str]:
-    """The names of the layers of ``model``, or with ``getLayerRepr`` name → what the layer prints as.
+    """The names of the layers of ``model``, or with ``getLayerRepr`` name → ``repr`` of the layer.
 
     >>> get_model_layers(nn.Sequential(nn.Sequential(nn.ReLU())))
     ['0', '0_0']

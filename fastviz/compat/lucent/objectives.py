@@ -1,8 +1,8 @@
-"""What is optimised: functions of what layers give, to be decreased. They add, subtract, and take numbers as factors.
+"""Objectives: functions of layers' outputs that are minimised. They can be added, subtracted and scaled.
 
-Layers have lucent's names, see :func:`fastviz.compat.lucent.get_model_layers`; ``"input"`` are the pictures in 0 to 1,
-``"labels"`` is what the last of the layers gives. ``batch`` is the number of the image that an objective is about; None
-is all of them. An objective is called with a function from the name of a layer to what it gives.
+Layers have lucent's names, see :func:`fastviz.compat.lucent.get_model_layers`; ``"input"`` means the pictures in 0 to
+1, ``"labels"`` the output of the last layer. ``batch`` is the index of the image that an objective applies to; None is
+all of them. An objective is called with a function from a layer's name to the layer's output.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ __all__ = [
 ]
 
 Layers: TypeAlias = Callable[[str], Any]
-"""From the name of a layer to what it gives."""
+"""A function from a layer's name to the layer's output."""
 
-_LONGEST = 15
-"""Arguments of more letters are three dots in descriptions."""
+_MAX_LENGTH = 15
+"""Longer arguments are replaced by three dots in descriptions."""
 
 
 class Objective:
-    """A function of what layers give, with a name and a description.
+    """A function of layers' outputs, with a name and a description.
 
     Args:
-        objective_func: called with a function from the name of a layer to what it gives; returns one number.
-        name, description: words, also of sums.
+        objective_func: called with a function from a layer's name to the layer's output; returns one number.
+        name, description: texts; those of sums are combined.
 
     >>> twice = 2 * Objective(lambda layers: layers("conv").mean(), "mean") + 1
     >>> twice(lambda layer: torch.ones(3))
@@ -60,7 +60,7 @@ class Objective:
         self.description = description
 
     def __call__(self, model: Layers) -> Any:
-        """The number, for a function from the name of a layer to what it gives."""
+        """The objective's value, for a function from a layer's name to the layer's output."""
         return self.objective_func(model)
 
     def __add__(self, other: Any) -> Objective:
@@ -99,7 +99,7 @@ class Objective:
 
 
 def wrap_objective() -> Callable[[Callable[..., Callable[[Layers], Any]]], Callable[..., Objective]]:
-    """A decorator: what a function returns becomes an :class:`Objective` with the function's name."""
+    """A decorator that turns a function's result into an :class:`Objective` with the function's name."""
 
     def decorate(func: Callable[..., Callable[[Layers], Any]]) -> Callable[..., Objective]:
         signature = inspect.signature(func)
@@ -119,11 +119,11 @@ def wrap_objective() -> Callable[[Callable[..., Callable[[Layers], Any]]], Calla
 
 def _word(argument: object) -> str:
     word = str(argument)
-    return "..." if len(word) > _LONGEST or "\n" in word else word
+    return "..." if len(word) > _MAX_LENGTH or "\n" in word else word
 
 
 def handle_batch(batch: int | None = None) -> Callable[[Callable[[Layers], Any]], Callable[[Layers], Any]]:
-    """A decorator: the function sees only image ``batch`` of what layers give; None is all."""
+    """A decorator that gives the function only image ``batch`` of the layers' outputs; None gives all."""
 
     def decorate(function: Callable[[Layers], Any]) -> Callable[[Layers], Any]:
         if not isinstance(batch, int):
@@ -134,7 +134,7 @@ def handle_batch(batch: int | None = None) -> Callable[[Callable[[Layers], Any]]
 
 
 def _at(maps: Tensor, x: int | None, y: int | None) -> Tensor:
-    """The place (``x``, ``y``) of ``maps`` [N, C, H, W] as [N, C, 1, 1]; None is the middle, counted as in lucent."""
+    """The position (``x``, ``y``) of ``maps`` [N, C, H, W] as [N, C, 1, 1]; None is the middle, as in lucent."""
     x = maps.shape[2] // 2 if x is None else x
     y = maps.shape[3] // 2 if y is None else y
     return maps[:, :, y : y + 1, x : x + 1]
@@ -144,7 +144,7 @@ def _at(maps: Tensor, x: int | None, y: int | None) -> Tensor:
 def neuron(
     layer: str, n_channel: int, x: int | None = None, y: int | None = None, batch: int | None = None
 ) -> Callable[[Layers], Any]:
-    """One unit of a channel, at column ``x`` and row ``y``; None is the middle, of an even number the second."""
+    """One unit of a channel, at column ``x`` and row ``y``; None is the middle, for even sizes the second one."""
 
     @handle_batch(batch)
     def inner(model: Layers) -> Tensor:
@@ -169,7 +169,7 @@ def channel(layer: str, n_channel: int, batch: int | None = None) -> Callable[[L
 def neuron_weight(
     layer: str, weight: Tensor | None, x: int | None = None, y: int | None = None, batch: int | None = None
 ) -> Callable[[Layers], Any]:
-    """The channels at one place, weighted by ``weight`` [C]; None weighs them alike."""
+    """The channels at one position, weighted by ``weight`` [C]; None weights them equally."""
 
     @handle_batch(batch)
     def inner(model: Layers) -> Tensor:
@@ -201,7 +201,7 @@ def localgroup_weight(
     wy: int = 1,
     batch: int | None = None,
 ) -> Callable[[Layers], Any]:
-    """The channels of ``wx`` times ``wy`` places from column ``x`` and row ``y`` on, weighted by ``weight`` [C]."""
+    """The channels in ``wx`` times ``wy`` positions from column ``x`` and row ``y``, weighted by ``weight`` [C]."""
 
     @handle_batch(batch)
     def inner(model: Layers) -> Tensor:
@@ -216,7 +216,7 @@ def localgroup_weight(
 
 @wrap_objective()
 def direction(layer: str, direction: Tensor, batch: int | None = None) -> Callable[[Layers], Any]:
-    """The cosine between the channels at each place and ``direction`` [C], on average."""
+    """The mean cosine similarity between the channels at each position and ``direction`` [C]."""
 
     @handle_batch(batch)
     def inner(model: Layers) -> Tensor:
@@ -229,7 +229,7 @@ def direction(layer: str, direction: Tensor, batch: int | None = None) -> Callab
 def direction_neuron(
     layer: str, direction: Tensor, x: int | None = None, y: int | None = None, batch: int | None = None
 ) -> Callable[[Layers], Any]:
-    """The cosine between the channels at one place, as of :func:`neuron`, and ``direction`` [C]."""
+    """The cosine similarity between the channels at one position, see :func:`neuron`, and ``direction`` [C]."""
 
     @handle_batch(batch)
     def inner(model: Layers) -> Tensor:
@@ -241,7 +241,7 @@ def direction_neuron(
 
 @wrap_objective()
 def deepdream(layer: str) -> Callable[[Layers], Any]:
-    """The mean square of everything that a layer gives: lucid's objective of that name, which lucent lacks."""
+    """The mean square of a layer's output: lucid's objective of that name, which lucent lacks."""
 
     def inner(model: Layers) -> Tensor:
         value: Tensor = -model(layer).square().mean()
@@ -252,9 +252,9 @@ def deepdream(layer: str) -> Callable[[Layers], Any]:
 
 @wrap_objective()
 def blur_input_each_step() -> Callable[[Layers], Any]:
-    """Minus half the squared distance between the pictures and blurred ones (3x3, the middle twice the others).
+    """Minus half the squared distance between the pictures and blurred ones (3x3, with twice the weight in the middle).
 
-    Times −k it blurs the pictures a little in each step of gradient descent: Nguyen et al. 2015,
+    Multiplied by −k it blurs the pictures a little in each step of gradient descent: Nguyen et al. 2015,
     https://arxiv.org/abs/1412.1897.
     """
 
@@ -265,7 +265,7 @@ def blur_input_each_step() -> Callable[[Layers], Any]:
             kernel[0, 0, 1, 1] = 1
             channels = pictures.shape[1]
             sums = functional.conv2d(pictures, kernel.expand(channels, -1, -1, -1), padding=1, groups=channels)
-            # at the edges fewer pixels count
+            # at the borders the kernel covers fewer pixels
             blurred = sums / functional.conv2d(torch.ones_like(pictures[:1, :1]), kernel, padding=1)
         value: Tensor = -0.5 * (pictures - blurred).square().sum()
         return value
@@ -275,7 +275,7 @@ def blur_input_each_step() -> Callable[[Layers], Any]:
 
 @wrap_objective()
 def channel_interpolate(layer1: str, n_channel1: int, layer2: str, n_channel2: int) -> Callable[[Layers], Any]:
-    """From one channel to another over the images of a batch: the first image has all of the one, the last the other.
+    """Interpolation between two channels over a batch: the first image maximises one channel, the last one the other.
 
     It needs at least two images.
     """
@@ -293,9 +293,9 @@ def channel_interpolate(layer1: str, n_channel1: int, layer2: str, n_channel2: i
 
 @wrap_objective()
 def alignment(layer: str, decay_ratio: float = 2) -> Callable[[Layers], Any]:
-    """How different images are that stand up to four apart in the batch: mean squares, divided by ``decay_ratio`` ** d.
+    """The mean squared difference of images at distances d up to 4 in the batch, divided by ``decay_ratio`` ** d.
 
-    It makes images alike, so that they can be compared.
+    It makes the images similar, so that they can be compared.
     """
 
     def inner(model: Layers) -> Any:
@@ -310,7 +310,7 @@ def alignment(layer: str, decay_ratio: float = 2) -> Callable[[Layers], Any]:
 
 @wrap_objective()
 def diversity(layer: str) -> Callable[[Layers], Any]:
-    """How different the images of a batch are: minus the mean over images of the cosines of their Gram matrices.
+    """The diversity of a batch: minus the mean over images of the cosine similarities of their Gram matrices.
 
     Subtract it from an objective to make images differ.
     """
@@ -325,10 +325,10 @@ def diversity(layer: str) -> Callable[[Layers], Any]:
 
 
 def as_objective(obj: Any) -> Any:
-    """An objective of ``obj``: one, or a function like one, stays; ``"layer:channel"`` is that :func:`channel`.
+    """``obj`` as an objective: a function is returned unchanged; ``"layer:channel"`` becomes :func:`channel`.
 
     Raises:
-        TypeError, ValueError: it is none.
+        TypeError, ValueError: it is not an objective.
 
     >>> as_objective("conv1:7").name
     'channel'
@@ -339,5 +339,5 @@ def as_objective(obj: Any) -> Any:
         raise TypeError(f"objective should be an Objective, a function or 'layer:channel', got {type(obj).__name__}")
     layer, _, number = obj.partition(":")
     if not number.strip().lstrip("-").isdigit():
-        raise ValueError(f"objective should be 'layer:channel' with a number of a channel, got {obj!r}")
+        raise ValueError(f"objective should be 'layer:channel' with the index of a channel, got {obj!r}")
     return channel(layer.strip(), int(number))

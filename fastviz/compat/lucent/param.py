@@ -1,7 +1,7 @@
-"""What images are made of: functions that return parameters, and a function that makes images of them.
+"""Image parametrisations: functions that return parameters and a function that turns them into images.
 
-Random numbers are drawn as in lucent, so equal seeds start at equal images. Parametrisations that are not here, such as
-``upconvGAN``, are lucent's own, where it is installed.
+Random numbers are drawn as in lucent, so equal seeds give equal start images. Parametrisations that are not defined
+here, such as ``upconvGAN``, come from lucent if it is installed.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from torch import Tensor, nn
 __all__ = ["CompositeActivation", "cppn", "fft_image", "image", "pixel_image", "rfft2d_freqs", "to_valid_rgb"]
 
 Parametrisation: TypeAlias = tuple[Iterable[Tensor], Callable[[], Tensor]]
-"""Parameters, and what makes images [N, C, H, W] of them."""
+"""Parameters, and a function that turns them into images [N, C, H, W]."""
 
-# How the colours of photographs vary together, a row a colour (red, green, blue), as in lucid.
+# The correlation of colours in photographs, one row per colour (red, green, blue), as in lucid.
 _COLOURS = np.asarray([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]], dtype="float32")
 _COLOURS /= np.linalg.norm(_COLOURS, axis=0).max()
 
 _SATURATION = 4.0
-"""Waves are divided by it, as in lucid; more makes colours paler."""
+"""The divisor of the amplitudes, as in lucid; larger values make paler colours."""
 
 
 def _device() -> torch.device:
-    """Where lucent puts parameters."""
+    """The device on which lucent creates parameters."""
     return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
 def __getattr__(name: str) -> Any:
-    """lucent's own parametrisations, under their names."""
+    """lucent's other parametrisations."""
     if not name.startswith("_"):
         try:
             from lucent.optvis import param
@@ -54,19 +54,20 @@ def image(
     fft: bool = True,
     channels: int | None = None,
 ) -> Parametrisation:
-    """Pictures in 0 to 1, of waves or of pixels.
+    """Pictures in 0 to 1, parametrised by a Fourier basis or by pixels.
 
     Args:
         w: width in pixels.
-        h: height in pixels; None is as wide.
-        sd: standard deviation of the parameters at the start; None is 0.01.
+        h: height in pixels; None is the width.
+        sd: standard deviation of the initial parameters; None is 0.01.
         batch: number of images; None is one.
-        decorrelate: colours change together as they do in photographs; not with ``channels``.
-        fft: the parameters are amplitudes of waves, see :func:`fft_image`; else pixels.
+        decorrelate: use decorrelated colours; has no effect with ``channels``.
+        fft: the parameters are Fourier amplitudes, see :func:`fft_image`; otherwise pixels.
         channels: number of channels; None is three colours.
 
     Returns:
-        The parameters, and a function without arguments that gives float32 [batch, channels, h, w] in their graph.
+        The parameters, and a function without arguments that returns float32 [batch, channels, h, w] with gradients for
+        them.
 
     >>> parameters, pictures = image(32, batch=2)
     >>> pictures().shape
@@ -78,7 +79,7 @@ def image(
 
 
 def pixel_image(shape: Sequence[int], sd: float | None = None) -> tuple[list[Tensor], Callable[[], Tensor]]:
-    """Normal noise of standard deviation ``sd`` (None is 0.01) of this ``shape`` [N, C, H, W], unbounded.
+    """Normal noise with standard deviation ``sd`` (None is 0.01) and this ``shape`` [N, C, H, W], unbounded.
 
     >>> pixel_image([1, 3, 8, 8])[1]().shape
     torch.Size([1, 3, 8, 8])
@@ -88,7 +89,8 @@ def pixel_image(shape: Sequence[int], sd: float | None = None) -> tuple[list[Ten
 
 
 def rfft2d_freqs(h: int, w: int) -> np.ndarray[Any, Any]:
-    """The frequency of each wave in cycles a pixel, [h, w // 2 + 1], one column more for an odd width, as in lucent."""
+    """The frequencies of the Fourier basis in cycles per pixel, [h, w // 2 + 1]; as in lucent, an odd width gives one
+    column more."""
     columns = w // 2 + 1 + w % 2
     frequencies: np.ndarray[Any, Any] = np.hypot(np.fft.fftfreq(h)[:, None], np.fft.fftfreq(w)[:columns])
     return frequencies
@@ -97,15 +99,15 @@ def rfft2d_freqs(h: int, w: int) -> np.ndarray[Any, Any]:
 def fft_image(
     shape: Sequence[int], sd: float | None = None, decay_power: float = 1
 ) -> tuple[list[Tensor], Callable[[], Tensor]]:
-    """Images of waves, those of low frequency the larger, unbounded: see :class:`fastviz.canvas.Fourier`.
+    """Unbounded images in a Fourier basis with larger scales for low frequencies: see :class:`fastviz.canvas.Fourier`.
 
     Args:
         shape: [N, C, H, W].
-        sd: standard deviation of the amplitudes at the start; None is 0.01.
+        sd: standard deviation of the initial amplitudes; None is 0.01.
         decay_power: exponent of the frequency by which amplitudes are divided.
 
     Returns:
-        The amplitudes [N, C, H, W // 2 + 1, 2], and a function that makes images of them.
+        The amplitudes [N, C, H, W // 2 + 1, 2], and a function that turns them into images.
 
     >>> fft_image([1, 3, 8, 8])[0][0].shape
     torch.Size([1, 3, 8, 5, 2])
@@ -124,9 +126,9 @@ def fft_image(
 
 
 def to_valid_rgb(image_f: Callable[[], Tensor], decorrelate: bool = False) -> Callable[[], Tensor]:
-    """A function that gives what ``image_f`` gives in 0 to 1, by a sigmoid.
+    """A function that maps the images of ``image_f`` to 0 to 1 with a sigmoid.
 
-    With ``decorrelate`` the three channels are coordinates along the principal axes of the colours of photographs.
+    With ``decorrelate`` the three channels are coordinates along the principal axes of colours in photographs.
 
     >>> to_valid_rgb(lambda: torch.zeros(1, 3, 1, 1))().flatten()
     tensor([0.5000, 0.5000, 0.5000])
@@ -143,7 +145,7 @@ def to_valid_rgb(image_f: Callable[[], Tensor], decorrelate: bool = False) -> Ca
 
 
 class CompositeActivation(nn.Module):
-    """arctan x / 0.67 and its square / 0.6: twice as many channels."""
+    """arctan x / 0.67 and its square / 0.6, concatenated: twice as many channels."""
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
@@ -159,17 +161,17 @@ def cppn(
     activation_fn: Callable[[], nn.Module] = CompositeActivation,
     normalize: bool = False,
 ) -> Parametrisation:
-    """A picture that a small network paints, which sees the place of a pixel only: a CPPN.
+    """A compositional pattern-producing network (CPPN): a small network from pixel coordinates to colours.
 
     Args:
-        size: side in pixels.
+        size: side length in pixels.
         num_output_channels: channels of the picture.
-        num_hidden_channels, num_layers: of the network, whose layers are 1x1 convolutions.
-        activation_fn: makes the activation behind each layer but the last; it doubles the channels.
-        normalize: instance normalisation behind each layer.
+        num_hidden_channels, num_layers: size of the network, whose layers are 1x1 convolutions.
+        activation_fn: makes the activation after each layer but the last; it doubles the channels.
+        normalize: add instance normalisation after each layer.
 
     Returns:
-        The parameters of the network, and a function that gives float32 [1, C, size, size] in 0 to 1.
+        The parameters of the network, and a function that returns float32 [1, C, size, size] in 0 to 1.
 
     >>> cppn(16)[1]().shape
     torch.Size([1, 3, 16, 16])

@@ -1,4 +1,4 @@
-"""Pictures that decrease an objective: lucent's ``render_vis``, and one that makes those of many objectives at once."""
+"""Pictures that minimise an objective: lucent's ``render_vis``, and a version for many objectives at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastviz._util import checks
 from fastviz._util.memory import images_at_once
 from fastviz._util.progress import bar
 from fastviz.compat.lucent import param, transform
-from fastviz.compat.lucent._passes import Found, Passes
+from fastviz.compat.lucent._passes import LayerLookup, Passes
 from fastviz.compat.lucent.objectives import as_objective
 from fastviz.engine.optimize.canvas import parameter_of
 from fastviz.execution.differentiation import differentiate
@@ -25,8 +25,8 @@ from fastviz.execution.fast_conv.memory_format import image_gradients
 
 __all__ = ["export", "render_vis", "render_vis_many", "tensor_to_img_array", "view"]
 
-_LEAST_SIDE = 224
-"""Smaller pictures are enlarged to it before each pass."""
+_MIN_SIDE = 224
+"""Smaller pictures are enlarged to this size before each pass."""
 
 Arrays = list[np.ndarray[Any, Any]]
 
@@ -47,29 +47,30 @@ def render_vis(
     show_inline: bool = False,
     fixed_image_size: int | tuple[int, int] | None = None,
 ) -> Arrays:
-    """Pictures that decrease an objective, by gradient descent under random transforms: lucent's function.
+    """Pictures that minimise an objective, by gradient descent with random transforms: lucent's function.
 
     Args:
-        model: any module; it is held in evaluation mode meanwhile, and gets no gradients.
-        objective_f: of :mod:`fastviz.compat.lucent.objectives`, of lucent, ``"layer:channel"``, or any function of a
-            function from the name of a layer to what it gives.
-        param_f: makes what the pictures are made of; None is ``param.image(128)``.
-        optimizer: makes a torch optimiser of parameters; None is Adam with a learning rate of 0.05.
+        model: any module; it runs in evaluation mode, and its parameters get no gradients.
+        objective_f: an objective from :mod:`fastviz.compat.lucent.objectives` or lucent, ``"layer:channel"``, or any
+            function whose argument is a function from a layer's name to the layer's output.
+        param_f: makes the parametrisation; None is ``param.image(128)``.
+        optimizer: makes a torch optimizer from parameters; None is Adam with a learning rate of 0.05.
         transforms: applied to the pictures before each pass; None is ``transform.standard_transforms``.
         thresholds: steps after which the pictures are returned; the largest is the number of steps.
         verbose: print the objective at the start and at the thresholds.
-        preprocess: normalise pictures as torchvision's networks, or the first Inception, take them.
-        progress: show a bar, on a terminal.
+        preprocess: normalise pictures as torchvision's networks, or InceptionV1, expect them.
+        progress: show a progress bar on a terminal.
         show_image: open the pictures in the system's viewer.
         save_image: write them to ``image_name``; None is ``image.jpg``.
         show_inline: show them in a notebook instead.
-        fixed_image_size: pictures are resized to it before each pass; None enlarges those below 224 pixels to that.
+        fixed_image_size: the size to which pictures are resized before each pass; None enlarges smaller pictures to 224
+            pixels.
 
     Returns:
-        An array a threshold, float32 [N, H, W, C] in 0 to 1. Ctrl-C returns the pictures so far.
+        One array for each threshold, float32 [N, H, W, C] in 0 to 1. Ctrl-C returns the pictures so far.
 
     Raises:
-        AssertionError: a layer that does not exist or was not called.
+        AssertionError: a layer does not exist or was not called.
 
     >>> import fastviz as fv
     >>> options = {"thresholds": (2,), "preprocess": False, "fixed_image_size": 64, "show_image": False}
@@ -110,23 +111,23 @@ def render_vis_many(
     fixed_image_size: int | tuple[int, int] | None = None,
     batch_size: int | None = None,
 ) -> list[Arrays]:
-    """What :func:`render_vis` returns for each of several ``objectives``, made together.
+    """The results of :func:`render_vis` for each of several ``objectives``, rendered together.
 
-    Each has its own parameters and its own optimiser, and gives the pictures that it would give alone with the same
-    random numbers: those of the transforms are drawn once a step, for all of them. Objectives of the same layers share
-    their passes. The other arguments are those of :func:`render_vis`.
+    Each objective has its own parameters and optimizer, and gives the pictures that it would give alone with the same
+    random numbers: those of the transforms are drawn once per step, for all objectives. Objectives of the same layers
+    share their passes. The other arguments are those of :func:`render_vis`.
 
     Args:
-        objectives: as ``objective_f`` there.
-        param_f: called once an objective; with several images each, the pictures of an objective stay together.
-        batch_size: images that the network sees at once; None is all, on a CPU as many as its caches hold.
+        objectives: a list of objectives, see ``objective_f`` there.
+        param_f: called once for each objective; all pictures of an objective run in the same pass.
+        batch_size: images in a pass; None is all of them, or on a CPU as many as fit into its caches.
 
     Returns:
-        A list an objective, of an array a threshold, float32 [N, H, W, C] in 0 to 1.
+        For each objective a list with one array for each threshold, float32 [N, H, W, C] in 0 to 1.
 
     Raises:
-        AssertionError: a layer that does not exist or was not called.
-        ValueError: no objective; parametrisations that give pictures of different sizes.
+        AssertionError: a layer does not exist or was not called.
+        ValueError: there are no objectives, or the parametrisations give pictures of different sizes.
 
     >>> import fastviz as fv
     >>> options = {"thresholds": (1, 2), "preprocess": False, "fixed_image_size": 64}
@@ -146,20 +147,20 @@ def render_vis_many(
         return work.run(thresholds, progress)
 
 
-class _Pictures:
-    """What one objective is optimised with."""
+class _Optimized:
+    """An objective with its parametrisation and its optimizer."""
 
     def __init__(self, objective: Any, param_f: Callable[[], Any], optimizer: Callable[[Any], Any]) -> None:
         self.objective = as_objective(objective)
         parameters, self.make = param_f()
         parameters = list(parameters)
-        self.mover = optimizer(parameters)
-        groups = getattr(self.mover, "param_groups", [{"params": parameters}])
+        self.optimizer = optimizer(parameters)
+        groups = getattr(self.optimizer, "param_groups", [{"params": parameters}])
         self.parameters = [each for group in groups for each in group["params"] if each.requires_grad]
 
 
 class _Rendering:
-    """One call; a context in which the model is held in evaluation mode."""
+    """One call of a render function; a context manager in which the model is in evaluation mode."""
 
     def __init__(
         self,
@@ -178,7 +179,7 @@ class _Rendering:
         optimizer = optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=5e-2))
         self.model = model
         self.device = parameter_of(model).device
-        self.pictures = [_Pictures(each, param_f, optimizer) for each in objectives]
+        self.pictures = [_Optimized(each, param_f, optimizer) for each in objectives]
         shapes = {tuple(each.make().shape[1:]) for each in self.pictures}
         if len(shapes) > 1:
             raise ValueError(f"param_f should give pictures of one size, got {sorted(shapes)}")
@@ -186,15 +187,15 @@ class _Rendering:
         self.transform = transform.compose(_all_transforms(model, transforms, preprocess, fixed_image_size, shape))
         self.batch_size = batch_size
         passes = Passes(model)
-        self.passes, self.found = passes, [Found(passes, each.make) for each in self.pictures]
+        self.passes, self.found = passes, [LayerLookup(passes, each.make) for each in self.pictures]
 
     def __enter__(self) -> _Rendering:
-        self._held = _held(self.model)
-        self._held.__enter__()
+        self._evaluation = _evaluation(self.model)
+        self._evaluation.__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._held.__exit__(*exception)
+        self._evaluation.__exit__(*exception)
 
     def run(
         self, thresholds: Iterable[int], progress: bool, reached: Callable[[int], None] | None = None
@@ -227,19 +228,19 @@ class _Rendering:
         everyone = range(len(self.pictures))
         losses = self._evaluate(everyone)
         for number in everyone:
-            self.pictures[number].mover.step(self._closure(number, losses[number]))
+            self.pictures[number].optimizer.step(self._closure(number, losses[number]))
 
     def loss(self) -> float:
-        """The first objective at this moment, under transforms."""
+        """The current value of the first objective, with transforms."""
         return float(self._evaluate(range(1))[0])
 
     def _closure(self, number: int, loss: Tensor) -> Callable[[], Tensor]:
-        """What optimisers call for the loss: it is known, but to those that ask again at other parameters."""
+        """The closure for an optimizer; the first call returns the known loss, later ones evaluate it again."""
         known = [loss]
         return lambda: known.pop() if known else self._evaluate(range(number, number + 1))[0]
 
     def _evaluate(self, numbers: range) -> list[Tensor]:
-        """The losses of these objectives; the gradients are left with their parameters."""
+        """The losses of these objectives; the gradients are stored in the parameters."""
         made = [self.pictures[number].make() for number in numbers]
         changed = self.transform(torch.cat(made) if len(made) > 1 else made[0]).to(self.device)
         leaf = changed.detach().requires_grad_()
@@ -263,7 +264,7 @@ class _Rendering:
         return [losses[number] for number in numbers]
 
     def _pass(self, group: Sequence[int], places: dict[int, slice], leaf: Tensor, losses: dict[int, Tensor]) -> Tensor:
-        """Run the network for the objectives of ``group``; the sum of their losses."""
+        """Run the network for the objectives of ``group``; returns the sum of their losses."""
         whole = [places[number] for number in group]
         together = [row for place in whole for row in range(place.start, place.stop)]
         images = leaf if len(together) == len(leaf) else leaf[together]
@@ -280,7 +281,7 @@ class _Rendering:
         return whole_loss
 
     def _groups(self, numbers: range, places: dict[int, slice], leaf: Tensor) -> Iterator[list[int]]:
-        """Objectives of the same layers, as many as the network sees at once."""
+        """Groups of objectives of the same layers, each with as many as go through the network together."""
         size = (leaf.shape[2], leaf.shape[3])
         most = self.batch_size or images_at_once(len(leaf), size, self.device)
         kinds: dict[frozenset[str], list[int]] = {}
@@ -300,13 +301,13 @@ class _Rendering:
 
 
 def _slices(lengths: Sequence[int]) -> list[slice]:
-    """Rows that follow one another."""
+    """Consecutive slices of these lengths."""
     ends = np.cumsum(lengths).tolist()
     return [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
 
 
 @contextmanager
-def _held(model: nn.Module) -> Iterator[None]:
+def _evaluation(model: nn.Module) -> Iterator[None]:
     with frozen_model(model), image_gradients(model):
         yield
 
@@ -318,14 +319,14 @@ def _all_transforms(
     fixed_image_size: int | tuple[int, int] | None,
     shape: Sequence[int],
 ) -> list[transform.Transform]:
-    """The ``transforms``, what makes images for the model of pictures, and what gives them their size."""
+    """The ``transforms``, the model's preprocessing, and the resizing."""
     whole = list(transform.standard_transforms if transforms is None else transforms)
     if preprocess:
         first_inception = type(model).__name__ == "InceptionV1"
         whole.append(transform.preprocess_inceptionv1() if first_inception else transform.normalize())
     size = fixed_image_size
-    if size is None and min(shape[1:]) < _LEAST_SIDE:
-        size = _LEAST_SIDE
+    if size is None and min(shape[1:]) < _MIN_SIDE:
+        size = _MIN_SIDE
     if size is not None:
         whole.append(nn.Upsample(size=size, mode="bilinear", align_corners=True))
     return whole
@@ -341,24 +342,24 @@ def tensor_to_img_array(tensor: Tensor) -> np.ndarray[Any, Any]:
 
 
 def _in_a_row(tensor: Tensor) -> Image.Image:
-    """Pictures [N, C, H, W] in 0 to 1 beside one another."""
+    """Pictures [N, C, H, W] in 0 to 1 as one image, side by side."""
     array = (tensor_to_img_array(tensor) * 255).astype(np.uint8)
     row = np.concatenate(list(array), axis=1)
     return Image.fromarray(row[:, :, 0] if row.shape[2] == 1 else row)
 
 
 def view(tensor: Tensor) -> None:
-    """Open pictures [N, C, H, W] in 0 to 1 in the system's viewer, beside one another."""
+    """Open pictures [N, C, H, W] in 0 to 1 in the system's viewer, side by side."""
     _in_a_row(tensor).show()
 
 
 def export(tensor: Tensor, image_name: str | None = None) -> None:
-    """Write pictures [N, C, H, W] in 0 to 1 to a file (None is ``image.jpg``), beside one another."""
+    """Write pictures [N, C, H, W] in 0 to 1 to a file (None is ``image.jpg``), side by side."""
     _in_a_row(tensor).save(image_name or "image.jpg")
 
 
 def _show(array: np.ndarray[Any, Any]) -> None:
-    """Pictures [N, H, W, C] in 0 to 1 in a notebook."""
+    """Show pictures [N, H, W, C] in 0 to 1 in a notebook."""
     from IPython.display import display
 
     display(_in_a_row(torch.from_numpy(array).permute(0, 3, 1, 2)))  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
-"""Random changes of images before each pass, each a function that takes images [N, C, H, W] and returns changed ones.
+"""Random image transforms that are applied before each pass: functions from images [N, C, H, W] to images.
 
-They draw from NumPy's generator what lucent's draw, one number for all images of a batch, and give the same images to
-rounding.
+They draw the same numbers from NumPy's generator as lucent's, one for all images of a batch, and give the same images
+up to rounding.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ __all__ = [
 ]
 
 Transform: TypeAlias = Callable[[Tensor], Tensor]
-"""Images [N, C, H, W] → images, perhaps of another size."""
+"""Images [N, C, H, W] → images, possibly with another size."""
 
 
 def jitter(d: int) -> Transform:
-    """Moves images right and down by 0 to ``d`` − 1 pixels each; what comes in is 0.
+    """Moves images right and down by 0 to ``d`` − 1 pixels each; new pixels are 0.
 
     >>> jitter(2)(torch.ones(1, 3, 4, 4)).shape
     torch.Size([1, 3, 4, 4])
@@ -47,7 +47,7 @@ def jitter(d: int) -> Transform:
 
 
 def pad(w: int, mode: str = "reflect", constant_value: float = 0.5) -> Transform:
-    """Adds ``w`` pixels at each side: of ``constant_value`` with the mode ``"constant"``, see torch's ``pad``.
+    """Adds ``w`` pixels at each side, with the value ``constant_value`` in mode ``"constant"``; see torch's ``pad``.
 
     >>> pad(2)(torch.ones(1, 3, 4, 4)).shape
     torch.Size([1, 3, 8, 8])
@@ -61,7 +61,7 @@ def pad(w: int, mode: str = "reflect", constant_value: float = 0.5) -> Transform
 
 
 def random_scale(scales: Sequence[float]) -> Transform:
-    """Resizes images (bilinear, corners on corners) by one of ``scales``; smaller ones get 0 around them.
+    """Resizes images (bilinear, with aligned corners) by one of ``scales``; smaller ones are padded with 0.
 
     >>> random_scale([1.5])(torch.ones(1, 3, 4, 4)).shape
     torch.Size([1, 3, 6, 6])
@@ -73,14 +73,14 @@ def random_scale(scales: Sequence[float]) -> Transform:
         size = [math.ceil(scale * side) for side in (height, width)]
         across, down = (max(0, math.ceil((side - new) / 2)) for side, new in ((width, size[1]), (height, size[0])))
         scaled = functional.interpolate(image_t, size, mode="bilinear", align_corners=True)
-        # lucent gives the padding of the rows to the left and the top, that of the columns to the right and the bottom
+        # lucent pads left and top by the rows' padding, and right and bottom by the columns'.
         return functional.pad(scaled, [down, across] * 2) if down or across else scaled
 
     return inner
 
 
 def random_rotate(angles: Sequence[float], units: str = "degrees") -> Transform:
-    """Turns images counter-clockwise around their centre by one of ``angles`` (bilinear); what comes in is 0.
+    """Rotates images counter-clockwise around their centre by one of ``angles`` (bilinear); new pixels are 0.
 
     ``units`` is ``"degrees"``, or ``"radians"``, ``"rads"``, ``"rad"``.
 
@@ -97,11 +97,11 @@ def random_rotate(angles: Sequence[float], units: str = "degrees") -> Transform:
         if not angle:
             return image_t
         height, width = image_t.shape[2:]
-        # Coordinates run from -1 to 1 along each side: a turn must know which side is longer.
+        # Coordinates run from -1 to 1 along each side, so the rotation needs the aspect ratio.
         ratio = (height - 1) / max(1, width - 1)
         cosine, sine = math.cos(angle), math.sin(angle)
         matrix = image_t.new_tensor([[cosine, -sine * ratio, 0], [sine / ratio if ratio else 0, cosine, 0]])
-        # One grid for all images, which are read as channels of one.
+        # All images are rotated as channels of one image, with one grid.
         flat = image_t.reshape(1, -1, height, width)
         grid = functional.affine_grid(matrix[None], list(flat.shape), align_corners=True)
         turned = functional.grid_sample(flat, grid, align_corners=True)
@@ -111,7 +111,7 @@ def random_rotate(angles: Sequence[float], units: str = "degrees") -> Transform:
 
 
 def compose(transforms: Sequence[Transform]) -> Transform:
-    """One after the other.
+    """The transforms, applied one after the other.
 
     >>> compose([pad(1), pad(1)])(torch.ones(1, 3, 4, 4)).shape
     torch.Size([1, 3, 8, 8])
@@ -126,7 +126,7 @@ def compose(transforms: Sequence[Transform]) -> Transform:
 
 
 def normalize() -> Transform:
-    """Pictures in 0 to 1 as torchvision's networks take them: (picture − mean) / standard deviation of ImageNet.
+    """Normalises pictures in 0 to 1 for torchvision's networks: (picture − mean) / standard deviation of ImageNet.
 
     >>> normalize()(torch.full((1, 3, 1, 1), 0.485))[0, 0]
     tensor([[0.]])
@@ -141,7 +141,7 @@ def normalize() -> Transform:
 
 
 def preprocess_inceptionv1() -> Callable[[Any], Any]:
-    """Pictures in 0 to 1 as the first Inception takes them: −117 to 138.
+    """Scales pictures in 0 to 1 for InceptionV1: −117 to 138.
 
     >>> preprocess_inceptionv1()(1.0)
     138.0
@@ -156,4 +156,4 @@ standard_transforms: list[Transform] = [
     random_rotate([*range(-10, 11), *[0] * 5]),
     jitter(4),
 ]
-"""What :func:`fastviz.compat.lucent.render_vis` does where no transforms are given."""
+"""The default transforms of :func:`fastviz.compat.lucent.render_vis`."""

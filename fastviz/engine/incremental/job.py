@@ -17,7 +17,7 @@ from fastviz._util.memory import is_out_of_memory
 from fastviz._util.modules import every_module
 from fastviz.execution import exported
 from fastviz.execution.batches import Batches
-from fastviz.execution.fast_conv.memory_format import in_fast_order
+from fastviz.execution.fast_conv.memory_format import convolution_weights, in_fast_order
 from fastviz.execution.full_precision import full_float32
 from fastviz.execution.inputs import input_batch, output_of
 
@@ -81,9 +81,10 @@ def in_whole_order(model: nn.Module, pixels: int, run: Callable[[Tensor], Result
 
     Another order requires copies of the weights, which must pay.
     """
-    weights = [module.weight for module in every_module(model) if isinstance(module, nn.Conv2d)]
-    many = sum(weight.numel() for weight in weights if not nn.parameter.is_lazy(weight)) >= _MANY_WEIGHTS
-    return run if many and pixels < _MANY_PIXELS else in_fast_order(model, "model", run, None)
+    weights = convolution_weights(model)
+    if weights >= _MANY_WEIGHTS and pixels < _MANY_PIXELS:
+        return run
+    return in_fast_order(model, "model", run, None, weights)
 
 
 @dataclass

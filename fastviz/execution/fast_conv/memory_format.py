@@ -18,7 +18,7 @@ from fastviz.execution.fast_conv.winograd import Winograd
 from fastviz.execution.inputs import usable
 from fastviz.execution.precision import Precision
 
-__all__ = ["fast_convolutions", "image_gradients", "in_fast_order"]
+__all__ = ["convolution_weights", "fast_convolutions", "image_gradients", "in_fast_order"]
 
 _IMAGES = 4
 """From this many images on, transforming the weights pays."""
@@ -67,21 +67,27 @@ def fast_convolutions(model: nn.Module, images: int) -> Iterator[None]:
         yield
 
 
+def convolution_weights(model: nn.Module) -> int:
+    """The number of weights in the two-dimensional convolutions of ``model``."""
+    weights = [module.weight for module in every_module(model) if isinstance(module, nn.Conv2d)]
+    return sum(weight.numel() for weight in weights if not nn.parameter.is_lazy(weight))
+
+
 def in_fast_order(
     model: nn.Module,
     precision: Precision,
     compute: Callable[Concatenate[Tensor, More], Result],
     argument: str | None = "x",
+    weights: int | None = None,
 ) -> Callable[Concatenate[Tensor, More], Result]:
     """``compute``, called with its images in channels_last memory where convolutions are faster with that.
 
     They are faster on a CPU below double precision and wherever ``precision`` is reduced, unless a model with many
     weights, which have to be copied, gets few images. A model that calls ``view`` on its maps cannot use this order: it
     runs again with the images unchanged, and later calls remember that. Errors of the model name the ``argument``, see
-    :func:`fastviz.execution.inputs.usable`.
+    :func:`fastviz.execution.inputs.usable`. ``weights`` is :func:`convolution_weights` of the model, if it is known.
     """
-    convolutions = [module.weight for module in every_module(model) if isinstance(module, nn.Conv2d)]
-    weights = sum(weight.numel() for weight in convolutions if not nn.parameter.is_lazy(weight))
+    count = convolution_weights(model) if weights is None else weights
 
     def run(x: Tensor, /, *more: More.args, **options: More.kwargs) -> Result:
         with usable(model, x, argument):
@@ -89,7 +95,7 @@ def in_fast_order(
 
     def in_order(x: Tensor, /, *more: More.args, **options: More.kwargs) -> Result:
         faster = precision != "model" or (x.device.type == "cpu" and x.dtype != torch.float64)
-        pays = 0 < weights < _MANY_WEIGHTS or (weights > 0 and len(x) >= _FEW_IMAGES)
+        pays = 0 < count < _MANY_WEIGHTS or (count > 0 and len(x) >= _FEW_IMAGES)
         if faster and pays and x.dim() == 4 and model not in _contiguous_only:
             try:
                 return compute(x.contiguous(memory_format=torch.channels_last), *more, **options)

@@ -1,10 +1,10 @@
-"""Who runs a job. An engine is a function of a job, its explainer and its inputs that gives finished rows.
+"""Engines, which run jobs. An engine is a function from a job, its explainer and its inputs to finished rows.
 
-``(job, explainer, shards, expected) -> batches``: ``shards`` is an iterator of lists of
-:class:`~fastviz.jobs.inputs.Item`, all that are still to do, and ``expected`` about how many these are (None: not
-known). Each of the batches is a ``pyarrow.RecordBatch`` of the explainer's schema that holds all rows of one or more
-inputs, also of those that failed. An engine forms batches by :func:`fastviz.jobs.engines.local.batches_of`, so that all
-give the same numbers. Where the rows go, and which inputs are done, is no matter of the engine.
+``(job, explainer, shards, expected) -> batches``: ``shards`` is an iterator over lists of
+:class:`~fastviz.jobs.inputs.Item`, all inputs that are still to do, and ``expected`` is about how many there are (None
+if unknown). Each of the batches is a ``pyarrow.RecordBatch`` with the explainer's schema that holds all rows of one or
+more inputs, including failed ones. Every engine forms batches with :func:`fastviz.jobs.engines.local.batches_of`, so
+that all engines give the same numbers. An engine does not know where the rows go or which inputs are done.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Engine = Callable[..., Generator[Any, None, None]]
 
 
 def engine(name: str) -> Engine:
-    """The engine that a job names.
+    """The engine with this name.
 
     Raises:
-        ValueError: there is no such engine; lists them.
-        ImportError: it needs a package that is not installed; says how.
+        ValueError: there is no such engine; the message lists them.
+        ImportError: the engine needs a package that is not installed; the message says how to install it.
     """
     from fastviz.jobs.engines import local, ray
 

@@ -1,6 +1,6 @@
-"""What runs in a process of a Ray cluster: the network and the methods of a job, which take a batch and give its rows.
+"""The part of a job that runs in a Ray actor: it holds the network and turns batches into rows.
 
-Nothing here needs Ray: the process could be any other.
+Nothing here needs Ray; it would run in any process.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from fastviz.jobs.job import Job
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Actor", "Shipped", "decoded_here", "shipped"]
+__all__ = ["Actor", "RemoteJob", "decode_locally", "remote_job"]
 
 
 @dataclass(frozen=True)
-class Shipped:
-    """All that a process needs to know of a job.
+class RemoteJob:
+    """Everything that another process needs to run a job.
 
-    The network itself goes there, not its name: no node needs the file of the weights, and none can have another one.
+    It contains the network itself, not its name, so no node needs the weight file, and all have the same weights.
 
     Attributes:
-        job: without its inputs and its network.
+        job: the job without its inputs and its network.
         model: the network, as ``torch.save`` writes it.
-        preprocessing, class_names: what is known of it; the description of a network does not go with it.
-        shown: how inputs are prepared to look at.
+        preprocessing, class_names: the network's description, which ``torch.save`` does not include.
+        shown: the preprocessing of pictures for people.
     """
 
     job: Job
@@ -48,43 +48,44 @@ class Shipped:
     shown: models.Preprocessing | None
 
 
-def shipped(job: Job, explainer: Explainer, pickle: Any) -> Shipped:
-    """``job`` for other processes; ``pickle`` is a module that also takes classes made in a notebook."""
+def remote_job(job: Job, explainer: Explainer, pickle: Any) -> RemoteJob:
+    """``job`` for other processes; ``pickle`` is a module that can also pickle classes defined in a notebook."""
     buffer = io.BytesIO()
     torch.save(explainer.model, buffer, pickle_module=pickle)
     small = replace(job, inputs=(), model="demo", weights=None)
-    return Shipped(small, buffer.getvalue(), explainer.seen, explainer.names, explainer.shown)
+    return RemoteJob(small, buffer.getvalue(), explainer.seen, explainer.names, explainer.shown)
 
 
 class Actor:
-    """Holds the network once and explains batches; made empty, so that what :meth:`start` raises comes back whole."""
+    """Holds the network and explains batches. The constructor does nothing, so that errors in :meth:`start` reach the
+    caller unchanged."""
 
-    def start(self, shipped: Shipped, device: str, cores: int) -> str:
-        """Load the network to ``device`` and use so many ``cores``.
+    def start(self, remote_job: RemoteJob, device: str, cores: int) -> str:
+        """Load the network onto ``device`` and use this number of ``cores``.
 
         Returns:
-            The hash of the weights, as the explainer has it.
+            The explainer's hash of the weights.
 
         Raises:
-            TypeError, ValueError: what the explainer raises.
+            TypeError, ValueError: as the explainer raises them.
         """
         torch.set_num_threads(cores)
         place = checks.device(device)
-        model = torch.load(io.BytesIO(shipped.model), map_location=place, weights_only=False)
-        models.describe(model, preprocessing=shipped.preprocessing, class_names=shipped.class_names)
-        self._explainer = Explainer(replace(shipped.job, model=model))
-        self._decoder = Decoder(shipped.preprocessing, shipped.shown)
+        model = torch.load(io.BytesIO(remote_job.model), map_location=place, weights_only=False)
+        models.describe(model, preprocessing=remote_job.preprocessing, class_names=remote_job.class_names)
+        self._explainer = Explainer(replace(remote_job.job, model=model))
+        self._decoder = Decoder(remote_job.preprocessing, remote_job.shown)
         self._threads = ThreadPoolExecutor(cores)
-        self._at_the_device = threading.Lock()
+        self._device_lock = threading.Lock()
         return self._explainer.weights
 
     def rows(self, batch: Sequence[Item | Decoded]) -> tuple[list[pa.RecordBatch], float]:
-        """The rows of a batch, and for how many seconds the device was busy with it.
+        """The rows of a batch, and the seconds that the device was busy with it.
 
-        Two threads may call this: while one has the device the other reads and decodes.
+        Two threads may call this: one uses the device while the other reads and decodes.
         """
         decoded = list(self._threads.map(self._decoded, batch))
-        with self._at_the_device:
+        with self._device_lock:
             began = time.perf_counter()
             found = list(self._explainer.rows(decoded))
             return found, time.perf_counter() - began
@@ -94,8 +95,8 @@ class Actor:
 
 
 @dataclass(frozen=True)
-class _Elsewhere:
-    """Where an input came from that was read in another process."""
+class _RemotePlace:
+    """The place of an input that was read in another process."""
 
     source: str
 
@@ -104,7 +105,7 @@ class _Elsewhere:
         raise OSError(f"{self.source} is in another process")
 
 
-def decoded_here(item: Item, decoder: Decoder) -> Decoded:
-    """An item of a dataset in Python, read in this process: the dataset does not go to the others."""
+def decode_locally(item: Item, decoder: Decoder) -> Decoded:
+    """Read an item of a Python dataset in this process, because the dataset is not sent to the actors."""
     found = decoder[item]
-    return replace(found, item=replace(item, place=_Elsewhere(item.place.source)))
+    return replace(found, item=replace(item, place=_RemotePlace(item.place.source)))

@@ -1,4 +1,4 @@
-"""Image files to a network's input, in worker processes ahead of the device."""
+"""Decode image files into a network's inputs, in worker processes that run ahead of the device."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fastviz import images
+from fastviz._util.errors import one_line
 from fastviz.images import tensors
 from fastviz.images.items import image_of
 from fastviz.jobs.inputs.datasets import label_of
@@ -31,11 +32,11 @@ class Decoded:
 
     Attributes:
         item: the input.
-        digest: SHA-256 of its bytes; None where they could not be read.
-        x: the network's input [C, h, w]; None where ``error`` says why there is none.
-        shown: the same crop to look at, uint8 [3, H, W]; None where no picture is wanted.
-        label: as the item has it, or the dataset beside the image.
-        error: why it cannot be explained.
+        digest: SHA-256 of its bytes; None if they could not be read.
+        x: the network's input [C, h, w]; None if decoding failed.
+        shown: the same crop for people, uint8 [3, H, W]; None if no picture is wanted.
+        label: the label from the item or from the dataset.
+        error: why decoding failed; empty if it did not.
     """
 
     item: Item
@@ -47,13 +48,14 @@ class Decoded:
 
 
 class Decoder(Dataset[Any]):
-    """Decodes inputs: ``seen`` as the network takes them, ``shown`` to look at (None: not wanted)."""
+    """Decodes inputs with the preprocessing of the network, ``seen``, and that of pictures for people, ``shown`` (None
+    if not wanted)."""
 
     def __init__(self, seen: Preprocessing, shown: Preprocessing | None, workers: int = 0) -> None:
         self.seen, self.shown, self.workers = seen, shown, workers
 
     def __getitem__(self, item: Item) -> Decoded:
-        """One input, read and prepared, or with the reason why it cannot be."""
+        """One input, read and prepared, or with the reason why that failed."""
         found = Decoded(item, label=item.label)
         try:
             content = item.place.read()
@@ -61,9 +63,9 @@ class Decoder(Dataset[Any]):
                 self._decode(content, found)
             else:
                 self._take(content, found)
-        # What is no picture, or cannot be prepared; what Pillow and the file system raise is an OSError.
+        # Content that is not a picture or cannot be prepared; Pillow and the file system raise OSError.
         except (ValueError, TypeError, OSError, MemoryError, LookupError) as error:
-            found.x, found.error = None, " ".join(str(error).split()) or type(error).__name__
+            found.x, found.error = None, one_line(error)
         return found
 
     def _decode(self, content: bytes, found: Decoded) -> None:
@@ -74,7 +76,7 @@ class Decoder(Dataset[Any]):
             found.shown = tensors.eight_bits(more[0])
 
     def _take(self, content: Any, found: Decoded) -> None:
-        """An item of a dataset in Python."""
+        """Prepare an item of a Python dataset."""
         found.x = image_of(content, f"item {found.item.id}", self.seen)
         found.digest = digest(found.x.contiguous().numpy().tobytes())
         if found.label is None:
@@ -83,7 +85,7 @@ class Decoder(Dataset[Any]):
             found.shown = tensors.eight_bits(images.restore(found.x.float(), self.seen))
 
     def __call__(self, batches: Iterator[list[Item]]) -> Iterator[list[Decoded]]:
-        """Each of the ``batches`` decoded, in order; a picture that kills its worker is one that failed."""
+        """Decode the ``batches`` in order. An image that kills its worker counts as failed."""
         if not self.workers:
             for batch in batches:
                 yield [self[item] for item in batch]
@@ -110,10 +112,10 @@ class Decoder(Dataset[Any]):
             lost = list(waiting)
             waiting.clear()
             for batch in lost:
-                yield [self._alone(item) for item in batch]
+                yield [self._in_own_worker(item) for item in batch]
 
-    def _alone(self, item: Item) -> Decoded:
-        """An input in a worker of its own, after one died."""
+    def _in_own_worker(self, item: Item) -> Decoded:
+        """Decode an input in a worker of its own, after a worker died."""
         with suppress(RuntimeError):
             for decoded in self._loader(iter([[item]]), 1):
                 return cast(Decoded, decoded[0])
@@ -121,22 +123,22 @@ class Decoder(Dataset[Any]):
 
     def _loader(self, batches: Iterator[list[Item]], workers: int) -> Iterator[Any]:
         with warnings.catch_warnings():
-            # that there are more workers than cores: whoever asks for them knows
+            # The warning that there are more workers than cores: the user asked for them.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             loader: DataLoader[Any] = DataLoader(
                 self,
-                batch_sampler=_Once(batches),
+                batch_sampler=_BatchSampler(batches),
                 num_workers=workers,
-                collate_fn=_as_it_is,
+                collate_fn=_identity,
                 worker_init_fn=_one_thread,
-                # connections to S3 do not bear a fork
+                # connections to S3 do not survive a fork
                 multiprocessing_context="spawn" if in_use() else None,
             )
             return iter(loader)
 
 
-class _Once:
-    """An iterator as a sampler of batches."""
+class _BatchSampler:
+    """An iterator as a batch sampler."""
 
     def __init__(self, batches: Iterator[Any]) -> None:
         self._batches = batches
@@ -145,7 +147,7 @@ class _Once:
         return self._batches
 
 
-def _as_it_is(decoded: Sequence[Decoded]) -> Sequence[Decoded]:
+def _identity(decoded: Sequence[Decoded]) -> Sequence[Decoded]:
     return decoded
 
 

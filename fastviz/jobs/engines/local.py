@@ -1,4 +1,4 @@
-"""The local engine: one process for the device, and workers that decode ahead of it."""
+"""The local engine: one process uses the device, and worker processes decode ahead of it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["batches_of", "cores", "run"]
 
-_PAYS = 256
-"""Inputs below which no worker is started: that alone takes a second."""
+_MIN_FOR_WORKERS = 256
+"""Number of inputs below which no workers are started, because starting them takes a second."""
 
 
 def run(job: Job, explainer: Explainer, shards: Iterator[list[Item]], expected: int | None) -> Rows:
@@ -43,9 +43,9 @@ def run(job: Job, explainer: Explainer, shards: Iterator[list[Item]], expected: 
 
 
 def batches_of(shards: Iterator[list[Item]], batch_size: int) -> Iterator[list[Item]]:
-    """The inputs in batches that begin at multiples of ``batch_size``, whatever is done before.
+    """Group the inputs into batches that start at multiples of ``batch_size``, whichever inputs are already done.
 
-    So a run that goes on computes the same batches as one that was not interrupted, and the same bits.
+    A resumed run therefore computes the same batches, and the same bits, as an uninterrupted one.
     """
     for shard in shards:
         for _, batch in groupby(shard, key=lambda item: item.position // batch_size):
@@ -58,19 +58,19 @@ def cores() -> int:
 
 
 def _workers(job: Job, device: torch.device, expected: int | None) -> int:
-    """Processes that decode. On a CPU they take cores from the network, which needs most of them."""
+    """The number of decoding processes. On a CPU they take cores from the network, which needs most of them."""
     if job.source.is_python and job.workers is None:
-        return 0  # a dataset may not bear to be copied; a DataLoader has workers of its own
+        return 0  # a dataset may not be picklable, and a DataLoader has its own workers
     if job.workers is not None:
         return job.workers
-    if expected is not None and expected < _PAYS:
+    if expected is not None and expected < _MIN_FOR_WORKERS:
         return 0
     return cores() // 4 if device.type == "cpu" else max(1, min(16, cores() - 1))
 
 
 @contextmanager
 def _threads(workers: int) -> Iterator[None]:
-    """torch with as many threads as cores are left."""
+    """Let torch use as many threads as the workers leave cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, min(before, cores() - workers)))
     try:

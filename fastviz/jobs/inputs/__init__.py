@@ -1,4 +1,4 @@
-"""What a job is about: files, tables, tar shards and datasets, as a stream of inputs that fills no memory."""
+"""The inputs of a job, streamed from files, tables, tar shards and datasets."""
 
 from fastviz.jobs.inputs.items import Item, Shard
 from fastviz.jobs.inputs.sources import Inputs

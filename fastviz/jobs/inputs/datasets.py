@@ -15,11 +15,11 @@ from fastviz.jobs.inputs.items import UNKNOWN, DatasetPlace, Item, Shard
 __all__ = ["LABELS", "check_object", "label_of", "shards_of"]
 
 LABELS = ("label", "class", "class_name", "target", "class_index", "cls", "category")
-"""Usual names of what holds a label, in small letters."""
+"""Common names of label columns and keys, in lower case."""
 
 
 def shards_of(source: Any, size: int) -> Iterator[Shard]:
-    """The items of a dataset, a list, a tensor or a DataLoader, called by their numbers."""
+    """The items of a dataset, a list, a tensor or a DataLoader; their ids are their indices."""
     from fastviz.images.items import items_of
 
     if isinstance(source, (DataLoader, IterableDataset)):
@@ -32,7 +32,7 @@ def shards_of(source: Any, size: int) -> Iterator[Shard]:
 
 
 def check_object(source: Any) -> None:
-    """Refuse what holds no images."""
+    """Raise if ``source`` cannot hold images."""
     if isinstance(source, (DataLoader, IterableDataset)):
         return
     if not (hasattr(source, "__getitem__") and hasattr(source, "__len__")) or isinstance(source, dict):
@@ -55,7 +55,7 @@ def _python_shard(source: Any, indices: Sequence[int], items: Sequence[Any] | No
 
 
 def label_of(item: Any) -> str | None:
-    """The label beside the image in an item of a DataLoader or of a dataset that iterates."""
+    """The label in an item of a DataLoader or of an iterable dataset."""
     if isinstance(item, (tuple, list)) and len(item) > 1:
         value = item[1]
     elif isinstance(item, dict):

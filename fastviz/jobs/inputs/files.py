@@ -1,4 +1,4 @@
-"""Image files in folders, behind patterns and by name: streamed, each once, with a name that stays."""
+"""Image files from folders, patterns and paths: streamed, each once, with stable names."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["Naming", "count_files"]
 
 
 def count_files(place: str) -> int | None:
-    """How many image files a path, a folder or a pattern means; None in S3, where to count costs as much as to list."""
+    """The number of image files of a path, a folder or a pattern; None in S3, where counting means listing them all."""
     if is_s3(place):
         return None
-    if os.path.isfile(place):  # thousands may be named one by one
+    if os.path.isfile(place):  # the fast case: thousands of paths may be given
         return 1
     if os.path.isdir(place):
         return sum(1 for _ in paths.walk(place, ordered=False))
@@ -28,7 +28,7 @@ def count_files(place: str) -> int | None:
 
 
 def _files(place: str) -> Iterator[tuple[str, str]]:
-    """Path and name of a file, or of those that a pattern means."""
+    """Path and name of a file, or of all files that match a pattern."""
     if os.path.isfile(place):
         yield place, os.path.basename(place)
     else:
@@ -36,24 +36,24 @@ def _files(place: str) -> Iterator[tuple[str, str]]:
 
 
 class Naming:
-    """Names the files of one place after the other. A name belongs to what was given first: when inputs are added
-    behind, those that were there keep theirs. No list of all names is needed for it.
+    """Gives each file a unique name, one place after the other. The first file with a name keeps it, so appending
+    inputs does not rename the earlier ones. No list of all names is needed.
 
-    ``out`` is the job's folder: what fastviz wrote there is no input.
+    ``out`` is the job's folder; pictures that fastviz wrote there are not inputs.
     """
 
     def __init__(self, out: Place) -> None:
         self._out = out
-        self._folders: list[str] = []  # given before, absolute
-        self._far: list[S3Path] = []  # the same in S3
-        self._files: set[str] = set()  # names of what was given otherwise
-        self._taken: set[str] = set()  # and its absolute paths
-        self._odd: set[str] = set()  # names that are, or may be, those of two files, as bytes that are no UTF-8 do
+        self._folders: list[str] = []  # absolute paths of earlier folders
+        self._s3_folders: list[S3Path] = []  # the same in S3
+        self._files: set[str] = set()  # names of files that were not given as part of a folder
+        self._given_paths: set[str] = set()  # absolute paths of these files
+        self._ambiguous: set[str] = set()  # names that two files have or may have, such as escaped non-UTF-8 names
 
     def of(self, place: str) -> Iterator[tuple[str, str, str, Stamp | None]]:
-        """Of each image file that ``place`` means and that was not given before: path, name, relative path, and stamp.
+        """Path, name, relative path and stamp of each image file at ``place`` that was not given before.
 
-        The stamp is None where it has to be asked for.
+        The stamp is None if it still has to be read.
         """
         if is_s3(place):
             yield from self._of_s3(place)
@@ -64,15 +64,15 @@ class Naming:
         home = os.path.abspath(place)
         for path, relative in found:
             whole = os.path.join(home, relative) if is_folder else os.path.abspath(path)
-            if whole in self._taken or self._is_inside(whole) or is_own_picture(whole, self._out):
+            if whole in self._given_paths or self._is_inside(whole) or is_own_picture(whole, self._out):
                 continue
             uri = text(relative)
-            name = self._free(uri, prefix)
+            name = self._unused_name(uri, prefix)
             if not is_folder:
                 self._files.add(name)
-                self._taken.add(whole)
+                self._given_paths.add(whole)
             elif name != relative or "\\x" in name:
-                self._odd.add(name)
+                self._ambiguous.add(name)
             yield path, name, uri, None
         if is_folder:
             self._folders.append(home)
@@ -83,19 +83,19 @@ class Naming:
         for path, relative, stamp in images_in(place):
             whole = S3Path(path).url
             is_folder = whole == f"{given.url}/{relative}"
-            if whole in self._taken or self._is_inside(whole) or is_own_picture(whole, self._out):
+            if whole in self._given_paths or self._is_inside(whole) or is_own_picture(whole, self._out):
                 continue
-            name = self._free(relative, given.name)
+            name = self._unused_name(relative, given.name)
             if not is_folder:
                 self._files.add(name)
-                self._taken.add(whole)
+                self._given_paths.add(whole)
             elif name != relative:
-                self._odd.add(name)
+                self._ambiguous.add(name)
             yield path, name, relative, stamp
         if is_folder:
-            self._far.append(given)
+            self._s3_folders.append(given)
 
-    def _free(self, uri: str, prefix: str) -> str:
+    def _unused_name(self, uri: str, prefix: str) -> str:
         name, number = uri, 0
         while self._is_taken(name):
             number += 1
@@ -103,15 +103,15 @@ class Naming:
         return name
 
     def _is_taken(self, name: str) -> bool:
-        if name in self._files or name in self._odd:
+        if name in self._files or name in self._ambiguous:
             return True
         if any(os.path.lexists(os.path.join(folder, name)) for folder in self._folders):
             return True
-        return any((folder / name).is_file() for folder in self._far)
+        return any((folder / name).is_file() for folder in self._s3_folders)
 
     def _is_inside(self, path: str) -> bool:
-        """Whether the file was met in a folder that was given before."""
-        for folder in [*self._folders, *(each.url for each in self._far)]:
+        """Whether the file is in a folder that was given before."""
+        for folder in [*self._folders, *(each.url for each in self._s3_folders)]:
             if path.startswith(os.path.join(folder, "")):
                 rest = os.path.relpath(path, folder).split(os.sep)
                 return paths.looks_like_image(rest[-1]) and not any(part.startswith(".") for part in rest)

@@ -1,4 +1,4 @@
-"""One input of a job: what it is called, where it lies, and how its bytes are read."""
+"""One input of a job: its name, its place, and how its bytes are read."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ __all__ = [
 Stamp = tuple[int, int, int]
 
 UNKNOWN: Stamp = (0, 0, 0)
-"""The stamp of what has no file: whether it changed cannot be seen from outside."""
+"""The stamp of an input without a file, for which changes cannot be detected."""
 
 LIMIT_BYTES = 1 << 30
-"""The most bytes of an image file: what is longer is no photograph, and would fill the memory."""
+"""The largest allowed image file in bytes; larger files are not photographs and could exhaust the memory."""
 
 
 class Place(Protocol):
-    """Where an input lies. Small, and can be sent to another process."""
+    """Where an input is stored. Small and picklable."""
 
     @property
     def source(self) -> str:
-        """The place in words: a ``file:`` URL, with what is inside of a file behind ``#``."""
+        """The place as text: a ``file:`` URL, with the position inside a container file after ``#``."""
 
     def read(self) -> Any:
-        """The bytes of the image file; of a dataset the item itself."""
+        """The bytes of the image file, or the item itself for a dataset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +58,12 @@ class Item:
     """One input.
 
     Attributes:
-        id: its name, no two the same in a job.
-        uri: its path relative to what was given.
-        position: in the order of the inputs.
-        place: where it lies.
-        label: of a table or a shard; None where there is none.
-        stamp: size in bytes, time of modification and of change (ns since 1970) of its file.
+        id: its name, unique in a job.
+        uri: its path relative to the given path.
+        position: its position in the order of the inputs.
+        place: where it is stored.
+        label: its label in a table or shard; None if there is none.
+        stamp: size in bytes, modification time and change time (ns since 1970) of its file.
     """
 
     id: str
@@ -76,12 +76,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Shard:
-    """Some inputs that follow one another; what costs time is only made for those that are asked for.
+    """Consecutive inputs, of which only the requested ones are made.
 
     Attributes:
-        ids: one an input.
+        ids: the ids of the inputs.
         stamps: int64 [n, 3], see :attr:`Item.stamp`.
-        make: the input with a number, 0 to n - 1.
+        make: a function from an index, 0 to n - 1, to the input.
     """
 
     ids: Sequence[str]
@@ -108,8 +108,8 @@ class FilePlace:
             status = os.stat(self.path)
         except FileNotFoundError:
             raise ImageError(f"image {self.path!r}: there is no such file") from None
-        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
-            raise ImageError(f"image {self.path!r}: is no regular file")
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe could block
+            raise ImageError(f"image {self.path!r}: not a regular file")
         if status.st_size > LIMIT_BYTES:
             raise ImageError(f"image {self.path!r}: {status.st_size} bytes are more than the {LIMIT_BYTES} allowed")
         with open(self.path, "rb") as file:
@@ -118,7 +118,7 @@ class FilePlace:
 
 @dataclass(frozen=True, slots=True)
 class TarPlace:
-    """A file in a tar archive that is not compressed."""
+    """A file in an uncompressed tar archive."""
 
     path: str
     member: str
@@ -138,13 +138,13 @@ class TarPlace:
             file.seek(self.offset)
             found: bytes = file.read(self.size)
         if len(found) < self.size:
-            raise ImageError(f"image {self.member!r}: cut off, {self.path} ends before it does")
+            raise ImageError(f"image {self.member!r}: truncated, {self.path} ends before it does")
         return found
 
 
 @dataclass(frozen=True, slots=True)
 class RowPlace:
-    """The bytes in a row of a Parquet file."""
+    """Image bytes in a row of a Parquet file."""
 
     path: str
     column: str
@@ -160,7 +160,7 @@ class RowPlace:
         """As :class:`Place` says."""
         modified = 0 if is_s3(self.path) else os.stat(self.path).st_mtime_ns
         value = _column(self.path, modified, self.column, self.group)[self.row].as_py()
-        if isinstance(value, dict):  # how Hugging Face keeps images
+        if isinstance(value, dict):  # Hugging Face's image format
             value = value.get("bytes") or (FilePlace(value["path"]).read() if value.get("path") else None)
         if not isinstance(value, bytes):
             raise ImageError(f"image {self.group}.{self.row} of {self.path!r}: no bytes in column {self.column!r}")
@@ -169,14 +169,14 @@ class RowPlace:
 
 @lru_cache(maxsize=2)
 def _column(path: str, modified: int, column: str, group: int) -> Any:
-    """One column of a row group: its neighbours are asked for next."""
+    """One column of a row group, cached because its other rows are read next."""
     with open_parquet(path) as file:
         return file.read_row_group(group, columns=[column]).column(column)
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetPlace:
-    """An item of a dataset in Python: by its index, or the item itself where the dataset only iterates."""
+    """An item of a Python dataset: its index, or the item itself if the dataset is only iterable."""
 
     dataset: Any
     index: int
@@ -193,7 +193,7 @@ class DatasetPlace:
 
 
 def stamp_of(path: str) -> Stamp:
-    """The stamp of a file now; :data:`UNKNOWN` where there is none, which reading it will say."""
+    """The current stamp of a file; :data:`UNKNOWN` if there is no file, which fails later on reading."""
     if is_s3(path):
         return stamps_in([path])[path]
     try:
@@ -204,7 +204,7 @@ def stamp_of(path: str) -> Stamp:
 
 
 def text(name: str) -> str:
-    """A file's name as text that any table can hold: a byte that is no UTF-8 as an escape, the rest as it is.
+    """A file name as valid text: bytes that are not UTF-8 are escaped, the rest is unchanged.
 
     >>> print(text("caf\\udce9"))
     caf\\xe9
@@ -213,12 +213,12 @@ def text(name: str) -> str:
 
 
 def file_url(path: str) -> str:
-    """A path as a URL, by its bytes; what has a scheme of its own stays."""
+    """A path as a URL of its bytes; a URL is returned unchanged."""
     if is_s3(path):
         return f"s3://{quote(S3Path(path).path)}"
     return text(path) if "://" in path else "file://" + quote(os.fsencode(os.path.abspath(path)))
 
 
 def digest(data: bytes) -> str:
-    """SHA-256 in hexadecimal digits."""
+    """SHA-256 as hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()

@@ -1,4 +1,4 @@
-"""Inputs in S3: the images of a folder, a pattern or an object, and the tables that a pattern names."""
+"""Inputs in S3: the images of a folder, a pattern or an object, and the tables that match a pattern."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Stamp = tuple[int, int, int]
 
 
 def images_in(place: str) -> Iterator[tuple[str, str, Stamp]]:
-    """Address, name (relative to a folder, else the object's own) and stamp of each image that ``place`` means.
+    """Address, name and stamp of each image at ``place``. The name is relative to the folder, or the object's own.
 
-    A folder of a billion images is asked for a folder inside it at a time.
+    Folders are listed one subfolder at a time, so that a folder may hold a billion images.
 
     Raises:
         ValueError: there is nothing at ``place``.
@@ -41,10 +41,10 @@ def images_in(place: str) -> Iterator[tuple[str, str, Stamp]]:
 
 
 def objects_of(place: str) -> list[str]:
-    """The addresses that a pattern means, in order; one that is no pattern is itself.
+    """The addresses that match a pattern, in order; an address without wildcards matches itself.
 
     Raises:
-        ValueError: there is none.
+        ValueError: nothing matches.
     """
     given = S3Path(place)
     if glob.has_magic(given.path):
@@ -60,7 +60,7 @@ def read_object(place: str, limit: int) -> bytes:
     """The bytes of an image.
 
     Raises:
-        ImageError: there is none, or it has more than ``limit`` bytes.
+        ImageError: the object does not exist, or has more than ``limit`` bytes.
         OSError: the server cannot be reached or refuses.
     """
     try:
@@ -73,7 +73,7 @@ def read_object(place: str, limit: int) -> bytes:
 
 
 def stamps_in(places: Sequence[str]) -> dict[str, Stamp]:
-    """The stamps of those ``places`` that are in S3; what cannot be asked for has none, which reading it will say."""
+    """The stamps of those ``places`` that are in S3; zeros on errors, which come up again on reading."""
     far = sorted({place for place in places if is_s3(place)})
     found: dict[str, Stamp] = {}
     for _, group in groupby(far, key=lambda place: (S3Path(place).bucket, S3Path(place).options)):

@@ -1,4 +1,4 @@
-"""The inputs of a job from what was given: each kind of source as shards of inputs."""
+"""Turns each kind of source that was given to a job into shards of inputs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from fastviz.jobs.s3 import S3Path, is_s3
 __all__ = ["SHARD", "Inputs"]
 
 SHARD = 256
-"""Inputs in a shard, about: a multiple of the batch."""
+"""Approximate number of inputs in a shard, which is a multiple of the batch size."""
 
 _TABLES = (".csv", ".tsv", ".parquet", ".txt", ".tar")
 
@@ -47,21 +47,21 @@ _IDS = ("id", "image_id", "__key__", "uid")
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
-# What WebDataset's readers take as pictures and as labels, by the ending behind a key.
+# Extensions that WebDataset's readers take as pictures and as labels.
 _PICTURES = ("jpg", "jpeg", "png", "webp", "ppm", "bmp", "gif", "tif", "tiff", "avif", "jp2", "img", "image")
 _TARLABELS = ("cls", "cls2", "index", "label", "txt.cls")
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """All inputs of a job, in order, as often as asked for.
+    """All inputs of a job, in order; they can be iterated repeatedly.
 
     Attributes:
         given: paths, folders, patterns, tables (.csv, .tsv, .parquet, .txt) and shards (.tar), or one dataset, list of
             images, tensor or DataLoader.
-        out: the job's folder; what fastviz wrote there is no input.
-        image_column, label_column, id_column: of tables; None finds the usual names.
-        limit: only the first so many.
+        out: the job's folder; pictures that fastviz wrote there are not inputs.
+        image_column, label_column, id_column: column names in tables; None finds common names.
+        limit: the maximum number of inputs.
     """
 
     given: Any
@@ -77,10 +77,10 @@ class Inputs:
         return not self.paths()
 
     def shards(self, batch_size: int) -> Iterator[Shard]:
-        """The inputs, about :data:`SHARD` at a time, always the same ones together.
+        """The inputs in shards of about :data:`SHARD`; the same inputs always form a shard.
 
         Raises:
-            TypeError, ValueError: what was given does not exist or holds no images (said by name).
+            TypeError, ValueError: a source does not exist or holds no images; the message names it.
         """
         size = batch_size * max(1, SHARD // batch_size)
         left = self.limit
@@ -93,7 +93,7 @@ class Inputs:
             yield shard
 
     def count(self) -> int | None:
-        """How many there are, where that is known without reading them all; folders are gone through the first time."""
+        """The number of inputs, or None if it is unknown without reading all. The first call walks through folders."""
         return self._count
 
     @cached_property
@@ -117,7 +117,7 @@ class Inputs:
     # ------------------------------------------------------------------------------------------------- by kind
 
     def paths(self) -> list[str]:
-        """What was given, if it is paths; else nothing."""
+        """The given paths; empty if something else was given."""
         if isinstance(self.given, (str, os.PathLike)):
             return [os.path.expanduser(os.fspath(self.given))]
         if isinstance(self.given, (list, tuple)) and all(isinstance(one, (str, os.PathLike)) for one in self.given):
@@ -126,7 +126,8 @@ class Inputs:
 
     @cached_property
     def _sources(self) -> list[tuple[str, Any]]:
-        """What was given in order: ("files", path, folder or pattern), (a table's ending, path), ("python", object)."""
+        """The given sources in order: ("files", path, folder or pattern), (a table's extension, path) or ("python",
+        object)."""
         given = self.paths()
         if not given:
             if isinstance(self.given, (list, tuple)) and not self.given:
@@ -146,7 +147,7 @@ class Inputs:
                 if os.path.isdir(place) and next(paths.walk(place), None) is None:
                     raise ValueError(f"inputs: paths should hold at least one image, got none in {place!r}")
                 if not os.path.isdir(place):
-                    paths.find_relative(place)  # says what does not exist
+                    paths.find_relative(place)  # raises if nothing matches
                 found.append(("files", place))
             elif os.path.exists(place):
                 found.append((ending, place))
@@ -164,7 +165,7 @@ class Inputs:
         naming = Naming(self.out)
         for kind, group in groupby(self._sources, key=lambda each: each[0]):
             sources = [source for _, source in group]
-            if kind == "files":  # those that are named one by one fill shards together
+            if kind == "files":  # single files share shards
                 sources = [chain.from_iterable(map(naming.of, sources))]
             for source in sources:
                 for shard in self._of_kind(kind, source, size, start):
@@ -183,7 +184,7 @@ class Inputs:
         return self._of_text(source, kind, size, start)
 
     def _of_text(self, table: str, kind: str, size: int, start: int) -> Iterator[Shard]:
-        """The files that a list (.txt), .csv or .tsv names, relative to its own folder."""
+        """The files named in a list (.txt), .csv or .tsv, relative to its folder."""
         opened = open_file(table)
         with io.TextIOWrapper(opened, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             if kind == ".txt":
@@ -213,7 +214,7 @@ class Inputs:
             yield str(path), one, two
 
     def _of_parquet(self, table: str, size: int, start: int) -> Iterator[Shard]:
-        """The rows of a Parquet file: a column of paths, or of the bytes themselves."""
+        """The rows of a Parquet file with a column of paths or of image bytes."""
         import pyarrow as pa
 
         try:
@@ -261,7 +262,7 @@ class Inputs:
         *,
         needed: bool = True,
     ) -> Any:
-        """The column that was asked for, else the first with a usual name, else None."""
+        """The requested column, else the first with a common name, else None."""
         if asked is not None:
             if asked not in columns:
                 raise ValueError(
@@ -279,10 +280,10 @@ class Inputs:
 
 
 def _expanded(given: str) -> list[str]:
-    """The tables and shards that a pattern means, in order; what is no pattern of them stays."""
+    """The tables and shards that match a pattern, in order; anything else is returned unchanged."""
     if _ending(given) not in _TABLES or (not is_s3(given) and os.path.exists(given)):
         return [given]
-    if braces := _RANGE.search(given):  # how WebDataset writes shards: {0000..0099}
+    if braces := _RANGE.search(given):  # WebDataset's notation for shards: {0000..0099}
         first, last = braces[1], braces[2]
         numbers = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
         return [place for number in numbers for place in _expanded(given.replace(braces[0], number, 1))]
@@ -297,7 +298,7 @@ def _expanded(given: str) -> list[str]:
 
 
 def _ending(place: str) -> str:
-    """The ending of a file's name, in small letters."""
+    """The file extension, in lower case."""
     return os.path.splitext(S3Path(place).name if is_s3(place) else place)[1].lower()
 
 
@@ -375,7 +376,7 @@ def _of_tar(archive: str, size: int, start: int) -> Iterator[Shard]:
 
 
 def _in_pieces(file: Any, archive: str) -> Any:
-    """``file``; one in S3 is read in pieces that hold many small files, not a header at a time."""
+    """``file``, buffered if it is in S3, so that one request reads many small members instead of one header."""
     return io.BufferedReader(file, 1 << 20) if is_s3(archive) else file
 
 
@@ -399,10 +400,10 @@ def _tar_shard(files: TarFiles, start: int) -> Shard:
 
 
 def _samples(tar: tarfile.TarFile) -> Iterator[tuple[TarPlace, str | None]]:
-    """Each picture of an archive with its label; files with one key stand together, as WebDataset writes them."""
+    """Each picture of an archive with its label. Files with the same key are adjacent, as WebDataset writes them."""
     key, places, label = None, list[TarPlace](), None
     for member in tar:
-        tar.members = []  # type: ignore[attr-defined]  # else all of them are kept
+        tar.members = []  # type: ignore[attr-defined]  # tarfile would keep all members in memory
         if not member.isfile():
             continue
         folder, _, file = member.name.rpartition("/")

@@ -1,4 +1,4 @@
-"""The pages that show a job, and the page of the demo."""
+"""The pages that show a job's results, and the demo's page."""
 
 from fastviz.jobs.report.demo_page import Scene, Section, demo_page
 from fastviz.jobs.report.page import percent, render

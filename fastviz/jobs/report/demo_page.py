@@ -1,9 +1,7 @@
-"""The page of the demo, and what other pages show as sections."""
+"""The demo's page."""
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastviz.images import tensors
-from fastviz.images.pillow import picture_of
+from fastviz.images.pillow import data_url, encoded, picture_of
 from fastviz.jobs.report.page import render
 
 __all__ = ["Scene", "Section", "demo_page"]
@@ -24,10 +22,10 @@ class Scene:
     """A photograph of the demo.
 
     Attributes:
-        name: of its file.
-        photo: what the network saw, [3, H, W] in 0 to 1.
+        name: its file name.
+        photo: the crop that the network saw, [3, H, W] in 0 to 1.
         overlays: method → its picture, as JPEG.
-        guesses: the most probable classes with their probabilities, the first one first.
+        guesses: the most probable classes with their probabilities, most probable first.
     """
 
     name: str
@@ -38,14 +36,14 @@ class Scene:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the demo's page below the photographs.
+    """A section of the demo's page below the photographs.
 
     Attributes:
         title: its heading.
-        text: one or two sentences: what one sees.
-        pictures: caption (may be empty) and picture [3, H, W] in 0 to 1, side by side where they fit.
+        text: one or two sentences that describe the pictures.
+        pictures: (caption, picture) pairs; the caption may be empty, the picture is [3, H, W] in 0 to 1.
         paper: short citation and link, or empty.
-        pixelated: enlarge the pictures without smoothing, for small ones whose pixels matter.
+        pixelated: whether to enlarge the pictures without smoothing, for small ones whose pixels matter.
     """
 
     title: str
@@ -63,14 +61,14 @@ def demo_page(
     sections: Sequence[Section],
     facts: Mapping[str, str],
 ) -> Path:
-    """Write ``index.html``: the demo's pictures, a row a method, in one file that can be sent around.
+    """Write ``index.html``: the demo's pictures, one row per method, in one self-contained file.
 
     Args:
         out: the folder of the demo's job.
         scenes: its photographs.
-        unfit: methods that do not suit the network → why.
-        sections: what follows below the photographs.
-        facts: name → value, for the foot of the page.
+        unfit: methods that do not work for the network → the reason.
+        sections: the sections below the photographs.
+        facts: name → value, for the bottom of the page.
 
     Returns:
         The path of the page.
@@ -82,7 +80,7 @@ def demo_page(
         scenes=scenes,
         unfit=unfit,
         sections=sections,
-        jpeg=lambda content: _url_of(content, "jpeg"),
+        jpeg=lambda content: data_url(content, "jpeg"),
         photo=lambda picture: _inline(picture_of(tensors.eight_bits(picture)), "JPEG"),
         drawn=lambda picture: _inline(picture_of(tensors.eight_bits(picture)), "PNG"),
         facts=facts,
@@ -92,10 +90,4 @@ def demo_page(
 
 def _inline(picture: Image.Image, kind: str) -> str:
     """A picture as a ``data:`` URL."""
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **({"quality": 92} if kind == "JPEG" else {}))
-    return _url_of(buffer.getvalue(), kind.lower())
-
-
-def _url_of(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return data_url(encoded(picture, kind, **({"quality": 92} if kind == "JPEG" else {})), kind.lower())

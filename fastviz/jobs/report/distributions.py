@@ -1,4 +1,4 @@
-"""What the charts of a report show: how sure the network is, how long each method takes, why images failed."""
+"""The data of a report's charts: the network's confidence, the time of each method, and why images failed."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ __all__ = ["Distributions"]
 _BINS = 20
 _CLASSES, _REASONS = 20, 20
 
-# Seconds from 10 microseconds to 10,000, five bins a factor of ten.
-_LEAST, _DECADES, _A_DECADE = -5, 9, 5
+# Bins for times from 10 microseconds to 10,000 seconds, five per factor of ten.
+_FIRST_DECADE, _DECADES, _PER_DECADE = -5, 9, 5
 
 _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"[^\"]*\"")
 
 
 class Distributions:
-    """Counts of the lines seen so far; memory does not grow with them.
+    """Histograms of the lines seen so far, in bounded memory.
 
     Args:
-        methods: of the job, in order.
+        methods: the job's methods, in order.
     """
 
     def __init__(self, methods: Sequence[str]) -> None:
@@ -36,11 +36,11 @@ class Distributions:
         self._classes: Counter[str] = Counter()
         self._probabilities: dict[str, list[int]] = {}
         self._sums: defaultdict[str, float] = defaultdict(float)
-        self._seconds = {method: [0] * (_DECADES * _A_DECADE) for method in methods}
+        self._seconds = {method: [0] * (_DECADES * _PER_DECADE) for method in methods}
         self._reasons: Counter[str] = Counter()
 
     def add(self, lines: Iterable[Line]) -> None:
-        """Count these lines too."""
+        """Add these lines to the counts."""
         for line in lines:
             self.lines += 1
             if line.error is not None:
@@ -52,8 +52,8 @@ class Distributions:
                 bins = self._probabilities.setdefault(line.target, [0] * _BINS)
                 bins[min(_BINS - 1, int(line.probability * _BINS))] += 1
             for method, seconds in line.seconds.items():
-                place = (math.log10(max(seconds, 1e-9)) - _LEAST) * _A_DECADE
-                self._seconds[method][min(_DECADES * _A_DECADE - 1, max(0, int(place)))] += 1
+                place = (math.log10(max(seconds, 1e-9)) - _FIRST_DECADE) * _PER_DECADE
+                self._seconds[method][min(_DECADES * _PER_DECADE - 1, max(0, int(place)))] += 1
 
     def values(self) -> dict[str, Any]:
         """JSON values for the page: the most frequent classes and reasons, all methods."""
@@ -75,22 +75,22 @@ class Distributions:
             "seconds": [
                 {"method": method, "bins": bins, "median": _median(bins)} for method, bins in self._seconds.items()
             ],
-            "least_second": 10.0**_LEAST,
-            "bins_a_decade": _A_DECADE,
+            "least_second": 10.0**_FIRST_DECADE,
+            "bins_per_decade": _PER_DECADE,
             "reasons": [[printable(words), count] for words, count in self._reasons.most_common(_REASONS)],
         }
 
 
 def _median(bins: Sequence[int]) -> float | None:
-    """The middle of the bin of seconds that has the median; None if there are none."""
+    """The centre of the bin that contains the median, in seconds; None if all bins are empty."""
     every = list(accumulate(bins))
     if not every[-1]:
         return None
     place = next(place for place, count in enumerate(every) if 2 * count >= every[-1])
-    return float(f"{10 ** (_LEAST + (place + 0.5) / _A_DECADE):.2g}")
+    return float(f"{10 ** (_FIRST_DECADE + (place + 0.5) / _PER_DECADE):.2g}")
 
 
 def _without_names(line: Line) -> str:
-    """Why a line failed, with three dots for names, so that equal reasons are one."""
+    """Why a line failed, with names replaced by "…", so that equal reasons are counted together."""
     words = (line.error or "").replace(line.id, "…").replace(printable(line.id), "…")
     return _QUOTED.sub("…", words)

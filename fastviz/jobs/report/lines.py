@@ -1,4 +1,4 @@
-"""What a page shows side by side: an image and a target with the maps of all methods, from a part of the tables."""
+"""The lines of a report, read from a part of the tables: an image and a target, with the maps of all methods."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COLUMNS = (
 )  # fmt: skip
 
 _FOLLOWS = "another method failed"
-"""What a row says whose method did well, or was not tried, while another one failed."""
+"""The error in a row whose own method worked or was not tried, but another method failed."""
 
 
 @dataclass(slots=True)
@@ -25,18 +25,18 @@ class Line:
     """An image and a target.
 
     Attributes:
-        part: the file that has its rows.
-        first: the number in the part of the image's first row, which has the thumbnail.
-        id: of the image.
-        source: where its file was, as a URL.
-        label: of the image, as it was given.
-        target: the name of the class that is explained.
-        probability: of that class.
-        predicted: the name of the network's first choice.
-        sure: its probability.
+        part: the file that holds its rows.
+        first: index in the part of the image's first row, which has the thumbnail.
+        id: id of the image.
+        source: URL of its file.
+        label: label of the image, as it was given.
+        target: name of the explained class.
+        probability: probability of the explained class.
+        predicted: name of the predicted class.
+        confidence: probability of the predicted class.
         error: why it failed; None if it did not.
-        rows: method → the number of its row in the part, where the row is good.
-        seconds: method → the image's share of its batch.
+        rows: method → index of its row in the part, if the method did not fail.
+        seconds: method → time per image in its batch.
     """
 
     part: Path
@@ -47,13 +47,13 @@ class Line:
     target: str | None
     probability: float | None
     predicted: str | None
-    sure: float | None
+    confidence: float | None
     error: str | None = None
     rows: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def add(self, row: dict[str, Any], number: int) -> None:
-        """Take in the row with this ``number`` in the part."""
+        """Add the row with index ``number`` in the part."""
         method = row["method"]
         if row["status"] == "ok":
             self.rows[method] = number
@@ -91,15 +91,16 @@ def lines_of(part: Path) -> Iterator[Line]:
 
 
 def block(lines: Sequence[Line], start: int, methods: Sequence[str]) -> dict[str, Any]:
-    """Lines as the page reads them: a list a column, classes and labels by their place in ``names``.
+    """Lines in the format that the page reads: a list for each column, with classes and labels as indices into
+    ``names``.
 
     Args:
-        lines: those to give.
-        start: the place of the first among all lines.
-        methods: of the job, in order.
+        lines: the lines of the block.
+        start: index of the first one among all lines.
+        methods: the job's methods, in order.
 
     Returns:
-        JSON values. ``missing`` is place in the block → numbers of the methods without a map.
+        JSON values. ``missing`` is index in the block → indices of the methods without a map.
     """
     places: dict[str, int] = {}
 
@@ -116,7 +117,7 @@ def block(lines: Sequence[Line], start: int, methods: Sequence[str]) -> dict[str
         "target": [place(line.target) for line in lines],
         "predicted": [place(line.predicted) for line in lines],
         "probability": rounded([line.probability for line in lines], 5),
-        "sure": rounded([line.sure for line in lines], 5),
+        "confidence": rounded([line.confidence for line in lines], 5),
         "seconds": rounded([sum(line.seconds.values()) for line in lines], 5),
         "error": {at: printable(line.error) for at, line in enumerate(lines) if line.error is not None},
         "missing": {},

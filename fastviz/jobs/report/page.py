@@ -1,4 +1,4 @@
-"""Pages from templates: all text escaped, written whole or not at all."""
+"""Pages from templates. All text is escaped, and files are written atomically."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def _environment() -> jinja2.Environment:
 
 
 def rendered(template: str, **values: Any) -> bytes:
-    """The page that ``template`` makes of ``values``, as UTF-8."""
+    """The page from ``template`` and ``values``, as UTF-8."""
     text = _environment().get_template(template).render(explainers=EXPLAINERS, legends=drawing.LEGENDS, **values)
     return text.encode("utf-8", "replace")
 
 
 def render(path: Path, template: str, **values: Any) -> None:
-    """Write the page that ``template`` makes of ``values``."""
+    """Write the page from ``template`` and ``values``."""
     write_whole(path, rendered(template, **values))
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all, over what stands there."""
+    """Write a file atomically, replacing anything at ``path``."""
     if path.is_dir():
         remove(path)
     with whole_file(path) as file:
@@ -50,14 +50,14 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def asset(name: str) -> bytes:
-    """A script or style sheet of the templates' folder; ``report.css`` and ``panel.css`` begin with what all share."""
+    """A script or style sheet from the templates' folder; style sheets begin with the shared ``style.css``."""
     folder = Path(__file__).parents[1] / "templates"
     content = (folder / name).read_bytes()
     return (folder / "style.css").read_bytes() + content if name.endswith(".css") else content
 
 
 def percent(probability: float) -> str:
-    """A probability of 0 to 1 in words for people.
+    """A probability in 0 to 1 as text.
 
     >>> percent(0.874), percent(0.00004)
     ('87 %', '< 1 %')
@@ -66,5 +66,5 @@ def percent(probability: float) -> str:
 
 
 def _url(path: str) -> str:
-    """A path as a page refers to it, by its bytes: it may hold some that are no UTF-8."""
+    """A path as a relative URL of its bytes, which need not be UTF-8."""
     return quote(os.fsencode(path))

@@ -1,4 +1,4 @@
-"""Pictures of rows: a map over its photograph, and many of them in one sheet, so that a page loads few files."""
+"""Pictures of rows: a map over its photograph, and sheets of many pictures, so that a page loads few files."""
 
 from __future__ import annotations
 
@@ -16,38 +16,36 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastviz.images import drawing, tensors
-from fastviz.images.pillow import picture_of
+from fastviz.images.pillow import encoded, picture_of
 from fastviz.jobs.report.lines import Line
 from fastviz.jobs.tables.results import map_at
 from fastviz.jobs.tables.schema import decode_map
 from fastviz.methods.registry import EXPLAINERS
 
-__all__ = ["ACROSS", "A_SHEET", "Sheets", "drawn"]
+__all__ = ["ACROSS", "PER_SHEET", "Sheets", "drawn"]
 
-A_SHEET, ACROSS = 64, 8
-"""Pictures in a sheet, and side by side in it."""
+PER_SHEET, ACROSS = 64, 8
+"""Pictures in a sheet, and in a row of it."""
 
 _COARSE = 32
-"""A heat map of at most so many pixels a side, and of less than half of the input's, has the resolution of a layer."""
+"""A heat map with at most this side in pixels, and less than half of the input's, has a layer's resolution."""
 
-_HEAVY = ("map", "map_shape", "map_scale", "map_zero", "thumbnail", "overlay")
-_GROUPS = 3
+_PICTURE_COLUMNS = ("map", "map_shape", "map_scale", "map_zero", "thumbnail", "overlay")
+_KEPT_GROUPS = 3
 
 
 def drawn(row: dict[str, Any], thumbnail: bytes | None, kind: str = "JPEG") -> bytes | None:
-    """The map of a row over its thumbnail, or over nothing, as JPEG or PNG; None where there is no map."""
+    """The map of a row over its thumbnail, or over grey without one, as JPEG or PNG; None if there is no map."""
     if row.get("map") is None:
         return None
     found = torch.from_numpy(decode_map(row["map"], row["map_shape"], row["map_scale"], row["map_zero"]).copy())
     photo = _photo(thumbnail, found)
     shown = picture_of(tensors.eight_bits(_over(row["method"], found, photo, photo.shape[-1])))
-    buffer = io.BytesIO()
-    shown.save(buffer, kind, **({"quality": 90} if kind == "JPEG" else {}))
-    return buffer.getvalue()
+    return encoded(shown, kind, **({"quality": 90} if kind == "JPEG" else {}))
 
 
 def _photo(thumbnail: bytes | None, found: Tensor) -> Tensor:
-    """The thumbnail [3, H, W] in 0 to 1; where there is none, grey of the map's size."""
+    """The thumbnail [3, H, W] in 0 to 1; grey with the map's size if there is none."""
     if thumbnail is None:
         return torch.full((3, *found.shape[-2:]), 0.5)
     with Image.open(io.BytesIO(thumbnail)) as picture:
@@ -55,44 +53,44 @@ def _photo(thumbnail: bytes | None, found: Tensor) -> Tensor:
 
 
 def _over(method: str, found: Tensor, photo: Tensor, width: int) -> Tensor:
-    """A map over its photograph; ``width`` is that of the network's input, as far as it is known."""
+    """A map over its photograph; ``width`` is the width of the network's input, if known."""
     coarse = 2 * found.shape[-1] < width and found.shape[-1] <= _COARSE
     return drawing.draw(EXPLAINERS[method].draws, found, photo, coarse=coarse)
 
 
 @dataclass(frozen=True)
-class _Heavy:
-    """A row group's maps and pictures; ``start`` is the number of its first row in the part."""
+class _RowGroup:
+    """A row group's maps and pictures; ``start`` is the index of its first row in the part."""
 
     start: int
     table: Any
 
 
 class Sheets:
-    """Draws sheets of a job's pictures; a few row groups of its parts are in memory.
+    """Draws sheets of a job's pictures, with only a few row groups in memory.
 
-    A sheet of photographs has :data:`A_SHEET` of them, one a line. A sheet of maps has those of all methods of
-    :attr:`lines_a_sheet` lines, line by line.
+    A sheet of photographs has one for each of :data:`PER_SHEET` lines. A sheet of maps has the maps of all methods for
+    :attr:`lines_per_sheet` lines, line by line.
 
     Args:
-        methods: of the job, in order.
-        cell: height and width of each picture, in pixels; pictures of another shape are fitted into it.
-        width: of the network's input; None where that differs from image to image.
+        methods: the job's methods, in order.
+        cell: height and width of each picture, in pixels; pictures with another aspect ratio are fitted into it.
+        width: width of the network's input; None if it differs from image to image.
     """
 
     def __init__(self, methods: Sequence[str], cell: tuple[int, int], width: int | None = None) -> None:
         self.methods, self.cell, self._width = list(methods), cell, width
-        # a power of two, so that a whole number of these sheets has the lines of a sheet of photographs
-        self.lines_a_sheet = 1 << max(0, (A_SHEET // max(1, len(self.methods))).bit_length() - 1)
-        self._groups: OrderedDict[tuple[Path, int, int], _Heavy] = OrderedDict()
+        # A power of two, so that the lines of a sheet of photographs fill a whole number of sheets of maps.
+        self.lines_per_sheet = 1 << max(0, (PER_SHEET // max(1, len(self.methods))).bit_length() - 1)
+        self._groups: OrderedDict[tuple[Path, int, int], _RowGroup] = OrderedDict()
         self._starts: OrderedDict[tuple[Path, int], list[int]] = OrderedDict()
 
     def photos(self, lines: Sequence[Line]) -> bytes:
-        """The sheet of the photographs of up to :data:`A_SHEET` lines, as JPEG."""
+        """The sheet of the photographs of up to :data:`PER_SHEET` lines, as JPEG."""
         return self._sheet([self._photograph(line) for line in lines])
 
     def maps(self, lines: Sequence[Line]) -> bytes:
-        """The sheet of the maps of up to :attr:`lines_a_sheet` lines, as JPEG."""
+        """The sheet of the maps of up to :attr:`lines_per_sheet` lines, as JPEG."""
         pictures: list[Image.Image | None] = []
         for line in lines:
             photo = self._photograph(line)
@@ -109,12 +107,10 @@ class Sheets:
                 row, column = divmod(at, ACROSS)
                 left = column * width + (width - picture.width) // 2
                 sheet.paste(picture, (left, row * height + (height - picture.height) // 2))
-        buffer = io.BytesIO()
-        sheet.save(buffer, "JPEG", quality=85)
-        return buffer.getvalue()
+        return encoded(sheet, "JPEG", quality=85)
 
     def thumbnail(self, line: Line) -> bytes | None:
-        """The photograph of a line as the job kept it, as JPEG; None if it did not."""
+        """The thumbnail of a line as JPEG; None if the job kept none."""
         return self._value(line.part, line.first, "thumbnail")
 
     def _photograph(self, line: Line) -> Image.Image | None:
@@ -125,8 +121,8 @@ class Sheets:
         overlay = self._value(line.part, number, "overlay")
         if overlay is not None:
             return self._fitted(overlay)
-        heavy = self._group(line.part, number)
-        found = map_at(heavy.table, number - heavy.start) if "map" in heavy.table.column_names else None
+        loaded = self._group(line.part, number)
+        found = map_at(loaded.table, number - loaded.start) if "map" in loaded.table.column_names else None
         if found is None:
             return None
         values = torch.from_numpy(found)
@@ -136,13 +132,13 @@ class Sheets:
             below = torch.from_numpy(np.array(photo)).permute(2, 0, 1).float() / 255
         size = (below.shape[-2], below.shape[-1])
         width = self._width or size[1]
-        if values.shape[-1] > size[1]:  # every pixel counts, not one in so many
+        if values.shape[-1] > size[1]:  # averaging uses every pixel, unlike subsampling
             values = functional.adaptive_avg_pool2d(values.reshape(1, -1, *values.shape[-2:]), size)[0]
             values = values if found.ndim == 3 else values[0]
         return picture_of(tensors.eight_bits(_over(method, values, below, width)))
 
     def _fitted(self, content: bytes) -> Image.Image:
-        """A JPEG file as a picture that fits into the cell."""
+        """A JPEG file as a picture, resized to fit into the cell."""
         with Image.open(io.BytesIO(content)) as picture:
             height, width = self._size(picture.height, picture.width)
             picture.draft("RGB", (2 * width, 2 * height))
@@ -155,12 +151,12 @@ class Sheets:
     # ---------------------------------------------------------------------------------------------------- from parts
 
     def _value(self, part: Path, number: int, column: str) -> bytes | None:
-        heavy = self._group(part, number)
-        value = heavy.table[column][number - heavy.start].as_py()
+        loaded = self._group(part, number)
+        value = loaded.table[column][number - loaded.start].as_py()
         return None if value is None else bytes(value)
 
-    def _group(self, part: Path, number: int) -> _Heavy:
-        """The row group that has the row with this ``number``."""
+    def _group(self, part: Path, number: int) -> _RowGroup:
+        """The row group that holds the row with index ``number``."""
         from pyarrow import parquet
 
         stamp = part.stat().st_mtime_ns
@@ -172,13 +168,13 @@ class Sheets:
                 starts.append(starts[-1] + metadata.row_group(group).num_rows)
             _remember(self._starts, (part, stamp), starts, 64)
         group = int(np.searchsorted(starts, number, side="right")) - 1
-        heavy = self._groups.get((part, stamp, group))
-        if heavy is None:
+        loaded = self._groups.get((part, stamp, group))
+        if loaded is None:
             with parquet.ParquetFile(part) as file:
-                names = [name for name in _HEAVY if name in file.schema_arrow.names]
-                heavy = _Heavy(starts[group], file.read_row_group(group, columns=names).combine_chunks())
-            _remember(self._groups, (part, stamp, group), heavy, _GROUPS)
-        return heavy
+                names = [name for name in _PICTURE_COLUMNS if name in file.schema_arrow.names]
+                loaded = _RowGroup(starts[group], file.read_row_group(group, columns=names).combine_chunks())
+            _remember(self._groups, (part, stamp, group), loaded, _KEPT_GROUPS)
+        return loaded
 
 
 def _remember(kept: OrderedDict[Any, Any], key: object, value: object, most: int) -> None:

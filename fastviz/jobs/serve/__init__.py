@@ -1,1 +1,1 @@
-"""``fastviz serve``: the report of a job while it goes on, and a panel to look inside of a network."""
+"""``fastviz serve``: the live report of a job, and an interactive panel to look inside a network."""

@@ -1,4 +1,4 @@
-"""The server's addresses: the report of a job as it grows, and the panel."""
+"""The server's routes: the live report of a job, and the panel."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from fastviz._util.errors import one_line
 from fastviz.images import ImageError
 from fastviz.jobs.report.page import asset, rendered
-from fastviz.jobs.serve.desk import Desk
+from fastviz.jobs.serve.device_queue import DeviceQueue
 from fastviz.jobs.serve.guard import Guard
-from fastviz.jobs.serve.known import Known, small
-from fastviz.jobs.serve.live import Live
-from fastviz.jobs.serve.looks import SLOW, Look, Looks
+from fastviz.jobs.serve.known_photographs import KnownPhotographs, small
+from fastviz.jobs.serve.live_report import LiveReport
 from fastviz.jobs.serve.networks import Network
+from fastviz.jobs.serve.panel import SLOW, Panel, PanelRequest
 from fastviz.jobs.serve.uploads import LIMIT_BYTES, Photographs, TooLarge, body_of
 from fastviz.methods.registry import EXPLAINERS
 
@@ -40,9 +41,9 @@ Number = Annotated[int, Path(ge=0, le=10**9)]
 def application(
     token: str,
     *,
-    live: Live | None = None,
+    live: LiveReport | None = None,
     networks: Sequence[Network] = (),
-    known: Known | None = None,
+    known: KnownPhotographs | None = None,
     name: str = "",
     without: str = "",
 ) -> FastAPI:
@@ -50,39 +51,39 @@ def application(
 
     Args:
         token: see :class:`fastviz.jobs.serve.guard.Guard`.
-        live: the job whose report it shows; None is the panel alone.
-        networks: those that the panel offers.
-        known: see :class:`fastviz.jobs.serve.looks.Looks`.
-        name: see the guard.
+        live: the report of the job; None serves only the panel.
+        networks: the networks that the panel offers.
+        known: see :class:`fastviz.jobs.serve.panel.Panel`.
+        name: see :class:`fastviz.jobs.serve.guard.Guard`.
         without: why there are no networks, in one sentence.
 
     Returns:
-        The application behind its guard.
+        The application, protected by the guard.
     """
-    known = Known({}, live) if known is None else known
-    desk = Desk()
+    known = KnownPhotographs({}, live) if known is None else known
+    queue = DeviceQueue()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        desk.close()
+        queue.close()
 
-    # its own pages of documentation would load scripts from elsewhere
+    # FastAPI's documentation pages would load scripts from other hosts.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     _answer_errors(app)
     _add_report(app, live)
-    _add_panel(app, desk, Looks(networks, known), known, live, without)
+    _add_panel(app, queue, Panel(networks, known), known, live, without)
     app.add_middleware(Guard, token=token, name=name)
     return app
 
 
 def _answer_errors(app: FastAPI) -> None:
-    """What is refused is one sentence, under ``error``."""
+    """Answer errors with a JSON object whose ``error`` is one sentence."""
     statuses = {TooLarge: 413, LookupError: 404, ImageError: 422, ValueError: 409}
     for kind, status in statuses.items():
 
         async def told(request: Request, error: Exception, status: int = status) -> Response:
-            return JSONResponse({"error": " ".join(str(error).split())}, status)
+            return JSONResponse({"error": one_line(error)}, status)
 
         app.add_exception_handler(kind, told)
 
@@ -93,7 +94,7 @@ def _answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, http)
 
 
-def _add_report(app: FastAPI, live: Live | None) -> None:
+def _add_report(app: FastAPI, live: LiveReport | None) -> None:
     @app.get("/report_files/{name}")
     def files(name: str) -> Response:
         if name in _ASSETS:
@@ -101,7 +102,7 @@ def _add_report(app: FastAPI, live: Live | None) -> None:
         kind, _, number = name.removesuffix(".jpg").partition("-")
         if live is None or kind not in ("photos", "maps") or not (number.isascii() and number.isdecimal()):
             raise LookupError("There is no such file.")
-        # the address names the version and the number of lines: another picture has another address
+        # The page's URL contains the version and the number of lines, so the answer may be cached.
         return Response(
             live.sheet(kind, int(number[:12])),
             media_type="image/jpeg",
@@ -124,14 +125,16 @@ def _add_report(app: FastAPI, live: Live | None) -> None:
         return live.lines(version, max(0, start))
 
 
-def _add_panel(app: FastAPI, desk: Desk, looks: Looks, known: Known, live: Live | None, without: str) -> None:
+def _add_panel(
+    app: FastAPI, queue: DeviceQueue, panel: Panel, known: KnownPhotographs, live: LiveReport | None, without: str
+) -> None:
     photographs = Photographs()
 
     @app.get("/panel")
-    def panel() -> Response:
+    def panel_page() -> Response:
         known.refresh()
         told = {
-            "networks": [network.words() for network in looks.networks],
+            "networks": [network.words() for network in panel.networks],
             "methods": [{"name": name, "words": name.replace("_", " "), "slow": name in SLOW} for name in EXPLAINERS],
             "known": known.names,
             "limit": LIMIT_BYTES,
@@ -163,24 +166,24 @@ def _add_panel(app: FastAPI, desk: Desk, looks: Looks, known: Known, live: Live 
     async def see(request: Request) -> Response:
         content = await body_of(request, _SETTINGS_BYTES)
         try:
-            look = Look.model_validate_json(content)
+            wanted = PanelRequest.model_validate_json(content)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
             place = ".".join(map(str, first["loc"])) or "settings"
             return JSONResponse({"error": f"{place}: {first['msg']}"}, 422)
-        _check(look, looks.networks)
-        name, photograph = photographs.get(look.photo)
-        events = desk.events(look.page, lambda order: looks.see(look, name, photograph, order))
+        _check(wanted, panel.networks)
+        name, photograph = photographs.get(wanted.photo)
+        events = queue.events(wanted.page, lambda task: panel.see(wanted, name, photograph, task))
         return StreamingResponse(_lines(events), media_type="application/x-ndjson")
 
 
-def _check(look: Look, networks: Sequence[Network]) -> None:
-    """Refuse what no network has, before anything runs."""
-    if look.network >= len(networks):
+def _check(wanted: PanelRequest, networks: Sequence[Network]) -> None:
+    """Raise for a network, layer or method that does not exist, before anything runs."""
+    if wanted.network >= len(networks):
         raise LookupError("There is no such network.")
-    if look.layer not in networks[look.network].layers:
-        raise LookupError(f"{networks[look.network].name} has no layer with maps called {look.layer!r}.")
-    for method in look.methods:
+    if wanted.layer not in networks[wanted.network].layers:
+        raise LookupError(f"{networks[wanted.network].name} has no layer with maps called {wanted.layer!r}.")
+    for method in wanted.methods:
         if method not in EXPLAINERS:
             raise LookupError(f"There is no method called {method!r}.")
 

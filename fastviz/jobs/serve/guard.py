@@ -1,4 +1,4 @@
-"""Who may speak with the server: whoever knows the token, from a page of its own, under a name that is its own."""
+"""Access control: requests need the token, must come from the server's own pages, and must use the server's name."""
 
 from __future__ import annotations
 
@@ -24,31 +24,32 @@ _HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(self), microphone=(), geolocation=()",
 }
-"""Sent with every answer. There are no CORS headers: no other page may read what this server says."""
+"""Sent with every response. There are no CORS headers, so pages of other sites cannot read the responses."""
 
 _YEAR = 365 * 24 * 3600
 
 
 class Guard:
-    """An ASGI application that lets requests through to ``app`` only if all of this holds.
+    """An ASGI application that passes a request to ``app`` only if all of these conditions hold.
 
-    - The ``Host`` header is an address, ``localhost``, or the ``name`` given: a page of another name that a name server
-      points at this machine (DNS rebinding) is refused.
-    - The request is not made by a page of another origin, as ``Sec-Fetch-Site`` and ``Origin`` tell.
-    - It brings the token: in the cookie, in ``Authorization: Bearer``, or, once, in the address. That answers with the
-      cookie, which scripts cannot read, and the address without it. Tokens are compared in constant time.
+    - The ``Host`` header is an IP address, ``localhost``, or ``name``. This prevents DNS rebinding, in which another
+      host name is made to point at this machine.
+    - The request does not come from a page of another origin, according to ``Sec-Fetch-Site`` and ``Origin``.
+    - It has the token: in the cookie, in ``Authorization: Bearer``, or, the first time, in the URL. In the last case
+      the response sets the cookie, which scripts cannot read, and redirects to the URL without the token. Tokens are
+      compared in constant time.
 
     Args:
-        app: the application behind it.
-        token: what a request must know.
-        name: a further name that the server may be called by.
+        app: the protected application.
+        token: the token that requests need.
+        name: a further host name of the server.
     """
 
     def __init__(self, app: ASGIApp, token: str, name: str = "") -> None:
         self._app, self._token, self._name = app, token.encode(), name.lower()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or let it through."""
+        """Answer a request, or pass it to the application."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
@@ -68,18 +69,18 @@ class Guard:
         await (self._app if answer is None else answer)(scope, receive, sending)
 
     def _answer(self, request: Request) -> Response | None:
-        """What to answer in place of the application; None lets the request through."""
+        """The response to a request that must not reach the application; None lets the request through."""
         host = request.headers.get("host", "")
         if not self._is_own(host):
-            return _refused(request, 421, "This server is called by its address or as localhost, not by another name.")
+            return _refused(request, 421, "Use this server's IP address or localhost, not another host name.")
         token = request.query_params.get("token")
         if token is not None and request.method == "GET" and self._fits(token):
             return self._welcome(request)
         if self._is_foreign(request, host):
-            return _refused(request, 403, "Pages of other servers may not ask this one.")
+            return _refused(request, 403, "Requests from pages of other sites are refused.")
         bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
         if not (self._fits(request.cookies.get(_cookie(request), "")) or self._fits(bearer)):
-            return _refused(request, 401, "Open the address that fastviz serve has printed: it has the token.")
+            return _refused(request, 401, "Open the address that fastviz serve printed: it has the token.")
         return None
 
     def _fits(self, token: str) -> bool:
@@ -87,7 +88,7 @@ class Guard:
 
     def _welcome(self, request: Request) -> Response:
         rest = urlencode([(name, value) for name, value in request.query_params.multi_items() if name != "token"])
-        # one slash: two would be the address of another server
+        # A single slash: two would start the address of another server.
         answer = RedirectResponse("/" + request.url.path.lstrip("/\\") + (f"?{rest}" if rest else ""), 303)
         answer.set_cookie(_cookie(request), self._token.decode(), max_age=_YEAR, httponly=True, samesite="lax")
         return answer
@@ -113,7 +114,7 @@ class Guard:
 
 
 def _cookie(request: Request) -> str:
-    """The cookie's name: browsers give those of all ports of a machine to each."""
+    """The cookie's name. It contains the port, because browsers share cookies between the ports of a host."""
     server = request.scope.get("server")
     return f"fastviz-{server[1] if server else 0}"
 

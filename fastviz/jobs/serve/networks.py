@@ -1,4 +1,4 @@
-"""The networks that the panel offers, each loaded once, and what it tells of them."""
+"""The networks that the panel offers, each loaded once."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Network:
     """A network and what a page needs to know of it.
 
     Attributes:
-        name: as the page calls it.
-        model: on its device, in evaluation mode.
-        device: where it is.
-        seen: how photographs are prepared for it.
-        shown: how they are prepared to look at.
-        layers: name → the shape of its output for one image, (C, h, w); those with maps.
-        classes: names of the classes; None for what is no classifier.
-        scores: what it answers to images.
+        name: its name on the page.
+        model: the network, on its device and in evaluation mode.
+        device: its device.
+        seen: its preprocessing.
+        shown: the preprocessing of pictures for people.
+        layers: layer name → the shape of its output for one image, (C, h, w), for layers with maps.
+        classes: names of the classes; None if it is not a classifier.
+        scores: computes its scores.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Network:
     scores: Scores
 
     def words(self) -> dict[str, Any]:
-        """What the page is told, as JSON values."""
+        """The network's data for the page, as JSON values."""
         return {
             "name": self.name,
             "layers": [{"name": name, "shape": list(shape)} for name, shape in self.layers.items()],
@@ -53,10 +53,10 @@ class Network:
 
 
 def network_of(name: str, model: nn.Module, device: torch.device) -> Network:
-    """The network ``model`` as the panel takes it.
+    """``model`` as a :class:`Network`.
 
     Raises:
-        ValueError: it has no layer with maps, or takes no images.
+        ValueError: it has no layer with maps, or does not take images.
     """
     seen = models.preprocessing(model)
     scores = Scores(model, device)
@@ -88,10 +88,10 @@ def _layers(model: nn.Module, black: Tensor) -> dict[str, tuple[int, ...]]:
 
 
 def of_job(job: Mapping[str, Any], device: torch.device) -> Network:
-    """The network of a job, prepared as the job prepared it.
+    """The network of a job, with the job's preprocessing.
 
     Raises:
-        ValueError: it was a module in Python, which cannot be loaded by its name; or its weights are gone.
+        ValueError: the job ran a Python module, which cannot be loaded by name; or its weights are gone.
     """
     name = job["settings"]["model"]
     model = models.load_model(name, job["weights"]).to(device)

@@ -1,4 +1,4 @@
-"""``fastviz serve``: from its arguments to a server that runs."""
+"""``fastviz serve``: builds the application from the arguments and runs the server."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _PHOTOS = Path(__file__).parents[2] / "models" / "data" / "photos"
 
 
 def need_server() -> None:
-    """Refuse to begin without FastAPI and uvicorn.
+    """Raise if FastAPI or uvicorn is not installed.
 
     Raises:
-        ImportError: one of them is not installed; says how.
+        ImportError: one of them is not installed; the message says how to install it.
     """
     for name in ("fastapi", "uvicorn"):
         if find_spec(name) is None:
@@ -43,40 +43,40 @@ def built(
     device: str = "auto",
     name: str = "",
 ) -> FastAPI:
-    """The application that :func:`serve` runs; networks are loaded here.
+    """The application that :func:`serve` runs. Loads the networks.
 
     Args:
-        out: the folder of a job, which may still run; None is the panel alone.
-        token: what requests must know.
-        models: names and weights of the networks that the panel offers; none at all is that of the job, else the
-            built-in one.
-        photos: files, folders and patterns of photographs that the panel knows; none at all are the first of the job,
-            else three of the package.
+        out: the folder of a job, which may still be running; None serves only the panel.
+        token: the token that requests need.
+        models: names and weights of the networks that the panel offers. If empty, the network of the job is used, or
+            the built-in network.
+        photos: files, folders and patterns of the panel's known photographs. If empty, the first images of the job are
+            used, or three that come with the package.
         device: where networks run.
-        name: a name that the server may be called by beside its addresses and localhost.
+        name: a host name of the server, besides its IP addresses and localhost.
 
     Returns:
         An ASGI application.
 
     Raises:
-        ImportError: FastAPI, uvicorn, or, with a job, pyarrow is not installed.
-        ValueError: no job in ``out``; a network that cannot be loaded, or that the panel cannot show.
+        ImportError: FastAPI or uvicorn is not installed, or, with a job, pyarrow.
+        ValueError: there is no job in ``out``, or a network cannot be loaded or shown.
     """
     need_server()
     from fastviz import models as all_models
     from fastviz.jobs.serve.application import application
-    from fastviz.jobs.serve.known import Known
-    from fastviz.jobs.serve.live import Live
+    from fastviz.jobs.serve.known_photographs import KnownPhotographs
+    from fastviz.jobs.serve.live_report import LiveReport
     from fastviz.jobs.serve.networks import network_of, of_job
 
-    live = None if out is None else Live(out)
+    live = None if out is None else LiveReport(out)
     place = checks.device(device)
     networks, without = [], ""
     if not models and live is not None:
         try:
             networks = [of_job(live.job, place)]
         except (ValueError, OSError, ImportError, RuntimeError) as error:
-            without = f"The network of the job cannot be loaded; --model gives another. {' '.join(str(error).split())}"
+            without = f"The job's network cannot be loaded; choose one with --model. {' '.join(str(error).split())}"
     else:
         for one, weights in models or [("demo", None)]:
             networks.append(network_of(one, all_models.load_model(one, weights).to(place), place))
@@ -84,7 +84,9 @@ def built(
     if photos or live is None:
         paths, names = find_named(list(photos) or [str(_PHOTOS)])
         files = dict(zip(names, paths, strict=True))
-    return application(token, live=live, networks=networks, known=Known(files, live), name=name, without=without)
+    return application(
+        token, live=live, networks=networks, known=KnownPhotographs(files, live), name=name, without=without
+    )
 
 
 def serve(
@@ -96,23 +98,23 @@ def serve(
     tell: Callable[[str], object] = print,
     **options: Any,
 ) -> None:
-    """Show the report of a job while it goes on, and the panel, to browsers; until Ctrl-C.
+    """Serve the live report of a job, and the panel, until Ctrl-C.
 
     Args:
         out: see :func:`built`.
-        host: the address to listen at; by default only this machine can connect.
-        port: of it; where another program has it, any free one.
-        token: None is one made by chance.
-        tell: called with the address to open, which has the token.
-        options: the others of :func:`built`.
+        host: the address to listen on; by default only this machine can connect.
+        port: the port; if another program uses it, any free one.
+        token: the access token; None makes a random one.
+        tell: called with the URL to open, which contains the token.
+        options: the other arguments of :func:`built`.
 
     Raises:
         ImportError, ValueError: see :func:`built`.
-        OSError: the address cannot be listened at.
+        OSError: the server cannot listen on the address.
     """
     token = secrets.token_urlsafe(24) if token is None else token
     if not token:
-        raise ValueError("token should not be empty: whoever can connect could use the server")
+        raise ValueError("token should not be empty, because then anyone who can connect could use the server")
     app = built(out, token=token, name=host, **options)
     import uvicorn
 
@@ -126,7 +128,7 @@ def serve(
 
 
 def _socket(host: str, port: int) -> socket.socket:
-    """A socket that listens at the address; at any free port, where another program has this one."""
+    """A socket that listens on the address, on any free port if this one is in use."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)

@@ -1,4 +1,4 @@
-"""What browsers send: read into memory within limits, never written to a disk."""
+"""Uploads from browsers: read into memory within limits, never written to disk."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from fastviz.models.descriptions import Preprocessing
 __all__ = ["LIMIT_BYTES", "LIMIT_PIXELS", "Photographs", "TooLarge", "body_of"]
 
 LIMIT_BYTES = 32 << 20
-"""The most bytes of a photograph that is sent."""
+"""Maximum size of an uploaded photograph in bytes."""
 
 LIMIT_PIXELS = 50_000_000
-"""The most pixels of one: what a small file unpacks to may fill the memory."""
+"""Maximum number of pixels, because a small file may decompress to a very large picture."""
 
 _KEPT = 4
 
 
-class TooLarge(ValueError):  # noqa: N818 - it says so
-    """More was sent than is allowed."""
+class TooLarge(ValueError):  # noqa: N818 - the name is clear without it
+    """Raised when a request is larger than allowed."""
 
 
 async def body_of(request: Request, most: int) -> bytes:
-    """The body of a request; not a byte more than ``most`` is taken in.
+    """The body of a request; reading stops after ``most`` bytes.
 
     Raises:
-        TooLarge: there is more.
+        TooLarge: the body is larger.
     """
-    words = f"The photograph has more than the {most >> 20} MB that are allowed." if most >= 1 << 20 else "Too long."
+    words = f"The photograph is larger than the {most >> 20} MB allowed." if most >= 1 << 20 else "Too long."
     said = request.headers.get("content-length", "0")
     if said.isdecimal() and int(said) > most:
         raise TooLarge(words)
@@ -44,19 +44,19 @@ async def body_of(request: Request, most: int) -> bytes:
 
 
 class Photographs:
-    """The last few photographs that were sent, in memory, by names that cannot be guessed."""
+    """The last few uploaded photographs, in memory, under keys that cannot be guessed."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[str, tuple[str, bytes]] = OrderedDict()
 
     def keep(self, content: bytes, name: str) -> str:
-        """Keep the bytes of a picture file, once it can be read.
+        """Keep the bytes of a picture file, after checking that it can be read.
 
         Returns:
             Its key.
 
         Raises:
-            ImageError: it is no picture, or one of too many pixels; one sentence.
+            ImageError: it is not a picture, or has too many pixels.
         """
         small = Preprocessing((8, 8), None, (0.0,) * 3, (1.0,) * 3)
         images.read_views(content, [small], limit_pixels=LIMIT_PIXELS, name=name)
@@ -70,8 +70,8 @@ class Photographs:
         """Name and bytes of a photograph.
 
         Raises:
-            LookupError: it is not kept (any more).
+            LookupError: it is not kept, or no longer.
         """
         if key not in self._kept:
-            raise LookupError("This photograph is not kept any more: choose it again.")
+            raise LookupError("This photograph is no longer in memory: choose it again.")
         return self._kept[key]

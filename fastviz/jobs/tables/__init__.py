@@ -1,1 +1,1 @@
-"""A job on disk: the schema of its tables, how they are written and read, and which inputs are done."""
+"""A job on disk: the tables' schema, writing and reading them, and which inputs are done."""

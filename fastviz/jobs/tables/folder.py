@@ -1,7 +1,7 @@
-"""The folder of a job: the names in it, its description, and whether a run may go on there.
+"""The folder of a job: its file names, the job's description, and whether a run may resume there.
 
-It holds ``job.json`` (what was asked for), ``part-00000.parquet`` and so on (the rows), and ``stats.json`` (what the
-last run took). Pages and sheets stand beside them.
+It holds ``job.json`` (the description), ``part-00000.parquet`` and so on (the rows), and ``stats.json`` (statistics of
+the last run). Pages and contact sheets are written into the same folder.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SCHEMA_VERSION = 1
 
 _PART = re.compile(r"part-(\d{5,})\.parquet")
 
-# What pages and sheets are made of: folders, and files that begin so.
+# The folder of a page's pictures, and the prefix of contact sheets.
 _PICTURES, _SHEETS = "report_files", "contact_sheet"
 
 
@@ -67,7 +67,7 @@ def read_job(out: str | os.PathLike[str]) -> dict[str, Any]:
     """The description of the job in a folder.
 
     Raises:
-        ValueError: there is none, or it is damaged or of another version.
+        ValueError: there is no description, or it is damaged or of another version.
         OSError: the server cannot be reached or refuses.
     """
     path = place_of(out) / JOB
@@ -79,12 +79,12 @@ def read_job(out: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"out: {os.fspath(out)} holds no job (there is no {JOB})") from None
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         if isinstance(path, S3Path) and isinstance(error, OSError):
-            raise  # the server or the way to it: nothing is said of the job
+            raise  # an error of the server or the network, not of the job
     raise ValueError(f"out: {path} is damaged or of another version of fastviz")
 
 
 def write_json(path: Place, value: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file atomically."""
     if isinstance(path, Path) and path.is_dir():
         remove(path)
     with whole_file(path) as file:
@@ -92,11 +92,11 @@ def write_json(path: Place, value: Mapping[str, Any]) -> None:
 
 
 def check(out: Place, settings: Mapping[str, Any], *, overwrite: bool) -> bool:
-    """Whether a run begins anew in ``out``; False goes on with what is there.
+    """Whether a run starts from scratch in ``out``; False means that it resumes the job there.
 
     Raises:
-        OSError: it cannot be written.
-        ValueError: it holds results of other settings, of unknown ones, or files that fastviz did not make.
+        OSError: ``out`` cannot be written.
+        ValueError: it holds results with other or unknown settings, or files that fastviz did not make.
     """
     _can_be_written(out)
     ours = parts(out)
@@ -129,7 +129,9 @@ def check(out: Place, settings: Mapping[str, Any], *, overwrite: bool) -> bool:
 def _can_be_written(out: Place) -> None:
     if isinstance(out, S3Path):
         if not out.root.exists():
-            raise FileNotFoundError(f"out: there is no bucket {out.bucket!r} that can be seen with these credentials")
+            raise FileNotFoundError(
+                f"out: bucket {out.bucket!r} does not exist or is not visible with these credentials"
+            )
         return
     there = out
     while not there.exists() and there != there.parent:
@@ -145,10 +147,10 @@ def _is_there(path: Place) -> bool:
 
 
 def differences(there: Any, now: Any, name: str = "") -> list[str]:
-    """What differs between two settings, in words: ``methods.occlusion.window: 8 there, 16 now``.
+    """The differences between two settings as text, such as ``methods.occlusion.window: 8 before, 16 now``.
 
     >>> differences({"target": "cat", "top_k": 1}, {"target": "dog", "top_k": 1})
-    ["target: 'cat' there, 'dog' now"]
+    ["target: 'cat' before, 'dog' now"]
     """
     if isinstance(there, dict) and isinstance(now, dict):
         keys = [*there, *(key for key in now if key not in there)]
@@ -157,11 +159,11 @@ def differences(there: Any, now: Any, name: str = "") -> list[str]:
             for key in keys
             for words in differences(there.get(key, "none"), now.get(key, "none"), f"{name}.{key}" if name else key)
         ]
-    return [] if there == now else [f"{name}: {_short(there)} there, {_short(now)} now"]
+    return [] if there == now else [f"{name}: {_short(there)} before, {_short(now)} now"]
 
 
 def clear(out: Place) -> None:
-    """Remove an earlier job."""
+    """Remove an earlier job's files."""
     for path in (*parts(out), out / JOB, out / STATS):
         remove(path)
 
@@ -180,7 +182,7 @@ def _short(value: Any) -> str:
 
 
 def _is_part(path: Place) -> bool:
-    """Whether a file of a part's name has a part's columns, or is a damaged one."""
+    """Whether a file that is named like a part has a part's columns."""
     import pyarrow as pa
 
     with suppress(OSError, pa.ArrowInvalid), open_parquet(path) as file:

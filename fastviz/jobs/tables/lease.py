@@ -1,12 +1,12 @@
-"""One run at a time into a place in S3, where no operating system releases a lock when its process ends.
+"""A lease on a folder in S3, where no operating system releases a lock when a process ends.
 
-Each run has an object of its own beside the results, and renews it. A run may write when it sees no other; of two that
-come at once the one whose name is first does. It is safe because S3 shows an object to everybody as soon as its writing
-has ended: of two runs that each write and then look, at least one sees the other.
+Each run writes a lock object of its own beside the results and renews it regularly. A run may write when it sees no
+other lock object; if two runs start at once, the one whose name sorts first wins. This is safe because S3 is strongly
+consistent: of two runs that each write and then list, at least one sees the other.
 
-An object that is not renewed for :data:`LEASE` seconds is that of a dead run. On the machine and in the container of
-the dead process nobody has to wait for that. A run that was stopped for longer (a suspended machine) finds that its
-object is gone, and writes nothing more.
+A lock object that has not been renewed for :data:`LEASE` seconds belongs to a dead run. On the same machine and in the
+same container a dead run is recognised immediately. A run that was suspended for longer finds that its lock object is
+gone, and stops writing.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from fastviz.jobs.s3 import S3Path
 __all__ = ["BEAT", "LEASE", "leased"]
 
 BEAT = 10.0
-"""Seconds between two renewals."""
+"""Seconds between renewals."""
 
 LEASE = 60.0
-"""Seconds after which a run that renewed nothing is dead."""
+"""Seconds without renewal after which a run counts as dead."""
 
 _NAME = ".fastviz-lock-"
 
 
 @contextmanager
 def leased(out: S3Path) -> Iterator[Callable[[], None]]:
-    """``out`` for this run alone; gives what is to be called before each writing.
+    """Lock ``out`` for this run; yields a function that must be called before each write.
 
     Raises:
         ValueError: another run is writing into it.
-        OSError: the server cannot be reached or refuses; or, from what is given, the lock was lost.
+        OSError: the server cannot be reached or refuses. The yielded function raises it too, if the lease was lost.
     """
     lease = _Lease(out)
     try:
@@ -51,7 +51,7 @@ def leased(out: S3Path) -> Iterator[Callable[[], None]]:
 
 
 class _Lease:
-    """A run's own object."""
+    """A run's lock object."""
 
     def __init__(self, out: S3Path) -> None:
         self._out = out
@@ -63,7 +63,7 @@ class _Lease:
         self._thread = threading.Thread(target=self._beat, name="fastviz-lease", daemon=True)
 
     def take(self) -> None:
-        """Wait until no other run is there."""
+        """Wait until no other run holds a lease."""
         self._renew()
         self._thread.start()
         watched: dict[str, tuple[bytes, float]] = {}
@@ -74,11 +74,11 @@ class _Lease:
             self._ended.wait(min(1.0, BEAT / 4))
         self._holds = True
         self._renew()
-        if self._others(holding=True):  # it took the place of a run that was stopped, and goes on
+        if self._others(holding=True):  # a run that seemed dead has continued
             raise self._refusal({})
 
     def give_back(self) -> None:
-        """Remove the object."""
+        """Remove the lock object."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -86,20 +86,20 @@ class _Lease:
             self._mine.unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Refuse to write when the object is gone: another run has taken this one for dead."""
+        """Raise if the lock object is gone, because another run considered this one dead."""
         if not self._mine.is_file():
-            raise OSError(f"out: another run of fastviz has taken over {self._out}, because this one stood still")
+            raise OSError(f"out: another run of fastviz has taken over {self._out}, because this one was paused")
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT):
-            with suppress(OSError):  # tried again; check() looks before anything is written
-                if self._mine.is_file():  # what is gone is not made again: somebody else writes there
+            with suppress(OSError):  # retried at the next beat; check() runs before each write
+                if self._mine.is_file():  # if it is gone, another run has taken over
                     self._renew()
 
     def _renew(self) -> None:
         with self._writing:
             self._beats += 1
-            words = _words() | {"holds": self._holds, "beats": self._beats}
+            words = _identity() | {"holds": self._holds, "beats": self._beats}
             self._mine.write_bytes(json.dumps(words).encode())
 
     def _others(self, *, holding: bool = False) -> list[S3Path]:
@@ -108,7 +108,7 @@ class _Lease:
         return [place for place in others if not holding or _read(place).get("holds")]
 
     def _look_at(self, place: S3Path, watched: dict[str, tuple[bytes, float]]) -> None:
-        """Remove another run's object if that is dead; refuse if it lives and goes first."""
+        """Remove another run's lock object if it is dead; raise if it is alive and has precedence."""
         content = _content(place)
         words = _parsed(content)
         before, since = watched.setdefault(place.name, (content, time.monotonic()))
@@ -124,13 +124,13 @@ class _Lease:
         )
 
 
-def _words() -> dict[str, Any]:
-    """Which process this is: its number means something on one boot of a machine, in one container."""
-    return {"process": os.getpid(), "began": _began(os.getpid()), "host": socket.gethostname(), "place": _place()}
+def _identity() -> dict[str, Any]:
+    """This process: its number, which is valid in one boot of a machine and one container, and where it runs."""
+    return {"process": os.getpid(), "began": _began(os.getpid()), "host": socket.gethostname(), "place": _machine()}
 
 
 def _began(process: int) -> str:
-    """When a process on this machine began, which tells it from an earlier one with its number; empty if it is gone."""
+    """The start time of a process on this machine, to detect reused process numbers; empty if it is gone."""
     try:
         with open(f"/proc/{process}/stat") as file:
             return file.read().rpartition(")")[2].split()[19]
@@ -138,7 +138,7 @@ def _began(process: int) -> str:
         return ""
 
 
-def _place() -> str:
+def _machine() -> str:
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
@@ -147,17 +147,17 @@ def _place() -> str:
 
 
 def _is_here(words: dict[str, Any]) -> bool:
-    """Whether the other run's process, if it lives, can be seen from here."""
-    return bool(words.get("place")) and bool(words.get("began")) and words["place"] == _place()
+    """Whether the other run's process would be visible from here."""
+    return bool(words.get("place")) and bool(words.get("began")) and words["place"] == _machine()
 
 
 def _is_gone(words: dict[str, Any]) -> bool:
-    """Whether the other run's process has ended for sure."""
+    """Whether the other run's process has definitely ended."""
     return _is_here(words) and _began(int(words["process"])) != words["began"]
 
 
 def _content(place: S3Path) -> bytes:
-    """What an object holds; asked for again, as some servers break off when its writer renews it just then."""
+    """The content of an object. Retries, because some servers abort reads of an object that is being replaced."""
     for pause in (0.05, 0.2, 0.5):
         try:
             return place.read_bytes()

@@ -1,4 +1,4 @@
-"""The results of a job, read lazily: as tables, as maps of an image, by SQL."""
+"""The results of a job, read lazily: as tables, as maps of an image, or with SQL."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 __all__ = ["Results", "open"]
 
 _SMALL = ("map", "thumbnail", "overlay")
-"""Columns that fill the memory; rows leave them out unless they are asked for."""
+"""Large columns, which rows leave out unless they are requested."""
 
 
 def open(out: str | os.PathLike[str]) -> Results:
-    """The results in a job's folder, also while the job runs. Nothing but the job's description is read yet.
+    """Open the results in a job's folder, even while the job is running. Only the job's description is read at first.
 
     Args:
         out: the folder of a job.
 
     Returns:
-        What reads them when it is asked.
+        A reader of the results.
 
     Raises:
         ImportError: pyarrow is not installed.
@@ -48,11 +48,11 @@ def open(out: str | os.PathLike[str]) -> Results:
 
 
 class Results:
-    """The rows of a job: one an image, target and method.
+    """The rows of a job: one for each image, target and method.
 
     Attributes:
         out: the folder.
-        job: what is in its ``job.json``.
+        job: the content of its ``job.json``.
     """
 
     def __init__(self, out: Place) -> None:
@@ -67,7 +67,7 @@ class Results:
         return sum(_metadata(path).num_rows for path in self.parts)
 
     def count(self, *, ok: bool) -> int:
-        """How many images there are: those that are done, or with ``ok=False`` those that failed."""
+        """The number of images that are done, or, with ``ok=False``, that failed."""
         images = 0
         for path in self.parts:
             with open_parquet(path) as file:
@@ -83,7 +83,7 @@ class Results:
 
     @property
     def parts(self) -> list[Any]:
-        """The files of the tables now."""
+        """The current files of the tables."""
         return folder.parts(self.out)
 
     @property
@@ -95,7 +95,7 @@ class Results:
             return file.schema_arrow
 
     def dataset(self) -> dataset.Dataset:
-        """The parts as a pyarrow dataset, which reads only the columns and rows that are asked for."""
+        """The parts as a pyarrow dataset, which reads only the requested columns and rows."""
         from pyarrow import dataset
 
         if isinstance(self.out, S3Path):
@@ -107,11 +107,11 @@ class Results:
         """Rows as a pyarrow table.
 
         Args:
-            columns: which; None is all of them.
-            filter: which rows, an expression such as ``pyarrow.compute.field("status") == "ok"``.
+            columns: names of columns; None is all of them.
+            filter: an expression that selects rows, such as ``pyarrow.compute.field("status") == "ok"``.
 
         Returns:
-            The table, in the order in which the job went on.
+            The table, in the order in which the job ran.
         """
         if not self.parts:
             import pyarrow as pa
@@ -124,18 +124,18 @@ class Results:
         return self.table(columns, filter).to_pandas()
 
     def query(self, sql: str, **tables: Any) -> pa.Table:
-        """What DuckDB answers to ``sql``, in which ``results`` are the rows of the job.
+        """Run an SQL query with DuckDB; the table ``results`` holds the rows of the job.
 
         Args:
-            sql: such as ``"SELECT method, avg(seconds) FROM results GROUP BY method"``.
-            tables: further tables (pyarrow, pandas, polars) by the names that ``sql`` calls them.
+            sql: a query such as ``"SELECT method, avg(seconds) FROM results GROUP BY method"``.
+            tables: further tables (pyarrow, pandas, polars), by their names in ``sql``.
 
         Returns:
             A pyarrow table.
 
         Raises:
             ImportError: DuckDB is not installed.
-            ValueError: DuckDB refuses the query; says why.
+            ValueError: DuckDB rejects the query; the message says why.
         """
         try:
             import duckdb
@@ -144,7 +144,7 @@ class Results:
         if not self.parts:
             raise ValueError(f"out: {self.out} holds no rows yet")
         with duckdb.connect() as connection:
-            if isinstance(self.out, S3Path):  # DuckDB would have to download what reads S3
+            if isinstance(self.out, S3Path):  # DuckDB would have to download its S3 extension
                 connection.register("results", self.dataset())
             else:
                 connection.read_parquet([str(path) for path in self.parts]).create_view("results")
@@ -156,7 +156,7 @@ class Results:
                 raise ValueError(f"sql: {' '.join(str(error).split())}") from None
 
     def rows(self, columns: Sequence[str] | None = None, filter: Any = None) -> Iterator[dict[str, Any]]:
-        """One dictionary a row, a few in memory at a time; None leaves out maps and pictures."""
+        """The rows as dictionaries, with few in memory at a time; ``columns=None`` leaves out maps and pictures."""
         if not self.parts:
             return
         wanted = columns or [name for name in self.schema.names if name not in _SMALL]
@@ -164,7 +164,7 @@ class Results:
             yield from batch.to_pylist()
 
     def images(self, columns: Sequence[str] | None = None) -> Iterator[list[dict[str, Any]]]:
-        """The rows of each image, an image at a time, in the order in which the job went on."""
+        """The rows of each image, one image at a time, in the order in which the job ran."""
         group: list[dict[str, Any]] = []
         wanted = None if columns is None else list(dict.fromkeys(["id", *columns]))
         for row in self.rows(wanted):
@@ -176,7 +176,7 @@ class Results:
             yield group
 
     def failures(self) -> Iterator[tuple[str, str]]:
-        """Name and reason of each image that failed, with the method where only that did."""
+        """Name and reason of each image that failed, with the method if only a method failed."""
         import pyarrow.compute as pc
 
         for row in self.rows(["id", "method", "error"], pc.field("status") != "ok"):
@@ -184,15 +184,15 @@ class Results:
             yield row["id"], words if row["method"] is None else f"{row['method']}: {words}"
 
     def maps(self, id: str) -> dict[str, Any]:
-        """The maps of one image: method → float32 array, of the shape that the method gave.
+        """The maps of one image: method → float32 array, with the shape that the method gave.
 
-        Several targets of an image make one array with a first dimension more, in the order of their ranks.
+        If the image has several targets, the arrays have an additional first dimension, in the order of rank.
 
         Args:
-            id: of the image.
+            id: id of the image.
 
         Raises:
-            ValueError: no such image (the nearest are listed), or a job without maps.
+            ValueError: there is no such image (the nearest are listed), or the job has no maps.
         """
         import pyarrow.compute as pc
 
@@ -221,7 +221,7 @@ def _metadata(path: Place) -> Any:
 
 
 def map_at(table: Any, at: int) -> Any:
-    """The map in a row of a table or batch that has the columns of maps, float32; None where there is none."""
+    """The map in a row of a table or batch with the map columns, float32; None if there is none."""
     shape = table["map_shape"][at].as_py()
     if shape is None:
         return None

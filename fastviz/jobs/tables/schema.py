@@ -1,4 +1,4 @@
-"""The columns of a job's tables, and maps as they are stored: a value is ``(stored - map_zero) * map_scale``."""
+"""The columns of a job's tables, and the encoding of maps: a value is ``(stored - map_zero) * map_scale``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["MAPS", "MapKind", "batch_of", "decode_map", "encode_map", "need_pyarrow", "schema_of"]
 
 MapKind = Literal["float32", "float16", "uint8", "uint6", "none"]
-"""How maps are stored: as they are, in 16 bits, in 256 steps, in 64 steps, or not at all."""
+"""How maps are stored: unchanged, in 16 bits, in 256 steps, in 64 steps, or not at all."""
 
 MAPS = ("float32", "float16", "uint8", "uint6", "none")
 
@@ -26,10 +26,10 @@ Array = np.ndarray[Any, Any]
 
 
 def need_pyarrow() -> None:
-    """Refuse to begin without pyarrow.
+    """Raise if pyarrow is not installed.
 
     Raises:
-        ImportError: it is not installed; says how.
+        ImportError: pyarrow is not installed; the message says how to install it.
     """
     try:
         import pyarrow  # noqa: F401
@@ -38,9 +38,10 @@ def need_pyarrow() -> None:
 
 
 def schema_of(maps: MapKind, shapes: Sequence[tuple[int, ...] | None], metadata: Mapping[str, str]) -> pa.Schema:
-    """The schema of a job whose methods give maps of these ``shapes``; None where they differ from image to image.
+    """The schema of a job whose methods give maps of these ``shapes`` (None: different for each image).
 
-    Where all maps have one shape the column is a fixed-shape tensor, else a list with the shape beside it.
+    If all maps have the same shape, the column is a fixed-shape tensor, otherwise a list with the shape in another
+    column.
     """
     import pyarrow as pa
 
@@ -80,11 +81,11 @@ def schema_of(maps: MapKind, shapes: Sequence[tuple[int, ...] | None], metadata:
 
 
 def encode_map(found: Array, maps: MapKind) -> tuple[Array, float, int]:
-    """A float32 map as it is stored, with its scale and zero point.
+    """Encode a float32 map for storage; returns it with its scale and zero point.
 
-    8 bits: 256 equal steps from the smallest to the largest value, zero among them and kept exactly; no value is off by
-    more than one half of a step (one step at the ends). 6 bits: the same with 64 steps, in bytes too. 16 bits: divided
-    by a power of two, so that the largest magnitude is below 2 and no small map falls out of the range of float16.
+    8 bits: 256 equal steps from the smallest to the largest value; zero is a step, so it is exact. The error is at most
+    half a step, or one step at the ends. 6 bits: the same with 64 steps, also stored in bytes. 16 bits: divided by a
+    power of two, so that the largest magnitude is below 2 and small maps do not underflow in float16.
 
     >>> encode_map(np.array([0.0, 51.0, 255.0], dtype=np.float32), "uint8")
     (array([  0,  51, 255], dtype=uint8), 1.0, 0)
@@ -97,7 +98,7 @@ def encode_map(found: Array, maps: MapKind) -> tuple[Array, float, int]:
         power = 2.0 ** min(127, max(-126, math.floor(math.log2(most)))) if most > 0 else 1.0
         return (found.astype(np.float64) / power).astype(np.float16), power, 0
     low, high = min(float(found.min(initial=0.0)), 0.0), max(float(found.max(initial=0.0)), 0.0)
-    # as float32, as it is kept beside the map
+    # float32, because that is how the scale is stored
     scale = float(np.float32((high - low) / _STEPS[maps]))
     if scale <= 0 or not math.isfinite(scale):
         scale = 1.0
@@ -107,10 +108,10 @@ def encode_map(found: Array, maps: MapKind) -> tuple[Array, float, int]:
 
 
 def decode_map(stored: Any, shape: Sequence[int], scale: float, zero: int) -> Array:
-    """The map, float32 of ``shape``, from what the tables hold.
+    """Decode a stored map into float32 of ``shape``.
 
     Args:
-        stored: the numbers in the column ``map``, in any shape.
+        stored: the values of the column ``map``, in any shape.
         shape: ``map_shape``.
         scale: ``map_scale``.
         zero: ``map_zero``.
@@ -120,12 +121,12 @@ def decode_map(stored: Any, shape: Sequence[int], scale: float, zero: int) -> Ar
     """
     values = np.asarray(stored)
     if values.dtype == np.float32 and scale == 1.0:
-        return values.reshape(shape).copy()  # what the tables hold cannot be written
+        return values.reshape(shape).copy()  # arrays from tables are read-only
     return ((values.astype(np.float32) - np.float32(zero)) * np.float32(scale)).reshape(shape)
 
 
 def batch_of(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
-    """Rows as a batch of the schema; ``map`` in a row is an array as it is stored, a missing key is null."""
+    """Rows as a batch with this schema; ``map`` in a row is the encoded array, a missing key is null."""
     import pyarrow as pa
 
     columns = []

@@ -1,4 +1,4 @@
-"""Rows of inputs whose files are gone."""
+"""Removes the rows of inputs whose files are gone."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["drop_vanished"]
 
 
 def drop_vanished(done: Done, given: Sequence[str] = ()) -> int:
-    """Remove the rows of inputs that this run was not given and whose files are gone; how many inputs that were.
+    """Remove the rows of inputs that are not among this run's inputs and whose files are gone; returns their number.
 
-    A file is gone if its folder is still there and holds other things: a disk that is not mounted today takes no
-    results with it. In S3 only buckets in ``given``, the inputs of this run, are looked into.
+    A file counts as gone only if its folder still exists and is not empty, so that an unmounted disk does not delete
+    results. In S3 only the buckets of ``given``, the inputs of this run, are checked.
     """
     if done.seen.all():
         return 0

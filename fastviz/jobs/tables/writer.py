@@ -1,4 +1,5 @@
-"""Finished rows to parts: written behind in a thread, a part every so many images or seconds, whole or not at all."""
+"""Writes finished rows into parts, in a background thread. A part is written atomically, every so many images or
+seconds."""
 
 from __future__ import annotations
 
@@ -19,30 +20,30 @@ if TYPE_CHECKING:
 __all__ = ["IMAGES", "SECONDS", "Writer", "drop"]
 
 IMAGES, SECONDS = 10_000, 60.0
-"""A part ends when it holds so many images (or gets very large), or when its first row is so many seconds old."""
+"""A part ends when it holds this many images (or gets very large), or when its first row is this many seconds old."""
 
 _GROUP_BYTES = 16 << 20
-"""A row group ends when its rows fill so much memory."""
+"""A row group ends when its rows take this much memory."""
 
 _PART_BYTES = 1 << 30
-"""A part ends when its rows would fill so much memory."""
+"""A part ends when its rows take this much memory."""
 
 _QUEUE = 8
 
 
 class Writer:
-    """Writes batches of rows into the parts of a job's folder; a thread does the work.
+    """Writes batches of rows into the parts of a job's folder, in a background thread.
 
-    The rows of one image come in one batch and get into one part. Images that failed get parts of their own: the next
-    run replaces them without touching the others. To be used in a ``with``: its end writes what is left, also when the
-    body raises.
+    The rows of one image come in one batch and go into one part. Failed images get separate parts, so that the next run
+    can replace them without touching the others. A context manager: its end writes what is left, even if the body
+    raises.
 
     Args:
         out: the folder.
-        schema: of the rows.
-        replaces: id → part that holds older rows of it; these are dropped just before the new ones appear.
-        published: called in the thread with the number of images of each part that has appeared.
-        check: called in the thread before anything appears; raises where that must not be.
+        schema: the schema of the rows.
+        replaces: id → part with older rows of the image, which are removed just before the new ones are published.
+        published: called in the thread with the number of images of each published part.
+        check: called in the thread before parts are published; raises to prevent it.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Writer:
         """Add rows of whole images.
 
         Raises:
-            OSError: what was given before could not be written.
+            OSError: earlier rows could not be written.
         """
         while True:
             if self._error is not None:
@@ -108,7 +109,7 @@ class Writer:
                 self._error = part.abandon(self._error)
 
     def _next(self) -> Any:
-        """The next batch; None at the end; :data:`_NOTHING` when a part is due before one comes."""
+        """The next batch; None at the end; :data:`_NOTHING` if a part must be published before a batch arrives."""
         wait = self._oldest() + SECONDS - time.monotonic()
         try:
             return self._queue.get(timeout=None if wait == float("inf") else max(0.0, wait))
@@ -141,9 +142,9 @@ class Writer:
         return folder.part_path(self._out, number)
 
     def _publish(self) -> None:
-        """Let what is written appear under its name, after the older rows of the same images are gone.
+        """Publish the written parts under their names, after removing older rows of the same images.
 
-        In this order no moment has a row twice; a run that is killed in between does these images again.
+        In this order no row ever exists twice; if the run is killed in between, it does these images again.
         """
         if self._good.ids or self._bad.ids:
             self._check()
@@ -163,7 +164,7 @@ _NOTHING = object()
 
 
 class _Part:
-    """A part while it is written."""
+    """A part that is being written."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema
@@ -208,7 +209,7 @@ class _Part:
         self._forget()
 
     def abandon(self, error: BaseException) -> BaseException:
-        """Remove what was written; the error with the name of the file, if it is about that."""
+        """Remove what was written; returns the error, with the file's name if the file caused it."""
         try:
             self._stack.__exit__(type(error), error, error.__traceback__)
         except BaseException as named:
@@ -222,13 +223,13 @@ class _Part:
 
 
 def new_file(file: Any, schema: pa.Schema) -> Any:
-    """A writer of Parquet files as jobs have them: zstd, and maps packed as they get smallest."""
+    """A Parquet writer with the settings of jobs: zstd, and the smallest encoding for maps."""
     import pyarrow as pa
     from pyarrow import parquet
 
     packed: dict[str, Any] = {}
     if "map" in schema.names:
-        # numbers of a dictionary do not fill bytes, of which zstd finds less in common
+        # Dictionary indices are not byte-aligned, so zstd compresses them less.
         packed["use_dictionary"] = [name for name in schema.names if name not in ("map", "thumbnail", "overlay")]
         if pa.types.is_float32(schema.field("map").type.value_type):
             packed["column_encoding"] = {"map.list.element": "BYTE_STREAM_SPLIT"}
@@ -236,7 +237,7 @@ def new_file(file: Any, schema: pa.Schema) -> Any:
 
 
 def drop(path: Place, ids: Collection[str]) -> None:
-    """Remove the rows of these images from a part; the part itself where nothing is left of it."""
+    """Remove the rows of these images from a part, and the part itself if nothing is left."""
     import pyarrow as pa
 
     if not path.exists():

@@ -1,9 +1,9 @@
-// The panel: a photograph goes to the server, and every picture is drawn as it comes.
+// The panel: sends a photograph to the server and shows every picture as it arrives.
 "use strict";
 (() => {
 const page = JSON.parse(document.getElementById("page").textContent);
 const at = id => document.getElementById(id);
-const self_ = crypto.getRandomValues(new Uint32Array(3)).join("-");  // this page, of several that may be open
+const self_ = crypto.getRandomValues(new Uint32Array(3)).join("-");  // identifies this page among several that may be open
 let photo = null, running = null, camera = null;
 
 function element(kind, className, text) {
@@ -24,7 +24,7 @@ async function answer(path, options) {
 }
 
 async function send(blob, name, shownAs) {
-  if (blob.size > page.limit) { say(`${name} has more than the ${page.limit >> 20} MB that are allowed.`); return false; }
+  if (blob.size > page.limit) { say(`${name} is larger than the ${page.limit >> 20} MB allowed.`); return false; }
   try {
     const told = await answer("photo", { method: "POST", body: blob, headers: { "content-type": "application/octet-stream" } });
     take(told.photo, name, shownAs ?? URL.createObjectURL(blob));
@@ -71,7 +71,7 @@ page.known.slice(0, 60).forEach((name, number) => {
 
 at("camera").addEventListener("click", async () => {
   if (camera) { endCamera(); return; }
-  if (!navigator.mediaDevices) { say("Browsers give the camera only to pages of this machine (localhost) or by https."); return; }
+  if (!navigator.mediaDevices) { say("Browsers allow the camera only on localhost or over https."); return; }
   try {
     camera = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 640 }, height: { ideal: 480 } } });
   } catch (error) { say(`The camera cannot be used: ${error.message}`); return; }
@@ -80,7 +80,7 @@ at("camera").addEventListener("click", async () => {
   at("camera").textContent = "Stop the camera"; at("camera").setAttribute("aria-pressed", "true");
   await video.play();
   const canvas = element("canvas");
-  while (camera) {  // the next picture when the last one is all drawn
+  while (camera) {  // the next picture is taken when the last one has been shown completely
     canvas.width = video.videoWidth; canvas.height = video.videoHeight;
     canvas.getContext("2d").drawImage(video, 0, 0);
     const blob = await new Promise(done => canvas.toBlob(done, "image/jpeg", 0.92));
@@ -144,7 +144,7 @@ function ofLayer() { at("unit").max = layer().shape[0] - 1; }
 
 function choose(unit) { at("unit").value = unit; see(); }
 
-// -------------------------------------------------------------------------------------------- what the server sees
+// ------------------------------------------------------------------------------------------- requests to the server
 
 let order = 0;
 function see() {
@@ -180,9 +180,9 @@ async function follow(mine, abort) {
     }
   }
   if (mine !== order) return;
-  if (!ended) throw new Error("The server broke off: its terminal says why.");
+  if (!ended) throw new Error("The server stopped sending; its terminal shows why.");
   for (const one of [...at("cards").children]) if (!seen.has(one.dataset.card)) one.remove();
-  say(`all drawn after ${((performance.now() - began) / 1000).toFixed(1)} s`);
+  say(`finished after ${((performance.now() - began) / 1000).toFixed(1)} s`);
 }
 
 function card(event) {

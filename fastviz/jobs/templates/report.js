@@ -1,4 +1,4 @@
-// The report of a job: lines are read block by block, and only those in view are in the page.
+// The report of a job: lines are read block by block, and only the visible ones are in the page.
 "use strict";
 const fastviz = (() => {
 const page = JSON.parse(document.getElementById("page").textContent);
@@ -7,8 +7,8 @@ const methods = page.methods, [cellHeight, cellWidth] = page.cell, ratio = cellH
 
 // ------------------------------------------------------------------------------------------------------- the lines
 
-// A list a column; what has few values is a number, its place in `names`.
-const lines = { id: [], label: [], target: [], predicted: [], probability: [], sure: [], seconds: [] };
+// A list for each column; names are stored as indices into `names`.
+const lines = { id: [], label: [], target: [], predicted: [], probability: [], confidence: [], seconds: [] };
 const errors = new Map(), missing = new Map();
 const names = [], places = new Map();
 let classes = new Set();
@@ -21,7 +21,7 @@ function place(name) {
 function add(block) {
   const own = block.names.map(place), number = value => value < 0 ? -1 : own[value];
   const start = lines.id.length;
-  for (const key of ["id", "probability", "sure", "seconds"]) for (const value of block[key]) lines[key].push(value);
+  for (const key of ["id", "probability", "confidence", "seconds"]) for (const value of block[key]) lines[key].push(value);
   for (const key of ["label", "target", "predicted"]) for (const value of block[key]) lines[key].push(number(value));
   for (const [line, words] of Object.entries(block.error)) errors.set(start + Number(line), words);
   for (const [line, which] of Object.entries(block.missing)) missing.set(start + Number(line), which);
@@ -35,7 +35,7 @@ function forget() {
   focused = 0;
 }
 
-// --------------------------------------------------------------------------------------------- which, in what order
+// ------------------------------------------------------------------------------------------------- filter and order
 
 let order = new Uint32Array(0), view = "sheet", focused = 0;
 
@@ -45,7 +45,7 @@ function chosen() {
   const word = at("class").value.trim().toLowerCase(), name = at("name").value.trim().toLowerCase();
   const low = at("low").valueAsNumber || 0, high = Number.isNaN(at("high").valueAsNumber) ? 1 : at("high").valueAsNumber;
   const which = view === "failures" ? "failed" : at("which").value;
-  // what the word means is looked up once a class, not once a line
+  // the filter is matched once per class, not once per line
   const exact = names.some((each, k) => classes.has(k) && each.toLowerCase() === word);
   const fits = names.map(each => !word || (exact ? each.toLowerCase() === word : each.toLowerCase().includes(word)));
   const every = low <= 0 && high >= 1;
@@ -100,7 +100,7 @@ function say() {
 }
 
 let waiting = 0;
-function changed() {  // new lines or another filter: at most a few times a second
+function changed() {  // after new lines or another filter, at most a few times per second
   if (waiting) return;
   waiting = setTimeout(() => { waiting = 0; arrange(); listClasses(); }, order.length ? 250 : 0);
 }
@@ -118,13 +118,13 @@ function listClasses() {
 function sheetUrl(kind, number, size) {
   const name = `report_files/${kind}-${String(number).padStart(6, "0")}.jpg`;
   if (!page.live) return name;
-  // another address when the sheet has more lines than before
+  // the address changes when the sheet gets more lines
   return `${name}?v=${page.version}&n=${Math.min(lines.id.length, (number + 1) * size) - number * size}`;
 }
 
-// where the picture of a line lies: of a method by its number, of the photograph by -1
+// the position of a line's picture: of a method by its index, of the photograph by -1
 function source(line, method) {
-  const size = method < 0 ? page.a_sheet : page.lines_a_sheet, number = Math.floor(line / size), within = line % size;
+  const size = method < 0 ? page.per_sheet : page.lines_per_sheet, number = Math.floor(line / size), within = line % size;
   const spot = method < 0 ? within : within * methods.length + method;
   return { url: sheetUrl(method < 0 ? "photos" : "maps", number, size), column: spot % page.across, row: Math.floor(spot / page.across) };
 }
@@ -161,7 +161,7 @@ function picture(line, method, width) {
     made.style.backgroundSize = `${page.across * width}px auto`;
     made.style.backgroundPosition = `${-column * width}px ${-row * width * ratio}px`;
   };
-  // while the page flies by, no picture is read: those that stay are, soon
+  // during fast scrolling no pictures are loaded; those still visible are loaded soon after
   if (fast) late.push([made, fill]); else fill();
   return made;
 }
@@ -178,15 +178,15 @@ function visible() { return methods.map((_, k) => k).filter(k => at(`method-${k}
 function measure() {
   const width = width_(), room = Math.max(width, list.clientWidth - 2 * GAP), outer = width + GAP;
   const across = Math.max(1, Math.floor((room + GAP) / outer)), caption = 2.6 * 16;
-  if (view === "sheet") return { width, across, height: width * ratio + caption + GAP, rows: Math.ceil(order.length / across), a_row: across };
+  if (view === "sheet") return { width, across, height: width * ratio + caption + GAP, rows: Math.ceil(order.length / across), per_row: across };
   if (view === "rows") {
     const pictures = (page.photos ? 1 : 0) + visible().length, deep = Math.max(1, Math.ceil(pictures / across));
-    return { width, across, height: 3.4 * 16 + deep * (width * ratio + 24) + GAP, rows: order.length, a_row: 1 };
+    return { width, across, height: 3.4 * 16 + deep * (width * ratio + 24) + GAP, rows: order.length, per_row: 1 };
   }
-  return { width, across, height: 3.6 * 16, rows: order.length, a_row: 1 };
+  return { width, across, height: 3.6 * 16, rows: order.length, per_row: 1 };
 }
 
-// Browsers draw no element of more than some 16 million pixels: of longer lists the scroll bar covers more than a pixel.
+// Browsers limit elements to about 16 million pixels, so in longer lists a pixel of the scroll bar is several pixels.
 function scrolled() {
   const total = geometry.rows * geometry.height, tall = Math.min(total, MOST), room = Math.max(1, tall - list.clientHeight);
   return total <= MOST ? list.scrollTop : Math.min(1, list.scrollTop / room) * (total - list.clientHeight);
@@ -218,10 +218,10 @@ function draw(anew = false) {
 }
 let drawn = false;
 
-function enter(row) {  // one image can be reached by Tab: the last one that had the focus, or the first in view
-  const { a_row } = geometry, buttons = [...space.querySelectorAll("button.line")];
+function enter(row) {  // makes one image reachable by Tab: the last one that had the focus, or the first visible one
+  const { per_row } = geometry, buttons = [...space.querySelectorAll("button.line")];
   if (!buttons.length) return;
-  if (!buttons.some(one => Number(one.dataset.place) === focused)) focused = row * a_row;
+  if (!buttons.some(one => Number(one.dataset.place) === focused)) focused = row * per_row;
   for (const one of buttons) one.tabIndex = Number(one.dataset.place) === focused ? 0 : -1;
   if (!buttons.some(one => one.tabIndex === 0)) buttons[0].tabIndex = 0;
 }
@@ -242,8 +242,8 @@ function button(place_, line) {
 }
 
 function make(row) {
-  const { width, a_row } = geometry, made = element("div", `row ${view}`);
-  const from = row * a_row, to = Math.min(order.length, from + a_row);
+  const { width, per_row } = geometry, made = element("div", `row ${view}`);
+  const from = row * per_row, to = Math.min(order.length, from + per_row);
   for (let place_ = from; place_ < to; place_++) {
     const line = order[place_], item = element("div", "item");
     item.setAttribute("role", "listitem");
@@ -259,16 +259,16 @@ function thumbnail(place_, line, width) {
   const made = button(place_, line);
   made.style.width = `${width}px`;
   made.append(picture(line, Number(at("shows").value), width));
-  made.append(element("span", "name", title(line)), element("span", "sure", percent(lines.probability[line])));
+  made.append(element("span", "name", title(line)), element("span", "confidence", percent(lines.probability[line])));
   made.append(element("span", "id", lines.id[line]));
   return [made];
 }
 
 function wide(place_, line, width) {
   const made = button(place_, line);
-  made.append(element("b", "", title(line)), element("span", "sure", percent(lines.probability[line])));
+  made.append(element("b", "", title(line)), element("span", "confidence", percent(lines.probability[line])));
   if (lines.predicted[line] >= 0 && lines.predicted[line] !== lines.target[line])
-    made.append(element("span", "quiet", `predicted: ${names[lines.predicted[line]]} ${percent(lines.sure[line])}`));
+    made.append(element("span", "quiet", `predicted: ${names[lines.predicted[line]]} ${percent(lines.confidence[line])}`));
   made.append(element("span", "id", !errors.has(line) ? lines.id[line] : errors.get(line).includes(lines.id[line]) ? errors.get(line) : `${lines.id[line]}: ${errors.get(line)}`));
   const pictures = element("div", "pictures");
   if (![-1, ...methods.keys()].some(method => has(line, method))) return [made];
@@ -302,9 +302,9 @@ list.addEventListener("scroll", () => {
 }, { passive: true });
 new ResizeObserver(() => { if (geometry) draw(true); }).observe(list);
 
-function show(place_) {  // scroll so that the line with this place is in view, and focus it
+function show(place_) {  // scroll the line at this place into view, and focus it
   focused = Math.max(0, Math.min(order.length - 1, place_));
-  const { height, a_row, rows } = geometry, y = Math.floor(focused / a_row) * height, top = scrolled(), room = list.clientHeight;
+  const { height, per_row, rows } = geometry, y = Math.floor(focused / per_row) * height, top = scrolled(), room = list.clientHeight;
   let wanted = top;
   if (y < top) wanted = y;
   if (y + height > top + room) wanted = Math.min(y, y + height - room);
@@ -319,8 +319,8 @@ function show(place_) {  // scroll so that the line with this place is in view, 
 
 list.addEventListener("keydown", event => {
   if (!event.target.matches("button.line") || event.altKey || event.ctrlKey || event.metaKey) return;
-  const a_row = geometry.a_row, screen = Math.max(1, Math.floor(list.clientHeight / geometry.height)) * a_row;
-  const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: a_row, ArrowUp: -a_row, PageDown: screen, PageUp: -screen, Home: -order.length, End: order.length }[event.key];
+  const per_row = geometry.per_row, screen = Math.max(1, Math.floor(list.clientHeight / geometry.height)) * per_row;
+  const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: per_row, ArrowUp: -per_row, PageDown: screen, PageUp: -screen, Home: -order.length, End: order.length }[event.key];
   if (!step) return;
   event.preventDefault();
   show(focused + step);
@@ -329,14 +329,14 @@ list.addEventListener("keydown", event => {
 // ------------------------------------------------------------------------------------------------ one image, large
 
 const detail = at("detail");
-let opened = 0;  // apart from the focus, which the browser gives back to where it was when the dialog closes
+let opened = 0;  // separate from `focused`: the browser restores the focus when the dialog closes
 function open(place_) {
   opened = Math.max(0, Math.min(order.length - 1, place_));
   const line = order[opened], facts = element("dl", "facts");
   at("detail-name").textContent = lines.id[line];
   const fact = (name, value) => { if (value) { const one = element("div"); one.append(element("dt", "", name), element("dd", "", value)); facts.append(one); } };
   fact("Explained", lines.target[line] < 0 ? "" : `${names[lines.target[line]]} ${percent(lines.probability[line])}`);
-  fact("Predicted", lines.predicted[line] < 0 ? "" : `${names[lines.predicted[line]]} ${percent(lines.sure[line])}`);
+  fact("Predicted", lines.predicted[line] < 0 ? "" : `${names[lines.predicted[line]]} ${percent(lines.confidence[line])}`);
   fact("Label", lines.label[line] < 0 ? "" : names[lines.label[line]]);
   fact("Seconds", lines.seconds[line] ? lines.seconds[line].toPrecision(3) : "");
   fact("Failed", errors.get(line));
@@ -407,9 +407,9 @@ function charts() {
   at("charts").replaceChildren();
   const few = found.probability.length, part = k => `${Math.round(100 * k / few)} to ${Math.round(100 * (k + 1) / few)} %`;
   if (few) {
-    const sure = section("How probable the explained class is", "Images by the probability that the network gives to the class that is explained.");
-    sure.append(bars(found.probability, `Images by probability: ${found.probability.map((n, k) => n ? `${part(k)}: ${n}` : "").filter(Boolean).join("; ")}`, "0 %", "100 %", part));
-    const by = section("By class", found.more_classes ? `The most frequent; ${found.more_classes.toLocaleString("en")} more are not here.` : "");
+    const confidence = section("How probable the explained class is", "Images by the network's probability of the explained class.");
+    confidence.append(bars(found.probability, `Images by probability: ${found.probability.map((n, k) => n ? `${part(k)}: ${n}` : "").filter(Boolean).join("; ")}`, "0 %", "100 %", part));
+    const by = section("By class", found.more_classes ? `The most frequent classes; ${found.more_classes.toLocaleString("en")} more are not shown.` : "");
     const add_ = table(by, ["class", "images", "mean probability", "probability, 0 to 100 %"]);
     for (const one of found.classes) {
       const name = element("button", "link", one.name);
@@ -420,15 +420,15 @@ function charts() {
   }
   const took = found.seconds.filter(one => one.median !== null);
   if (took.length) {
-    const time = section("Seconds an image, by method", "An image's share of its batch; every bar is five to a factor of ten.");
+    const time = section("Time per image, by method", "The batch's time divided by its images; five bars per factor of ten.");
     const used = [...took[0].bins.keys()].filter(k => took.some(one => one.bins[k]));
-    const low = Math.min(...used), high = Math.max(...used) + 1, edge = k => found.least_second * 10 ** (k / found.bins_a_decade);
+    const low = Math.min(...used), high = Math.max(...used) + 1, edge = k => found.least_second * 10 ** (k / found.bins_per_decade);
     const add_ = table(time, ["method", "median", `${seconds(edge(low))} to ${seconds(edge(high))}`]);
     for (const one of [...took].sort((a, b) => b.median - a.median))
       add_([one.method.replaceAll("_", " "), seconds(one.median), bars(one.bins.slice(low, high), `seconds of ${one.method}`, "", "", k => `${seconds(edge(low + k))} to ${seconds(edge(low + k + 1))}`)]);
   }
   if (found.reasons.length) {
-    const why = section(`${found.failed.toLocaleString("en")} failed`, "By reason, names left out; the tab Failures has each.");
+    const why = section(`${found.failed.toLocaleString("en")} failed`, "By reason, without names; the tab Failures lists each.");
     const add_ = table(why, ["reason", "images"]);
     for (const [reason, count] of found.reasons) add_([reason, count.toLocaleString("en")]);
   }
@@ -474,7 +474,7 @@ function setUp() {
 
 // -------------------------------------------------------------------------------------------- where lines come from
 
-function read(number) {  // a page from a file may not fetch: blocks are scripts, one after the other
+function read(number) {  // a page opened from a file may not use fetch, so blocks are scripts, loaded one by one
   if (number >= page.blocks) { say(); return; }
   const script = element("script");
   script.src = `report_files/lines-${String(number).padStart(5, "0")}.js`;
@@ -488,7 +488,7 @@ async function follow() {
     const answer = await fetch(`lines?version=${page.version}&start=${lines.id.length}`);
     if (!answer.ok) throw new Error((await answer.json()).error);
     const news = await answer.json();
-    if (news.methods.join() !== methods.join()) { location.reload(); return; }  // another job has begun in the folder
+    if (news.methods.join() !== methods.join()) { location.reload(); return; }  // another job has started in the folder
     if (news.version !== page.version) { forget(); page.version = news.version; changed(); }
     page.distributions = news.distributions;
     if (news.block.id.length) add(news.block);
@@ -500,7 +500,7 @@ async function follow() {
   setTimeout(follow, 2000);
 }
 
-// the script runs before the global name exists, which blocks need
+// deferred, because blocks need the global name, which exists only after this script
 setTimeout(() => { setUp(); if (page.live) follow(); else read(0); });
 return { add, lines };
 })();

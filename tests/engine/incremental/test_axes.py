@@ -15,6 +15,7 @@ import fastviz
 from fastviz import ops
 from fastviz.engine.incremental import plan, sweep
 from fastviz.engine.incremental.window_grid import grid
+from tests.engine.incremental.common import Branches, Function
 
 pytestmark = pytest.mark.usefixtures("traced")
 
@@ -28,29 +29,6 @@ def many_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     module: Any = sys.modules["fastviz.engine.incremental.plan"]  # the package's name "plan" is the function
     monkeypatch.setitem(module.CALL_FLOPS, "cpu", 0.0)
     monkeypatch.setattr(module, "FLOPS_PER_BYTE", 0.0)
-
-
-class Function(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
-class Branches(nn.Module):
-    """What several modules make of one input, put together by a function."""
-
-    def __init__(self, join: Callable[..., Tensor], *branches: nn.Module) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(branches)
-        self.join = join
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.join(*(branch(x) for branch in self.branches))
 
 
 def layer(kind: str, axes: int, *args: Any, **options: Any) -> nn.Module:

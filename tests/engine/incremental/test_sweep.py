@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import fastviz
 from fastviz import ops
 from fastviz.engine.incremental import Sweep, drill_down, plan, sweep
+from tests.engine.incremental.common import Branches, Function
 
 torchvision = pytest.importorskip("torchvision")
 
@@ -122,29 +123,6 @@ def test_trained_squeezenet_on_a_photograph(shared: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------ every kind of operation
-
-
-class Function(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
-class Branches(nn.Module):
-    """What several modules make of one input, put together by a function."""
-
-    def __init__(self, join: Callable[..., Tensor], *branches: nn.Module) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(branches)
-        self.join = join
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.join(*(branch(x) for branch in self.branches))
 
 
 class ChannelsLast(nn.Module):

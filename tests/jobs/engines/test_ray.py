@@ -188,15 +188,15 @@ def test_each_actor_has_a_gpu_or_a_share_of_the_cores():
     cpu = [{"CPU": 16.0}, {"CPU": 6.0}]
     gpu = [{"CPU": 32.0, "GPU": 8.0}, {"CPU": 32.0, "GPU": 8.0}]
     job = lambda **options: jobs.Job(["x"], "out", engine="ray", **options)  # noqa: E731
-    share = lambda nodes, **options: ray._Share.of(job(**options), nodes)  # noqa: E731
-    assert share(cpu) == ray._Share(5, 4, 0)
-    assert share([{"CPU": 2.0}]) == ray._Share(1, 2, 0)
-    assert share([{"CPU": 2.0}], workers=2) == ray._Share(2, 1, 0)
-    assert share(gpu) == ray._Share(16, 4, 1)
-    assert share(gpu, workers=4) == ray._Share(4, 16, 1)
-    assert share(gpu, device="cpu") == ray._Share(16, 4, 0)
-    with pytest.raises(ValueError, match="device 'cuda' is not there: the Ray cluster has no GPU"):
-        share(cpu, device="cuda")
+    resources = lambda nodes, **options: ray._Resources.of(job(**options), nodes)  # noqa: E731
+    assert resources(cpu) == ray._Resources(5, 4, 0)
+    assert resources([{"CPU": 2.0}]) == ray._Resources(1, 2, 0)
+    assert resources([{"CPU": 2.0}], workers=2) == ray._Resources(2, 1, 0)
+    assert resources(gpu) == ray._Resources(16, 4, 1)
+    assert resources(gpu, workers=4) == ray._Resources(4, 16, 1)
+    assert resources(gpu, device="cpu") == ray._Resources(16, 4, 0)
+    with pytest.raises(ValueError, match="device 'cuda' is not available: the Ray cluster has no GPU"):
+        resources(cpu, device="cuda")
 
 
 INTERRUPTED = """

@@ -16,7 +16,7 @@ from fastviz.images import drawing, tensors
 from fastviz.jobs import report
 from fastviz.jobs.report.distributions import Distributions
 from fastviz.jobs.report.lines import lines_of
-from fastviz.jobs.report.pictures import A_SHEET, ACROSS, Sheets
+from fastviz.jobs.report.pictures import ACROSS, PER_SHEET, Sheets
 from tests.jobs.common import photograph
 
 METHODS = ["saliency", "grad_cam"]
@@ -84,7 +84,7 @@ def test_sheets_hold_the_pictures_of_their_lines(network, photos, tmp_path):
     out = job(tmp_path / "out", network, photos, thumbnails=True)
     page = report.write(out)
     told = settings(page)
-    assert (told["photos"], told["maps"], told["methods"], told["lines_a_sheet"]) == (True, True, METHODS, 32)
+    assert (told["photos"], told["maps"], told["methods"], told["lines_per_sheet"]) == (True, True, METHODS, 32)
     files = page.parent / "report_files"
     rows = list(jobs.open(out).images(jobs.open(out).schema.names))
     size = tuple(told["cell"])
@@ -115,7 +115,7 @@ def test_overlays_are_shown_as_they_were_kept(network, photos, tmp_path):
 
 
 def test_more_lines_than_a_sheet_or_a_block(network, photos, tmp_path, monkeypatch):
-    monkeypatch.setitem(report.write.__globals__, "A_BLOCK", 64)
+    monkeypatch.setitem(report.write.__globals__, "PER_BLOCK", 64)
     for number in range(70):
         photograph(photos / f"more/{number:02d}.png", number)
     out = job(tmp_path / "out", network, photos, thumbnails=True)
@@ -125,7 +125,7 @@ def test_more_lines_than_a_sheet_or_a_block(network, photos, tmp_path, monkeypat
     assert settings(page)["blocks"] == 2
     names = {path.name for path in (page.parent / "report_files").glob("*.jpg")}
     assert names == {f"photos-{n:06d}.jpg" for n in range(2)} | {f"maps-{n:06d}.jpg" for n in range(3)}
-    assert A_SHEET < 75
+    assert PER_SHEET < 75
 
 
 def test_text_is_escaped_and_no_host_is_named(network, photos, tmp_path):

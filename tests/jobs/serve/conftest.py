@@ -15,8 +15,8 @@ from starlette.testclient import TestClient
 
 from fastviz import jobs
 from fastviz.jobs.serve.application import application
-from fastviz.jobs.serve.known import Known
-from fastviz.jobs.serve.live import Live
+from fastviz.jobs.serve.known_photographs import KnownPhotographs
+from fastviz.jobs.serve.live_report import LiveReport
 from fastviz.jobs.serve.networks import Network, network_of
 from tests.jobs.common import photograph, tiny
 
@@ -46,7 +46,7 @@ def folder(home: Path, network: Network) -> tuple[Path, Path, Ran]:
 
 def made(photos: Path, out: Path, network: Network) -> FastAPI:
     files = {path.name: path for path in sorted(photos.glob("*.png"))}
-    return application(TOKEN, live=Live(out), networks=[network], known=Known(files))
+    return application(TOKEN, live=LiveReport(out), networks=[network], known=KnownPhotographs(files))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fastviz import images
 from fastviz.jobs.serve import uploads
-from fastviz.jobs.serve.live import Live
+from fastviz.jobs.serve.live_report import LiveReport
 from tests.jobs.common import photograph
 from tests.jobs.serve.conftest import as_known
 
@@ -77,7 +77,7 @@ def test_a_damaged_part_and_photographs_that_are_gone(growing):
 
 
 def test_blocks_are_given_piece_by_piece(client, monkeypatch):
-    monkeypatch.setitem(Live.lines.__globals__, "A_BLOCK", 2)
+    monkeypatch.setitem(LiveReport.lines.__globals__, "PER_BLOCK", 2)
     found, version, more = [], "", True
     while more:
         told = client.get("/lines", params={"version": version, "start": len(found)}).json()
@@ -178,7 +178,7 @@ def test_only_the_last_photographs_are_kept(client):
     answer = client.post("/see", content=json.dumps(settings))
     assert (answer.status_code, answer.json()["error"]) == (
         404,
-        "This photograph is not kept any more: choose it again.",
+        "This photograph is no longer in memory: choose it again.",
     )
 
 

@@ -161,7 +161,7 @@ def test_the_panel_by_keyboard(address, page):
     page.keyboard.press("Tab")
     assert focused(page) == "photograph 0.png"
     page.keyboard.press("Enter")
-    until(page, "document.getElementById('status').textContent.startsWith('all drawn')")
+    until(page, "document.getElementById('status').textContent.startsWith('finished')")
     cards = {card.get_attribute("data-card") for card in page.locator(".card").all()}
     assert {
         "guesses",
@@ -213,14 +213,14 @@ def test_a_file_and_the_camera(address, page, photos):
         "all => all.forEach(one => { one.checked = one.value === 'saliency'; })"
     )
     page.locator("#file").set_input_files(photos / "4.png")
-    until(page, "document.getElementById('status').textContent.startsWith('all drawn')")
+    until(page, "document.getElementById('status').textContent.startsWith('finished')")
     (photos / "bad.png").write_bytes(b"no picture")
     answers: list[int] = []
     page.on("response", lambda response: answers.append(response.status))
     with page.expect_response("**/photo") as answer:
         page.locator("#file").set_input_files({"name": "huge.png", "mimeType": "image/png", "buffer": _png()})
     assert answer.value.status == 200
-    until(page, "document.getElementById('status').textContent.startsWith('all drawn')")
+    until(page, "document.getElementById('status').textContent.startsWith('finished')")
     page.locator("#camera").press("Enter")
     until(page, "document.getElementById('hint').textContent === 'camera'")
     with page.expect_response("**/see"), page.expect_response("**/photo"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastviz.jobs.tables import done
-from fastviz.jobs.tables.done import Names, _search, hashes_of, mixed
+from fastviz.jobs.tables.done import Names, _search, hashes_of, stamp_hashes
 
 
 def memory() -> int:
@@ -44,7 +44,7 @@ def test_two_names_of_one_first_half_are_told_apart():
 
 def test_stamps_differ():
     stamps = np.array([[0, 0, 0], [1, 2, 3], [1, 3, 2], [2, 1, 3], [1, 2, 4]])
-    found = mixed(stamps)
+    found = stamp_hashes(stamps)
     assert found[0] == 0
     assert len(set(found.tolist())) == 5
 
@@ -52,7 +52,7 @@ def test_stamps_differ():
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
 def test_two_million_names_need_little_memory(tmp_path, monkeypatch):
     """As many as a test has time for, in shorter runs; benchmarks/jobs/resume.py looks up ten million."""
-    monkeypatch.setattr(done, "_ROWS", 1 << 14)
+    monkeypatch.setattr(done, "_RUN_LENGTH", 1 << 14)
     names = Names(tmp_path)
     generator = np.random.default_rng(0)
     gc.collect()

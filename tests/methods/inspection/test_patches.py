@@ -22,33 +22,9 @@ from fastviz.execution.forward import layer_outputs
 from fastviz.images import streams
 from fastviz.methods import Patches, patch_pictures, patch_sheet, patches
 from fastviz.vectors.top_k import TopK, best_per_image, best_places
+from tests.methods.inspection.common import as_places, by_sorting, found_places
 
 f64 = torch.float64
-Place = tuple[float, int, int, int]
-
-
-def by_sorting(maps: Tensor, k: int, *, one_per_image: bool) -> list[list[Place]]:
-    """Value, image, row and column of each channel's best places: all of them sorted, equal ones by place."""
-    found = []
-    for channel in range(maps.shape[1]):
-        every = []
-        for image, each in enumerate(maps[:, channel].tolist()):
-            places = [(value, image, row, column) for row, line in enumerate(each) for column, value in enumerate(line)]
-            places.sort(key=lambda place: (-place[0], *place[1:]))
-            every += places[:1] if one_per_image else places
-        found.append(sorted(every, key=lambda place: (-place[0], *place[1:]))[:k])
-    return found
-
-
-def as_places(values: Tensor, places: Tensor) -> list[list[Place]]:
-    return [
-        [(value, *place) for value, place in zip(*each, strict=True) if place[0] >= 0]
-        for each in zip(values.tolist(), places.tolist(), strict=True)
-    ]
-
-
-def found_places(found: Patches) -> list[list[Place]]:
-    return as_places(found.values, torch.cat([found.images[..., None], found.positions], dim=2))
 
 
 # ---------------------------------------------------------------------------------------------- the k best of a stream

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fastviz as fv
-from fastviz.methods import Patches, patch_pictures, patch_sheet, patches
+from fastviz.methods import patch_pictures, patch_sheet, patches
 from fastviz.vectors.top_k import best_per_image, best_places
+from tests.methods.inspection.common import as_places, by_sorting, found_places
 
 f64 = torch.float64
 SIZES = {1: (23,), 3: (9, 7, 11)}
-Place = tuple[float, ...]
 
 
 def network(axes: int) -> nn.Sequential:
@@ -34,30 +34,6 @@ def network(axes: int) -> nn.Sequential:
 def inputs(axes: int, count: int = 5) -> Tensor:
     generator = torch.Generator().manual_seed(7)
     return torch.randint(-1, 2, (count, 2, *SIZES[axes]), generator=generator).to(f64)
-
-
-def by_sorting(maps: Tensor, k: int, *, one_per_image: bool) -> list[list[Place]]:
-    """Value, image and place of each channel's best: all of them sorted, equal ones by image and place."""
-    found = []
-    for channel in range(maps.shape[1]):
-        every: list[Place] = []
-        for image, each in enumerate(maps[:, channel]):
-            places = [(float(each[at]), image, *at) for at in product(*map(range, each.shape))]
-            places.sort(key=lambda place: (-place[0], *place[1:]))
-            every += places[:1] if one_per_image else places
-        found.append(sorted(every, key=lambda place: (-place[0], *place[1:]))[:k])
-    return found
-
-
-def as_places(values: Tensor, places: Tensor) -> list[list[Place]]:
-    return [
-        [(value, *place) for value, place in zip(*each, strict=True) if place[0] >= 0]
-        for each in zip(values.tolist(), places.tolist(), strict=True)
-    ]
-
-
-def found_places(found: Patches) -> list[list[Place]]:
-    return as_places(found.values, torch.cat([found.images[..., None], found.positions], dim=2))
 
 
 def test_worked_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""captum's own code over a faster model: the same calls, in the same order, with the same random numbers."""
+"""captum's own code with a faster model: the same calls, in the same order, with the same random numbers."""
 
 from __future__ import annotations
 
@@ -13,28 +13,38 @@ from torch import Tensor, nn
 from fastviz.compat._order import in_fast_order, may_round
 from fastviz.compat.captum import _bases
 from fastviz.compat.captum._forward import run, target_of, tensors
-from fastviz.compat.captum._sweep import ForCaptum, accepted
+from fastviz.compat.captum._sweep import LeftToCaptum, accepted
 from fastviz.execution.batches import Batches
 from fastviz.execution.differentiation import differentiate
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.fast_conv.memory_format import fast_convolutions
 
-__all__ = ["AT_ONCE", "alone", "at_once", "gradients", "in_parts", "internal_batch", "is_captums", "own", "quick"]
+__all__ = [
+    "IMAGES_PER_PASS",
+    "gradients",
+    "images_are_independent",
+    "in_chunks",
+    "internal_batch",
+    "is_captums",
+    "own",
+    "perturbations_per_pass",
+    "with_fast_model",
+]
 
-AT_ONCE = 16
-"""Images in a pass where the caller asks for no number, or for more: more are not faster, and memory stays bounded."""
+IMAGES_PER_PASS = 16
+"""Images per forward pass if the caller gives no number or a larger one; more would not be faster but take memory."""
 
 Attribution = TypeVar("Attribution")
 
 
 def own(kind: Any) -> Callable[..., Any]:
-    """captum's own ``attribute`` of the class ``kind``, without the note of its use, which ours makes."""
+    """captum's own ``attribute`` of the class ``kind``, without usage logging, which our method already does."""
     computed: Callable[..., Any] = kind.attribute.__wrapped__
     return computed
 
 
-def quick(attribution: Attribution) -> Attribution:
-    """``attribution`` with a function in the place of its model, which runs it without gradients in the fast order."""
+def with_fast_model(attribution: Attribution) -> Attribution:
+    """A copy of ``attribution`` whose model runs in the fast memory order; only for calls without gradients."""
     other: Any = copy.copy(attribution)
     model = other.forward_func
     if not isinstance(model, nn.Module):
@@ -55,14 +65,16 @@ def quick(attribution: Attribution) -> Attribution:
     return other  # type: ignore[no-any-return]
 
 
-def alone(attribution: Any, kind: type, inputs: object, baselines: object = None, extra: object = None) -> bool:
-    """Whether it is proved that the images of this call do not meet in the model, so that batches may be cut at will.
+def images_are_independent(
+    attribution: Any, kind: type, inputs: object, baselines: object = None, extra: object = None
+) -> bool:
+    """Whether it is proved that the model treats the images of a batch independently, so that batches may be split.
 
-    What is not a plain module with one batch of images is not looked at.
+    Only checked for a plain module with one batch of images; otherwise False.
     """
     try:
         call = accepted(attribution, kind, inputs, baselines, extra, 1)
-    except ForCaptum:
+    except LeftToCaptum:
         return False
     two = call.images[:1].expand(2, -1, -1, -1)
     batches = Batches(call.model)
@@ -70,24 +82,24 @@ def alone(attribution: Any, kind: type, inputs: object, baselines: object = None
         return batches.together(two, lambda images: call.model(images.clone())) > 1
 
 
-def at_once(attribution: Any, kind: type, inputs: object, extra: object, asked: Any) -> Any:
-    """How many perturbations go through the model together: more than ``asked`` where images do not meet in it."""
-    if type(asked) is not int or asked < 1 or asked * len(tensors(inputs)[0]) >= AT_ONCE:
+def perturbations_per_pass(attribution: Any, kind: type, inputs: object, extra: object, asked: Any) -> Any:
+    """The number of perturbations per forward pass: more than ``asked`` if the model treats images independently."""
+    if type(asked) is not int or asked < 1 or asked * len(tensors(inputs)[0]) >= IMAGES_PER_PASS:
         return asked
-    if not alone(attribution, kind, inputs, None, extra):
+    if not images_are_independent(attribution, kind, inputs, None, extra):
         return asked
-    return max(asked, AT_ONCE // len(tensors(inputs)[0]))
+    return max(asked, IMAGES_PER_PASS // len(tensors(inputs)[0]))
 
 
 def internal_batch(attribution: Any, kind: type, inputs: object, points: int = 1) -> int | None:
-    """The ``internal_batch_size`` where none is asked for, at least ``points`` an image; None where images may meet."""
-    if not alone(attribution, kind, inputs):
+    """The default ``internal_batch_size``, at least ``points`` per image; None if images may affect one another."""
+    if not images_are_independent(attribution, kind, inputs):
         return None
-    return max(AT_ONCE, points * len(tensors(inputs)[0]))
+    return max(IMAGES_PER_PASS, points * len(tensors(inputs)[0]))
 
 
 def gradients(forward_fn: Any, inputs: Any, target_ind: Any = None, additional_forward_args: Any = None) -> Any:
-    """captum's ``compute_gradients``, in the fast order."""
+    """captum's ``compute_gradients``, in the fast memory order."""
     each = tensors(inputs)
 
     def differentiated(*images: Tensor) -> tuple[Tensor | None, ...]:
@@ -104,16 +116,16 @@ def gradients(forward_fn: Any, inputs: Any, target_ind: Any = None, additional_f
     return tuple(None if gradient is None else gradient.contiguous() for gradient in found)
 
 
-def in_parts(compute: Callable[..., Any]) -> Callable[..., Any]:
-    """``compute``, a function as :func:`gradients`, for :data:`AT_ONCE` images at a time of one input."""
+def in_chunks(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """``compute``, a function like :func:`gradients`, called on :data:`IMAGES_PER_PASS` images of an input at once."""
 
     def computed(forward_fn: Any, inputs: Any, target_ind: Any = None, additional_forward_args: Any = None) -> Any:
         each = tensors(inputs)
-        if len(each) != 1 or additional_forward_args is not None or len(each[0]) <= AT_ONCE:
+        if len(each) != 1 or additional_forward_args is not None or len(each[0]) <= IMAGES_PER_PASS:
             return compute(forward_fn, inputs, target_ind, additional_forward_args)
         parts = [
             compute(forward_fn, (each[0][at],), target_of(target_ind, at), None)[0]
-            for at in torch.arange(len(each[0])).split(AT_ONCE)
+            for at in torch.arange(len(each[0])).split(IMAGES_PER_PASS)
         ]
         return (torch.cat(parts),)
 
@@ -121,5 +133,5 @@ def in_parts(compute: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_captums(gradient_func: object) -> bool:
-    """Whether nobody has set another function for gradients."""
+    """Whether this is captum's own gradient function and not one that the user set."""
     return gradient_func is _bases.compute_gradients

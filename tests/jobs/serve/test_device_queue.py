@@ -1,4 +1,4 @@
-"""One thread has the device; what is outdated ends at its next step."""
+"""One thread uses the device; cancelled tasks end at their next step."""
 
 from __future__ import annotations
 
@@ -7,49 +7,49 @@ import threading
 
 import pytest
 
-from fastviz.jobs.serve.desk import Desk
+from fastviz.jobs.serve.device_queue import DeviceQueue
 
 
-async def gathered(desk: Desk, client: str, work) -> list[dict]:
-    return [event async for event in desk.events(client, work)]
+async def gathered(queue: DeviceQueue, client: str, work) -> list[dict]:
+    return [event async for event in queue.events(client, work)]
 
 
 def test_events_come_in_order_and_one_after_the_other():
-    desk, running, most = Desk(), [0], [0]
+    queue, running, most = DeviceQueue(), [0], [0]
 
-    def work(order):
+    def work(task):
         running[0] += 1
         most[0] = max(most[0], running[0])
         for number in range(50):
-            order.emit({"number": number})
+            task.emit({"number": number})
         running[0] -= 1
 
     async def both():
-        return await asyncio.gather(gathered(desk, "a", work), gathered(desk, "b", work))
+        return await asyncio.gather(gathered(queue, "a", work), gathered(queue, "b", work))
 
     for events in asyncio.run(both()):
         assert [event["number"] for event in events] == list(range(50))
     assert most == [1]
 
 
-def test_a_newer_order_of_a_client_outdates_the_older():
-    desk, begun, go, steps = Desk(), threading.Event(), threading.Event(), []
+def test_a_newer_task_of_a_client_cancels_the_older():
+    queue, begun, go, steps = DeviceQueue(), threading.Event(), threading.Event(), []
 
-    def long(order):
-        order.emit({"step": 0})
+    def long(task):
+        task.emit({"step": 0})
         begun.set()
         go.wait(10)
         for number in range(1, 100):
-            order.emit({"step": number})
+            task.emit({"step": number})
             steps.append(number)
 
-    def short(order):
-        order.emit({"step": "new"})
+    def short(task):
+        task.emit({"step": "new"})
 
     async def both():
-        older = asyncio.create_task(gathered(desk, "a", long))
+        older = asyncio.create_task(gathered(queue, "a", long))
         await asyncio.to_thread(begun.wait, 10)
-        newer = asyncio.create_task(gathered(desk, "a", short))
+        newer = asyncio.create_task(gathered(queue, "a", short))
         await asyncio.sleep(0.05)
         go.set()
         return await older, await newer
@@ -60,18 +60,18 @@ def test_a_newer_order_of_a_client_outdates_the_older():
     assert steps == []
 
 
-def test_who_leaves_ends_the_work():
-    desk, ended = Desk(), threading.Event()
+def test_closing_the_iterator_ends_the_work():
+    queue, ended = DeviceQueue(), threading.Event()
 
-    def endless(order):
+    def endless(task):
         try:
             while True:
-                order.emit({})
+                task.emit({})
         finally:
             ended.set()
 
     async def leave():
-        events = desk.events("a", endless)
+        events = queue.events("a", endless)
         await anext(events)
         await events.aclose()
 
@@ -80,8 +80,8 @@ def test_who_leaves_ends_the_work():
 
 
 def test_an_error_of_the_work_is_raised():
-    def work(order):
+    def work(task):
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        asyncio.run(gathered(Desk(), "a", work))
+        asyncio.run(gathered(DeviceQueue(), "a", work))

@@ -1,4 +1,4 @@
-"""The lines of a job's folder while the job goes on: parts are read once, when they appear."""
+"""The lines of a job's report while the job runs: each part is read once, when it appears."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from fastviz.jobs.export import path_of
 from fastviz.jobs.inputs.items import FilePlace
 from fastviz.jobs.report.distributions import Distributions
 from fastviz.jobs.report.lines import Line, block, lines_of
-from fastviz.jobs.report.pictures import A_SHEET
-from fastviz.jobs.report.write import A_BLOCK, facts_of, settings_of, sheets_for
+from fastviz.jobs.report.pictures import PER_SHEET
+from fastviz.jobs.report.write import PER_BLOCK, facts_of, settings_of, sheets_for
 from fastviz.jobs.tables.results import open as open_results
 
-__all__ = ["Live"]
+__all__ = ["LiveReport"]
 
 _SHEETS = 256
 
 Part = tuple[Path, int, int]
-"""A file, its time of modification and its size: whether it is still the one that was read."""
+"""A file with its modification time and size, which show whether it has changed."""
 
 
-class Live:
-    """What a page that follows a job asks for. Several threads may.
+class LiveReport:
+    """The data for a page that follows a job. Thread-safe.
 
     Args:
         out: the folder of the job.
 
     Raises:
-        ValueError: it holds no job.
+        ValueError: the folder holds no job.
     """
 
     def __init__(self, out: str | os.PathLike[str]) -> None:
         self._out = out
         self._lock = threading.Lock()
-        # pages keep sheets by the version: another server has another one
+        # Pages cache sheets by version, so the version must differ between servers.
         self._server, self._count = token_hex(4), 0
         self._begin()
 
@@ -54,11 +54,11 @@ class Live:
 
     @property
     def version(self) -> str:
-        """Another one when lines that were given do not hold any more."""
+        """Changes when lines that were sent before are no longer valid."""
         return f"{self._server}-{self._count}"
 
     def page(self) -> dict[str, Any]:
-        """What the page's template needs."""
+        """The values for the page's template."""
         with self._lock:
             self._read()
             settings = settings_of(self.job, self._sheets) | {"live": True, "version": self.version, "blocks": 0}
@@ -66,11 +66,11 @@ class Live:
             return {"page": settings, "facts": facts_of(self.job), "model": self.job["settings"]["model"]}
 
     def lines(self, version: str, start: int) -> dict[str, Any]:
-        """The lines from ``start`` on, at most :data:`fastviz.jobs.report.write.A_BLOCK`; all, if they have changed."""
+        """Up to :data:`fastviz.jobs.report.write.PER_BLOCK` lines, from ``start``, or from 0 if ``version`` is old."""
         with self._lock:
             self._read()
             start = min(start, len(self._lines)) if version == self.version else 0
-            some = self._lines[start : start + A_BLOCK]
+            some = self._lines[start : start + PER_BLOCK]
             return {
                 "version": self.version,
                 "block": block(some, start, self._sheets.methods),
@@ -86,7 +86,7 @@ class Live:
             LookupError: there is none with this number.
         """
         with self._lock:
-            size = A_SHEET if kind == "photos" else self._sheets.lines_a_sheet
+            size = PER_SHEET if kind == "photos" else self._sheets.lines_per_sheet
             some = self._lines[number * size : (number + 1) * size]
             if not some:
                 raise LookupError("There is no such sheet.")
@@ -94,7 +94,7 @@ class Live:
             if key not in self._drawn:
                 try:
                     drawn = self._sheets.photos(some) if kind == "photos" else self._sheets.maps(some)
-                except (OSError, ValueError) as error:  # the part has gone meanwhile, and the page will hear of it
+                except (OSError, ValueError) as error:  # the part is gone; the page gets a new version next time
                     raise LookupError("The rows of this sheet have changed.") from error
                 self._drawn[key] = drawn
                 while len(self._drawn) > _SHEETS:
@@ -103,10 +103,10 @@ class Live:
             return self._drawn[key]
 
     def photograph(self, number: int) -> tuple[str, bytes]:
-        """Name and bytes of the photograph of a line: its file, if that is still there, else the thumbnail.
+        """Name and bytes of a line's photograph: its file if it still exists, else the thumbnail.
 
         Raises:
-            LookupError: no such line, or neither of the two is there.
+            LookupError: there is no such line, or neither the file nor a thumbnail.
         """
         with self._lock:
             if not 0 <= number < len(self._lines):
@@ -120,7 +120,7 @@ class Live:
             except (OSError, ValueError):
                 content = None
         if content is None:
-            raise LookupError(f"The photograph {line.id} is not where it was, and the job kept no thumbnail of it.")
+            raise LookupError(f"The photograph {line.id} is gone, and the job kept no thumbnail of it.")
         return line.id, content
 
     def some(self, most: int) -> dict[str, int]:
@@ -136,7 +136,7 @@ class Live:
         return found
 
     def _read(self) -> None:
-        """Take in what has appeared; begin anew where something that was read has changed."""
+        """Read new parts; start over if a part that was read before has changed."""
         there = []
         for path in self.results.parts:
             try:
@@ -156,8 +156,8 @@ class Live:
 
 
 def _lines(part: Path) -> list[Line] | None:
-    """The lines of a part; None where it is damaged, or has gone."""
+    """The lines of a part; None if it is damaged or gone."""
     try:
         return list(lines_of(part))
-    except (OSError, ValueError):  # pyarrow's errors are these
+    except (OSError, ValueError):  # includes pyarrow's errors
         return None

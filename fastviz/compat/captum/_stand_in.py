@@ -1,4 +1,4 @@
-"""Stand-ins for captum's classes where captum is not installed: their constructors and members, and no attribution."""
+"""Stand-ins for captum's classes if captum is not installed: constructors and members, but no attribution."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 
 
 def log_usage() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A decorator that leaves the function as it is, and the function itself as ``__wrapped__``, as captum's does."""
+    """A decorator without effect that, like captum's, stores the function as ``__wrapped__``."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -63,21 +63,20 @@ class _Attribution:
     @log_usage()
     def attribute(self, *args: object, **kwargs: object) -> Any:
         raise ImportError(
-            f"this call of {type(self).__name__} is one that fastviz leaves to captum, which is not installed; "
-            "pip install 'fastviz[captum]'"
+            f"this call of {type(self).__name__} needs captum, which is not installed: pip install 'fastviz[captum]'"
         )
 
     def attribute_future(self) -> None:
         raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
 
-class _OfModel(_Attribution):
+class _ModelAttribution(_Attribution):
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         self.model = model
 
 
-class _OfLayer(_Attribution):
+class _LayerAttribution(_Attribution):
     def __init__(self, forward_func: Callable[..., Any], layer: Any, device_ids: list[int] | None = None) -> None:
         super().__init__(forward_func)
         self.layer = layer
@@ -100,23 +99,23 @@ class InputXGradient(_Attribution):
     multiplies_by_inputs = True
 
 
-class GuidedBackprop(_OfModel):
+class GuidedBackprop(_ModelAttribution):
     pass
 
 
-class Deconvolution(_OfModel):
+class Deconvolution(_ModelAttribution):
     pass
 
 
-class NeuronGuidedBackprop(_OfLayer):
+class NeuronGuidedBackprop(_LayerAttribution):
     pass
 
 
-class NeuronDeconvolution(_OfLayer):
+class NeuronDeconvolution(_LayerAttribution):
     pass
 
 
-class LayerGradCam(_OfLayer):
+class LayerGradCam(_LayerAttribution):
     pass
 
 
@@ -152,11 +151,11 @@ class NoiseTunnel(_Attribution):
         return bool(self.attribution_method.has_convergence_delta())
 
 
-class LayerActivation(_OfLayer):
+class LayerActivation(_LayerAttribution):
     multiplies_by_inputs = True
 
 
-class LayerGradientXActivation(_OfLayer):
+class LayerGradientXActivation(_LayerAttribution):
     def __init__(
         self,
         forward_func: Callable[..., Any],
@@ -170,11 +169,11 @@ class LayerGradientXActivation(_OfLayer):
         self._memory_efficient = memory_efficient
 
 
-class InternalInfluence(_OfLayer):
+class InternalInfluence(_LayerAttribution):
     pass
 
 
-class LayerConductance(_OfLayer):
+class LayerConductance(_LayerAttribution):
     multiplies_by_inputs = True
 
     def has_convergence_delta(self) -> bool:
