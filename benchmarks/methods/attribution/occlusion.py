@@ -3,8 +3,8 @@
 Times per window, over grids of windows of 16 with stride 16. Each network can be run separately (this takes minutes,
 most of all for VGG-16); the file keeps the results of the others. The alternatives are captum's ``Occlusion`` with its
 best ``perturbations_per_eval`` on the unchanged torchvision model, and on the model in its fastest dense form (channels
-last, or compiled with frozen weights, whichever is faster). The results include the operations saved for a window inside
-the image and on average, and the peak memory of each alternative.
+last, or compiled with frozen weights, whichever is faster). The results include the operations saved for a window
+inside the image and on average, and the peak memory of each alternative.
 """
 
 from __future__ import annotations
