@@ -108,11 +108,16 @@ def _png(results: Results, home: Path, threshold: float) -> str:
 
 
 def _fiftyone(results: Results, home: Path, threshold: float) -> str:
-    """A dataset for ``fiftyone.Dataset.from_json``: 8-bit heat maps, and a classification for each target."""
+    """A dataset for ``fiftyone.Dataset.from_json``: 8-bit heat maps, and a classification for each target.
+
+    The first target has the fields ``prediction`` and ``METHOD``, the second ``prediction_2`` and ``METHOD_2``, ...
+    """
     from PIL import Image
 
     samples: dict[str, dict[str, Any]] = {}
-    methods = results.job["settings"]["methods"]
+    targets: dict[str, list[int | None]] = {}
+    fields = {"filepath": "fiftyone.core.fields.StringField", "id_in_job": "fiftyone.core.fields.StringField"}
+    label = "fiftyone.core.fields.EmbeddedDocumentField(fiftyone.core.labels.{})"
     for name, row, found in _maps(results):
         flat = np.abs(found).max(0) if found.ndim == 3 else found.clip(0)
         eight = np.rint(255 * flat / max(float(flat.max()), 1e-30)).astype(np.uint8)
@@ -120,18 +125,23 @@ def _fiftyone(results: Results, home: Path, threshold: float) -> str:
             Image.fromarray(eight).save(file, "PNG")
         sample = samples.setdefault(
             row["id"],
-            {
-                "filepath": path_of(row["source"]) or row["uri"],
-                "tags": [],
-                "id_in_job": row["id"],
-                "prediction": {"_cls": "Classification", "label": row["target_name"], "confidence": row["probability"]},
-            },
+            {"filepath": path_of(row["source"]) or row["uri"], "tags": [], "id_in_job": row["id"]},
         )
-        sample[Path(name).parts[0]] = {"_cls": "Heatmap", "map_path": str((home / f"{name}.png").resolve())}
-    label = "fiftyone.core.fields.EmbeddedDocumentField(fiftyone.core.labels.{})"
-    heat = sorted({name for sample in samples.values() for name in sample if name in methods})
-    fields = {"filepath": "fiftyone.core.fields.StringField", "id_in_job": "fiftyone.core.fields.StringField"}
-    fields |= {"prediction": label.format("Classification")} | {name: label.format("Heatmap") for name in heat}
+        of_image = targets.setdefault(row["id"], [])
+        if row["target"] not in of_image:
+            of_image.append(row["target"])
+        rank = of_image.index(row["target"])
+        end = f"_{rank + 1}" if rank else ""
+        made = {
+            f"prediction{end}": {
+                "_cls": "Classification",
+                "label": row["target_name"],
+                "confidence": row["probability"],
+            },
+            f"{row['method']}{end}": {"_cls": "Heatmap", "map_path": str((home / f"{name}.png").resolve())},
+        }
+        sample |= made
+        fields |= {field: label.format(value["_cls"]) for field, value in made.items()}
     content = {"name": results.out.name, "media_type": "image", "sample_fields": fields}
     write_json(home / "labels.json", content | {"samples": list(samples.values())})
     return f"{len(samples)} samples (labels.json)"

@@ -95,6 +95,19 @@ def test_heat_maps_of_fiftyone(out, tmp_path):
         assert images.read_image(sample["saliency"]["map_path"]).shape == (3, 16, 16)
 
 
+def test_fiftyone_gets_the_heat_map_of_every_target(network, photos, tmp_path):
+    jobs.run([photos / "0.png"], tmp_path / "out", model=network, methods="saliency", top_k=3)
+    export(tmp_path / "out", tmp_path / "to", "fiftyone")
+    content = json.loads((tmp_path / "to/labels.json").read_text())
+    (sample,) = content["samples"]
+    ends = ("", "_2", "_3")
+    assert {f"{field}{end}" for field in ("prediction", "saliency") for end in ends} < set(sample)
+    assert set(sample) - {"tags"} == set(content["sample_fields"])
+    confidences = [sample[f"prediction{end}"]["confidence"] for end in ends]
+    assert confidences == sorted(confidences, reverse=True)
+    assert len({sample[f"saliency{end}"]["map_path"] for end in ends}) == 3
+
+
 def test_several_targets_have_a_file_each(network, photos, tmp_path):
     jobs.run([photos / "0.png"], tmp_path / "out", model=network, methods="saliency", top_k=3)
     export(tmp_path / "out", tmp_path / "to", "npy")
@@ -110,5 +123,5 @@ def test_what_is_refused(out, network, photos, tmp_path):
     with pytest.raises(ValueError, match="holds no maps"):
         export(tmp_path / "none", tmp_path / "to", "npy")
     jobs.run([photos], tmp_path / "two", model=network, methods=["saliency", "grad_cam"])
-    with pytest.raises(ValueError, match=r"one size for each image.*--map-size"):
+    with pytest.raises(ValueError, match=r"same size for each image.*--map-size"):
         export(tmp_path / "two", tmp_path / "to", "coco-masks")
