@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastviz.compat.captum import _bases
+from fastviz.compat.captum._forward import one_mask_each
 from fastviz.compat.captum._quick import at_once, own, quick
 
 __all__ = ["FeaturePermutation", "KernelShap", "Lime", "ShapleyValueSampling", "ShapleyValues"]
@@ -33,6 +34,7 @@ class FeaturePermutation(_bases.FeaturePermutation):
         **kwargs: Any,
     ) -> Any:
         """The attributions, of the shapes of the inputs: see captum's ``FeaturePermutation.attribute``."""
+        one_mask_each(inputs, feature_mask)
         with torch.no_grad():
             return own(_bases.FeaturePermutation)(
                 *(quick(self), inputs, target, additional_forward_args, feature_mask, perturbations_per_eval),
@@ -61,6 +63,7 @@ class ShapleyValueSampling(_bases.ShapleyValueSampling):
         show_progress: bool = False,
     ) -> Any:
         """The attributions, of the shapes of the inputs: see captum's ``ShapleyValueSampling.attribute``."""
+        one_mask_each(inputs, feature_mask)
         per_eval = at_once(self, ShapleyValueSampling, inputs, additional_forward_args, perturbations_per_eval)
         return own(_bases.ShapleyValueSampling)(
             *(quick(self), inputs, baselines, target, additional_forward_args, feature_mask, n_samples, per_eval),
@@ -86,6 +89,7 @@ class ShapleyValues(_bases.ShapleyValues):
         show_progress: bool = False,
     ) -> Any:
         """The attributions, of the shapes of the inputs: see captum's ``ShapleyValues.attribute``."""
+        one_mask_each(inputs, feature_mask)
         per_eval = at_once(self, ShapleyValues, inputs, additional_forward_args, perturbations_per_eval)
         return own(_bases.ShapleyValues)(
             *(quick(self), inputs, baselines, target, additional_forward_args, feature_mask, per_eval),
@@ -114,6 +118,7 @@ class Lime(_bases.Lime):
         show_progress: bool = False,
     ) -> Any:
         """The attributions, or the coefficients: see captum's ``Lime.attribute``."""
+        one_mask_each(inputs, feature_mask)
         per_eval = at_once(self, Lime, _first(inputs), additional_forward_args, perturbations_per_eval)
         return own(_bases.Lime)(
             *(quick(self), inputs, baselines, target, additional_forward_args, feature_mask, n_samples, per_eval),
@@ -141,6 +146,7 @@ class KernelShap(_bases.KernelShap):
         show_progress: bool = False,
     ) -> Any:
         """The attributions, or the coefficients: see captum's ``KernelShap.attribute``."""
+        one_mask_each(inputs, feature_mask)
         per_eval = at_once(self, KernelShap, _first(inputs), additional_forward_args, perturbations_per_eval)
         return own(_bases.KernelShap)(
             *(quick(self), inputs, baselines, target, additional_forward_args, feature_mask, n_samples, per_eval),

@@ -57,7 +57,7 @@ def noise_tunnel(
         options: further arguments of the method.
 
     Returns:
-        What the method gives, [N, ...], of its dtype.
+        What the method gives, [N, ...], of its dtype; float32 for 16 bits.
 
     Raises:
         TypeError: ``method`` is no function, or gives no tensor; as the method does.
@@ -80,14 +80,11 @@ def noise_tunnel(
     selection = targets.resolve(target, model)
     if selection.predicts:
         selection = selection.with_predicted(input_gradients.predicted(model, images, batch_size))
-    dtype = images.dtype
 
     def explain(copies: Tensor, numbers: Tensor) -> Tensor:
-        nonlocal dtype
         found = _maps(method(model, copies, _target(selection.for_samples(numbers, len(images))), **options))
         if len(found) != len(copies):
             raise ValueError(f"method should give one map an image, {len(copies)}, got {len(found)}")
-        dtype = found.dtype
         return found
 
     at_once = batch_size or AT_ONCE[images.device.type]
@@ -95,7 +92,7 @@ def noise_tunnel(
         mean, squares = noisy.moments(explain, images, deviation, samples, random, at_once, advance)
     found = {"smoothgrad": mean, "smoothgrad_sq": squares}.get(kind)
     # Rounding can leave the difference below zero, where there is no variance.
-    return ((squares - mean * mean).clamp(min=0) if found is None else found).to(dtype)
+    return (squares - mean * mean).clamp(min=0) if found is None else found
 
 
 def smooth_grad_squared(

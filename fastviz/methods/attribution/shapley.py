@@ -22,6 +22,10 @@ from fastviz.targets.selection import Target
 __all__ = ["feature_ablation", "shapley_sampling"]
 
 
+_AT_ONCE = 32
+"""Orders that are followed together: each holds a map of when its pixels change, so this bounds the memory."""
+
+
 def feature_ablation(
     model: nn.Module,
     x: Tensor,
@@ -160,6 +164,11 @@ def _swept(
 
 def _added(cut: Coalitions, number: int, orders: Tensor, run: _Passes) -> Tensor:
     """What each segment adds in each of the ``orders`` [M, S]: [M, S], or [M, T, S], in float64."""
+    return torch.cat([_added_in(cut, number, some, run) for some in orders.split(_AT_ONCE)])
+
+
+def _added_in(cut: Coalitions, number: int, orders: Tensor, run: _Passes) -> Tensor:
+    """The same, of all orders together."""
     rank = orders.argsort(1)
     states = run.grown(number, rank).double()  # [M, S, ...]: before each segment joins
     whole = cut.scores.clean[number].double().expand_as(states[:, 0])
