@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,12 +94,25 @@ def module(value: object, argument: str = "model") -> nn.Module:
 
 
 def not_exporting() -> None:
-    """A ValueError inside of ``torch.export``, which cannot follow what methods do with a network."""
+    """A ValueError inside of ``torch.export``, which cannot follow what most methods do with a network."""
     if torch.compiler.is_exporting():
         raise ValueError(
-            "a method of fastviz (saliency, Grad-CAM, occlusion, ...) cannot be exported: its program would give the "
-            "map of the example for every input; export the network itself, and call the method on that"
+            f"{_called()} of fastviz cannot be exported: its program would give the result of the example for every "
+            "input; export the network itself, and call the method on that (fastviz.cam can be exported)"
         )
+
+
+def _called() -> str:
+    """The function of fastviz that other code called: the outermost with a public name, between us and that code."""
+    found, frame = "a method", sys._getframe(1)
+    while frame is not None:
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package not in ("fastviz", "contextlib", "functools"):
+            break
+        if package == "fastviz" and frame.f_code.co_name[0] not in "_<":
+            found = frame.f_code.co_name
+        frame = frame.f_back
+    return found
 
 
 def one_of(value: object, argument: str, choices: Iterable[str]) -> str:

@@ -14,6 +14,7 @@ from fastviz.engine.incremental.passes import outputs_of_images
 from fastviz.evaluation._explain import single_selection
 from fastviz.execution.inputs import input_batch
 from fastviz.execution.model_outputs import map_tensors
+from fastviz.execution.precision import as_map
 from fastviz.targets.selection import Selection, Target
 
 __all__ = ["Reading", "Value", "reading"]
@@ -80,6 +81,6 @@ def _wide(output: Any) -> Any:
     """An output in at least float32, because probabilities in bfloat16 have only two digits."""
 
     def wide(value: Tensor) -> Tensor:
-        return value.to(torch.promote_types(value.dtype, torch.float32)) if value.is_floating_point() else value
+        return as_map(value) if value.is_floating_point() else value
 
     return map_tensors(wide, output)

@@ -22,11 +22,12 @@ _lock = threading.Lock()
 
 
 @contextmanager
-def frozen_model(model: nn.Module) -> Iterator[None]:
+def frozen_model(model: nn.Module, *, exporting: bool = False) -> Iterator[None]:
     """Keep ``model`` in evaluation mode within the ``with`` block, with gradients on and inference mode off.
 
     Each submodule gets its own training flag back when the last ``with`` that holds it ends, also in other threads and
     when the body raises. Neither ``train()`` nor ``eval()`` is called, so a model's own versions of them do not run.
+    ``exporting`` says that ``torch.export`` may record the calls in the block; else it raises a ValueError there.
 
     >>> model = nn.Sequential(nn.Dropout())
     >>> with frozen_model(model):
@@ -36,7 +37,8 @@ def frozen_model(model: nn.Module) -> Iterator[None]:
     True
     """
     held: list[nn.Module] = []
-    checks.not_exporting()
+    if not exporting:
+        checks.not_exporting()
     checks.devices(checks.module(model))
     try:
         with _lock:

@@ -1,4 +1,4 @@
-"""The precision of a forward pass."""
+"""The precision of a forward pass, and of the maps that methods make of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from fastviz._util import checks
 from fastviz.execution.model_outputs import map_tensors
 
-__all__ = ["Precision", "checked_precision", "in_dtype", "reduced_precision", "widened"]
+__all__ = ["Precision", "as_map", "checked_precision", "in_dtype", "map_dtype", "reduced_precision", "widened"]
 
 Precision: TypeAlias = Literal["model", "bfloat16"]
 """``"model"``: in the dtype of the model and its input, exact; ``"bfloat16"``: under autocast, approximate."""
@@ -35,6 +35,20 @@ def widened(
     if precision == "model":
         return output, layers
     return in_dtype(output, dtype), {name: value.to(dtype) for name, value in layers.items()}
+
+
+def map_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of maps, and of what targets say, for images of ``dtype``: float32 for 16 bits, else the same.
+
+    It is decided here for all methods. Sums over maps of 16 bits lose small values, and float16 ends at 65504; NumPy,
+    Pillow and table formats have no bfloat16.
+    """
+    return torch.promote_types(dtype, torch.float32)
+
+
+def as_map(values: Tensor) -> Tensor:
+    """``values`` in the dtype of maps."""
+    return values.to(map_dtype(values.dtype))
 
 
 def in_dtype(output: object, dtype: torch.dtype) -> object:

@@ -9,6 +9,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from fastviz.execution.precision import as_map
 from fastviz.targets.indices import Activations, Index
 from fastviz.targets.words import shown
 
@@ -169,7 +170,7 @@ class _Sum(Objective):
         return next((term.samples for _, term in self.terms if term.samples is not None), None)
 
     def values(self, output: object, activations: Activations) -> Tensor:
-        parts = [weight * term.values(output, activations) for weight, term in self.terms]
+        parts = [weight * as_map(term.values(output, activations)) for weight, term in self.terms]
         return torch.stack(parts).sum(0)
 
     def missing(self, output: object) -> tuple[Tensor, str] | None:
@@ -185,7 +186,7 @@ class _Sum(Objective):
         return all_parts(term for _, term in self.terms)
 
     def of_parts(self, parts: Mapping[Hashable, Tensor]) -> Tensor:
-        return torch.stack([weight * term.of_parts(parts) for weight, term in self.terms]).sum(0)
+        return torch.stack([weight * as_map(term.of_parts(parts)) for weight, term in self.terms]).sum(0)
 
     def with_predicted(self, predicted: Tensor) -> Objective:
         return _Sum([(weight, term.with_predicted(predicted)) for weight, term in self.terms])

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from fastviz.execution.precision import as_map, map_dtype
 from fastviz.targets.indices import (
     Activations,
     Index,
@@ -78,7 +79,7 @@ class _Class(Objective):
             if self.k is None
             else index_in_range(self.k, "target", scores.shape[0], scores.shape[1], "class")
         )
-        values = scores.softmax(1) if self.probability else scores
+        values = scores.softmax(1, dtype=map_dtype(scores.dtype)) if self.probability else scores
         if isinstance(k, int):
             return values[:, k]
         picked = values.gather(1, self._beside(k, scores).reshape(len(k), -1))
@@ -160,7 +161,7 @@ class _Channel(Objective):
         k = index_in_range(self.k, "channel", maps.shape[0], maps.shape[1], f"channel of layer {self.layers[0]!r}")
         rows = torch.arange(maps.shape[0], device=maps.device)
         chosen = maps[:, k] if isinstance(k, int) else maps[rows, self._beside(k, maps)]
-        return chosen.reshape(len(chosen), -1).sum(1)
+        return chosen.reshape(len(chosen), -1).sum(1, dtype=map_dtype(chosen.dtype))
 
     def for_samples(self, samples: Tensor, of: int) -> Objective:
         return _Channel(self.layers[0], index_for_samples(self.k, "channel", samples, of, "channel"))
@@ -176,7 +177,7 @@ class _Layer(Objective):
 
     def values(self, output: object, activations: Activations) -> Tensor:
         maps = activations[self.layers[0]]
-        return maps.reshape(len(maps), -1).square().sum(1) / 2
+        return as_map(maps).reshape(len(maps), -1).square().sum(1) / 2
 
 
 def class_objective(k: Index | None) -> Objective:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastviz._util import checks
+from fastviz.execution.precision import map_dtype
 from fastviz.targets.indices import (
     Activations,
     Index,
@@ -84,10 +85,10 @@ class _Region(_MapTarget):
         if not self._is_shared and len(mask) != len(maps):
             raise ValueError(f"mask should be [H, W], or one a sample, {len(maps)}, got {list(self.mask.shape)}")
         # Sums in 16 bits would lose small values. For an empty mask, the zero sum keeps the graph.
-        wide = torch.promote_types(maps.dtype, torch.float32)
+        wide = map_dtype(maps.dtype)
         weight = self._beside(self.mask, maps).to(wide).reshape(1 if self._is_shared else len(maps), -1)
         total = (maps.reshape(len(maps), -1).to(wide) * weight).sum(1)
-        return (total / weight.sum(1).clamp(min=torch.finfo(wide).tiny)).to(maps.dtype)
+        return total / weight.sum(1).clamp(min=torch.finfo(wide).tiny)
 
     def missing(self, output: object) -> tuple[Tensor, str] | None:
         count = len(maps_of(output))

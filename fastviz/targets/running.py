@@ -13,6 +13,7 @@ from fastviz.execution.compiled import eager
 from fastviz.execution.differentiation import differentiate
 from fastviz.execution.forward import layer_outputs
 from fastviz.execution.inputs import usable
+from fastviz.execution.precision import as_map
 from fastviz.targets.indices import Activations
 
 __all__ = ["gradients", "run"]
@@ -82,7 +83,7 @@ def gradients(values: Tensor, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         inputs: tensors [N, ...] that the pass used, by the names that errors call them.
 
     Returns:
-        One tensor an input, [N, ...], or [N, T, ...] for several targets, in the input's dtype.
+        One tensor an input, [N, ...], or [N, T, ...] for several targets, in the input's dtype; float32 for 16 bits.
 
     Samples must not mix in the model, as they do not in evaluation mode: the gradient of the sum over the batch is the
     gradient of each sample.
@@ -111,7 +112,8 @@ def gradients(values: Tensor, inputs: Mapping[str, Tensor]) -> list[Tensor]:
                 )
         found.append(got)
     if values.dim() == 1:
-        return [gradient for gradient in found[0] if gradient is not None]
+        return [as_map(gradient) for gradient in found[0] if gradient is not None]
     return [
-        torch.stack([gradient for gradient in each if gradient is not None], dim=1) for each in zip(*found, strict=True)
+        as_map(torch.stack([gradient for gradient in each if gradient is not None], dim=1))
+        for each in zip(*found, strict=True)
     ]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastviz.execution.hooks import layer_module
+from fastviz.execution.precision import as_map, map_dtype
 from fastviz.targets.indices import Activations, checked_index, required_index
 from fastviz.targets.objectives import Objective, all_parts, all_scores_read, class_objective
 
@@ -84,7 +85,8 @@ class Selection:
         return [Selection((each,), False, None) for objective in self.objectives for each in objective.split_targets()]
 
     def values(self, output: object, activations: Activations) -> Tensor:
-        """Values [N], or [N, T] if there are several targets a sample, in the graph of the forward pass.
+        """Values [N], or [N, T] if there are several targets a sample, in the graph of the forward pass; float32 of
+        outputs of 16 bits.
 
         Raises:
             TypeError: a class is asked for and the ``output`` of the model is not a tensor.
@@ -99,12 +101,14 @@ class Selection:
 
     def _columns(self, values: list[Tensor]) -> Tensor:
         if not self.several:
-            return values[0]
-        return torch.cat([each.reshape(len(each), -1) for each in values], dim=1)
+            return as_map(values[0])
+        return torch.cat([as_map(each).reshape(len(each), -1) for each in values], dim=1)
 
     def no_values(self, like: Tensor, shape: Sequence[int] = ()) -> Tensor:
-        """What there is for no samples: zeros [0, *shape], or [0, T, *shape], of the dtype and device of ``like``."""
-        return like.new_zeros((0, *(() if self.columns is None else (self.columns,)), *shape))
+        """What there is for no samples: zeros [0, *shape], or [0, T, *shape], of the dtype of maps of ``like``, on its
+        device."""
+        columns = () if self.columns is None else (self.columns,)
+        return like.new_zeros((0, *columns, *shape), dtype=map_dtype(like.dtype))
 
     def with_predicted(self, predicted: Tensor) -> Selection:
         """The selection with the ``predicted`` classes, int64 [N], in place of "the class with the highest score"."""

@@ -145,6 +145,32 @@ def test_embed_names_the_photographs_that_failed(photos, tmp_path):
     assert [row["name"] for row in rows(tmp_path / "out/coordinates.csv")] == [f"{n}.png" for n in (0, 1, 2, 4, 5)]
 
 
+def test_embed_of_200_with_50_missing(tmp_path):
+    """FiftyOne #3497, #2130: vectors were not kept, and images that were not there became zeros."""
+    photos, out = make_photos(tmp_path / "photos", 200), tmp_path / "out"
+    for number in range(0, 200, 4):
+        path = photos / f"{number}.png"
+        path.unlink()
+        path.symlink_to("nowhere.png") if number % 8 else path.write_bytes(b"")
+    there = sorted(f"{number}.png" for number in range(200) if number % 4)
+    options = ["--out", out, "--projection", "pca", "--tile", 8]
+    first = run("embed", photos, *options, status=1)
+    assert len(first.stderr.splitlines()) == 50
+    found = fv.load_embedding(out / "embedding.safetensors")
+    assert found.vectors.shape == (150, 144)
+    assert found.vectors.any(1).all()
+    assert sorted(found.names) == there
+    assert [row["name"] for row in rows(out / "coordinates.csv")] == found.names
+    page = (out / "index.html").read_text()
+    assert all(f'"{name}"' in page for name in found.names)
+    assert '"0.png"' not in page
+    # a second run computes nothing
+    assert (
+        "150 vectors of 144 numbers, input of fc8, 150 of them from before"
+        in run("embed", photos, *options, status=1).stdout
+    )
+
+
 def test_embed_of_vectors_with_one_number(photos, tmp_path, monkeypatch):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 1, 9), torch.nn.Flatten(), torch.nn.LazyLinear(2))
     model(torch.zeros(1, 3, 64, 64))

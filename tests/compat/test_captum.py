@@ -742,6 +742,50 @@ def test_gradients_for_several_inputs(name: str, extra: Any) -> None:
     same(mine.attribute(inputs, 2, additional_forward_args=extra), expected, exact=True)
 
 
+@pytest.mark.parametrize("name", [*PERTURBATIONS, "Saliency", "InputXGradient", "IntegratedGradients"])
+def test_functions_around_a_model_with_several_outputs(name: str, model: nn.Sequential, x: Tensor) -> None:
+    """captum #444: the function that picks one of them is run as captum runs it."""
+
+    class Several(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            scores = self.inner(x)
+            return scores, {"probabilities": scores.softmax(1)}
+
+    several = Several().eval()
+    arguments: dict[str, Any] = {"Occlusion": {"sliding_window_shapes": (3, 4, 4), "strides": (3, 4, 4)}}.get(name, {})
+    if name == "FeatureAblation":
+        arguments = {"feature_mask": torch.arange(14).expand(1, 1, 12, 14) // 7}
+    for picks in (lambda images: several(images)[0], lambda images: several(images)[1]["probabilities"]):
+        captums, mine = made(name, picks)
+        same(mine.attribute(x, target=2, **arguments), captums.attribute(x.clone(), target=2, **arguments))
+
+
+WITH_MASKS = ["FeatureAblation", "FeaturePermutation", "ShapleyValueSampling", "ShapleyValues", "KernelShap", "Lime"]
+
+
+@pytest.mark.parametrize("name", WITH_MASKS)
+def test_a_mask_for_each_input(name: str) -> None:
+    """captum PR #1922: two inputs and one mask gave zeros for the second, without a word."""
+    inputs = (torch.randn(1, 6), torch.randn(1, 3))
+    masks = (torch.tensor([[0, 0, 0, 1, 1, 1]]), torch.tensor([[2, 2, 3]]))
+    attribution = getattr(ours, name)(TwoInputs())
+    for wrong in (masks[0], masks[:1], (*masks, masks[0])):
+        count = len(wrong) if isinstance(wrong, tuple) else 1
+        with pytest.raises(
+            AssertionError, match=f"feature_mask should have one tensor for each of 2 inputs, got {count}"
+        ):
+            attribution.attribute(inputs, target=1, feature_mask=wrong)
+    with pytest.raises(AssertionError, match="feature_mask should have one tensor for each of 1 inputs, got 2"):
+        attribution.attribute(inputs[0], target=1, feature_mask=masks)
+    if name != "FeaturePermutation":  # which changes nothing in a batch of one
+        found = attribution.attribute(inputs, target=1, feature_mask=masks)
+        assert all(each.any() for each in found)
+
+
 def test_signed_saliency_and_functions(model: nn.Sequential, x: Tensor) -> None:
     captums, mine = made("Saliency", lambda images: model(images).softmax(1)[:, 2])
     same(mine.attribute(x, abs=False), captums.attribute(x.clone(), abs=False), exact=True)

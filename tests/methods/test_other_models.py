@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import fastviz as fv
 from fastviz.methods.registry import EXPLAINERS
@@ -75,6 +76,7 @@ def test_frozen_and_without_gradients(method: str, inside: Callable[[], Abstract
 @pytest.mark.parametrize("method", METHODS)
 def test_models_of_16_bits_give_finite_maps_that_can_be_drawn(method: str, dtype: torch.dtype, tmp_path: Path) -> None:
     found = METHODS[method](made().to(dtype), images().to(dtype))
+    assert found.dtype == torch.float32
     assert found.isfinite().all()
     exact = METHODS[method](made(), images())
     if method not in ("guided_backprop", "deconvnet", "guided_grad_cam"):  # rules of rectifiers turn at zero
@@ -85,15 +87,115 @@ def test_models_of_16_bits_give_finite_maps_that_can_be_drawn(method: str, dtype
     assert (tmp_path / "map.png").stat().st_size > 100
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def maps_of(found: Any) -> list[Tensor]:
+    """The maps in a result, and all numbers beside them."""
+    return [found] if isinstance(found, Tensor) else [each for each in vars(found).values() if isinstance(each, Tensor)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("count", [0, 1])
 @pytest.mark.parametrize("name", EXPLAINERS)
-def test_maps_have_the_dtype_of_the_images(name: str, dtype: torch.dtype) -> None:
-    """Every method of the registry, finite; integrated gradients failed in the first layer's own backward pass."""
-    x = images()[:1].to(dtype)
-    made_ = EXPLAINERS[name].function(made().to(dtype), x, 1)
-    found = made_ if isinstance(made_, Tensor) else made_.attribution
-    assert found.isfinite().all()
-    assert found.dtype == (torch.float32 if name == "segment" else dtype)  # a mask of 0 and 1
+def test_maps_of_16_bits_are_float32(name: str, count: int, dtype: torch.dtype) -> None:
+    """pytorch-grad-cam #329, #493, #96. Every method, every number it gives, of one image and of none."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    found = maps_of(EXPLAINERS[name].function(made().to(dtype), images()[:count].to(dtype), 1))
+    assert found[0].dtype == wide
+    for each in found:
+        assert each.isfinite().all()
+        assert not each.is_floating_point() or each.dtype == wide
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_targets_of_16_bits_are_summed_in_float32(dtype: torch.dtype) -> None:
+    """The sum of a channel's maps left the range of float16, and probabilities had two digits in bfloat16."""
+    scaled = made()
+    with torch.no_grad():
+        scaled.body[0].weight.mul_(2000)
+        scaled.head.weight.mul_(1e-3)
+    x = images().to(dtype)
+    assert fv.occlusion(scaled.to(dtype), x, fv.channel("body.2", 1), window=8).baseline.isfinite().all()
+    assert fv.occlusion(scaled, x, fv.layer("body.2"), window=8).baseline.isfinite().all()
+    shares = torch.stack([fv.occlusion(made().to(dtype), x, fv.class_probability(k)).baseline for k in range(5)])
+    torch.testing.assert_close(shares.sum(0), torch.ones(2), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("inside", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", EXPLAINERS)
+def test_every_method_without_gradients(name: str, inside: Callable[[], AbstractContextManager[None]]) -> None:
+    """MONAI #3035; pytorch-grad-cam #254, #473, #381: frozen parameters, images made inside."""
+    expected = maps_of(EXPLAINERS[name].function(made(), images()[:1], 1))
+    with inside():
+        found = maps_of(EXPLAINERS[name].function(made().requires_grad_(False), images()[:1], 1))
+    for each, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(each.clone(), other)
+
+
+EVERY = {
+    **{name: method.function for name, method in EXPLAINERS.items()},
+    "maximize": lambda model, x, target: fv.maximize(model, target, size=16, steps=1),
+    "invert": lambda model, x, target: fv.invert(model, x, "body.0", steps=1),
+    "deep_dream": lambda model, x, target: fv.deep_dream(model, x, target, steps=1, octaves=1),
+    "fool": lambda model, x, target: fv.fool(model, x, target, steps=1),
+    "deletion": lambda model, x, target: fv.evaluation.deletion(model, x, torch.rand(2, 16, 16), target, step=0.5),
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_gradients_of_a_user_are_untouched(name: str) -> None:
+    """pytorch-grad-cam's base class zeroes them with its own backward pass, and its CAMs drop images without target."""
+    model, x = made(), images()
+    x.requires_grad_()
+    held = {}
+    for key, tensor in (*model.named_parameters(), ("x", x)):
+        held[key] = tensor.grad = torch.full_like(tensor, 3.0)
+    EVERY[name](model, x, torch.tensor([1, 2]))
+    for key, tensor in (*model.named_parameters(), ("x", x)):
+        assert tensor.grad is held[key]
+        assert (tensor.grad == 3).all()
+    if name not in ("maximize", "invert"):  # whose images come from targets, and which have none
+        with pytest.raises(
+            ValueError, match=r"target should .*(one class a sample|for each of|one an image).*2, got 1"
+        ):
+            EVERY[name](model, x, torch.tensor([1]))
+
+
+DRAWS = {
+    *("smooth_grad", "smooth_grad_squared", "var_grad", "gradient_shap"),
+    *("shapley_sampling", "kernel_shap", "lime"),
+}
+"""Methods whose random numbers depend on the place in the batch."""
+
+
+@pytest.mark.parametrize("name", [name for name in EXPLAINERS if name not in DRAWS])
+def test_a_class_an_image_equals_the_loop(name: str) -> None:
+    """torch-cam #79, for every method."""
+    x = torch.cat([images(), images().flip(3)]).double()
+    classes = torch.tensor([4, 0, 2, 2])
+    model, method = made().double(), EXPLAINERS[name].function
+    found = maps_of(method(model, x, classes))[0]
+    alone = [maps_of(method(model, x[at : at + 1], int(k)))[0] for at, k in enumerate(classes)]
+    torch.testing.assert_close(found, torch.cat(alone), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "maximize"])  # which takes no images
+def test_loaders_are_refused_with_the_way(name: str) -> None:
+    """captum #494, #645."""
+    for many in (TensorDataset(images()), DataLoader(TensorDataset(images()))):
+        words = rf"(x|content) should be a tensor, got {type(many).__name__}: loop over fastviz.batches\("
+        with pytest.raises(TypeError, match=words):
+            EVERY[name](made(), many, 1)
+
+
+@pytest.mark.parametrize("name", EXPLAINERS)
+def test_twins_in_place_give_the_same_bits(name: str) -> None:
+    """captum PR #837."""
+    twin = made()
+    for module in twin.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = True
+    found, expected = (maps_of(EXPLAINERS[name].function(model, images(), 1)) for model in (twin, made()))
+    for each, other in zip(found, expected, strict=True):
+        assert torch.equal(each, other)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])

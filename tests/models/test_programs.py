@@ -50,8 +50,9 @@ def test_a_script_file(net: Net, tmp_path: Path) -> None:
     torch.jit.trace(net, X).save(tmp_path / "net.pt")
     model = fv.load_model(str(tmp_path / "net.pt"))
     torch.testing.assert_close(fv.saliency(model, X, 1), fv.saliency(net, X, 1))
-    found = fv.occlusion(model, X, 1, window=8, stride=8)
+    found = fv.occlusion(model, X, 1, window=8, stride=8, trace="always")
     assert found.stats["path"] == "dense"
+    assert "script" in found.stats["reason"]
     torch.testing.assert_close(found.scores, fv.occlusion(net, X, 1, window=8, stride=8).scores)
     with pytest.raises(ValueError, match="script"):
         fv.grad_cam(model, X, 1)

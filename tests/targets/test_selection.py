@@ -21,6 +21,7 @@ def test_layers_are_listed_once_and_several_is_known() -> None:
     assert resolve(torch.zeros(4, 3, dtype=torch.int64), Model()).columns == 3
     assert resolve([0, 1], Model()).no_values(MAPS, (5, 6)).shape == (0, 2, 5, 6)
     assert resolve(0, Model()).no_values(MAPS.float(), (5,)).dtype == torch.float32
+    assert resolve(0, Model()).no_values(MAPS.bfloat16(), (5,)).dtype == torch.float32
 
 
 def test_with_predicted_fixes_the_predicted_class() -> None:

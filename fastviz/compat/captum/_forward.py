@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["column", "formatted", "one_value", "run", "select", "target_of", "tensors"]
+__all__ = ["column", "formatted", "one_mask_each", "one_value", "run", "select", "target_of", "tensors"]
 
 
 def tensors(inputs: object) -> tuple[Tensor, ...]:
@@ -28,6 +28,21 @@ def tensors(inputs: object) -> tuple[Tensor, ...]:
 def formatted(inputs: object, results: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
     """The ``results`` as a tuple if ``inputs`` is a tuple, else the single result."""
     return results if isinstance(inputs, tuple) else results[0]
+
+
+def one_mask_each(inputs: object, feature_mask: object) -> None:
+    """Refuse a ``feature_mask`` of another number of tensors than the inputs.
+
+    captum itself gives zeros for the inputs that have none.
+
+    Raises:
+        AssertionError: there are more masks than inputs, or fewer.
+    """
+    if feature_mask is None:
+        return
+    given, needed = (len(each) if isinstance(each, tuple) else 1 for each in (feature_mask, inputs))
+    if given != needed:
+        raise AssertionError(f"feature_mask should have one tensor for each of {needed} inputs, got {given}")
 
 
 def run(forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], target: object, extra: object) -> Any:

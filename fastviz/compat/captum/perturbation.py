@@ -14,7 +14,7 @@ from torch import Tensor
 from fastviz._util.progress import bar
 from fastviz.compat.captum import _bases
 from fastviz.compat.captum._fast_model import own
-from fastviz.compat.captum._forward import formatted
+from fastviz.compat.captum._forward import formatted, one_mask_each
 from fastviz.compat.captum._sweep import Job, LeftToCaptum, accepted
 from fastviz.engine.incremental.window_grid import Grid
 from fastviz.engine.masking.feature_boxes import Segments, segments
@@ -109,6 +109,7 @@ class FeatureAblation(_bases.FeatureAblation):
         **kwargs: Any,
     ) -> Tensors:
         """The attributions, of the shapes of the inputs: see captum's ``FeatureAblation.attribute``."""
+        one_mask_each(inputs, feature_mask)
         job: Job | None
         try:
             if kwargs or getattr(self, "_min_examples_per_batch_grouped", None) is not None:

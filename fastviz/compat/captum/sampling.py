@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastviz.compat.captum import _bases
 from fastviz.compat.captum._fast_model import own, perturbations_per_pass, with_fast_model
+from fastviz.compat.captum._forward import one_mask_each
 
 __all__ = ["FeaturePermutation", "KernelShap", "Lime", "ShapleyValueSampling", "ShapleyValues"]
 
@@ -33,6 +34,7 @@ class FeaturePermutation(_bases.FeaturePermutation):
         **kwargs: Any,
     ) -> Any:
         """The attributions, of the shapes of the inputs: see captum's ``FeaturePermutation.attribute``."""
+        one_mask_each(inputs, feature_mask)
         with torch.no_grad():
             return own(_bases.FeaturePermutation)(
                 *(with_fast_model(self), inputs, target, additional_forward_args, feature_mask, perturbations_per_eval),
@@ -61,6 +63,7 @@ class ShapleyValueSampling(_bases.ShapleyValueSampling):
         show_progress: bool = False,
     ) -> Any:
         """The attributions, of the shapes of the inputs: see captum's ``ShapleyValueSampling.attribute``."""
+        one_mask_each(inputs, feature_mask)
         per_eval = perturbations_per_pass(
             self, ShapleyValueSampling, inputs, additional_forward_args, perturbations_per_eval
         )
@@ -97,6 +100,7 @@ class ShapleyValues(_bases.ShapleyValues):
         show_progress: bool = False,
     ) -> Any:
         """The attributions, of the shapes of the inputs: see captum's ``ShapleyValues.attribute``."""
+        one_mask_each(inputs, feature_mask)
         per_eval = perturbations_per_pass(self, ShapleyValues, inputs, additional_forward_args, perturbations_per_eval)
         return own(_bases.ShapleyValues)(
             *(with_fast_model(self), inputs, baselines, target, additional_forward_args, feature_mask, per_eval),
@@ -125,6 +129,7 @@ class Lime(_bases.Lime):
         show_progress: bool = False,
     ) -> Any:
         """The attributions, or the coefficients: see captum's ``Lime.attribute``."""
+        one_mask_each(inputs, feature_mask)
         per_eval = perturbations_per_pass(self, Lime, _first(inputs), additional_forward_args, perturbations_per_eval)
         return own(_bases.Lime)(
             *(
@@ -161,6 +166,7 @@ class KernelShap(_bases.KernelShap):
         show_progress: bool = False,
     ) -> Any:
         """The attributions, or the coefficients: see captum's ``KernelShap.attribute``."""
+        one_mask_each(inputs, feature_mask)
         per_eval = perturbations_per_pass(
             self, KernelShap, _first(inputs), additional_forward_args, perturbations_per_eval
         )

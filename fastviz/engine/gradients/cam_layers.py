@@ -26,7 +26,7 @@ from fastviz.execution.map_axes import Axes
 from fastviz.execution.model_outputs import scores_in
 from fastviz.execution.quantised import layer_with_integers
 
-__all__ = ["default_layer", "layout", "planes"]
+__all__ = ["default_layer", "last_maps", "layout", "planes"]
 
 _POOLING = tuple(
     getattr(nn, f"{name}{dims}d")
@@ -100,19 +100,13 @@ def default_layer(model: nn.Module, images: Tensor, selection: targets.Selection
     Raises:
         ValueError: there is no such layer; an exported model, whose layers are not accessible.
     """
-    if is_exported(model):
-        raise ValueError("model should not be exported, whose layers cannot be seen: give the module it was made from")
+    _visible(model)
     image = images[:1] if len(images) else images.new_zeros((1, *images.shape[1:]))
     found, output, axes = _layers_with_maps(model, image)
     if not found:
         if layer_with_integers(model):
             require_gradients(model)  # warns
-        scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
-        raise ValueError(
-            f"model should have a layer with maps {axes.layout} larger than 1x1, and has none"
-            + (" (those inside scripted modules are not seen)" if scripted else "")
-            + ("; it works on tokens" if axes.on_tokens else "")
-        )
+        raise _no_maps(model, axes)
     scores = scores_in(output)
     plain = scores is not None and scores.dim() == 2 and not axes.on_tokens
     if plain or selection is None or not len(images):
@@ -120,50 +114,108 @@ def default_layer(model: nn.Module, images: Tensor, selection: targets.Selection
     return _with_gradient(model, image, selection.for_samples(torch.tensor([0]), len(images)), found, output)
 
 
+def last_maps(model: nn.Module, images: Tensor) -> tuple[str, Tensor, Any]:
+    """The default layer of a classifier, its maps [N, K, *places] and the model's output, from one pass over images.
+
+    No call depends on values: ``torch.export`` can record the pass. The caller holds evaluation mode.
+
+    Raises:
+        ValueError: as :func:`default_layer`.
+    """
+    _visible(model)
+    axes = Axes()
+    notes = _Notes(axes, images.shape[0], keep=True)
+    with hooked(model, notes.hooks(model)), axes:
+        output = model(axes.images(images.clone()))
+    found = notes.with_maps()
+    if not found:
+        raise _no_maps(model, axes)
+    name = found[-1].name
+    given, values = notes.outputs[name]
+    return name, planes(values, given, name, axes), output
+
+
+def _visible(model: nn.Module) -> None:
+    if is_exported(model):
+        raise ValueError("model should not be exported, whose layers cannot be seen: give the module it was made from")
+
+
 def _layers_with_maps(model: nn.Module, image: Tensor) -> tuple[list[_Maps], Any, Axes]:
     """The layers whose output for one image has maps, in the order of their last calls, and the model's output."""
     axes = Axes()
-    found: dict[str, _Maps] = {}
-    calls: Counter[str] = Counter()
-    known_order: set[str] = set()
-    pooled: object = None
-    spread = 0  # calls whose results have positions, or may have
+    notes = _Notes(axes, 1)
+    with hooked(model, notes.hooks(model)), frozen_model(model), torch.no_grad(), axes:
+        output = output_of(model, axes.images(image.clone()))
+    maps = notes.with_maps()
+    once = [each for each in maps if notes.calls[each.name] == 1]
+    return maps if scores_in(output) is not None else (once or maps), output, axes
 
-    def note(name: str, module: nn.Module, inputs: object, output: object) -> None:
-        nonlocal pooled, spread
-        calls[name] += 1
+
+class _Notes:
+    """What the layers of a model give in a pass over ``count`` images, as far as these are maps.
+
+    Attributes:
+        outputs: layer → its last output, itself and as it was before a later layer may have written to it; empty unless
+            they are to be kept.
+        calls: layer → how often it was called.
+    """
+
+    def __init__(self, axes: Axes, count: int, *, keep: bool = False) -> None:
+        self.outputs: dict[str, tuple[Tensor, Tensor]] = {}
+        self.calls: Counter[str] = Counter()
+        self._axes, self._count, self._keep = axes, count, keep
+        self._found: dict[str, _Maps] = {}
+        self._known_order: set[str] = set()
+        self._pooled: object = None
+        self._spread = 0  # calls whose results have positions, or may have
+
+    def hooks(self, model: nn.Module) -> dict[str, Callable[..., None]]:
+        """The hooks that make the notes, by layer."""
+        return {name: partial(self._note, name) for name in hookable(model) if name}
+
+    def with_maps(self) -> list[_Maps]:
+        """The layers with maps, in the order of their last calls."""
+        # Unless another order is known, maps are [N, K, h, w], except in networks that work on tokens.
+        maps = [each for name, each in self._found.items() if name in self._known_order or not self._axes.on_tokens]
+        if self._axes.on_tokens and maps and self._spread - maps[-1].call > _LOST * self._spread:
+            raise ValueError(
+                f"layer should be named for this network: behind its last maps, those of {maps[-1].name!r}, it goes on "
+                "with tokens whose places cannot be followed"
+            )
+        return maps
+
+    def _note(self, name: str, module: nn.Module, inputs: object, output: object) -> None:
+        self.calls[name] += 1
         if not isinstance(output, Tensor) or not output.is_floating_point() or output.dim() < 3:
             return
-        spread += 1
-        if len(output) != 1:
+        self._spread += 1
+        if output.shape[0] != self._count:
             return
         if isinstance(module, _POOLING):
-            pooled = output
+            self._pooled = output
             return
-        known = axes.planes(output)
-        if known is None and output.dim() != axes.dims:
+        known = self._axes.planes(output)
+        if known is None and output.dim() != self._axes.dims:
             return
         places = tuple(output.shape[2:]) if known is None else known.shape(output.shape)
         # Modules that only pass a pooled map on (its container, a dropout) do not count either.
-        if output is pooled or min(places[-2:]) <= 1:
+        if output is self._pooled or min(places[-2:]) <= 1:
             return
         channels = output.shape[1 if known is None else known.order[1]]
-        found.pop(name, None)
-        found[name] = _Maps(name, channels, prod(places), spread)
-        known_order.add(name) if known is not None else known_order.discard(name)
+        self._found.pop(name, None)
+        self._found[name] = _Maps(name, channels, prod(places), self._spread)
+        self._known_order.add(name) if known is not None else self._known_order.discard(name)
+        if self._keep:
+            self.outputs[name] = output, output.clone()
 
-    hooks = {name: partial(note, name) for name in hookable(model) if name}
-    with hooked(model, hooks), frozen_model(model), torch.no_grad(), axes:
-        output = output_of(model, axes.images(image.clone()))
-    # Unless another order is known, maps are [N, K, h, w], except in networks that work on tokens.
-    maps = [each for name, each in found.items() if name in known_order or not axes.on_tokens]
-    if axes.on_tokens and maps and spread - maps[-1].call > _LOST * spread:
-        raise ValueError(
-            f"layer should be named for this network: behind its last maps, those of {maps[-1].name!r}, it goes on "
-            "with tokens whose places cannot be followed"
-        )
-    once = [each for each in maps if calls[each.name] == 1]
-    return maps if scores_in(output) is not None else (once or maps), output, axes
+
+def _no_maps(model: nn.Module, axes: Axes) -> ValueError:
+    scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+    return ValueError(
+        f"model should have a layer with maps {axes.layout} larger than 1x1, and has none"
+        + (" (those inside scripted modules are not seen)" if scripted else "")
+        + ("; it works on tokens" if axes.on_tokens else "")
+    )
 
 
 def _with_gradient(

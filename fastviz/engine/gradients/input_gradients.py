@@ -24,7 +24,7 @@ from fastviz.execution.compiled import eager, has_compiled_parts
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.fast_conv.memory_format import fast_convolutions, in_fast_order
 from fastviz.execution.inputs import require_gradients
-from fastviz.execution.precision import Precision, checked_precision, reduced_precision, widened
+from fastviz.execution.precision import Precision, checked_precision, map_dtype, reduced_precision, widened
 from fastviz.execution.rectifiers import rectifier_rule
 from fastviz.targets.selection import Selection
 
@@ -151,7 +151,7 @@ class _Work:
         if x.dim() != 4 or not all(unit.is_unit for unit in units):
             return None
         size, channels = _size(x), x.shape[1]
-        result = x.new_zeros((len(x), len(units), *x.shape[1:]))
+        result = x.new_zeros((len(x), len(units), *x.shape[1:]), dtype=map_dtype(x.dtype))
         try:
             jobs = [_Units(self.model, name, units, x) for name in selection.layers]
         except unit_gradients.NoCrop:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastviz._util import checks
+from fastviz.execution.precision import as_map
 
 __all__ = ["deviations", "generator", "moments", "noisy_copies"]
 
@@ -79,7 +80,7 @@ def moments(
     with torch.inference_mode(False), torch.no_grad():
         for copies in noisy_copies(images, deviation, samples, random, at_once):
             found = explain(copies.flatten(0, 1), torch.arange(N).repeat(len(copies)))
-            wide = found.to(torch.promote_types(found.dtype, torch.float32)).unflatten(0, (len(copies), N))
+            wide = as_map(found).unflatten(0, (len(copies), N))
             for each in wide:
                 total, squares = total + each, squares + each * each
             advance(len(copies) * N)

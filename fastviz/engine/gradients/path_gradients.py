@@ -61,9 +61,8 @@ def line_gradients(
         [N, C, H, W], or [N, T, C, H, W], in float32 at least.
     """
     require_gradients(model)
-    wide = torch.promote_types(start.dtype, torch.float32)
     if not len(start):
-        return selection.no_values(start, start.shape[1:]).to(wide)
+        return selection.no_values(start, start.shape[1:])
     if selection.layers:
         model = eager(model)
     if selection.several and has_compiled_parts(model):
@@ -136,12 +135,10 @@ class _Lines:
             points = torch.cat([torch.add(begin, span, alpha=place) for place in some])
             chosen = self.selection.for_samples(numbers.repeat(len(some)), self.count)
             gradients = run(points, start, chosen)
-            wide = gradients.to(torch.promote_types(gradients.dtype, torch.float32)).view(
-                len(some), n, *gradients.shape[1:]
-            )
+            each = gradients.view(len(some), n, *gradients.shape[1:])
             if total is None:
-                total = torch.zeros_like(wide[0])
-            for gradient, weight in zip(wide, weights[first : first + steps], strict=True):
+                total = torch.zeros_like(each[0])
+            for gradient, weight in zip(each, weights[first : first + steps], strict=True):
                 total.add_(gradient, alpha=weight)
             self.advance(len(points))
         assert total is not None

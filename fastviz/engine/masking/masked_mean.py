@@ -7,6 +7,8 @@ sampling, Cochran 1977, chapter 7). Once all masks have been run, the estimate i
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -28,7 +30,8 @@ _PENALTY = 1e-2
 _SPLITS = 4
 """How many random splits into halves estimate the error of the mean."""
 
-_CHUNK = 256
+_CHUNK = 32
+"""Masks that are held at once, in full size."""
 
 
 class MaskedMean:
@@ -41,14 +44,20 @@ class MaskedMean:
 
     def __init__(self, masks: RandomMasks, keep: float) -> None:
         self.masks, self.keep = masks, keep
-        step = max(1, min(masks.size) // _COARSE)
-        numbers = torch.arange(len(masks)).split(_CHUNK)
-        coarse = [masks.of(at, step) for at in numbers]
-        self._coarse = torch.cat([each.flatten(1) for each in coarse])
+
+    @cached_property
+    def _small(self) -> tuple[Tensor, Tensor]:
+        """All masks [M, pixels] with fewer rows and columns, and what the linear model sees of them, [M, 1 + features].
+
+        They take memory for each mask, and are needed only where not all masks may be tried.
+        """
+        step = max(1, min(self.masks.size) // _COARSE)
+        coarse = [self.masks.of(at, step) for at in torch.arange(len(self.masks)).split(_CHUNK)]
         rows, columns = (min(_FEATURES, side) for side in coarse[0].shape[1:])
         seen = torch.cat([functional.adaptive_avg_pool2d(each[:, None], (rows, columns)).flatten(1) for each in coarse])
-        seen = seen.double() - keep
-        self._features = torch.cat([torch.ones(len(seen), 1, dtype=torch.float64), seen], dim=1)
+        seen = seen.double() - self.keep
+        features = torch.cat([torch.ones(len(seen), 1, dtype=torch.float64), seen], dim=1)
+        return torch.cat([each.flatten(1) for each in coarse]), features
 
     def weights(self, values: Tensor) -> Tensor:
         """The weight of each mask, [M, T], from the ``values`` [n, T] of the first n masks."""
@@ -58,12 +67,13 @@ class MaskedMean:
         M, n = len(self.masks), len(tried)
         if n == M:
             return values.double()
-        seen = self._features[tried]
+        features = self._small[1]
+        seen = features[tried]
         square = seen.T @ seen
         penalty = torch.full((len(square),), _PENALTY * float(square.diagonal()[1:].mean()), dtype=torch.float64)
         penalty[0] = 0  # the intercept has no penalty
         found = torch.linalg.solve(square + torch.diag(penalty), seen.T @ values.double())
-        weights: Tensor = self._features @ found
+        weights: Tensor = features @ found
         weights[tried] += (values.double() - weights[tried]) * (M / n)
         return weights
 
@@ -95,4 +105,4 @@ class MaskedMean:
         return float(torch.stack(found).mean(0).min())
 
     def _at_coarse(self, weights: Tensor) -> Tensor:
-        return weights.T @ self._coarse.double()
+        return weights.T @ self._small[0].double()

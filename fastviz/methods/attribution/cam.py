@@ -22,9 +22,9 @@ from fastviz.execution.hooks import layer_module
 from fastviz.execution.inputs import input_batch, require_gradients
 from fastviz.execution.map_axes import Axes
 from fastviz.execution.model_outputs import scores_in
-from fastviz.execution.precision import Precision, reduced_precision, widened
+from fastviz.execution.precision import Precision, as_map, map_dtype, reduced_precision, widened
 from fastviz.images import tensors
-from fastviz.methods.attribution import cam_formulas
+from fastviz.methods.attribution import cam_formulas, cam_head
 from fastviz.methods.attribution.cam_formulas import Formula
 from fastviz.methods.attribution.map_fusion import map_size
 from fastviz.targets.selection import Target
@@ -87,8 +87,8 @@ def grad_cam(
         batch_size, precision: as in :func:`fastviz.input_gradient`.
 
     Returns:
-        [N, h, w] ([N, T, h, w] for T targets per sample), 0 or more, of the dtype of ``x``, not scaled. With
-        ``layers``: layer name → such maps.
+        [N, h, w] ([N, T, h, w] for T targets per sample), 0 or more, not scaled, of the dtype of ``x`` (float32 for 16
+        bits). With ``layers``: layer name → such maps.
 
     Raises:
         TypeError: ``model``, ``x``, ``target`` or ``layer`` is of the wrong type; the model or layer does not return a
@@ -132,6 +132,9 @@ def cam(
     layer: ResNet, GoogLeNet, DenseNet, Inception, MobileNet v2, … This is tested by computing the scores that way. The
     mean of a map is the score minus the bias.
 
+    A module that calls it can be exported (``torch.export.export``, not strict), for classes by number: the program
+    has a map for each input, and fails on one whose scores are not made that way.
+
     Args:
         model, x, size, batch_size, precision: as in :func:`grad_cam`.
         target: as in :func:`grad_cam`, but nothing inside the network. If it is a function of scores (a probability, a
@@ -148,6 +151,9 @@ def cam(
     >>> torch.allclose(cam(model, x, target=4).mean(), model(x)[0, 4])
     True
     """
+    if torch.compiler.is_exporting():
+        found = cam_head.exported(model, x, target, precision)
+        return found if size is None else _resized(found, _size(size, x.dim() - 2))
     images = input_batch(model, x, axes=(1, 2, 3))
     model = eager(model)
     selection = targets.resolve(target, model)
@@ -162,17 +168,15 @@ def cam(
         with torch.no_grad(), layer_outputs(model, [name]) as recorded:
             with reduced_precision(batch, precision), axes:
                 output = batches.run_model(axes.images(batch.clone()))
-            maps, weight = _head(
-                model, name, cam_layers.planes(recorded[name], recorded[name], name, axes), scores_in(output)
-            )
+            planes = cam_layers.planes(recorded[name], recorded[name], name, axes)
+            maps, weight = cam_head.head(model, name, planes, scores_in(output))
         output = targets.class_scores(output)
         if part is None:
             return maps[:, 0]
         scores = output.detach().to(weight.dtype).requires_grad_()
         share = targets.gradients(part.values(scores, {}), {"the scores": scores})[0]
         with torch.no_grad():
-            found = torch.einsum("n...k,nkp->n...p", share @ weight, maps.flatten(2))
-            return found.reshape(*found.shape[:-1], *maps.shape[2:])
+            return cam_head.weighted(maps, share @ as_map(weight))
 
     (found,) = _in_batches(batches, images, selection, batch_size, precision, lambda *part: [compute(*part)])
     return found if shape is None else _resized(found, shape)
@@ -268,8 +272,8 @@ def _grad_cam(
         found = []
         for name, gradient in zip(names, targets.gradients(values, layers), strict=True):
             _warn_of_zero(gradient, name)
-            slopes = planes(gradient, name).to(batch.dtype)
-            layer = planes(recorded[name].detach(), name).to(batch.dtype)
+            slopes = planes(gradient, name).to(map_dtype(batch.dtype))
+            layer = planes(recorded[name].detach(), name).to(slopes.dtype)
             layer = layer if slopes.dim() == 4 else layer[:, None]
             found += [formula(layer, slopes).contiguous() for formula in formulas]
         return found
@@ -314,33 +318,6 @@ def _warn_of_zero(gradient: Tensor, name: str) -> None:
             UserWarning,
             stacklevel=2,
         )
-
-
-def _head(model: nn.Module, name: str, maps: Tensor, scores: object) -> tuple[Tensor, Tensor]:
-    """The maps [N, K, h, w] and weights [classes, K] with ``scores = weights · mean(maps) + bias``."""
-    if isinstance(scores, Tensor) and not torch.isfinite(scores).all():
-        raise ValueError(
-            "model should give finite scores for CAM, which are compared with its maps; got NaN or infinity"
-        )
-    linears = {each: module for each, module in model.named_modules() if isinstance(module, nn.Linear)}
-    if isinstance(scores, Tensor) and scores.is_floating_point():
-        for linear in reversed(linears.values()):
-            if linear.in_features != maps.shape[1] or scores.shape[1:] != (linear.out_features,):
-                continue
-            if not linear.weight.any():  # zero weights give the same scores for any maps
-                continue
-            for each in (maps, maps.relu()):
-                mean = each.flatten(2).mean(2).to(linear.weight.dtype)
-                rebuilt = functional.linear(mean, linear.weight, linear.bias).detach()
-                # Rounding depends on the order of the sum; another architecture differs in the first digit.
-                near = torch.finfo(scores.dtype).eps ** 0.5 * float(scores.abs().max())
-                if torch.allclose(rebuilt, scores.to(rebuilt.dtype), rtol=0, atol=near):
-                    return each.detach().to(rebuilt.dtype), linear.weight.detach()
-    last = f"linear layer {list(linears)[-1]!r}" if linears else "no linear layer"
-    raise ValueError(
-        "model should end in a global average of its last maps and one linear layer for CAM; the mean of "
-        f"{name!r} {list(maps.shape)}, and {last}, do not give its scores; use grad_cam"
-    )
 
 
 def _resized(maps: Tensor, size: tuple[int, ...]) -> Tensor:

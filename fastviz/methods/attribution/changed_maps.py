@@ -18,6 +18,7 @@ from fastviz.execution.after_layer import AfterLayer
 from fastviz.execution.compiled import eager
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.inputs import input_batch
+from fastviz.execution.precision import as_map, map_dtype
 from fastviz.images import tensors
 from fastviz.methods.attribution import cam
 from fastviz.methods.attribution.map_fusion import map_size
@@ -74,7 +75,8 @@ def ablation_cam(
 
     def combined(maps: Tensor, number: Tensor, before: Tensor, after: Tensor) -> Tensor:
         share = (before - after) / torch.where(before == 0, 1, before) * (before != 0)
-        return torch.einsum("kt,khw->thw", share.to(maps.dtype), maps[0, number]).relu()
+        planes = as_map(maps[0, number])
+        return torch.einsum("kt,khw->thw", share.to(planes.dtype), planes).relu()
 
     def active(maps: Tensor) -> Tensor:
         return maps[0].flatten(1).ne(0).any(1).nonzero()[:, 0]
@@ -133,7 +135,7 @@ def recipro_cam(
         return torch.where(mask == 0, 0, mask * maps)
 
     def combined(maps: Tensor, number: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        found: Tensor = (after - after.amin(0)).to(maps.dtype).mT.unflatten(1, maps.shape[-2:])
+        found: Tensor = (after - after.amin(0)).mT.unflatten(1, maps.shape[-2:])
         return found
 
     def places(maps: Tensor) -> Tensor:
@@ -192,7 +194,7 @@ def _maps_from_changes(
             maps = _one_image(rest, order, one, batch_size, active, changed, combined)
             found.append(maps if selection.several else maps[0])
             advance(1)
-    maps = torch.stack(found).to(images.dtype)
+    maps = torch.stack(found).to(map_dtype(images.dtype))
     return maps if shape is None else tensors.resize_maps(maps, *shape)
 
 

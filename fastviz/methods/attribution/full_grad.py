@@ -17,7 +17,7 @@ from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.fast_conv.memory_format import image_gradients, in_fast_order
 from fastviz.execution.hooks import floating_output, hookable, hooked
 from fastviz.execution.inputs import input_batch, output_of, require_gradients
-from fastviz.execution.precision import Precision, reduced_precision, widened
+from fastviz.execution.precision import Precision, as_map, map_dtype, reduced_precision, widened
 from fastviz.targets.selection import Target
 
 __all__ = ["bias_of", "full_grad", "full_gradient_maps", "layers_with_bias", "scaled_sum"]
@@ -130,7 +130,7 @@ def bias_of(module: nn.Module) -> Tensor:
 
 def scaled_sum(maps: Tensor, size: Sequence[int]) -> Tensor:
     """``Σ_k ψ(A_k)`` of maps [N, K, h, w], float32 or wider: [N, H, W]; summed before the (linear) resizing."""
-    values = maps.abs()
+    values = as_map(maps).abs()
     values = values - values.amin((2, 3), keepdim=True)
     total = (values / (values.amax((2, 3), keepdim=True) + _EPSILON)).sum(1, keepdim=True)
     if list(total.shape[2:]) == list(size):
@@ -145,14 +145,14 @@ def _map(leaf: Tensor, calls: list[tuple[str, Tensor]], biases: dict[str, Tensor
     gradients = torch.autograd.grad(values.sum(), list(dependent.values()), retain_graph=True, allow_unused=True)
     if gradients[0] is None:
         targets.gradients(values, {"x": leaf})  # raises an error that says what is wrong
-    total = torch.zeros_like(leaf[:, 0])
+    total = torch.zeros_like(leaf[:, 0], dtype=map_dtype(leaf.dtype))
     with torch.no_grad():
         for key, gradient in zip(dependent, gradients, strict=True):
             if gradient is None:
                 continue  # a layer that the target does not depend on
             if key == "x":
-                total += scaled_sum(gradient * leaf, leaf.shape[2:])
+                total += scaled_sum(as_map(gradient) * leaf, leaf.shape[2:])
             else:
                 name = calls[int(key.split()[1])][0]
-                total += scaled_sum(biases[name].to(gradient.dtype)[:, None, None] * gradient, leaf.shape[2:])
+                total += scaled_sum(biases[name].to(gradient.dtype)[:, None, None] * as_map(gradient), leaf.shape[2:])
     return total

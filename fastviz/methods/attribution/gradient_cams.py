@@ -19,7 +19,7 @@ from fastviz.execution.compiled import eager
 from fastviz.execution.forward import layer_outputs
 from fastviz.execution.inputs import input_batch
 from fastviz.execution.map_axes import Axes
-from fastviz.execution.precision import Precision, reduced_precision
+from fastviz.execution.precision import Precision, map_dtype, reduced_precision
 from fastviz.images import tensors
 from fastviz.methods.attribution import cam
 from fastviz.methods.attribution.cam_formulas import GRADIENT, Formula
@@ -354,7 +354,7 @@ def _eigen(
             batches.run_model(axes.images(batch.clone()))
         found = []
         for name in names:
-            maps = cam_layers.planes(recorded[name].detach(), recorded[name], name, axes).to(batch.dtype)
+            maps = cam_layers.planes(recorded[name].detach(), recorded[name], name, axes).to(map_dtype(batch.dtype))
             once = formula(maps, maps)
             columns = None if part is None else part.columns
             found.append(once if columns is None else once[:, None].expand(-1, columns, -1, -1).contiguous())

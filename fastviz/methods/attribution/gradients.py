@@ -50,7 +50,8 @@ def input_gradient(
             predicted class changed.
 
     Returns:
-        [N, C, H, W] ([N, T, C, H, W] for T targets per sample), signed, of the dtype of ``x`` and on its device.
+        [N, C, H, W] ([N, T, C, H, W] for T targets per sample), signed, on the device of ``x`` and in its dtype; float32
+        for 16-bit images.
 
     Raises:
         TypeError: ``model``, ``x`` or ``target`` is of the wrong type; the model does not return a tensor.
@@ -160,7 +161,7 @@ def smooth_grad(
 
     with bar(progress, samples * len(images), text="smooth grad", unit="images") as advance:
         mean, _ = noisy.moments(explain, images, deviation, samples, random, len(images), advance)
-    return mean.to(images.dtype)
+    return mean
 
 
 def guided_backprop(

@@ -57,7 +57,7 @@ def noise_tunnel(
         options: further arguments of the method.
 
     Returns:
-        [N, ...], the shape and dtype of the method's result.
+        [N, ...], the shape and dtype of the method's result; float32 for 16-bit images.
 
     Raises:
         TypeError: ``method`` is not a function, or does not return a tensor; errors of the method.
@@ -78,14 +78,11 @@ def noise_tunnel(
     if not len(images):
         return _maps(method(model, images, target, **options))
     selection = input_gradients.with_predicted(model, targets.resolve(target, model), images, batch_size)
-    dtype = images.dtype
 
     def explain(copies: Tensor, numbers: Tensor) -> Tensor:
-        nonlocal dtype
         found = _maps(method(model, copies, _target(selection.for_samples(numbers, len(images))), **options))
         if len(found) != len(copies):
             raise ValueError(f"method should give one map per image, {len(copies)}, got {len(found)}")
-        dtype = found.dtype
         return found
 
     at_once = batch_size or AT_ONCE[images.device.type]
@@ -93,7 +90,7 @@ def noise_tunnel(
         mean, squares = noisy.moments(explain, images, deviation, samples, random, at_once, advance)
     found = {"smoothgrad": mean, "smoothgrad_sq": squares}.get(kind)
     # Rounding can make a variance of zero negative.
-    return ((squares - mean * mean).clamp(min=0) if found is None else found).to(dtype)
+    return (squares - mean * mean).clamp(min=0) if found is None else found
 
 
 def smooth_grad_squared(

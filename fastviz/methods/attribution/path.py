@@ -163,7 +163,7 @@ def gradient_shap(
             gradient = input_gradients.input_gradients(model, points.flatten(0, 1), part, batch_size=at_once)
             shares = _times_difference(gradient, (copies - begin).flatten(0, 1), part).unflatten(0, (k, N))
             for each, baseline in zip(shares, drawn, strict=True):
-                total = total + each.to(torch.promote_types(each.dtype, torch.float32))
+                total = total + each
                 reached = reached + torch.stack([ends[at][number] for at, number in enumerate(baseline.tolist())])
             done += k
             advance(k * N)
@@ -174,7 +174,7 @@ def gradient_shap(
     assert isinstance(reached, Tensor)
     mean = total / samples
     own = torch.stack([_scores(model, images[at : at + 1], selection, at, N, at_once)[0] for at in range(N)])
-    return PathAttribution(mean.to(images.dtype), mean.flatten(-3).sum(-1) - (own - reached / samples))
+    return PathAttribution(mean, mean.flatten(-3).sum(-1) - (own - reached / samples))
 
 
 def _baseline(fill: Fill, images: Tensor, argument: str) -> Tensor:
@@ -238,4 +238,4 @@ def _with_delta(
 ) -> PathAttribution:
     shares = _times_difference(gradient, images.detach() - begin, selection)
     reached = score_differences(model, images, begin, selection, batch_size or AT_ONCE[images.device.type])
-    return PathAttribution(shares.to(images.dtype), shares.flatten(-3).sum(-1) - reached)
+    return PathAttribution(shares, shares.flatten(-3).sum(-1) - reached)

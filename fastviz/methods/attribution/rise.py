@@ -20,6 +20,7 @@ from fastviz.engine.masking.scores import Scores
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.full_precision import full_float32
 from fastviz.execution.inputs import input_batch
+from fastviz.execution.precision import map_dtype
 from fastviz.images import notebook
 from fastviz.targets.objectives import Objective, class_probability
 from fastviz.targets.selection import Target
@@ -132,7 +133,7 @@ def rise(
         each = [_of_image(scores, number, drawn, mean, fills[number], stop, advance) for number in range(len(images))]
     clean = scores.clean
     maps = torch.stack([found for found, _, _ in each]) if each else images.new_zeros(0, *size)
-    maps = maps.to(images).reshape(*clean.shape, *size)
+    maps = maps.to(images.device, map_dtype(images.dtype)).reshape(*clean.shape, *size)
     return RiseMap(maps, clean, {"masks": [tried for _, tried, _ in each], "agreement": [near for *_, near in each]})
 
 

@@ -19,6 +19,7 @@ from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.forward import layer_outputs
 from fastviz.execution.inputs import input_batch, output_of
 from fastviz.execution.map_axes import Axes
+from fastviz.execution.precision import as_map, map_dtype
 from fastviz.images import tensors
 from fastviz.methods.attribution import cam
 from fastviz.methods.attribution.map_fusion import map_size
@@ -70,13 +71,13 @@ def score_cam(
     found = []
     with frozen_model(model), torch.no_grad():
         black = images.new_zeros(1, *images.shape[1:])
-        planes = [_maps(model, name, images[at : at + 1]) for at in range(len(images))]
-        if not planes:
+        layers = [_maps(model, name, images[at : at + 1]) for at in range(len(images))]
+        if not layers:
             return selection.no_values(images, shape or _maps(model, name, black).shape[2:])
-        total = sum(int(_varies(each).sum()) + 1 for each in planes)
+        total = sum(int(_varies(each).sum()) + 1 for each in layers)
         run = WholeImages(model, images[:1], total)
         with bar(progress, total, text="Score-CAM", unit="images") as advance:
-            for at, maps in enumerate(planes):
+            for at, maps in enumerate(layers):
                 one = selection.for_samples(torch.tensor([at], device=images.device), len(images))
                 if one.predicts:
                     (output,) = run(images[at : at + 1])
@@ -88,9 +89,10 @@ def score_cam(
                     batch_size=batch_size or run.batch_size,
                     advance=advance,
                 )
-                weights = values.to(maps.dtype).softmax(0)
-                found.append(torch.einsum("kt,khw->thw", weights, maps[0]).relu())
-    result = torch.stack([each if selection.several else each[0] for each in found]).to(images.dtype)
+                planes = as_map(maps[0])
+                weights = values.to(planes.dtype).softmax(0)
+                found.append(torch.einsum("kt,khw->thw", weights, planes).relu())
+    result = torch.stack([each if selection.several else each[0] for each in found]).to(map_dtype(images.dtype))
     return result if shape is None else tensors.resize_maps(result, *shape)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastviz.engine.masking.coalitions import Coalitions
 from fastviz.engine.masking.segments import spread
+from fastviz.execution.precision import map_dtype
 from fastviz.images import notebook
 
 __all__ = ["SegmentMap", "segment_map"]
@@ -48,7 +49,7 @@ class SegmentMap(notebook.NotebookResult):
 
 def segment_map(cut: Coalitions, values: list[Tensor], errors: list[Tensor] | None = None, **stats: Any) -> SegmentMap:
     """The result for the ``values`` of each image, [S] or [T, S]."""
-    clean, dtype = cut.scores.clean, cut.images.dtype
+    clean, dtype = cut.scores.clean, map_dtype(cut.images.dtype)
     if not values:
         maps = clean.new_zeros(*clean.shape, *cut.images.shape[2:])
         return SegmentMap(maps, clean.new_zeros(*clean.shape, 0), cut.index, clean, None, stats)

@@ -22,6 +22,10 @@ from fastviz.targets.selection import Target
 __all__ = ["feature_ablation", "shapley_sampling"]
 
 
+_AT_ONCE = 32
+"""Orders that are followed together: each holds a map of when its pixels change, so this bounds the memory."""
+
+
 def feature_ablation(
     model: nn.Module,
     x: Tensor,
@@ -158,6 +162,11 @@ def _swept_decreases(
 
 def _contributions(cut: Coalitions, number: int, orders: Tensor, run: _GrowingImages) -> Tensor:
     """The contribution of each segment in each of the ``orders`` [M, S]: [M, S], or [M, T, S], in float64."""
+    return torch.cat([_contributions_of(cut, number, some, run) for some in orders.split(_AT_ONCE)])
+
+
+def _contributions_of(cut: Coalitions, number: int, orders: Tensor, run: _GrowingImages) -> Tensor:
+    """The same, for all ``orders`` together."""
     rank = orders.argsort(1)
     states = run.values(number, rank).double()  # [M, S, ...]: before each segment is added
     whole = cut.scores.clean[number].double().expand_as(states[:, 0])

@@ -55,6 +55,7 @@ def filters(
     >>> filters(model).shape, filters(model, "2").shape
     (torch.Size([16, 3, 7, 7]), torch.Size([20, 16, 5, 5]))
     """
+    checks.not_exporting()
     if scale is not None:
         checks.one_of(scale, "scale", ("each", "together"))
     name, module = _first(model) if layer is None else (layer, layer_module(model, layer))

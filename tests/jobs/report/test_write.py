@@ -70,6 +70,22 @@ def test_lines_are_those_of_the_tables(network, photos, tmp_path):
     assert set(block["missing"]) == set(block["error"])
 
 
+@pytest.mark.filterwarnings("ignore:the target has a gradient of zero")
+def test_maps_of_zeros(network, photos, tmp_path):
+    """pytorch-grad-cam #214, #108; torch-cam #186, #152: dead rectifiers; no NaN in tables, lines or pictures."""
+    with torch.no_grad():
+        network[3].weight.zero_()
+        network[3].bias.fill_(-1)
+    out = job(tmp_path / "out", network, photos)
+    maps = [np.asarray(row["map"]) for row in jobs.open(out).rows()]
+    assert len(maps) == 10
+    assert not any(each.any() for each in maps)
+    page = report.write(out)
+    for path in (page, *(page.parent / "report_files").glob("*.js")):
+        assert "NaN" not in path.read_text(), path
+    assert all(len(block["id"]) == 5 for block in blocks(page))
+
+
 def test_an_image_and_target_is_a_line(network, photos, tmp_path):
     out = job(tmp_path / "out", network, photos, top_k=2)
     (block,) = blocks(report.write(out))

@@ -182,10 +182,11 @@ def test_smooth_grad_refuses(model: Net, x: Tensor, options: dict[str, Any], mes
         smooth_grad(model, x, **options)
 
 
-def test_gradient_in_low_precision_keeps_its_dtype(model: Net, x: Tensor) -> None:
+def test_gradients_in_low_precision_are_float32(model: Net, x: Tensor) -> None:
     low = model.to(torch.bfloat16)
     for method in ALL:
-        assert method(low, x.bfloat16(), 1).dtype == torch.bfloat16
+        assert method(low, x.bfloat16(), 1).dtype == torch.float32
+    assert input_gradient(low, x.bfloat16(), neuron("conv1", 0)).dtype == torch.float32  # of a crop
 
 
 # ------------------------------------------------------------------------------------------------------- targets

@@ -289,9 +289,10 @@ def test_channels_last_gives_the_same(model: Net, x: Tensor) -> None:
     torch.testing.assert_close(found.attribution, expected.attribution, rtol=1e-12, atol=1e-13)
 
 
-def test_low_precision_keeps_its_dtype(model: Net, x: Tensor) -> None:
-    found = occlusion(model.bfloat16(), x.bfloat16(), None, window=3)
-    assert {found.attribution.dtype, found.scores.dtype, found.baseline.dtype} == {torch.bfloat16}
+@pytest.mark.parametrize("trace", ["always", "never"])
+def test_low_precision_gives_float32(model: Net, x: Tensor, trace: Any) -> None:
+    found = occlusion(model.bfloat16(), x.bfloat16(), None, window=3, trace=trace)
+    assert {found.attribution.dtype, found.scores.dtype, found.baseline.dtype} == {torch.float32}
 
 
 @pytest.mark.cuda

@@ -119,9 +119,15 @@ def test_a_volume_of_30_16_16() -> None:
     model, x = nn.Sequential(*body, nn.Linear(4, 2)).eval(), torch.randn(1, 1, 30, 16, 16)
     assert fv.saliency(model, x, 1).shape == (1, 30, 16, 16)
     assert fv.grad_cam(model, x, 1).shape == (1, 30, 16, 16)
-    box = torch.zeros(1, 30, 16, 16)
-    box[:, 10:20, 4:12, 4:12] = 1
-    assert images.draw_volume(x[0], (fv.saliency(model, x, 1) * box)[0], "heat").shape[0] == 3
+    assert images.draw_volume(x[0], fv.saliency(model, x, 1)[0], "heat").shape[0] == 3
+    whole = fv.occlusion(model, x, 1, window=4, stride=4)
+    assert whole.attribution.shape == (1, 30, 16, 16)
+    # only a box of the volume on request: its windows are those of the box, and no others are computed
+    box = fv.occlusion(model, x, 1, window=4, stride=4, region=(8, 4, 4, 20, 12, 12))
+    assert box.attribution.shape == (1, 12, 8, 8)
+    torch.testing.assert_close(box.scores, whole.scores[:, 2:5, 1:3, 1:3])
+    torch.testing.assert_close(box.attribution, whole.attribution[:, 8:20, 4:12, 4:12])
+    assert box.stats["windows"] == 3 * 2 * 2
 
 
 # --------------------------------------------------------------------------------------------------------- drawing
@@ -143,9 +149,11 @@ def test_drawings_have_the_size_of_their_picture(channels: int, tmp_path: Path) 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_maps_of_16_bits_are_drawn(dtype: torch.dtype) -> None:
-    """pytorch-grad-cam #329, #493, #96."""
+    """pytorch-grad-cam #329, #493, #96: float32, which NumPy takes. All methods: tests/methods/test_other_models.py."""
     model, x = classifier().to(dtype), torch.rand(1, 3, 30, 30).to(dtype)
     found = fv.grad_cam(model, x, 1)
+    assert found.dtype == torch.float32
+    assert found.numpy().any()
     picture = drawing.draw("heat", found[0], x[0].float(), coarse=True)
     assert picture.dtype == torch.float32
     assert picture.isfinite().all()
@@ -179,3 +187,23 @@ def test_a_deletion_curve_costs_a_row_a_step() -> None:
     assert curve.values.shape == (1, 101)
     assert sum(passes) <= 101 + 4  # what looks at the model first
     assert len(passes) < 30
+
+
+def test_a_deletion_curve_computes_what_changes(traced: None) -> None:
+    """The same: where a step is a window, only what it changes is computed, and the network itself hardly runs."""
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.rows = classifier(), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.rows += x.shape[0]
+            return self.inner(x)
+
+    model, x = Counting().eval(), torch.rand(1, 3, 64, 64)
+    curve = fv.evaluation.deletion(model, x, fv.saliency(model, x, 1), 1, regions=6)
+    assert curve.values.shape == (1, 122)
+    assert model.rows < 30
+    covered = torch.zeros_like(x)
+    assert curve.values[0, -1] == pytest.approx(float(model(covered).softmax(1)[0, 1]), abs=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 import fastviz as fv
 from fastviz import models
 from fastviz.engine.optimize import Ascent
-from fastviz.engine.optimize.canvas import Generator, Pixels, frame_of
+from fastviz.engine.optimize.canvas import Fourier, Generator, Pixels, frame_of
 from fastviz.methods.synthesis.activation_maximization import CLASS_PRIORS
 from tests.methods.synthesis.common import network, scores
 
@@ -83,6 +84,26 @@ def test_models_of_16_bits(canvas):
     found = fv.maximize(copy.deepcopy(model).bfloat16(), [0, 2], **options)
     assert found.images.dtype == torch.float32
     torch.testing.assert_close(found.values, exact.values, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+@pytest.mark.parametrize("canvas", [Fourier(), Pixels(decorrelate=True)], ids=["waves", "pixels"])
+def test_other_channels_than_three_colours(canvas, channels):
+    """lucid #175: waves and decorrelated colours were for three channels alone. Others have no axes of colours."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(channels, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.AdaptiveAvgPool2d(1))
+    model.append(nn.Flatten())
+    fv.describe(model, preprocessing=models.Preprocessing((16, 16), 16, (0.5,) * channels, (0.25,) * channels))
+    found = [
+        fv.maximize(
+            model, [1, fv.channel("2", 3)], steps=steps, optimization=fv.Optimization(canvas=each, start="noise")
+        )
+        for each, steps in ((canvas, 0), (canvas, 20), (replace(canvas, decorrelate=False), 20))
+    ]
+    assert found[1].images.shape == found[1].pictures.shape == (2, channels, 16, 16)
+    assert (found[1].values > found[0].values).all()
+    if isinstance(canvas, Fourier):
+        torch.testing.assert_close(found[2].images, found[1].images)
 
 
 def test_defaults_by_kind_of_target():
