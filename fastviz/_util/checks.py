@@ -104,7 +104,7 @@ def not_exporting() -> None:
 
 def _called() -> str:
     """The function of fastviz that other code called: the outermost with a public name, between us and that code."""
-    found, frame = "a method", sys._getframe(1)
+    found, frame = "a method", sys._getframe().f_back
     while frame is not None:
         package = frame.f_globals.get("__name__", "").partition(".")[0]
         if package not in ("fastviz", "contextlib", "functools"):

@@ -152,8 +152,9 @@ def cam(
     True
     """
     if torch.compiler.is_exporting():
+        shape = map_size(size, x.dim() - 2)
         found = cam_head.exported(model, x, target, precision)
-        return found if size is None else _resized(found, _size(size, x.dim() - 2))
+        return found if shape is None else _resized(found, shape)
     images = input_batch(model, x, axes=(1, 2, 3))
     model = eager(model)
     selection = targets.resolve(target, model)

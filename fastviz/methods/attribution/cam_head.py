@@ -107,7 +107,8 @@ def _fits(linear: nn.Linear, maps: Tensor, scores: Tensor) -> Tensor:
     # Rounding differs with the order of the sum; another architecture differs in the first digit.
     near = torch.finfo(scores.dtype).eps ** 0.5 * scores.abs().max()
     # weights of zero give the scores of any maps
-    return ((rebuilt - scores.to(rebuilt.dtype)).abs() <= near).all() & linear.weight.any()
+    fits: Tensor = ((rebuilt - scores.to(rebuilt.dtype)).abs() <= near).all() & linear.weight.any()
+    return fits
 
 
 def _ends_otherwise(model: nn.Module, name: str, maps: Tensor) -> ValueError:

@@ -50,8 +50,8 @@ def input_gradient(
             predicted class changed.
 
     Returns:
-        [N, C, H, W] ([N, T, C, H, W] for T targets per sample), signed, on the device of ``x`` and in its dtype; float32
-        for 16-bit images.
+        [N, C, H, W] ([N, T, C, H, W] for T targets per sample), signed, on the device of ``x`` and in its dtype, but
+        float32 for 16-bit images.
 
     Raises:
         TypeError: ``model``, ``x`` or ``target`` is of the wrong type; the model does not return a tensor.
