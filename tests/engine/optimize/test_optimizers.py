@@ -116,7 +116,7 @@ def test_by_name():
     assert by_name(mine) is mine
     with pytest.raises(ValueError, match="optimizer should be one of 'ascent', 'adam', 'lbfgs', got 'sgd'"):
         by_name("sgd")
-    with pytest.raises(ValueError, match="learning_rate should be None beside an optimizer"):
+    with pytest.raises(ValueError, match="learning_rate should be None for an optimizer"):
         by_name(mine, 0.1)
     with pytest.raises(TypeError, match="a name or an Optimizer, got int"):
         by_name(3)
