@@ -97,9 +97,10 @@ def maps_of(found: Any) -> list[Tensor]:
 @pytest.mark.parametrize("name", EXPLAINERS)
 def test_maps_of_16_bits_are_float32(name: str, count: int, dtype: torch.dtype) -> None:
     """pytorch-grad-cam #329, #493, #96. Every method, every number it gives, of one image and of none."""
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    # saliency that only cuts something out is float32 in any case
+    wide = torch.float64 if dtype == torch.float64 and name != "segment" else torch.float32
     found = maps_of(EXPLAINERS[name].function(made().to(dtype), images()[:count].to(dtype), 1))
-    assert found[0].dtype == wide
+    assert any(each.is_floating_point() for each in found)
     for each in found:
         assert each.isfinite().all()
         assert not each.is_floating_point() or each.dtype == wide
@@ -124,8 +125,9 @@ def test_targets_of_16_bits_are_summed_in_float32(dtype: torch.dtype) -> None:
 def test_every_method_without_gradients(name: str, inside: Callable[[], AbstractContextManager[None]]) -> None:
     """MONAI #3035; pytorch-grad-cam #254, #473, #381: frozen parameters, images made inside."""
     expected = maps_of(EXPLAINERS[name].function(made(), images()[:1], 1))
+    model = made().requires_grad_(False)
     with inside():
-        found = maps_of(EXPLAINERS[name].function(made().requires_grad_(False), images()[:1], 1))
+        found = maps_of(EXPLAINERS[name].function(model, images()[:1], 1))
     for each, other in zip(found, expected, strict=True):
         torch.testing.assert_close(each.clone(), other)
 
@@ -136,27 +138,25 @@ EVERY = {
     "invert": lambda model, x, target: fv.invert(model, x, "body.0", steps=1),
     "deep_dream": lambda model, x, target: fv.deep_dream(model, x, target, steps=1, octaves=1),
     "fool": lambda model, x, target: fv.fool(model, x, target, steps=1),
-    "deletion": lambda model, x, target: fv.evaluation.deletion(model, x, torch.rand(2, 16, 16), target, step=0.5),
+    "deletion": lambda model, x, target: fv.evaluation.deletion(model, x, torch.rand(len(x), 16, 16), target, step=0.5),
 }
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_the_gradients_of_a_user_are_untouched(name: str) -> None:
     """pytorch-grad-cam's base class zeroes them with its own backward pass, and its CAMs drop images without target."""
-    model, x = made(), images()
+    model, x = made(), torch.cat([images(), images()[:1]]) / 3  # a third: pictures between black and white
     x.requires_grad_()
     held = {}
     for key, tensor in (*model.named_parameters(), ("x", x)):
         held[key] = tensor.grad = torch.full_like(tensor, 3.0)
-    EVERY[name](model, x, torch.tensor([1, 2]))
+    EVERY[name](model, x, torch.tensor([1, 2, 0]))
     for key, tensor in (*model.named_parameters(), ("x", x)):
         assert tensor.grad is held[key]
         assert (tensor.grad == 3).all()
     if name not in ("maximize", "invert"):  # whose images come from targets, and which have none
-        with pytest.raises(
-            ValueError, match=r"target should .*(one class a sample|for each of|one an image).*2, got 1"
-        ):
-            EVERY[name](model, x, torch.tensor([1]))
+        with pytest.raises(ValueError, match=r"target should .*3.*, got 2"):
+            EVERY[name](model, x, torch.tensor([1, 2]))
 
 
 DRAWS = {

@@ -345,6 +345,8 @@ def _eigen(
     precision: Precision,
 ) -> list[Tensor]:
     """Eigen-CAM of each layer, from a forward pass only."""
+    if len(images):
+        selection.for_samples(torch.arange(len(images)), len(images))  # refuses classes for another number of images
     batches = Batches(model)
     formula = Formula(lambda maps, _: maps, projected=True)
 
