@@ -30,7 +30,9 @@ Layer = Annotated[
     str | None, typer.Option(help="The layer whose output is taken: see `fastviz layers`; else the last one's input.")
 ]
 Pool = Annotated[Literal["mean", "flatten"], typer.Option(help="What becomes of maps: their means, or all values.")]
-BatchSize = Annotated[int, typer.Option(help="Pictures the network sees at once: bounds the memory.")]
+BatchSize = Annotated[
+    int | None, typer.Option(help="Pictures the network sees at once; 32, on a CPU as many as its caches hold.")
+]
 Limit = Annotated[int | None, typer.Option(help="Only the first so many photographs.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace vectors that were made otherwise.")]
 
@@ -51,7 +53,7 @@ def embed(
     seed: Annotated[int, typer.Option(help="For the random numbers of t-SNE.")] = 0,
     tile: Annotated[int | None, typer.Option(help="Side of a photograph on the maps, in pixels.")] = None,
     device: Device = "auto",
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = None,
     limit: Limit = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -125,7 +127,7 @@ def neighbours(
     ] = None,
     show: Annotated[int, typer.Option(help="Photographs on the sheet, spread over all, where none is named.")] = 20,
     device: Device = "auto",
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = None,
     limit: Limit = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -157,7 +159,7 @@ def _vectors(
     layer: str | None,
     pool: Literal["mean", "flatten"],
     device: str,
-    batch_size: int,
+    batch_size: int | None,
     limit: int | None,
     overwrite: bool,
 ) -> Embedding:

@@ -11,21 +11,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastviz._util import checks
+from fastviz.vectors import eigenvectors
+from fastviz.vectors.centred import Centred
+from fastviz.vectors.nearest_neighbours import nearest
 
-__all__ = ["Components", "pca", "tsne"]
+__all__ = ["Components", "Solver", "pca", "tsne"]
+
+Solver = Literal["exact", "randomized"]
 
 _SMALL = 1024
-"""Up to this many vectors or dimensions, all components are computed; beyond, only those requested."""
-
-_NUMBERS = 1 << 20
-"""How many numbers are centred at a time: they fit into the cache, and no second copy of all vectors is needed."""
+"""Up to this many vectors or dimensions, the exact solver computes the smaller product; beyond, it iterates."""
 
 _TSNE_DIMENSIONS = 50
-
-_WIDTH = 32
-"""Columns of a Krylov block: fewer cost as much time, because the vectors are read from memory for each block."""
-
-_LONG, _MOST_STEPS, _LARGEST_MATRIX = 24, 200, 8192
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +35,8 @@ class Components:
         mean: [D], what was subtracted.
         variance: [k], the variance along each component, divided by N − 1.
         share: [k], that as a fraction of the variance in all D dimensions; 0 where all vectors are the same.
+        last_gain: of the randomized solver, by what fraction of it the last iteration raised the variance that the k
+            components hold together; 0 of the exact one.
     """
 
     coordinates: Tensor
@@ -45,27 +44,46 @@ class Components:
     mean: Tensor
     variance: Tensor
     share: Tensor
+    last_gain: float = 0.0
 
 
-def pca(vectors: Tensor, dimensions: int = 2) -> Components:
+def pca(
+    vectors: Tensor,
+    dimensions: int = 2,
+    *,
+    solver: Solver = "exact",
+    oversampling: int = 10,
+    iterations: int = 2,
+    seed: int = 0,
+) -> Components:
     """The principal components of ``vectors``: the directions of largest variance. Pearson 1901; Hotelling 1933.
 
     Coordinates are ``(V − mean) Uᵀ`` with U the leading eigenvectors of the covariance: scikit-learn's ``PCA``, its
-    signs included. With at most 1,024 vectors or dimensions by the eigenvectors of the smaller product, in float64;
-    beyond by a block Krylov method with restarts (Zhou, Saad 2008, "Block Krylov–Schur method for large symmetric
-    eigenvalue problems", https://doi.org/10.1007/s11075-008-9192-9) that goes on until every residual
-    ``‖Cu − λu‖`` is below 1e-5 of the largest eigenvalue (1e-9 in float64). Directions whose variances differ by less
-    than that may be mixed.
+    signs included.
+
+    ``"exact"``: with at most 1,024 vectors or dimensions by the eigenvectors of the smaller product, in float64; beyond
+    by a block Krylov method with restarts (Zhou, Saad 2008, "Block Krylov–Schur method for large symmetric eigenvalue
+    problems", https://doi.org/10.1007/s11075-008-9192-9) that goes on until every residual ``‖Cu − λu‖`` is below 1e-5
+    of the largest eigenvalue (1e-9 in float64). Directions whose variances differ by less than that may be mixed.
+
+    ``"randomized"``: the best directions in the space of R, CR, C²R … for a random R of ``dimensions + oversampling``
+    columns: Halko, Martinsson, Tropp 2011, "Finding structure with randomness", https://arxiv.org/abs/0909.4061, with
+    all blocks kept as in Musco, Musco 2015, "Randomized block Krylov methods", https://arxiv.org/abs/1504.05477. They
+    hold a little less variance than the exact ones; ``last_gain`` tells how little.
 
     Args:
         vectors: [N, D], float32 or float64, N at least 2, finite. Vectors that are all the same have coordinates 0.
         dimensions: how many components, at most min(N, D).
+        solver: see above. A randomized one that would compute as much as the exact one gives the exact components.
+        oversampling: of the randomized solver: columns beyond ``dimensions``.
+        iterations: of the randomized solver: products with the covariance, at least 1.
+        seed: of the randomized solver: for its random numbers, which are drawn on the CPU.
 
     Returns:
         Coordinates, directions and variances in the dtype and on the device of ``vectors``.
 
     Raises:
-        TypeError, ValueError: other vectors, too many dimensions.
+        TypeError, ValueError: other vectors, too many dimensions, an unknown word.
 
     >>> found = pca(torch.tensor([[0.0, 0.0], [1.0, 2.0], [2.0, 4.0]]), 1)
     >>> found.share.item(), [round(value, 3) for value in found.coordinates.flatten().tolist()]
@@ -73,141 +91,43 @@ def pca(vectors: Tensor, dimensions: int = 2) -> Components:
     """
     x = _vectors(vectors)
     k = checks.whole_number(dimensions, "dimensions", minimum=1)
+    checks.one_of(solver, "solver", ("exact", "randomized"))
+    checks.whole_number(oversampling, "oversampling", minimum=0)
+    checks.whole_number(iterations, "iterations", minimum=1)
+    checks.whole_number(seed, "seed", minimum=0)
     N, D = x.shape
     if k > min(N, D):
         raise ValueError(f"dimensions should be at most {min(N, D)} for {N} vectors of {D} numbers, got {k}")
-    mean = x.mean(0, dtype=torch.float64).to(x.dtype)
-    total = torch.stack([((rows - mean) ** 2).sum(dtype=torch.float64) for rows in _parts(x)]).sum()
-    # If all vectors are equal, only the rounding of their mean remains.
-    if total <= N * D * (torch.finfo(x.dtype).eps * x.abs().max().double()) ** 2:
+    data = Centred(x)
+    if data.all_equal:
         zero = x.new_zeros(k)
         directions = torch.eye(k, D, dtype=x.dtype, device=x.device)
-        return Components(x.new_zeros(N, k), directions, mean, zero, zero.clone())
-    if min(N, D) > _SMALL:
-        directions = _leading(_Covariance(x, mean), D, k, x)
+        return Components(x.new_zeros(N, k), directions, data.mean, zero, zero.clone())
+    gain = 0.0
+    if solver == "randomized" and (2 * iterations + 1) * (k + oversampling) < min(N, D):
+        directions, coordinates, gain = eigenvectors.randomized(
+            data, k, oversampling=oversampling, iterations=iterations, seed=seed
+        )
     else:
-        directions = (_by_dimensions if D <= N else _by_vectors)(x, mean, k).to(x.dtype)
+        find = eigenvectors.by_iteration if min(N, D) > _SMALL else eigenvectors.by_products
+        directions = find(data, k).to(x.dtype)
+        coordinates = data.projected(directions.T)
     largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
-    directions = directions * torch.where(largest < 0, -1, 1)
-    coordinates = torch.cat([(rows - mean) @ directions.T for rows in _parts(x)])
-    variance = (coordinates.double() ** 2).sum(0) / (N - 1)
-    return Components(coordinates, directions, mean, variance.to(x.dtype), (variance * (N - 1) / total).to(x.dtype))
+    signs = torch.where(largest < 0, -1, 1)
+    directions, coordinates = directions * signs, coordinates * signs.T
+    squares = coordinates.double().square().sum(0)
+    variance, share = (squares / (N - 1)).to(x.dtype), (squares / data.total).to(x.dtype)
+    return Components(coordinates, directions, data.mean, variance, share, gain)
 
 
 def _vectors(vectors: Tensor) -> Tensor:
-    """``vectors`` without its graph, if it is two or more finite ones."""
+    """``vectors`` without its graph, if it is two or more."""
     checks.tensor(vectors, "vectors", dims=(2,), layout="[N, D]")
     if vectors.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"vectors should be float32 or float64, got {vectors.dtype}")
     if vectors.shape[0] < 2 or vectors.shape[1] < 1:
         raise ValueError(f"vectors should have shape [N, D], N 2 or more and D 1 or more, got {list(vectors.shape)}")
-    finite = vectors.isfinite().all(1)
-    if not finite.all():
-        raise ValueError(f"vectors should be finite, vector {int((~finite).nonzero()[0])} is not")
     return vectors.detach()
-
-
-def _parts(x: Tensor) -> tuple[Tensor, ...]:
-    """``x`` a few rows at a time."""
-    parts: tuple[Tensor, ...] = x.split(max(1, _NUMBERS // x.shape[1]))
-    return parts
-
-
-def _by_dimensions(x: Tensor, mean: Tensor, k: int) -> Tensor:
-    """The leading eigenvectors [k, D] of the covariance, in float64."""
-    total = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
-    for rows in _parts(x):
-        centred = (rows - mean).double()
-        total.addmm_(centred.T, centred)
-    return _strongest(total, k).T
-
-
-def _by_vectors(x: Tensor, mean: Tensor, k: int) -> Tensor:
-    """The same from the vectors' Gram matrix, for fewer vectors than dimensions."""
-    total = torch.zeros(len(x), len(x), dtype=torch.float64, device=x.device)
-    step = max(1, _NUMBERS // len(x))
-    parts = [slice(start, start + step) for start in range(0, x.shape[1], step)]
-    for part in parts:
-        centred = (x[:, part] - mean[part]).double()
-        total.addmm_(centred, centred.T)
-    mixing = _strongest(total, k)
-    # QR also gives directions beyond the last one with any variance.
-    return _orthonormal(torch.cat([(x[:, part] - mean[part]).double().T @ mixing for part in parts])).T
-
-
-class _Covariance:
-    """``(X − mean)ᵀ (X − mean)`` on blocks [D, b], computed without forming the matrix unless many blocks are
-    needed."""
-
-    def __init__(self, x: Tensor, mean: Tensor) -> None:
-        self._x, self._mean = x, mean
-        self._matrix: Tensor | None = None
-        self._calls = 0
-
-    def __call__(self, block: Tensor) -> Tensor:
-        self._calls += 1
-        if self._calls == _LONG and self._x.shape[1] <= _LARGEST_MATRIX:
-            self._matrix = self.matrix()
-        if self._matrix is not None:
-            return self._matrix @ block
-        total = torch.zeros_like(block)
-        for rows in _parts(self._x):
-            centred = rows - self._mean
-            total.addmm_(centred.T, centred @ block)
-        return total
-
-    def matrix(self) -> Tensor:
-        """The matrix itself [D, D]."""
-        total = self._x.new_zeros(self._x.shape[1], self._x.shape[1])
-        for rows in _parts(self._x):
-            centred = rows - self._mean
-            total.addmm_(centred.T, centred)
-        return total
-
-
-def _leading(covariance: _Covariance, D: int, k: int, like: Tensor) -> Tensor:
-    """The ``k`` leading eigenvectors [k, D] of the covariance.
-
-    Rayleigh–Ritz on a growing orthonormal basis. Each step adds the residuals of Ritz vectors that have not converged,
-    which is what the next Krylov block would add; when the basis is full it starts again from the Ritz vectors.
-    """
-    tolerance = 1e-9 if like.dtype == torch.float64 else 1e-5
-    most = k + 8 * _WIDTH
-    generator = torch.Generator().manual_seed(0)
-
-    def fresh(columns: int) -> Tensor:
-        return torch.randn(D, columns, generator=generator, dtype=like.dtype).to(like.device)
-
-    basis = images = like.new_empty(D, 0)
-    new = _orthonormal(fresh(_WIDTH))
-    for _ in range(_MOST_STEPS):
-        basis, images = torch.cat([basis, new], dim=1), torch.cat([images, covariance(new)], dim=1)
-        small = (basis.T @ images).double()
-        values, mixing = (each.to(like.dtype) for each in torch.linalg.eigh((small + small.T) / 2))
-        values, mixing = values.flip(0), mixing.flip(1)
-        leading = mixing[:, :k]
-        residuals = images @ leading - basis @ (leading * values[:k])
-        waiting = residuals.norm(dim=0) > tolerance * values[0]
-        if basis.shape[1] >= k and not waiting.any():
-            return _orthonormal(basis @ leading).T
-        if basis.shape[1] + _WIDTH > most:
-            basis, images = basis @ mixing[:, : k + _WIDTH], images @ mixing[:, : k + _WIDTH]
-        new = residuals[:, waiting][:, :_WIDTH] if waiting.any() else fresh(_WIDTH)
-        for _ in range(2):  # the first pass leaves rounding errors of the size of what it removed
-            new = _orthonormal(new - basis @ (basis.T @ new))
-    return _strongest(covariance.matrix(), k).T
-
-
-def _strongest(symmetric: Tensor, k: int) -> Tensor:
-    """The eigenvectors [D, k] of the largest eigenvalues, the largest first."""
-    vectors: Tensor = torch.linalg.eigh(symmetric).eigenvectors
-    return vectors.flip(1)[:, :k]
-
-
-def _orthonormal(columns: Tensor) -> Tensor:
-    """An orthonormal basis of the space of the columns, in their order."""
-    basis: Tensor = torch.linalg.qr(columns).Q
-    return basis
 
 
 def tsne(
@@ -264,20 +184,30 @@ def tsne(
     if engine == "auto":
         engine = "openTSNE" if importlib.util.find_spec("openTSNE") else "sklearn"
     run = _by_sklearn if engine == "sklearn" else _by_opentsne
-    return torch.tensor(run(data.cpu().numpy(), start.cpu().numpy(), perplexity, seed), dtype=x.dtype, device=x.device)
+    return torch.tensor(run(data, start.cpu(), perplexity, seed), dtype=x.dtype, device=x.device)
 
 
-def _by_sklearn(data: Any, start: Any, perplexity: float, seed: int) -> Any:
+def _by_sklearn(data: Tensor, start: Tensor, perplexity: float, seed: int) -> Any:
     try:
         from sklearn.manifold import TSNE
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("t-SNE needs scikit-learn: pip install scikit-learn", name="sklearn") from error
-    return TSNE(perplexity=perplexity, init=start, random_state=seed).fit_transform(data)
+    return TSNE(perplexity=perplexity, init=start.numpy(), random_state=seed).fit_transform(data.cpu().numpy())
 
 
-def _by_opentsne(data: Any, start: Any, perplexity: float, seed: int) -> Any:
+def _by_opentsne(data: Tensor, start: Tensor, perplexity: float, seed: int) -> Any:
     try:
         from openTSNE import TSNE
+        from openTSNE.nearest_neighbors import PrecomputedNeighbors
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("engine openTSNE is not installed: pip install openTSNE", name="openTSNE") from error
-    return TSNE(perplexity=perplexity, initialization=start, random_state=seed).fit(data)
+    # Its own search from 1,000 vectors on is approximate, slower, and depends on the number of threads.
+    near, distances = (each.cpu().numpy() for each in nearest(data, min(len(data) - 1, int(3 * perplexity))))
+    engine = TSNE(
+        perplexity=perplexity,
+        initialization=start.double().numpy(),
+        neighbors=PrecomputedNeighbors(near, distances),
+        n_jobs=torch.get_num_threads(),
+        random_state=seed,
+    )
+    return engine.fit(data.cpu().numpy())

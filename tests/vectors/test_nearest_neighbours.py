@@ -36,6 +36,11 @@ CASES = {
     "one among large ones": torch.cat([random(99, 8), 1e6 * torch.ones(1, 8)]),
     "float64": random(200, 20).double() + 1e9,
     "bfloat16": random(60, 20).bfloat16(),
+    "many at one distance": torch.cat([torch.eye(90), torch.zeros(1, 90)]),
+    "too small for float32": 1e-23 * random(80, 6),
+    "small among large": torch.cat([1e-21 * random(60, 6), random(60, 6)]),
+    "squares beyond float32": 1e25 * random(80, 6),
+    "sums beyond float32": 1e38 * random(80, 6).sign(),
 }
 
 
@@ -55,28 +60,69 @@ def test_brute_force(name, k):
 
 @pytest.mark.parametrize("name", CASES)
 def test_blocks_do_not_matter(monkeypatch, name):
-    monkeypatch.setattr(module, "_DISTANCES", 450)
+    monkeypatch.setattr(module, "_SIDE", 23)
     monkeypatch.setattr(module, "_NUMBERS", 50)
     compare(CASES[name], 5)
 
 
-@pytest.mark.parametrize("name", ["random", "ties", "far from the origin"])
-def test_candidates_that_may_not_be_enough(monkeypatch, name):
-    """Without spare candidates every query is open, and is compared with all vectors."""
+@pytest.mark.parametrize("side", [23, 2048])
+@pytest.mark.parametrize("name", ["random", "ties", "far from the origin", "all the same"])
+def test_candidates_that_may_not_be_enough(monkeypatch, name, side):
+    """Without spare candidates every query is open, and looks at all that may be near."""
     monkeypatch.setattr(module, "_SPARE", 0)
+    monkeypatch.setattr(module, "_SIDE", side)
     compare(CASES[name], 5)
 
 
-def test_rounding_of_the_products_cannot_lose_a_neighbour(monkeypatch):
-    """Products good to three digits only, as in half precision, with a bound that says so."""
-    x = CASES["random"]
-    real = module._block
+@pytest.mark.parametrize("name", ["random", "ties", "copies", "one among large ones"])
+def test_rounding_of_the_products_cannot_lose_a_neighbour(monkeypatch, name):
+    """Products good to two digits only, in bfloat16, with a bound that says so."""
+    monkeypatch.setattr(module, "_product_dtype", lambda x: torch.bfloat16)
+    compare(CASES[name], 5)
 
-    def rough(x, centred, squares, rows, k):
-        return real(x, centred.bfloat16(), squares.bfloat16(), rows, k)
 
-    monkeypatch.setattr(module, "_block", rough)
-    compare(x, 5)
+@pytest.mark.parametrize("D", [3, 300, 5000])
+def test_bounds_hold_and_are_close(D):
+    """Squared distances lie between the bounds, which are apart by the rounding of D terms and no more."""
+    x = random(120, D) + 5
+    bounds = module._bounds(x)
+    every = torch.arange(120)
+    lower = bounds.below(every, bounds.centred, slice(0, 120)).double()
+    upper = bounds.above(every, every.expand(120, -1), lower)
+    exact = torch.cdist(x.double(), x.double(), compute_mode="donot_use_mm_for_euclid_dist") ** 2
+    off = ~torch.eye(120, dtype=torch.bool)
+    assert bounds.centred.dtype == torch.float32
+    assert (lower[off] <= exact[off]).all()
+    assert (exact[off] <= upper[off]).all()
+    assert ((upper - lower)[off] < 3 * (D + 32) * 2**-24 * 2 * exact[off].max()).all()
+
+
+def test_few_are_compared_again(monkeypatch):
+    """Of vectors whose distances differ, little more than the k nearest are compared in float64."""
+    x = random(500, 64)
+    looked: list[int] = []
+    real = module._distances
+
+    def counted(a, b):
+        looked.append(len(a) * b.shape[1])
+        return real(a, b)
+
+    monkeypatch.setattr(module, "_distances", counted)
+    nearest(x, 10)
+    assert 5000 <= sum(looked) < 6000
+
+
+def test_the_number_of_threads_does_not_matter():
+    x = random(300, 40)
+    expected = nearest(x, 6)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            for mine, other in zip(nearest(x, 6), expected, strict=True):
+                assert torch.equal(mine, other)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_some_queries():
@@ -96,6 +142,8 @@ def test_some_queries():
         (torch.zeros(4, 2), 4, {}, "k should be at most 3, one less than the number of vectors, got 4"),
         (torch.zeros(4, 2), 0, {}, "k should be at least 1, got 0"),
         (torch.tensor([[0.0], [torch.inf]]), 1, {}, "vectors should be finite, vector 1 is not"),
+        (torch.tensor([[0.0], [torch.nan]]).double(), 1, {}, "vectors should be finite, vector 1 is not"),
+        (torch.tensor([[0.0], [1e200]], dtype=torch.float64), 1, {}, "vectors should be at most 1e150 from their mean"),
         (torch.zeros(4, 2), 1, {"queries": torch.tensor([4])}, "queries should be 0 to 3, got 4 to 4"),
         (torch.zeros(4, 2), 1, {"queries": torch.tensor([[1]])}, r"queries should have shape \[Q\], got \[1, 1\]"),
     ],

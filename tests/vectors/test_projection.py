@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastviz as fv
-from fastviz.vectors import projection
+from fastviz.vectors import eigenvectors, projection
 from fastviz.vectors.nearest_neighbours import nearest
 
 sklearn = pytest.importorskip("sklearn")
+
+PHOTOS = Path(fv.__file__).parent / "models" / "data" / "photos"
 
 
 def vectors(N: int, D: int, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -57,8 +62,8 @@ def test_pca_is_scikit_learns(monkeypatch, small, N, D, k):
 def test_pca_of_equal_variances_converges(monkeypatch, long):
     """The hardest case for iteration: the basis fills up and starts again many times."""
     monkeypatch.setattr(projection, "_SMALL", 0)
-    monkeypatch.setattr(projection, "_LONG", long)
-    monkeypatch.setattr(projection, "_WIDTH", 4)
+    monkeypatch.setattr(eigenvectors, "_LONG", long)
+    monkeypatch.setattr(eigenvectors, "_WIDTH", 4)
     x = torch.randn(900, 200, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found = fv.pca(x, 6)
     expected = torch.linalg.svdvals(x - x.mean(0))[:6] ** 2 / 899
@@ -67,7 +72,7 @@ def test_pca_of_equal_variances_converges(monkeypatch, long):
 
 def test_pca_that_does_not_converge_is_computed_at_once(monkeypatch):
     monkeypatch.setattr(projection, "_SMALL", 0)
-    monkeypatch.setattr(projection, "_MOST_STEPS", 1)
+    monkeypatch.setattr(eigenvectors, "_MOST_STEPS", 1)
     x = vectors(300, 90)
     torch.testing.assert_close(fv.pca(x, 50).variance, torch.linalg.svdvals(x - x.mean(0))[:50] ** 2 / 299)
 
@@ -106,6 +111,7 @@ def test_pca_of_equal_vectors_is_zero():
         (torch.zeros(4, 3), 4, "dimensions should be at most 3 for 4 vectors of 3 numbers, got 4"),
         (torch.zeros(4, 3), 0, "dimensions should be at least 1, got 0"),
         (torch.tensor([[0.0], [torch.nan]]), 1, "vectors should be finite, vector 1 is not"),
+        (torch.tensor([[torch.inf, 0.0], [1.0, 0.0]]), 1, "vectors should be finite, vector 0 is not"),
     ],
 )
 def test_pca_refuses(x, k, words):
@@ -113,9 +119,137 @@ def test_pca_refuses(x, k, words):
         fv.pca(x, k)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"solver": "arpack"}, "solver should be one of 'exact', 'randomized', got 'arpack'"),
+        ({"oversampling": -1}, "oversampling should be at least 0, got -1"),
+        ({"iterations": 0}, "iterations should be at least 1, got 0"),
+        ({"seed": -1}, "seed should be at least 0, got -1"),
+    ],
+)
+def test_pca_refuses_options(options, words):
+    with pytest.raises(ValueError, match=words):
+        fv.pca(torch.rand(5, 3), 1, **options)
+
+
+def test_pca_of_numbers_whose_squares_float32_cannot_hold():
+    x = vectors(60, 20).float()
+    found = fv.pca(x * 2.0**80, 3)
+    torch.testing.assert_close(found.coordinates, fv.pca(x, 3).coordinates * 2.0**80, rtol=1e-4, atol=1e20)
+    torch.testing.assert_close(found.share, fv.pca(x, 3).share)
+
+
 def test_pca_refuses_other_numbers():
     with pytest.raises(TypeError, match=r"vectors should be float32 or float64, got torch\.bfloat16"):
         fv.pca(torch.zeros(3, 3, dtype=torch.bfloat16))
+
+
+# ---------------------------------------------------------------------------------------------- randomized pca
+
+
+def photographs(side: int = 24, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Squares of so many pixels cut from the photographs in the package, as vectors: real ones, of steep variances."""
+    pictures = [fv.images.read_image(path) for path in sorted(PHOTOS.glob("*.jpg"))]
+    cut = [torch.nn.functional.unfold(picture[None], side, stride=9)[0].T for picture in pictures]
+    return torch.cat(cut).to(dtype)
+
+
+VECTORS = {
+    "photographs": photographs,
+    "steep": lambda: vectors(2500, 1300) @ torch.diag(torch.linspace(0, -20, 1300, dtype=torch.float64).exp()),
+    "like features": lambda: vectors(1500, 1200).float().relu(),
+    "flat": lambda: torch.randn(1500, 1100, generator=torch.Generator().manual_seed(2)),
+    "more numbers than vectors": lambda: vectors(300, 1400).float(),
+    "far from zero": lambda: vectors(1500, 1200).float() + 500,
+    "few directions": lambda: vectors(1500, 3) @ vectors(1200, 3, seed=1).T,
+}
+
+
+@cache
+def of_kind(name: str) -> torch.Tensor:
+    made: torch.Tensor = VECTORS[name]()
+    return made
+
+
+@pytest.mark.parametrize("k", [2, 20])
+@pytest.mark.parametrize("name", VECTORS)
+def test_randomized_components_hold_nearly_all_the_variance(name, k):
+    """What is missing of the variance of the exact ones is no more than a few times what the last iteration added."""
+    x = of_kind(name)
+    exact, found = fv.pca(x, k), fv.pca(x, k, solver="randomized")
+    tolerance = {"rtol": 1e-4, "atol": 1e-4 * float(exact.coordinates.abs().max())}
+    torch.testing.assert_close(found.directions @ found.directions.T, torch.eye(k, dtype=x.dtype), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.coordinates, (x - exact.mean) @ found.directions.T, **tolerance)
+    torch.testing.assert_close(found.variance, found.coordinates.var(0), rtol=1e-4, atol=1e-9)
+    assert (found.variance[:-1] >= found.variance[1:]).all()
+    lost = 1 - float(found.variance.double().sum() / exact.variance.double().sum())
+    assert exact.last_gain == 0
+    assert -1e-6 < lost <= 2 * found.last_gain + 1e-6
+    assert lost < (0.35 if name == "flat" else 0.02)
+
+
+@pytest.mark.parametrize("name", ["photographs", "like features", "flat", "more numbers than vectors"])
+@pytest.mark.parametrize("k", [2, 20])
+def test_randomized_components_are_no_worse_than_torchs(name, k):
+    """With as many columns, and as many iterations, torch.pca_lowrank's hold less variance."""
+    x = of_kind(name)
+    found = fv.pca(x, k, solver="randomized", oversampling=6, iterations=2)
+    torch.manual_seed(0)
+    theirs = torch.pca_lowrank(x, k + 6, niter=2)[2][:, :k]
+    held = ((x - x.mean(0)) @ theirs).double().square().sum() / (len(x) - 1)
+    assert found.variance.double().sum() >= (1 - 1e-5) * held
+
+
+def test_more_iterations_find_more():
+    x = of_kind("flat")
+    held = [float(fv.pca(x, 5, solver="randomized", iterations=n).share.sum()) for n in (1, 2, 4, 8)]
+    assert held == sorted(held)
+    assert held[-1] > 0.99 * float(fv.pca(x, 5).share.sum())
+
+
+def test_a_seed_gives_the_same_components_at_any_number_of_threads():
+    x = of_kind("photographs")
+    state = torch.get_rng_state()
+    expected = fv.pca(x, 5, solver="randomized", seed=3)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(fv.pca(x, 5, solver="randomized", seed=3).coordinates, expected.coordinates)
+    finally:
+        torch.set_num_threads(before)
+    assert not torch.equal(fv.pca(x, 5, solver="randomized", seed=4).directions, expected.directions)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_randomized_components_of_few_numbers_are_the_exact_ones():
+    x = vectors(300, 40)
+    assert torch.equal(fv.pca(x, 5, solver="randomized").directions, fv.pca(x, 5).directions)
+
+
+class LargestTensor(TorchDispatchMode):
+    """How many numbers the largest tensor has that is made within the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for each in made if isinstance(made, (tuple, list)) else (made,):
+            if isinstance(each, torch.Tensor) and each._base is None:
+                self.numbers = max(self.numbers, each.untyped_storage().nbytes() // 8)
+        return made
+
+
+@pytest.mark.parametrize("solver", ["exact", "randomized"])
+@pytest.mark.parametrize("far", [0, 1000])
+def test_vectors_are_not_copied(solver, far):
+    x = torch.randn(40_000, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + far
+    with LargestTensor() as largest:
+        fv.pca(x, 2, solver=solver, oversampling=4, iterations=1)
+    assert largest.numbers <= projection.Centred(x)._rows * 64 < x.numel() / 2
 
 
 # --------------------------------------------------------------------------------------------------------- t-SNE
@@ -152,7 +286,7 @@ def test_tsne_lowers_the_perplexity_for_few(monkeypatch):
 
     def run(data, start, perplexity, seed):
         asked.append(perplexity)
-        return start
+        return start.numpy()
 
     monkeypatch.setattr(projection, "_by_sklearn", run)
     for N in (4, 31, 200):

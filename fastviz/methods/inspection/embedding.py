@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastviz._util import checks
+from fastviz.engine.incremental.job import whole_passes
 from fastviz.execution import forward
 from fastviz.execution.batches import Batches
 from fastviz.execution.evaluation_mode import frozen_model
@@ -89,7 +90,7 @@ def embedding(
         layer: dotted name of the layer whose output is used; None is the default above.
         pool: how maps [N, C, H, W] and tokens [N, L, D] are reduced: ``"mean"`` over the positions or tokens;
             ``"flatten"``: all values.
-        batch_size: images in a pass; None is 32.
+        batch_size: images in a pass; None is 32, and on a CPU as many as fit its caches (8 of 224x224).
         precision: see :func:`fastviz.input_gradient`.
         size: as in :func:`fastviz.load_images`.
         limit: the maximum number of images; None for all.
@@ -132,7 +133,7 @@ def embedding(
     reused = len(rows.indices)
     missing = set(rows.indices)
     todo = stream if not reused else stream.only([at for at in range(len(stream.names or ())) if at not in missing])
-    extractor = _Extractor(model, layer, pool, precision)
+    extractor = _Extractor(model, layer, pool, precision, batch_size)
     try:
         with frozen_model(model), torch.no_grad():
             for batch in todo:
@@ -184,8 +185,11 @@ def load_embedding(file: str | os.PathLike[str]) -> Embedding:
 class _Extractor:
     """Converts images to vectors; ``name`` is the name of the layer, empty before the first batch."""
 
-    def __init__(self, model: nn.Module, layer: str | None, pool: Pool, precision: Precision) -> None:
+    def __init__(
+        self, model: nn.Module, layer: str | None, pool: Pool, precision: Precision, batch_size: int | None
+    ) -> None:
         self._model, self._layer, self._pool, self._precision = model, layer, pool, precision
+        self._batch_size = batch_size
         self._calls: Counter[str] = Counter()
         self._batches = Batches(model)
         self._planes: Planes | None = None
@@ -208,7 +212,13 @@ class _Extractor:
             forward.run(self._model, part, {self._module: record}, self._calls, self._precision)
             return found[0]
 
-        return self._all_rows(rows, images)
+        parts = [self._all_rows(rows, part) for part in images.split(self._at_once(images))]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _at_once(self, images: Tensor) -> int:
+        if self._batch_size is not None or images.device.type != "cpu":
+            return len(images)
+        return whole_passes(self._model, images)
 
     def _all_rows(self, rows: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """The vectors of ``images``; the first batch finds out which dimension of 4-d maps holds the channels."""
