@@ -50,7 +50,7 @@ class Centred:
         self.total = squares - len(x) * mean.square().sum()
         self._far = not (squares.isfinite() and _FAR * self.total >= squares)
         if self._far:
-            finite = x.isfinite().all(1)
+            finite = torch.cat([rows.isfinite().all(1) for rows in x.split(self._rows)])
             if not finite.all():
                 raise ValueError(f"vectors should be finite, vector {int((~finite).nonzero()[0])} is not")
             self.total = torch.stack([rows.double().square().sum() for rows in self.parts()]).sum()

@@ -47,7 +47,9 @@ def by_products(data: Centred, k: int) -> Tensor:
         _add_upper(total, (data.x[:, part] - data.mean[part]).double())
     mixing = _strongest(total, k)[1]
     # QR also gives directions beyond the last one with any variance.
-    return torch.linalg.qr(torch.cat([(data.x[:, p] - data.mean[p]).double().T @ mixing for p in parts])).Q.T
+    found = torch.cat([(data.x[:, part] - data.mean[part]).double().T @ mixing for part in parts])
+    directions: Tensor = torch.linalg.qr(found).Q
+    return directions.T
 
 
 def _add_upper(total: Tensor, rows: Tensor) -> None:
@@ -184,6 +186,7 @@ def _orthonormal(columns: Tensor) -> Tensor:
     for _ in range(2 if columns.dtype == torch.float64 else 1):
         factor, failed = torch.linalg.cholesky_ex(exact.T @ exact, upper=True)
         if failed or not (factor.diagonal() > _INDEPENDENT * exact.norm(dim=0)).all():
-            return torch.linalg.qr(columns).Q
+            reflected: Tensor = torch.linalg.qr(columns).Q
+            return reflected
         exact = torch.linalg.solve_triangular(factor, exact, upper=True, left=False)
     return exact.to(columns.dtype)

@@ -53,7 +53,7 @@ def pca(
     *,
     solver: Solver = "exact",
     oversampling: int = 10,
-    iterations: int = 2,
+    iterations: int = 3,
     seed: int = 0,
 ) -> Components:
     """The principal components of ``vectors``: the directions of largest variance. Pearson 1901; Hotelling 1933.
@@ -86,7 +86,7 @@ def pca(
         TypeError, ValueError: other vectors, too many dimensions, an unknown word.
 
     >>> found = pca(torch.tensor([[0.0, 0.0], [1.0, 2.0], [2.0, 4.0]]), 1)
-    >>> found.share.item(), [round(value, 3) for value in found.coordinates.flatten().tolist()]
+    >>> round(found.share.item(), 3), [round(value, 3) for value in found.coordinates.flatten().tolist()]
     (1.0, [-2.236, 0.0, 2.236])
     """
     x = _vectors(vectors)

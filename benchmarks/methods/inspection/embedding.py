@@ -51,7 +51,7 @@ def components(x: Tensor, k: int) -> Rows:
         return PCA(k, svd_solver="randomized", random_state=0, **options).fit_transform(array)
 
     calls: dict[str, Callable[[], Any]] = {
-        "fastviz": lambda: fv.pca(x, k, solver="randomized", oversampling=6, iterations=2),
+        "fastviz": lambda: fv.pca(x, k, solver="randomized", oversampling=6, iterations=3),
         "torch.pca_lowrank": lambda: torch.pca_lowrank(x, k + 6, niter=2),
         "scikit-learn, 2 iterations": lambda: by_scikit(**few),
         "scikit-learn, its own choice": by_scikit,
