@@ -256,7 +256,7 @@ METHODS: dict[str, Method] = {
             "kernel_shap",
             kernel_shap,
             _LUNDBERG,
-            "Shapley values of superpixels, from a linear model of the score",
+            "superpixels' Shapley values, from a linear model of the score",
             "signed",
         ),
         Method(

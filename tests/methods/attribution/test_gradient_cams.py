@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fastviz as fv
 from fastviz.images import tensors
-from fastviz.methods.attribution.cam_formulas import GRADIENT, principal_component, turned
+from fastviz.methods.attribution.cam_formulas import GRADIENT, principal_component, with_positive_peak
 
 f64 = torch.float64
 
@@ -77,7 +77,7 @@ def test_formulas_by_hand() -> None:
 def test_principal_component_by_hand() -> None:
     """Places on the line (1, 2): the projection is their distance from the mean, along it."""
     maps = torch.tensor([[[0.0, 1.0, 5.0]], [[0.0, 2.0, 10.0]]])[None]
-    found = turned(principal_component(maps))
+    found = with_positive_peak(principal_component(maps))
     torch.testing.assert_close(found, torch.tensor([[[-2.0, -1.0, 3.0]]]) * 5**0.5)
 
 
@@ -105,7 +105,7 @@ def test_projections_are_pytorch_grad_cams(shape: tuple[int, ...]) -> None:
     found = principal_component(maps)
     np.testing.assert_allclose(found.abs().numpy(), np.abs(theirs.get_2d_projection(maps.numpy())), atol=1e-6)
     signed = theirs.get_2d_projection_with_sign_correction(maps.numpy())
-    np.testing.assert_allclose(turned(found).numpy(), signed, atol=1e-6)
+    np.testing.assert_allclose(with_positive_peak(found).numpy(), signed, atol=1e-6)
     smooth = GRADIENT["layer_cam"].smooth()(maps, torch.ones_like(maps))
     np.testing.assert_allclose(smooth.numpy(), np.maximum(signed, 0), atol=1e-6)
 

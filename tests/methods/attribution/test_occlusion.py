@@ -410,7 +410,7 @@ def test_result_is_frozen(model: Net, x: Tensor) -> None:
         ({"fill": [1], "window": 3}, TypeError, 'fill should be a number, a tensor, "mean" or "blur", got list'),
         ({"memory": 0, "window": 3}, ValueError, "memory should be at least 1, got 0"),
         ({"drill_down": 2.0, "window": 3}, ValueError, "drill_down should be finite and from 0 to 1, got 2.0"),
-        ({"drill_down": 0.5, "classes": True, "window": 3}, ValueError, "classes needs every window, drill_down"),
+        ({"drill_down": 0.5, "classes": True, "window": 3}, ValueError, "classes needs every window, but drill_down"),
         ({"growth_cap": 0.0, "window": 3}, ValueError, "growth_cap should be"),
         ({"precision": "half", "window": 3}, ValueError, "precision should be one of 'model', 'bfloat16', got 'half'"),
         ({"centred": True, "window": 7, "stride": 8}, ValueError, "stride should be at most the window, 7 pixels"),
