@@ -193,8 +193,7 @@ def test_randomized_components_hold_nearly_all_the_variance(name, k):
 @pytest.mark.parametrize("name", ["photographs", "like features", "flat", "more numbers than vectors"])
 @pytest.mark.parametrize("k", [2, 20])
 def test_randomized_components_are_no_worse_than_torchs(name, k):
-    """With as many columns and products with the covariance (torch.pca_lowrank begins with one), those of torch hold less
-    variance."""
+    """torch's hold less variance, with as many columns and products with the covariance (it begins with one)."""
     x = of_kind(name)
     found = fv.pca(x, k, solver="randomized", oversampling=6, iterations=3)
     torch.manual_seed(0)
