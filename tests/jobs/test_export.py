@@ -110,5 +110,5 @@ def test_what_is_refused(out, network, photos, tmp_path):
     with pytest.raises(ValueError, match="holds no maps"):
         export(tmp_path / "none", tmp_path / "to", "npy")
     jobs.run([photos], tmp_path / "two", model=network, methods=["saliency", "grad_cam"])
-    with pytest.raises(ValueError, match=r"one size for each image.*--map-size"):
+    with pytest.raises(ValueError, match=r"same size for each image.*--map-size"):
         export(tmp_path / "two", tmp_path / "to", "coco-masks")
