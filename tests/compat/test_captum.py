@@ -640,7 +640,7 @@ def test_ablation_of_signals_and_volumes_is_captums(size: tuple[int, ...], swept
     x = torch.randn(2, 2, *size)
     mask = (torch.arange(size[-1]) // 4).expand(1, 1, *size)
     same(mine.attribute(x, target=1, feature_mask=mask), captums.attribute(x, target=1, feature_mask=mask), exact=True)
-    assert "the inputs are no images" in swept[0]
+    assert "the inputs are not images" in swept[0]
 
 
 # ----------------------------------------------------------------------------------------------------------- errors

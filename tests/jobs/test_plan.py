@@ -36,4 +36,4 @@ def test_the_size_is_that_of_the_tables(network, photos, tmp_path):
     words = found.words()
     assert words["to do"] == "5 images, 1 row each"
     assert "ms per image" in words["time"]
-    assert "kB an image" in words["size"]
+    assert "kB per image" in words["size"]

@@ -239,7 +239,7 @@ def test_an_image_that_fails_is_a_row_and_the_rest_is_done(network, photos, tmp_
     for name, words in {
         "2.png": "cut off",
         "3.png": "empty",
-        "4.jpg": "no regular file",
+        "4.jpg": "not a regular file",
         "5.jpg": "there is no such file",
         "6.png": "exceeds limit",
     }.items():

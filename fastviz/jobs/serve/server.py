@@ -76,7 +76,9 @@ def built(
         try:
             networks = [of_job(live.job, place)]
         except (ValueError, OSError, ImportError, RuntimeError) as error:
-            without = f"The job's network cannot be loaded; choose one with --model. {' '.join(str(error).split())}"
+            without = (
+                f"The network of the job cannot be loaded; choose one with --model. {' '.join(str(error).split())}"
+            )
     else:
         for one, weights in models or [("demo", None)]:
             networks.append(network_of(one, all_models.load_model(one, weights).to(place), place))

@@ -28,7 +28,7 @@ def test_a_network_that_was_a_module_in_python_is_not_loaded(network, photos, tm
     jobs.run([photos], tmp_path / "out", model=network, methods="saliency", limit=1)
     page = panel(server.built(tmp_path / "out", token="t", device="cpu"))
     assert '"networks": []' in page
-    assert "The job's network cannot be loaded; choose one with --model." in page
+    assert "The network of the job cannot be loaded; choose one with --model." in page
 
 
 def test_a_port_that_is_taken_is_not_waited_for():
