@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ def pytest_configure() -> None:
     torch.set_num_threads(min(2, torch.get_num_threads()))
     # pytest-xdist sets it; tables on the command line would be as narrow.
     os.environ.pop("COLUMNS", None)
+    # What a shell starts in the background ignores Ctrl-C, and so would the commands that tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

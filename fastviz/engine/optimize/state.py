@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastviz.engine.optimize.optimizers import Evaluation, Optimizer, State, per_row
+from fastviz.execution.precision import map_dtype
 
 __all__ = ["Optimized", "RunState", "begin", "longer_history", "restored", "stop", "to_save", "with_best"]
 
@@ -80,9 +81,9 @@ def begin(parameters: Tensor, optimizer: Optimizer) -> RunState:
         found=None,
         final=parameters,
         best=parameters,
-        best_totals=parameters.new_full((N,), -torch.inf),
+        best_totals=parameters.new_full((N,), -torch.inf, dtype=map_dtype(parameters.dtype)),
         steps=torch.zeros(N, dtype=torch.int64, device=parameters.device),
-        history=parameters.new_zeros(0, N),
+        history=parameters.new_zeros(0, N, dtype=map_dtype(parameters.dtype)),
         reasons=("",) * N,
     )
 
