@@ -75,6 +75,10 @@ class unchanged_generators:  # noqa: N801 - used like a function
         return random.getstate(), name, keys.tobytes(), *place
 
 
+def _nothing() -> None:
+    """A reference to nothing."""
+
+
 class _Operation(NamedTuple):
     """What is known of an ATen overload independently of its arguments."""
 
@@ -86,6 +90,7 @@ class _Operation(NamedTuple):
     composite: bool
     single: bool
     windowed: bool
+    view: bool
     given: dict[str, Any]
 
 
@@ -105,7 +110,8 @@ def _operation(func: Any) -> _Operation:
     single = pointwise and not seeded and not composite and base not in ("copy", "where") and "out" not in written
     shown = base if pointwise else name
     windowed = shown in RULES and RULES[shown] in (of_first, of_batch_norm) and not written
-    return _Operation(shown, parameters, written, pointwise, seeded, composite, single, windowed, given)
+    view = any(each.alias_info is not None and not each.alias_info.is_write for each in schema.returns)
+    return _Operation(shown, parameters, written, pointwise, seeded, composite, single, windowed, view, given)
 
 
 class Watch(TorchDispatchMode):
@@ -120,8 +126,8 @@ class Watch(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.count = len(images)
         # By identity, as tensors compare by value; the reference tells another tensor that got the same identity, the
-        # version one that was written to since.
-        self._known: dict[int, tuple[Any, Known, int]] = {}
+        # version one that was written to since. A view has two: until the call ends, torch counts it on its own.
+        self._known: dict[int, tuple[Any, Known, tuple[int, ...]]] = {}
         # storages that were written to, with the distance between their images
         self._storages: dict[int, tuple[Any, int]] = {}
         # What was there before: everything that no call made, where all calls are seen. Else it is these, by identity
@@ -151,12 +157,11 @@ class Watch(TorchDispatchMode):
     def of(self, tensor: Tensor) -> Known:
         """What is known of a tensor. If no call seen here made it, it existed before and depends on no image."""
         entry = self._known.get(id(tensor))
-        version: int | None
         if entry is not None and entry[0]() is tensor:
-            known, version = entry[1:]
+            known, versions = entry[1:]
         else:
-            known, version = SAME, self.constants.get(id(tensor))
-        if self.unknown is not None and version != version_of(tensor):
+            known, versions = SAME, (self.constants.get(id(tensor), -1),)
+        if self.unknown is not None and version_of(tensor) not in versions:
             raise self.unknown
         if self._storages and not isinstance(known, Images):
             return self._through_storage(tensor, known)
@@ -165,7 +170,7 @@ class Watch(TorchDispatchMode):
     def images(self, tensor: Tensor) -> Images | None:
         """Where a tensor holds images, if that is known directly."""
         entry = self._known.get(id(tensor))
-        known = entry[1] if entry is not None and entry[0]() is tensor and entry[2] == version_of(tensor) else None
+        known = entry[1] if entry is not None and entry[0]() is tensor and version_of(tensor) in entry[2] else None
         return known if isinstance(known, Images) else None
 
     def is_constant(self, tensor: Tensor) -> bool:
@@ -175,7 +180,7 @@ class Watch(TorchDispatchMode):
     def as_noted(self, tensors: Iterable[Tensor]) -> list[Tensor]:
         """Those of the ``tensors`` that have not been written to since they were noted."""
         entries = [(each, self._known.get(id(each))) for each in tensors]
-        return [each for each, entry in entries if entry is not None and entry[2] == version_of(each)]
+        return [each for each, entry in entries if entry is not None and version_of(each) in entry[2]]
 
     def renew(self, tensors: Iterable[Tensor]) -> None:
         """Mark the notes on ``tensors`` as current: a call that was seen wrote to them."""
@@ -184,9 +189,10 @@ class Watch(TorchDispatchMode):
             if entry is not None and entry[0]() is each:
                 self.note(each, entry[1])
 
-    def note(self, tensor: Tensor, known: Known) -> None:
-        """Note what is known of a tensor from now on."""
-        self._known[id(tensor)] = (ref(tensor), known, version_of(tensor))
+    def note(self, tensor: Tensor, known: Known, of: Tensor | None = None) -> None:
+        """Note what is known of a tensor, maybe a view ``of`` another, from now on."""
+        versions = (version_of(tensor),) if of is None else (version_of(tensor), version_of(of))
+        self._known[id(tensor)] = (ref(tensor), known, versions)
 
     # ------------------------------------------------------------------------------------------ one call
 
@@ -195,6 +201,8 @@ class Watch(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         operation = _operation(func)
+        if operation.name == "lift_fresh" and self._known.get(id(args[0]), (_nothing,))[0]() is not args[0]:
+            self.note(args[0], SAME)  # by torch.tensor, or a number written into a tensor: Python made it just now
         if operation.composite and operation.name not in RULES:
             with self:
                 result = func.decompose(*args, **kwargs)
@@ -211,7 +219,7 @@ class Watch(TorchDispatchMode):
         place = self._plain(operation, args, kwargs) if operation.windowed else None
         if place is not None:
             result = func(*args, **kwargs)
-            self._note_results(operation, result, place)
+            self._note_results(operation, result, place, None)
             return result
         given = dict(operation.given)
         given.update(zip(operation.parameters, args, strict=False))
@@ -241,7 +249,7 @@ class Watch(TorchDispatchMode):
         if expected is None:
             raise Mixes(f"{operation.name} may mix the images of a batch")
         result = func(*args, **kwargs)
-        self._note_results(operation, result, expected)
+        self._note_results(operation, result, expected, tensors[0] if operation.view else None)
         for name in operation.written:
             if not any(given[name] is each for each, _ in moving):
                 self._note_written(given[name])
@@ -313,9 +321,9 @@ class Watch(TorchDispatchMode):
             # a view of memory that is not written yet is not written either
             known = next((each for _, each in states if not isinstance(each, Same)), SAME)
         for tensor in leaves(result):
-            self.note(tensor, known)
+            self.note(tensor, known, states[0][0] if operation.view else None)
 
-    def _note_results(self, operation: _Operation, result: Any, expected: Images) -> None:
+    def _note_results(self, operation: _Operation, result: Any, expected: Images, of: Tensor | None) -> None:
         first: Tensor | None = None
         for tensor in leaves(result):
             place = expected
@@ -323,7 +331,7 @@ class Watch(TorchDispatchMode):
             fits = place.dim < tensor.dim() and tensor.shape[place.dim] == place.outer * self.count * place.inner
             if tensor is first and not fits:
                 raise Mixes(f"{operation.name} may mix the images of a batch")
-            self.note(tensor, place if fits and tensor.dim() == first.dim() else LOST)
+            self.note(tensor, place if fits and tensor.dim() == first.dim() else LOST, of)
 
     # --------------------------------------------------------------------------- places and constants
 

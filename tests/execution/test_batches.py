@@ -50,6 +50,28 @@ def test_usual_networks_run_on_batches(name: str) -> None:
         assert len(batches(batches.run_model, torch.rand(2, 3, side, side))) == 1, batches.reason
 
 
+def test_the_watched_pass_is_the_only_one() -> None:
+    """Views of weights and of tensors that are written part by part (Swin's mask) need no second pass."""
+    passes = []
+
+    def forward(m: Model, x: Tensor) -> Tensor:
+        passes.append(len(x))
+        mask = x.new_zeros(8, 8)
+        for row in range(2):
+            mask[row * 4 : row * 4 + 4, 1:] = row + torch.tensor(2.0)
+            mask[row, 0] = row
+        return (x + mask).flatten(2) @ m.weight.t() + mask.view(1, -1)[:, :1]
+
+    model = Model(forward)
+    model.weight = nn.Parameter(torch.zeros(2, 64))
+    with torch.no_grad():
+        model.weight.normal_()  # its version is not 0, as that of initialised weights
+    with torch.no_grad():
+        batches = Batches(model.eval())
+        batches(batches.run_model, torch.rand(4, 3, 8, 8))
+    assert (passes, batches.reason) == ([4], "")
+
+
 def test_a_scripted_part_is_not_trusted() -> None:
     batches = Batches(nn.Sequential(torch.jit.trace(nn.Conv2d(3, 4, 3), torch.rand(1, 3, 8, 8))))
     assert batches.reason == "'0' is scripted, so that its calls cannot be seen"

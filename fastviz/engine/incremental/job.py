@@ -44,8 +44,12 @@ _BATCH = {"cpu": 8, "cuda": 256}
 
 _PIXELS, _LIGHT_PIXELS, _MOST = 14 * 128 * 128, 14 * 224 * 224, 32
 """On a CPU, batches of small images are larger: up to this many pixels and images. Each call then has enough work to
-outweigh its overhead, and the maps still fit the caches. Networks with depthwise convolutions have less work per
-pixel."""
+outweigh its overhead, and the maps still fit the caches."""
+
+_LIGHT_WEIGHTS = 1_500_000
+"""Networks with depthwise convolutions and fewer weights than this, such as a ShuffleNet or the small MobileNets, have
+so little work per pixel that calls outweigh it in larger images too. MobileNet v2 has more, and loses with such batches
+what their larger maps cost."""
 
 
 _VOXELS = {"cpu": 1 << 20, "cuda": 1 << 23}
@@ -63,7 +67,8 @@ def whole_passes(model: nn.Module, images: Tensor) -> int:
         return max(1, min(least, _VOXELS[images.device.type] // max(1, images.shape[2:].numel())))
     if images.device.type != "cpu":
         return least
-    pixels = _LIGHT_PIXELS if any(map(_is_depthwise, every_module(model))) else _PIXELS
+    light = convolution_weights(model) < _LIGHT_WEIGHTS and any(map(_is_depthwise, every_module(model)))
+    pixels = _LIGHT_PIXELS if light else _PIXELS
     return max(least, min(_MOST, pixels // max(1, images.shape[2:].numel())))
 
 

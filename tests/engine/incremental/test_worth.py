@@ -114,6 +114,7 @@ def test_small_images_come_more_at_once(side: int, expected: int) -> None:
 def test_networks_of_little_work_get_more_images_at_once() -> None:
     light = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6))
     assert job.whole_passes(light, torch.zeros(1, 3, 224, 224)) == 14
+    assert job.whole_passes(nn.Sequential(light, nn.Conv2d(6, 300_000, 1)), torch.zeros(1, 3, 224, 224)) == 8
 
 
 def test_whole_passes_run_in_the_fast_order_where_it_pays() -> None:
