@@ -194,6 +194,45 @@ def _permute(watch: Watch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ima
     return found[1] if found is not None and len(order) > 0 and order[0] == 0 else None
 
 
+def _transpose(watch: Watch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Images | None:
+    """Of two dimensions behind that of the images."""
+    found = _first(watch, args, kwargs)
+    if found is None or len(args) != 3 or not all(isinstance(each, int) for each in args[1:]):
+        return None
+    return found[1] if all(each % found[0].dim() for each in args[1:]) else None
+
+
+def _softmax(watch: Watch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Images | None:
+    """Along a dimension behind that of the images."""
+    found = _first(watch, args, kwargs)
+    dim = args[1] if len(args) > 1 else kwargs.get("dim")
+    return found[1] if found is not None and isinstance(dim, int) and dim % found[0].dim() else None
+
+
+def _roll(watch: Watch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Images | None:
+    """Along dimensions behind that of the images."""
+    found = _first(watch, args, kwargs)
+    dims = args[2] if len(args) > 2 else kwargs.get("dims")
+    along = (dims,) if isinstance(dims, int) else tuple(dims or ())
+    return found[1] if found is not None and along and all(each % found[0].dim() for each in along) else None
+
+
+def _pad(watch: Watch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Images | None:
+    """Of dimensions behind that of the images."""
+    found = _first(watch, args, kwargs)
+    sides = args[1] if len(args) > 1 else kwargs.get("pad", ())
+    return found[1] if found is not None and 0 < len(sides) <= 2 * (found[0].dim() - 1) else None
+
+
+def _matmul(watch: Watch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Images | None:
+    """Products of matrices, each with that of the same image."""
+    if len(args) != 2 or kwargs or any(type(each) not in PLAIN or each.dim() < 3 for each in args):
+        return None
+    place, other = watch.images(args[0]), watch.images(args[1])
+    alike = place is not None and not place.dim and place == other and args[0].dim() == args[1].dim()
+    return place if alike else None
+
+
 def _pairwise(watch: Watch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Images | None:
     """Sums and products of maps with other maps of the same images, with constants or with a number."""
     if len(args) != 2 or kwargs.keys() - {"alpha"} or not isinstance(kwargs.get("alpha", 1), (int, float)):
@@ -263,6 +302,11 @@ RULES: dict[Any, Rule] = {
             ("linear", _linear),
             ("flatten", _flatten),
             ("permute", _permute),
+            ("transpose", _transpose),
+            ("softmax log_softmax", _softmax),
+            ("roll", _roll),
+            ("pad", _pad),
+            ("matmul __matmul__ bmm", _matmul),
             ("add add_ sub sub_ mul mul_ div div_", _pairwise),
             ("cat concat", _joined),
             ("mean", _mean),
