@@ -44,7 +44,7 @@ def invert(
     model: ModelName = "demo",
     weights: Weights = None,
     starts: Annotated[int, typer.Option(help="Pictures of each layer, from noise of their own.")] = 1,
-    steps: Annotated[int, typer.Option(help="Most steps a layer.")] = 100,
+    steps: Annotated[int, typer.Option(help="Most steps per layer.")] = 100,
     canvas: Annotated[str, typer.Option(help="fourier or pixels.")] = "fourier",
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
     device: Device = "auto",
@@ -102,7 +102,7 @@ def demo_section(network: nn.Module, photos: Path) -> Section:
     x = torch.stack([images.read_prepared(path, seen) for path in paths])
     found = methods.invert_all(network, x, _DEMO_LAYERS, steps=25).values()
     columns = [("photograph", images.restore(x, seen)), *((made.layer, made.pictures) for made in found)]
-    # A column a layer: the photographs one below the other.
+    # One column per layer: the photographs one below the other.
     stacked = [
         (name, functional.interpolate(each, scale_factor=2, mode="bicubic").clamp(0, 1)) for name, each in columns
     ]

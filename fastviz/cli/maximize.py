@@ -124,7 +124,7 @@ def maximize(
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What is written and printed, a row a picture; ``ends`` say why each is finished."""
+    """What is written and printed, a row per picture; ``ends`` say why each is finished."""
 
     pictures: Tensor
     values: list[float]

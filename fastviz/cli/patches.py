@@ -54,7 +54,7 @@ def patches(
     channels: Annotated[
         str | None, typer.Option(help=f"Channels to draw, as 3,7,16-31 or all; the first {_SHOWN} if not given.")
     ] = None,
-    k: Annotated[int, typer.Option("--k", help="Patches a channel.")] = 9,
+    k: Annotated[int, typer.Option("--k", help="Patches per channel.")] = 9,
     one_per_image: Annotated[
         bool, typer.Option(help="Only the strongest place of each photograph; else several in one count, too.")
     ] = True,
@@ -65,7 +65,7 @@ def patches(
     limit: Annotated[int | None, typer.Option(help="Read only the first so many photographs.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds.")] = False,
 ) -> None:
-    """Find the patches of photographs that excite each channel most: a sheet a layer, and the places as JSON lines."""
+    """Find the patches of photographs that excite each channel most: one sheet per layer, and their places as JSON."""
     from fastviz import methods
     from fastviz._util import output_folder
     from fastviz.images import streams

@@ -52,7 +52,7 @@ def filters(
 @tells_of_the_network
 def activations(
     photo: Annotated[Path, typer.Argument(help="The photograph.")],
-    out: Annotated[Path, typer.Option(help="Folder for the pictures, one a layer.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures, one per layer.")],
     model: ModelName = "demo",
     weights: Weights = None,
     layers: Annotated[
@@ -107,8 +107,8 @@ def demo_sections(network: nn.Module, photos: Path) -> list[Section]:
         ),
         Section(
             "Activations",
-            "What an early and a late layer answer to a photograph, a map a channel, each scaled on its own: edges and "
-            "colours where they are in the picture, then parts of objects in fewer places.",
+            "The output of an early and a late layer for a photograph, one map per channel, each scaled on its own: "
+            "edges and colours where they are in the picture, then parts of objects in fewer places.",
             grids,
             pixelated=True,
         ),

@@ -42,7 +42,7 @@ def style(
         str | None, typer.Option(help="How much of each style: 2,1 for twice as much of the first.")
     ] = None,
     mask: Annotated[
-        list[Path] | None, typer.Option(help="One a style, in their order, each a picture: white where it goes.")
+        list[Path] | None, typer.Option(help="One per style, in their order, each a picture: white where it goes.")
     ] = None,
     layers: Annotated[
         str | None, typer.Option(help="Layers of the style with commas between: see `fastviz layers`.")
@@ -108,7 +108,7 @@ def _numbers(words: str, count: int) -> list[float]:
     except ValueError:
         raise ValueError(f"--style-weights should be numbers with commas between, got {words!r}") from None
     if len(found) != count:
-        raise ValueError(f"--style-weights should have one number a style, {count}, got {len(found)}")
+        raise ValueError(f"--style-weights should have one number per style, {count}, got {len(found)}")
     return found
 
 
@@ -118,7 +118,7 @@ def _masks(paths: list[Path], photo: Tensor, count: int) -> list[Tensor | None]:
     from fastviz.images import tensors
 
     if len(paths) != count:
-        raise ValueError(f"--mask should be given once a style, {count} times, got {len(paths)}")
+        raise ValueError(f"--mask should be given once per style, {count} times, got {len(paths)}")
     height, width = photo.shape[1:]
     read = [images.read_image(path).mean(0, keepdim=True) for path in paths]
     return [tensors.resize(each[None], height, width, "bilinear")[0, 0] for each in read]

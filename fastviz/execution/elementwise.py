@@ -48,7 +48,7 @@ ELEMENTWISE = frozenset(
     leaky_relu prelu elu celu nan_to_num trunc floor ceil round fmod remainder masked_scatter
     clone contiguous detach to to_copy type type_as float double half bfloat16 bool int long
     zeros_like ones_like full_like setitem index_put copy fill zero
-    """.split()  # noqa: SIM905 (a list would take a line a word)
+    """.split()  # noqa: SIM905 (a list would take a line per word)
 )
 _ARITHMETIC = frozenset(
     """

@@ -1,4 +1,4 @@
-"""Forward passes: layer outputs, passes that end at the requested layers, and one vector an image from a layer."""
+"""Forward passes: layer outputs, passes that end at the requested layers, and one vector per image from a layer."""
 
 from __future__ import annotations
 
@@ -274,7 +274,7 @@ def planes_of(model: nn.Module, image: Tensor, layer: str, *, of_input: bool = F
 
 
 def vectors(value: object, layer: str, pool: Pool, planes: Planes | None = None) -> Tensor:
-    """One vector an image, [N, D], from what a layer takes or gives; float32 at least.
+    """One vector per image, [N, D], from what a layer takes or gives; float32 at least.
 
     [N, D] stays; of maps [N, C, H, W] the mean over the places of each channel, and of tokens [N, L, D] the mean over
     the tokens (``"mean"``), or all values in order (``"flatten"``). ``planes`` says where the maps are in four

@@ -79,7 +79,7 @@ _PLANAR = frozenset(
     """
     batch_norm group_norm instance_norm local_response_norm native_batch_norm interpolate upsample
     pixel_shuffle pixel_unshuffle channel_shuffle feature_dropout feature_alpha_dropout
-    """.split()  # noqa: SIM905 (a list would take a line a word)
+    """.split()  # noqa: SIM905 (a list would take a line per word)
 ) | {
     f"{name}{dims}d"
     for dims in (1, 2, 3)

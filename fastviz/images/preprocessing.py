@@ -222,5 +222,5 @@ def restore(x: Tensor, preprocessing: Preprocessing | nn.Module) -> Tensor:
 
 
 def _channels(numbers: tuple[float, ...], like: Tensor) -> Tensor:
-    """One number a channel, to be added to or multiplied with pictures."""
+    """One number per channel, to be added to or multiplied with pictures."""
     return like.new_tensor(numbers).view(-1, 1, 1)

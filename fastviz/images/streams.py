@@ -43,7 +43,7 @@ class Batch:
 
     Attributes:
         images: [n, C, h, w], prepared for the model, on its device.
-        names: one an image: the file's name as :func:`fastviz.load_images` gives it, else its position in words.
+        names: one per image: the file's name as :func:`fastviz.load_images` gives it, else its position in words.
         indices: the position of each image in the source.
     """
 

@@ -45,7 +45,7 @@ def normalize(maps: Tensor, *, symmetric: bool = False, percentile: float | None
         percentile: above 50, at most 100: high is the smallest value that at least this many per cent of the map's
             values (``symmetric``: absolute values) do not exceed, low the largest value that as many are not below. One
             bright pixel then does not hide the rest.
-        dims: how many of the last dimensions are scaled together: 2 a map, 3 a picture with its channels.
+        dims: how many of the last dimensions are scaled together: 2 for a map, 3 for a picture with its channels.
 
     Returns:
         The shape and dtype of ``maps``, on its device, 0 to 1.
@@ -133,7 +133,7 @@ def overlay(image: Tensor, heat: Tensor, *, alpha: float = 0.5, name: ColourMap 
     check_range(image, "image")
     check_range(heat, "heat")
     if len(heat) != len(image):
-        raise ValueError(f"heat should have {len(image)} maps, one an image, got {len(heat)}")
+        raise ValueError(f"heat should have {len(image)} maps, one per image, got {len(heat)}")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha should be 0 to 1, got {alpha}")
     resized = resize(heat[:, None], image.shape[-2], image.shape[-1], "bilinear")[:, 0]

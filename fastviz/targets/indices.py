@@ -1,4 +1,4 @@
-"""Indices that targets are made of: one number, or one a sample; checked against the model's output."""
+"""Indices that targets are made of: one number, or one per sample; checked against the model's output."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ Activations: TypeAlias = Mapping[str, Tensor]
 
 
 def checked_index(value: object, argument: str) -> Index | None:
-    """An int, or a tensor of ints with one a sample, from 0 on; None stays None."""
+    """An int, or a tensor of ints with one per sample, from 0 on; None stays None."""
     if value is None:
         return None
     if isinstance(value, Tensor) and value.dim() > 0:
         if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
             raise TypeError(f"{argument} should be a tensor of whole numbers, got {value.dtype}")
         if value.dim() != 1:
-            raise ValueError(f"{argument} should have shape [N], one number a sample, got {list(value.shape)}")
+            raise ValueError(f"{argument} should have shape [N], one number per sample, got {list(value.shape)}")
         return value.detach().long().cpu()  # on the CPU, values are read without waiting for a device
     if isinstance(value, Tensor):
         value = value.item()

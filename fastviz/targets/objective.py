@@ -1,4 +1,4 @@
-"""The base class of all targets: one number a sample."""
+"""The base class of all targets: one number per sample."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Objective", "all_parts", "all_scores_read"]
 
 
 class Objective(ABC):
-    """One number a sample, computed from a forward pass; objectives add, subtract and multiply by numbers.
+    """One number per sample, computed from a forward pass; objectives add, subtract and multiply by numbers.
 
     Functions make them: :func:`class_score`, :func:`class_probability`, :func:`neuron`, :func:`channel`, :func:`layer`,
     :func:`output`, :func:`region_score`, :func:`pixel`, :func:`box_score`, :func:`similarity`.
@@ -65,7 +65,7 @@ class Objective(ABC):
         return None
 
     def places(self, shape: Sequence[int]) -> list[Index]:
-        """Channel and position of a unit in maps of this ``shape``, [N, C, ...]: a number each, or [N] one a sample.
+        """Channel and position of a unit in maps of this ``shape``, [N, C, ...]: a number each, or [N] one per sample.
 
         Raises:
             ValueError: there is no such channel or position, or another number of samples.
@@ -105,7 +105,7 @@ class Objective(ABC):
         return self
 
     def split_targets(self) -> list[Objective]:
-        """Objectives with one value a sample each, for one that may have several."""
+        """Objectives with one value per sample each, for one that may have several."""
         return [self]
 
     def for_samples(self, samples: Tensor, of: int) -> Objective:

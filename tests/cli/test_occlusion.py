@@ -71,7 +71,7 @@ def test_plan_prints_every_layer_and_the_gain():
 
 
 def test_plan_of_signals_and_volumes(tmp_path, monkeypatch):
-    """One number is the side along each axis of the network; several are one an axis."""
+    """One number is the side along each axis of the network; several are one per axis."""
     (tmp_path / "networks_of_axes.py").write_text(
         "from torch import nn\n"
         "def signals():\n"

@@ -107,7 +107,7 @@ def test_previews_appear_under_the_name(photo, tmp_path, monkeypatch):
     [
         (["nowhere.png"], "image 'nowhere.png': there is no such file"),
         (["brick", "--mask", "nowhere.png"], "image 'nowhere.png': there is no such file"),
-        (["brick", "--style-weights", "1,2"], "--style-weights should have one number a style, 1, got 2"),
+        (["brick", "--style-weights", "1,2"], "--style-weights should have one number per style, 1, got 2"),
         (["brick", "--style-weights", "a"], "--style-weights should be numbers with commas between, got 'a'"),
         (["brick", "--size", 0], "--size should be at least 1, got 0"),
         (["brick", "--size", 6], "for the built-in network, got [1, 3, 6, 6]"),

@@ -98,7 +98,7 @@ def test_the_page_names_everything_and_all_its_files_are_there(made):
                 assert min(picture.size) >= 64
         if path.suffix == ".svg":
             assert path.read_text().startswith("<?xml")
-    # one line of maps a method, a column a step
+    # one line of maps per method, one column per step
     strip = next(path for path in made.files if path.name.startswith("randomised_"))
     with Image.open(strip) as picture:
         assert picture.size == (170 + 3 * 174, 30 + 2 * 174 + 6)

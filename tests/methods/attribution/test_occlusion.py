@@ -426,8 +426,8 @@ def test_result_is_frozen(model: Net, x: Tensor) -> None:
         ),
         ({"fill": torch.zeros(2, device="meta"), "window": 3}, ValueError, "fill should be on the device of x, cpu"),
         ({"target": 4, "window": 3}, ValueError, "target should be a class below 4, the number there is, got 4"),
-        ({"target": torch.tensor([1, 2]), "window": 3}, ValueError, "target should have one class a sample, 3, got 2"),
-        ({"target": torch.ones(4).long(), "window": 3}, ValueError, "target should have one class a sample, 3, got 4"),
+        ({"target": torch.tensor([1, 2]), "window": 3}, ValueError, "should have one class per sample, 3, got 2"),
+        ({"target": torch.ones(4).long(), "window": 3}, ValueError, "should have one class per sample, 3, got 4"),
     ],
 )
 def test_bad_arguments_are_named(
