@@ -39,14 +39,14 @@ _DEMO_LAYERS = ("relu1", "relu2_2", "relu3_2", "relu4_2", "relu5_1", "fc8")
 def invert(
     photo: Annotated[Path, typer.Argument(help="The photograph.")],
     out: Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp.")],
-    layers: Annotated[str | None, typer.Option(help="Layers with commas between: see `fastviz layers`.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Every layer of the network, the first one first.")] = False,
+    layers: Annotated[str | None, typer.Option(help="Layers separated by commas: see `fastviz layers`.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every layer of the network, in order.")] = False,
     model: ModelName = "demo",
     weights: Weights = None,
-    starts: Annotated[int, typer.Option(help="Pictures of each layer, from noise of their own.")] = 1,
-    steps: Annotated[int, typer.Option(help="Most steps per layer.")] = 100,
+    starts: Annotated[int, typer.Option(help="Pictures of each layer, each from its own noise.")] = 1,
+    steps: Annotated[int, typer.Option(help="Maximum number of steps per layer.")] = 100,
     canvas: Annotated[str, typer.Option(help="fourier or pixels.")] = "fourier",
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     device: Device = "auto",
 ) -> None:
     """Draw pictures that a layer cannot tell from a photograph: what is not in them, the layer has lost.

@@ -30,7 +30,7 @@ def filters(
     ] = None,
     scale: Scale = "each",
     unit_norm: Annotated[bool, typer.Option("--unit-norm", help="Divide each filter by its norm first.")] = False,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many filters and channels.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N filters and channels.")] = None,
 ) -> None:
     """Draw the weights of a convolution: in colour over the picture itself, grey over the channels of deeper layers."""
     from fastviz import images, methods
@@ -57,7 +57,7 @@ def activations(
     weights: Weights = None,
     layers: Annotated[
         str | None,
-        typer.Option(help="Layers with commas between: see `fastviz layers`. Every convolution if not given."),
+        typer.Option(help="Layers separated by commas: see `fastviz layers`. Every convolution if not given."),
     ] = None,
     scale: Scale = "each",
     colours: Annotated[str, typer.Option(help="grey, viridis, inferno, jet or seismic.")] = "grey",

@@ -162,7 +162,7 @@ LAYER = ("--layer", "network.relu3_1")
 def test_ctrl_c_in_a_dream(photos, tmp_path, stops):
     stops(8)
     error = run(photos / "a.png", "--out", tmp_path / "d.png", *LAYER, "--size", 100, "--steps", 20, status=130)
-    assert error == f"fastviz: stopped; {tmp_path / 'd.png'} has what there was so far\n"
+    assert error == f"fastviz: stopped; {tmp_path / 'd.png'} has what was made so far\n"
     assert images.read_image(tmp_path / "d.png").shape == (3, 67, 100)
 
 

@@ -86,7 +86,7 @@ def test_ctrl_c_keeps_what_there_is(tmp_path, monkeypatch):
     monkeypatch.setattr(methods, "fool", stopped)
     out = tmp_path / "fooled.png"
     assert run("fool", PHOTO, "--target", "koala", "--out", out, status=130) == (
-        f"fastviz: stopped; {out} has what there was so far\n"
+        f"fastviz: stopped; {out} has what was made so far\n"
     )
     assert out.exists()
 

@@ -139,7 +139,7 @@ def test_ctrl_c_keeps_what_there_is(tmp_path, ctrl_c):
     out, kept = tmp_path / "made.png", tmp_path / "kept.pt"
     options = ("--steps", 50, "--preview-every", 4, "--checkpoint", kept, "--out", out)
     said = run("maximize", "demo", "--class", "koala", *options, status=130)
-    assert said == f"fastviz: stopped; {out} has what there was so far, the same command goes on from {kept}\n"
+    assert said == f"fastviz: stopped; {out} has what was made so far, and the same command continues from {kept}\n"
     assert out.exists()
     assert torch.load(kept, weights_only=True)["values"]["step"] == 4
 

@@ -25,7 +25,7 @@ def test_what_is_refused(tmp_path):
     pytest.importorskip("fastapi")
     assert "holds no job" in refused(tmp_path)
     assert "--weights is needed for resnet18" in refused("--model", "resnet18")
-    assert "--weights should belong to a --model each, got 1 for 0" in refused("--weights", "x.safetensors")
+    assert "--weights should be one per --model, got 1 for 0" in refused("--weights", "x.safetensors")
     assert "token should not be empty" in refused("--token", "")
 
 

@@ -43,7 +43,7 @@ def test_they_reach_the_network(photo: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--mean", "a,b"], "--mean should be numbers with commas between, got 'a,b'"),
+        (["--mean", "a,b"], "--mean should be numbers separated by commas, got 'a,b'"),
         (["--std", "0,1,1"], "std should be above 0"),
         (["--size", "64x64x64"], "--size should be such as 224 or 160x224"),
         (["--size", "0"], "--size should be such as 224 or 160x224"),

@@ -237,7 +237,7 @@ def test_ctrl_c_keeps_what_is_done_and_ends_the_cluster(many, tmp_path):
     started.send_signal(signal.SIGINT)
     said, _ = started.communicate()
     assert started.returncode == 130, said
-    assert "the same command goes on from there" in said
+    assert "and the same command continues from there" in said
     assert not list(home.glob("fastviz-ray-*"))
     assert not _processes_that_name(str(home))
     shutil.rmtree(home)
