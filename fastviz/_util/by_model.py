@@ -113,7 +113,7 @@ def forget(model: nn.Module) -> None:
     >>> fv.class_names(model)
     Traceback (most recent call last):
     ...
-    ValueError: the class names of this Linear are not known: tell them once with fastviz.models.describe(model, \
+    ValueError: the class names of this Linear are not known: give them once with fastviz.models.describe(model, \
 class_names=[...])
     """
     module: object = checks.module(model)

@@ -169,7 +169,7 @@ def layer_outputs(
     Raises:
         ValueError: a layer does not exist or is scripted (on entering), was not called (when it is read from the
             mapping).
-        TypeError: a layer returns something else than a floating-point tensor (while the model runs).
+        TypeError: a layer returns something other than a floating-point tensor (while the model runs).
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     >>> with layer_outputs(model, ["0"]) as recorded:

@@ -92,7 +92,7 @@ def trace(model: nn.Module, input_size: tuple[int, ...] | None = None, channels:
     not given is that of :func:`fastviz.models.preprocessing`.
 
     Raises:
-        NotTraceable: the model cannot be traced, or gives something else than one tensor.
+        NotTraceable: the model cannot be traced, or gives something other than one tensor.
     """
     found, _ = traced(model, input_size, channels)
     (output,) = (node for node in found.graph.nodes if node.op == "output")

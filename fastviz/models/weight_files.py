@@ -316,7 +316,7 @@ def chosen(state: dict[str, Tensor], expected: Iterable[str], source: str) -> di
         if all(prefix + name in state for name in names):
             left = [key for key in state if not key.startswith(prefix)]
             warnings.warn(
-                f"weights {source!r}: those that begin with {prefix!r} are taken, left are {first_names(left)}",
+                f"weights {source!r}: those that begin with {prefix!r} are taken; left out: {first_names(left)}",
                 stacklevel=4,
             )
             return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -58,7 +58,7 @@ def required_index(value: object, argument: str) -> Index:
 
 def _one_each(index: Tensor, argument: str, samples: int, what: str) -> None:
     if len(index) != samples:
-        raise ValueError(f"{argument} should have one {what} a sample, {samples}, got {len(index)}")
+        raise ValueError(f"{argument} should have one {what} per sample, {samples}, got {len(index)}")
 
 
 def sample_count(*indices: Index | None) -> int | None:
@@ -85,7 +85,7 @@ def index_in_range(index: Index, argument: str, samples: int, size: int, what: s
         low, high = (int(value) for value in index.aminmax())
         worst = low if low < 0 else high
     if not 0 <= worst < size:
-        raise ValueError(f"{argument} should be a {what} below {size}, the number there is, got {worst}")
+        raise ValueError(f"{argument} should be a {what} from 0 to {size - 1}, got {worst}")
     return index
 
 

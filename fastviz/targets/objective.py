@@ -87,7 +87,7 @@ class Objective(ABC):
     def parts(self) -> Mapping[Hashable, Objective] | None:
         """The parts of an output that it reads, each with the objective that extracts it (:meth:`part`).
 
-        A sweep of a model that gives something else than one tensor of scores runs the model with these for its output,
+        A sweep of a model whose output is not one tensor of scores runs the model with these for its output,
         so that nothing else is computed. None for an objective that reads no particular part.
         """
         return None

@@ -87,7 +87,7 @@ def test_wrong_descriptions() -> None:
         models.describe("demo", class_names=["cat"])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="class_names should be a list of strings, got 'cat'"):
         models.describe(model, class_names="cat")
-    with pytest.raises(ValueError, match="class_names should have one name a class, got none"):
+    with pytest.raises(ValueError, match="class_names should have one name per class, got none"):
         models.describe(model, class_names=[])
     with pytest.raises(TypeError, match="preprocessing should be a Preprocessing, got dict"):
         models.describe(model, preprocessing={"size": 3})  # type: ignore[arg-type]

@@ -291,7 +291,7 @@ class _Engine:
             raise UnusableError("the images, the fill or the network's values are not finite")
         expected = self.job.clean
         if not isinstance(expected, Tensor):
-            raise UnusableError("the model gives something else than one tensor")
+            raise UnusableError("the model gives something other than one tensor")
         compare(
             self.made, "clean", self.tail.all_entries(clean.output), expected[first : first + chunk], self.images.dtype
         )

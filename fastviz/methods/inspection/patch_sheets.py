@@ -198,7 +198,7 @@ def _channels(channels: int | Sequence[int] | None, count: int) -> tuple[int, ..
         raise ValueError("channels should hold at least one channel, got none")
     for channel in given:
         if checks.whole_number(channel, "channels", minimum=0) >= count:
-            raise ValueError(f"channels should be below {count}, the number there is, got {channel}")
+            raise ValueError(f"channels should be from 0 to {count - 1}, got {channel}")
     return tuple(dict.fromkeys(given))
 
 

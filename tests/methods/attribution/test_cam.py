@@ -261,7 +261,7 @@ def test_empty_batch_has_the_shape_of_the_maps(model: Net, x: Tensor) -> None:
         ({"size": 7}, TypeError, r"size should be \(height, width\) in pixels, got 7"),
         ({"size": (7, 0)}, ValueError, "size should be at least 1, got 0"),
         ({"layer": "block", "target": neuron("conv1", 0)}, ValueError, "target should depend on layer 'block'"),
-        ({"target": 5}, ValueError, "target should be a class below 5, the number there is, got 5"),
+        ({"target": 5}, ValueError, "target should be a class from 0 to 4, got 5"),
     ],
 )
 def test_grad_cam_refuses(model: Net, x: Tensor, options: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -124,7 +124,7 @@ def test_what_cannot_be_exported() -> None:
     wrong = {
         "target should be None, or classes by number, where fastviz.cam is exported, got .*Unit": fv.neuron("first", 1),
         "target should be None, or classes by number, .* got str": "dog",
-        "target should be a class below 5, the number there is, got 7": 7,
+        "target should be a class from 0 to 4, got 7": 7,
     }
     for words, target in wrong.items():
         with pytest.raises((TypeError, ValueError), match=words):

@@ -452,7 +452,7 @@ def test_empty_batch_gives_an_empty_result(method: Callable[..., Tensor], model:
         (lambda x: x[0], 0, ValueError, r"x should have shape \[N, C, H, W\], got \[2, 6, 6\]"),
         (lambda x: x.long(), 0, TypeError, "x should be a floating-point tensor, got torch.int64"),
         (lambda x: x.to("meta"), 0, ValueError, "x should be on the device of the model, cpu, got meta"),
-        (lambda x: x, 5, ValueError, "target should be a class below 5, the number there is, got 5"),
+        (lambda x: x, 5, ValueError, "target should be a class from 0 to 4, got 5"),
         (lambda x: x, torch.tensor([0, 1]), ValueError, "target should have one class per sample, 3, got 2"),
         (lambda x: x, "dog", TypeError, "target should be None, a class index"),
         (lambda x: x, neuron("conv3", 0), ValueError, "layer 'conv3' is not known; nearest: conv2, conv1"),

@@ -425,7 +425,7 @@ def test_result_is_frozen(model: Net, x: Tensor) -> None:
             r"fill should have shape \[2\], \[2, 7, 9\] or \[3, 2, 7, 9\] for this x, got \[3\]",
         ),
         ({"fill": torch.zeros(2, device="meta"), "window": 3}, ValueError, "fill should be on the device of x, cpu"),
-        ({"target": 4, "window": 3}, ValueError, "target should be a class below 4, the number there is, got 4"),
+        ({"target": 4, "window": 3}, ValueError, "target should be a class from 0 to 3, got 4"),
         ({"target": torch.tensor([1, 2]), "window": 3}, ValueError, "should have one class per sample, 3, got 2"),
         ({"target": torch.ones(4).long(), "window": 3}, ValueError, "should have one class per sample, 3, got 4"),
     ],
