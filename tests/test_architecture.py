@@ -176,7 +176,7 @@ def test_operator_files_use_the_stable_abi_only():
             assert "torch/" not in header or header.startswith(("torch/csrc/stable/", "torch/headeronly/")), path
 
 
-def test_no_file_is_longer_than_a_reader_bears():
+def test_no_file_is_too_long():
     for path in PACKAGE.rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 450, path
 
@@ -192,7 +192,7 @@ LONG = {
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
-def test_no_function_is_longer_than_a_reader_bears(name):
+def test_no_function_is_too_long(name):
     """At most 60 lines beside the docstring."""
     for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and (name, node.name) not in LONG:

@@ -91,7 +91,7 @@ def test_every_method_reads_the_scores(kind: str) -> None:
             torch.testing.assert_close(method(model), method(plain), msg=lambda words, name=name: f"{name}: {words}")
 
 
-def test_several_of_one_shape_have_a_word() -> None:
+def test_several_of_one_shape_cause_a_warning() -> None:
     with pytest.warns(UserWarning, match=r"several tensors of the shape of scores \(0, 1 of its tuple\); 0 is taken"):
         found = fv.saliency(net(lambda scores, maps: (scores, 2 * scores)), X, 1)
     torch.testing.assert_close(found, fv.saliency(net(), X, 1))

@@ -393,7 +393,7 @@ def test_traces_do_not_keep_models_alive() -> None:
     assert traced.mixes == ""
 
 
-def test_other_threads_compute_as_ever_while_models_are_traced() -> None:
+def test_other_threads_compute_as_usual_while_models_are_traced() -> None:
     """torch.export switched oneDNN off for all threads while it ran: the last bits of others' numbers changed."""
     model = Net(Eca())
     images = torch.randn(2, 3, 32, 32)

@@ -10,7 +10,7 @@ from fastviz.images import tensors
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
-def test_resizing_is_antialiased_and_clipped_unless_told(mode):
+def test_resizing_is_antialiased_and_clipped_by_default(mode):
     x = torch.rand(2, 3, 9, 12).round()
     exact = F.interpolate(x, (5, 20), mode=mode, antialias=True)
     torch.testing.assert_close(tensors.resize(x, 5, 20, mode), exact.clamp(0, 1), rtol=0, atol=0)

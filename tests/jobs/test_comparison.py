@@ -153,7 +153,7 @@ def test_a_run_that_was_stopped_goes_on(folder, tmp_path, monkeypatch):
     assert [row["value"] for row in once.rows] == pytest.approx([row["value"] for row in twice.rows], nan_ok=True)
 
 
-def test_a_photograph_that_changed_since_is_measured_anew(folder, tmp_path, monkeypatch):
+def test_a_photograph_that_changed_since_is_measured_again(folder, tmp_path, monkeypatch):
     photos = tmp_path / "photos"
     photos.mkdir()
     for at in range(2):

@@ -153,7 +153,7 @@ def test_what_is_wrong_is_said(options, words):
         fv.fool(model, **{"x": x, "target": target} | options)
 
 
-def test_no_target_is_told_what_to_pass():
+def test_without_a_target_the_error_says_what_to_pass():
     with pytest.raises(
         ValueError, match="target should say what is to be seen: a class, one for each image, or an obj"
     ):

@@ -280,7 +280,7 @@ def test_out_of_memory_says_what_would_fit():
     [
         (fv.channel("3.1", 0), "layer '3.1' is not known"),
         (fv.neuron("nothing", 0), "layer 'nothing' is not known"),
-        (4, "target should be a class below 4"),
+        (4, "target should be a class from 0 to 3"),
         (fv.channel("2", 6), "channel should be a channel of layer '2' from 0 to 5"),
         (None, "target should say which class"),
     ],
