@@ -49,7 +49,7 @@ def invert(
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     device: Device = "auto",
 ) -> None:
-    """Draw pictures that a layer cannot tell from a photograph: what is not in them, the layer has lost.
+    """Draw pictures that a layer cannot tell from a photograph; what they lack, the layer has lost.
 
     Example: fastviz invert cat.jpg --all --model squeezenet1_0 --weights DEFAULT --out strip.png
     """

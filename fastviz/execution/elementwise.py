@@ -1,7 +1,7 @@
 """What a chain of elementwise calls computes, found by also running each call on a few probe numbers.
 
 A rectifier need not be written with ``relu``: ``torch.where(x > 0, x, 0)``, ``x * (x > 0)`` and ``(x + x.abs()) / 2``
-are some. Each call of such a chain runs once more with the :data:`PROBES` in place of ``x``. Their values and slopes
+are some. Each call of such a chain runs again with the :data:`PROBES` in place of ``x``. Their values and slopes
 show what was computed, however it was written.
 """
 

@@ -13,7 +13,7 @@ __all__ = ["ReceptiveField"]
 class ReceptiveField:
     """The pixels that a unit of a layer depends on.
 
-    Unit (i, j) depends on rows ``start[0] + i * stride[0]`` and the ``size[0] - 1`` after it, and on columns likewise.
+    Unit (i, j) depends on rows ``start[0] + i * stride[0]`` and the ``size[0] - 1`` after it, and likewise for columns.
     Of signals there is one number for rows and columns, of volumes there are three, depth first. Rows and columns
     outside the image are padding. Where a window is dilated, or where branches with different fields join, the field is
     the smallest rectangle with all pixels.

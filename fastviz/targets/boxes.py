@@ -70,7 +70,7 @@ class _Box(Objective):
 def box_score(box: Tensor, k: Index | None = None, *, overlap: float = 0.5) -> Objective:
     """The score of the box that overlaps most with a given one, in what a detection network returns.
 
-    Overlap is intersection over union; if several boxes overlap equally, the first counts. The box is chosen anew for
+    Overlap is intersection over union; if several boxes overlap equally, the first counts. The box is chosen again for
     each input; the gradient is that of its score, with the choice held fixed.
 
     Args:

@@ -197,7 +197,10 @@ def test_ctrl_c_keeps_the_frames_that_are_made(photos, tmp_path, stops):
     [
         (["nowhere.png"], "paths should exist, got 'nowhere.png'"),
         ([PHOTO, "--layer", "relu9"], "layer 'relu9' is not known; nearest: relu"),
-        ([PHOTO, "--layer", "relu4_1", "--channel", 999], "channel should be a channel of layer 'relu4_1' from 0 to 143"),
+        (
+            [PHOTO, "--layer", "relu4_1", "--channel", 999],
+            "channel should be a channel of layer 'relu4_1' from 0 to 143",
+        ),
         ([PHOTO, "--channel", 3], "give one of: --layer, --layer with --channel, --class"),
         ([PHOTO, "--layer", "relu1", "--class", "koala"], "give one of: --layer, --layer with --channel, --class"),
         ([PHOTO, "--class", "koalas"], "'koalas'"),

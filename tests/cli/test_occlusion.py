@@ -52,7 +52,7 @@ def test_every_fill_and_the_approximate_modes(tmp_path):
         (("--out", "nowhere/map.png"), "nowhere/map.png: No such file or directory"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(tmp_path, monkeypatch, options, words):
+def test_errors_say_what_is_wrong_in_a_line(tmp_path, monkeypatch, options, words):
     monkeypatch.chdir(tmp_path)
     said = run("occlusion", PHOTO, "--out", "map.png", *options, status=2)
     assert said.startswith("fastviz: error: ")

@@ -29,7 +29,7 @@ def test_what_is_refused(tmp_path):
     assert "token should not be empty" in refused("--token", "")
 
 
-def test_a_missing_extra_is_said(monkeypatch):
+def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setattr(server, "find_spec", lambda name: None)
     assert 'serve needs fastapi: pip install "fastviz[serve]"' in refused()
 

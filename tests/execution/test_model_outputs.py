@@ -110,7 +110,7 @@ def test_several_of_one_shape_cause_a_warning() -> None:
         (lambda scores, maps: (maps,), r"got a tuple of 1, the first a tensor \[2, 8, 8, 8\]"),
     ],
 )
-def test_what_holds_no_scores_is_said(kind: Callable[[Tensor, Tensor], Any], words: str) -> None:
+def test_an_output_without_scores_is_described(kind: Callable[[Tensor, Tensor], Any], words: str) -> None:
     with pytest.raises(TypeError, match=words):
         fv.saliency(net(kind), X, 1)
 

@@ -314,7 +314,7 @@ class _Engine:
             torch.cuda.synchronize(images.device)
         taken = time.perf_counter() - begun
         if not bool(torch.isfinite(expected).all()):
-            return  # what is not finite under the windows only differs in how
+            return  # where values are not finite, only the kind of them differs
         compare(self.made, "covered", self.tail.output(output), expected, self.images.dtype)
         self.made.facts["dense_seconds"] = min(taken, self.made.facts.get("dense_seconds", math.inf))
         job.stats["dense_seconds"] = self.made.facts["dense_seconds"]

@@ -79,7 +79,7 @@ def activations(
             [N, C, D, H, W].
         layer: dotted name of one layer.
         layers: several names instead of ``layer``. If both are None: every convolution that the model calls, in call
-            order, found by running the first image once more.
+            order, found by running the first image again.
         as_maps: return every output as maps [N, K, h, w], for signals [N, K, l], for volumes [N, K, d, h, w]: also
             outputs with channels last, and tokens, without class and register tokens. This takes another pass of the
             first image, which traces the dimensions from the image.

@@ -167,7 +167,7 @@ def test_an_image_that_kills_its_actor_is_one_that_failed(cluster, many, tmp_pat
 
 
 @needs_ray
-def test_what_cannot_be_is_said(cluster, many, tmp_path):
+def test_the_impossible_is_refused_in_words(cluster, many, tmp_path):
     for options, words in (
         ({"workers": 0}, "workers should be at least 1 with engine 'ray', got 0"),
         ({"model": "demo", "device": "cuda:7"}, "device"),

@@ -97,7 +97,7 @@ def test_several_layers_from_one_forward_pass(model: Net, x: Tensor) -> None:
         torch.testing.assert_close(found[name], expected, rtol=1e-12, atol=1e-14)
 
 
-def test_several_targets_a_sample(model: Net, x: Tensor) -> None:
+def test_several_targets_per_sample(model: Net, x: Tensor) -> None:
     columns: list[Any] = [1, None, torch.tensor([4, 0, 2]), class_probability(1), channel("block", 5)]
     together = grad_cam(model, x, columns, layer="conv1")
     for number, target in enumerate(columns):
@@ -395,7 +395,7 @@ def test_parts_of_samples_are_no_samples() -> None:
         grad_cam(model, x, 1)
 
 
-def test_a_gradient_of_zero_is_said() -> None:
+def test_a_gradient_of_zero_causes_a_warning() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)).to(f64)
     nn.init.zeros_(model[4].weight)
     with pytest.warns(UserWarning, match="gradient of zero everywhere at layer '1' for 2 of 2 samples"):

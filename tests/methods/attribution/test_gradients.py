@@ -193,7 +193,7 @@ def test_gradients_in_low_precision_are_float32(model: Net, x: Tensor) -> None:
 
 
 @each_method
-def test_several_targets_a_sample_are_the_single_ones(method: Callable[..., Tensor], model: Net, x: Tensor) -> None:
+def test_several_targets_per_sample_are_the_single_ones(method: Callable[..., Tensor], model: Net, x: Tensor) -> None:
     columns: list[Any] = [2, None, K, class_probability(1), neuron("conv2", 1, (2, 5)), channel("fc1", 3)]
     together = method(model, x, columns)
     for number, target in enumerate(columns):

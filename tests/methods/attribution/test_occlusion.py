@@ -262,7 +262,7 @@ def test_the_predicted_class_is_that_of_the_clean_image(model: Net, x: Tensor) -
     torch.testing.assert_close(found.baseline, model(x).amax(1).detach(), rtol=1e-12, atol=1e-13)
 
 
-def test_several_targets_a_sample(model: Net, x: Tensor) -> None:
+def test_several_targets_per_sample(model: Net, x: Tensor) -> None:
     columns: list[Any] = [1, None, torch.tensor([3, 0, 2]), class_probability(1), channel("conv", 2)]
     together = occlusion(model, x, columns, window=3, stride=2, batch_size=5)
     assert together.attribution.shape == (3, 5, 7, 9)

@@ -365,7 +365,7 @@ def test_a_flight_dreams_of_the_enlarged_frame():
     torch.testing.assert_close(frames[1], expected)
 
 
-def test_flights_are_short_dreams_unless_it_is_said(monkeypatch):
+def test_flights_are_short_dreams_by_default(monkeypatch):
     given = []
     original = dream.deep_dream
     monkeypatch.setattr(
