@@ -162,7 +162,7 @@ def _picture(photo: Tensor, found: OcclusionMap, names: list[str], target: str) 
     """The photograph, the map over it, the score under each window and the class that wins there, with captions."""
     import torch
 
-    from fastviz.images import captions, drawing, tensors
+    from fastviz.images import captions, drawing, overlays, tensors
 
     scores = found.scores[0].float().cpu()
     baseline = float(found.baseline[0])
@@ -171,7 +171,7 @@ def _picture(photo: Tensor, found: OcclusionMap, names: list[str], target: str) 
         ("what speaks for it (red)", drawing.draw("signed", found.attribution[0].cpu(), photo)),
         (
             f"score under each window, {float(scores.min()):.1f} to {float(scores.max()):.1f}",
-            tensors.colour_map(tensors.normalize(scores[None]), "viridis")[0],
+            overlays.colour_map(tensors.normalize(scores[None]), "viridis")[0],
         ),
     ]
     legend: list[tuple[str, str]] = []

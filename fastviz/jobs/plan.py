@@ -11,8 +11,8 @@ from fastviz.jobs.engines.decoding import Decoder
 from fastviz.jobs.explainer import Explainer
 from fastviz.jobs.inputs import Item
 from fastviz.jobs.job import Job
-from fastviz.jobs.pending import Pending
 from fastviz.jobs.progress import duration
+from fastviz.jobs.resume import Pending
 from fastviz.jobs.tables import folder
 from fastviz.jobs.tables.done import Done
 from fastviz.jobs.tables.schema import need_pyarrow

@@ -22,7 +22,7 @@ from torch import Tensor
 from fastviz import images, targets
 from fastviz._util.errors import one_line
 from fastviz.engine.optimize import Optimization
-from fastviz.images import drawing, tensors
+from fastviz.images import drawing, overlays, tensors
 from fastviz.images.pillow import data_url, encoded
 from fastviz.jobs.arguments import target_index
 from fastviz.jobs.serve.device_queue import Task
@@ -191,7 +191,7 @@ class Panel:
         unit = int(best.indices[0]) if request.unit is None else min(request.unit, len(maps) - 1)
         C, height, width = maps.shape
         columns = max(1, round((C * height / width) ** 0.5 + 0.499))
-        sheet = tensors.grid(tensors.colour_map(tensors.normalize(maps), "inferno"), columns=columns, padding=1)
+        sheet = tensors.grid(overlays.colour_map(tensors.normalize(maps), "inferno"), columns=columns, padding=1)
         told = {
             "card": "activations",
             "state": "done",

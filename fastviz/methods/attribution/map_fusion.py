@@ -79,7 +79,7 @@ def augmented(method: Callable[..., Any], model: nn.Module, x: Tensor, target: T
     Raises:
         TypeError, ValueError: as the method; it does not return a tensor of maps.
 
-    >>> from fastviz.methods.attribution.cam import grad_cam
+    >>> from fastviz.methods.attribution.grad_cam import grad_cam
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
     >>> augmented(grad_cam, model, torch.ones(1, 1, 8, 8), 4).shape
     torch.Size([1, 6, 6])

@@ -14,7 +14,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.checkpoint import checkpoint
 
 from fastviz.engine.gradients import input_gradients
-from fastviz.methods.attribution.cam import cam, grad_cam, guided_grad_cam
+from fastviz.methods.attribution.cam import cam
+from fastviz.methods.attribution.grad_cam import grad_cam, guided_grad_cam
 from fastviz.methods.attribution.gradients import (
     deconvnet,
     gradient_times_input,

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastviz.execution.evaluation_mode import _holders
 from fastviz.execution.rectifiers import RectifierWarning
-from fastviz.methods.attribution.cam import grad_cam
+from fastviz.methods.attribution.grad_cam import grad_cam
 from fastviz.methods.attribution.gradients import (
     deconvnet,
     gradient_times_input,
