@@ -14,7 +14,7 @@ from fastviz.evaluation.evaluate import evaluate
 from fastviz.execution.cuda_graphs import cuda_graphs
 from fastviz.execution.fixed_inputs import fix_inputs
 from fastviz.execution.rectifiers import RectifierWarning
-from fastviz.graph.model_graph import layers, receptive_field
+from fastviz.graph.layers import layers, receptive_field
 from fastviz.images import animation
 from fastviz.images.reading import load_images
 from fastviz.images.streams import batches

@@ -21,7 +21,8 @@ from fastviz.engine.incremental import sweep
 from fastviz.execution.fast_conv.winograd import Winograd
 from fastviz.graph import tracing
 from fastviz.graph.calls import call_name
-from fastviz.graph.model_graph import layers, receptive_field, trace
+from fastviz.graph.layers import layers, receptive_field
+from fastviz.graph.model_graph import trace
 from fastviz.graph.tracing import NotTraceable
 
 pytestmark = pytest.mark.usefixtures("traced")
