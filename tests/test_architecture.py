@@ -235,3 +235,11 @@ def test_every_module_lists_its_public_names(name):
     only_words = len(tree.body) == 1
     if name not in ("__main__", "compat") and not only_words:
         assert "__all__" in assigned
+
+
+def test_files_that_the_contributor_page_names_exist():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    words = re.findall(r"`((?:fastviz|tests|benchmarks|csrc|docs|tools)/[\w./]+)`", page)
+    named = {word for word in words if not re.search("NAME|FAMILY|FOLDER|MODULE", word)}
+    assert len(named) > 25
+    assert not [word for word in sorted(named) if not (ROOT / word).exists()]
