@@ -109,11 +109,12 @@ from fastviz.targets.objectives import Objective, channel, class_probability, cl
 from fastviz.targets.regions import pixel, region_score
 from fastviz.targets.selection import Target
 from fastviz.targets.similarity import similarity
-from fastviz.vectors.projection import pca, tsne
+from fastviz.vectors.projection import Components, pca, tsne
 
 __all__ = [
     "METHODS",
     "CodeImages",
+    "Components",
     "Dream",
     "Embedding",
     "Fooled",
