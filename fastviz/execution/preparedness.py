@@ -23,7 +23,7 @@ _LARGE = 32
 
 
 def say_unprepared(model: nn.Module, images: Tensor, argument: str) -> None:
-    """Warn, once a model, of ``images`` with values 0 to 1 for one that takes them normalised, or with 0 to 255.
+    """Warn, once per model, of ``images`` with values 0 to 1 for one that takes them normalised, or with 0 to 255.
 
     Only models whose preprocessing is known are meant by the first; by the second, of the others, only those that get
     whole numbers.

@@ -11,38 +11,22 @@ from fastviz.methods.attribution.cam import cam
 from fastviz.methods.attribution.grad_cam import grad_cam
 from fastviz.methods.attribution.gradients import guided_backprop
 from fastviz.targets.objectives import channel, class_score
-
-f64 = torch.float64
-
-
-class Net(nn.Module):
-    """Convolutions, an in-place rectifier that is used twice, average pooling, one linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.relu, self.pool = nn.Conv2d(2, 4, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2)
-        self.block = nn.Sequential(nn.Conv2d(4, 6, 2), nn.BatchNorm2d(6))
-        self.average, self.drop, self.fc = nn.AdaptiveAvgPool2d(1), nn.Dropout(0.5), nn.Linear(6, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.relu(self.block(self.pool(self.relu(self.conv(x)))))
-        return self.fc(self.drop(self.average(x).flatten(1)))
+from tests.methods.attribution.common import Net, f64, images, network
 
 
 @pytest.fixture
 def model() -> Net:
-    torch.manual_seed(3)
-    return Net().to(f64)
+    return network()
 
 
 @pytest.fixture
 def x() -> Tensor:
-    return torch.randn(3, 2, 9, 11, dtype=f64, generator=torch.Generator().manual_seed(4))
+    return images()
 
 
 def test_cam_is_its_definition_and_its_mean_the_score(model: Net, x: Tensor) -> None:
     model.eval()
-    maps = F.relu(model.block(model.pool(F.relu(model.conv(x)))))
+    maps = F.relu(model.block(model.pool(F.relu(model.conv1(x)))))
     expected = torch.einsum("k,nkhw->nhw", model.fc.weight[2], maps)
     found = cam(model, x, 2)
     torch.testing.assert_close(found, expected.detach(), rtol=1e-12, atol=1e-13)

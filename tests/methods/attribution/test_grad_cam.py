@@ -14,37 +14,17 @@ from fastviz.methods.attribution.cam import cam
 from fastviz.methods.attribution.grad_cam import grad_cam, guided_grad_cam
 from fastviz.methods.attribution.gradients import guided_backprop, saliency
 from fastviz.targets.objectives import channel, class_probability, neuron
-
-f64 = torch.float64
-
-
-class Net(nn.Module):
-    """Convolutions, an in-place rectifier and a reused one, average pooling, one linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(2, 4, 3)
-        self.relu = nn.ReLU(inplace=True)
-        self.pool = nn.MaxPool2d(2)
-        self.block = nn.Sequential(nn.Conv2d(4, 6, 2), nn.BatchNorm2d(6))
-        self.average, self.drop = nn.AdaptiveAvgPool2d(1), nn.Dropout(0.5)
-        self.fc = nn.Linear(6, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.pool(self.relu(self.conv1(x)))
-        x = self.relu(self.block(x))
-        return self.fc(self.drop(self.average(x).flatten(1)))
+from tests.methods.attribution.common import Net, f64, images, network
 
 
 @pytest.fixture
 def model() -> Net:
-    torch.manual_seed(3)
-    return Net().to(f64)
+    return network()
 
 
 @pytest.fixture
 def x() -> Tensor:
-    return torch.randn(3, 2, 9, 11, dtype=f64, generator=torch.Generator().manual_seed(4))
+    return images()
 
 
 def by_definition(model: Net, x: Tensor, k: int) -> dict[str, Tensor]:
