@@ -145,7 +145,7 @@ def _match(
 
 
 def previewing(frame: Frame, out: Path, every: int | None) -> dict[str, Any]:
-    """Options of an optimisation that writes its first picture to ``out`` after ``every`` so many steps."""
+    """Options of an optimisation that writes its first picture to ``out`` every ``every`` steps."""
     from fastviz import images
 
     def preview(step: int, batch: Tensor) -> None:

@@ -157,7 +157,7 @@ def layer_outputs(
     """Record the outputs of ``layers`` in the forward passes made inside, by the thread that entered.
 
     Yields a mapping from layer name to output, in the graph of the forward pass, that fills while the model runs. The
-    network goes on with a copy of the output, so an in-place rectifier behind the layer does not change what was
+    network continues with a copy of the output, so an in-place rectifier behind the layer does not change what was
     recorded. A layer that is called several times leaves its last output.
 
     With ``start_gradients``, to be used under ``torch.no_grad()``, autograd starts at the layers: the first one called

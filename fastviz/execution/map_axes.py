@@ -45,7 +45,7 @@ _Label: TypeAlias = "str | Tokens"
 places, tokens of all places, ``?`` others."""
 
 _SPACES: dict[int, tuple[str, ...]] = {3: ("l",), 4: ("h", "w"), 5: ("d", "h", "w")}
-"""The places of inputs of so many dimensions."""
+"""The places of inputs, by their number of dimensions."""
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def _strength(values: Tensor, draws: Draws) -> Tensor:
 
 
 def _evenly(count: int, most: int) -> list[int]:
-    """The numbers of at most so many of ``count`` slices, evenly spaced."""
+    """The numbers of at most ``most`` of ``count`` slices, evenly spaced."""
     if count <= most:
         return list(range(count))
     return [round((at + 0.5) * count / most - 0.5) for at in range(most)]

@@ -18,7 +18,7 @@ from fastviz.models.descriptions import Preprocessing
 __all__ = ["prepare", "preprocess", "restore", "settings_for"]
 
 _ROWS = 256
-"""Of a large picture that are looked at together; the first that has more than 8 bits tells."""
+"""Rows of a large picture that are checked at once; the first with more than 8 bits decides."""
 
 _METHODS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 

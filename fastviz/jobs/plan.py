@@ -87,7 +87,7 @@ def plan(job: Job, *, retry_failed: bool = True) -> Plan:
     home = job.home
     explainer = Explainer(job)
     folder.check(home, job.settings(explainer.weights, explainer.seen, explainer.target), overwrite=False)
-    pending = Pending(job.source, Done.read(home, mend=False), retry_failed)
+    pending = Pending(job.source, Done.read(home, repair=False), retry_failed)
     first: list[Item] = []
     todo = 0
     for shard in pending.shards(explainer.batch_size):

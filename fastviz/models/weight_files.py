@@ -161,7 +161,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> object:
-    """What ``torch.save`` wrote; beside tensors only values of :func:`_harmless` classes."""
+    """What ``torch.save`` wrote: tensors, and besides them only values of :func:`_harmless` classes."""
     # Given as an open file: for a path, torch would infer the content from the ending.
     with torch.serialization.safe_globals(_harmless()), path.open("rb") as file:
         return torch.load(file, map_location="cpu", weights_only=True)

@@ -67,7 +67,7 @@ def sample_count(*indices: Index | None) -> int | None:
 
 
 def index_for_samples(index: Index, argument: str, samples: Tensor, of: int, what: str) -> Index:
-    """The entries of ``index``, one for each of a batch ``of`` so many, for the ``samples`` with these numbers."""
+    """The entries of ``index``, which has one for each of ``of`` samples, for the ``samples`` with these numbers."""
     if isinstance(index, int):
         return index
     _one_each(index, argument, of, what)

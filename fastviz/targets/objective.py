@@ -109,7 +109,7 @@ class Objective(ABC):
         return [self]
 
     def for_samples(self, samples: Tensor, of: int) -> Objective:
-        """The objective for a batch of the ``samples`` with these numbers, int64 [P], ``of`` a batch of so many."""
+        """The objective for a batch of the ``samples`` with these numbers, int64 [P], of a batch of ``of``."""
         return self
 
     def __repr__(self) -> str:

@@ -116,7 +116,7 @@ class Selection:
         return Selection(objectives, self.several, self.columns)
 
     def for_samples(self, samples: Tensor, of: int) -> Selection:
-        """The selection for a batch of the ``samples`` with these numbers, int64 [P], ``of`` a batch of so many.
+        """The selection for a batch of the ``samples`` with these numbers, int64 [P], of a batch of ``of``.
 
         Raises:
             ValueError: a tensor of targets has another length than ``of``.

@@ -101,7 +101,7 @@ def augmented(method: Callable[..., Any], model: nn.Module, x: Tensor, target: T
 
 
 def map_size(size: object, axes: int = 2) -> tuple[int, ...] | None:
-    """The ``size`` that a caller wants for maps of so many ``axes``, checked; None stays None."""
+    """The ``size`` that a caller wants for maps with this number of ``axes``, checked; None stays None."""
     if size is None:
         return None
     words = {1: "(length,)", 2: "(height, width) in pixels", 3: "(depth, height, width)"}[axes]
