@@ -139,7 +139,7 @@ class Done:
 
     @staticmethod
     def read(out: Place, *, repair: bool = True) -> Done:
-        """Read the parts in ``out``. With ``repair``, unreadable parts are removed; their inputs are then done again."""
+        """Read the parts in ``out``. With ``repair``, unreadable parts are removed, and their inputs done again."""
         import pyarrow as pa
 
         names = Names(out, _FIELDS)
