@@ -1,4 +1,4 @@
-"""``fastviz serve``: a job's report while it runs, and a panel to look inside of a network."""
+"""``fastviz serve``: a job's report while it runs, and a panel to look inside a network."""
 
 from __future__ import annotations
 
