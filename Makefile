@@ -7,7 +7,7 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 TORCH_CUDA_ARCH_LIST ?= 9.0
 THREADS ?= 0
 OUT ?= build/gpu-check
-# What runs once more as on a lesser processor, in one thread: tests of numbers, from each part.
+# What runs again as on a lesser processor, in one thread: tests of numbers, from each part.
 NUMERIC = tests/ops tests/execution/fast_conv tests/engine/gradients/test_input_gradients.py \
     tests/methods/attribution/test_against_captum.py tests/methods/attribution/test_gradients.py \
     tests/repository/test_devices.py
@@ -19,7 +19,7 @@ NATIVE := $(wildcard csrc/kernels/*.h csrc/kernels/*/*.h csrc/kernels/*/*.c* csr
 # Compiled for the checkout's own use.
 ARCHITECTURE = TORCH_CUDA_ARCH_LIST="$(TORCH_CUDA_ARCH_LIST)"
 
-# A wheel takes all architectures, unless told; its name says for which CUDA its library is.
+# A wheel takes all architectures by default; its name says for which CUDA its library is.
 RELEASED = $(if $(filter command line environment,$(origin TORCH_CUDA_ARCH_LIST)),$(ARCHITECTURE))
 CUDA_MAJOR = $$($(PY) -c 'import torch; print(torch.version.cuda.split(".")[0])')
 MANYLINUX = manylinux_2_28_$$(uname -m)
@@ -110,7 +110,7 @@ docs: build
 	$(PY) tools/site/check.py build/site
 	@echo open build/site/index.html
 
-# The pictures of the gallery anew, to be looked at.
+# Redraws the pictures of the gallery, to be looked at.
 gallery: build
 	$(PY) tools/gallery.py
 

@@ -1,4 +1,4 @@
-"""A row or two of every table, measured anew and compared with the committed results of the same kind of processor:
+"""A row or two of every table, measured again and compared with the committed results of the same kind of processor:
 ``python -m benchmarks.quick`` (``make bench-quick``), under ten minutes on two cores.
 
 Compared are ratios, fastviz against its rivals, as the machine may be another one. What has fallen by more than a tenth

@@ -14,7 +14,7 @@ from fastviz.evaluation.evaluate import evaluate
 from fastviz.execution.cuda_graphs import cuda_graphs
 from fastviz.execution.fixed_inputs import fix_inputs
 from fastviz.execution.rectifiers import RectifierWarning
-from fastviz.graph.model_graph import layers, receptive_field
+from fastviz.graph.layers import layers, receptive_field
 from fastviz.images import animation
 from fastviz.images.reading import load_images
 from fastviz.images.streams import batches
@@ -109,11 +109,12 @@ from fastviz.targets.objectives import Objective, channel, class_probability, cl
 from fastviz.targets.regions import pixel, region_score
 from fastviz.targets.selection import Target
 from fastviz.targets.similarity import similarity
-from fastviz.vectors.projection import pca, tsne
+from fastviz.vectors.projection import Components, pca, tsne
 
 __all__ = [
     "METHODS",
     "CodeImages",
+    "Components",
     "Dream",
     "Embedding",
     "Fooled",

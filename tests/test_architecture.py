@@ -176,7 +176,7 @@ def test_operator_files_use_the_stable_abi_only():
             assert "torch/" not in header or header.startswith(("torch/csrc/stable/", "torch/headeronly/")), path
 
 
-def test_no_file_is_longer_than_a_reader_bears():
+def test_no_file_is_too_long():
     for path in PACKAGE.rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 450, path
 
@@ -192,7 +192,7 @@ LONG = {
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
-def test_no_function_is_longer_than_a_reader_bears(name):
+def test_no_function_is_too_long(name):
     """At most 60 lines beside the docstring."""
     for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and (name, node.name) not in LONG:
@@ -235,3 +235,11 @@ def test_every_module_lists_its_public_names(name):
     only_words = len(tree.body) == 1
     if name not in ("__main__", "compat") and not only_words:
         assert "__all__" in assigned
+
+
+def test_files_that_the_contributor_page_names_exist():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    words = re.findall(r"`((?:fastviz|tests|benchmarks|csrc|docs|tools)/[\w./]+)`", page)
+    named = {word for word in words if not re.search("NAME|FAMILY|FOLDER|MODULE", word)}
+    assert len(named) > 25
+    assert not [word for word in sorted(named) if not (ROOT / word).exists()]

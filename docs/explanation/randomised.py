@@ -1,4 +1,4 @@
-"""Adebayo's strip: maps of a network whose layers are drawn anew, from the last one on."""
+"""Adebayo's strip: maps of a network whose layers are randomised one by one, from the last one on."""
 
 from functools import partial
 

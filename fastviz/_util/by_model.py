@@ -92,7 +92,7 @@ def forget(model: nn.Module) -> None:
     """Free all that fastviz keeps for ``model``: traces, packed weights, proofs, recorded passes, and its description.
 
     Without this call, all of it is freed when the model itself is freed. The next call of a method works everything out
-    anew and gives the same results, with one exception: what :func:`fastviz.load_model` and :func:`fastviz.describe`
+    again and gives the same results, with one exception: what :func:`fastviz.load_model` and :func:`fastviz.describe`
     noted (preprocessing, class names, name and weights) is gone, so describe the model again if it is used with
     pictures or class names. Inside of :func:`fastviz.cuda_graphs` the passes recorded for the model are freed too.
 
@@ -113,7 +113,7 @@ def forget(model: nn.Module) -> None:
     >>> fv.class_names(model)
     Traceback (most recent call last):
     ...
-    ValueError: the class names of this Linear are not known: tell them once with fastviz.models.describe(model, \
+    ValueError: the class names of this Linear are not known: give them once with fastviz.models.describe(model, \
 class_names=[...])
     """
     module: object = checks.module(model)

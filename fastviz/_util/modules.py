@@ -1,4 +1,4 @@
-"""All modules of a model, quickly: small sweeps ask for them several times a call."""
+"""All modules of a model, quickly: small sweeps ask for them several times per call."""
 
 from __future__ import annotations
 

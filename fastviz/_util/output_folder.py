@@ -21,7 +21,7 @@ _LOCK = ".fastviz.lock"
 # Most file systems allow 255 bytes. This leaves room for what is added to a name: a number, a method, an ending.
 _LONGEST = 150
 
-# The errors of file systems without locks; the run goes on without one.
+# The errors of file systems without locks; the run continues without one.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 

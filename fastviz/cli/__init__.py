@@ -1,4 +1,4 @@
-"""The command line, a file a family of commands; ``fastviz --help`` lists them."""
+"""The command line, one file per family of commands; ``fastviz --help`` lists them."""
 
 from fastviz.cli import (
     array,

@@ -29,7 +29,7 @@ def array(
     method: Annotated[str, typer.Option(help=f"One of {', '.join(_METHODS)}.")] = "grad_cam",
     target: Annotated[str, typer.Option(help=TARGET)] = "predicted",
     layer: Annotated[str | None, typer.Option(help="Layer for Grad-CAM.")] = None,
-    slices: Annotated[int, typer.Option(help="Of a volume: how many at most.")] = 16,
+    slices: Annotated[int, typer.Option(help="For a volume: maximum number of slices.")] = 16,
     map_file: Annotated[Path | None, typer.Option("--map", help="Write the map itself, too: .npy.")] = None,
     device: Device = "auto",
 ) -> None:

@@ -35,10 +35,10 @@ def compare(
     model: ModelName = "demo",
     weights: Weights = None,
     methods: Annotated[
-        str, typer.Option(help="Names with commas between: see `fastviz methods`.")
+        str, typer.Option(help="Names separated by commas: see `fastviz methods`.")
     ] = "saliency,smooth_grad,guided_backprop,grad_cam,guided_grad_cam,occlusion",
     measures: Annotated[
-        str, typer.Option(help="Names with commas between: see `fastviz measures`.")
+        str, typer.Option(help="Names separated by commas: see `fastviz measures`.")
     ] = "deletion,insertion,road,average_drop,max_sensitivity,parameter_randomisation",
     labels: Annotated[
         str,
@@ -51,14 +51,14 @@ def compare(
         typer.Option(help="Boxes or masks: a CSV file (file, left, top, right, bottom or mask) or a COCO .json."),
     ] = None,
     thorough: Annotated[
-        bool, typer.Option("--thorough", help="The papers' own numbers of steps and samples: takes much longer.")
+        bool, typer.Option("--thorough", help="Use the papers' numbers of steps and samples: takes much longer.")
     ] = False,
-    control: Annotated[bool, typer.Option(help="Measure a random map too, for what chance scores.")] = True,
+    control: Annotated[bool, typer.Option(help="Measure a random map too, to show what chance scores.")] = True,
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option(help="Pictures the network sees at once: bounds the memory.")] = 8,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many photographs.")] = None,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a comparison in the folder.")] = False,
+    limit: Annotated[int | None, typer.Option(help="Only the first N photographs.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the comparison in the folder.")] = False,
 ) -> None:
     """Measure methods on photographs: a table, curves with bands, and a page that ranks the methods."""
     from fastviz.jobs.comparison import compare as run
@@ -84,7 +84,7 @@ def compare(
             progress=True,
         )
     except KeyboardInterrupt:
-        raise Stopped("what is measured is kept: the same command goes on") from None
+        raise Stopped("what is measured is kept, and the same command continues") from None
     _print(found)
     for name, reason in found.failures:
         print(failure_line(name, reason), file=sys.stderr)

@@ -22,11 +22,11 @@ _DEMO_PHOTOS = Path(__file__).parents[1] / "models" / "data" / "photos"
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the page and its tables; replaced when it is a demo's.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for the page and its tables; replaces an earlier demo.")] = Path(
         "fastviz-demo"
     ),
 ) -> None:
-    """Run every method on three photographs with the network inside the package, and write a page of pictures."""
+    """Run every method on three photographs with the built-in network, and write a page of pictures."""
     import time
 
     from fastviz import images, jobs, models

@@ -50,11 +50,11 @@ def dream(
     model: ModelName = "demo",
     weights: Weights = None,
     layer: Annotated[
-        str | None, typer.Option(help="Dream of what this layer sees: see `fastviz layers`. A late one if not given.")
+        str | None, typer.Option(help="Dream of what this layer sees: see `fastviz layers`. Default: a late layer.")
     ] = None,
-    channel: Annotated[int | None, typer.Option(help="Only of this channel of --layer.")] = None,
+    channel: Annotated[int | None, typer.Option(help="Only this channel of --layer.")] = None,
     class_: Annotated[str | None, typer.Option("--class", help="Dream of a class instead: its name or index.")] = None,
-    target: Annotated[str | None, typer.Option(help=f"Dream of anything else: {TARGET}")] = None,
+    target: Annotated[str | None, typer.Option(help=f"Dream of any other target: {TARGET}")] = None,
     guide: Annotated[
         Path | None, typer.Option(help="A picture whose features are to appear, as --layer sees them.")
     ] = None,
@@ -62,24 +62,24 @@ def dream(
         int, typer.Option(help="Longer side of the dream in pixels; the photograph is resized to it.")
     ] = 640,
     octaves: Annotated[
-        int | None, typer.Option(help="Sizes at which is dreamt, the smallest first: 4, with --frames 2.")
+        int | None, typer.Option(help="Number of sizes, the smallest first: 4, with --frames 2.")
     ] = None,
-    octave_scale: Annotated[float, typer.Option(help="From one of these sizes to the next.")] = 1.4,
+    octave_scale: Annotated[float, typer.Option(help="Factor from one size to the next.")] = 1.4,
     steps: Annotated[int | None, typer.Option(help="Steps at each size: 10, with --frames 4.")] = None,
     strength: Annotated[float | None, typer.Option(help="Length of a step: 0.02, with --frames 0.01.")] = None,
     frames: Annotated[
         int | None,
-        typer.Option(help="Fly into the dream: so many pictures, each a dream of the one before, and a GIF."),
+        typer.Option(help="Fly into the dream: N pictures, each a dream of the one before, and a GIF."),
     ] = None,
-    zoom: Annotated[float, typer.Option(help="From one frame to the next.")] = 1.05,
+    zoom: Annotated[float, typer.Option(help="Factor from one frame to the next.")] = 1.05,
     tile: Annotated[
-        int | None, typer.Option(help="Look at tiles of about so many pixels a side: bounds the memory.")
+        int | None, typer.Option(help="Look at tiles with sides of about N pixels: bounds the memory.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Another number, a slightly different dream.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another number gives a slightly different dream.")] = 0,
     device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the frames that the folder holds.")] = False,
 ) -> None:
-    """Change photographs until a network sees more of what it sees in them: DeepDream."""
+    """Change photographs so that a network sees more of what it already sees in them: DeepDream."""
     # Long because typer reads the options from the signature.
     from fastviz import images
     from fastviz._util import checks
@@ -175,7 +175,7 @@ def _dream(network: nn.Module, x: Tensor, target: Target, out: Path, options: di
     print(f"dreamt at {sizes} pixels in {time.perf_counter() - start:.1f} s")
     print(f"picture: {out}")
     if made.interrupted:
-        raise Stopped(f"{out} has what there was so far")
+        raise Stopped(f"{out} has what was made so far")
 
 
 def _dream_all(

@@ -25,16 +25,16 @@ __all__ = ["embed", "neighbours"]
 _VECTORS = "embedding.safetensors"
 
 Photos = Annotated[list[str], typer.Argument(metavar="PHOTOS...", help="Files, folders or globs.")]
-Out = Annotated[Path, typer.Option(help="Folder for the results; vectors in it that still hold are used again.")]
+Out = Annotated[Path, typer.Option(help="Folder for the results; vectors in it are used again if valid.")]
 Layer = Annotated[
     str | None, typer.Option(help="The layer whose output is taken: see `fastviz layers`; else the last one's input.")
 ]
-Pool = Annotated[Literal["mean", "flatten"], typer.Option(help="What becomes of maps: their means, or all values.")]
+Pool = Annotated[Literal["mean", "flatten"], typer.Option(help="What to take of maps: their means, or all values.")]
 BatchSize = Annotated[
-    int | None, typer.Option(help="Pictures the network sees at once; 32, on a CPU as many as its caches hold.")
+    int | None, typer.Option(help="Pictures the network sees at once; 32, on a CPU as many as fit into its caches.")
 ]
-Limit = Annotated[int | None, typer.Option(help="Only the first so many photographs.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace vectors that were made otherwise.")]
+Limit = Annotated[int | None, typer.Option(help="Only the first N photographs.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace vectors that were made with other settings.")]
 
 
 @app.command()
@@ -46,11 +46,13 @@ def embed(
     weights: Weights = None,
     layer: Layer = None,
     pool: Pool = "mean",
-    projection: Annotated[Literal["tsne", "pca"], typer.Option(help="How the vectors come to the plane.")] = "tsne",
+    projection: Annotated[
+        Literal["tsne", "pca"], typer.Option(help="How the vectors are projected onto the plane.")
+    ] = "tsne",
     perplexity: Annotated[
         float | None, typer.Option(help="t-SNE: about how many neighbours count; 30, or fewer for few photographs.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="For the random numbers of t-SNE.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of t-SNE.")] = 0,
     tile: Annotated[int | None, typer.Option(help="Side of a photograph on the maps, in pixels.")] = None,
     device: Device = "auto",
     batch_size: BatchSize = None,
@@ -123,9 +125,9 @@ def neighbours(
         int | None, typer.Option("--k", help="Neighbours of each photograph; 8, or fewer for few photographs.")
     ] = None,
     queries: Annotated[
-        list[str] | None, typer.Option(help="Name of a photograph whose neighbours are wanted; may be given often.")
+        list[str] | None, typer.Option(help="Name of a photograph whose neighbours to show; may be repeated.")
     ] = None,
-    show: Annotated[int, typer.Option(help="Photographs on the sheet, spread over all, where none is named.")] = 20,
+    show: Annotated[int, typer.Option(help="Photographs on the sheet, spread over all, if none is named.")] = 20,
     device: Device = "auto",
     batch_size: BatchSize = None,
     limit: Limit = None,
@@ -181,7 +183,11 @@ def _vectors(
             progress=True,
         )
     except KeyboardInterrupt:
-        kept = f"{file} keeps what was done, the same command goes on from there" if file.exists() else "nothing kept"
+        kept = (
+            f"{file} keeps what was done, and the same command continues from there"
+            if file.exists()
+            else "nothing kept"
+        )
         raise Stopped(kept) from None
     again = f", {found.reused} of them from before" if found.reused else ""
     count, numbers = found.vectors.shape

@@ -41,14 +41,14 @@ def fool(
     model: ModelName = "demo",
     weights: Weights = None,
     method: Annotated[str, typer.Option(help="lbfgs (smallest change), sign or gradient.")] = "lbfgs",
-    radius: Annotated[float | None, typer.Option(help="Most change, in levels of 0 to 255 (sign, gradient).")] = None,
+    radius: Annotated[float | None, typer.Option(help="Largest change, in 8-bit levels (sign, gradient).")] = None,
     norm: Annotated[str, typer.Option(help="What the radius bounds: inf (each value) or 2 (the length).")] = "inf",
     goal: Annotated[float | None, typer.Option(help="Probability to reach: 0.99, without a photograph 0.996.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Most steps, or generations.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Maximum number of steps or generations.")] = None,
     noise: Annotated[bool, typer.Option("--noise", help="Start from noise, by gradient.")] = False,
     evolve: Annotated[bool, typer.Option("--evolve", help="Evolve a picture, without gradients.")] = False,
     encoding: Annotated[str, typer.Option(help="What evolves: cppn (patterns) or direct (pixels).")] = "cppn",
-    seed: Annotated[int, typer.Option(help="Of the noise or the evolution.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise or the evolution.")] = 0,
     device: Device = "auto",
 ) -> None:
     """Change a photograph until the network sees another class in it; the picture, a comparison and the numbers.
@@ -89,7 +89,7 @@ def fool(
         _write_invented(network, made, names, out, "generations" if evolve else "steps")
         interrupted = made.interrupted
     if interrupted:
-        raise Stopped(f"{out} has what there was so far")
+        raise Stopped(f"{out} has what was made so far")
 
 
 def _class(target: str, names: list[str]) -> int:

@@ -39,17 +39,17 @@ _DEMO_LAYERS = ("relu1", "relu2_2", "relu3_2", "relu4_2", "relu5_1", "fc8")
 def invert(
     photo: Annotated[Path, typer.Argument(help="The photograph.")],
     out: Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp.")],
-    layers: Annotated[str | None, typer.Option(help="Layers with commas between: see `fastviz layers`.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Every layer of the network, the first one first.")] = False,
+    layers: Annotated[str | None, typer.Option(help="Layers separated by commas: see `fastviz layers`.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every layer of the network, in order.")] = False,
     model: ModelName = "demo",
     weights: Weights = None,
-    starts: Annotated[int, typer.Option(help="Pictures of each layer, from noise of their own.")] = 1,
-    steps: Annotated[int, typer.Option(help="Most steps a layer.")] = 100,
+    starts: Annotated[int, typer.Option(help="Pictures of each layer, each from its own noise.")] = 1,
+    steps: Annotated[int, typer.Option(help="Maximum number of steps per layer.")] = 100,
     canvas: Annotated[str, typer.Option(help="fourier or pixels.")] = "fourier",
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     device: Device = "auto",
 ) -> None:
-    """Draw pictures that a layer cannot tell from a photograph: what is not in them, the layer has lost.
+    """Draw pictures that a layer cannot tell from a photograph; what they lack, the layer has lost.
 
     Example: fastviz invert cat.jpg --all --model squeezenet1_0 --weights DEFAULT --out strip.png
     """
@@ -102,7 +102,7 @@ def demo_section(network: nn.Module, photos: Path) -> Section:
     x = torch.stack([images.read_prepared(path, seen) for path in paths])
     found = methods.invert_all(network, x, _DEMO_LAYERS, steps=25).values()
     columns = [("photograph", images.restore(x, seen)), *((made.layer, made.pictures) for made in found)]
-    # A column a layer: the photographs one below the other.
+    # One column per layer: the photographs one below the other.
     stacked = [
         (name, functional.interpolate(each, scale_factor=2, mode="bicubic").clamp(0, 1)) for name, each in columns
     ]

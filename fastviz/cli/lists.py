@@ -40,7 +40,7 @@ def models(
 @app.command()
 def layers(
     model: NetworkArgument,
-    weights: Annotated[str | None, typer.Option(help="Only needed where they change the shapes.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Only needed if they change the shapes.")] = None,
     size: Annotated[int | None, typer.Option(help="Height and width of the input, in pixels.")] = None,
 ) -> None:
     """List a network's layers: output for one picture, parameters and receptive field."""

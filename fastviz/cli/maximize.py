@@ -51,32 +51,34 @@ def maximize(
     out: Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp.")],
     weights: Weights = None,
     classes: Annotated[
-        str | None, typer.Option("--class", help="Names or indices with commas between, or all.")
+        str | None, typer.Option("--class", help="Names or indices separated by commas, or all.")
     ] = None,
     layer: Annotated[str | None, typer.Option(help="Draw channels of this layer: see `fastviz layers`.")] = None,
     channels: Annotated[
-        str | None, typer.Option("--channel", help=f"As 3,7,16-31; the first {_CHANNELS} if not given.")
+        str | None, typer.Option("--channel", help=f"Such as 3,7,16-31; the first {_CHANNELS} if not given.")
     ] = None,
     unit: Annotated[
-        bool, typer.Option("--unit", help="The channels' units in the middle, and only what they see of the image.")
+        bool,
+        typer.Option("--unit", help="Draw the middle unit of each channel, and only what it sees."),
     ] = False,
     code: Annotated[
-        str | None, typer.Option(help="Make the code of this layer that the classes like most, then a picture of it.")
+        str | None,
+        typer.Option(help="Find the code of this layer that the classes respond to most, and draw it."),
     ] = None,
-    target: Annotated[str | None, typer.Option(help=f"Anything else: {TARGET}")] = None,
+    target: Annotated[str | None, typer.Option(help=f"Any other target: {TARGET}")] = None,
     size: Annotated[int | None, typer.Option(help="Height and width in pixels.")] = None,
     start: Annotated[str, typer.Option(help="zeros (the mean colour), grey or noise.")] = "zeros",
     starts: Annotated[int, typer.Option(help="Pictures of each target.")] = 1,
     canvas: Annotated[str, typer.Option(help="fourier or pixels.")] = "fourier",
-    steps: Annotated[int | None, typer.Option(help="Most steps: 128; with --code 100, of the code.")] = None,
-    goal: Annotated[float | None, typer.Option(help="Finish a picture at this probability (of others: value).")] = None,
-    seed: Annotated[int, typer.Option(help="Of noise and random transforms.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Maximum number of steps: 128, or 100 with --code.")] = None,
+    goal: Annotated[float | None, typer.Option(help="Stop at this probability (for other targets: value).")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of noise and random transforms.")] = 0,
     batch_size: Annotated[
         int | None, typer.Option(help="Pictures the network sees at once: bounds the memory.")
     ] = None,
-    preview_every: Annotated[int | None, typer.Option(help="Write the picture after every so many steps.")] = None,
+    preview_every: Annotated[int | None, typer.Option(help="Write the picture every N steps.")] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="A file from which the same command goes on when it was stopped.")
+        Path | None, typer.Option(help="A file from which the same command continues after it was stopped.")
     ] = None,
     device: Device = "auto",
 ) -> None:
@@ -118,13 +120,13 @@ def maximize(
     _print(captions, drawn)
     print(f"picture: {out}")
     if drawn.interrupted:
-        kept = "" if checkpoint is None else f", the same command goes on from {checkpoint}"
-        raise Stopped(f"{out} has what there was so far{kept}")
+        kept = "" if checkpoint is None else f", and the same command continues from {checkpoint}"
+        raise Stopped(f"{out} has what was made so far{kept}")
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What is written and printed, a row a picture; ``ends`` say why each is finished."""
+    """What is written and printed, a row per picture; ``ends`` say why each is finished."""
 
     pictures: Tensor
     values: list[float]

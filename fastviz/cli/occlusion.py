@@ -42,12 +42,10 @@ def plan(
     model: NetworkArgument,
     size: Annotated[
         str | None,
-        typer.Option(help="Of the input: 224 for all sides, 224x320, 5000 of a signal, 16x112x112 of a volume."),
+        typer.Option(help="Size of the input: 224 for all sides, 224x320, 5000 for a signal, 16x112x112 for a volume."),
     ] = None,
-    window: Annotated[
-        str | None, typer.Option(help="Of the window, likewise; a seventh of the input if not given.")
-    ] = None,
-    stride: Annotated[str | None, typer.Option(help="Between windows; half of the window if not given.")] = None,
+    window: Annotated[str | None, typer.Option(help="Size of the window; a seventh of the input if not given.")] = None,
+    stride: Annotated[str | None, typer.Option(help="Step between windows; half of the window if not given.")] = None,
 ) -> None:
     """Print what an occlusion sweep computes, layer by layer: rectangles, operations, bytes, and the gain."""
     from fastviz.engine import incremental
@@ -87,14 +85,14 @@ def occlusion(
     centred: Annotated[
         bool, typer.Option("--centred", help="Windows centred on pixels, from border to border.")
     ] = False,
-    fill: Annotated[str, typer.Option(help="What covers: a number, mean or blur.")] = "0",
+    fill: Annotated[str, typer.Option(help="What the window shows: a number, mean or blur.")] = "0",
     precision: Annotated[str, typer.Option(help="model, or bfloat16 (approximate).")] = "model",
     growth_cap: Annotated[float | None, typer.Option(help="Longest changed side, as a fraction (approximate).")] = None,
     drill_down: Annotated[float | None, typer.Option(help="Fraction that is computed finely (approximate).")] = None,
     device: Device = "auto",
     show_plan: Annotated[bool, typer.Option("--plan", help="Print what is computed, layer by layer.")] = False,
 ) -> None:
-    """Cover a photograph window by window: map, scores and winning classes in one picture; what was saved in words."""
+    """Cover a photograph window by window, and draw the map, the scores and the winning classes in one picture."""
     import torch
 
     from fastviz import images, methods, models
@@ -149,7 +147,7 @@ def _words(found: OcclusionMap, network: nn.Module) -> list[str]:
     if gain is not None and stats["path"] == "incremental":
         lines.append(
             f"gain over whole forward passes: {gain:.1f}x measured, {stats['predicted_gain']:.1f}x counted "
-            f"({stats['dense_flops'] / 1e9:.2f} → {stats['flops'] / 1e9:.2f} GFLOP a window)"
+            f"({stats['dense_flops'] / 1e9:.2f} → {stats['flops'] / 1e9:.2f} GFLOP per window)"
         )
     if "error" in stats:
         error = stats["error"]
@@ -164,7 +162,7 @@ def _picture(photo: Tensor, found: OcclusionMap, names: list[str], target: str) 
     """The photograph, the map over it, the score under each window and the class that wins there, with captions."""
     import torch
 
-    from fastviz.images import captions, drawing, tensors
+    from fastviz.images import captions, drawing, overlays, tensors
 
     scores = found.scores[0].float().cpu()
     baseline = float(found.baseline[0])
@@ -173,7 +171,7 @@ def _picture(photo: Tensor, found: OcclusionMap, names: list[str], target: str) 
         ("what speaks for it (red)", drawing.draw("signed", found.attribution[0].cpu(), photo)),
         (
             f"score under each window, {float(scores.min()):.1f} to {float(scores.max()):.1f}",
-            tensors.colour_map(tensors.normalize(scores[None]), "viridis")[0],
+            overlays.colour_map(tensors.normalize(scores[None]), "viridis")[0],
         ),
     ]
     legend: list[tuple[str, str]] = []

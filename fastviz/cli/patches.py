@@ -49,23 +49,24 @@ def patches(
     weights: Weights = None,
     layers: Annotated[
         str | None,
-        typer.Option(help="Layers with commas between: see `fastviz layers`. Every convolution if not given."),
+        typer.Option(help="Layers separated by commas: see `fastviz layers`. Every convolution if not given."),
     ] = None,
     channels: Annotated[
         str | None, typer.Option(help=f"Channels to draw, as 3,7,16-31 or all; the first {_SHOWN} if not given.")
     ] = None,
-    k: Annotated[int, typer.Option("--k", help="Patches a channel.")] = 9,
+    k: Annotated[int, typer.Option("--k", help="Patches per channel.")] = 9,
     one_per_image: Annotated[
-        bool, typer.Option(help="Only the strongest place of each photograph; else several in one count, too.")
+        bool,
+        typer.Option(help="Only the strongest place of each photograph, or several."),
     ] = True,
     position: Annotated[str | None, typer.Option(help="Only the unit at this row,column of the map.")] = None,
     guided: Annotated[bool, typer.Option(help="Draw guided backprop beside the patches.")] = True,
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option(help="Pictures the network sees at once: bounds the memory.")] = 16,
-    limit: Annotated[int | None, typer.Option(help="Read only the first so many photographs.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Read only the first N photographs.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds.")] = False,
 ) -> None:
-    """Find the patches of photographs that excite each channel most: a sheet a layer, and the places as JSON lines."""
+    """Find the patches of photographs that excite each channel most: one sheet per layer, and their places as JSON."""
     from fastviz import methods
     from fastviz._util import output_folder
     from fastviz.images import streams

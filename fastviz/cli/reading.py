@@ -30,7 +30,7 @@ def filters(
     ] = None,
     scale: Scale = "each",
     unit_norm: Annotated[bool, typer.Option("--unit-norm", help="Divide each filter by its norm first.")] = False,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many filters and channels.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N filters and channels.")] = None,
 ) -> None:
     """Draw the weights of a convolution: in colour over the picture itself, grey over the channels of deeper layers."""
     from fastviz import images, methods
@@ -52,12 +52,12 @@ def filters(
 @tells_of_the_network
 def activations(
     photo: Annotated[Path, typer.Argument(help="The photograph.")],
-    out: Annotated[Path, typer.Option(help="Folder for the pictures, one a layer.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures, one per layer.")],
     model: ModelName = "demo",
     weights: Weights = None,
     layers: Annotated[
         str | None,
-        typer.Option(help="Layers with commas between: see `fastviz layers`. Every convolution if not given."),
+        typer.Option(help="Layers separated by commas: see `fastviz layers`. Every convolution if not given."),
     ] = None,
     scale: Scale = "each",
     colours: Annotated[str, typer.Option(help="grey, viridis, inferno, jet or seismic.")] = "grey",
@@ -107,8 +107,8 @@ def demo_sections(network: nn.Module, photos: Path) -> list[Section]:
         ),
         Section(
             "Activations",
-            "What an early and a late layer answer to a photograph, a map a channel, each scaled on its own: edges and "
-            "colours where they are in the picture, then parts of objects in fewer places.",
+            "The output of an early and a late layer for a photograph, one map per channel, each scaled on its own: "
+            "edges and colours where they are in the picture, then parts of objects in fewer places.",
             grids,
             pixelated=True,
         ),

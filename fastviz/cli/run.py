@@ -33,20 +33,20 @@ def run(
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the tables; the same command goes on where it stopped.")
+        Path | None, typer.Option(help="Folder for the tables; the same command continues where it stopped.")
     ] = None,
     model: Annotated[str | None, typer.Option(help=f"{NETWORK} demo if not given.")] = None,
     weights: Annotated[
         str | None, typer.Option(help="A file of weights or a checkpoint, or DEFAULT for torchvision's or timm's own.")
     ] = None,
-    methods: Annotated[str | None, typer.Option(help="Names with commas between: see `fastviz methods`.")] = None,
+    methods: Annotated[str | None, typer.Option(help="Names separated by commas: see `fastviz methods`.")] = None,
     option: Annotated[
         list[str] | None, typer.Option(metavar="METHOD.NAME=VALUE", help="An option of a method; may be repeated.")
     ] = None,
     target: Annotated[str | None, typer.Option(help=f'"label" (the inputs\' own), {TARGET}')] = None,
-    top_k: Annotated[int | None, typer.Option(help="Explain so many of the most probable classes.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Explain the N most probable classes.")] = None,
     maps: Annotated[str | None, typer.Option(help="float32, float16, uint8, uint6 or none.")] = None,
-    map_size: Annotated[int | None, typer.Option(help="Resize all maps to so many pixels square.")] = None,
+    map_size: Annotated[int | None, typer.Option(help="Resize all maps to N x N pixels.")] = None,
     thumbnails: Annotated[
         bool | None, typer.Option("--thumbnails/--no-thumbnails", help="Keep a small picture of each image.")
     ] = None,
@@ -56,7 +56,7 @@ def run(
     image_column: Annotated[str | None, typer.Option(help="Column of paths or bytes in a table.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of classes.")] = None,
     id_column: Annotated[str | None, typer.Option(help="Column of names, no two the same.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many inputs.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N inputs.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:INDEX.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images at once; bounds the memory.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that decode; with Ray, actors.")] = None,
@@ -67,13 +67,16 @@ def run(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed/--no-retry-failed", help="Try again what failed before.")
     ] = True,
-    max_failures: Annotated[int | None, typer.Option(help="Stop when more images than this failed.")] = None,
+    max_failures: Annotated[int | None, typer.Option(help="Stop when more images than this have failed.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, how long and how large; write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Say what would be done, how long it takes and how large it gets; write nothing."
+        ),
     ] = False,
 ) -> None:
-    """Run methods over any number of images: Parquet tables that any tool reads, whatever happens in between."""
+    """Run methods over any number of images: Parquet tables that any tool reads; an interrupted run resumes."""
     from fastviz import jobs
 
     given = {
@@ -101,10 +104,10 @@ def run(
         )
     except jobs.Interrupted as stop:
         done = stop.summary.done + stop.summary.skipped
-        raise Stopped(f"{_images(done)} done in {job.out}, the same command goes on from there") from None
+        raise Stopped(f"{_images(done)} done in {job.out}, and the same command continues from there") from None
     except jobs.TooManyFailures as stop:
         _print_failures(stop.summary)
-        print(f"fastviz: {stop}; what is done is kept, the same command goes on", file=sys.stderr)
+        print(f"fastviz: {stop}; what is done is kept, and the same command continues", file=sys.stderr)
         raise typer.Exit(1) from None
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -212,7 +215,7 @@ def export(
     to: Annotated[str, typer.Option("--to", help="npy, png, fiftyone or coco-masks.")],
     folder: Annotated[Path, typer.Option("--folder", help="Where the files go.")],
     threshold: Annotated[
-        float, typer.Option(help="Of coco-masks: the part of a map's largest value from which on a pixel counts.")
+        float, typer.Option(help="For coco-masks: the fraction of a map's largest value from which a pixel counts.")
     ] = 0.5,
 ) -> None:
     """Write the maps of a job as files for other tools; relative paths are kept."""

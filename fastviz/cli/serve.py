@@ -1,4 +1,4 @@
-"""``fastviz serve``: a job's report while it goes on, and a panel to look inside of a network."""
+"""``fastviz serve``: a job's report while it runs, and a panel to look inside a network."""
 
 from __future__ import annotations
 
@@ -20,27 +20,25 @@ _HERE = ("127.0.0.1", "::1", "localhost")
 @app.command()
 @tells_of_the_network
 def serve(
-    out: Annotated[Path | None, typer.Argument(help="The folder of a job; without one the panel alone.")] = None,
-    model: Annotated[
-        list[str] | None, typer.Option(help=f"{NETWORK} That of the job if not given; may be repeated.")
-    ] = None,
+    out: Annotated[Path | None, typer.Argument(help="The folder of a job; without one, only the panel.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help=f"{NETWORK} Default: the job's; may be repeated.")] = None,
     weights: Annotated[list[str] | None, typer.Option(help="The weights of each --model, in their order.")] = None,
     photos: Annotated[
         list[str] | None,
-        typer.Option(help="Files, folders, globs of photographs to choose from and to find patches in; repeatable."),
+        typer.Option(help="Photographs to choose from and to find patches in: files, folders, globs; repeatable."),
     ] = None,
     device: Device = "auto",
     host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Its port; any free one where it is taken.")] = 8765,
-    token: Annotated[str | None, typer.Option(help="What browsers must know; made by chance if not given.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Its port; if it is taken, any free one.")] = 8765,
+    token: Annotated[str | None, typer.Option(help="Token that browsers must know; random if not given.")] = None,
 ) -> None:
-    """Show a job's report while it goes on, and look inside a network with photographs of your own, in a browser."""
+    """Show a job's report while it runs, and look inside a network with your own photographs, in a browser."""
     from fastviz.jobs.serve import server
 
     server.need_server()
     names, files = list(model or []), list(weights or [])
     if len(files) > len(names):
-        raise ValueError(f"--weights should belong to a --model each, got {len(files)} for {len(names)}")
+        raise ValueError(f"--weights should be one per --model, got {len(files)} for {len(names)}")
     models = list(zip_longest(names, files))
     for name, file in models:
         check_weights(name, file)

@@ -36,29 +36,27 @@ def style(
         int, typer.Option(help="A photograph with a longer side than this, in pixels, is shrunk to it.")
     ] = 448,
     style_size: Annotated[
-        int | None, typer.Option(help="The same of the styles; smaller, finer strokes. If not given, as --size.")
+        int | None, typer.Option(help="The same for the styles; smaller means finer strokes. Default: as --size.")
     ] = None,
     style_weights: Annotated[
         str | None, typer.Option(help="How much of each style: 2,1 for twice as much of the first.")
     ] = None,
     mask: Annotated[
-        list[Path] | None, typer.Option(help="One a style, in their order, each a picture: white where it goes.")
+        list[Path] | None, typer.Option(help="One per style, in their order, each a picture: white where it goes.")
     ] = None,
-    layers: Annotated[
-        str | None, typer.Option(help="Layers of the style with commas between: see `fastviz layers`.")
-    ] = None,
-    content_layers: Annotated[str | None, typer.Option(help="Those of the content.")] = None,
-    style_weight: Annotated[float, typer.Option(help="What the style weighs, the content weighing 1.")] = 300.0,
-    variation_weight: Annotated[float, typer.Option(help="What the total variation weighs: smoothness.")] = 0.01,
+    layers: Annotated[str | None, typer.Option(help="Style layers separated by commas: see `fastviz layers`.")] = None,
+    content_layers: Annotated[str | None, typer.Option(help="Content layers.")] = None,
+    style_weight: Annotated[float, typer.Option(help="Weight of the style; that of the content is 1.")] = 300.0,
+    variation_weight: Annotated[float, typer.Option(help="Weight of the total variation: smoothness.")] = 0.01,
     preserve_colours: Annotated[
         bool, typer.Option("--preserve-colours", help="Keep the colours of the photograph.")
     ] = False,
     start: Annotated[str, typer.Option(help="content, style or noise.")] = "content",
     levels: Annotated[int, typer.Option(help="Sizes, each half of the next, the smallest first.")] = 2,
-    steps: Annotated[int, typer.Option(help="Most steps at each size.")] = 100,
+    steps: Annotated[int, typer.Option(help="Maximum number of steps at each size.")] = 100,
     optimizer: Annotated[str, typer.Option(help="lbfgs or adam.")] = "lbfgs",
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
-    preview_every: Annotated[int | None, typer.Option(help="Write the picture after every so many steps.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    preview_every: Annotated[int | None, typer.Option(help="Write the picture every N steps.")] = None,
     device: Device = "auto",
 ) -> None:
     """Paint a photograph in the style of other pictures, as a network sees style (Gatys, Ecker, Bethge)."""
@@ -99,16 +97,16 @@ def style(
     print(losses(made))
     print(f"picture: {out}")
     if made.interrupted:
-        raise Stopped(f"{out} has what there was so far")
+        raise Stopped(f"{out} has what was made so far")
 
 
 def _numbers(words: str, count: int) -> list[float]:
     try:
         found = [float(word) for word in words.split(",")]
     except ValueError:
-        raise ValueError(f"--style-weights should be numbers with commas between, got {words!r}") from None
+        raise ValueError(f"--style-weights should be numbers separated by commas, got {words!r}") from None
     if len(found) != count:
-        raise ValueError(f"--style-weights should have one number a style, {count}, got {len(found)}")
+        raise ValueError(f"--style-weights should have one number per style, {count}, got {len(found)}")
     return found
 
 
@@ -118,7 +116,7 @@ def _masks(paths: list[Path], photo: Tensor, count: int) -> list[Tensor | None]:
     from fastviz.images import tensors
 
     if len(paths) != count:
-        raise ValueError(f"--mask should be given once a style, {count} times, got {len(paths)}")
+        raise ValueError(f"--mask should be given once per style, {count} times, got {len(paths)}")
     height, width = photo.shape[1:]
     read = [images.read_image(path).mean(0, keepdim=True) for path in paths]
     return [tensors.resize(each[None], height, width, "bilinear")[0, 0] for each in read]

@@ -38,7 +38,7 @@ def texture(
     sample_size: Annotated[
         int | None, typer.Option(help="A sample with a longer side than this, in pixels, is shrunk to it; as --size.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Another number, another picture.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another number gives another picture.")] = 0,
     window: Annotated[
         int | None,
         typer.Option(help="Side of the windows that are compared, odd; about the size of the largest detail: 11."),
@@ -55,15 +55,13 @@ def texture(
     ] = None,
     weights: Weights = None,
     layers: Annotated[
-        str | None, typer.Option(help="With --model: its layers with commas between: see `fastviz layers`.")
+        str | None, typer.Option(help="With --model: its layers separated by commas: see `fastviz layers`.")
     ] = None,
     levels: Annotated[
         int | None, typer.Option(help="With --model: sizes, each half of the next, the smallest first: 2.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="With --model: most steps at each size: 100.")] = None,
-    preview_every: Annotated[
-        int | None, typer.Option(help="With --model: write the picture after every so many steps.")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(help="With --model: maximum number of steps at each size: 100.")] = None,
+    preview_every: Annotated[int | None, typer.Option(help="With --model: write the picture every N steps.")] = None,
     device: Device = "auto",
 ) -> None:
     """Grow a texture pixel by pixel from a sample (Efros, Leung), fill a hole, or match a network's view (Gatys)."""
@@ -143,11 +141,11 @@ def _match(
     print(losses(made))
     print(f"picture: {out}")
     if made.interrupted:
-        raise Stopped(f"{out} has what there was so far")
+        raise Stopped(f"{out} has what was made so far")
 
 
 def previewing(frame: Frame, out: Path, every: int | None) -> dict[str, Any]:
-    """Options of an optimisation that writes its first picture to ``out`` after ``every`` so many steps."""
+    """Options of an optimisation that writes its first picture to ``out`` every ``every`` steps."""
     from fastviz import images
 
     def preview(step: int, batch: Tensor) -> None:

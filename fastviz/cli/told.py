@@ -17,11 +17,11 @@ Command = TypeVar("Command", bound=Callable[..., None])
 _OPTIONS: dict[str, Any] = {
     "mean": Annotated[
         str | None,
-        typer.Option(help="What the network's input is shifted by: a number for each channel, commas between; 0 to 1."),
+        typer.Option(help="The mean that is subtracted: one number per channel, separated by commas, 0 to 1."),
     ],
-    "std": Annotated[str | None, typer.Option(help="What it is divided by, likewise.")],
+    "std": Annotated[str | None, typer.Option(help="What it is divided by, in the same form.")],
     "size": Annotated[str | None, typer.Option(help="Height and width of the input in pixels: 224, or 160x224.")],
-    "labels": Annotated[Path | None, typer.Option(help="The names of the classes: a file with a line each, or JSON.")],
+    "labels": Annotated[Path | None, typer.Option(help="The names of the classes: a file with one per line, or JSON.")],
 }
 
 
@@ -67,7 +67,7 @@ def _floats(words: str | None, argument: str) -> tuple[float, ...] | None:
     try:
         return tuple(float(word) for word in words.split(","))
     except ValueError:
-        raise ValueError(f"{argument} should be numbers with commas between, got {words!r}") from None
+        raise ValueError(f"{argument} should be numbers separated by commas, got {words!r}") from None
 
 
 def _size(words: str) -> tuple[int, int]:

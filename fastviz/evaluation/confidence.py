@@ -12,13 +12,14 @@ from fastviz._util import checks
 from fastviz.engine.incremental.passes import outputs_of_images
 from fastviz.evaluation._maps import Channels, own_maps, resized, scaled
 from fastviz.evaluation._values import Value, reading
+from fastviz.images.notebook import NotebookResult
 from fastviz.targets.selection import Target
 
 __all__ = ["ConfidenceChange", "confidence_change"]
 
 
-@dataclass(frozen=True, eq=False)
-class ConfidenceChange:
+@dataclass(frozen=True, eq=False, repr=False)
+class ConfidenceChange(NotebookResult):
     """The result of :func:`confidence_change`.
 
     Attributes:

@@ -16,6 +16,8 @@ from fastviz.evaluation._maps import Channels, Regions, Ties, labels_of, pixel_m
 from fastviz.evaluation._seeds import Seed
 from fastviz.evaluation._substrate import Substrate, substitute
 from fastviz.evaluation._values import Reading, Value, reading
+from fastviz.images import arrays
+from fastviz.images.notebook import NotebookResult, words
 from fastviz.targets.selection import Target
 
 __all__ = ["Curve", "Spacing", "deletion", "insertion", "region_perturbation"]
@@ -24,8 +26,8 @@ Spacing = Literal["fraction", "steps"]
 """The spacing of a curve's points for its area: by the fraction of pixels changed, or equal."""
 
 
-@dataclass(frozen=True, eq=False)
-class Curve:
+@dataclass(frozen=True, eq=False, repr=False)
+class Curve(NotebookResult):
     """The value for each image before the first change and after each change.
 
     Attributes:
@@ -52,6 +54,15 @@ class Curve:
         Samek et al. 2016, https://arxiv.org/abs/1509.06321, for one image.
         """
         return (self.clean[:, None] - self.values).mean(1)
+
+    def shown(self) -> list[tuple[str, Tensor]]:
+        """The curve of each image, at its own scale, with its ends and its area."""
+        found = []
+        for number, (values, area) in enumerate(zip(self.values, self.area.tolist(), strict=True)):
+            caption = words(first=float(values[0]), last=float(values[-1]), area=area)
+            curve = arrays.draw_signal(values.float().nan_to_num(), None, width=240)
+            found.append((f"{number}: {caption}", curve))
+        return found
 
 
 def deletion(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastviz._util import checks
 from fastviz.evaluation._maps import Channels, own_maps, resized
+from fastviz.images.notebook import NotebookResult
 
 __all__ = [
     "Objects",
@@ -27,8 +28,8 @@ Objects = Tensor | Sequence[Tensor]
 in pixels of the image, half-open); or a sequence of N tensors of boxes [n, 4], any number per image."""
 
 
-@dataclass(frozen=True, eq=False)
-class Pointing:
+@dataclass(frozen=True, eq=False, repr=False)
+class Pointing(NotebookResult):
     """The result of :func:`pointing_game`.
 
     Attributes:

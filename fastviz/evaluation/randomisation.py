@@ -22,6 +22,7 @@ from fastviz.execution import forward
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.hooks import layer_module
 from fastviz.execution.inputs import input_batch
+from fastviz.images.notebook import NotebookResult, signed
 from fastviz.targets.selection import Target
 
 __all__ = ["Initial", "Randomisation", "parameter_randomisation", "randomisable_layers"]
@@ -31,8 +32,8 @@ Initial = Literal["reset", "normal", "permutation"]
 distribution with the mean and standard deviation of the trained parameters; or by permuting the trained parameters."""
 
 
-@dataclass(frozen=True, eq=False)
-class Randomisation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Randomisation(NotebookResult):
     """The result of :func:`parameter_randomisation`.
 
     Attributes:
@@ -51,6 +52,16 @@ class Randomisation:
     layers: tuple[tuple[str, ...], ...]
     maps: Tensor
     similarity: Mapping[str, Tensor]
+
+    def shown(self) -> list[tuple[str, Tensor]]:
+        """The maps of each image: of the original network, then after each step."""
+        steps = ["as it is", *(", ".join(names) for names in self.layers)]
+        maps = self.maps.sum(2) if self.maps.dim() == 5 else self.maps
+        return [
+            (f"{number}: {step}", signed(one))
+            for number, rows in enumerate(maps.unbind(1))
+            for step, one in zip(steps, rows, strict=True)
+        ]
 
 
 def parameter_randomisation(

@@ -16,6 +16,7 @@ from fastviz.evaluation._imputation import imputed
 from fastviz.evaluation._maps import Channels, Ties, pixel_maps, rank
 from fastviz.evaluation._seeds import Seed, generator, seeds_of
 from fastviz.evaluation._values import Value, reading
+from fastviz.images.notebook import NotebookResult
 from fastviz.targets.selection import Target
 
 __all__ = ["Road", "impute", "road"]
@@ -24,8 +25,8 @@ _MAX_AHEAD = 64
 """The maximum number of images that are filled in ahead of the network; bounds the memory."""
 
 
-@dataclass(frozen=True, eq=False)
-class Road:
+@dataclass(frozen=True, eq=False, repr=False)
+class Road(NotebookResult):
     """The result of :func:`road`.
 
     Attributes:

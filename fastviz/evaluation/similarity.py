@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from fastviz._util import checks
 from fastviz.evaluation._maps import own_maps, resized, scaled
+from fastviz.images.notebook import NotebookResult
 from fastviz.vectors.ranks import correlation, ranks
 
 __all__ = [
@@ -175,8 +176,8 @@ SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 """Similarities of two maps by name, as used by :func:`agreement` and parameter randomisation."""
 
 
-@dataclass(frozen=True, eq=False)
-class Agreement:
+@dataclass(frozen=True, eq=False, repr=False)
+class Agreement(NotebookResult):
     """The result of :func:`agreement`.
 
     Attributes:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastviz._util import checks
 from fastviz.evaluation.measures import MEASURES, RANDOM
+from fastviz.images.notebook import NotebookResult
 
 __all__ = ["Band", "Standing", "Standings", "bootstrap", "standings"]
 
@@ -18,8 +19,8 @@ _RESAMPLES = 1000
 _LEVEL = 0.95
 
 
-@dataclass(frozen=True, eq=False)
-class Band:
+@dataclass(frozen=True, eq=False, repr=False)
+class Band(NotebookResult):
     """Means over images with a confidence band; each attribute is [...] for values [N, ...].
 
     Attributes:

@@ -105,7 +105,7 @@ class AfterLayer:
 
     def _is_together(self) -> bool:
         """Whether three maps at once give the same results as each of them alone."""
-        if isinstance(self.output, (list, tuple)):  # an entry an image, or a tensor: too few images tell them apart
+        if isinstance(self.output, (list, tuple)):  # one entry per image, or a tensor: too few images tell them apart
             return False
         maps = torch.cat([self.maps, 0.5 * self.maps, self.maps.flip(-1)])
         alone = join_tensors([self._run(maps[at : at + 1]) for at in range(len(maps))])

@@ -147,7 +147,7 @@ class Watch(TorchDispatchMode):
                     not tensor.dim() or len(tensor) != self.count or self.is_uniform(tensor, Images(0))
                 )
             if not apart:
-                raise Mixes("the model's output does not count the images in dimension 0")
+                raise Mixes("dimension 0 of the model's output is not that of the images")
 
     def read(self, tensor: Tensor) -> None:
         """Raise if values of ``tensor``, which leave torch, depend on the images."""
@@ -307,7 +307,7 @@ class Watch(TorchDispatchMode):
                 continue
             if tensor.numel() == 0:
                 continue  # a batch norm's unused results
-            raise Mixes(f"{operation.name} gets a tensor of which it is not known what it depends on")
+            raise Mixes(f"{operation.name} gets a tensor that depends on something unknown")
 
     def _note_fixed(self, operation: _Operation, states: list[tuple[Tensor, Known]], result: Any) -> None:
         """Note results that depend on no image."""

@@ -53,7 +53,7 @@ class Batches:
         Args:
             function: of images [B, ...] and what goes with them; passes of the model in it go through :meth:`watched`.
             images: [B, ...].
-            more: tensors with an entry an image.
+            more: tensors with one entry per image.
         """
         if len(images) < 2 or not self.reason:
             try:

@@ -1,7 +1,7 @@
 """What a chain of elementwise calls computes, found by also running each call on a few probe numbers.
 
 A rectifier need not be written with ``relu``: ``torch.where(x > 0, x, 0)``, ``x * (x > 0)`` and ``(x + x.abs()) / 2``
-are some. Each call of such a chain runs once more with the :data:`PROBES` in place of ``x``. Their values and slopes
+are some. Each call of such a chain runs again with the :data:`PROBES` in place of ``x``. Their values and slopes
 show what was computed, however it was written.
 """
 
@@ -48,7 +48,7 @@ ELEMENTWISE = frozenset(
     leaky_relu prelu elu celu nan_to_num trunc floor ceil round fmod remainder masked_scatter
     clone contiguous detach to to_copy type type_as float double half bfloat16 bool int long
     zeros_like ones_like full_like setitem index_put copy fill zero
-    """.split()  # noqa: SIM905 (a list would take a line a word)
+    """.split()  # noqa: SIM905 (a list would take a line per word)
 )
 _ARITHMETIC = frozenset(
     """

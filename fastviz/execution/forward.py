@@ -1,4 +1,4 @@
-"""Forward passes: layer outputs, passes that end at the requested layers, and one vector an image from a layer."""
+"""Forward passes: layer outputs, passes that end at the requested layers, and one vector per image from a layer."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def layer_outputs(
     """Record the outputs of ``layers`` in the forward passes made inside, by the thread that entered.
 
     Yields a mapping from layer name to output, in the graph of the forward pass, that fills while the model runs. The
-    network goes on with a copy of the output, so an in-place rectifier behind the layer does not change what was
+    network continues with a copy of the output, so an in-place rectifier behind the layer does not change what was
     recorded. A layer that is called several times leaves its last output.
 
     With ``start_gradients``, to be used under ``torch.no_grad()``, autograd starts at the layers: the first one called
@@ -169,7 +169,7 @@ def layer_outputs(
     Raises:
         ValueError: a layer does not exist or is scripted (on entering), was not called (when it is read from the
             mapping).
-        TypeError: a layer returns something else than a floating-point tensor (while the model runs).
+        TypeError: a layer returns something other than a floating-point tensor (while the model runs).
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     >>> with layer_outputs(model, ["0"]) as recorded:
@@ -274,7 +274,7 @@ def planes_of(model: nn.Module, image: Tensor, layer: str, *, of_input: bool = F
 
 
 def vectors(value: object, layer: str, pool: Pool, planes: Planes | None = None) -> Tensor:
-    """One vector an image, [N, D], from what a layer takes or gives; float32 at least.
+    """One vector per image, [N, D], from what a layer takes or gives; float32 at least.
 
     [N, D] stays; of maps [N, C, H, W] the mean over the places of each channel, and of tokens [N, L, D] the mean over
     the tokens (``"mean"``), or all values in order (``"flatten"``). ``planes`` says where the maps are in four

@@ -148,7 +148,7 @@ def _unusable(model: nn.Module, x: Tensor, shape: list[int], argument: str, erro
             if [channels, *size] != shape[1:] and _runs(model, x.new_zeros(1, channels, *size)):
                 cure = f"{came}; it can be run on [N, {channels}, {size[0]}, {size[1]}]"
                 if channels != shape[1]:
-                    return f"{cure}; fastviz.describe(model, preprocessing=...) tells its channels"
+                    return f"{cure}; fastviz.describe(model, preprocessing=...) sets its channels"
                 return f"size should be one that the model can take: {cure}" if sized else cure
     return came
 

@@ -45,7 +45,7 @@ _Label: TypeAlias = "str | Tokens"
 places, tokens of all places, ``?`` others."""
 
 _SPACES: dict[int, tuple[str, ...]] = {3: ("l",), 4: ("h", "w"), 5: ("d", "h", "w")}
-"""The places of inputs of so many dimensions."""
+"""The places of inputs, by their number of dimensions."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ _PLANAR = frozenset(
     """
     batch_norm group_norm instance_norm local_response_norm native_batch_norm interpolate upsample
     pixel_shuffle pixel_unshuffle channel_shuffle feature_dropout feature_alpha_dropout
-    """.split()  # noqa: SIM905 (a list would take a line a word)
+    """.split()  # noqa: SIM905 (a list would take a line per word)
 ) | {
     f"{name}{dims}d"
     for dims in (1, 2, 3)

@@ -137,7 +137,7 @@ def tensors_in_output(output: Any) -> list[Tensor]:
 def join_tensors(outputs: Sequence[Any]) -> Any:
     """One output for all images, of ``outputs`` of the same kind for some each; numbers [] are those of the first.
 
-    A list of dictionaries, as detection networks give, has an entry an image and becomes a longer list.
+    A list of dictionaries, as detection networks give, has one entry per image and becomes a longer list.
     """
     if all(isinstance(each, (list, tuple)) and all(isinstance(entry, Mapping) for entry in each) for each in outputs):
         return [entry for each in outputs for entry in each]
@@ -147,7 +147,7 @@ def join_tensors(outputs: Sequence[Any]) -> Any:
 
 
 def split_tensors(output: Any, sizes: Sequence[int]) -> list[Any]:
-    """``output`` for the first images, the next ones, and so on: tensors with a row an image are cut."""
+    """``output`` for the first images, the next ones, and so on: tensors with a row per image are cut."""
     total, starts = sum(sizes), [sum(sizes[:at]) for at in range(len(sizes))]
 
     def part(start: int, size: int) -> Any:

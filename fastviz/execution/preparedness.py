@@ -23,7 +23,7 @@ _LARGE = 32
 
 
 def say_unprepared(model: nn.Module, images: Tensor, argument: str) -> None:
-    """Warn, once a model, of ``images`` with values 0 to 1 for one that takes them normalised, or with 0 to 255.
+    """Warn, once per model, of ``images`` with values 0 to 1 for one that takes them normalised, or with 0 to 255.
 
     Only models whose preprocessing is known are meant by the first; by the second, of the others, only those that get
     whole numbers.
@@ -52,7 +52,7 @@ def say_unprepared(model: nn.Module, images: Tensor, argument: str) -> None:
     _said[model] = True
     name = models.model_info(model).name
     takes = f"takes pictures normalised, with mean {_words(settings.mean)} and std {_words(settings.std)}"
-    unknown = "is not described, and most networks take less (fastviz.describe tells what it takes)"
+    unknown = "is not described, and most networks take less (fastviz.describe sets what it takes)"
     warnings.warn(
         f"{argument} looks unprepared: its values are {range_of}, and {name} {takes if described else unknown}; "
         f"fastviz.load_images(..., model=model) or fastviz.images.preprocess(picture, "

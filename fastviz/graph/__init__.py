@@ -1,16 +1,8 @@
 """The graph of a model: its calls and what each depends on, its layers' shapes and receptive fields."""
 
-from fastviz.graph.model_graph import (
-    Layer,
-    NotTraceable,
-    ReceptiveField,
-    Trace,
-    example_images,
-    joined_field,
-    layers,
-    receptive_field,
-    trace,
-)
+from fastviz.graph.layers import Layer, layers, receptive_field
+from fastviz.graph.model_graph import NotTraceable, Trace, example_images, trace
+from fastviz.graph.receptive_field import ReceptiveField, joined_field
 
 __all__ = [
     "Layer",

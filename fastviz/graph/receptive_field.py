@@ -1,19 +1,27 @@
-"""The pixels that a unit of a layer depends on, and boxes of the image that suffice to compute one unit."""
+"""Receptive fields: the pixels that a unit of a layer depends on, and boxes of the image that suffice to compute it.
+
+:func:`fastviz.receptive_field` gives that of a layer by its name.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import fx
+
+from fastviz.graph.calls import call_name
+from fastviz.graph.model_graph import Trace, label
+from fastviz.graph.reach import Layout, Reach
 from fastviz.graph.sliding_window import Field, clip
 
-__all__ = ["ReceptiveField"]
+__all__ = ["NodeField", "ReceptiveField", "fields_of_nodes", "joined_field"]
 
 
 @dataclass(frozen=True)
 class ReceptiveField:
     """The pixels that a unit of a layer depends on.
 
-    Unit (i, j) depends on rows ``start[0] + i * stride[0]`` and the ``size[0] - 1`` after it, and on columns likewise.
+    Unit (i, j) depends on rows ``start[0] + i * stride[0]`` and the ``size[0] - 1`` after it, and likewise for columns.
     Of signals there is one number for rows and columns, of volumes there are three, depth first. Rows and columns
     outside the image are padding. Where a window is dilated, or where branches with different fields join, the field is
     the smallest rectangle with all pixels.
@@ -63,3 +71,54 @@ class ReceptiveField:
 
     def _fields(self) -> list[Field]:
         return [Field(*numbers) for numbers in zip(self.size, self.stride, self.start, strict=True)]
+
+
+@dataclass(frozen=True)
+class NodeField:
+    """The receptive field of a call's output, or why there is none."""
+
+    field: ReceptiveField | None
+    reason: str = ""
+    layout: Layout | None = None
+
+
+def fields_of_nodes(traced: Trace) -> dict[fx.Node, NodeField]:
+    """The receptive field of every call that depends on the image, by the graph."""
+    layout = traced.reaches[traced.image].layout or ()
+    fields: dict[fx.Node, tuple[Field, ...]] = {traced.image: tuple(Field() for _ in layout)}
+    found = {traced.image: NodeField(_receptive_field(fields[traced.image]), layout=layout)}
+    for node in traced.graph.nodes:
+        if node.op != "call_function" or traced.reaches[node].kind in ("constant", "filled"):
+            continue
+        sources = [source for source in node.all_input_nodes if source in found]
+        reason = next((found[source].reason for source in sources if found[source].reason), "")
+        if not reason:
+            try:
+                fields[node] = joined_field(traced.reaches[node], [fields[source] for source in sources])
+            except ValueError as error:
+                reason = f"{call_name(node)} in {label(node) or 'the model'!r} {error}"
+        known = not reason
+        field, axes = (_receptive_field(fields[node]), traced.reaches[node].layout) if known else (None, None)
+        found[node] = NodeField(field, reason, axes)
+    return found
+
+
+def _receptive_field(fields: tuple[Field, ...]) -> ReceptiveField:
+    sizes, strides, starts = zip(*((each.size, each.stride, each.start) for each in fields), strict=True)
+    return ReceptiveField(sizes, strides, starts)
+
+
+def joined_field(reach: Reach, sources: list[tuple[Field, ...]]) -> tuple[Field, ...]:
+    """The field, along each axis, of what one call makes of maps with the fields ``sources``.
+
+    Raises:
+        ValueError: the call depends on the whole map, or the strides of the sources differ.
+    """
+    if not reach.is_local:
+        raise ValueError("makes every unit depend on the whole image")
+    joined = sources[0]
+    for other in sources[1:]:
+        joined = tuple(field.join(another) for field, another in zip(joined, other, strict=True))
+    if reach.slides is not None:
+        joined = tuple(field.through(slide) for field, slide in zip(joined, reach.slides, strict=True))
+    return joined

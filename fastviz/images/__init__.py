@@ -2,11 +2,12 @@
 
 from fastviz.images.arrays import draw_signal, draw_volume
 from fastviz.images.numbers import read_array, read_mask
+from fastviz.images.overlays import ColourMap, colour_map, overlay
 from fastviz.images.paths import ImageError, find_images, find_named
 from fastviz.images.pillow import LIMIT_PIXELS, is_picture, picture_of
 from fastviz.images.preprocessing import prepare, preprocess, restore, settings_for
 from fastviz.images.reading import load_images, read_image, read_prepared, read_views
-from fastviz.images.tensors import ColourMap, colour_map, grid, normalize, overlay
+from fastviz.images.tensors import grid, normalize
 from fastviz.images.writing import picture_path, save_image
 
 __all__ = [

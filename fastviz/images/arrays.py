@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastviz._util import checks
-from fastviz.images import captions, drawing, tensors
+from fastviz.images import captions, drawing, overlays, tensors
 from fastviz.images.pillow import picture_of, tensor_of
 
 __all__ = ["draw_signal", "draw_volume"]
@@ -142,7 +142,7 @@ def _strength(values: Tensor, draws: Draws) -> Tensor:
 
 
 def _evenly(count: int, most: int) -> list[int]:
-    """The numbers of at most so many of ``count`` slices, evenly spaced."""
+    """The numbers of at most ``most`` of ``count`` slices, evenly spaced."""
     if count <= most:
         return list(range(count))
     return [round((at + 0.5) * count / most - 0.5) for at in range(most)]
@@ -159,7 +159,7 @@ def _band(attribution: Tensor, length: int, width: int, draws: Draws) -> Tensor:
     low = -functional.adaptive_max_pool1d(-strength, width) if length > width else high
     strongest = torch.where(high.abs() >= low.abs(), high, low)
     # from white to pure red or blue, a little faded, so that curves stay visible
-    return 0.3 + 0.7 * tensors.colour_map(strongest.clamp(-1, 1) * 0.25 + 0.5, "seismic")
+    return 0.3 + 0.7 * overlays.colour_map(strongest.clamp(-1, 1) * 0.25 + 0.5, "seismic")
 
 
 def _stretched(values: Tensor, width: int) -> Tensor:

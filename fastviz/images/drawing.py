@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastviz.images import captions, tensors
+from fastviz.images import captions, overlays, tensors
 
 __all__ = ["LEGENDS", "draw", "laid", "outlined"]
 
@@ -55,7 +55,7 @@ def draw(draws: str, attribution: Tensor, photo: Tensor, *, coarse: bool = False
     signed = draws == "signed"
     scaled = tensors.normalize(attribution[None], symmetric=signed, percentile=_PERCENTILE)
     if draws == "heat" and coarse:
-        return tensors.overlay(photo[None], scaled, alpha=0.5, name="jet")[0]
+        return overlays.overlay(photo[None], scaled, alpha=0.5, name="jet")[0]
     return laid(draws, tensors.resize_maps(scaled, *size)[0], photo)
 
 
@@ -64,8 +64,8 @@ def laid(draws: str, value: Tensor, photo: Tensor) -> Tensor:
     grey = photo.mean(0, keepdim=True).expand(3, -1, -1)
     if draws == "signed":
         weight = 0.8 * (2 * value - 1).abs() ** 0.8
-        return torch.lerp(0.5 + 0.5 * (grey - 0.5), tensors.colour_map(value, "seismic"), weight)
-    return torch.lerp(0.3 * grey, tensors.colour_map(value, "inferno"), value.sqrt())
+        return torch.lerp(0.5 + 0.5 * (grey - 0.5), overlays.colour_map(value, "seismic"), weight)
+    return torch.lerp(0.3 * grey, overlays.colour_map(value, "inferno"), value.sqrt())
 
 
 def outlined(photo: Tensor, mask: Tensor) -> Tensor:

@@ -15,10 +15,10 @@ from fastviz.models.descriptions import Preprocessing
 __all__ = ["INPUTS", "Unbatched", "image_of", "items_of"]
 
 _IMAGE_KEYS = ("image", "pixel_values", "img", "images", "x", "input", "inputs")
-"""Under which an item that is a dictionary has its image, the first that is there."""
+"""Keys under which an item that is a dictionary may hold its image; the first one found is used."""
 
 INPUTS = {1: ("signals", "[C, L]"), 2: ("images", "[C, H, W]"), 3: ("volumes", "[C, D, H, W]")}
-"""What inputs of so many axes are called, and their dimensions."""
+"""The name of inputs and their dimensions, by their number of axes."""
 
 
 class Unbatched:

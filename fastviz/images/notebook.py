@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastviz.images import tensors
+from fastviz.images import overlays, tensors
 from fastviz.images.pillow import data_url, encoded
 
 __all__ = ["NotebookResult", "captioned", "contact_sheet", "signed", "signed_maps", "words"]
@@ -54,7 +54,7 @@ def words(**numbers: float) -> str:
 def signed(values: Tensor) -> Tensor:
     """A picture [3, H, W] of a map [H, W] of both signs: red above zero, blue below, white at zero."""
     scaled = tensors.normalize(values.detach().float().nan_to_num()[None], symmetric=True)[0]
-    return tensors.colour_map(scaled, "seismic")
+    return overlays.colour_map(scaled, "seismic")
 
 
 def signed_maps(maps: Tensor, name: str, values: Tensor) -> list[tuple[str, Tensor]]:

@@ -18,7 +18,7 @@ from fastviz.models.descriptions import Preprocessing
 __all__ = ["prepare", "preprocess", "restore", "settings_for"]
 
 _ROWS = 256
-"""Of a large picture that are looked at together; the first that has more than 8 bits tells."""
+"""Rows of a large picture that are checked at once; the first with more than 8 bits decides."""
 
 _METHODS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -222,5 +222,5 @@ def restore(x: Tensor, preprocessing: Preprocessing | nn.Module) -> Tensor:
 
 
 def _channels(numbers: tuple[float, ...], like: Tensor) -> Tensor:
-    """One number a channel, to be added to or multiplied with pictures."""
+    """One number per channel, to be added to or multiplied with pictures."""
     return like.new_tensor(numbers).view(-1, 1, 1)

@@ -43,7 +43,7 @@ class Batch:
 
     Attributes:
         images: [n, C, h, w], prepared for the model, on its device.
-        names: one an image: the file's name as :func:`fastviz.load_images` gives it, else its position in words.
+        names: one per image: the file's name as :func:`fastviz.load_images` gives it, else its position in words.
         indices: the position of each image in the source.
     """
 
@@ -89,7 +89,7 @@ def batches(
         batch_size: images in a batch, None is 32; the last may have fewer, and so has one before an image of another
             size (only floating-point items, and models without a fixed size, can have several).
         size: as in :func:`fastviz.load_images`; not for floating-point images.
-        limit: only the first so many images of the source, readable or not; None for all.
+        limit: only the first images of the source, this many, readable or not; None for all.
         axes: of an image: 2. 1 is for signals [C, L] and 3 for volumes [C, D, H, W], which are taken as they are, from
             a tensor [N, ...], a dataset, a DataLoader or a list of floating-point tensors or arrays.
         device: where the images go; None is the model's, without a model the CPU.

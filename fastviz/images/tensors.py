@@ -1,4 +1,4 @@
-"""Pictures as tensors: resizing, scaling to 0 to 1, colour maps, overlays, grids. No files, no Pillow.
+"""Pictures as tensors: resizing, scaling to 0 to 1, grids, blur. No files, no Pillow.
 
 A picture is a float tensor [3, H, W] (red, green, blue) with values 0 to 1; several are [N, 3, H, W].
 """
@@ -6,30 +6,23 @@ A picture is a float tensor [3, H, W] (red, green, blue) with values 0 to 1; sev
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fastviz._util import checks
-from fastviz.images import colour_tables
 
 __all__ = [
-    "ColourMap",
     "check_range",
-    "colour_map",
     "eight_bits",
     "gaussian_blur",
     "grid",
     "normalize",
-    "overlay",
     "psnr",
     "resize",
     "resize_maps",
 ]
-
-ColourMap = Literal["viridis", "inferno", "jet", "grey", "seismic"]
 
 
 def normalize(maps: Tensor, *, symmetric: bool = False, percentile: float | None = None, dims: int = 2) -> Tensor:
@@ -45,7 +38,7 @@ def normalize(maps: Tensor, *, symmetric: bool = False, percentile: float | None
         percentile: above 50, at most 100: high is the smallest value that at least this many per cent of the map's
             values (``symmetric``: absolute values) do not exceed, low the largest value that as many are not below. One
             bright pixel then does not hide the rest.
-        dims: how many of the last dimensions are scaled together: 2 a map, 3 a picture with its channels.
+        dims: how many of the last dimensions are scaled together: 2 for a map, 3 for a picture with its channels.
 
     Returns:
         The shape and dtype of ``maps``, on its device, 0 to 1.
@@ -78,66 +71,6 @@ def normalize(maps: Tensor, *, symmetric: bool = False, percentile: float | None
     if symmetric:
         scaled = torch.where(high > low, scaled, 0.5)
     return scaled.clamp(0, 1).view(maps.shape).to(maps.dtype)
-
-
-def colour_map(values: Tensor, name: ColourMap = "viridis") -> Tensor:
-    """Colours [..., 3, H, W] (red, green, blue, 0 to 1) of ``values``, on the same device, in the same dtype.
-
-    256 colours: colour floor(256 v), and the last one for v = 1, as in matplotlib.
-
-    Args:
-        values: [..., H, W] in 0 to 1, see :func:`normalize`.
-        name: ``"viridis"`` and ``"inferno"`` (evenly brighter), ``"jet"`` (blue, green, red), ``"grey"``, ``"seismic"``
-            (blue, white at 0.5, red: for symmetric maps).
-
-    Returns:
-        [..., 3, H, W], 0 to 1.
-
-    Raises:
-        TypeError: ``values`` is not a floating-point tensor.
-        ValueError: fewer than two dimensions, values outside 0 to 1, an unknown name.
-
-    >>> colour_map(torch.tensor([[0.0, 1.0]]), "grey")[0].tolist()
-    [[0.0, 1.0]]
-    """
-    checks.one_of(name, "name", colour_tables.NAMES)
-    checks.tensor(values, "values")
-    if values.dim() < 2:
-        raise ValueError(f"values should have shape [..., H, W], got {list(values.shape)}")
-    check_range(values, "values")
-    index = (values.detach().float() * 256).long().clamp_(0, 255)
-    return colour_tables.table(name).to(values.device, values.dtype)[index].movedim(-1, -3).contiguous()
-
-
-def overlay(image: Tensor, heat: Tensor, *, alpha: float = 0.5, name: ColourMap = "jet") -> Tensor:
-    """``heat`` in colours over ``image``: (1 - alpha) · image + alpha · colour, [N, 3, H, W] in 0 to 1.
-
-    Args:
-        image: [N, 3, H, W] in 0 to 1, see :func:`restore`; of one channel grey, of four or more the first three.
-        heat: [N, h, w] in 0 to 1, see :func:`normalize`; resized bilinearly to H×W (antialiased where it is larger).
-        alpha: 0 shows the image alone, 1 the colours alone.
-        name: see :func:`colour_map`.
-
-    Returns:
-        [N, 3, H, W], 0 to 1, in the dtype and on the device of ``image``.
-
-    Raises:
-        TypeError: not floating-point tensors.
-        ValueError: other shapes, values outside 0 to 1, an unknown name.
-
-    >>> overlay(torch.zeros(1, 3, 8, 8), torch.ones(1, 2, 2), alpha=1.0, name="grey").unique()
-    tensor([1.])
-    """
-    image = coloured(checks.image_batch(image, "image"))
-    checks.tensor(heat, "heat", dims=(3,), layout="[N, h, w]")
-    check_range(image, "image")
-    check_range(heat, "heat")
-    if len(heat) != len(image):
-        raise ValueError(f"heat should have {len(image)} maps, one an image, got {len(heat)}")
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha should be 0 to 1, got {alpha}")
-    resized = resize(heat[:, None], image.shape[-2], image.shape[-1], "bilinear")[:, 0]
-    return (1 - alpha) * image + alpha * colour_map(resized, name).to(image)
 
 
 def grid(pictures: Tensor, *, columns: int | None = None, padding: int = 2, background: float = 1.0) -> Tensor:

@@ -11,8 +11,8 @@ from fastviz.jobs.engines.decoding import Decoder
 from fastviz.jobs.explainer import Explainer
 from fastviz.jobs.inputs import Item
 from fastviz.jobs.job import Job
-from fastviz.jobs.pending import Pending
 from fastviz.jobs.progress import duration
+from fastviz.jobs.resume import Pending
 from fastviz.jobs.tables import folder
 from fastviz.jobs.tables.done import Done
 from fastviz.jobs.tables.schema import need_pyarrow
@@ -87,7 +87,7 @@ def plan(job: Job, *, retry_failed: bool = True) -> Plan:
     home = job.home
     explainer = Explainer(job)
     folder.check(home, job.settings(explainer.weights, explainer.seen, explainer.target), overwrite=False)
-    pending = Pending(job.source, Done.read(home, mend=False), retry_failed)
+    pending = Pending(job.source, Done.read(home, repair=False), retry_failed)
     first: list[Item] = []
     todo = 0
     for shard in pending.shards(explainer.batch_size):

@@ -15,8 +15,8 @@ from fastviz._util import checks
 from fastviz.jobs import engines, places
 from fastviz.jobs.explainer import Explainer
 from fastviz.jobs.job import Job, read_yaml
-from fastviz.jobs.pending import Pending
 from fastviz.jobs.progress import progress as shown_progress
+from fastviz.jobs.resume import Pending
 from fastviz.jobs.tables import folder
 from fastviz.jobs.tables.done import Done
 from fastviz.jobs.tables.schema import need_pyarrow

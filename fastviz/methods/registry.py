@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from fastviz.methods.adversarial.evolution import evolve
 from fastviz.methods.adversarial.targeted import fool, fool_from_noise
-from fastviz.methods.attribution.cam import cam, grad_cam, guided_grad_cam
+from fastviz.methods.attribution.cam import cam
 from fastviz.methods.attribution.changed_maps import ablation_cam, recipro_cam
 from fastviz.methods.attribution.full_grad import full_grad
-from fastviz.methods.attribution.gradient_cams import (
+from fastviz.methods.attribution.grad_cam import grad_cam, guided_grad_cam
+from fastviz.methods.attribution.grad_cam_variants import (
     eigen_cam,
     eigen_grad_cam,
     element_wise_cam,

@@ -28,8 +28,8 @@ class Card:
     """What a file or options say about a network; for None, what is otherwise known of it applies.
 
     Attributes:
-        mean: one number a channel, in units of a picture with values 0 to 1; subtracted.
-        std: one number a channel; divided by.
+        mean: one number per channel, in units of a picture with values 0 to 1; subtracted.
+        std: one number per channel; divided by.
         size: height and width of the input in pixels.
         resize: length in pixels to which the shorter side is resized before the centre crop of ``size``. None: the
             longer side of ``size``, if that is given.
@@ -176,7 +176,7 @@ def _numbers(value: object, argument: str) -> tuple[float, ...] | None:
         return None
     values = [value] if isinstance(value, (int, float)) else _list(value, argument)
     if not values:
-        raise ValueError(f"{argument} should have one number a channel, got none")
+        raise ValueError(f"{argument} should have one number per channel, got none")
     return tuple(checks.number(each, argument) for each in values)
 
 

@@ -88,7 +88,7 @@ def class_names(model: nn.Module) -> list[str]:
     known = _describe(model)
     if known.class_names is None:
         raise ValueError(
-            f"the class names of this {known.info.name} are not known: tell them once with "
+            f"the class names of this {known.info.name} are not known: give them once with "
             "fastviz.models.describe(model, class_names=[...])"
         )
     return list(known.class_names)
@@ -143,7 +143,7 @@ def preprocessing_of(model: nn.Module, channels: int, argument: str = "x") -> Pr
     if is_described(model):
         raise ValueError(
             f"{argument} should have the {len(known.mean)} channels of the model's preprocessing, got {channels} "
-            "(fastviz.models.describe(model, preprocessing=...) tells another one)"
+            "(fastviz.models.describe(model, preprocessing=...) sets another one)"
         )
     return for_channels(IMAGENET, channels)
 
@@ -219,7 +219,7 @@ def describe(
         if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):
             raise TypeError(f"class_names should be a list of strings, got {class_names!r}")
         if not class_names:
-            raise ValueError("class_names should have one name a class, got none")
+            raise ValueError("class_names should have one name per class, got none")
         known = replace(known, class_names=tuple(class_names))
     remember(model, known)
 

@@ -43,7 +43,7 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> nn.M
     prefixes, see :func:`fastviz.models.weight_files.unpack`. For networks of torchvision and timm it may have another
     number of classes than 1000 (give their names with :func:`describe`), for those of timm another number of image
     channels, too. Where it holds two sets of weights, plain and averaged, a warning says which is taken: the plain one.
-    Files are read with ``torch.load(weights_only=True)`` and a few harmless classes beside tensors (NumPy's numbers,
+    Files are read with ``torch.load(weights_only=True)`` and a few harmless classes besides tensors (NumPy's numbers,
     ``argparse.Namespace``), so no code in them runs. A file named as torchvision's download is known as those weights.
     A warning names NaN and infinite values. Where an architecture's authors published their weights in another layout
     than timm's, timm's own conversion is taken, and a warning says so.

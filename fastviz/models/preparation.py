@@ -19,7 +19,7 @@ class Preprocessing:
         size: height and width of the input in pixels; None keeps what the resizing gives.
         resize: length in pixels of the picture's shorter side before the crop, its shape kept; None resizes the whole
             picture to ``size`` without a crop, changing its shape.
-        mean: one number a channel, in units of a picture with values 0 to 1. One number alone makes the input grey.
+        mean: one number per channel, in units of a picture with values 0 to 1. One number alone makes the input grey.
         std: as ``mean``.
         interpolation: ``"bilinear"`` or ``"bicubic"``, both with antialiasing.
 
@@ -55,7 +55,7 @@ class Preprocessing:
                 raise ValueError(f"{argument} should be finite, got {getattr(self, argument)}")
         if not self.mean or len(self.mean) != len(self.std):
             raise ValueError(
-                f"mean and std should have one number a channel each, got {len(self.mean)} and {len(self.std)}"
+                f"mean and std should each have one number per channel, got {len(self.mean)} and {len(self.std)}"
             )
         if min(self.std) <= 0:
             raise ValueError(f"std should be above 0, got {self.std}")

@@ -70,7 +70,7 @@ def _exported(path: Path) -> nn.Module:
 
 
 def _of_any_batch(model: torch.export.UnflattenedModule, images: Tensor) -> torch.export.UnflattenedModule:
-    """A program for a fixed number of ``images`` exported once more, for any; ``model`` itself if it cannot be
+    """A program for a fixed number of ``images`` exported again, for any number; ``model`` itself if it cannot be
     separated from that number. Two passes check whether the images of a larger batch stay independent.
     """
     generator = torch.Generator().manual_seed(0)

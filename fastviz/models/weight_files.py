@@ -161,7 +161,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> object:
-    """What ``torch.save`` wrote; beside tensors only values of :func:`_harmless` classes."""
+    """What ``torch.save`` wrote: tensors, and besides them only values of :func:`_harmless` classes."""
     # Given as an open file: for a path, torch would infer the content from the ending.
     with torch.serialization.safe_globals(_harmless()), path.open("rb") as file:
         return torch.load(file, map_location="cpu", weights_only=True)
@@ -316,7 +316,7 @@ def chosen(state: dict[str, Tensor], expected: Iterable[str], source: str) -> di
         if all(prefix + name in state for name in names):
             left = [key for key in state if not key.startswith(prefix)]
             warnings.warn(
-                f"weights {source!r}: those that begin with {prefix!r} are taken, left are {first_names(left)}",
+                f"weights {source!r}: those that begin with {prefix!r} are taken; left out: {first_names(left)}",
                 stacklevel=4,
             )
             return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""The native operators, a file each: public function, fake implementation and gradient.
+"""The native operators, one file each: public function, fake implementation and gradient.
 
 All but :func:`fill_in`, :func:`grow_texture` and the Winograd transforms run on the CPU and on CUDA, in float32,
 float64, float16 and bfloat16 (sums in float32 or wider), on contiguous and channels_last tensors without a copy (other

@@ -16,7 +16,7 @@ INSTRUCTIONS = ("baseline", "avx2", "avx512")
 """The instruction sets that the CPU kernels are compiled for, in the order of csrc/kernels/kernels.h."""
 
 _FOLDER = Path(__file__).parent
-_MEND = "run `make build` in a checkout, or reinstall the package with `pip install --force-reinstall fastviz`"
+_REPAIR = "run `make build` in a checkout, or reinstall the package with `pip install --force-reinstall fastviz`"
 _status: dict[str, str] = {}
 
 
@@ -58,17 +58,17 @@ def load() -> None:
     note = _FOLDER / "_build.json"
     library = _FOLDER / "_cpu.so"
     if not note.exists() or not library.exists():
-        raise ImportError(f"fastviz: the native library {library} is missing; {_MEND}")
+        raise ImportError(f"fastviz: the native library {library} is missing; {_REPAIR}")
     built = json.loads(note.read_text())
     sources = _FOLDER.parents[1] / "csrc"
     if sources.is_dir() and built["sources"] != source_hash(sources, cuda=built["cuda"] is not None):
-        raise ImportError(f"fastviz: the native library {library} is older than its sources in {sources}; {_MEND}")
+        raise ImportError(f"fastviz: the native library {library} is older than its sources in {sources}; {_REPAIR}")
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
         raise ImportError(
             f"fastviz: the native library {library} (built with torch {built['torch']}) cannot be loaded into torch "
-            f"{torch.__version__}: {error}; it needs torch 2.10 or later; {_MEND}"
+            f"{torch.__version__}: {error}; it needs torch 2.10 or later; {_REPAIR}"
         ) from error
     _status["cpu"] = str(library)
     _status["cuda"] = _load_cuda(built.get("why_no_cuda"))

@@ -18,7 +18,7 @@ Normalize = Literal["none", "hw", "chw"]
 
 
 def gram(features: Tensor, normalize: Normalize = "none") -> Tensor:
-    """Gram matrix of each image's features: G_ij = Σ_k F_ik F_jk, F = features[n] with one row a channel.
+    """Gram matrix of each image's features: G_ij = Σ_k F_ik F_jk, F = features[n] with one row per channel.
 
     Gatys, Ecker and Bethge 2015, https://arxiv.org/abs/1505.07376. Half of the products are computed, the other half
     is mirrored; products and sums of float16 and bfloat16 features run in float32.
@@ -46,7 +46,7 @@ def gram_loss(features: Tensor, target: Tensor, normalize: Normalize = "none") -
     """Squared Frobenius distance between each image's Gram matrix and a target: Σ_ij (G_ij − target_ij)².
 
     The style loss of a layer without its weight, Gatys, Ecker and Bethge 2015, https://arxiv.org/abs/1508.06576. One
-    C×C matrix an image is kept for the backward pass. Differentiable in ``features`` only.
+    C×C matrix per image is kept for the backward pass. Differentiable in ``features`` only.
 
     Args:
         features: [N, C, H, W] or [N, C, L].

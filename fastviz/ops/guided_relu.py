@@ -28,7 +28,7 @@ def guided_relu(x: Tensor, rule: Rule = "guided", upper: float | None = None) ->
 
     The rule is that of the maximum; a bound has its derivative, so that R is first multiplied by (x < upper). All
     comparisons are strict at zero and at the bound. NaN stays NaN, as in torch's ReLU: it counts as above 0, in x and
-    in R. One bit a value is kept for the backward pass, none for ``"deconvnet"`` without a bound.
+    in R. One bit per value is kept for the backward pass, none for ``"deconvnet"`` without a bound.
 
     Args:
         x: any shape.

@@ -28,7 +28,7 @@ def occlude(images: Tensor, boxes: Tensor, image_index: Tensor | None = None, fi
             nothing. Boxes may overlap.
         image_index: [P], integers from 0 to N - 1; may be left out for one image. On the CPU an index out of range
             raises; on CUDA, where a check would have to wait, it gives a picture of NaN.
-        fill: a number, one value a channel [C], or pictures [1 or N, C, H, W] (or signals, or volumes).
+        fill: a number, one value per channel [C], or pictures [1 or N, C, H, W] (or signals, or volumes).
 
     Returns:
         [P, C, H, W], or P signals or volumes, in the memory order of ``images``.

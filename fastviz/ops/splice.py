@@ -36,7 +36,7 @@ def splice(
         dirty: [P, C, h, w], what changed in each window; of signals [P, C, l], of volumes [P, C, d, h, w].
         dirty_origin: [P, 2], integers: row and column of the crop in the map; may be negative. Of signals [P, 1], of
             volumes [P, 3].
-        window_origin: likewise, of the window in the map.
+        window_origin: the same for the window.
         window_size: height and width of the windows, in values of the map; (length,) for signals, depth, height and
             width for volumes.
         image_index: [P], integers; may be left out for one map. Out of range: see :func:`occlude`.

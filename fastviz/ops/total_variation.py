@@ -48,8 +48,8 @@ def total_variation(
         norm: see above.
         beta: the exponent β of the isotropic norm, above 0. 1, 2, 2.5 and 3 need no power function and are fastest.
         border: see above.
-        reduction: ``"none"`` a value an image; ``"sum"`` and ``"mean"`` over the images; ``"pixel_mean"`` a value an
-            image, divided by the number of terms (for l1 and l2 each direction by its own number, then added).
+        reduction: ``"none"``: one value per image; ``"sum"``, ``"mean"``: over the images; ``"pixel_mean"``: one value
+            per image, divided by the number of terms (for l1 and l2 each direction by its own number, then added).
 
     Returns:
         [N] for ``"none"`` and ``"pixel_mean"``, else a scalar; float64 for float64 images, else float32.

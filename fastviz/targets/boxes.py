@@ -42,7 +42,7 @@ class _Box(Objective):
         images = detections(output)
         count = self.samples
         if count is not None and count != len(images):
-            raise ValueError(f"box and k should be one a sample, {len(images)}, got {count}")
+            raise ValueError(f"box and k should be one per sample, {len(images)}, got {count}")
         chosen = []
         for number, each in enumerate(images):
             boxes = each["boxes"].detach()
@@ -61,7 +61,7 @@ class _Box(Objective):
         box = self.box
         if box.dim() == 2:
             if len(box) != of:
-                raise ValueError(f"box should be [4], or one a sample, {of}, got {list(box.shape)}")
+                raise ValueError(f"box should be [4], or one per sample, {of}, got {list(box.shape)}")
             box = box[samples.to(box.device)]
         k = None if self.k is None else index_for_samples(self.k, "k", samples, of, "class")
         return _Box(box, k, self.overlap)
@@ -70,16 +70,16 @@ class _Box(Objective):
 def box_score(box: Tensor, k: Index | None = None, *, overlap: float = 0.5) -> Objective:
     """The score of the box that overlaps most with a given one, in what a detection network returns.
 
-    Overlap is intersection over union; if several boxes overlap equally, the first counts. The box is chosen anew for
+    Overlap is intersection over union; if several boxes overlap equally, the first counts. The box is chosen again for
     each input; the gradient is that of its score, with the choice held fixed.
 
     Args:
-        box: left, top, right and bottom in pixels, [4] or [N, 4], one a sample: torchvision's order.
+        box: left, top, right and bottom in pixels, [4] or [N, 4], one per sample: torchvision's order.
         k: only boxes of this class (``"labels"``): an int, a tensor of ints [N], or None for any.
         overlap: the least overlap, above 0 and up to 1, for a box to be the one that is meant.
 
     Returns:
-        An objective with one value a sample, [N]: 0 where there is no such box. Methods warn if that happens for an
+        An objective with one value per sample, [N]: 0 where there is no such box. Methods warn if that happens for an
         unchanged image, whose map is then zero. A network that returns only boxes above a score gives 0 below it.
 
     Raises:

@@ -22,13 +22,13 @@ class _Output(Objective):
     def values(self, output: object, activations: Activations) -> Tensor:
         found = self.function(output)
         if not isinstance(found, Tensor):
-            raise TypeError(f"function should return a tensor [N], one number a sample, got {type(found).__name__}")
+            raise TypeError(f"function should return a tensor [N], one number per sample, got {type(found).__name__}")
         if not found.is_floating_point():
             raise TypeError(f"function should return a floating-point tensor [N], got {found.dtype}")
         count = len(output) if isinstance(output, Tensor) and output.dim() else None
         if found.dim() != 1 or (count is not None and len(found) != count):
             raise ValueError(
-                f"function should return one number a sample, [{'N' if count is None else count}], got "
+                f"function should return one number per sample, [{'N' if count is None else count}], got "
                 f"{list(found.shape)}"
             )
         return found
@@ -49,12 +49,12 @@ def output(function: Callable[[Any], Tensor]) -> Objective:
 
     Args:
         function: gets what the model returned for a batch (a tensor, a dictionary, a tuple, …) and returns a
-            floating-point tensor [N], one number a sample, which depends on nothing but that sample's part of the
+            floating-point tensor [N], one number per sample, which depends on nothing but that sample's part of the
             output. It is called with batches of any size: samples are explained together, or one by one, and an image
             under many windows is a batch. If it is written with torch's functions, gradients and traces go through it.
 
     Returns:
-        An objective with one value a sample, [N].
+        An objective with one value per sample, [N].
 
     Raises:
         TypeError: ``function`` cannot be called; or, when it is used, returns no floating-point tensor.

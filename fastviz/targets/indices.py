@@ -1,4 +1,4 @@
-"""Indices that targets are made of: one number, or one a sample; checked against the model's output."""
+"""Indices that targets are made of: one number, or one per sample; checked against the model's output."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ Activations: TypeAlias = Mapping[str, Tensor]
 
 
 def checked_index(value: object, argument: str) -> Index | None:
-    """An int, or a tensor of ints with one a sample, from 0 on; None stays None."""
+    """An int, or a tensor of ints with one per sample, from 0 on; None stays None."""
     if value is None:
         return None
     if isinstance(value, Tensor) and value.dim() > 0:
         if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
             raise TypeError(f"{argument} should be a tensor of whole numbers, got {value.dtype}")
         if value.dim() != 1:
-            raise ValueError(f"{argument} should have shape [N], one number a sample, got {list(value.shape)}")
+            raise ValueError(f"{argument} should have shape [N], one number per sample, got {list(value.shape)}")
         return value.detach().long().cpu()  # on the CPU, values are read without waiting for a device
     if isinstance(value, Tensor):
         value = value.item()
@@ -58,7 +58,7 @@ def required_index(value: object, argument: str) -> Index:
 
 def _one_each(index: Tensor, argument: str, samples: int, what: str) -> None:
     if len(index) != samples:
-        raise ValueError(f"{argument} should have one {what} a sample, {samples}, got {len(index)}")
+        raise ValueError(f"{argument} should have one {what} per sample, {samples}, got {len(index)}")
 
 
 def sample_count(*indices: Index | None) -> int | None:
@@ -67,7 +67,7 @@ def sample_count(*indices: Index | None) -> int | None:
 
 
 def index_for_samples(index: Index, argument: str, samples: Tensor, of: int, what: str) -> Index:
-    """The entries of ``index``, one for each of a batch ``of`` so many, for the ``samples`` with these numbers."""
+    """The entries of ``index``, which has one for each of ``of`` samples, for the ``samples`` with these numbers."""
     if isinstance(index, int):
         return index
     _one_each(index, argument, of, what)
@@ -85,7 +85,7 @@ def index_in_range(index: Index, argument: str, samples: int, size: int, what: s
         low, high = (int(value) for value in index.aminmax())
         worst = low if low < 0 else high
     if not 0 <= worst < size:
-        raise ValueError(f"{argument} should be a {what} below {size}, the number there is, got {worst}")
+        raise ValueError(f"{argument} should be a {what} from 0 to {size - 1}, got {worst}")
     return index
 
 

@@ -1,4 +1,4 @@
-"""The base class of all targets: one number a sample."""
+"""The base class of all targets: one number per sample."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Objective", "all_parts", "all_scores_read"]
 
 
 class Objective(ABC):
-    """One number a sample, computed from a forward pass; objectives add, subtract and multiply by numbers.
+    """One number per sample, computed from a forward pass; objectives add, subtract and multiply by numbers.
 
     Functions make them: :func:`class_score`, :func:`class_probability`, :func:`neuron`, :func:`channel`, :func:`layer`,
     :func:`output`, :func:`region_score`, :func:`pixel`, :func:`box_score`, :func:`similarity`.
@@ -65,7 +65,7 @@ class Objective(ABC):
         return None
 
     def places(self, shape: Sequence[int]) -> list[Index]:
-        """Channel and position of a unit in maps of this ``shape``, [N, C, ...]: a number each, or [N] one a sample.
+        """Channel and position of a unit in maps of this ``shape``, [N, C, ...]: a number each, or [N] one per sample.
 
         Raises:
             ValueError: there is no such channel or position, or another number of samples.
@@ -87,7 +87,7 @@ class Objective(ABC):
     def parts(self) -> Mapping[Hashable, Objective] | None:
         """The parts of an output that it reads, each with the objective that extracts it (:meth:`part`).
 
-        A sweep of a model that gives something else than one tensor of scores runs the model with these for its output,
+        A sweep of a model whose output is not one tensor of scores runs the model with these for its output,
         so that nothing else is computed. None for an objective that reads no particular part.
         """
         return None
@@ -105,11 +105,11 @@ class Objective(ABC):
         return self
 
     def split_targets(self) -> list[Objective]:
-        """Objectives with one value a sample each, for one that may have several."""
+        """Objectives with one value per sample each, for one that may have several."""
         return [self]
 
     def for_samples(self, samples: Tensor, of: int) -> Objective:
-        """The objective for a batch of the ``samples`` with these numbers, int64 [P], ``of`` a batch of so many."""
+        """The objective for a batch of the ``samples`` with these numbers, int64 [P], of a batch of ``of``."""
         return self
 
     def __repr__(self) -> str:

@@ -189,11 +189,11 @@ def class_score(k: Index | None = None) -> Objective:
     """The score of a class, before softmax.
 
     Args:
-        k: the class: an int, a tensor of ints [N] with one a sample, or None for the class with the highest score (the
+        k: the class: an int, a tensor of ints [N], one per sample, or None for the class with the highest score (the
             first of equal ones).
 
     Returns:
-        An objective with one value a sample, [N].
+        An objective with one value per sample, [N].
 
     Raises:
         TypeError: ``k`` is not a whole number, or a tensor of another dtype.
@@ -212,7 +212,7 @@ def class_probability(k: Index | None = None) -> Objective:
         k: as in :func:`class_score`.
 
     Returns:
-        An objective with one value a sample, [N].
+        An objective with one value per sample, [N].
 
     Raises:
         TypeError, ValueError: as :func:`class_score`.
@@ -228,13 +228,13 @@ def neuron(layer: str, channel: Index, position: Sequence[Index] | None = None) 
 
     Args:
         layer: the dotted name of a module.
-        channel: the index along dimension 1 of the layer's output: an int, or a tensor of ints [N], one a sample.
+        channel: the index along dimension 1 of the layer's output: an int, or a tensor of ints [N], one per sample.
         position: (row, column) for maps [N, C, H, W], one number for each dimension behind the channels in general,
             each an int or a tensor of ints [N]. None is the centre (H // 2, W // 2); for an output [N, C] it must be
             None.
 
     Returns:
-        An objective with one value a sample, [N].
+        An objective with one value per sample, [N].
 
     Raises:
         TypeError: a name that is not a string, numbers that are not whole.
@@ -255,10 +255,10 @@ def channel(layer: str, k: Index) -> Objective:
 
     Args:
         layer: the dotted name of a module.
-        k: an int, or a tensor of ints [N], one a sample.
+        k: an int, or a tensor of ints [N], one per sample.
 
     Returns:
-        An objective with one value a sample, [N].
+        An objective with one value per sample, [N].
 
     Raises:
         TypeError: a name that is not a string, a ``k`` that is not whole.
@@ -280,7 +280,7 @@ def layer(layer: str) -> Objective:
         layer: the dotted name of a module.
 
     Returns:
-        An objective with one value a sample, [N].
+        An objective with one value per sample, [N].
 
     Raises:
         TypeError: a name that is not a string.

@@ -73,7 +73,7 @@ def detections(output: object) -> list[Mapping[str, Tensor]]:
     ):
         return list(output)
     raise TypeError(
-        'model should return a list of one dictionary an image with "boxes" [M, 4] and "scores" [M] for this target, '
+        'model should return a list of one dictionary per image with "boxes" [M, 4] and "scores" [M] for this target, '
         f"got {output_kind(output)}; fastviz.output(function) takes them out of anything"
     )
 
@@ -81,7 +81,7 @@ def detections(output: object) -> list[Mapping[str, Tensor]]:
 def split_output(output: Any, sizes: Sequence[int]) -> list[Any]:
     """The output for the first images, the next ones, and so on: tensors in it are cut along dimension 0.
 
-    A list with an entry an image that holds no plain tensors, such as that of a detection network, is cut itself.
+    A list with one entry per image that holds no plain tensors, such as that of a detection network, is cut itself.
     """
     total = sum(sizes)
     if isinstance(output, list) and len(output) == total and not any(isinstance(each, Tensor) for each in output):

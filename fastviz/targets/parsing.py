@@ -100,7 +100,7 @@ def target_index(target: str, names: Sequence[str]) -> int | None:
 
     Args:
         target: words, as on the command line.
-        names: one a class.
+        names: one per class.
 
     Returns:
         The index, or None.

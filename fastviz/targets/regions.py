@@ -83,7 +83,7 @@ class _Region(_MapTarget):
                 'torch.nn.functional.interpolate(mask[None, None].float(), size, mode="nearest") resizes one'
             )
         if not self._is_shared and len(mask) != len(maps):
-            raise ValueError(f"mask should be [H, W], or one a sample, {len(maps)}, got {list(self.mask.shape)}")
+            raise ValueError(f"mask should be [H, W], or one per sample, {len(maps)}, got {list(self.mask.shape)}")
         # Sums in 16 bits would lose small values. For an empty mask, the zero sum keeps the graph.
         wide = map_dtype(maps.dtype)
         weight = self._beside(self.mask, maps).to(wide).reshape(1 if self._is_shared else len(maps), -1)
@@ -99,7 +99,7 @@ class _Region(_MapTarget):
         mask = self.mask
         if not self._is_shared:
             if len(mask) != of:
-                raise ValueError(f"mask should be [H, W], or one a sample, {of}, got {list(mask.shape)}")
+                raise ValueError(f"mask should be [H, W], or one per sample, {of}, got {list(mask.shape)}")
             mask = mask[samples.to(mask.device)]
         return _Region(index_for_samples(self.k, "k", samples, of, "class"), mask)
 
@@ -139,13 +139,13 @@ def region_score(k: Index, mask: Tensor) -> Objective:
     Gradient-weighted Class Activation Mapping", https://arxiv.org/abs/2002.11434, with a mean for their sum.
 
     Args:
-        k: the class: an int, or a tensor of ints [N], one a sample.
-        mask: where: [H, W] for all samples, or [N, H, W], one a sample, of the size of the model's maps; bool, or
+        k: the class: an int, or a tensor of ints [N], one per sample.
+        mask: where: [H, W] for all samples, or [N, H, W], one per sample, of the size of the model's maps; bool, or
             weights of 0 or more. For volumes [1 or N, D, H, W], for signals [L]. The maps are the output [N, K, H, W]
             of the model, or what it holds under ``"out"`` or ``"logits"``.
 
     Returns:
-        An objective with one value a sample, [N]. Of an empty mask it is 0, and methods say so.
+        An objective with one value per sample, [N]. Of an empty mask it is 0, and methods say so.
 
     Raises:
         TypeError: ``k`` is not whole, ``mask`` no tensor, or of a dtype that is neither bool nor floating-point and
@@ -173,11 +173,11 @@ def pixel(k: Index, row: Index, column: Index) -> Objective:
     """The score of a class at one pixel of a segmentation network's maps: ``S_k[n, row, column]``.
 
     Args:
-        k: the class: an int, or a tensor of ints [N], one a sample.
+        k: the class: an int, or a tensor of ints [N], one per sample.
         row, column: of the maps that the model returns (see :func:`region_score`), ints or tensors of ints [N].
 
     Returns:
-        An objective with one value a sample, [N].
+        An objective with one value per sample, [N].
 
     Raises:
         TypeError: numbers that are not whole.

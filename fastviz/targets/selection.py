@@ -1,4 +1,4 @@
-"""The targets of a call, checked: one a sample or several."""
+"""The targets of a call, checked: one per sample or several."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from fastviz.targets.objectives import Objective, all_parts, all_scores_read, cl
 __all__ = ["Selection", "Target", "resolve"]
 
 Target: TypeAlias = int | Tensor | Objective | Sequence[int | Tensor | Objective | None] | None
-"""None (the class with the highest score), a class index, a tensor of them [N] (one a sample) or [N, T] (T a sample),
-an objective, or a list of T of those (T targets a sample, from one forward pass)."""
+"""None (the class with the highest score), a class index, a tensor of them, [N] (one per sample) or [N, T] (T per
+sample), an objective, or a list of T of those (T targets per sample, from one forward pass)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Selection:
     """Targets that have been checked: what :func:`resolve` makes.
 
-    ``several`` says whether there are T targets a sample (values [N, T]) or one (values [N]); ``columns`` is T, or
+    ``several`` says whether there are T targets per sample (values [N, T]) or one (values [N]); ``columns`` is T, or
     None.
     """
 
@@ -81,11 +81,11 @@ class Selection:
         return torch.stack(columns, dim=1) if self.several else columns[0]
 
     def split_targets(self) -> list[Selection]:
-        """The targets of each sample one by one: T selections with one target a sample."""
+        """The targets of each sample one by one: T selections with one target per sample."""
         return [Selection((each,), False, None) for objective in self.objectives for each in objective.split_targets()]
 
     def values(self, output: object, activations: Activations) -> Tensor:
-        """Values [N], or [N, T] if there are several targets a sample, in the graph of the forward pass; float32 of
+        """Values [N], or [N, T] if there are several targets per sample, in the graph of the forward pass; float32 of
         outputs of 16 bits.
 
         Raises:
@@ -116,7 +116,7 @@ class Selection:
         return Selection(objectives, self.several, self.columns)
 
     def for_samples(self, samples: Tensor, of: int) -> Selection:
-        """The selection for a batch of the ``samples`` with these numbers, int64 [P], ``of`` a batch of so many.
+        """The selection for a batch of the ``samples`` with these numbers, int64 [P], of a batch of ``of``.
 
         Raises:
             ValueError: a tensor of targets has another length than ``of``.
@@ -133,7 +133,7 @@ def resolve(target: Target, model: nn.Module) -> Selection:
         model: where the layers of the target are looked up.
 
     Returns:
-        The targets of the call, with one value a sample or T.
+        The targets of the call, with one value per sample or T.
 
     >>> from fastviz.targets import class_probability
     >>> resolve([3, class_probability(3)], nn.Linear(4, 5)).columns
@@ -146,7 +146,7 @@ def resolve(target: Target, model: nn.Module) -> Selection:
     """
     if isinstance(target, Tensor) and target.dim() == 2:
         if not target.shape[1]:
-            raise ValueError(f"target should have at least one class a sample, got shape {list(target.shape)}")
+            raise ValueError(f"target should have at least one class per sample, got shape {list(target.shape)}")
         flat = required_index(target.reshape(-1), "target")
         assert isinstance(flat, Tensor)
         selection = Selection((class_objective(flat.reshape(target.shape)),), True, target.shape[1])

@@ -51,14 +51,14 @@ class _Similarity(Objective):
     def _cosine(self, features: Tensor, what: str) -> Tensor:
         vector = self._beside(self.vector, features).to(features.dtype)
         if vector.dim() == 2 and len(vector) != len(features):
-            raise ValueError(f"vector should be [D], or one a sample, {len(features)}, got {list(vector.shape)}")
+            raise ValueError(f"vector should be [D], or one per sample, {len(features)}, got {list(vector.shape)}")
         return functional.cosine_similarity(_pooled(features, vector.shape[-1], what), vector, dim=1, eps=1e-12)
 
     def for_samples(self, samples: Tensor, of: int) -> Objective:
         vector = self.vector
         if vector.dim() == 2:
             if len(vector) != of:
-                raise ValueError(f"vector should be [D], or one a sample, {of}, got {list(vector.shape)}")
+                raise ValueError(f"vector should be [D], or one per sample, {of}, got {list(vector.shape)}")
             vector = vector[samples.to(vector.device)]
         return _Similarity(vector, self.layers[0] if self.layers else None)
 
@@ -83,13 +83,13 @@ def similarity(vector: Tensor, layer: str | None = None) -> Objective:
     makes two images alike.
 
     Args:
-        vector: [D], or [N, D], one a sample: for example a row of ``fastviz.embedding(model, images, layer).vectors``.
+        vector: [D], or [N, D], one per sample, such as a row of ``fastviz.embedding(model, images, layer).vectors``.
         layer: the dotted name of the layer whose output is f; None is the output [N, D] of the model itself. Of maps
             [N, D, H, W] and tokens [N, L, D] the mean over the places is taken, or all values where ``vector`` has as
             many.
 
     Returns:
-        An objective with one value a sample, [N], from -1 to 1.
+        An objective with one value per sample, [N], from -1 to 1.
 
     Raises:
         TypeError: ``vector`` is no floating-point tensor, ``layer`` no name.

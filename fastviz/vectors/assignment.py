@@ -1,4 +1,4 @@
-"""Assignment of points on a plane to cells, at most one a cell: for scatters, and grids without holes."""
+"""Assignment of points on a plane to cells, at most one per cell: for scatters, and grids without holes."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastviz._util import checks
+from fastviz.images.notebook import NotebookResult
 from fastviz.vectors import eigenvectors
 from fastviz.vectors.centred import Centred
 from fastviz.vectors.nearest_neighbours import nearest
@@ -25,8 +26,8 @@ _SMALL = 1024
 _TSNE_DIMENSIONS = 50
 
 
-@dataclass(frozen=True, eq=False)
-class Components:
+@dataclass(frozen=True, eq=False, repr=False)
+class Components(NotebookResult):
     """What :func:`pca` returns, the strongest component first.
 
     Attributes:
@@ -37,6 +38,10 @@ class Components:
         share: [k], that as a fraction of the variance in all D dimensions; 0 where all vectors are the same.
         last_gain: of the randomized solver, by what fraction of it the last iteration raised the variance that the k
             components hold together; 0 of the exact one.
+
+    >>> pca(torch.eye(4), 2)
+    Components(coordinates=float32 [4, 2], directions=float32 [2, 4], mean=float32 [4], variance=float32 [2], \
+share=float32 [2], last_gain=0.0)
     """
 
     coordinates: Tensor
@@ -63,13 +68,13 @@ def pca(
 
     ``"exact"``: with at most 1,024 vectors or dimensions by the eigenvectors of the smaller product, in float64; beyond
     by a block Krylov method with restarts (Zhou, Saad 2008, "Block Krylov–Schur method for large symmetric eigenvalue
-    problems", https://doi.org/10.1007/s11075-008-9192-9) that goes on until every residual ``‖Cu − λu‖`` is below 1e-5
-    of the largest eigenvalue (1e-9 in float64). Directions whose variances differ by less than that may be mixed.
+    problems", https://doi.org/10.1007/s11075-008-9192-9), until every residual ``‖Cu − λu‖`` is below 1e-5 of the
+    largest eigenvalue (1e-9 in float64). Directions whose variances differ by less than that may be mixed.
 
     ``"randomized"``: the best directions in the space of R, CR, C²R … for a random R of ``dimensions + oversampling``
     columns: Halko, Martinsson, Tropp 2011, "Finding structure with randomness", https://arxiv.org/abs/0909.4061, with
     all blocks kept as in Musco, Musco 2015, "Randomized block Krylov methods", https://arxiv.org/abs/1504.05477. They
-    hold a little less variance than the exact ones; ``last_gain`` tells how little.
+    hold a little less variance than the exact ones; ``last_gain`` says how little.
 
     Args:
         vectors: [N, D], float32 or float64, N at least 2, finite. Vectors that are all the same have coordinates 0.

@@ -20,7 +20,8 @@ from fastviz.engine.gradients import unit_gradients
 from fastviz.engine.incremental import network, worth
 from fastviz.execution import cuda_graphs, evaluation_mode, preparedness
 from fastviz.execution.fast_conv import memory_format
-from fastviz.graph import fingerprint, model_graph
+from fastviz.graph import fingerprint
+from fastviz.graph.layers import _layers
 from fastviz.models import descriptions
 from fastviz.targets import part
 
@@ -44,7 +45,7 @@ class Views(nn.Module):
 # What is kept → where; modules held in evaluation mode are in use, and so not among them.
 EVERYWHERE = {
     "models that need contiguous memory": memory_format._contiguous_only,
-    "layers": model_graph._layers._entries,
+    "layers": _layers._entries,
     "traces of units": unit_gradients._studies._entries,
     "networks with packed weights": network._networks._entries,
     "work of sweeps": worth._known,
@@ -119,7 +120,7 @@ def places() -> Iterator[ByModel[object]]:
 
 def test_every_place_is_known_here() -> None:
     """A new place has to be added above, so that the tests see it."""
-    locks = [each._making for each in (model_graph._layers, unit_gradients._studies, network._networks)]
+    locks = [each._making for each in (_layers, unit_gradients._studies, network._networks)]
     # parts of outputs are of models that give more than scores
     known = [*EVERYWHERE.values(), *locks, evaluation_mode._holders, part._made]
     assert {id(each) for each in places()} == {id(each) for each in known}

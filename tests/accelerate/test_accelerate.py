@@ -154,7 +154,7 @@ def test_other_tools() -> None:
         assert torchmetrics.image.TotalVariation is our_torchmetrics.TotalVariation
         assert torchmetrics.functional.image.total_variation is our_torchmetrics.total_variation
         assert grad_cam.GradCAM is our_cam.GradCAM
-        # whole numbers go to the tools' own functions, which are called by their names inside of the tools
+        # whole numbers go to the tools' own functions, which are called by their names inside the tools
         assert kornia.losses.total_variation(x.int()).dtype == torch.int64
         assert torchmetrics.functional.image.total_variation((9 * x).int()).dtype == torch.int64
         torch.testing.assert_close([kornia.losses.total_variation(x), kornia.losses.TotalVariation()(x)], before)

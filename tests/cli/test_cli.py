@@ -157,7 +157,7 @@ def test_run_keeps_what_is_done_at_ctrl_c(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(jobs.explainer.Explainer, "rows", interrupted)
     out = tmp_path / "out"
     result = run("run", photos, "--out", out, *QUICK, "--batch-size", "1", status=130)
-    assert result.stderr == f"fastviz: stopped; 2 images done in {out}, the same command goes on from there\n"
+    assert result.stderr == f"fastviz: stopped; 2 images done in {out}, and the same command continues from there\n"
     assert {line["id"] for line in lines(out)} == {"0.png", "1.png"}
 
 
@@ -283,7 +283,9 @@ def test_a_signal_keeps_what_is_finished(photos, weights, tmp_path, signal_):
     process.send_signal(signal_)
     _, error = process.communicate()
     assert process.returncode == 130, error
-    found = re.fullmatch(r"fastviz: stopped; (\d+) images? done in .*, the same command goes on from there\n", error)
+    found = re.fullmatch(
+        r"fastviz: stopped; (\d+) images? done in .*, and the same command continues from there\n", error
+    )
     assert found, error
     assert len({line["id"] for line in lines(out)}) == int(found[1]) > 0
     assert {path.name for path in out.iterdir()} == {"job.json", "stats.json", "part-00000.parquet"}

@@ -162,7 +162,7 @@ LAYER = ("--layer", "network.relu3_1")
 def test_ctrl_c_in_a_dream(photos, tmp_path, stops):
     stops(8)
     error = run(photos / "a.png", "--out", tmp_path / "d.png", *LAYER, "--size", 100, "--steps", 20, status=130)
-    assert error == f"fastviz: stopped; {tmp_path / 'd.png'} has what there was so far\n"
+    assert error == f"fastviz: stopped; {tmp_path / 'd.png'} has what was made so far\n"
     assert images.read_image(tmp_path / "d.png").shape == (3, 67, 100)
 
 
@@ -197,7 +197,10 @@ def test_ctrl_c_keeps_the_frames_that_are_made(photos, tmp_path, stops):
     [
         (["nowhere.png"], "paths should exist, got 'nowhere.png'"),
         ([PHOTO, "--layer", "relu9"], "layer 'relu9' is not known; nearest: relu"),
-        ([PHOTO, "--layer", "relu4_1", "--channel", 999], "channel should be a channel of layer 'relu4_1' below 144"),
+        (
+            [PHOTO, "--layer", "relu4_1", "--channel", 999],
+            "channel should be a channel of layer 'relu4_1' from 0 to 143",
+        ),
         ([PHOTO, "--channel", 3], "give one of: --layer, --layer with --channel, --class"),
         ([PHOTO, "--layer", "relu1", "--class", "koala"], "give one of: --layer, --layer with --channel, --class"),
         ([PHOTO, "--class", "koalas"], "'koalas'"),

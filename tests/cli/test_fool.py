@@ -86,7 +86,7 @@ def test_ctrl_c_keeps_what_there_is(tmp_path, monkeypatch):
     monkeypatch.setattr(methods, "fool", stopped)
     out = tmp_path / "fooled.png"
     assert run("fool", PHOTO, "--target", "koala", "--out", out, status=130) == (
-        f"fastviz: stopped; {out} has what there was so far\n"
+        f"fastviz: stopped; {out} has what was made so far\n"
     )
     assert out.exists()
 
@@ -111,7 +111,7 @@ def test_ctrl_c_keeps_what_there_is(tmp_path, monkeypatch):
         ((PHOTO, "--target", 1, "--model", "resnet18"), "--weights is needed for resnet18"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(tmp_path, monkeypatch, options, words):
+def test_errors_say_what_is_wrong_in_a_line(tmp_path, monkeypatch, options, words):
     monkeypatch.chdir(tmp_path)
     said = run("fool", "--out", "map.png", *options, status=2)
     assert said.startswith("fastviz: error: ")

@@ -139,7 +139,7 @@ def test_ctrl_c_keeps_what_there_is(tmp_path, ctrl_c):
     out, kept = tmp_path / "made.png", tmp_path / "kept.pt"
     options = ("--steps", 50, "--preview-every", 4, "--checkpoint", kept, "--out", out)
     said = run("maximize", "demo", "--class", "koala", *options, status=130)
-    assert said == f"fastviz: stopped; {out} has what there was so far, the same command goes on from {kept}\n"
+    assert said == f"fastviz: stopped; {out} has what was made so far, and the same command continues from {kept}\n"
     assert out.exists()
     assert torch.load(kept, weights_only=True)["values"]["step"] == 4
 
@@ -173,9 +173,9 @@ def test_a_picture_that_was_there_is_replaced_or_kept(tmp_path):
         (("demo", "--class", "predicted"), 'names or indices of classes, got "predicted"'),
         (("demo", "--class", "1,20"), "target should be a class from 0 to 19 for this model, got 20"),
         (("demo", "--layer", "conv11"), "nearest: conv1"),
-        (("demo", "--layer", "conv1", "--channel", 32), "channel should be a channel of layer 'conv1' below 32"),
+        (("demo", "--layer", "conv1", "--channel", 32), "channel should be a channel of layer 'conv1' from 0 to 31"),
         (("demo", "--layer", "conv1", "--channel", "3-1"), "--channel should be numbers and ranges such as 3,7,16-31"),
-        (("demo", "--layer", "conv1", "--channel", 99, "--unit"), "should be a channel of layer 'conv1' below 32"),
+        (("demo", "--layer", "conv1", "--channel", 99, "--unit"), "should be a channel of layer 'conv1' from 0 to 31"),
         (("demo", "--class", 1, "--channel", 3), "--channel and --unit go with --layer only"),
         (("demo", "--class", 1, "--size", 0), "size should be at least 1, got 0"),
         (("demo", "--class", 1, "--size", 7), "[N, 3, 64, 64] for the built-in network, got [1, 3, 7, 7]"),

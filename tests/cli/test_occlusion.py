@@ -52,7 +52,7 @@ def test_every_fill_and_the_approximate_modes(tmp_path):
         (("--out", "nowhere/map.png"), "nowhere/map.png: No such file or directory"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(tmp_path, monkeypatch, options, words):
+def test_errors_say_what_is_wrong_in_a_line(tmp_path, monkeypatch, options, words):
     monkeypatch.chdir(tmp_path)
     said = run("occlusion", PHOTO, "--out", "map.png", *options, status=2)
     assert said.startswith("fastviz: error: ")
@@ -71,7 +71,7 @@ def test_plan_prints_every_layer_and_the_gain():
 
 
 def test_plan_of_signals_and_volumes(tmp_path, monkeypatch):
-    """One number is the side along each axis of the network; several are one an axis."""
+    """One number is the side along each axis of the network; several are one per axis."""
     (tmp_path / "networks_of_axes.py").write_text(
         "from torch import nn\n"
         "def signals():\n"

@@ -308,6 +308,6 @@ def test_ctrl_c_keeps_what_is_done(photos, tmp_path, monkeypatch, seen):
     if not seen:
         assert error == "fastviz: stopped; nothing kept\n"
         return
-    assert error == f"fastviz: stopped; {file} keeps what was done, the same command goes on from there\n"
+    assert error == f"fastviz: stopped; {file} keeps what was done, and the same command continues from there\n"
     model.forward = forward
     assert "6 vectors of 144 numbers, input of fc8, 3 of them from before" in run(*arguments).stdout

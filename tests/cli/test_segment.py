@@ -131,7 +131,7 @@ def test_ctrl_c_keeps_what_is_done(photos: Path, tmp_path: Path, monkeypatch: py
         (("--batch-size", 0), "batch_size should be at least 1, got 0"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(photos: Path, tmp_path: Path, options: tuple[Any, ...], words: str) -> None:
+def test_errors_say_what_is_wrong_in_a_line(photos: Path, tmp_path: Path, options: tuple[Any, ...], words: str) -> None:
     said = run("segment", photos, "--out", tmp_path / "out", *options, status=2)
     assert said.startswith("fastviz: error: ")
     assert words in said

@@ -25,11 +25,11 @@ def test_what_is_refused(tmp_path):
     pytest.importorskip("fastapi")
     assert "holds no job" in refused(tmp_path)
     assert "--weights is needed for resnet18" in refused("--model", "resnet18")
-    assert "--weights should belong to a --model each, got 1 for 0" in refused("--weights", "x.safetensors")
+    assert "--weights should be one per --model, got 1 for 0" in refused("--weights", "x.safetensors")
     assert "token should not be empty" in refused("--token", "")
 
 
-def test_a_missing_extra_is_said(monkeypatch):
+def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setattr(server, "find_spec", lambda name: None)
     assert 'serve needs fastapi: pip install "fastviz[serve]"' in refused()
 

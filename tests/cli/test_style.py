@@ -107,8 +107,8 @@ def test_previews_appear_under_the_name(photo, tmp_path, monkeypatch):
     [
         (["nowhere.png"], "image 'nowhere.png': there is no such file"),
         (["brick", "--mask", "nowhere.png"], "image 'nowhere.png': there is no such file"),
-        (["brick", "--style-weights", "1,2"], "--style-weights should have one number a style, 1, got 2"),
-        (["brick", "--style-weights", "a"], "--style-weights should be numbers with commas between, got 'a'"),
+        (["brick", "--style-weights", "1,2"], "--style-weights should have one number per style, 1, got 2"),
+        (["brick", "--style-weights", "a"], "--style-weights should be numbers separated by commas, got 'a'"),
         (["brick", "--size", 0], "--size should be at least 1, got 0"),
         (["brick", "--size", 6], "for the built-in network, got [1, 3, 6, 6]"),
         (["brick", "--style-size", 2], "for the built-in network, got [1, 3, 2, 2]"),
@@ -146,7 +146,7 @@ def test_ctrl_c_keeps_the_picture_so_far(photo, tmp_path, monkeypatch):
         calls.clear()
         out = tmp_path / f"{command[0]}.png"
         error = run(*command, "--preview-every", 1, "--steps", 9, "--out", out, status=130)
-        assert error == f"fastviz: stopped; {out} has what there was so far\n"
+        assert error == f"fastviz: stopped; {out} has what was made so far\n"
         assert len(calls) == 2
 
 

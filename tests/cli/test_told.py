@@ -43,12 +43,12 @@ def test_they_reach_the_network(photo: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--mean", "a,b"], "--mean should be numbers with commas between, got 'a,b'"),
+        (["--mean", "a,b"], "--mean should be numbers separated by commas, got 'a,b'"),
         (["--std", "0,1,1"], "std should be above 0"),
         (["--size", "64x64x64"], "--size should be such as 224 or 160x224"),
         (["--size", "0"], "--size should be such as 224 or 160x224"),
         (["--labels", "none.txt"], "labels 'none.txt' cannot be read"),
-        (["--mean", "0.5,0.5"], "mean and std should have one number a channel each, got 2 and 3"),
+        (["--mean", "0.5,0.5"], "mean and std should each have one number per channel, got 2 and 3"),
     ],
 )
 def test_what_they_cannot_say(photo: Path, options: list[str], words: str) -> None:

@@ -580,7 +580,7 @@ def test_windows_of_a_model_that_mixes_are_captums(images: int, swept: list[str]
 
 
 def test_operations_are_counted() -> None:
-    """A linear layer of 12 to 5: 2 · 12 · 5 operations an image."""
+    """A linear layer of 12 to 5: 2 · 12 · 5 operations per image."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
     call = _sweep.Call(model, torch.ones(3, 3, 2, 2), 0.0)
     with pytest.raises(_sweep.LeftToCaptum, match="less work"):

@@ -252,7 +252,7 @@ def test_the_model_is_as_it_was(x: Tensor) -> None:
         cam(x, [Category(99)] * 3)
     with pytest.raises(RuntimeError):
         cam(x[:, :2])
-    with pytest.raises(ValueError, match="target should be a class below 5"):
+    with pytest.raises(ValueError, match="target should be a class from 0 to 4"):
         guided(x, 99)
     check()
 

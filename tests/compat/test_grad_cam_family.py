@@ -175,7 +175,7 @@ def test_other_targets_of_classes(x: Tensor, target: str) -> None:
 
 
 def test_raw_scores(x: Tensor) -> None:
-    """Of a network with one number an image."""
+    """Of a network with one number per image."""
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1)
     ).double()

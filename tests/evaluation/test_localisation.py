@@ -20,7 +20,7 @@ def test_pointing_by_hand():
         assert found.hits.tolist() == [hit]
     assert found.points.tolist() == [[2, 5]]
     assert pointing_game(heat, torch.tensor([[2, 5, 3, 6]]), tolerance=0).accuracy == 1
-    # of equal maxima the first; several boxes an image; an image without objects counts nowhere
+    # of equal maxima the first; several boxes per image; an image without objects counts nowhere
     flat = torch.zeros(3, 8, 8)
     several = [
         torch.tensor([[0, 0, 1, 1], [7, 7, 8, 8]]),

@@ -29,7 +29,7 @@ def x() -> Tensor:
 
 
 def reset(model: nn.Module, names: list[list[str]]) -> nn.Module:
-    """A copy of the model whose layers were drawn anew step by step, with seeds 0, 1, …"""
+    """A copy of the model whose layers were randomised step by step, with seeds 0, 1, …"""
     changed = copy.deepcopy(model)
     for seed, group in enumerate(names):
         if group:

@@ -127,7 +127,7 @@ def test_patches_of_a_model_that_mixes_are_those_of_each_image() -> None:
 
 
 def test_compiled_models_are_watched_as_python_code(recwarn: pytest.WarningsRecorder) -> None:
-    """Compiled code makes calls of its own, which no watch sees, and compiling inside of a watch printed warnings."""
+    """Compiled code makes calls of its own, which no watch sees, and compiling inside a watch printed warnings."""
 
     class Scaled(nn.Module):
         def __init__(self, mixes: bool) -> None:

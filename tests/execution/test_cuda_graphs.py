@@ -194,7 +194,7 @@ class Reading(nn.Module):
         return x.mean((2, 3)) * (2 if float(x.detach().sum()) > 0 else 3)
 
 
-def test_what_cannot_be_recorded_runs_as_ever(on_a_gpu):
+def test_what_cannot_be_recorded_runs_as_usual(on_a_gpu):
     model, x = Reading(), photographs(1)[0]
     with fv.cuda_graphs(), warnings.catch_warnings(record=True) as said:
         for sign in (1, 1, 1, -1, -1):

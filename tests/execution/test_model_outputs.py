@@ -91,7 +91,7 @@ def test_every_method_reads_the_scores(kind: str) -> None:
             torch.testing.assert_close(method(model), method(plain), msg=lambda words, name=name: f"{name}: {words}")
 
 
-def test_several_of_one_shape_have_a_word() -> None:
+def test_several_of_one_shape_cause_a_warning() -> None:
     with pytest.warns(UserWarning, match=r"several tensors of the shape of scores \(0, 1 of its tuple\); 0 is taken"):
         found = fv.saliency(net(lambda scores, maps: (scores, 2 * scores)), X, 1)
     torch.testing.assert_close(found, fv.saliency(net(), X, 1))
@@ -110,7 +110,7 @@ def test_several_of_one_shape_have_a_word() -> None:
         (lambda scores, maps: (maps,), r"got a tuple of 1, the first a tensor \[2, 8, 8, 8\]"),
     ],
 )
-def test_what_holds_no_scores_is_said(kind: Callable[[Tensor, Tensor], Any], words: str) -> None:
+def test_an_output_without_scores_is_described(kind: Callable[[Tensor, Tensor], Any], words: str) -> None:
     with pytest.raises(TypeError, match=words):
         fv.saliency(net(kind), X, 1)
 

@@ -21,7 +21,8 @@ from fastviz.engine.incremental import sweep
 from fastviz.execution.fast_conv.winograd import Winograd
 from fastviz.graph import tracing
 from fastviz.graph.calls import call_name
-from fastviz.graph.model_graph import layers, receptive_field, trace
+from fastviz.graph.layers import layers, receptive_field
+from fastviz.graph.model_graph import trace
 from fastviz.graph.tracing import NotTraceable
 
 pytestmark = pytest.mark.usefixtures("traced")
@@ -393,7 +394,7 @@ def test_traces_do_not_keep_models_alive() -> None:
     assert traced.mixes == ""
 
 
-def test_other_threads_compute_as_ever_while_models_are_traced() -> None:
+def test_other_threads_compute_as_usual_while_models_are_traced() -> None:
     """torch.export switched oneDNN off for all threads while it ran: the last bits of others' numbers changed."""
     model = Net(Eca())
     images = torch.randn(2, 3, 32, 32)

@@ -127,3 +127,30 @@ def test_maps_of_both_signs_are_white_at_zero():
     assert float(shown[:, 0, 1].min()) > 0.95
     assert shown[2, 0, 0] > shown[0, 0, 0]
     assert shown[0, 0, 2] > shown[2, 0, 2]
+
+
+def test_measures_and_components_show_themselves():
+    import fastviz as fv
+    from fastviz import evaluation
+
+    model = fv.load_model("demo")
+    x = torch.rand(2, 3, 64, 64)
+    maps = torch.rand(2, 64, 64)
+    curve = evaluation.deletion(model, x, maps, step=1024)
+    assert repr(curve).startswith("Curve(values=float32 [2, 5], fractions=")
+    assert [picture.size for picture in images_in(curve._repr_html_())] == [(160, 64)] * 2
+    check = evaluation.parameter_randomisation(model, x, fv.input_gradient, steps=2, similarities=["rank"])
+    shown = check._repr_html_()
+    assert len(images_in(shown)) == 6
+    assert shown.index("0: as it is") < shown.index(f"0: {', '.join(check.layers[0])}") < shown.index("1: as it is")
+    for found in (
+        evaluation.road(model, x, maps, removed=(20, 50)),
+        evaluation.confidence_change(model, x, maps),
+        evaluation.pointing_game(maps, torch.tensor([[4, 4, 8, 8]] * 2)),
+        evaluation.agreement({"a": maps, "b": maps}, similarities=["rank"]),
+        evaluation.bootstrap(torch.rand(3, 2)),
+        fv.pca(torch.rand(5, 4)),
+    ):
+        assert repr(found).startswith(type(found).__name__ + "(")
+        assert "tensor(" not in repr(found)
+        assert images_in(found._repr_html_()) == []

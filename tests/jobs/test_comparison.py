@@ -98,7 +98,7 @@ def test_the_page_names_everything_and_all_its_files_are_there(made):
                 assert min(picture.size) >= 64
         if path.suffix == ".svg":
             assert path.read_text().startswith("<?xml")
-    # one line of maps a method, a column a step
+    # one line of maps per method, one column per step
     strip = next(path for path in made.files if path.name.startswith("randomised_"))
     with Image.open(strip) as picture:
         assert picture.size == (170 + 3 * 174, 30 + 2 * 174 + 6)
@@ -153,7 +153,7 @@ def test_a_run_that_was_stopped_goes_on(folder, tmp_path, monkeypatch):
     assert [row["value"] for row in once.rows] == pytest.approx([row["value"] for row in twice.rows], nan_ok=True)
 
 
-def test_a_photograph_that_changed_since_is_measured_anew(folder, tmp_path, monkeypatch):
+def test_a_photograph_that_changed_since_is_measured_again(folder, tmp_path, monkeypatch):
     photos = tmp_path / "photos"
     photos.mkdir()
     for at in range(2):

@@ -129,7 +129,7 @@ def test_target(network, photos, tmp_path, target, index):
         assert 0 < row["probability"] <= row["predicted_probability"]
 
 
-def test_top_k_has_a_row_a_class(network, photos, tmp_path):
+def test_top_k_has_one_row_per_class(network, photos, tmp_path):
     jobs.run([photos], tmp_path / "out", model=network, methods=ALL, top_k=2, limit=2)
     x, _ = images.load_images(photos, model=network)
     best = network(x[:1]).softmax(1)[0].topk(2).indices

@@ -176,7 +176,7 @@ def test_changed_and_removed_objects(network, bucket, photos, tmp_path):
     np.testing.assert_array_equal(found.maps("1.png")["saliency"], found.maps("2.png")["saliency"])
 
 
-def test_what_is_not_there_is_said(network, bucket, tmp_path):
+def test_what_does_not_exist_is_named(network, bucket, tmp_path):
     for given, words in (
         (f"{bucket}/none", "paths should exist"),
         (f"{bucket}/none-*.tar", "paths should exist"),

@@ -167,7 +167,7 @@ DRAWS = {
 
 
 @pytest.mark.parametrize("name", [name for name in EXPLAINERS if name not in DRAWS])
-def test_a_class_an_image_equals_the_loop(name: str) -> None:
+def test_one_class_per_image_equals_the_loop(name: str) -> None:
     """torch-cam #79, for every method."""
     x = torch.cat([images(), images().flip(3)]).double()
     classes = torch.tensor([4, 0, 2, 2])

@@ -87,7 +87,7 @@ def test_wrong_descriptions() -> None:
         models.describe("demo", class_names=["cat"])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="class_names should be a list of strings, got 'cat'"):
         models.describe(model, class_names="cat")
-    with pytest.raises(ValueError, match="class_names should have one name a class, got none"):
+    with pytest.raises(ValueError, match="class_names should have one name per class, got none"):
         models.describe(model, class_names=[])
     with pytest.raises(TypeError, match="preprocessing should be a Preprocessing, got dict"):
         models.describe(model, preprocessing={"size": 3})  # type: ignore[arg-type]
@@ -99,8 +99,8 @@ def test_wrong_descriptions() -> None:
         ({"size": (0, 8)}, "size should be at least 1, got 0"),
         ({"size": 8}, r"size should be \(height, width\) or None, got 8"),
         ({"resize": 7}, "resize should be at least the larger side of size, 8, got 7"),
-        ({"mean": (0.5, 0.5)}, "mean and std should have one number a channel each, got 2 and 1"),
-        ({"mean": (), "std": ()}, "one number a channel each, got 0 and 0"),
+        ({"mean": (0.5, 0.5)}, "mean and std should each have one number per channel, got 2 and 1"),
+        ({"mean": (), "std": ()}, "each have one number per channel, got 0 and 0"),
         ({"mean": (float("nan"),)}, "mean should be finite"),
         ({"std": (0.0,)}, "std should be above 0"),
         ({"interpolation": "nearest"}, "interpolation should be one of 'bilinear', 'bicubic', got 'nearest'"),

@@ -26,7 +26,7 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_an_unknown_name_is_told_its_neighbours() -> None:
+def test_an_unknown_name_is_answered_with_the_nearest_ones() -> None:
     with pytest.raises(ValueError, match=r"model 'resnet5' is not known; nearest: .*resnet50"):
         models.load_model("resnet5")
     with pytest.raises(TypeError, match="name should be a string, got int"):
@@ -153,7 +153,7 @@ def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch, fail
         models.load_model("mobilenet_v2", "IMAGENET1K_V1")
 
 
-def test_unknown_weights_are_told_the_choices() -> None:
+def test_unknown_weights_are_answered_with_the_choices() -> None:
     with pytest.raises(ValueError, match=r"weights of resnet50 should be 'IMAGENET1K_V1', 'IMAGENET1K_V2', 'DEFAULT'"):
         models.load_model("resnet50", "IMAGENET")
     with pytest.raises(TypeError, match=r"weights should be the name .* got int"):

@@ -131,7 +131,7 @@ def test_what_a_trainer_keeps_beside_the_network_is_left_and_named(trained: nn.M
     state = {f"model.{key}": value for key, value in trained.state_dict().items()}
     state |= {f"ema_model.{key}": value + 1 for key, value in trained.state_dict().items()}
     torch.save({"state_dict": {"criterion.weight": torch.ones(3), **state}}, tmp_path / "w.ckpt")
-    words = r"those that begin with 'model.' are taken, left are criterion.weight, ema_model.features.0.weight"
+    words = r"those that begin with 'model.' are taken; left out: criterion.weight, ema_model.features.0.weight"
     with pytest.warns(UserWarning, match=words):
         assert same_weights(models.load_model(SMALL, tmp_path / "w.ckpt"), trained)
 

@@ -28,7 +28,7 @@ def x():
 
 @pytest.mark.parametrize(("theirs", "mine"), [("sum", "none"), ("mean", "pixel_mean")])
 def test_total_variation_of_kornia(x, theirs, mine):
-    """kornia gives a value a channel: so does fastviz where each channel is a picture of its own."""
+    """kornia gives one value per channel; so does fastviz where each channel is a picture of its own."""
     kornia = pytest.importorskip("kornia")
     expected = kornia.losses.total_variation(x, reduction=theirs)
     channels = ops.total_variation(x.flatten(0, 1)[:, None], norm="l1", border="zero", reduction=mine)

@@ -35,7 +35,7 @@ def test_the_values_of_removed_pixels_do_not_count():
     assert torch.equal(values, other)
 
 
-def test_too_few_steps_are_told():
+def test_too_few_steps_are_reported():
     values, removed = arguments((64, 64))
     assert ops.fill_in(values, removed, 1e-12, 1).tolist() == [[-1] * 3] * 2
 

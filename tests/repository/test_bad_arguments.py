@@ -348,7 +348,7 @@ def test_features_that_are_not_finite(model: nn.Module) -> None:
         fv.invert(model, photos() * NAN, "0", steps=1)
 
 
-def test_a_name_without_a_near_one_is_told_what_there_is(model: nn.Module) -> None:
+def test_a_name_without_a_near_one_is_answered_with_all_names(model: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"layer 'conv' is not known; there are: 0, 1, 2, 3, 4, 5, 6$"):
         fv.activations(model, photos(), "conv")
 

@@ -121,10 +121,10 @@ def test_targets_refuse(make: Any, error: type[Exception], message: str) -> None
 @pytest.mark.parametrize(
     ("output", "error", "message"),
     [
-        (torch.rand(2, 3), TypeError, r"a list of one dictionary an image .* got a tensor \[2, 3\]"),
+        (torch.rand(2, 3), TypeError, r"a list of one dictionary per image .* got a tensor \[2, 3\]"),
         ({"boxes": 3}, TypeError, "got a dictionary of 'boxes'"),
         ([{"boxes": FOUND["boxes"], "scores": FOUND["scores"]}], TypeError, 'model should return "labels"'),
-        ([FOUND] * 3, ValueError, "box and k should be one a sample, 3, got 1"),
+        ([FOUND] * 3, ValueError, "box and k should be one per sample, 3, got 1"),
     ],
 )
 def test_values_refuse(output: object, error: type[Exception], message: str) -> None:

@@ -12,7 +12,7 @@ f64 = torch.float64
 
 
 class Heads(nn.Module):
-    """Two scores a sample, in a dictionary, a tuple, and an object of its own."""
+    """Two scores per sample, in a dictionary, a tuple, and an object of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,11 +83,11 @@ def test_maximize_takes_one() -> None:
 @pytest.mark.parametrize(
     ("function", "error", "message"),
     [
-        (lambda output: output.sum(), ValueError, r"one number a sample, \[2\], got \[\]"),
-        (lambda output: output, ValueError, r"one number a sample, \[2\], got \[2, 3\]"),
-        (lambda output: output[0], ValueError, r"one number a sample, \[2\], got \[3\]"),
+        (lambda output: output.sum(), ValueError, r"one number per sample, \[2\], got \[\]"),
+        (lambda output: output, ValueError, r"one number per sample, \[2\], got \[2, 3\]"),
+        (lambda output: output[0], ValueError, r"one number per sample, \[2\], got \[3\]"),
         (lambda output: output.argmax(1), TypeError, r"floating-point tensor \[N\], got torch.int64"),
-        (lambda output: 3.0, TypeError, r"a tensor \[N\], one number a sample, got float"),
+        (lambda output: 3.0, TypeError, r"a tensor \[N\], one number per sample, got float"),
     ],
 )
 def test_what_a_function_may_return(function: object, error: type[Exception], message: str) -> None:

@@ -98,7 +98,7 @@ def test_classes() -> None:
         ("similarity('mask.npy')", r"vector should have|\[D\] or \[N, D\]|finite and not zero"),
     ],
 )
-def test_what_is_wrong_is_said(words: str, said: str, here: Path) -> None:
+def test_errors_say_what_is_wrong(words: str, said: str, here: Path) -> None:
     with pytest.raises(ValueError, match=said):
         parse_target(words, NAMES)
     assert not (here / "seen").exists()

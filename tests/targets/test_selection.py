@@ -61,8 +61,8 @@ def test_for_samples_follows_the_samples_of_a_batch(target: targets.Target) -> N
 @pytest.mark.parametrize(
     ("target", "what"),
     [
-        (torch.tensor([2, 1]), "target should have one class a sample"),
-        (torch.tensor([[0], [1]]), "target should have one class a sample"),
+        (torch.tensor([2, 1]), "target should have one class per sample"),
+        (torch.tensor([[0], [1]]), "target should have one class per sample"),
         (neuron("maps", torch.tensor([0, 1])), "channel should have one channel a sample"),
         (neuron("maps", 0, (0, torch.tensor([3, 0]))), "position should have one position a sample"),
         (channel("maps", torch.tensor([1, 0])) * 3.0, "channel should have one channel a sample"),
@@ -86,7 +86,7 @@ def test_for_samples_refuses_targets_for_another_batch(target: targets.Target, w
         (torch.tensor([0.0, 1.0]), TypeError, "target should be a tensor of whole numbers, got torch.float32"),
         (torch.tensor([True, False]), TypeError, "target should be a tensor of whole numbers, got torch.bool"),
         (torch.zeros(1, 1, 1).long(), ValueError, r"target should have shape \[N\], .*, got \[1, 1, 1\]"),
-        (torch.zeros(2, 0).long(), ValueError, r"target should have at least one class a sample, got shape \[2, 0\]"),
+        (torch.zeros(2, 0).long(), ValueError, r"target should have at least one class per sample, got shape \[2, 0\]"),
         (neuron("map", 0), ValueError, "layer 'map' is not known; nearest: maps"),
         ([0, layer("mapz")], ValueError, "layer 'mapz' is not known; nearest: maps"),
     ],

@@ -79,7 +79,7 @@ def test_occlusion_of_the_similarity_of_an_output_is_incremental() -> None:
         (
             lambda: fv.similarity(torch.ones(2, 3)).values(torch.rand(3, 3), {}),
             ValueError,
-            r"vector should be \[D\], or one a sample, 3, got \[2, 3\]",
+            r"vector should be \[D\], or one per sample, 3, got \[2, 3\]",
         ),
     ],
 )

@@ -13,7 +13,7 @@ from fastviz.targets.words import shown
 MASK = torch.arange(64).reshape(8, 8) > 20
 
 
-def test_targets_tell_themselves_apart() -> None:
+def test_different_targets_differ() -> None:
     other = MASK.clone()
     other[0, 0] = True
     limit = 3

@@ -2,8 +2,8 @@
 
 Each time in a new process, from its start to an occlusion map of one photograph-sized image: Python and torch are
 started, the package is imported, the network is built, and windows of 16 at a step of 16 are swept. captum's
-``Occlusion`` gets 8 windows a pass. fastviz traces or not, as it decides by itself. The parts are printed too: imports
-(torch among them), the network, the sweep.
+``Occlusion`` gets 8 windows per pass. fastviz decides by itself whether to trace. The parts are printed too: imports
+(including torch), the network, the sweep.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def main() -> None:
     arguments.add_argument("--images", type=int, default=64, help="images of the comparison with one pass")
     arguments.add_argument("--few", type=int, default=16, help="images of the comparison with one pass per layer")
     arguments.add_argument("--batch", type=int, default=16, help="images in a forward pass")
-    arguments.add_argument("--few-only", action="store_true", help="the row of several patches an image alone")
+    arguments.add_argument("--few-only", action="store_true", help="the row of several patches per image alone")
     options = parse(arguments, "patches")
     model = fv.load_model("vgg16").to(options.device)
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]

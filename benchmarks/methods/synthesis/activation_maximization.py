@@ -102,7 +102,7 @@ def units(model: nn.Module, count: int, device: torch.device) -> Rows:
                 times[rival] = {name: each * count / few for name, each in times[rival].items()}
             note = (
                 f"lucent makes one image after the other: the time of {few}, times {count / few:g}; it enlarges to 224 "
-                "unless told otherwise, and the first rival is told"
+                "by default, and the first rival is set to"
             )
             rows.append(row("maximize", case, times, {"lucent": 5 if device.type == "cpu" else 15}, note))
     return rows

@@ -179,8 +179,8 @@ class _Notes:
         maps = [each for name, each in self._found.items() if name in self._known_order or not self._axes.on_tokens]
         if self._axes.on_tokens and maps and self._spread - maps[-1].call > _LOST * self._spread:
             raise ValueError(
-                f"layer should be named for this network: behind its last maps, those of {maps[-1].name!r}, it goes on "
-                "with tokens whose places cannot be followed"
+                f"layer should be named for this network: after its last maps, those of {maps[-1].name!r}, come "
+                "tokens whose places cannot be followed"
             )
         return maps
 

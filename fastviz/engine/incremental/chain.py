@@ -187,7 +187,7 @@ class _Run:
         with worth.counted(self.model, first):
             expected = output_of(self.model, first.clone())
         if not isinstance(expected, Tensor):
-            raise UnusableError("the model gives something else than one tensor")
+            raise UnusableError("the model gives something other than one tensor")
         made = self._prepared(trace, first, expected)
         groups = self._groups(made)
         found: dict[int, Tensor] = {}

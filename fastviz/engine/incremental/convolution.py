@@ -168,9 +168,14 @@ def _kernel_dtype(weight: Tensor) -> torch.dtype | None:
 
 
 def _order(packed: Tensor) -> bytes:
-    """The order of a tensor packed by oneDNN: its descriptor, without padding bytes."""
+    """The order of a tensor packed by oneDNN: a copy of its descriptor, without the bytes between fields.
+
+    It only decides which sizes of input share packed weights. If another oneDNN lays its descriptor out in another way,
+    weights are packed more often, or reordered in a call; the numbers stay the same. This can go when torch compares
+    such tensors itself.
+    """
     descriptor = bytearray(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).tolist())
-    # dnnl_memory_desc: int ndims (4 bytes of filling), int64 dims[12], int data_type (4 bytes of filling), ...
+    # In oneDNN 3: int ndims, 4 bytes that nothing sets, int64 dims[12], int data_type, 4 bytes that nothing sets, ...
     descriptor[4:8] = descriptor[108:112] = bytes(4)
     return bytes(descriptor)
 

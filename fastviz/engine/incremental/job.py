@@ -82,7 +82,7 @@ def even_batches(count: int, batch_size: int) -> int:
 
 
 def in_whole_order(model: nn.Module, pixels: int, run: Callable[[Tensor], Result]) -> Callable[[Tensor], Result]:
-    """``run`` on batches of so many pixels in the memory order in which the whole ``model`` is faster.
+    """``run`` on batches of this many pixels in the memory order in which the whole ``model`` is faster.
 
     Another order requires copies of the weights, which must pay.
     """

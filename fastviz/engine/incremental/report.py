@@ -52,7 +52,7 @@ class Plan:
             for row in rows
         ]
         text.append(
-            f"{self.windows} windows in {self.groups} groups; operations a window: {self.dense_flops / 1e9:.3f} → "
+            f"{self.windows} windows in {self.groups} groups; operations per window: {self.dense_flops / 1e9:.3f} → "
             f"{self.flops / 1e9:.3f} GFLOP ({self.dense_flops / self.flops:.2f}x); "
             f"gain in all work, bytes included: {self.predicted_gain:.2f}x"
         )

@@ -291,7 +291,7 @@ class _Engine:
             raise UnusableError("the images, the fill or the network's values are not finite")
         expected = self.job.clean
         if not isinstance(expected, Tensor):
-            raise UnusableError("the model gives something else than one tensor")
+            raise UnusableError("the model gives something other than one tensor")
         compare(
             self.made, "clean", self.tail.all_entries(clean.output), expected[first : first + chunk], self.images.dtype
         )
@@ -314,7 +314,7 @@ class _Engine:
             torch.cuda.synchronize(images.device)
         taken = time.perf_counter() - begun
         if not bool(torch.isfinite(expected).all()):
-            return  # what is not finite under the windows only differs in how
+            return  # where values are not finite, only the kind of them differs
         compare(self.made, "covered", self.tail.output(output), expected, self.images.dtype)
         self.made.facts["dense_seconds"] = min(taken, self.made.facts.get("dense_seconds", math.inf))
         job.stats["dense_seconds"] = self.made.facts["dense_seconds"]

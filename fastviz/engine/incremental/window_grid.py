@@ -82,7 +82,7 @@ def grid(
 
     Args:
         size: height and width of the image, in pixels; length of a signal; depth, height and width of a volume.
-        window: its size likewise; one number for all axes; None is a seventh of the sides, at least 1.
+        window: its size; one number for all axes; None is a seventh of the sides, at least 1.
         stride: step between windows in pixels, at most their size; None is half of the window, at least 1.
         centred: see above.
         region: the part of the image that is treated as the whole: top, left, bottom, right, half-open; None is all.

@@ -136,7 +136,7 @@ def optimize(
         )
     seeds = [0] * len(parameters) if seeds is None else list(seeds)
     if len(seeds) != len(parameters):
-        raise ValueError(f"seeds should have one number an image, {len(parameters)}, got {len(seeds)}")
+        raise ValueError(f"seeds should have one number per image, {len(parameters)}, got {len(seeds)}")
     run = _Run(model, objective, canvas, frame, optimizer, tuple(priors), tuple(transforms), goal, seeds, batch_size)
     path = None if checkpoint is None else checks.path(checkpoint, "checkpoint")
     settings = run.settings(about, parameters)

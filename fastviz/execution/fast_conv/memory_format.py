@@ -44,7 +44,7 @@ def image_gradients(model: nn.Module) -> Iterator[None]:
     """:class:`fastviz.execution.fast_conv.strided.StridedGradient` and
     :class:`fastviz.execution.fast_conv.frozen_batch_norm.FrozenBatchNorm` for passes of ``model``.
 
-    They do nothing for a model with compiled parts, which would be compiled anew. It belongs around the backward pass
+    They do nothing for a model with compiled parts, which would be compiled again. It belongs around the backward pass
     too: ``torch.utils.checkpoint`` computes parts of the forward pass again there, and has to compute them in the same
     way.
     """

@@ -19,7 +19,7 @@ _CHANNELS = 64
 _SHARE = 0.65
 """The largest share of the direct sum's products that still pays: tiles stick out of small maps."""
 _WORTH_TRANSFORMS = 256
-"""Fewest tiles of a batch for which the weights are transformed anew."""
+"""Fewest tiles of a batch for which transforming the weights again pays."""
 _TILES = 128
 """Tiles at a time: enough for an efficient product, few enough to stay in the cache."""
 

@@ -20,7 +20,7 @@ from fastviz.jobs.serve.device_queue import DeviceQueue
 from fastviz.jobs.serve.guard import Guard
 from fastviz.jobs.serve.known_photographs import KnownPhotographs, small
 from fastviz.jobs.serve.live_report import LiveReport
-from fastviz.jobs.serve.networks import Network
+from fastviz.jobs.serve.networks import ServedNetwork
 from fastviz.jobs.serve.panel import SLOW, Panel, PanelRequest
 from fastviz.jobs.serve.uploads import LIMIT_BYTES, Photographs, TooLarge, body_of
 from fastviz.methods.registry import EXPLAINERS
@@ -42,7 +42,7 @@ def application(
     token: str,
     *,
     live: LiveReport | None = None,
-    networks: Sequence[Network] = (),
+    networks: Sequence[ServedNetwork] = (),
     known: KnownPhotographs | None = None,
     name: str = "",
     without: str = "",
@@ -177,7 +177,7 @@ def _add_panel(
         return StreamingResponse(_lines(events), media_type="application/x-ndjson")
 
 
-def _check(wanted: PanelRequest, networks: Sequence[Network]) -> None:
+def _check(wanted: PanelRequest, networks: Sequence[ServedNetwork]) -> None:
     """Raise for a network, layer or method that does not exist, before anything runs."""
     if wanted.network >= len(networks):
         raise LookupError("There is no such network.")

@@ -16,11 +16,11 @@ from fastviz.jobs.scores import Scores
 from fastviz.methods.inspection.activations import activations
 from fastviz.models.descriptions import Preprocessing
 
-__all__ = ["Network", "network_of", "of_job"]
+__all__ = ["ServedNetwork", "network_of", "of_job"]
 
 
 @dataclass(frozen=True, eq=False)
-class Network:
+class ServedNetwork:
     """A network and what a page needs to know of it.
 
     Attributes:
@@ -52,8 +52,8 @@ class Network:
         }
 
 
-def network_of(name: str, model: nn.Module, device: torch.device) -> Network:
-    """``model`` as a :class:`Network`.
+def network_of(name: str, model: nn.Module, device: torch.device) -> ServedNetwork:
+    """``model`` as a :class:`ServedNetwork`.
 
     Raises:
         ValueError: it has no layer with maps, or does not take images.
@@ -70,7 +70,7 @@ def network_of(name: str, model: nn.Module, device: torch.device) -> Network:
         classes = models.class_names(model)
     except ValueError:
         classes = None if answer is None else [f"class {index}" for index in range(answer.shape[1])]
-    return Network(name, model, device, seen, enlarged(seen), layers, classes, scores)
+    return ServedNetwork(name, model, device, seen, enlarged(seen), layers, classes, scores)
 
 
 def _layers(model: nn.Module, black: Tensor) -> dict[str, tuple[int, ...]]:
@@ -87,7 +87,7 @@ def _layers(model: nn.Module, black: Tensor) -> dict[str, tuple[int, ...]]:
     }
 
 
-def of_job(job: Mapping[str, Any], device: torch.device) -> Network:
+def of_job(job: Mapping[str, Any], device: torch.device) -> ServedNetwork:
     """The network of a job, with the job's preprocessing.
 
     Raises:

@@ -22,12 +22,12 @@ from torch import Tensor
 from fastviz import images, targets
 from fastviz._util.errors import one_line
 from fastviz.engine.optimize import Optimization
-from fastviz.images import drawing, tensors
+from fastviz.images import drawing, overlays, tensors
 from fastviz.images.pillow import data_url, encoded
 from fastviz.jobs.arguments import target_index
 from fastviz.jobs.serve.device_queue import Task
 from fastviz.jobs.serve.known_photographs import KnownPhotographs
-from fastviz.jobs.serve.networks import Network
+from fastviz.jobs.serve.networks import ServedNetwork
 from fastviz.jobs.serve.uploads import LIMIT_PIXELS
 from fastviz.methods.inspection.activations import activations
 from fastviz.methods.inspection.patch_sheets import patch_pictures, patch_sheet
@@ -83,7 +83,7 @@ class _Scene:
     """A photograph with the network, layer and target to show."""
 
     request: PanelRequest
-    network: Network
+    network: ServedNetwork
     x: Tensor
     shown: Tensor
     task: Task
@@ -99,7 +99,7 @@ class Panel:
         known: the photographs that are searched for patches.
     """
 
-    def __init__(self, networks: Sequence[Network], known: KnownPhotographs) -> None:
+    def __init__(self, networks: Sequence[ServedNetwork], known: KnownPhotographs) -> None:
         self.networks, self._known = list(networks), known
         self._remembered: OrderedDict[Any, Any] = OrderedDict()
 
@@ -160,7 +160,7 @@ class Panel:
 
     # -------------------------------------------------------------------------------------------------- the cards
 
-    def _guesses(self, request: PanelRequest, network: Network, x: Tensor, task: Task) -> int | None:
+    def _guesses(self, request: PanelRequest, network: ServedNetwork, x: Tensor, task: Task) -> int | None:
         """Emit the most probable classes; returns the class to explain."""
         scores = network.scores.of(x, needed=False)
         if scores is None or network.classes is None:
@@ -183,7 +183,7 @@ class Panel:
         task.emit(told)
         return target
 
-    def _activations(self, request: PanelRequest, network: Network, x: Tensor, task: Task) -> int:
+    def _activations(self, request: PanelRequest, network: ServedNetwork, x: Tensor, task: Task) -> int:
         """Emit the activations of the layer; returns the selected channel."""
         maps = activations(network.model, x, request.layer)[0].float().cpu()
         strongest = maps.flatten(1).amax(1)
@@ -191,7 +191,7 @@ class Panel:
         unit = int(best.indices[0]) if request.unit is None else min(request.unit, len(maps) - 1)
         C, height, width = maps.shape
         columns = max(1, round((C * height / width) ** 0.5 + 0.499))
-        sheet = tensors.grid(tensors.colour_map(tensors.normalize(maps), "inferno"), columns=columns, padding=1)
+        sheet = tensors.grid(overlays.colour_map(tensors.normalize(maps), "inferno"), columns=columns, padding=1)
         told = {
             "card": "activations",
             "state": "done",

@@ -138,8 +138,8 @@ class Done:
     damaged: list[str]
 
     @staticmethod
-    def read(out: Place, *, mend: bool = True) -> Done:
-        """Read the parts in ``out``. With ``mend``, unreadable parts are removed; their inputs are then done again."""
+    def read(out: Place, *, repair: bool = True) -> Done:
+        """Read the parts in ``out``. With ``repair``, unreadable parts are removed, and their inputs done again."""
         import pyarrow as pa
 
         names = Names(out, _FIELDS)
@@ -153,7 +153,7 @@ class Done:
                 if isinstance(path, S3Path) and isinstance(error, OSError):
                     raise  # an error of the server or the network, not of the part
                 warnings.warn(f"{path} is damaged and is done again: {' '.join(str(error).split())}", stacklevel=2)
-                if mend:
+                if repair:
                     remove(path)
                 damaged.append(path.name)
                 continue

@@ -153,7 +153,7 @@ class AttackedModel:
                 f"x should be pictures from 0 to 1 after normalization with mean {self.frame.mean} and std "
                 f"{self.frame.std}, got {float(shown.amin()):.3f} "
                 f"to {float(shown.amax()):.3f} (fastviz.models."
-                "describe tells those of a model of your own)"
+                "describe sets those of your own model)"
             )
         return shown.clamp(0, 1)
 

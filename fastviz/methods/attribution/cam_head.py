@@ -135,5 +135,5 @@ def _weights(target: object, weight: Tensor, scores: Tensor) -> Tensor:
             f"{target if isinstance(target, Objective) else type(target).__name__}"
         )
     if not 0 <= number < len(weight):
-        raise ValueError(f"target should be a class below {len(weight)}, the number there is, got {number}")
+        raise ValueError(f"target should be a class from 0 to {len(weight) - 1}, got {number}")
     return weight[number].expand(scores.shape[0], -1)

@@ -20,7 +20,7 @@ from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.inputs import input_batch
 from fastviz.execution.precision import as_map, map_dtype
 from fastviz.images import tensors
-from fastviz.methods.attribution import cam
+from fastviz.methods.attribution import grad_cam
 from fastviz.methods.attribution.map_fusion import map_size
 from fastviz.targets.selection import Target
 
@@ -177,7 +177,7 @@ def _maps_from_changes(
         checks.whole_number(batch_size, "batch_size", minimum=1)
     if selection.layers:
         raise ValueError(f"target should be about the output for {title}, got one about layer {selection.layers[0]!r}")
-    name = cam._layer_name(model, images, layer)
+    name = grad_cam.layer_name(model, images, layer)
     found = []
     with frozen_model(model), torch.no_grad(), bar(progress, len(images), text=title, unit="images") as advance:
         for at in range(max(1, len(images))):

@@ -79,7 +79,7 @@ def augmented(method: Callable[..., Any], model: nn.Module, x: Tensor, target: T
     Raises:
         TypeError, ValueError: as the method; it does not return a tensor of maps.
 
-    >>> from fastviz.methods.attribution.cam import grad_cam
+    >>> from fastviz.methods.attribution.grad_cam import grad_cam
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
     >>> augmented(grad_cam, model, torch.ones(1, 1, 8, 8), 4).shape
     torch.Size([1, 6, 6])
@@ -101,7 +101,7 @@ def augmented(method: Callable[..., Any], model: nn.Module, x: Tensor, target: T
 
 
 def map_size(size: object, axes: int = 2) -> tuple[int, ...] | None:
-    """The ``size`` that a caller wants for maps of so many ``axes``, checked; None stays None."""
+    """The ``size`` that a caller wants for maps with this number of ``axes``, checked; None stays None."""
     if size is None:
         return None
     words = {1: "(length,)", 2: "(height, width) in pixels", 3: "(depth, height, width)"}[axes]

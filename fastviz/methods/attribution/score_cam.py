@@ -21,7 +21,7 @@ from fastviz.execution.inputs import input_batch, output_of
 from fastviz.execution.map_axes import Axes
 from fastviz.execution.precision import as_map, map_dtype
 from fastviz.images import tensors
-from fastviz.methods.attribution import cam
+from fastviz.methods.attribution import grad_cam
 from fastviz.methods.attribution.map_fusion import map_size
 from fastviz.targets.selection import Target
 
@@ -67,7 +67,7 @@ def score_cam(
     shape = map_size(size)
     if batch_size is not None:
         checks.whole_number(batch_size, "batch_size", minimum=1)
-    name = cam._layer_name(model, images, layer)
+    name = grad_cam.layer_name(model, images, layer)
     found = []
     with frozen_model(model), torch.no_grad():
         black = images.new_zeros(1, *images.shape[1:])

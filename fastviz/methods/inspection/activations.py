@@ -20,8 +20,8 @@ from fastviz.execution.hooks import Hook, floating_output, hooked
 from fastviz.execution.inputs import input_batch, output_of
 from fastviz.execution.map_axes import Axes
 from fastviz.execution.precision import Precision, checked_precision
-from fastviz.images import tensors
-from fastviz.images.tensors import ColourMap
+from fastviz.images import overlays, tensors
+from fastviz.images.overlays import ColourMap
 
 __all__ = ["activation_grid", "activations"]
 
@@ -79,7 +79,7 @@ def activations(
             [N, C, D, H, W].
         layer: dotted name of one layer.
         layers: several names instead of ``layer``. If both are None: every convolution that the model calls, in call
-            order, found by running the first image once more.
+            order, found by running the first image again.
         as_maps: return every output as maps [N, K, h, w], for signals [N, K, l], for volumes [N, K, d, h, w]: also
             outputs with channels last, and tokens, without class and register tokens. This takes another pass of the
             first image, which traces the dimensions from the image.
@@ -219,7 +219,7 @@ def activation_grid(
     across = max(1, round(C**0.5 + 0.499)) if columns is None else columns
     factor = max(1, min(_SIDE // (across * w), _SIDE // max(h, w)))
     larger = functional.interpolate(values[:, None], scale_factor=factor, mode="nearest")[:, 0]
-    grid = tensors.grid(tensors.colour_map(larger, colours), columns=columns, padding=4)
+    grid = tensors.grid(overlays.colour_map(larger, colours), columns=columns, padding=4)
     return grid if image is None else _beside(image, grid)
 
 

@@ -84,7 +84,7 @@ def patch_pictures(
 ) -> PatchPictures:
     """Pictures of the patches that :func:`fastviz.patches` found, and of what in them activates the units.
 
-    Each image is read once more. Guided backprop (Springenberg et al. 2015, https://arxiv.org/abs/1412.6806) runs on
+    Each image is read again. Guided backprop (Springenberg et al. 2015, https://arxiv.org/abs/1412.6806) runs on
     the part of the image that the unit depends on, see :mod:`fastviz.engine.gradients.unit_gradients`.
 
     Args:
@@ -198,7 +198,7 @@ def _channels(channels: int | Sequence[int] | None, count: int) -> tuple[int, ..
         raise ValueError("channels should hold at least one channel, got none")
     for channel in given:
         if checks.whole_number(channel, "channels", minimum=0) >= count:
-            raise ValueError(f"channels should be below {count}, the number there is, got {channel}")
+            raise ValueError(f"channels should be from 0 to {count - 1}, got {channel}")
     return tuple(dict.fromkeys(given))
 
 

@@ -163,8 +163,8 @@ def style_transfer(
             weight of 1. Strokes keep their size in pixels: a smaller style image makes them finer.
         layers: style layers: a name, several, or names with their w_l; None is
             :func:`fastviz.engine.optimize.default_layers.style_layers`.
-        content_layers: likewise; the losses of several are summed. α is 1, or the weight given here: ``{"relu4_2":
-            0.1}``.
+        content_layers: the same for the content; the losses of several are summed. α is 1, or the weight given here:
+            ``{"relu4_2": 0.1}``.
         style_weight: β, 0 or more.
         variation_weight: see above, 0 or more.
         preserve_colours: see above; for images of three channels.

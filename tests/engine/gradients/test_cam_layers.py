@@ -135,7 +135,7 @@ def test_opposite_targets_do_not_vanish_together() -> None:
     assert layer_of(model, x, [score, -score]) == "encoder.layers.encoder_layer_2.ln_1"
 
 
-def test_tokens_that_cannot_be_followed_want_a_name() -> None:
+def test_tokens_that_cannot_be_followed_need_a_layer() -> None:
     class Shuffled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -155,7 +155,7 @@ def test_tokens_that_cannot_be_followed_want_a_name() -> None:
     assert fv.grad_cam(model, x, 1, layer="patches").shape == (1, 4, 4)
 
 
-def test_a_gradient_of_zero_everywhere_is_said() -> None:
+def test_a_gradient_of_zero_everywhere_causes_a_warning() -> None:
     model, x = vision_transformer(), torch.randn(1, 3, 32, 32, dtype=f64)
     nn.init.zeros_(model.heads.head.weight)  # type: ignore[union-attr, arg-type]
     with pytest.warns(UserWarning, match="the target has a gradient of zero everywhere at layer"):

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastviz.methods.attribution.cam import cam, grad_cam
+from fastviz.methods.attribution.cam import cam
+from fastviz.methods.attribution.grad_cam import grad_cam
 from fastviz.methods.attribution.gradients import (
     deconvnet,
     gradient_times_input,

@@ -635,7 +635,7 @@ def test_hooks_and_models_that_do_not_export_run_as_they_are() -> None:
 
 
 def test_chance_is_not_frozen() -> None:
-    """Dropout that stays on in evaluation mode draws anew for each window."""
+    """Dropout that stays on in evaluation mode draws new numbers for each window."""
     model = nn.Sequential(conv(3, 4, 3), Function(lambda x: F.dropout(x, 0.5, training=True).mean((2, 3))))
     result = sweep(model, torch.ones(1, 3, 16, 16), torch.tensor([[0, 0, 4, 4]] * 3))
     assert result.stats["reason"] == "dropout in '1' draws random numbers"

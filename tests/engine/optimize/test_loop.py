@@ -296,7 +296,7 @@ def test_out_of_memory_says_what_would_fit():
     ("options", "words"),
     [
         ({"steps": -1}, "steps should be at least 0"),
-        ({"seeds": [1]}, "seeds should have one number an image, 2, got 1"),
+        ({"seeds": [1]}, "seeds should have one number per image, 2, got 1"),
         ({"batch_size": 0}, "batch_size should be at least 1"),
         ({"preview_every": 0}, "preview_every should be at least 1"),
         ({"checkpoint_every": 0}, "checkpoint_every should be at least 1"),

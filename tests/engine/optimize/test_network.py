@@ -128,7 +128,7 @@ def test_target_objective_refuses(target, words):
 
 def test_classes_that_do_not_exist_are_refused():
     model = network()
-    with pytest.raises(ValueError, match="target should be a class below 4"):
+    with pytest.raises(ValueError, match="target should be a class from 0 to 3"):
         run(target_objective(model, 9), noise(1), model=model)
 
 

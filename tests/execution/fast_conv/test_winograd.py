@@ -112,7 +112,7 @@ def test_one_tile_by_hand(used):
     assert len(used) == 1
 
 
-def test_few_tiles_are_not_worth_transforming_the_weights_anew(used, monkeypatch):
+def test_few_tiles_are_not_worth_transforming_the_weights_again(used, monkeypatch):
     conv = nn.Conv2d(64, 64, 3, padding=1)
     monkeypatch.setattr(winograd, "_WORTH_TRANSFORMS", 33)
     with torch.no_grad(), Winograd(keep=False):

@@ -167,7 +167,7 @@ def test_an_image_that_kills_its_actor_is_one_that_failed(cluster, many, tmp_pat
 
 
 @needs_ray
-def test_what_cannot_be_is_said(cluster, many, tmp_path):
+def test_the_impossible_is_refused_in_words(cluster, many, tmp_path):
     for options, words in (
         ({"workers": 0}, "workers should be at least 1 with engine 'ray', got 0"),
         ({"model": "demo", "device": "cuda:7"}, "device"),
@@ -237,7 +237,7 @@ def test_ctrl_c_keeps_what_is_done_and_ends_the_cluster(many, tmp_path):
     started.send_signal(signal.SIGINT)
     said, _ = started.communicate()
     assert started.returncode == 130, said
-    assert "the same command goes on from there" in said
+    assert "and the same command continues from there" in said
     assert not list(home.glob("fastviz-ray-*"))
     assert not _processes_that_name(str(home))
     shutil.rmtree(home)

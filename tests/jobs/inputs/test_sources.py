@@ -157,7 +157,7 @@ def test_parquet(network, photos, tmp_path, expected, kind):
     check(found, expected)
     assert list(labels.values()) == ["0", "1", "2", "0", "1"]
     assert jobs.run([photos / "table.parquet"], tmp_path / "out", model=network, methods="saliency").skipped == 5
-    # written anew with one other picture: that one is done again
+    # rewritten with one other picture: that one is done again
     if kind == "bytes":
         photograph(photos / "other.png", 99)
         contents[3] = (photos / "other.png").read_bytes()

@@ -17,7 +17,7 @@ from fastviz import jobs
 from fastviz.jobs.serve.application import application
 from fastviz.jobs.serve.known_photographs import KnownPhotographs
 from fastviz.jobs.serve.live_report import LiveReport
-from fastviz.jobs.serve.networks import Network, network_of
+from fastviz.jobs.serve.networks import ServedNetwork, network_of
 from tests.jobs.common import photograph, tiny
 
 TOKEN = "a-token"
@@ -26,12 +26,12 @@ Ran = Callable[[], object]
 
 
 @pytest.fixture(scope="session")
-def shown() -> Network:
+def shown() -> ServedNetwork:
     """The small network as the panel takes it; to find its layers takes a while."""
     return network_of("tiny", tiny(), torch.device("cpu"))
 
 
-def folder(home: Path, network: Network) -> tuple[Path, Path, Ran]:
+def folder(home: Path, network: ServedNetwork) -> tuple[Path, Path, Ran]:
     """Five photographs, the folder of a job over them, and what runs the job again."""
     for number in range(5):
         photograph(home / "photos" / f"{number}.png", number)
@@ -44,7 +44,7 @@ def folder(home: Path, network: Network) -> tuple[Path, Path, Ran]:
     return home / "photos", home / "out", run
 
 
-def made(photos: Path, out: Path, network: Network) -> FastAPI:
+def made(photos: Path, out: Path, network: ServedNetwork) -> FastAPI:
     files = {path.name: path for path in sorted(photos.glob("*.png"))}
     return application(TOKEN, live=LiveReport(out), networks=[network], known=KnownPhotographs(files))
 

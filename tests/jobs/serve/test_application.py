@@ -51,7 +51,7 @@ def test_the_report_follows_the_job(growing):
         assert news["distributions"]["lines"] == 8
 
 
-def test_what_was_done_again_is_sent_anew(growing):
+def test_what_was_done_again_is_sent_again(growing):
     photos, run, app = growing
     (photos / "bad.png").write_bytes(b"")
     run()

@@ -21,7 +21,7 @@ def test_steps_of_a_linear_network(method, each):
 
 
 @pytest.mark.parametrize("norm", ["inf", "2"])
-def test_radius_is_kept_and_failure_is_said(norm):
+def test_radius_is_kept_and_failure_is_reported(norm):
     radius = 0.02 if norm == "inf" else 0.02 * math.sqrt(48)
     x = torch.full((1, 3, 4, 4), 0.5).double()
     found = fv.fool(linear(), x, 1, method="sign", goal=0.9, step=0.013, norm=norm, radius=radius, steps=8)
@@ -143,7 +143,7 @@ def test_ctrl_c_returns_what_there_is():
         ({"x": pictures(3)[:, :1]}, "x should have the 3 channels of the model.s preprocessing, got 1"),
     ],
 )
-def test_what_is_wrong_is_said(options, words):
+def test_errors_say_what_is_wrong(options, words):
     model, x = small(), pictures(3)
     target = others(model, x)
     if isinstance(options.get("target"), str):
@@ -153,7 +153,7 @@ def test_what_is_wrong_is_said(options, words):
         fv.fool(model, **{"x": x, "target": target} | options)
 
 
-def test_no_target_is_told_what_to_pass():
+def test_without_a_target_the_error_says_what_to_pass():
     with pytest.raises(
         ValueError, match="target should say what is to be seen: a class, one for each image, or an obj"
     ):
@@ -223,7 +223,7 @@ def test_objectives_of_networks_without_classes():
         fv.fool(model, pictures(2), 1)
 
 
-def test_what_objectives_need_is_said():
+def test_errors_say_what_objectives_need():
     model, x = small(), pictures(2)
     unit = fv.channel("2", 1)
     with pytest.raises(ValueError, match='goal should be the value at which an image is done, for "lbfgs"'):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastviz.methods.attribution.cam import grad_cam, guided_grad_cam
+from fastviz.methods.attribution.grad_cam import grad_cam, guided_grad_cam
 from fastviz.methods.attribution.gradients import (
     deconvnet,
     gradient_times_input,

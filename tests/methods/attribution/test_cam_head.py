@@ -92,15 +92,15 @@ TARGETS = {
     "predicted": None,
     "objective": targets.class_score(3),
     "several": [1, None, targets.class_score(4)],
-    "one a sample": torch.tensor([4, 0]),
-    "several a sample": torch.tensor([[4, 0], [1, 1]]),
+    "one per sample": torch.tensor([4, 0]),
+    "several per sample": torch.tensor([[4, 0], [1, 1]]),
 }
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_targets_and_sizes(name: str) -> None:
     model = Net().eval()
-    # classes one a sample fix their number
+    # classes, one per sample, fix their number
     run = torch.export.export(Around(model, TARGETS[name], size=(20, 30)), (pictures(2, 12),)).module()
     for seed in (1, 2):
         x = pictures(2, 12, seed)
@@ -124,7 +124,7 @@ def test_what_cannot_be_exported() -> None:
     wrong = {
         "target should be None, or classes by number, where fastviz.cam is exported, got .*Unit": fv.neuron("first", 1),
         "target should be None, or classes by number, .* got str": "dog",
-        "target should be a class below 5, the number there is, got 7": 7,
+        "target should be a class from 0 to 4, got 7": 7,
     }
     for words, target in wrong.items():
         with pytest.raises((TypeError, ValueError), match=words):

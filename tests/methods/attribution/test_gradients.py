@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastviz.execution.evaluation_mode import _holders
 from fastviz.execution.rectifiers import RectifierWarning
-from fastviz.methods.attribution.cam import grad_cam
+from fastviz.methods.attribution.grad_cam import grad_cam
 from fastviz.methods.attribution.gradients import (
     deconvnet,
     gradient_times_input,
@@ -193,7 +193,7 @@ def test_gradients_in_low_precision_are_float32(model: Net, x: Tensor) -> None:
 
 
 @each_method
-def test_several_targets_a_sample_are_the_single_ones(method: Callable[..., Tensor], model: Net, x: Tensor) -> None:
+def test_several_targets_per_sample_are_the_single_ones(method: Callable[..., Tensor], model: Net, x: Tensor) -> None:
     columns: list[Any] = [2, None, K, class_probability(1), neuron("conv2", 1, (2, 5)), channel("fc1", 3)]
     together = method(model, x, columns)
     for number, target in enumerate(columns):
@@ -452,8 +452,8 @@ def test_empty_batch_gives_an_empty_result(method: Callable[..., Tensor], model:
         (lambda x: x[0], 0, ValueError, r"x should have shape \[N, C, H, W\], got \[2, 6, 6\]"),
         (lambda x: x.long(), 0, TypeError, "x should be a floating-point tensor, got torch.int64"),
         (lambda x: x.to("meta"), 0, ValueError, "x should be on the device of the model, cpu, got meta"),
-        (lambda x: x, 5, ValueError, "target should be a class below 5, the number there is, got 5"),
-        (lambda x: x, torch.tensor([0, 1]), ValueError, "target should have one class a sample, 3, got 2"),
+        (lambda x: x, 5, ValueError, "target should be a class from 0 to 4, got 5"),
+        (lambda x: x, torch.tensor([0, 1]), ValueError, "target should have one class per sample, 3, got 2"),
         (lambda x: x, "dog", TypeError, "target should be None, a class index"),
         (lambda x: x, neuron("conv3", 0), ValueError, "layer 'conv3' is not known; nearest: conv2, conv1"),
     ],

@@ -262,7 +262,7 @@ def test_the_predicted_class_is_that_of_the_clean_image(model: Net, x: Tensor) -
     torch.testing.assert_close(found.baseline, model(x).amax(1).detach(), rtol=1e-12, atol=1e-13)
 
 
-def test_several_targets_a_sample(model: Net, x: Tensor) -> None:
+def test_several_targets_per_sample(model: Net, x: Tensor) -> None:
     columns: list[Any] = [1, None, torch.tensor([3, 0, 2]), class_probability(1), channel("conv", 2)]
     together = occlusion(model, x, columns, window=3, stride=2, batch_size=5)
     assert together.attribution.shape == (3, 5, 7, 9)
@@ -425,9 +425,9 @@ def test_result_is_frozen(model: Net, x: Tensor) -> None:
             r"fill should have shape \[2\], \[2, 7, 9\] or \[3, 2, 7, 9\] for this x, got \[3\]",
         ),
         ({"fill": torch.zeros(2, device="meta"), "window": 3}, ValueError, "fill should be on the device of x, cpu"),
-        ({"target": 4, "window": 3}, ValueError, "target should be a class below 4, the number there is, got 4"),
-        ({"target": torch.tensor([1, 2]), "window": 3}, ValueError, "target should have one class a sample, 3, got 2"),
-        ({"target": torch.ones(4).long(), "window": 3}, ValueError, "target should have one class a sample, 3, got 4"),
+        ({"target": 4, "window": 3}, ValueError, "target should be a class from 0 to 3, got 4"),
+        ({"target": torch.tensor([1, 2]), "window": 3}, ValueError, "should have one class per sample, 3, got 2"),
+        ({"target": torch.ones(4).long(), "window": 3}, ValueError, "should have one class per sample, 3, got 4"),
     ],
 )
 def test_bad_arguments_are_named(

@@ -178,7 +178,7 @@ def test_one_picture_of_45x90_with_4_channels() -> None:
     assert found.attribution.shape == (1, 45, 90)
 
 
-def test_a_deletion_curve_costs_a_row_a_step() -> None:
+def test_a_deletion_curve_costs_one_row_per_step() -> None:
     """Quantus #96, #350: 100 steps cost at most the rows of 101 passes, in batches and not one by one."""
     model, x = classifier(), torch.rand(1, 3, 64, 64)
     maps, passes = fv.saliency(model, x, 1), []

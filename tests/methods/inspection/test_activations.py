@@ -205,7 +205,7 @@ def test_places_and_size():
     assert (grid[0, 408:808, 608:1208] == 1).all()  # paper where there is no fourth
 
 
-def test_the_image_stands_beside():
+def test_the_image_is_drawn_beside_the_maps():
     image = torch.rand(3, 20, 10)
     grid = fv.activation_grid(torch.rand(16, 13, 13), image=image)
     alone = fv.activation_grid(torch.rand(16, 13, 13))

@@ -247,7 +247,7 @@ def test_only_what_is_new_or_changed_is_computed(model, photos, tmp_path):
     assert fv.load_embedding(file).names == found.names
 
 
-def test_the_content_counts_not_the_time(model, photos, tmp_path):
+def test_the_content_matters_and_not_the_time(model, photos, tmp_path):
     """A photograph replaced by one of the same size and time is another; a copy with another time is the same."""
     file = tmp_path / "vectors.safetensors"
     fv.embedding(model, photos, file=file)

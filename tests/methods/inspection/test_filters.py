@@ -133,7 +133,7 @@ def test_a_grid_of_colour_filters():
     assert (grid[:, 8:14, 15:21] == 1).all()  # the place of the sixth
 
 
-def test_a_grid_of_grey_filters_has_a_row_a_filter():
+def test_a_grid_of_grey_filters_has_one_row_per_filter():
     filters = torch.rand(2, 4, 3, 3)
     grid = fv.filter_grid(filters, magnify=1)
     assert grid.shape == (3, 1 + 2 * 4, 1 + 4 * 4)

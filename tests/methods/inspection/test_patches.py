@@ -474,7 +474,7 @@ def test_sheets(demo, seen) -> None:
     with pytest.raises(ValueError, match="channel should be one of 4, 1, 9, got 2"):
         patch_sheet(shown, 2)
     for channels, error, message in (
-        (128, ValueError, "channels should be below 128, the number there is, got 128"),
+        (128, ValueError, "channels should be from 0 to 127, got 128"),
         ([], ValueError, "channels should hold at least one"),
         ([1.5], TypeError, "channels should be a whole number"),
         (-1, ValueError, "channels should be at least 0"),

@@ -166,7 +166,7 @@ def test_units_without_a_common_crop_are_made_whole():
     assert mixed.images.shape[2:] == (24, 24)
     sums = fv.maximize(model, fv.neuron("2", 1) + fv.neuron("2", 2), steps=1)
     assert sums.images.shape[2:] == (24, 24)
-    with pytest.raises(ValueError, match="channel should be a channel of layer '2' below 6"):
+    with pytest.raises(ValueError, match="channel should be a channel of layer '2' from 0 to 5"):
         fv.maximize(model, fv.neuron("2", 6), steps=1)
 
 
@@ -206,7 +206,7 @@ def test_images_smaller_than_what_a_unit_sees():
     assert small.images.shape == (1, 3, 7, 7)
     assert small.box is None
     torch.testing.assert_close(small.values, scores(model, small.images)[:, 1, 3, 3])
-    with pytest.raises(ValueError, match=r"position should be .* below 7"):
+    with pytest.raises(ValueError, match=r"position should be .* from 0 to 6"):
         fv.maximize(model, fv.neuron("2", 1, (0, 9)), size=7, steps=2)
 
 
@@ -280,8 +280,8 @@ def test_out_of_memory_says_what_would_fit():
     [
         (fv.channel("3.1", 0), "layer '3.1' is not known"),
         (fv.neuron("nothing", 0), "layer 'nothing' is not known"),
-        (4, "target should be a class below 4"),
-        (fv.channel("2", 6), "channel should be a channel of layer '2' below 6"),
+        (4, "target should be a class from 0 to 3"),
+        (fv.channel("2", 6), "channel should be a channel of layer '2' from 0 to 5"),
         (None, "target should say which class"),
     ],
 )

@@ -181,7 +181,7 @@ def test_the_layers_of_a_strip_are_a_list():
         fv.invert_all(network(), photo(), "0")
 
 
-def test_unknown_layers_are_told_before_work_begins():
+def test_unknown_layers_are_reported_before_work_begins():
     with pytest.raises(ValueError, match="layer 'nothing' is not known"):
         fv.invert_all(network(), photo(), ["0", "nothing"], steps=10**9)
 

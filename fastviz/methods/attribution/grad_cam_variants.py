@@ -21,7 +21,7 @@ from fastviz.execution.inputs import input_batch
 from fastviz.execution.map_axes import Axes
 from fastviz.execution.precision import Precision, map_dtype, reduced_precision
 from fastviz.images import tensors
-from fastviz.methods.attribution import cam
+from fastviz.methods.attribution import grad_cam
 from fastviz.methods.attribution.cam_formulas import GRADIENT, Formula
 from fastviz.methods.attribution.map_fusion import map_size
 from fastviz.targets.selection import Target
@@ -95,7 +95,7 @@ def cams(
     by_gradient = [method for method in chosen if method != _EIGEN]
     if by_gradient:
         formulas = [GRADIENT[method].smooth() if eigen_smooth else GRADIENT[method] for method in by_gradient]
-        maps = cam._grad_cam(model, images, selection, names, batch_size, precision, formulas=formulas)
+        maps = grad_cam.maps_of_layers(model, images, selection, names, batch_size, precision, formulas=formulas)
         for number, name in enumerate(names):
             for at, method in enumerate(by_gradient):
                 found[method][name] = maps[number * len(formulas) + at]
@@ -362,4 +362,4 @@ def _eigen(
             found.append(once if columns is None else once[:, None].expand(-1, columns, -1, -1).contiguous())
         return found
 
-    return cam._in_batches(batches, images, selection, batch_size, precision, compute)
+    return grad_cam.in_batches(batches, images, selection, batch_size, precision, compute)

@@ -1,4 +1,4 @@
-"""Which inputs of a job are still to do: new ones, changed ones, and those that failed."""
+"""How a job resumes: which inputs are still to do, that is new ones, changed ones, and those that failed."""
 
 from __future__ import annotations
 
