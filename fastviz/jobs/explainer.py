@@ -22,6 +22,7 @@ from fastviz.images.pillow import encoded
 from fastviz.jobs.arguments import target_index
 from fastviz.jobs.engines.decoding import Decoded
 from fastviz.jobs.job import Job
+from fastviz.jobs.one_pass import OnePass
 from fastviz.jobs.scores import Scores
 from fastviz.jobs.tables.schema import batch_of, encode_map, schema_of
 from fastviz.jobs.weights_hash import weights_hash
@@ -99,6 +100,7 @@ class Explainer:
         self.names = self._class_names(size)
         self.target = self._target()
         self.weights = weights_hash(self.model)
+        self._one_pass = self._shared(size)
         self._parameters = {name: job.parameters(name) for name in job.options}
         shapes = self._shapes(size)
         self.coarse = {name for name, shape in shapes.items() if shape is not None and tuple(shape[-2:]) != size}
@@ -124,6 +126,13 @@ class Explainer:
         found = parse_target(str(target), self.names or [])
         assert found is not None
         return found
+
+    def _shared(self, size: tuple[int, int]) -> OnePass | None:
+        """The methods that run together with the scores of a batch; None if other passes have to choose the targets."""
+        if self.job.top_k > 1 or not (self.target == "predicted" or isinstance(self.target, int)):
+            return None
+        fast = {name: options for name, options in self.job.options.items() if not _runs_per_image(name)}
+        return OnePass(self.model, fast, torch.zeros(1, len(self.seen.mean), *size, device=self.device))
 
     def _shapes(self, size: tuple[int, int]) -> dict[str, tuple[int, ...] | None]:
         """The shape of each method's map of one image, found with an empty batch, which also checks all options."""
@@ -177,31 +186,26 @@ class Explainer:
         """The images with their targets, and the maps of all methods that run on batches."""
         found = [_Image(each) for each in decoded]
         fast = [name for name in self.job.options if not _runs_per_image(name)]
-        self._find_targets(found, fast)
+        self._find_targets(found)
         for name in fast:
             self._apply(name, [one for one in found if not one.errors and name not in one.maps])
         return found
 
-    def _find_targets(self, found: list[_Image], fast: Sequence[str]) -> None:
-        """Compute the scores of each image and choose its targets.
-
-        If a method needs only one gradient, the same pass gives its map too.
-        """
+    def _find_targets(self, found: list[_Image]) -> None:
+        """Compute the scores of each image and choose its targets; the same pass gives the maps of some methods."""
         x = self._stacked(found)
-        first = next((name for name in fast if self.scores.can_share_pass(name)), None)
         started = time.perf_counter()
-        scores = maps = None
-        if first is not None and self.job.top_k == 1 and (self.target == "predicted" or isinstance(self.target, int)):
-            wanted = self.target if isinstance(self.target, int) else None
-            scores, maps = self.scores.with_maps(first, x, wanted, self.job.options[first])
-        if scores is None:
-            scores = self.scores.of(x, needed=self._of_classes)
-        seconds = (time.perf_counter() - started) / len(found)
+        shared = None
+        if self._one_pass is not None and self._one_pass.methods:
+            shared = self._one_pass(x, self.target if isinstance(self.target, int) else None)
+        scores, maps = (self.scores.of(x, needed=self._of_classes), {}) if shared is None else shared
+        maps = {name: each.detach().float().cpu() for name, each in maps.items()}
+        seconds = (time.perf_counter() - started) / len(found) / max(1, len(maps))
         for at, one in enumerate(found):
             if scores is not None:
                 self._choose(one, scores[at])
-            if maps is not None and first is not None and not one.errors:
-                self._keep(one, first, maps[at : at + 1], seconds)
+            for name in maps if not one.errors else ():
+                self._keep(one, name, maps[name][at : at + 1], seconds)
 
     def _choose(self, one: _Image, scores: Tensor) -> None:
         one.probabilities = scores.double().softmax(0)

@@ -1,23 +1,15 @@
-"""The scores of a batch, from a separate forward pass or from the pass that a gradient method makes anyway."""
+"""The scores of a batch, from a forward pass of their own."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastviz._util.memory import is_out_of_memory
 from fastviz.execution.batches import Batches
 from fastviz.execution.evaluation_mode import frozen_model
-from fastviz.methods.registry import EXPLAINERS
-from fastviz.targets.indices import Activations, class_scores
-from fastviz.targets.objectives import Objective, class_score
+from fastviz.targets.indices import class_scores
 
 __all__ = ["Scores"]
-
-_SHARED_PASS = ("saliency", "input_gradient", "gradient_times_input", "guided_backprop", "deconvnet")
-"""Methods that run the whole network exactly once, on the unchanged images."""
 
 
 class Scores:
@@ -38,37 +30,3 @@ class Scores:
         if not needed and not all(isinstance(part, Tensor) and part.dim() == 2 for part in parts):
             return None
         return torch.cat([class_scores(part) for part in parts]).cpu()
-
-    def can_share_pass(self, method: str) -> bool:
-        """Whether :meth:`with_maps` works for this method."""
-        return method in _SHARED_PASS
-
-    def with_maps(
-        self, method: str, x: Tensor, target: int | None, options: dict[str, Any]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The scores of ``x`` and the maps of ``method`` for ``target`` (None: predicted), from one pass.
-
-        Returns:
-            Scores and maps; None for what this pass could not give.
-        """
-        recorded = _RecordedScore(target)
-        try:
-            maps = EXPLAINERS[method].function(self._model, x.to(self._device), recorded, **options)
-        except (ValueError, RuntimeError) as error:  # raised again for the right image when each runs alone
-            if is_out_of_memory(error):
-                raise
-            return None, None
-        found = torch.cat(recorded.scores) if recorded.scores else torch.zeros(0, 1)
-        return (found.cpu() if len(found) == len(x) else None), maps
-
-
-class _RecordedScore(Objective):
-    """The score of a class; it also records all scores."""
-
-    def __init__(self, target: int | None) -> None:
-        self.scores: list[Tensor] = []
-        self._score = class_score(target)
-
-    def values(self, output: object, activations: Activations) -> Tensor:
-        self.scores.append(class_scores(output).detach())
-        return self._score.values(output, activations)

@@ -290,19 +290,19 @@ def test_scores_that_are_not_finite_fail_that_image(network, photos, tmp_path):
 
 def test_a_method_that_fails_for_one_image_is_named(network, photos, tmp_path, monkeypatch):
     x, _ = images.load_images(photos / "1.png", model=network)
-    grad_cam = METHODS["grad_cam"]
+    guided_grad_cam = METHODS["guided_grad_cam"]
 
     def function(model, images, target, **options):
         if any(torch.equal(image, x[0]) for image in images):
             raise ValueError("this one does not suit")
-        return grad_cam.function(model, images, target, **options)
+        return guided_grad_cam.function(model, images, target, **options)
 
-    monkeypatch.setitem(METHODS, "grad_cam", grad_cam)
-    monkeypatch.setitem(jobs.explainer.EXPLAINERS, "grad_cam", replace(grad_cam, function=function))
-    summary = jobs.run([photos], tmp_path / "out", model=network, methods=["saliency", "grad_cam"])
-    assert summary.failures == [("1.png", "grad_cam: this one does not suit")]
+    monkeypatch.setitem(METHODS, "guided_grad_cam", guided_grad_cam)
+    monkeypatch.setitem(jobs.explainer.EXPLAINERS, "guided_grad_cam", replace(guided_grad_cam, function=function))
+    summary = jobs.run([photos], tmp_path / "out", model=network, methods=["saliency", "guided_grad_cam"])
+    assert summary.failures == [("1.png", "guided_grad_cam: this one does not suit")]
     found = {(row["id"], row["method"]): row["status"] for row in rows(tmp_path / "out")}
-    assert [key for key, status in found.items() if status != "ok"] == [("1.png", "grad_cam")]
+    assert [key for key, status in found.items() if status != "ok"] == [("1.png", "guided_grad_cam")]
     assert len(found) == 10
 
 

@@ -27,7 +27,7 @@ from fastviz.methods.attribution.cam_formulas import Formula
 from fastviz.methods.attribution.map_fusion import map_size
 from fastviz.targets.selection import Target
 
-__all__ = ["grad_cam", "guided_grad_cam", "in_batches", "layer_name", "maps_of_layers", "resized"]
+__all__ = ["grad_cam", "guided_grad_cam", "in_batches", "layer_name", "maps_of_layers", "resized", "warn_of_zero"]
 
 
 @overload
@@ -203,7 +203,7 @@ def maps_of_layers(
         values = part.values(*widened(output, recorded, batch.dtype, precision))
         found = []
         for name, gradient in zip(names, targets.gradients(values, layers), strict=True):
-            _warn_of_zero(gradient, name)
+            warn_of_zero(gradient, name)
             slopes = planes(gradient, name).to(map_dtype(batch.dtype))
             layer = planes(recorded[name].detach(), name).to(slopes.dtype)
             layer = layer if slopes.dim() == 4 else layer[:, None]
@@ -240,7 +240,7 @@ def in_batches(
     return [torch.cat(each) for each in zip(*parts, strict=True)]
 
 
-def _warn_of_zero(gradient: Tensor, name: str) -> None:
+def warn_of_zero(gradient: Tensor, name: str) -> None:
     """Warn about samples whose gradient is zero at the whole layer, since their map of zeros has no meaning."""
     zero = int((gradient == 0).flatten(1).all(1).sum())
     if zero:

@@ -10,6 +10,8 @@ the results equal those on the whole image, see :mod:`fastviz.engine.gradients.i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch  # noqa: F401 - the examples use it
 from torch import Tensor, nn
 
@@ -22,7 +24,15 @@ from fastviz.execution.inputs import input_batch
 from fastviz.execution.precision import Precision
 from fastviz.targets.selection import Target
 
-__all__ = ["deconvnet", "gradient_times_input", "guided_backprop", "input_gradient", "saliency", "smooth_grad"]
+__all__ = [
+    "OF_GRADIENT",
+    "deconvnet",
+    "gradient_times_input",
+    "guided_backprop",
+    "input_gradient",
+    "saliency",
+    "smooth_grad",
+]
 
 
 def input_gradient(
@@ -85,8 +95,7 @@ def saliency(
     >>> saliency(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.ones(1, 3, 2, 2), target=1).shape
     torch.Size([1, 2, 2])
     """
-    gradient = _gradient(model, x, target, None, batch_size, precision)
-    return gradient.abs().amax(dim=gradient.dim() - x.dim() + 1)
+    return _largest(_gradient(model, x, target, None, batch_size, precision), x)
 
 
 def gradient_times_input(
@@ -110,8 +119,7 @@ def gradient_times_input(
     >>> torch.allclose(shares.sum(), model(x)[0, 1])
     True
     """
-    gradient = _gradient(model, x, target, None, batch_size, precision)
-    return gradient * (x.detach() if gradient.dim() == x.dim() else x.detach()[:, None])
+    return _times_input(_gradient(model, x, target, None, batch_size, precision), x)
 
 
 def smooth_grad(
@@ -215,6 +223,22 @@ def deconvnet(
     torch.Size([1, 1, 2, 2])
     """
     return _gradient(model, x, target, "deconvnet", batch_size, precision)
+
+
+def _largest(gradient: Tensor, x: Tensor) -> Tensor:
+    return gradient.abs().amax(dim=gradient.dim() - x.dim() + 1)
+
+
+def _times_input(gradient: Tensor, x: Tensor) -> Tensor:
+    return gradient * (x.detach() if gradient.dim() == x.dim() else x.detach()[:, None])
+
+
+OF_GRADIENT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "input_gradient": lambda gradient, x: gradient,
+    "saliency": _largest,
+    "gradient_times_input": _times_input,
+}
+"""Methods that are a function of the input gradient and the input."""
 
 
 def _gradient(
