@@ -4,11 +4,13 @@ Pixels (``--steps`` steps of each curve) on SqueezeNet and ResNet-50, windows of
 with random weights, maps of noise. The loop is a plain torch implementation: masks from the ranks, batches of
 ``--batch`` images (8 is fastest on a CPU: with 12 or more, the memory of the maps is returned to the system and
 allocated again in each pass), no gradient; and the same loop with channels_last memory. Each pass of a loop costs the
-same, so only every ``--every``-th batch is run, and the time is multiplied accordingly.
+same, so only every ``--every``-th batch is run, and the time is multiplied accordingly. The file is written
+after each network, and keeps the results of those that are not measured.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -135,12 +137,15 @@ def main() -> None:
     arguments.add_argument("--networks", nargs="*", default=[*PIXELS, *WINDOWS])
     options = parse(arguments, "evaluation-curves")
     common = (options.device, options.images, options.steps, options.batch, options.every, options.rounds)
-    rows = []
+    known = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
+    rows = {line["case"]: line for line in known}
     for window, names in ((None, PIXELS), (WINDOW, WINDOWS)):
         if options.only != ("windows" if window is None else "pixels"):
-            wanted = [name for name in names if name in options.networks]
-            rows += [measured(name, *common, options.warm_up, window) for name in wanted]
-    write(options.out, rows, options.device)
+            for name in names:
+                if name in options.networks:
+                    line = measured(name, *common, options.warm_up, window)
+                    rows[line["case"]] = line
+                    write(options.out, list(rows.values()), options.device)
 
 
 if __name__ == "__main__":

@@ -32,14 +32,18 @@ from fastviz.jobs.tables.writer import Writer
 METHODS = ["saliency", "grad_cam"]
 
 GO_ON = """
-import json, resource, sys, time
+import json, sys, time
 from fastviz import jobs
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+def peak_mb():  # ru_maxrss would include what the parent held before it started this process
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) // 1024 for line in file if line.startswith("VmHWM"))
+
+before = peak_mb()
 started = time.perf_counter()
 summary = jobs.run(sys.argv[1], sys.argv[2], methods=["saliency", "grad_cam"], maps="none")
 seconds = time.perf_counter() - started
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-print(json.dumps({"seconds": round(seconds, 2), "peak_mb": peak, "mb_before_the_call": before,
+print(json.dumps({"seconds": round(seconds, 2), "peak_mb": peak_mb(), "mb_before_the_call": before,
                   "skipped": summary.skipped, "done": summary.done}))
 """
 
