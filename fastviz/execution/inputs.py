@@ -17,20 +17,22 @@ from fastviz._util.memory import is_out_of_memory
 from fastviz._util.modules import every_module
 from fastviz.execution import exported, quantised
 from fastviz.execution.evaluation_mode import frozen_model
+from fastviz.execution.precision import NARROW, as_map, weights_dtype
 from fastviz.execution.preparedness import say_unprepared
 
 __all__ = ["UnusableInputError", "convolution_axes", "input_batch", "output_of", "require_gradients", "usable"]
 
 
 def input_batch(
-    model: nn.Module, x: object, argument: str = "x", *, narrows: bool = False, axes: tuple[int, ...] = (2,)
+    model: nn.Module, x: object, argument: str = "x", *, wide: bool = False, axes: tuple[int, ...] = (2,)
 ) -> Tensor:
     """``x``, if it is a floating-point batch [N, C, H, W] that ``model`` can be given; N may be 0.
 
     ``axes`` says how many the method works on: 1 are signals [N, C, L], 3 volumes [N, C, D, H, W].
 
     Another dtype than that of the first parameter is tried on one image: some models cast their input themselves.
-    ``narrows`` says that the caller converts the images for a 16-bit model. A warning is given for images that do not
+    Images for a 16-bit model come in its dtype, or in float32 if they are to be ``wide``, for methods that change them:
+    :func:`fastviz.execution.precision.as_taken` converts them for each pass. A warning is given for images that do not
     look prepared for the model.
 
     Raises:
@@ -57,13 +59,23 @@ def input_batch(
             f"{argument} should be on the device of the model, {', '.join(map(str, devices))}, got {batch.device}"
         )
     checks.device(batch.device, argument)
-    own = next((value.dtype for value in model.parameters() if value.is_floating_point()), batch.dtype)
-    if own != batch.dtype and not (narrows and own in (torch.float16, torch.bfloat16)):
-        wrong = _wrong_dtype(model, batch, argument)
-        if wrong is not None:
-            raise TypeError(wrong)
+    batch = _in_dtype_of(model, batch, argument, wide=wide)
     say_unprepared(model, batch, argument)
     return batch
+
+
+def _in_dtype_of(model: nn.Module, batch: Tensor, argument: str, *, wide: bool) -> Tensor:
+    """``batch`` in a dtype that ``model`` takes, see :func:`input_batch`."""
+    own = weights_dtype(model) or batch.dtype
+    if wide and own in NARROW:
+        return batch.float()
+    if own != batch.dtype:
+        wrong = _wrong_dtype(model, batch, argument)
+        if own in NARROW and (wrong is not None or not len(batch)):
+            return batch.to(own)
+        if wrong is not None:
+            raise TypeError(wrong)
+    return as_map(batch) if wide else batch
 
 
 def convolution_axes(model: nn.Module) -> set[int]:
@@ -155,7 +167,7 @@ def _unusable(model: nn.Module, x: Tensor, shape: list[int], argument: str, erro
 
 def _wrong_dtype(model: nn.Module, x: Tensor, argument: str) -> str | None:
     """The message if ``model`` can run on ``x`` only in the dtype of its parameters; None if that is not the cause."""
-    own = next((value.dtype for value in model.parameters() if value.is_floating_point()), x.dtype)
+    own = weights_dtype(model) or x.dtype
     if own == x.dtype or not x.numel() or _runs(model, x[:1]) or not _runs(model, x[:1].to(own)):
         return None
     return (

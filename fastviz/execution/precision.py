@@ -7,12 +7,26 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, TypeAlias, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastviz._util import checks
 from fastviz.execution.model_outputs import map_tensors
 
-__all__ = ["Precision", "as_map", "checked_precision", "in_dtype", "map_dtype", "reduced_precision", "widened"]
+__all__ = [
+    "NARROW",
+    "Precision",
+    "as_map",
+    "as_taken",
+    "checked_precision",
+    "in_dtype",
+    "map_dtype",
+    "reduced_precision",
+    "weights_dtype",
+    "widened",
+]
+
+NARROW = (torch.bfloat16, torch.float16)
+"""The dtypes of 16-bit models. What is optimised for them, and all that is computed of their maps, is float32."""
 
 Precision: TypeAlias = Literal["model", "bfloat16"]
 """``"model"``: in the dtype of the model and its input, exact; ``"bfloat16"``: under autocast, approximate."""
@@ -49,6 +63,21 @@ def map_dtype(dtype: torch.dtype) -> torch.dtype:
 def as_map(values: Tensor) -> Tensor:
     """``values`` in the dtype of maps."""
     return values.to(map_dtype(values.dtype))
+
+
+def weights_dtype(model: nn.Module) -> torch.dtype | None:
+    """The dtype of the first floating-point parameter of ``model``; None if it has none."""
+    return next((value.dtype for value in model.parameters() if value.is_floating_point()), None)
+
+
+def as_taken(model: nn.Module, images: Tensor) -> Tensor:
+    """``images`` in the dtype of a 16-bit ``model``, in their graph; unchanged for other models.
+
+    >>> as_taken(nn.Linear(2, 2).to(torch.bfloat16), torch.zeros(1, 2)).dtype
+    torch.bfloat16
+    """
+    own = weights_dtype(model)
+    return images.to(own) if own in NARROW else images
 
 
 def in_dtype(output: object, dtype: torch.dtype) -> object:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastviz._util import checks
+from fastviz.execution.precision import as_map, weights_dtype
 from fastviz.models.descriptions import preprocessing, preprocessing_of
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Pixels",
     "canvas_by_name",
     "frame_of",
+    "image_like",
     "parameter_of",
     "start_parameters",
 ]
@@ -242,13 +244,14 @@ class Generator(Canvas):
                 raise ValueError(f"limits should be the smallest and the largest number, got {self.limits!r}")
 
     def images(self, parameters: Tensor, frame: Frame) -> Tensor:
-        """The generator's pictures of these codes.
+        """The generator's pictures of these codes, which it gets in the dtype of its parameters.
 
         Raises:
             TypeError: the generator does not return a floating-point tensor.
             ValueError: its shape does not fit the frame.
         """
-        made = self.module(parameters)
+        own = weights_dtype(self.module)
+        made = self.module(parameters if own is None else parameters.to(own))
         if not isinstance(made, Tensor) or not made.is_floating_point():
             what = made.dtype if isinstance(made, Tensor) else type(made).__name__
             raise TypeError(f"the generator should return a floating-point tensor of pictures, got {what}")
@@ -258,6 +261,7 @@ class Generator(Canvas):
                 f"the generator should return pictures of shape {list(wanted)} for codes of shape "
                 f"{list(parameters.shape)}, got {list(made.shape)}; give size=(height, width) if the network takes that"
             )
+        made = made.to(parameters.dtype)
         if self.output == "image":
             return made
         return frame.image(made if self.output == "picture" else (made + 1) / 2)
@@ -297,18 +301,27 @@ def parameter_of(model: nn.Module) -> Tensor:
     return next((value.detach() for value in model.parameters() if value.is_floating_point()), torch.empty(0))
 
 
+def image_like(model: nn.Module) -> Tensor:
+    """A tensor with the device of ``model``, and the dtype of images that are made for it.
+
+    That is the dtype of its parameters, but at least float32: 16 bits lose small steps, and Fourier transforms do not
+    support them.
+
+    >>> image_like(nn.Conv2d(3, 8, 3).bfloat16()).dtype
+    torch.float32
+    """
+    return as_map(parameter_of(model))
+
+
 def start_parameters(
     model: nn.Module, start: str | Tensor | None, canvas: Canvas, frame: Frame, seeds: Sequence[int]
 ) -> Tensor:
     """Initial parameters, one row for each of the ``seeds``; ``start`` as in :class:`fastviz.Optimization`.
 
-    They have the device and dtype of the model's parameters, but at least float32 for images: 16 bits lose small steps,
-    and Fourier transforms do not support them.
+    They have the device and dtype of :func:`image_like`.
     """
     N = len(seeds)
-    like = parameter_of(model)
-    if not isinstance(canvas, Generator):
-        like = like.to(torch.promote_types(like.dtype, torch.float32))
+    like = image_like(model)
     if start is None:
         start = "noise" if isinstance(canvas, Generator) else "zeros"
     if isinstance(start, Tensor):

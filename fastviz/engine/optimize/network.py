@@ -16,7 +16,7 @@ from fastviz.engine.optimize.host_cache import HostCache
 from fastviz.execution import forward
 from fastviz.execution.hooks import layer_module
 from fastviz.execution.inputs import require_gradients
-from fastviz.execution.precision import Precision, checked_precision, in_dtype
+from fastviz.execution.precision import Precision, as_taken, checked_precision, in_dtype, map_dtype
 from fastviz.models.descriptions import preprocessing
 from fastviz.targets.indices import Activations
 from fastviz.targets.objectives import Objective
@@ -32,10 +32,11 @@ class FeatureNetwork:
     output is returned. Call it inside ``frozen_model``, as :func:`fastviz.engine.optimize.optimize` does.
 
     Args:
-        model: any module; a 16-bit model gets the images in its dtype, and its outputs are returned in theirs.
+        model: any module; a 16-bit model gets the images in its dtype.
         layers: dotted names.
         output: whether the model's own output is needed.
-        precision: ``"bfloat16"`` runs the model under autocast; outputs have the dtype of the images.
+        precision: ``"bfloat16"`` runs the model under autocast. In this case and for a 16-bit model outputs have the
+            dtype of the images, but at least float32.
         argument: the name of the images in errors; None leaves the model's errors unchanged.
 
     Raises:
@@ -63,8 +64,6 @@ class FeatureNetwork:
         self.output = output
         self.argument = argument
         self.precision = precision
-        own = next((value.dtype for value in model.parameters() if value.is_floating_point()), torch.float32)
-        self._narrow = own if own in (torch.bfloat16, torch.float16) else None
         self._calls: Mapping[str, int] | None = None
         for name in self.layers:
             layer_module(model, name)
@@ -76,15 +75,14 @@ class FeatureNetwork:
             ValueError: the model cannot take images of this size; see :func:`fastviz.execution.inputs.usable`.
         """
         # Copied because some models modify their input in place; convolutions are fastest with channels last.
-        batch = images.clone(memory_format=torch.channels_last)
-        if self._narrow is not None:
-            batch = batch.to(self._narrow)
+        batch = as_taken(self.model, images.clone(memory_format=torch.channels_last))
         low = self.precision == "bfloat16"
         with torch.autocast(images.device.type, torch.bfloat16, enabled=low):
             output, recorded = self._run(batch)
-        if low or batch.dtype != images.dtype:
-            recorded = {name: recorded[name].to(images.dtype) for name in self.layers}
-            output = in_dtype(output, images.dtype)
+        wide = map_dtype(images.dtype)
+        if low or batch.dtype != wide:
+            recorded = {name: recorded[name].to(wide) for name in self.layers}
+            output = in_dtype(output, wide)
         return (output if self.output else None), recorded
 
     def _run(self, batch: Tensor) -> tuple[object, Activations]:

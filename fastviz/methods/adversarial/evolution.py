@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastviz._util import checks
 from fastviz._util.progress import bar
-from fastviz.engine.optimize.canvas import frame_of, parameter_of
+from fastviz.engine.optimize.canvas import frame_of, image_like
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.precision import Precision
 from fastviz.methods.adversarial.cppn import CPPN, Direct, Encoding, Genomes
@@ -64,7 +64,7 @@ def evolve(
         progress: show a progress bar on a terminal. Ctrl-C returns the best images so far.
 
     Returns:
-        A :class:`fastviz.FoolingImages` with an image for each target class, in the dtype and on the device of the
+        A :class:`fastviz.FoolingImages` with an image for each target class, at least float32, on the device of the
         model. Pictures are rounded to 8 bits before the network sees them, so a saved PNG is the same image.
 
     Raises:
@@ -120,7 +120,7 @@ class _Archive:
         self.encoding = encoding
         self.goal = goal
         self.shape = (len(attacked.frame.mean), *attacked.frame.size)
-        self.like = parameter_of(attacked.model)
+        self.like = image_like(attacked.model)
         self.best = self.like.new_zeros(0)
         self.since = torch.zeros(0, dtype=torch.int64)
         self._elites: Genomes = {}

@@ -21,7 +21,7 @@ from fastviz.engine.optimize.canvas import Frame, Pixels, frame_of
 from fastviz.engine.optimize.priors import Prior
 from fastviz.execution.differentiation import differentiate
 from fastviz.execution.fast_conv.memory_format import image_gradients
-from fastviz.execution.precision import Precision, reduced_precision
+from fastviz.execution.precision import Precision, as_taken, reduced_precision
 from fastviz.images import notebook
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ _Result = TypeVar("_Result")
 
 LEVEL = 1 / 255
 """One level of an 8-bit pixel."""
+_ROUNDING = LEVEL / 2
+"""How far rounding may take pictures beyond black and white; images of bfloat16 need two thirds of it."""
 _MAX_REPAIRS = 100
 """The maximum number of gradients computed after rounding to 8 bits."""
 _MAX_REPAIRED = 0.05
@@ -147,8 +149,7 @@ class AttackedModel:
             ValueError: some are darker than black or brighter than white by more than rounding.
         """
         shown = self.frame.picture(images)
-        slack = 0.02 if images.dtype in (torch.float16, torch.bfloat16) else 1e-3
-        if shown.numel() and not (-slack <= float(shown.amin()) and float(shown.amax()) <= 1 + slack):
+        if shown.numel() and not (float(shown.amin()) >= -_ROUNDING and float(shown.amax()) <= 1 + _ROUNDING):
             raise ValueError(
                 f"x should be pictures from 0 to 1 after normalization with mean {self.frame.mean} and std "
                 f"{self.frame.std}, got {float(shown.amin()):.3f} "
@@ -164,11 +165,11 @@ class AttackedModel:
             TypeError, ValueError: the model does not return scores.
         """
         # Convolutions are fastest with channels last.
-        images = self.frame.image(pictures).contiguous(memory_format=torch.channels_last)
+        images = as_taken(self.model, self.frame.image(pictures)).contiguous(memory_format=torch.channels_last)
         with reduced_precision(images, self.precision):
             output, _ = targets.run(self.model, images, argument=self.argument)
-        output = targets.class_scores(output)
-        return (output if self.precision == "model" else output.to(pictures.dtype)).log_softmax(1)
+        scores = targets.class_scores(output)
+        return scores.log_softmax(1, dtype=torch.promote_types(scores.dtype, pictures.dtype))
 
     def probabilities(self, pictures: Tensor) -> Tensor:
         """Probabilities of all classes, [N, K]."""

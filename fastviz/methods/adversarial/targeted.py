@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastviz import targets
 from fastviz._util import checks
 from fastviz.engine.optimize import Ascent, FeatureNetwork, TargetObjective
-from fastviz.engine.optimize.canvas import Pixels, frame_of, parameter_of
+from fastviz.engine.optimize.canvas import Pixels, frame_of, image_like
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.inputs import input_batch
 from fastviz.execution.precision import Precision
@@ -156,7 +156,7 @@ def fool(
         progress: show a progress bar on a terminal. Ctrl-C returns the images so far.
 
     Returns:
-        A :class:`Fooled` with images in the dtype of ``x``, on its device.
+        A :class:`Fooled` with images, at least float32, on the device of ``x``.
 
     Raises:
         TypeError: arguments of the wrong type; the model does not return scores.
@@ -172,7 +172,7 @@ def fool(
     >>> found.original.item(), found.success.item(), round(found.probability.item(), 2)
     (0, True, 0.9)
     """
-    images = input_batch(model, x).detach()
+    images = input_batch(model, x, wide=True).detach()
     _check(method, norm, radius, step, steps, quantize)
     if target is None:
         raise ValueError(
@@ -421,7 +421,7 @@ def fool_from_noise(
         progress: show a progress bar on a terminal. Ctrl-C returns the images so far.
 
     Returns:
-        A :class:`fastviz.FoolingImages` with an image for each class, in the dtype and on the device of the model.
+        A :class:`fastviz.FoolingImages` with an image for each class, at least float32, on the device of the model.
 
     Raises:
         TypeError: arguments of the wrong type; the model does not return scores.
@@ -439,7 +439,7 @@ def fool_from_noise(
     checks.whole_number(seed, "seed", minimum=0)
     with frozen_model(model):
         attacked = AttackedModel(model, frame_of(model, size), batch_size, precision, progress, "size")
-        like = parameter_of(model)
+        like = image_like(model)
         probe = torch.zeros(1, len(attacked.frame.mean), *attacked.frame.size).to(like)
         classes = class_batch(target, attacked.probabilities(probe).shape[1], like.device)
         generators = [torch.Generator().manual_seed((seed * _SEED_STEP + row) % 2**63) for row in range(len(classes))]

@@ -20,7 +20,7 @@ from fastviz.execution.batches import Batches
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.hooks import Hook, floating_output, hookable, hooked, layer_module
 from fastviz.execution.inputs import convolution_axes, output_of
-from fastviz.execution.precision import Precision, checked_precision
+from fastviz.execution.precision import Precision, as_map, checked_precision
 from fastviz.graph.receptive_field import ReceptiveField
 from fastviz.images import streams
 from fastviz.images.notebook import NotebookResult
@@ -42,7 +42,7 @@ class Patches(NotebookResult):
 
     Attributes:
         layer: torch's dotted name.
-        values: [C, k], the activations, highest first.
+        values: [C, k], the activations, highest first, at least float32.
         images: int64 [C, k], the position of each image in the source.
         positions: int64 [C, k, 2], row and column of the unit in the layer's map; for signals [C, k, 1], for volumes
             [C, k, 3].
@@ -268,7 +268,7 @@ class _PatchFinder:
         return {
             name: Patches(
                 layer=name,
-                values=self._best[name].values,
+                values=as_map(self._best[name].values),
                 images=self._best[name].places[..., 0],
                 positions=self._best[name].places[..., 1:],
                 names=names,

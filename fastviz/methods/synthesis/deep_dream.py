@@ -124,7 +124,7 @@ def deep_dream(
         progress: show a progress bar on a terminal. Ctrl-C returns the images so far.
 
     Returns:
-        A :class:`Dream` with images of the size and dtype of ``x``, on its device.
+        A :class:`Dream` with images of the size of ``x``, at least float32, on its device.
 
     Raises:
         TypeError: an argument of a wrong type.
@@ -137,7 +137,7 @@ def deep_dream(
     >>> made.pictures.shape, made.sizes
     (torch.Size([1, 3, 96, 80]), ((69, 57), (96, 80)))
     """
-    images = input_batch(model, x, narrows=True).detach()
+    images = input_batch(model, x, wide=True).detach()
     for value, name, least in ((octaves, "octaves", 1), (steps, "steps", 0), (jitter, "jitter", 0), (seed, "seed", 0)):
         checks.whole_number(value, name, minimum=least)
     if tile is not None:
@@ -145,11 +145,6 @@ def deep_dream(
     if not checks.positive(octave_scale, "octave_scale") > 1:
         raise ValueError(f"octave_scale should be above 1, got {octave_scale}")
     surface, default_strength = _canvas(canvas)
-    if canvas == "fourier" and images.dtype in (torch.float16, torch.bfloat16):
-        raise ValueError(
-            f"x should be float32 or float64 for the Fourier canvas, got {images.dtype}: give canvas='pixels', or a "
-            "float32 model and precision='bfloat16'"
-        )
     length = default_strength if strength is None else checks.positive(strength, "strength")
     size = (images.shape[2], images.shape[3])
     chosen, images = _chosen(model, images, target, layer, guide, precision)
@@ -245,7 +240,7 @@ def dream_zoom(
             default: two octaves, four steps, half the strength.
 
     Returns:
-        An iterator over pictures [N, C, H, W] in 0 to 1, in the dtype and on the device of ``x``. Each frame is
+        An iterator over pictures [N, C, H, W] in 0 to 1, at least float32, on the device of ``x``. Each frame is
         computed when requested, so that it can be written before the next one.
 
     Raises:
@@ -256,7 +251,7 @@ def dream_zoom(
     >>> [frame.shape for frame in zoomed]
     [torch.Size([1, 3, 64, 64]), torch.Size([1, 3, 64, 64])]
     """
-    images = input_batch(model, x, narrows=True).detach()
+    images = input_batch(model, x, wide=True).detach()
     checks.whole_number(frames, "frames", minimum=1)
     if not checks.positive(zoom, "zoom") >= 1:
         raise ValueError(f"zoom should be at least 1, got {zoom}")
@@ -307,7 +302,7 @@ def _chosen(
 
 
 def _guided(model: nn.Module, name: str, guide: Tensor, images: int, precision: Precision) -> Objective:
-    shown = input_batch(model, guide, "guide", narrows=True).detach()
+    shown = input_batch(model, guide, "guide", wide=True).detach()
     if len(shown) not in (1, images):
         raise ValueError(f"guide should have 1 or {images} images, as x has, got {len(shown)}")
     with frozen_model(model), torch.no_grad():

@@ -17,7 +17,7 @@ from fastviz.execution import forward
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.hooks import layer_module
 from fastviz.execution.inputs import input_batch, output_of
-from fastviz.execution.precision import Precision
+from fastviz.execution.precision import Precision, as_map
 from fastviz.images import notebook, tensors
 from fastviz.models.descriptions import model_info
 
@@ -127,12 +127,12 @@ def invert(
     options = with_defaults(optimization, optimizer="lbfgs", start="noise")
     network = FeatureNetwork(model, [layer], output=False, precision=precision, argument="size" if x is None else "x")
     if x is not None:
-        images = input_batch(model, x, narrows=True).detach()
+        images = input_batch(model, x, wide=True).detach()
         known = frame_of(model, (images.shape[2], images.shape[3]), images.shape[1])
         codes = _features(network, images)
     else:
         known = frame_of(model, size)
-        codes = checks.tensor(features, "features").detach()
+        codes = as_map(checks.tensor(features, "features").detach())
         checks.device(codes.device, "features")
     length = _squared_length(codes, layer, "features" if x is None else "x")
     canvas = options.chosen_canvas()
@@ -271,7 +271,7 @@ def _called(model: nn.Module, x: Tensor) -> list[str]:
     """The :func:`invertible_layers` that the forward pass calls."""
     names = invertible_layers(model)
     with frozen_model(model), torch.no_grad(), forward.noting(model, lambda output: None, names) as calls:
-        output_of(model, input_batch(model, x, narrows=True)[:1].clone())
+        output_of(model, input_batch(model, x)[:1].clone())
     seen = {name for name, _ in calls}
     return [name for name in names if name in seen]
 

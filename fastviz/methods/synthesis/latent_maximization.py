@@ -25,7 +25,7 @@ from fastviz.engine.optimize.optimizers import per_row
 from fastviz.engine.optimize.priors import L2
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.hooks import hooked
-from fastviz.execution.precision import Precision
+from fastviz.execution.precision import Precision, as_taken
 from fastviz.images import notebook
 from fastviz.methods.synthesis.inversion import Inverted, invert
 from fastviz.targets.selection import Target
@@ -200,7 +200,7 @@ def _code_objective(
         def replaced(module: nn.Module, inputs: object, output: object) -> Tensor:
             torch.set_grad_enabled(wanted)
             # The network gets a copy, because a rectifier after the layer may work in place.
-            return whole.clone()
+            return as_taken(model, whole.clone())
 
         # The part before the layer needs no graph.
         with torch.no_grad(), hooked(model, {layer: replaced}):

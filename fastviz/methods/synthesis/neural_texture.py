@@ -59,7 +59,7 @@ def neural_texture(
             ``"noise"``; starts are ``"noise"``, ``"zeros"``, ``"grey"`` or images [1 or N, C, *size].
 
     Returns:
-        A :class:`fastviz.Styled` with N images in the dtype of ``sample``, on its device.
+        A :class:`fastviz.Styled` with N images, at least float32, on the device of ``sample``.
 
     Raises:
         TypeError, ValueError: invalid arguments; an unknown layer or one without maps; images on which the model cannot
@@ -72,7 +72,7 @@ def neural_texture(
     >>> made.pictures.shape, bool(made.history[-1] < made.history[0])
     (torch.Size([1, 3, 64, 96]), True)
     """
-    samples = input_batch(model, sample, "sample", narrows=True).detach()
+    samples = input_batch(model, sample, "sample", wide=True).detach()
     frame = frame_of(model, (samples.shape[2], samples.shape[3]) if size is None else size, samples.shape[1])
     shown = frame.picture(samples)
     weights = layer_weights(layers, "layers", () if layers is not None else style_layers(model)[0])

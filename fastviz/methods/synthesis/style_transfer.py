@@ -182,7 +182,7 @@ def style_transfer(
             restored.
 
     Returns:
-        A :class:`Styled` with N images in the dtype of ``content``, on its device.
+        A :class:`Styled` with N images, at least float32, on the device of ``content``.
 
     Raises:
         TypeError, ValueError: invalid arguments; an unknown layer; a layer of the style without maps; images on which
@@ -195,7 +195,7 @@ def style_transfer(
     >>> made.pictures.shape, bool(made.history[-1] < made.history[0])
     (torch.Size([1, 3, 64, 80]), True)
     """
-    photos = input_batch(model, content, "content", narrows=True).detach()
+    photos = input_batch(model, content, "content", wide=True).detach()
     styles = _styles(style)
     shares, regions = _shares(styles), _regions(styles, photos)
     beta = checks.number(style_weight, "style_weight", low=0)

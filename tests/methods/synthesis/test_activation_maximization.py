@@ -86,6 +86,19 @@ def test_models_of_16_bits(canvas):
     torch.testing.assert_close(found.values, exact.values, rtol=0.05, atol=0.02)
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32, f64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, f64])
+def test_generators_of_another_dtype_than_the_network(dtype, kind):
+    """Codes had the dtype of the network, and a float32 generator for a bfloat16 network ended in an error of torch."""
+    torch.manual_seed(0)
+    generator = nn.Sequential(nn.Linear(4, 3 * 12 * 12), nn.Sigmoid(), nn.Unflatten(1, (3, 12, 12))).to(dtype)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(kind)
+    options = fv.Optimization(canvas=Generator(generator, (4,)))
+    found = fv.maximize(model, [0, 2], size=12, steps=20, transforms=(), optimization=options)
+    assert found.pictures.dtype == torch.promote_types(kind, torch.float32)
+    assert (found.history[-1] > found.history[0]).all()
+
+
 @pytest.mark.parametrize("channels", [1, 2, 4])
 @pytest.mark.parametrize("canvas", [Fourier(), Pixels(decorrelate=True)], ids=["waves", "pixels"])
 def test_other_channels_than_three_colours(canvas, channels):

@@ -328,9 +328,10 @@ def test_ctrl_c_returns_the_dream_so_far():
     assert not model[3]._forward_hooks
 
 
-def test_models_of_reduced_precision_dream_in_pixels():
-    made = deep_dream(network().bfloat16(), photos().bfloat16(), layer="3", canvas="pixels", octaves=2, steps=2)
-    assert made.pictures.dtype == torch.bfloat16
+@pytest.mark.parametrize("canvas", ["pixels", "fourier"])
+def test_models_of_16_bits_dream_in_float32(canvas):
+    made = deep_dream(network().bfloat16(), photos().bfloat16(), layer="3", canvas=canvas, octaves=2, steps=2)
+    assert made.pictures.dtype == made.images.dtype == torch.float32
     assert float((made.pictures - picture(photos())).abs().max()) > 0.01
 
 
