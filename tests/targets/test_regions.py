@@ -179,8 +179,8 @@ def test_targets_refuse(make: Any, error: type[Exception], message: str) -> None
         (fv.region_score(2, MASK), MAPS, ValueError, "k should be a class from 0 to 1, got 2"),
         (fv.region_score(1, MASK[:1]), MAPS, ValueError, r"mask should have the size of the model's maps, \[2, 3\]"),
         (fv.region_score(1, MASK.expand(3, 2, 3)), MAPS, ValueError, r"mask should be \[H, W\], or one per sample, 2"),
-        (fv.pixel(1, 2, 0), MAPS, ValueError, "row should be a row of the model's maps below 2, .* got 2"),
-        (fv.pixel(1, 0, 3), MAPS, ValueError, "column should be a column of the model's maps below 3, .* got 3"),
+        (fv.pixel(1, 2, 0), MAPS, ValueError, "row should be a row of the model's maps from 0 to 1, got 2"),
+        (fv.pixel(1, 0, 3), MAPS, ValueError, "column should be a column of the model's maps from 0 to 2, got 3"),
         (
             fv.pixel(1, 0, 0),
             MAPS[..., 0, 0],

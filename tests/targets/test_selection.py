@@ -63,9 +63,9 @@ def test_for_samples_follows_the_samples_of_a_batch(target: targets.Target) -> N
     [
         (torch.tensor([2, 1]), "target should have one class per sample"),
         (torch.tensor([[0], [1]]), "target should have one class per sample"),
-        (neuron("maps", torch.tensor([0, 1])), "channel should have one channel a sample"),
-        (neuron("maps", 0, (0, torch.tensor([3, 0]))), "position should have one position a sample"),
-        (channel("maps", torch.tensor([1, 0])) * 3.0, "channel should have one channel a sample"),
+        (neuron("maps", torch.tensor([0, 1])), "channel should have one channel per sample"),
+        (neuron("maps", 0, (0, torch.tensor([3, 0]))), "position should have one position per sample"),
+        (channel("maps", torch.tensor([1, 0])) * 3.0, "channel should have one channel per sample"),
     ],
 )
 def test_for_samples_refuses_targets_for_another_batch(target: targets.Target, what: str, of: int) -> None:
