@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fastviz.cli.common import app
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from fastviz.jobs.report import Scene, Section
 
@@ -19,73 +20,95 @@ __all__ = ["demo"]
 
 _DEMO_PHOTOS = Path(__file__).parents[1] / "models" / "data" / "photos"
 
+_PAGE = "index.html"
+
+# A quarter of these small pictures covers a part of an object; the default of a seventh covers a detail.
+_OPTIONS = {"occlusion": {"window": 16, "stride": 4}}
+
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the page and its tables; replaces an earlier demo.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for the page; a page of an earlier demo is replaced.")] = Path(
         "fastviz-demo"
     ),
 ) -> None:
     """Run every method on three photographs with the built-in network, and write a page of pictures."""
     import time
 
-    from fastviz import images, jobs, models
+    from fastviz import models
+    from fastviz._util.output_folder import locked
     from fastviz.jobs import report
 
     start = time.perf_counter()
-    network = models.load_model("demo")
-    photos = sorted(images.find_images([_DEMO_PHOTOS]), key=lambda path: path.name)
-    batch, _ = images.load_images(photos, model=network)
-    names, unfit = _methods_for(network, batch[:1])
-    # A quarter of these small pictures covers a part of an object; the default of a seventh covers a detail.
-    chosen = [{name: {"window": 16, "stride": 4}} if name == "occlusion" else name for name in names]
-    jobs.run(photos, out, model=network, methods=chosen, maps="none", overlays=True, overwrite=True, progress=True)
-    page = report.demo_page(
-        out,
-        _scenes(network, out),
-        unfit=unfit,
-        sections=_sections(network),
-        facts=_demo_facts(time.perf_counter() - start),
-    )
+    _check_page(out)
+    with locked(out):
+        network = models.load_model("demo")
+        scenes, unfit = _scenes(network)
+        sections = _sections(network)
+        facts = _demo_facts(time.perf_counter() - start)
+        page = report.demo_page(out, scenes, unfit=unfit, sections=sections, facts=facts)
     print(f"open {page.resolve()}")
 
 
-def _methods_for(network: nn.Module, x: Any) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The methods that work for ``network``, and the others with the reason, found by trying each on one picture
-    ``x``."""
-    from fastviz.methods.registry import EXPLAINERS
-
-    fit, unfit = [], {}
-    for name, method in EXPLAINERS.items():
-        try:
-            # Methods with many passes are tried with as few as possible: whether they work does not depend on it.
-            windows = "window" in inspect.signature(method.function).parameters
-            method.function(network, x, **({"window": min(x.shape[-2:])} if windows else {}))
-            fit.append(name)
-        except (ValueError, ImportError) as error:
-            unfit[name] = str(error)
-    return tuple(fit), unfit
+def _check_page(out: Path) -> None:
+    """Raise a ValueError if there is a page in ``out`` that is no demo's."""
+    with suppress(FileNotFoundError):
+        if b"<title>fastviz demo</title>" not in (out / _PAGE).read_bytes()[:4000]:
+            raise ValueError(f"out: {out} has {_PAGE} that fastviz did not make; give another folder")
 
 
-def _scenes(network: nn.Module, out: Path) -> list[Scene]:
-    """The photographs of the demo with the three most probable classes."""
+def _scenes(network: nn.Module) -> tuple[list[Scene], dict[str, str]]:
+    """The photographs with the most probable classes and every method's picture, and the methods without, with the
+    reason."""
     import torch
 
-    from fastviz import images, jobs, models
+    from fastviz import images, models
     from fastviz.jobs import report
     from fastviz.jobs.explainer import enlarged
 
-    classes = models.class_names(network)
+    classes, seen = models.class_names(network), models.preprocessing(network)
+    paths = sorted(images.find_images([_DEMO_PHOTOS]), key=lambda path: path.name)
+    views = [images.read_views(path, [seen, enlarged(seen)]) for path in paths]
+    x, photos = torch.stack([view[0] for view in views]), [view[1] for view in views]
+    overlays, unfit = _overlays(network, x, photos)
+    with torch.no_grad():
+        best = network(x).softmax(1).topk(3)
     scenes = []
-    seen = models.preprocessing(network)
-    for rows in jobs.open(out).images(["method", "overlay", "error"]):
-        name = rows[0]["id"]
-        x, photo = images.read_views(_DEMO_PHOTOS / name, [seen, enlarged(seen)])
-        with torch.no_grad():
-            probabilities, indices = network(x[None])[0].softmax(0).topk(min(3, len(classes)))
-        guesses = [(classes[i], p) for i, p in zip(indices.tolist(), probabilities.tolist(), strict=True)]
-        scenes.append(report.Scene(name, photo, {row["method"]: row["overlay"] for row in rows}, guesses))
-    return scenes
+    for at, path in enumerate(paths):
+        guesses = [(classes[k], p) for k, p in zip(best.indices[at].tolist(), best.values[at].tolist(), strict=True)]
+        pictures = {name: each[at] for name, each in overlays.items()}
+        scenes.append(report.Scene(path.name, photos[at], pictures, guesses))
+    return scenes, unfit
+
+
+def _overlays(network: nn.Module, x: Tensor, photos: Sequence[Tensor]) -> tuple[dict[str, list[bytes]], dict[str, str]]:
+    """Method → its map of each picture of ``x``, drawn over the photograph, as JPEG; method → why there is none."""
+    from fastviz import images
+    from fastviz._util.progress import bar
+    from fastviz.images import drawing, tensors
+    from fastviz.images.pillow import encoded
+    from fastviz.methods.registry import EXPLAINERS
+
+    drawn, unfit = {}, {}
+    with bar(True, len(EXPLAINERS), unit="methods") as advance:
+        for name, method in EXPLAINERS.items():
+            advance(0, name)
+            try:
+                found = method.function(network, x, **{**method.defaults, **_OPTIONS.get(name, {})})
+            except ValueError as error:
+                unfit[name] = f"Not for this network: {error}"
+            except ImportError as error:
+                unfit[name] = f"Not here: {error}"
+            else:
+                maps = getattr(found, "attribution", found)
+                coarse = maps.shape[-2:] != x.shape[-2:]
+                pictures = [
+                    tensors.eight_bits(drawing.draw(method.draws, each, photo, coarse=coarse))
+                    for each, photo in zip(maps, photos, strict=True)
+                ]
+                drawn[name] = [encoded(images.picture_of(each), "JPEG", quality=88) for each in pictures]
+            advance(1)
+    return drawn, unfit
 
 
 def _sections(network: nn.Module) -> list[Section]:
@@ -108,11 +131,9 @@ def _sections(network: nn.Module) -> list[Section]:
 def _demo_facts(seconds: float) -> dict[str, str]:
     import torch
 
-    from fastviz._util import checks
-
     threads = torch.get_num_threads()
     return {
         "Time": f"{seconds:.1f} s",
-        "Device": f"{checks.device('auto')}, {threads} thread{'s' if threads > 1 else ''}",
+        "Device": f"cpu, {threads} thread{'s' if threads > 1 else ''}",
         "torch": torch.__version__,
     }

@@ -5,10 +5,9 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any, cast
+from itertools import chain, islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,17 +110,25 @@ class Decoder(Dataset[Any]):
                     raise
             lost = list(waiting)
             waiting.clear()
+            single = self._one_by_one([item for batch in lost for item in batch])
             for batch in lost:
-                yield [self._in_own_worker(item) for item in batch]
+                yield list(islice(single, len(batch)))
 
-    def _in_own_worker(self, item: Item) -> Decoded:
-        """Decode an input in a worker of its own, after a worker died."""
-        with suppress(RuntimeError):
-            for decoded in self._loader(iter([[item]]), 1):
-                return cast(Decoded, decoded[0])
-        return Decoded(item, label=item.label, error="the process that decoded it was killed")
+    def _one_by_one(self, items: Sequence[Item]) -> Iterator[Decoded]:
+        """Decode ``items`` in one worker, which gets an item when the one before is back: what it dies of is known."""
+        left = deque(items)
+        while left:
+            try:
+                for (decoded,) in self._loader(iter([[item] for item in left]), 1, ahead=1):
+                    left.popleft()
+                    yield decoded
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                item = left.popleft()
+                yield Decoded(item, label=item.label, error="the process that decoded it was killed")
 
-    def _loader(self, batches: Iterator[list[Item]], workers: int) -> Iterator[Any]:
+    def _loader(self, batches: Iterator[list[Item]], workers: int, ahead: int | None = None) -> Iterator[Any]:
         with warnings.catch_warnings():
             # The warning that there are more workers than cores: the user asked for them.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
@@ -129,6 +136,7 @@ class Decoder(Dataset[Any]):
                 self,
                 batch_sampler=_BatchSampler(batches),
                 num_workers=workers,
+                prefetch_factor=ahead,
                 collate_fn=_identity,
                 worker_init_fn=_one_thread,
                 # connections to S3 do not survive a fork

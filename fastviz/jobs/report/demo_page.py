@@ -64,9 +64,9 @@ def demo_page(
     """Write ``index.html``: the demo's pictures, one row per method, in one self-contained file.
 
     Args:
-        out: the folder of the demo's job.
+        out: an existing folder.
         scenes: its photographs.
-        unfit: methods that do not work for the network → the reason.
+        unfit: methods without pictures → the reason.
         sections: the sections below the photographs.
         facts: name → value, for the bottom of the page.
 

@@ -50,11 +50,14 @@ def test_the_same_with_any_number_of_workers(tmp_path, workers):
 
 def test_a_picture_that_kills_its_worker_fails_alone(tmp_path):
     given = items(tmp_path, 6)
-    given.insert(2, Item("deadly", "deadly", 9, Deadly(os.getpid())))
-    found = list(Decoder(SEEN, None, 1)(iter([given[:2], given[2:4], given[4:]])))
+    for at in (2, 3, 7):
+        given.insert(at, Item(f"deadly {at}", "deadly", at, Deadly(os.getpid())))
+    batches = [given[:2], given[2:5], given[5:]]
+    found = list(Decoder(SEEN, None, 1)(iter(batches)))
+    assert [[each.item.id for each in batch] for batch in found] == [[item.id for item in batch] for batch in batches]
     errors = {each.item.id: each.error for batch in found for each in batch}
-    assert list(errors) == [item.id for item in given]
-    assert errors.pop("deadly") == "the process that decoded it was killed"
+    for at in (2, 3, 7):
+        assert errors.pop(f"deadly {at}") == "the process that decoded it was killed"
     assert set(errors.values()) == {""}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,17 @@ NETWORKS = {
 }
 
 
+@cache
+def program_of(name: str) -> tuple[nn.Module, Any]:
+    """A network and its program for any number of pictures; an export takes seconds."""
+    model = NETWORKS[name]()
+    return model, exported(Around(model), pictures(2))
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_program_has_a_map_for_each_input(name: str, tmp_path: Path) -> None:
     """captum #1778: exported maps were those of the example."""
-    model = NETWORKS[name]()
-    program = exported(Around(model), pictures(2))
+    model, program = program_of(name)
     torch.export.save(program, tmp_path / "cam.pt2")
     run = torch.export.load(tmp_path / "cam.pt2").module()
     found = [run(pictures(count, seed=seed)) for count, seed in ((1, 1), (3, 2))]
@@ -83,9 +90,9 @@ def test_a_program_has_a_map_for_each_input(name: str, tmp_path: Path) -> None:
 
 
 def test_the_network_runs_once() -> None:
-    program = exported(Around(small("resnet18")), pictures(1))
+    model, program = program_of("resnet18")
     calls = [node.target for node in program.graph.nodes if "conv2d" in str(node.target)]
-    assert len(calls) == sum(isinstance(module, nn.Conv2d) for module in small("resnet18").modules())
+    assert len(calls) == sum(isinstance(module, nn.Conv2d) for module in model.modules())
 
 
 TARGETS = {
