@@ -51,9 +51,7 @@ def tensor(
             of; named ones.
     """
     if not isinstance(value, Tensor):
-        many = isinstance(value, (Dataset, DataLoader))
-        way = f": loop over fastviz.batches({argument}, model=model), and give the images of each batch" if many else ""
-        raise TypeError(f"{argument} should be a tensor, got {type(value).__name__}{way}")
+        raise TypeError(f"{argument} should be a tensor, got {type(value).__name__}{_way_to_a_tensor(value, argument)}")
     _dense(value, argument)
     if floating and not value.is_floating_point():
         raise TypeError(f"{argument} should be a floating-point tensor, got {value.dtype}")
@@ -61,6 +59,17 @@ def tensor(
         cure = f"; {argument}[None] is a batch of one" if dims == (value.dim() + 1,) and value.dim() > 1 else ""
         raise ValueError(f"{argument} should have shape {layout}, got {list(value.shape)}{cure}")
     return value
+
+
+def _way_to_a_tensor(value: object, argument: str) -> str:
+    """How a ``value`` that holds images is given, for errors; empty if it holds none."""
+    if isinstance(value, (Dataset, DataLoader)):
+        return f": loop over fastviz.batches({argument}, model=model), and give the images of each batch"
+    if isinstance(value, (list, tuple)) and value and all(isinstance(each, Tensor) for each in value):
+        if len({each.shape for each in value}) == 1:
+            return f" of tensors: torch.stack({argument}) is a batch"
+        return f" of tensors of different sizes: call it for each of them, {argument}[i][None]"
+    return ""
 
 
 def _dense(value: Tensor, argument: str) -> None:

@@ -98,8 +98,9 @@ def preprocessing(model: nn.Module) -> Preprocessing:
     """How pictures are prepared for ``model``.
 
     A model of :func:`load_model` has torchvision's published values: those of its weights by name, else those of the
-    network's first published weights. A model registered with :func:`describe` has the preprocessing given there. For
-    every other module, the default applies: the shorter side resized to 256 pixels, a centre crop of 224x224,
+    network's first published weights. A model registered with :func:`describe` has the preprocessing given there.
+    torchvision's detection networks take pictures of 0 to 1 of any size, and normalise them themselves. For every
+    other module, the default applies: the shorter side resized to 256 pixels, a centre crop of 224x224,
     ImageNet's mean and standard deviation. If its first convolution takes another number of channels than 3 (see
     :func:`guess_channels`), each channel has the averages of ImageNet's values over the colours, 0.449 and 0.226.
 
@@ -255,6 +256,8 @@ def _describe(model: nn.Module) -> Description:
     if isinstance(module, DemoNetwork):
         return DEMO
     info, channels = ModelInfo(type(module).__name__, None), guess_channels(module) or 3
+    if _is_detector(module):
+        return Description(info, Preprocessing(None, None, (0.0,) * channels, (1.0,) * channels), None)
     own = timm_settings.preprocessing(module, channels)
     if own is not None:
         return Description(info, own, timm_settings.class_names(module))
@@ -264,4 +267,10 @@ def _describe(model: nn.Module) -> Description:
 def is_described(model: nn.Module) -> bool:
     """Whether the preprocessing of ``model`` is known, and not guessed."""
     module = _unwrapped(model)
-    return module in _descriptions or isinstance(module, DemoNetwork) or timm_settings.of(module) is not None
+    by_kind = isinstance(module, DemoNetwork) or _is_detector(module)
+    return module in _descriptions or by_kind or timm_settings.of(module) is not None
+
+
+def _is_detector(module: nn.Module) -> bool:
+    """Whether it is a detection network of torchvision, which resizes and normalises pictures of 0 to 1 itself."""
+    return type(getattr(module, "transform", None)).__name__ == "GeneralizedRCNNTransform"

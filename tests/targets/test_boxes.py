@@ -98,6 +98,25 @@ def test_no_box_gives_a_zero_map_and_says_so() -> None:
         assert not found.any()
 
 
+def test_detection_networks_take_pictures_of_0_to_1_as_they_are() -> None:
+    """Prepared for ImageNet's networks, they were normalised twice, without a word."""
+    model = _network("retinanet_resnet50_fpn")
+    found = fv.models.preprocessing(model)
+    assert (found.size, found.resize, found.mean, found.std) == (None, None, (0.0,) * 3, (1.0,) * 3)
+    picture = torch.rand(1, 3, 20, 30)
+    torch.testing.assert_close(fv.images.preprocess(picture, found), picture)
+
+
+def test_lists_of_images_are_refused_with_the_way() -> None:
+    """torchvision's detection networks take lists; maps of images of different sizes are no tensor."""
+    model, target = _network("retinanet_resnet50_fpn"), fv.box_score(torch.tensor([0, 0, 9, 9]))
+    given = [torch.rand(3, 64, 64).double(), torch.rand(3, 64, 48).double()]
+    with pytest.raises(TypeError, match=r"got list of tensors of different sizes: call it for each .*, x\[i\]\[None\]"):
+        fv.saliency(model, given, target)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"got list of tensors: torch.stack\(x\) is a batch"):
+        fv.occlusion(model, given[:1], target)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [

@@ -103,7 +103,7 @@ def test_units_on_crops_are_those_of_the_whole_image(
     seen: list[tuple[int, ...]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Corners, edges and inside, in two layers, one position per sample, the centre; with a class it is a whole pass."""
+    """Corners, edges, inside; two layers; one position per sample; the centre. With a class it is a whole pass."""
     rows = torch.tensor([0, 6, 11])
     targets: list[Any] = [
         neuron("conv2", 1, (0, 0)),
