@@ -127,7 +127,7 @@ void splice_cuda(Stream stream, const Splice& arguments);
 
 enum class ReluRule { plain, guided, deconvnet };
 
-/// guided_relu: output = x where not x <= 0, else 0 (so NaN stays NaN, as torch's relu has it), and one bit a value,
+/// guided_relu: output = x where not x <= 0, else 0 (so NaN stays NaN, as torch's relu has it), and one bit per value,
 /// 1 where the value passed: bit i % 8 of mask[i / 8], i counted in memory order. Unused bits of the last byte are 0.
 /// Bounded: values from `upper` on, which is above 0, become `upper`, and their bits 0; by the rule deconvnet the bits
 /// of all others are 1. Output may be input.

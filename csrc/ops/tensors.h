@@ -104,7 +104,7 @@ inline Tensor new_like(const Tensor& like, bool channels_last) {
 
 /// Memory for a kernel's own use.
 inline Tensor new_workspace(const Tensor& like, size_t bytes) {
-  // Eight bytes an element, so that the memory suits every type that a kernel puts there.
+  // Eight bytes per element, so that the memory suits every type that a kernel puts there.
   return new_tensor(like, {static_cast<int64_t>((bytes + 7) / 8)}, ScalarType::Long);
 }
 

@@ -19,7 +19,7 @@ Tensor winograd_tiles(const Tensor& x, int64_t top, int64_t left, int64_t tile_r
   STD_TORCH_CHECK(top >= 0 && top <= most_padding && left >= 0 && left <= most_padding, "padding should be from 0 to ",
                   most_padding, ", got ", top, " and ", left);
   STD_TORCH_CHECK(tile_rows <= x.size(2) + 2 * most_padding && tile_columns <= x.size(3) + 2 * most_padding,
-                  "tiles should be at most one a row and column of x and its padding, got ", tile_rows, " and ",
+                  "tiles should be at most one per row and column of x and its padding, got ", tile_rows, " and ",
                   tile_columns);
   STD_TORCH_CHECK(
       tile_rows > 0 && tile_columns > 0 && begin >= 0 && begin <= end && end <= x.size(0) * tile_rows * tile_columns,

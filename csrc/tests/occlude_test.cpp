@@ -90,7 +90,7 @@ TEST(occlude) {
     const int64_t sides = 2 * shape.axes, windows = static_cast<int64_t>(boxes.size()) / sides;
     for (Dtype dtype : all_dtypes) {
       for (int variant = 0; variant < 12; ++variant) {
-        // Both memory orders; no fill picture, one, one an image; addresses that are no multiple of 16 bytes.
+        // Both memory orders; no fill picture, one, one per image; addresses that are no multiple of 16 bytes.
         const bool channels_last = variant % 2;
         const int fills = variant / 2 % 3;
         const size_t shift = variant / 6 ? bytes_of(dtype) : 0;

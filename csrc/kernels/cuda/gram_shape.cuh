@@ -1,5 +1,5 @@
 // How the CUDA kernels cut a Gram matrix up: plain functions of numbers, which csrc/tests/gram_shape_test.cpp checks on
-// the CPU. The upper triangle is cut into square tiles, a tile into pieces of 64 x 32 products, one a warp; a warp
+// the CPU. The upper triangle is cut into square tiles, a tile into pieces of 64 x 32 products, one per warp; a warp
 // keeps its piece as 8 slices of 8 rows x 32 columns, 8 values a lane and slice.
 
 #pragma once
@@ -82,7 +82,7 @@ FASTVIZ_HOST_DEVICE int lane_row(int lane) { return (lane >> 1 & 1) | (lane >> 2
 FASTVIZ_HOST_DEVICE int lane_column(int lane) { return (lane & 1) | (lane >> 1 & 2); }
 FASTVIZ_HOST_DEVICE Place plain_place(int lane, int value) { return {lane_row(lane), lane_column(lane) + 4 * value}; }
 
-/// float16 and bfloat16: as the instruction mma.m16n8k16 leaves its sums, half a block of 16 rows a slice.
+/// float16 and bfloat16: as the instruction mma.m16n8k16 leaves its sums, half a block of 16 rows per slice.
 FASTVIZ_HOST_DEVICE Place tensor_place(int lane, int value) {
   return {lane >> 2, (value >> 1) * 8 + (lane & 3) * 2 + (value & 1)};
 }

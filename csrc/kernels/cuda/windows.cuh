@@ -51,6 +51,17 @@ __device__ __forceinline__ void write_values(T* picture, int64_t size, int64_t f
   }
 }
 
+/// Calls `write(window, output, span)` for each span of a window that is this block's: where its values come from, the
+/// window in memory, and the number of the span.
+template <typename Task, typename Write>
+__device__ __forceinline__ void for_each_span(const Task& task, const Write& write) {
+  for (int64_t block = blockIdx.x; block < task.blocks; block += gridDim.x) {
+    const int64_t number = task.spans.divide(block);
+    const int64_t span = task.spans.remainder(block, number);
+    write(task.window(number), task.output + number * task.size, span);
+  }
+}
+
 /// Writes windows whose rows (or pixels, as the task wants) are a multiple of 16 bytes. One block = 4 x 256 vectors of
 /// one window, one thread = 4 vectors of 16 bytes; no shared memory.
 ///   1. Find where each vector comes from and read it: 4 reads in flight.
@@ -59,11 +70,7 @@ template <typename Task>
 __global__ void __launch_bounds__(256) window_vectors_kernel(const Task task) {
   using T = typename Task::Value;
   constexpr int N = width<T>;
-  for (int64_t block = blockIdx.x; block < task.blocks; block += gridDim.x) {
-    const int64_t number = task.spans.divide(block);
-    const int64_t span = task.spans.remainder(block, number);
-    const auto window = task.window(number);
-    T* output = task.output + number * task.size;
+  for_each_span(task, [&](const auto& window, T* output, int64_t span) {
     const int64_t step = static_cast<int64_t>(blockDim.x) * N;
     const int64_t first = span * vectors_a_thread * step + static_cast<int64_t>(threadIdx.x) * N;
 
@@ -83,7 +90,7 @@ __global__ void __launch_bounds__(256) window_vectors_kernel(const Task task) {
       window.complete(task, value, positions[i], vectors[i]);
       store(output + value, vectors[i]);
     }
-  }
+  });
 }
 
 /// The same for windows of any rows. One block = 256 vectors of one window, aligned in the output; one thread = one of
@@ -92,16 +99,12 @@ template <typename Task>
 __global__ void __launch_bounds__(256) window_values_kernel(const Task task) {
   using T = typename Task::Value;
   constexpr int N = width<T>;
-  for (int64_t block = blockIdx.x; block < task.blocks; block += gridDim.x) {
-    const int64_t number = task.spans.divide(block);
-    const int64_t span = task.spans.remainder(block, number);
-    const auto window = task.window(number);
-    T* output = task.output + number * task.size;
+  for_each_span(task, [&](const auto& window, T* output, int64_t span) {
     const int64_t before = misalignment(reinterpret_cast<uintptr_t>(output), sizeof(T));
     const int64_t first = (span * blockDim.x + threadIdx.x) * N - before;
     write_values(output, task.size, first, task.grid,
                  [&](int64_t value, const Position& position) { return window.value_at(task, value, position); });
-  }
+  });
 }
 
 /// Deals the windows out, by vectors where the caller says that they fit, and launches.

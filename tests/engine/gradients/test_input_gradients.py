@@ -170,7 +170,10 @@ def test_a_unit_behind_a_global_operation_takes_the_whole_image(x: Tensor) -> No
         (neuron("conv2", 4), "channel should be a channel of layer 'conv2' from 0 to 3, got 4"),
         (neuron("conv2", 0, (12, 0)), "position should be a position of layer 'conv2' from 0 to 11"),
         (neuron("conv2", 0, (1,)), "position should have 2 numbers for layer 'conv2'"),
-        (neuron("conv2", torch.tensor([0, 1])), "channel should have one channel of layer 'conv2' a sample, 3, got 2"),
+        (
+            neuron("conv2", torch.tensor([0, 1])),
+            "should have one channel of layer 'conv2' per sample, 3, got 2",
+        ),
         (neuron("fc", 0, (1, 1)), r"position should have 0 numbers for layer 'fc', whose output is \[3, 5\], got 2"),
     ],
 )
