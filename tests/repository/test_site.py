@@ -23,7 +23,7 @@ LIMIT_BYTES = 3_000_000
 """All pictures of the gallery together."""
 
 # hooks.py makes these when the site is built.
-MADE = re.compile(r"gallery/index|reference/(api|command-line|methods|changelog|contributing)")
+MADE = re.compile(r"gallery/index|reference/(api|command-line|methods|changelog|contributing|security)")
 
 
 class Loader(yaml.SafeLoader):

@@ -21,6 +21,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/methods.md": reference.methods(),
         "reference/changelog.md": _moved("CHANGELOG.md"),
         "reference/contributing.md": _moved("CONTRIBUTING.md"),
+        "reference/security.md": _moved("SECURITY.md"),
         **reference.api_pages(),
     }
     for name, text in pages.items():
@@ -42,5 +43,6 @@ def on_page_markdown(markdown: str, **kwargs: object) -> str:
 
 
 def _moved(name: str) -> str:
-    """A page of the top folder, with links into docs/ changed to be relative to reference/."""
-    return re.sub(r"\]\(docs/", "](../", (ROOT / name).read_text())
+    """A page of the top folder, with links into docs/ and to its neighbours changed to be relative to reference/."""
+    text = re.sub(r"\]\(docs/", "](../", (ROOT / name).read_text())
+    return re.sub(r"\]\((CHANGELOG|CONTRIBUTING|SECURITY)\.md", lambda match: f"]({match[1].lower()}.md", text)

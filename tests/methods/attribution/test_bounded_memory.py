@@ -21,8 +21,8 @@ SIDE = 64
 PICTURE = 3 * SIDE * SIDE * 4
 """Bytes."""
 
-FEW, MANY = 32, 2000
-"""With 32 samples, batches are full."""
+FEW, MANY = 32, 500
+"""With 32 samples, batches are full; what is kept of each further one adds up."""
 
 
 class Peak(TorchDispatchMode):
@@ -96,7 +96,11 @@ DRAWS: dict[str, Callable[[nn.Module, Tensor, int], object]] = {
 
 @pytest.mark.parametrize("name", DRAWS)
 def test_memory_does_not_grow_with_samples(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """2,000 pictures of 64x64 would be 98 MB; what is kept of each may be a few numbers."""
+    """500 pictures of 64x64 would be 25 MB; what is kept of each may be a few numbers.
+
+    For captum's own case, 2,000 samples of SmoothGrad, all of them are drawn.
+    """
+    many = 2000 if name == "smooth_grad" else MANY
     # whole passes, which take more: tracing would also be counted
     monkeypatch.setattr("fastviz.engine.incremental.worth.refusal", lambda *known, **more: "not here")
     if name == "lime":
@@ -104,14 +108,14 @@ def test_memory_does_not_grow_with_samples(name: str, monkeypatch: pytest.Monkey
     model, x = Counting().eval(), image()
     DRAWS[name](model, x, 2)
     most, rows = [], []
-    for samples in (FEW, MANY):
+    for samples in (FEW, many):
         model.rows.clear()
         with Peak() as peak:
             DRAWS[name](model, x, samples)
         most.append(peak.most)
         rows.append(max(model.rows))
     assert rows[1] <= 32
-    assert most[1] < most[0] + 1000 * MANY, [each / PICTURE for each in most]
+    assert most[1] < most[0] + 1000 * many, [each / PICTURE for each in most]
 
 
 DEFAULTS: dict[str, Callable[[nn.Module, Tensor], object]] = {
