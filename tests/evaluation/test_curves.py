@@ -229,7 +229,7 @@ def test_no_image_and_the_model_as_it_was(model, x, maps):
         ({"step": -0.5}, "step should be a whole number, got -0.5"),
         ({"target": [1, 2]}, "target should be one per sample for a measure, got 2"),
         ({"target": neuron("0", 1)}, "got one about '0'"),
-        ({"target": 7}, "below 5"),
+        ({"target": 7}, "from 0 to 4"),
         ({"value": "score"}, "value should be one of 'probability', 'target'"),
         ({"substrate": "median"}, "substrate should be one of"),
         ({"substrate": torch.zeros(2)}, "substrate should have shape"),
