@@ -128,11 +128,13 @@ class Explainer:
         return found
 
     def _shared(self, size: tuple[int, int]) -> OnePass | None:
-        """The methods that run together with the scores of a batch; None if other passes have to choose the targets."""
+        """The methods that run together with the scores of a batch; None if there are none, or if the scores have to
+        come first."""
         if self.job.top_k > 1 or not (self.target == "predicted" or isinstance(self.target, int)):
             return None
         fast = {name: options for name, options in self.job.options.items() if not _runs_per_image(name)}
-        return OnePass(self.model, fast, torch.zeros(1, len(self.seen.mean), *size, device=self.device))
+        found = OnePass(self.model, fast, torch.zeros(1, len(self.seen.mean), *size, device=self.device))
+        return found if found.methods else None
 
     def _shapes(self, size: tuple[int, int]) -> dict[str, tuple[int, ...] | None]:
         """The shape of each method's map of one image, found with an empty batch, which also checks all options."""
@@ -196,7 +198,7 @@ class Explainer:
         x = self._stacked(found)
         started = time.perf_counter()
         shared = None
-        if self._one_pass is not None and self._one_pass.methods:
+        if self._one_pass is not None:
             shared = self._one_pass(x, self.target if isinstance(self.target, int) else None)
         scores, maps = (self.scores.of(x, needed=self._of_classes), {}) if shared is None else shared
         maps = {name: each.detach().float().cpu() for name, each in maps.items()}

@@ -113,10 +113,6 @@ class _NotedScore(Objective):
         self._slopes: list[Tensor] = []
         self._score = class_score(target)
 
-    @property
-    def reads_output(self) -> bool:
-        return True
-
     def values(self, output: object, activations: Activations) -> Tensor:
         self.scores.append(class_scores(output).detach())
         for name in self.layers:

@@ -304,8 +304,13 @@ def parameter_of(model: nn.Module) -> Tensor:
 def image_like(model: nn.Module) -> Tensor:
     """A tensor with the device of ``model``, and the dtype of images that are made for it.
 
-    That is the dtype of its parameters, but at least float32: 16 bits lose small steps, and Fourier transforms do not
-    support them.
+    16 bits lose small steps, and Fourier transforms do not support them.
+
+    Args:
+        model: any module; one without parameters counts as float32 on the CPU.
+
+    Returns:
+        A parameter of ``model``, of any shape, without its graph; at least float32.
 
     >>> image_like(nn.Conv2d(3, 8, 3).bfloat16()).dtype
     torch.float32
