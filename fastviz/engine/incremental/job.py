@@ -48,8 +48,8 @@ outweigh its overhead, and the maps still fit the caches."""
 
 _LIGHT_WEIGHTS = 1_500_000
 """Networks with depthwise convolutions and fewer weights than this, such as a ShuffleNet or the small MobileNets, have
-so little work per pixel that calls outweigh it in larger images too. MobileNet v2 has more, and loses with such batches
-what their larger maps cost."""
+so little work per pixel that calls outweigh it in larger images too. Others, such as an ESE-VoVNet, lose more by the
+larger maps of such batches."""
 
 
 _VOXELS = {"cpu": 1 << 20, "cuda": 1 << 23}
