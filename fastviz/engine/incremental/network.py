@@ -32,12 +32,14 @@ class Network:
         facts: findings of sweeps: ``"dense_seconds"``: the model's fastest time for an image; ``"clean"`` and
             ``"covered"``: the difference of the steps from the model when they were new, as a fraction of its largest
             output, for unchanged images and for covered ones.
+        plans: of earlier sweeps, see :mod:`fastviz.engine.incremental.plan_cache`.
     """
 
     steps: list[Step]
     shape: tuple[int, ...]
     outputs: tuple[int, ...] | None = None
     facts: dict[str, float] = field(default_factory=dict)
+    plans: dict[Hashable, Any] = field(default_factory=dict)
 
     @property
     def tail(self) -> int:
@@ -68,7 +70,7 @@ class Network:
                 f"outputs should be from 0 to {self.shape[0] - 1 if self.shape else 0}, got {list(wanted)}"
             )
         steps = only_outputs(self.steps, wanted) if wanted else None
-        return self if steps is None else Network(steps, self.shape, wanted, self.facts)
+        return self if steps is None else Network(steps, self.shape, wanted, self.facts, self.plans)
 
 
 def _is_vector(step: Step) -> bool:

@@ -19,7 +19,8 @@ from fastviz.engine.incremental.execute import Clean, Covered, Runner, clean_byt
 from fastviz.engine.incremental.job import Evaluate, Job, in_batches, new_job, whole_passes
 from fastviz.engine.incremental.limits import free_memory, windows_at_once
 from fastviz.engine.incremental.network import Network, kept, network
-from fastviz.engine.incremental.plan import Group, group_windows, predicted
+from fastviz.engine.incremental.plan import Group, predicted
+from fastviz.engine.incremental.plan_cache import kept_groups
 from fastviz.engine.incremental.tail import Tail
 from fastviz.execution import cuda_graphs
 from fastviz.execution.batches import Batches
@@ -241,7 +242,7 @@ class _Engine:
         self.growth_cap = growth_cap
         self.batch_size = batch_size
         device, value_bytes = images.device, images.element_size()
-        self.groups = group_windows(made.steps, job.boxes, value_bytes, cap=growth_cap, device=device.type)
+        self.groups = kept_groups(made, job.boxes, value_bytes, growth_cap, device.type)
         self.tail = Tail(made, job.put, job.images.dtype)
         self.runners = [Runner(self.tail.head, group.schedule, device) for group in self.groups]
         self.clean_bytes = clean_bytes(made.steps, self.groups, value_bytes)
@@ -257,30 +258,35 @@ class _Engine:
             if not bool(inside.any()):
                 continue
             try:
-                clean = self._clean(first, chunk)
-            except UnusableError as error:
+                self._run_chunk(first, chunk, inside)
+            except UnusableError as error:  # raised before any window was done
                 self.job.stats.update(path="dense", reason=str(error))
                 self.job.run_model(
                     inside.nonzero().flatten(), self.batch_size or whole_passes(self.job.model, self.job.images)
                 )
-                continue
-            covered = self._covered(first, chunk)
-            if not self.growth_cap and self.job.stats["dense_seconds"] is None:
-                try:
-                    self._compare_window(clean, covered, inside)
-                except UnusableError as error:
-                    self.job.stats.update(path="dense", reason=str(error))
-                    self.job.run_model(
-                        inside.nonzero().flatten(), self.batch_size or whole_passes(self.job.model, self.job.images)
-                    )
-                    continue
-            replays = None
-            if cuda_graphs.recordings(self.images) is not None:
-                # separate for this chunk, because they read its clean maps
-                replays = cuda_graphs.CapturedPasses(shared_memory=True)
-            for group, runner in zip(self.groups, self.runners, strict=True):
-                self._run_group(clean, covered, group, runner, inside, replays)
         self.tail.flush()
+
+    def _run_chunk(self, first: int, chunk: int, inside: Tensor) -> None:
+        """The windows of some images, which are ``inside``, bool [P]."""
+        clean = self._clean(first, chunk)
+        covered = self._covered(first, chunk)
+        replays = None
+        if cuda_graphs.recordings(self.images) is not None:
+            # separate for this chunk, because they read its clean maps
+            replays = cuda_graphs.CapturedPasses(shared_memory=True)
+        pairs = sorted(zip(self.groups, self.runners, strict=True), key=lambda pair: -len(pair[0].windows))
+        compared = bool(self.growth_cap) or self.job.stats["dense_seconds"] is not None
+        for group, runner in pairs:
+            at = inside[group.windows.to(inside.device)].nonzero().flatten()
+            if not len(at):
+                continue
+            expected = None
+            if not compared:
+                # Steps and model may differ only if something is covered. A window in the middle runs first, to compare
+                # it before others are done.
+                at, compared = at.roll(-(len(at) // 2)), True
+                expected = self._model_on(group.windows[at[:1].cpu()])
+            self._run_group(clean, covered, group, runner, at, expected, replays)
 
     def _clean(self, first: int, chunk: int) -> Clean:
         """The clean pass, checked to be finite and equal to the model."""
@@ -297,27 +303,21 @@ class _Engine:
         )
         return clean
 
-    def _compare_window(self, clean: Clean, covered: Covered, inside: Tensor) -> None:
-        """Compare steps and model on one window, since they may differ only if something is covered."""
-        group, runner = max(zip(self.groups, self.runners, strict=True), key=lambda each: len(each[0].windows))
-        at = inside[group.windows.to(inside.device)].nonzero().flatten()
-        if not len(at):
-            return
-        middle = at[len(at) // 2 : len(at) // 2 + 1].to(group.windows.device)
-        windows, members = (each[middle].to(inside.device) for each in (group.windows, group.members))
-        output = runner.run(clean, covered, windows, members)
-        job = self.job
-        images = ops.occlude(job.images, job.boxes_by_images[windows], job.image[windows], job.fill)
+    def _model_on(self, window: Tensor) -> Tensor | None:
+        """The model's output for one window, timed; None if it is not finite, since then only the kind of value that is
+        not differs."""
+        job, window = self.job, window.to(self.images.device)
+        images = ops.occlude(job.images, job.boxes_by_images[window], job.image[window], job.fill)
         begun = time.perf_counter()
-        expected = job.model(images)
+        expected: Tensor = job.model(images)
         if images.is_cuda:
             torch.cuda.synchronize(images.device)
         taken = time.perf_counter() - begun
         if not bool(torch.isfinite(expected).all()):
-            return  # where values are not finite, only the kind of them differs
-        compare(self.made, "covered", self.tail.output(output), expected, self.images.dtype)
+            return None
         self.made.facts["dense_seconds"] = min(taken, self.made.facts.get("dense_seconds", math.inf))
         job.stats["dense_seconds"] = self.made.facts["dense_seconds"]
+        return expected
 
     def _covered(self, first: int, chunk: int) -> Covered:
         fill = self.job.fill
@@ -334,11 +334,13 @@ class _Engine:
         covered: Covered,
         group: Group,
         runner: Runner,
-        inside: Tensor,
+        at: Tensor,
+        expected: Tensor | None,
         replays: cuda_graphs.CapturedPasses | None,
     ) -> None:
-        """The windows of a group that are ``inside`` the chunk, bool [P]."""
-        windows, members = group.windows.to(inside.device), group.members.to(inside.device)
+        """The windows ``at`` these positions of a group, int64 [B], of which the first should give ``expected``."""
+        windows, members = group.windows.to(at.device), group.members.to(at.device)
+        unchecked = [] if expected is None else [expected]
 
         def outputs(*of: Tensor) -> cuda_graphs.Outputs:
             return (runner.run(clean, covered, *of),)
@@ -346,8 +348,11 @@ class _Engine:
         def run(at: Tensor) -> None:
             of = windows[at], members[at]
             (output,) = outputs(*of) if replays is None else replays.replayed(runner, outputs, *of)
+            while unchecked:
+                compare(self.made, "covered", self.tail.output(output[:1]), unchecked[0], self.images.dtype)
+                unchecked.pop()
             self.tail.add(output, windows[at])
             self.job.advance(len(at))
 
         size = windows_at_once(group.schedule.peak, self.memory, self.batch_size, self.images.device)
-        in_batches(inside[windows].nonzero().flatten(), size, self.job.stats, run)
+        in_batches(at, size, self.job.stats, run)
