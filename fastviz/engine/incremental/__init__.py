@@ -5,7 +5,7 @@ from fastviz.engine.incremental.coarse_to_fine import drill_down
 from fastviz.engine.incremental.job import in_batches, in_whole_order, sampled_error, whole_passes
 from fastviz.engine.incremental.report import Plan, plan
 from fastviz.engine.incremental.sweep import Sweep, sweep
-from fastviz.engine.incremental.worth import counted, known
+from fastviz.engine.incremental.work import counted, known
 
 __all__ = [
     "Chain",

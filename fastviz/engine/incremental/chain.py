@@ -21,6 +21,7 @@ from fastviz.engine.incremental.network import Network, kept, network
 from fastviz.engine.incremental.passes import AT_ONCE, Advance, Evaluate, outputs_of_images
 from fastviz.engine.incremental.plan import CALL_FLOPS, FLOPS_PER_BYTE, Group, dense_cost, group_windows
 from fastviz.engine.incremental.tail import Tail
+from fastviz.engine.incremental.work import counted, known
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.full_precision import full_float32
 from fastviz.execution.inputs import output_of
@@ -115,7 +116,7 @@ def outputs_of_changes(
         except (NotTraceable, UnusableError, StaleError) as error:
             run.stats.update(path="model", reason=str(error))
             run.through_model()
-            worth.spend(worth.known(model, images), len(run.moving))
+            worth.spend(known(model, images), len(run.moving))
     return Chain(run.spread(), run.stats)
 
 
@@ -184,7 +185,7 @@ class _Run:
         states = States(self.images, self.changes)
         ends = self.moving[[0, int((self.moving < self.count).sum()) - 1]]
         first = states.images(ends[:1])
-        with worth.counted(self.model, first):
+        with counted(self.model, first):
             expected = output_of(self.model, first.clone())
         if not isinstance(expected, Tensor):
             raise UnusableError("the model gives something other than one tensor")

@@ -15,6 +15,7 @@ from fastviz import ops
 from fastviz._util import checks
 from fastviz._util.memory import is_out_of_memory
 from fastviz._util.modules import every_module
+from fastviz.engine.incremental.work import known
 from fastviz.execution import exported
 from fastviz.execution.batches import Batches
 from fastviz.execution.fast_conv.memory_format import convolution_weights, in_fast_order
@@ -38,7 +39,6 @@ Result = TypeVar("Result")
 _CHECKED = 16
 """Windows that approximate modes recompute exactly."""
 
-
 _BATCH = {"cpu": 8, "cuda": 256}
 """The default number of images in a pass of the model itself."""
 
@@ -51,6 +51,10 @@ _LIGHT_WEIGHTS = 1_500_000
 so little work per pixel that calls outweigh it in larger images too. Others, such as an ESE-VoVNet, lose more by the
 larger maps of such batches."""
 
+
+_MAPPED = 32 << 20
+"""Batches of small images are only larger as long as no map of theirs exceeds this many bytes: glibc takes larger
+blocks from the system for each call, which then fills their pages with zeros."""
 
 _VOXELS = {"cpu": 1 << 20, "cuda": 1 << 23}
 """The default number of volumes in a pass."""
@@ -68,8 +72,11 @@ def whole_passes(model: nn.Module, images: Tensor) -> int:
     if images.device.type != "cpu":
         return least
     light = convolution_weights(model) < _LIGHT_WEIGHTS and any(map(_is_depthwise, every_module(model)))
-    pixels = _LIGHT_PIXELS if light else _PIXELS
-    return max(least, min(_MOST, pixels // max(1, images.shape[2:].numel())))
+    most = min(_MOST, (_LIGHT_PIXELS if light else _PIXELS) // max(1, images.shape[2:].numel()))
+    work = known(model, images)
+    if work is not None and work.largest * least <= _MAPPED:
+        most = min(most, int(_MAPPED / max(1.0, work.largest)))
+    return max(least, most)
 
 
 def _is_depthwise(module: nn.Module) -> bool:

@@ -22,6 +22,7 @@ from fastviz.engine.incremental.network import Network, kept, network
 from fastviz.engine.incremental.plan import Group, predicted
 from fastviz.engine.incremental.plan_cache import kept_groups
 from fastviz.engine.incremental.tail import Tail
+from fastviz.engine.incremental.work import counted, known
 from fastviz.execution import cuda_graphs
 from fastviz.execution.batches import Batches
 from fastviz.execution.evaluation_mode import frozen_model
@@ -145,7 +146,7 @@ def sweep(
             if begun is not None:
                 job.begin(begun)
             job.run_model(job.windows, batch_size or whole_passes(job.model, job.images))
-            worth.spend(worth.known(job.model, job.images), len(job.boxes))
+            worth.spend(known(job.model, job.images), len(job.boxes))
         else:
             job.stats["prepare_seconds"] = time.perf_counter() - started
             if job.clean is None and len(job.boxes):
@@ -177,7 +178,7 @@ def _note_seconds(job: Job, seconds: float, approximate: bool) -> None:
         on_rectangles = job.stats["path"] == "incremental"
         if not on_rectangles or dense is not None:
             boxes = job.boxes[job.done :]
-            worth.timed(worth.known(job.model, job.images), boxes, each, dense if on_rectangles else None)
+            worth.timed(known(job.model, job.images), boxes, each, dense if on_rectangles else None)
 
 
 def _check_limits(growth_cap: float | None, memory: int | None, batch_size: int | None) -> None:
@@ -193,7 +194,7 @@ def _clean_outputs(job: Job) -> Any:
     found = []
 
     def run(images: Tensor) -> Any:
-        with worth.counted(job.model, images):
+        with counted(job.model, images):
             return output_of(job.model, images)
 
     for part in job.images.split(whole_passes(job.model, job.images)):
@@ -213,9 +214,9 @@ def _prepared(job: Job, dtype: torch.dtype | None, begun: int, trace: Tracing) -
         raise NotTraceable("no trace was wanted")
     if trace == "always":
         return network(job.model, job.images, dtype)
-    if len(job.images) and worth.known(job.model, job.images) is None and job.clean is None:
+    if len(job.images) and known(job.model, job.images) is None and job.clean is None:
         job.clean = _clean_outputs(job)
-    work = worth.known(job.model, job.images)
+    work = known(job.model, job.images)
     found = kept(job.model, job.images, dtype)
     if found is None:
         reason = worth.refusal(job.model, job.images, job.boxes, begun)

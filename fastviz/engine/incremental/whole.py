@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastviz.engine.incremental import worth
 from fastviz.engine.incremental.convolution import in_best_order
 from fastviz.engine.incremental.execute import run_whole
 from fastviz.engine.incremental.job import in_whole_order, whole_passes
 from fastviz.engine.incremental.network import Network, kept, network
+from fastviz.engine.incremental.work import counted, known
 from fastviz.execution.batches import Batches
 from fastviz.graph.model_graph import NotTraceable
 
@@ -41,7 +41,7 @@ class WholeImages:
 
     def __init__(self, model: nn.Module, image: Tensor, count: int) -> None:
         self._batches = Batches(model)
-        with worth.counted(model, image):
+        with counted(model, image):
             self.output = self._batches.run_model(image.clone())
         self.batch_size = whole_passes(model, image)
         self._steps = self._traced(model, image, count)
@@ -68,7 +68,7 @@ class WholeImages:
         try:
             found = kept(model, image)
             if found is None:
-                work = worth.known(model, image)
+                work = known(model, image)
                 if work is None or work.operations * count < _LEAST_WORK:
                     return None
                 found = network(model, image)

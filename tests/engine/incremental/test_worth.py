@@ -9,6 +9,7 @@ from torch import nn
 from fastviz import ops
 from fastviz.engine.incremental import job, sweep, worth
 from fastviz.engine.incremental.window_grid import grid
+from fastviz.engine.incremental.work import Work, counted, known
 
 
 def convolutions(width: int = 8) -> nn.Sequential:
@@ -24,10 +25,10 @@ def model() -> nn.Sequential:
     return model
 
 
-def work_of(model: nn.Module, images: torch.Tensor) -> worth.Work:
-    with torch.no_grad(), worth.counted(model, images):
+def work_of(model: nn.Module, images: torch.Tensor) -> Work:
+    with torch.no_grad(), counted(model, images):
         model(images)
-    found = worth.known(model, images)
+    found = known(model, images)
     assert found is not None
     return found
 
@@ -76,7 +77,7 @@ def test_small_sweeps_add_up(model: nn.Module, monkeypatch: pytest.MonkeyPatch) 
     # three sweeps of whole passes are worth 3 % of what tracing takes then
     rate = worth._RATE["cpu"] * torch.get_num_threads()
     monkeypatch.setattr(worth, "_TRACE", (3.5 * 0.03 * operations / rate, 0.0))
-    monkeypatch.setattr(worth.Work, "gain", lambda *given: 1.06)
+    monkeypatch.setattr(Work, "gain", lambda *given: 1.06)
     paths = [sweep(model, images, boxes).stats["path"] for _ in range(5)]
     assert paths == ["dense", "dense", "dense", "incremental", "incremental"]
 
@@ -115,6 +116,16 @@ def test_networks_of_little_work_get_more_images_at_once() -> None:
     light = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6))
     assert job.whole_passes(light, torch.zeros(1, 3, 224, 224)) == 14
     assert job.whole_passes(nn.Sequential(light, nn.Conv2d(6, 300_000, 1)), torch.zeros(1, 3, 224, 224)) == 8
+
+
+def test_batches_stay_below_the_size_of_mapped_memory() -> None:
+    images = torch.zeros(1, 3, 128, 128)
+    wide, wider = nn.Conv2d(3, 48, 1), nn.Conv2d(3, 128, 1)  # maps of 3 and 8 MiB
+    assert job.whole_passes(wide, images) == 14  # nothing is known of it yet
+    assert work_of(wide, images).largest == 48 * 128 * 128 * 4
+    assert job.whole_passes(wide, images) == 10
+    work_of(wider, images)
+    assert job.whole_passes(wider, images) == 14  # eight images are beyond it already
 
 
 def test_whole_passes_run_in_the_fast_order_where_it_pays() -> None:
