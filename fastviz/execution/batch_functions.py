@@ -75,10 +75,11 @@ class Functions(TorchFunctionMode):
                 return result
         elif func in READERS and args and isinstance(args[0], Tensor):
             self._watch.read(args[0])
-        given = self._watch.as_noted(operands((*args, *kwargs.values())))
+        tensors = list(operands((*args, *kwargs.values())))
+        given = self._watch.as_noted([*tensors, *(each._base for each in tensors if each._base is not None)])
         with self._watch:
             result = func(*args, **kwargs)
-        # torch counts writes, also through shared views, when the call has ended
+        # torch counts writes, also those through a view, of the viewed tensor too, when the call has ended
         self._watch.renew(given)
         self._watch.renew(leaves(result) if isinstance(result, (Tensor, tuple, list)) else ())
         return result
