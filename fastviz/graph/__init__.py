@@ -2,7 +2,7 @@
 
 from fastviz.graph.layers import Layer, layers, receptive_field
 from fastviz.graph.model_graph import NotTraceable, Trace, example_images, trace
-from fastviz.graph.receptive_field import ReceptiveField, joined_field
+from fastviz.graph.receptive_field import ReceptiveField, fields_of_nodes
 
 __all__ = [
     "Layer",
@@ -10,7 +10,7 @@ __all__ = [
     "ReceptiveField",
     "Trace",
     "example_images",
-    "joined_field",
+    "fields_of_nodes",
     "layers",
     "receptive_field",
     "trace",

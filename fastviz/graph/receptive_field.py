@@ -14,7 +14,7 @@ from fastviz.graph.model_graph import Trace, label
 from fastviz.graph.reach import Layout, Reach
 from fastviz.graph.sliding_window import Field, clip
 
-__all__ = ["NodeField", "ReceptiveField", "fields_of_nodes", "joined_field"]
+__all__ = ["NodeField", "ReceptiveField", "fields_of_nodes"]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def fields_of_nodes(traced: Trace) -> dict[fx.Node, NodeField]:
         reason = next((found[source].reason for source in sources if found[source].reason), "")
         if not reason:
             try:
-                fields[node] = joined_field(traced.reaches[node], [fields[source] for source in sources])
+                fields[node] = _joined_field(traced.reaches[node], [fields[source] for source in sources])
             except ValueError as error:
                 reason = f"{call_name(node)} in {label(node) or 'the model'!r} {error}"
         known = not reason
@@ -108,7 +108,7 @@ def _receptive_field(fields: tuple[Field, ...]) -> ReceptiveField:
     return ReceptiveField(sizes, strides, starts)
 
 
-def joined_field(reach: Reach, sources: list[tuple[Field, ...]]) -> tuple[Field, ...]:
+def _joined_field(reach: Reach, sources: list[tuple[Field, ...]]) -> tuple[Field, ...]:
     """The field, along each axis, of what one call makes of maps with the fields ``sources``.
 
     Raises:

@@ -28,7 +28,6 @@ from fastviz.graph.calls import BATCH, call_name, shape_of
 from fastviz.graph.fingerprint import StructureCache, structure
 from fastviz.graph.reach import Reach
 from fastviz.graph.receptive_field import ReceptiveField
-from fastviz.graph.sliding_window import Field
 from fastviz.graph.tracing import NotTraceable
 
 __all__ = ["NoCrop", "UnitCrops", "calls_of_layers", "map_shape", "unit_crops"]
@@ -244,21 +243,18 @@ def _field_of(traced: graph.Trace, output: fx.Node | None) -> ReceptiveField:
     if output is None:
         raise NoCrop("its output is no map of the image")
     needed = {output}
-    fields: dict[fx.Node, tuple[Field, ...]] = {traced.image: (Field(), Field())}
     for node in reversed(traced.graph.nodes):
         if node in needed:
             needed.update(node.all_input_nodes)
     for node in traced.graph.nodes:
         if node not in needed or node.op != "call_function" or traced.reaches[node].kind == "constant":
             continue
-        reach = traced.reaches[node]
-        if not _slides_with_input(node, reach):
+        if not _slides_with_input(node, traced.reaches[node]):
             raise NoCrop(f"{call_name(node)} depends on the whole image or on places in it")
-        fields[node] = graph.joined_field(reach, [fields[each] for each in node.all_input_nodes if each in fields])
-    if output not in fields or traced.reaches[output].layout != (2, 3):
-        raise NoCrop("its output is no map of the image")
-    rows, columns = fields[output]
-    return ReceptiveField((rows.size, columns.size), (rows.stride, columns.stride), (rows.start, columns.start))
+    found = graph.fields_of_nodes(traced).get(output)
+    if found is None or found.field is None or found.layout != (2, 3):
+        raise NoCrop((found and found.reason) or "its output is no map of the image")
+    return found.field
 
 
 def _slides_with_input(node: fx.Node, reach: Reach) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import struct
 from collections.abc import Sequence
 
 import torch
@@ -170,14 +171,21 @@ def _kernel_dtype(weight: Tensor) -> torch.dtype | None:
 def _order(packed: Tensor) -> bytes:
     """The order of a tensor packed by oneDNN: a copy of its descriptor, without the bytes between fields.
 
-    It only decides which sizes of input share packed weights. If another oneDNN lays its descriptor out in another way,
-    weights are packed more often, or reordered in a call; the numbers stay the same. This can go when torch compares
-    such tensors itself.
+    It only decides which sizes of input share packed weights. If a oneDNN other than 3 lays its descriptor out in
+    another way, which its first fields show, nothing is taken out: weights are then packed more often, and the numbers
+    stay the same. This can go when torch compares such tensors itself.
     """
     descriptor = bytearray(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).tolist())
-    # In oneDNN 3: int ndims, 4 bytes that nothing sets, int64 dims[12], int data_type, 4 bytes that nothing sets, ...
-    descriptor[4:8] = descriptor[108:112] = bytes(4)
+    if len(descriptor) >= _DESCRIPTOR.size:
+        axes, *sizes = _DESCRIPTOR.unpack_from(descriptor)
+        if 0 < axes <= len(sizes) and math.prod(sizes[:axes]) == packed.numel():
+            descriptor[_DESCRIPTOR.size - 4 : _DESCRIPTOR.size] = bytes(4)
     return bytes(descriptor)
+
+
+_DESCRIPTOR = struct.Struct("=4xi12q4x4x")
+"""The first fields of a descriptor of oneDNN 3: int kind, int ndims, int64 dims[12], int data_type, and 4 bytes that
+nothing sets before the next int64."""
 
 
 def in_best_order(x: Tensor) -> Tensor:
