@@ -63,8 +63,13 @@ class Job:
             four cores.
         engine: ``"local"``, or ``"ray"`` for the actors of a Ray cluster.
 
+        options: method → its options, including the registry's defaults; not an argument.
+
     Raises:
         TypeError, ValueError: an argument has another type or value; the message names it.
+
+    >>> Job("photographs", "explained", methods=["saliency", {"occlusion": {"window": 32}}]).model
+    'demo'
     """
 
     inputs: Any
@@ -89,7 +94,6 @@ class Job:
     engine: str = "local"
 
     options: dict[str, dict[str, Any]] = field(init=False, repr=False)
-    """Method → its options, including the registry's defaults."""
 
     def __post_init__(self) -> None:
         def set_(name: str, value: object) -> None:

@@ -46,6 +46,9 @@ class Summary:
         seconds: method → seconds, summed over the images.
         total_seconds: duration of the whole call.
         waited: seconds that the device waited for inputs.
+
+    >>> Summary(done=3, failures=[("a.jpg", "it is not an image")], failed=1).failures[0]
+    ('a.jpg', 'it is not an image')
     """
 
     done: int = 0
@@ -65,7 +68,14 @@ class Summary:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised for Ctrl-C during a job; ``summary`` says what was done until then."""
+    """Raised for Ctrl-C during a job; ``summary`` says what was done until then.
+
+    >>> try:
+    ...     raise Interrupted(Summary(done=2))
+    ... except KeyboardInterrupt as stopped:
+    ...     stopped.summary.done
+    2
+    """
 
     def __init__(self, summary: Summary) -> None:
         super().__init__()

@@ -40,6 +40,9 @@ class ModelInfo:
         name: the name given to :func:`load_model`; for any other module the name of its class.
         weights: the name of the weights, the path of their file, ``"built-in"`` for the built-in network, or None for
             random weights and for modules that :func:`load_model` did not make.
+
+    >>> ModelInfo("squeezenet1_0", weights=None)
+    ModelInfo(name='squeezenet1_0', weights=None)
     """
 
     name: str
@@ -153,14 +156,23 @@ _CONVOLUTION = re.compile(r"Conv(Bn)?(Add)?(ReLU)?[123]d")
 
 
 def guess_channels(model: nn.Module) -> int | None:
-    """How many channels the images of ``model`` have, as its first convolution says; None without a convolution.
+    """How many channels the images of ``model`` have, by its first convolution.
 
     The first in the order of registration, which in most models is the order of the calls.
+
+    Args:
+        model: any torch module.
+
+    Returns:
+        The number of channels; None without a convolution.
+
+    Raises:
+        TypeError: ``model`` is not a torch module.
 
     >>> guess_channels(nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3))), guess_channels(nn.Linear(3, 2))
     (1, None)
     """
-    for module in model.modules():
+    for module in checks.module(model).modules():
         # A scripted module is not an instance of a class in torch.nn, but it keeps the class's name and attributes.
         kind = getattr(module, "original_name", type(module).__name__)
         # The quantised ones are classes of their own, some with a rectifier in one.

@@ -23,7 +23,14 @@ _status: dict[str, str] = {}
 def libraries() -> dict[str, str]:
     """For each library (``"cpu"``, ``"cuda"``) the path it was loaded from, or the reason why it is not loaded.
 
-    A reason begins with ``"not loaded: "``.
+    Returns:
+        Library → path or reason; a reason begins with ``"not loaded: "``.
+
+    Raises:
+        ImportError: the CPU library could not be loaded, which importing fastviz says first.
+
+    >>> libraries()["cpu"].startswith("not loaded: ")
+    False
     """
     return dict(_status)
 

@@ -18,6 +18,12 @@ def instructions() -> tuple[str, str]:
     Of ``"baseline"``, ``"avx2"`` (x86-64-v3) and ``"avx512"`` (x86-64-v4). They are the same unless the environment
     variable ``FASTVIZ_CPU`` named a lesser one when fastviz was imported.
 
+    Returns:
+        The name of the one that is used, and of the best one.
+
+    Raises:
+        ImportError: the CPU library could not be loaded, which importing fastviz says first.
+
     >>> used, best = instructions()
     >>> used in ("baseline", "avx2", "avx512")
     True

@@ -23,6 +23,16 @@ def fill_in(values: Tensor, removed: Tensor, accuracy: float, most_steps: int) -
 
     Returns:
         Int64 [B, C], how many steps it took; -1 where ``most_steps`` were not enough.
+
+    Raises:
+        RuntimeError: an argument has another shape, dtype or memory order, or values are not in its range.
+
+    >>> values = torch.arange(9.0, dtype=torch.float64).reshape(1, 1, 3, 3)
+    >>> removed = torch.zeros(1, 3, 3, dtype=torch.bool)
+    >>> removed[0, 1, 1] = True
+    >>> steps = fill_in(values, removed, 1e-9, 100)
+    >>> round(float(values[0, 0, 1, 1]), 6)
+    4.0
     """
     found: Tensor = native._fill_in(values, removed, accuracy, most_steps)
     return found

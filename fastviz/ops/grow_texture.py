@@ -36,6 +36,17 @@ def grow_texture(
         weights: [window, window], 0 or more.
         epsilon: how much worse than the best a window may be.
         limit: mean squared error that a pixel must be below.
+
+    Raises:
+        RuntimeError: an argument has another shape, dtype or memory order, or values are not in its range.
+
+    >>> filled, origin = torch.zeros(5, 5, dtype=torch.bool), torch.full((5, 5), -1)
+    >>> filled[2, 2] = True
+    >>> canvas = torch.where(filled, 0.5, 0.0)[None], filled, origin
+    >>> place, chance = torch.tensor([2 * 5 + 3]), torch.zeros(1, dtype=torch.float64)  # the pixel on the right
+    >>> grow_texture(canvas, place, chance, torch.full((1, 4, 4), 0.5), None, torch.ones(3, 3), 0.1, 0.3)
+    >>> float(canvas[0][0, 2, 3]), bool(filled[2, 3])
+    (0.5, True)
     """
     native._grow_texture(*canvas, places, chances, sample, usable, weights, epsilon, limit)
 

@@ -67,6 +67,9 @@ def guided_relu_(x: Tensor, rule: Rule = "guided", upper: float | None = None) -
         rule: the backward rule.
         upper: above 0, rounded to the dtype of ``x``; None is no bound.
 
+    Returns:
+        ``x`` itself.
+
     Raises:
         TypeError: ``x`` is no floating-point tensor, or ``upper`` no number.
         ValueError: ``x`` is in other memory; ``rule`` is not one of the three, or ``upper`` not above 0.

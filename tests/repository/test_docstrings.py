@@ -16,7 +16,7 @@ import fastviz as fv
 
 PUBLIC = {
     f"{module.__name__}.{name}": getattr(module, name)
-    for module in (fv, fv.images, fv.evaluation)
+    for module in (fv, fv.images, fv.evaluation, fv.jobs, fv.models, fv.ops)
     for name in module.__all__
 }
 FUNCTIONS = {name: each for name, each in PUBLIC.items() if isinstance(each, FunctionType)}

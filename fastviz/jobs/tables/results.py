@@ -53,6 +53,13 @@ class Results:
     Attributes:
         out: the folder.
         job: the content of its ``job.json``.
+
+    >>> import tempfile, torch, fastviz as fv
+    >>> images = torch.rand(2, 3, 96, 96)
+    >>> summary = fv.jobs.run(images, out := tempfile.mkdtemp() + "/out", methods=["saliency"])
+    >>> results = fv.jobs.open(out)
+    >>> len(results), results.table().num_rows
+    (2, 2)
     """
 
     def __init__(self, out: Place) -> None:
