@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
+from fastviz._util.memory import keep_freed_memory
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -121,6 +123,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line with the arguments of the process; ends in ``SystemExit``."""
+    keep_freed_memory()
     app(prog_name="fastviz")
 
 

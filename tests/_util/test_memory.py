@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +12,24 @@ import numpy as np
 import pytest
 import torch
 
-from fastviz._util.memory import is_out_of_memory
+from fastviz._util.memory import is_out_of_memory, keep_freed_memory
 
 ROOT = Path(__file__).parents[2]
+
+FAULTS = """
+import resource, sys
+import torch
+from fastviz._util.memory import keep_freed_memory
+
+said = keep_freed_memory() if sys.argv[1] == "keep" else None
+faults = []
+for _ in range(8):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    maps = [torch.ones(1 << 24) for _ in range(4)]
+    del maps
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(said, min(faults))
+"""
 
 LIMITED = """
 import resource, warnings
@@ -77,3 +94,25 @@ def test_errors_of_real_allocators_are_known() -> None:
     with pytest.raises(RuntimeError) as other:
         torch.ones(2) @ torch.ones(3)
     assert not is_out_of_memory(other.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_freed_memory_is_kept_on_demand():
+    """256 MiB that were freed before come back without page faults, of which there are 65,536 otherwise."""
+
+    def run(word):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+        command = [sys.executable, "-c", FAULTS, word]
+        output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=ROOT)
+        said, faults = output.stdout.split()
+        return said, int(faults)
+
+    said, faults = run("keep")
+    assert said == "True"
+    assert faults < 2_000
+    assert run("leave")[1] > 10_000
+
+
+def test_the_users_own_settings_of_malloc_stay(monkeypatch):
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    assert not keep_freed_memory()

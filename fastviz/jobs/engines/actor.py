@@ -17,6 +17,7 @@ import torch
 
 from fastviz import models
 from fastviz._util import checks
+from fastviz._util.memory import keep_freed_memory
 from fastviz.jobs.engines.decoding import Decoded, Decoder
 from fastviz.jobs.explainer import Explainer
 from fastviz.jobs.inputs import Item
@@ -70,6 +71,7 @@ class Actor:
             TypeError, ValueError: as the explainer raises them.
         """
         torch.set_num_threads(cores)
+        keep_freed_memory()  # the process belongs to the job
         place = checks.device(device)
         model = torch.load(io.BytesIO(remote_job.model), map_location=place, weights_only=False)
         models.describe(model, preprocessing=remote_job.preprocessing, class_names=remote_job.class_names)
