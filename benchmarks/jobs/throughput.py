@@ -3,6 +3,7 @@
 Saliency and Grad-CAM of the built-in network over a folder of images. The bare loop reads batches of the same size,
 runs the two methods and keeps nothing; a second loop reads the images before the clock starts. The script runs captum
 image by image and writes a ``.npy`` file for each method. The job writes its tables. All of them alternate in chunks.
+Freed memory is kept, as it is on the command line, for all of them alike.
 
 Then the whole job runs with the local engine and with Ray, on two cores, for Ray with two actors of one core each. An
 actor takes seconds to start, so a Ray run with one batch per actor is measured too, and the ratio is given with and
@@ -29,6 +30,7 @@ from torch import nn
 import fastviz as fv
 from benchmarks.common import parse, parser, write
 from fastviz import images, jobs
+from fastviz._util.memory import keep_freed_memory
 
 METHODS = ["saliency", "grad_cam"]
 LAYER = "relu5_1"
@@ -113,6 +115,7 @@ def main() -> None:
     arguments.add_argument("--script", type=int, default=500, help="images for the captum script")
     arguments.add_argument("--ray-rounds", type=int, default=3, help="0 leaves Ray out")
     given = parse(arguments, "jobs/throughput")
+    keep_freed_memory()
     model = fv.load_model("demo")
     files = images.find_images(given.images)[: given.count]
     home = Path(tempfile.mkdtemp())

@@ -253,7 +253,7 @@ def _raise(error: OSError) -> NoReturn:
 
 def looks_like_image(name: str) -> bool:
     """Whether a file in a folder counts as an image by its name."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in _IMAGE_FILES
+    return not name.startswith(".") and name[name.rfind(".") :].lower() in _IMAGE_FILES
 
 
 def _natural(path: Path) -> list[tuple[list[str | int], str]]:
@@ -261,5 +261,8 @@ def _natural(path: Path) -> list[tuple[list[str | int], str]]:
     return [(_runs(part), part) for part in path.parts]
 
 
+_DIGITS = re.compile(r"(\d+)")
+
+
 def _runs(part: str) -> list[str | int]:
-    return [int(run) if run.isdecimal() else run for run in re.split(r"(\d+)", part.lower())]
+    return [int(run) if run.isdecimal() else run for run in _DIGITS.split(part.lower())]

@@ -11,7 +11,7 @@ from fastviz.jobs.inputs.items import Stamp, text
 from fastviz.jobs.inputs.objects import images_in
 from fastviz.jobs.places import Place
 from fastviz.jobs.s3 import S3Path, is_s3
-from fastviz.jobs.tables.folder import is_own_picture
+from fastviz.jobs.tables.folder import own_pictures
 
 __all__ = ["Naming", "count_files"]
 
@@ -43,7 +43,7 @@ class Naming:
     """
 
     def __init__(self, out: Place) -> None:
-        self._out = out
+        self._own = own_pictures(out)
         self._folders: list[str] = []  # absolute paths of earlier folders
         self._s3_folders: list[S3Path] = []  # the same in S3
         self._files: set[str] = set()  # names of files that were not given as part of a folder
@@ -62,9 +62,10 @@ class Naming:
         is_folder = os.path.isdir(place)
         found = paths.walk(place) if is_folder else _files(place)
         home = os.path.abspath(place)
+        inside = os.path.join(home, "")
         for path, relative in found:
-            whole = os.path.join(home, relative) if is_folder else os.path.abspath(path)
-            if whole in self._given_paths or self._is_inside(whole) or is_own_picture(whole, self._out):
+            whole = inside + relative if is_folder else os.path.abspath(path)
+            if whole in self._given_paths or self._is_inside(whole) or whole.startswith(self._own):
                 continue
             uri = text(relative)
             name = self._unused_name(uri, prefix)
@@ -83,7 +84,7 @@ class Naming:
         for path, relative, stamp in images_in(place):
             whole = S3Path(path).url
             is_folder = whole == f"{given.url}/{relative}"
-            if whole in self._given_paths or self._is_inside(whole) or is_own_picture(whole, self._out):
+            if whole in self._given_paths or self._is_inside(whole) or whole.startswith(self._own):
                 continue
             name = self._unused_name(relative, given.name)
             if not is_folder:
@@ -105,12 +106,16 @@ class Naming:
     def _is_taken(self, name: str) -> bool:
         if name in self._files or name in self._ambiguous:
             return True
+        if not self._folders and not self._s3_folders:  # the fast case
+            return False
         if any(os.path.lexists(os.path.join(folder, name)) for folder in self._folders):
             return True
         return any((folder / name).is_file() for folder in self._s3_folders)
 
     def _is_inside(self, path: str) -> bool:
         """Whether the file is in a folder that was given before."""
+        if not self._folders and not self._s3_folders:  # the fast case
+            return False
         for folder in [*self._folders, *(each.url for each in self._s3_folders)]:
             if path.startswith(os.path.join(folder, "")):
                 rest = os.path.relpath(path, folder).split(os.sep)

@@ -30,6 +30,7 @@ __all__ = [
     "digest",
     "file_url",
     "stamp_of",
+    "stamp_of_file",
     "text",
 ]
 
@@ -194,8 +195,11 @@ class DatasetPlace:
 
 def stamp_of(path: str) -> Stamp:
     """The current stamp of a file; :data:`UNKNOWN` if there is no file, which fails later on reading."""
-    if is_s3(path):
-        return stamps_in([path])[path]
+    return stamps_in([path])[path] if is_s3(path) else stamp_of_file(path)
+
+
+def stamp_of_file(path: str) -> Stamp:
+    """The same for a path that is not in S3."""
     try:
         status = os.stat(path)
     except OSError:
@@ -209,7 +213,7 @@ def text(name: str) -> str:
     >>> print(text("caf\\udce9"))
     caf\\xe9
     """
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def file_url(path: str) -> str:

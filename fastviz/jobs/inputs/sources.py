@@ -28,6 +28,7 @@ from fastviz.jobs.inputs.items import (
     Stamp,
     TarPlace,
     stamp_of,
+    stamp_of_file,
     text,
 )
 from fastviz.jobs.inputs.objects import images_in, objects_of, stamps_in
@@ -330,12 +331,9 @@ def _file_shard(
     start: int,
     known: Sequence[Stamp | None] | None = None,
 ) -> Shard:
-    asked = [path for path, stamp in zip(files, known or [None] * len(files), strict=True) if stamp is None]
-    far = stamps_in(asked)
-    stamps = [
-        stamp or far.get(path) or stamp_of(path)
-        for path, stamp in zip(files, known or [None] * len(files), strict=True)
-    ]
+    noted = known or [None] * len(files)
+    far = stamps_in([path for path, stamp in zip(files, noted, strict=True) if stamp is None])
+    stamps = [stamp or far.get(path) or stamp_of_file(path) for path, stamp in zip(files, noted, strict=True)]
 
     def make(at: int) -> Item:
         label = None if labels is None else labels[at]

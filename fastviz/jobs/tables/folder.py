@@ -24,8 +24,8 @@ __all__ = [
     "check",
     "clear",
     "differences",
-    "is_own_picture",
     "next_number",
+    "own_pictures",
     "part_path",
     "parts",
     "read_job",
@@ -168,10 +168,10 @@ def clear(out: Place) -> None:
         remove(path)
 
 
-def is_own_picture(path: str, out: Place) -> bool:
-    """Whether the absolute ``path`` is a picture that fastviz wrote into the job's folder."""
+def own_pictures(out: Place) -> tuple[str, ...]:
+    """How the absolute paths of the pictures begin that fastviz wrote into the job's folder."""
     home = out.url if isinstance(out, S3Path) else os.path.abspath(out)
-    return path.startswith((os.path.join(home, _PICTURES) + os.sep, os.path.join(home, _SHEETS)))
+    return os.path.join(home, _PICTURES) + os.sep, os.path.join(home, _SHEETS)
 
 
 def _short(value: Any) -> str:
