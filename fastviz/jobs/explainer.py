@@ -45,11 +45,8 @@ THUMBNAIL = 224
 _GPU_BATCH = 64
 """Batch size on a GPU, if the memory is large enough."""
 
-_PER_IMAGE_ARGUMENTS = ("stride", "segments", "masks", "steps", "seed")
-"""Methods with such an argument run one image at a time. Methods with many forward passes (windows, segments, steps)
-are slow, and each image should be saved as soon as it is done. Methods that draw random numbers would give an image
-different numbers at another place in the batch.
-"""
+_SLOW_BATCH = 8
+"""The largest batch with slow methods, which an actor returns as a whole: what is lost if it dies should be little."""
 
 
 @dataclass
@@ -93,7 +90,7 @@ class Explainer:
         self.shown = enlarged(self.seen) if job.thumbnails or job.overlays else None
         size = self.seen.size or (224, 224)
         at_once = images_at_once(_GPU_BATCH, size, self.device)
-        self.batch_size = job.batch_size or at_once
+        self.batch_size = job.batch_size or (min(at_once, _SLOW_BATCH) if _slow(job) else at_once)
         self._limit = self.batch_size  # reduced when memory runs out
         self.scores = Scores(self.model, self.device)
         self._of_classes = not isinstance(job.target, Objective) and not is_expression(str(job.target))
@@ -174,7 +171,7 @@ class Explainer:
                     yield from self._rows_of_shape([each])
                 continue
             decoded = decoded[len(part) :]
-            slow = [name for name in self.job.options if _runs_per_image(name)]
+            slow = _slow(self.job)
             if not slow:
                 yield self._batch(found)
                 continue
@@ -327,8 +324,16 @@ class Explainer:
         return row
 
 
+def _slow(job: Job) -> list[str]:
+    """The methods of a job that run on one image at a time."""
+    return [name for name in job.options if _runs_per_image(name)]
+
+
 def _runs_per_image(name: str) -> bool:
-    return any(each in inspect.signature(EXPLAINERS[name].function).parameters for each in _PER_IMAGE_ARGUMENTS)
+    """Whether a method runs on one image at a time: those that can show their progress take many forward passes, and
+    each image should be saved as soon as it is done. So do all that draw random numbers, which would give an image
+    different numbers at another place in the batch."""
+    return "progress" in inspect.signature(EXPLAINERS[name].function).parameters
 
 
 def _jpeg(picture: Tensor, size: int) -> bytes:

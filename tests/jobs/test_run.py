@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -20,7 +21,10 @@ from torch import nn
 
 import fastviz as fv
 from fastviz import images, jobs, models
-from fastviz.methods.registry import METHODS
+from fastviz.jobs import explainer
+from fastviz.jobs.explainer import Explainer
+from fastviz.jobs.run import as_job
+from fastviz.methods.registry import EXPLAINERS, METHODS
 from tests.jobs.common import photograph
 
 ALL = {"saliency": {}, "guided_backprop": {}, "grad_cam": {}, "occlusion": {"window": 8, "stride": 8}}
@@ -448,3 +452,20 @@ def test_nothing_is_warned_of(network, photos, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         jobs.run([photos], tmp_path / "out", model=network, methods=ALL, workers=1)
+
+
+def test_batches_with_slow_methods_are_small(photos, network, tmp_path):
+    """An actor returns whole batches, so a slow one would be lost as a whole."""
+
+    def size(*methods, **options):
+        return Explainer(as_job([photos], tmp_path / "out", model=network, methods=list(methods), **options)).batch_size
+
+    assert size("saliency", "score_cam") == 8
+    assert size("saliency", "grad_cam") > 8
+    assert size("saliency", "score_cam", batch_size=32) == 32
+
+
+def test_methods_that_draw_random_numbers_run_on_single_images():
+    seeded = [name for name, each in EXPLAINERS.items() if "seed" in inspect.signature(each.function).parameters]
+    assert seeded
+    assert all(map(explainer._runs_per_image, seeded))
