@@ -2,8 +2,9 @@
 [--rounds N]``.
 
 Parts: ``methods``, saliency, guided backprop and deconvnet of 8 images on eight networks; ``bfloat16``, guided backprop
-in lower precision; ``units``, single units of a layer; ``folder``, saliency from files to maps; ``memory``, peak memory
-per image. Each part can be run separately; the file keeps the results of the others.
+in lower precision; ``units``, single units of a layer; ``folder``, saliency from files to maps, with freed memory kept
+for all as on the command line; ``memory``, peak memory per image. Each part can be run separately; the file keeps the
+results of the others.
 
 captum gets the network in contiguous and in channels_last memory. Its guided backprop and deconvnet use hooks on
 ``nn.ReLU`` modules that must not be in-place, so it gets a copy with out-of-place ones. It does not handle functional
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 import fastviz as fv
 from benchmarks.common import parse, parser, row, shares, side_by_side, write
+from fastviz._util.memory import keep_freed_memory
 from fastviz.images import streams
 
 NETWORKS = (
@@ -186,6 +188,7 @@ def write_pictures(folder: Path) -> None:
 
 def folder(device: torch.device, rounds: int) -> Rows:
     """From files to maps: the predicted class and its saliency for every picture in a folder."""
+    keep_freed_memory()
     from captum.attr import Saliency
     from PIL import Image
     from torchvision import transforms
