@@ -104,6 +104,9 @@ def recipro_cam(
     positions around it by ``[1 2 1; 2 4 2; 1 2 1] / 16``. Byun, Lee 2022, "Recipro-CAM",
     https://arxiv.org/abs/2209.14074. No gradient is used. The paper scales the result to 0 to 1.
 
+    Positions change the score little, so a 16-bit model, which rounds its scores, gives a map of few levels (bfloat16
+    keeps 8 binary digits). Use the model in float32 if this matters.
+
     Args:
         model, x, layer, size: as in :func:`fastviz.grad_cam`.
         target: as in :func:`fastviz.grad_cam`, but nothing inside the network; the paper uses

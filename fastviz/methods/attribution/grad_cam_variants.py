@@ -285,8 +285,8 @@ def eigen_cam(
 
     The positions are points with one coordinate per channel; their mean is subtracted and they are projected onto the
     first singular vector. Muhammad, Yeasin 2020, "Eigen-CAM", https://arxiv.org/abs/2008.00299. The sign of a principal
-    component is arbitrary; here it makes the largest absolute value positive. pytorch-grad-cam does not choose a sign,
-    so its map may show the background.
+    component is arbitrary; here it makes the largest absolute value positive. If an object fills most of the image,
+    that may be the background, which differs most from the mean then. pytorch-grad-cam does not choose a sign.
 
     Args:
         model, x, layer, size, batch_size, precision: as in :func:`fastviz.grad_cam`.
