@@ -39,6 +39,12 @@ def test_docs_list_every_extra_with_its_packages():
         assert packages == set(listed[name].split(", ")) or listed[name] == "the tool", name
 
 
+def test_classifiers_are_the_pythons_that_were_tried():
+    row = re.search(r"^\| Python \| .+ \| (.+) \|$", (ROOT / "docs/reference/supported.md").read_text(), re.M)
+    claimed = re.findall(r"^Programming Language :: Python :: (3\.\d+)$", "\n".join(PROJECT["classifiers"]), re.M)
+    assert set(re.findall(r"\b3\.\d+\b", row[1])) == set(claimed)
+
+
 def test_messages_and_docs_name_extras_that_exist():
     """Whoever lacks a package is told which extra brings it, by a line that a shell takes as it stands."""
     code = {path: path.read_text().replace('\\"', '"') for path in (ROOT / "fastviz").rglob("*.py")}
