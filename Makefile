@@ -24,7 +24,7 @@ RELEASED = $(if $(filter command line environment,$(origin TORCH_CUDA_ARCH_LIST)
 CUDA_MAJOR = $$($(PY) -c 'import torch; print(torch.version.cuda.split(".")[0])')
 MANYLINUX = manylinux_2_28_$$(uname -m)
 NOT_BUNDLED = --exclude 'libtorch*.so' --exclude 'libc10*.so' --exclude 'libcudart.so.*'
-SETUP = PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) setup.py -q
+SETUP = PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -W "ignore:setup.py install is deprecated" setup.py -q
 PYTHONS ?= $(PYTHON)
 TORCHES ?= torch==2.13.0
 

@@ -80,8 +80,9 @@ def _dense(value: Tensor, argument: str) -> None:
         raise TypeError(f"{argument} should be a dense tensor, got one of layout {value.layout}: give .to_dense()")
     if value.is_quantized:
         raise TypeError(f"{argument} should be an ordinary tensor, got quantised {value.dtype}: give .dequantize()")
-    names = getattr(value, "names", ())  # later versions of torch have none
-    if any(names):
+    # Later versions of torch have no names. In those that have, torch.compile stops at the question.
+    if not torch.compiler.is_compiling() and hasattr(value, "has_names") and value.has_names():
+        names = getattr(value, "names", ())
         raise ValueError(f"{argument} should have no named dimensions, got {names}: give .rename(None)")
 
 

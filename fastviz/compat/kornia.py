@@ -47,7 +47,7 @@ def total_variation(img: Tensor, reduction: str = "sum") -> Tensor:
     """
     if not native(img) or img.dim() < 2 or reduction not in ("sum", "mean"):
         if _theirs is None:
-            raise ImportError("this call needs kornia itself: pip install 'fastviz[kornia]'")
+            raise ImportError('this call needs kornia itself: pip install "fastviz[kornia]"')
         return _theirs(img, reduction)  # type: ignore[no-any-return]
     planes = img.reshape(-1, 1, *img.shape[-2:]) if img.numel() else img.new_zeros(img.shape[:-2].numel(), 1, 1, 1)
     value = ops.total_variation(

@@ -25,7 +25,7 @@ except ModuleNotFoundError as missing:
     if (missing.name or "").partition(".")[0] != "torchcam":
         raise
 
-_MISSING = "this class needs torch-cam itself: pip install 'fastviz[torchcam]'"
+_MISSING = 'this class needs torch-cam itself: pip install "fastviz[torchcam]"'
 
 
 def __getattr__(name: str) -> Any:

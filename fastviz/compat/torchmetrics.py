@@ -47,7 +47,7 @@ def total_variation(img: Tensor, reduction: Literal["mean", "sum", "none"] | Non
     """
     if not native(img) or img.dim() != 4 or not len(img) or reduction not in ("sum", "mean", "none", None):
         if _theirs is None:
-            raise ImportError("this call needs torchmetrics itself: pip install 'fastviz[torchmetrics]'")
+            raise ImportError('this call needs torchmetrics itself: pip install "fastviz[torchmetrics]"')
         return _theirs(img, reduction)  # type: ignore[no-any-return]
     score = ops.total_variation(img, norm="l1", border="zero", reduction=reduction or "none")
     return score.to(img.dtype)
@@ -62,7 +62,7 @@ class TotalVariation(_Base):
 
     def __init__(self, reduction: Literal["mean", "sum", "none"] | None = "sum", **kwargs: Any) -> None:
         if _theirs is None:
-            raise ImportError("a metric needs torchmetrics: pip install 'fastviz[torchmetrics]'")
+            raise ImportError('a metric needs torchmetrics: pip install "fastviz[torchmetrics]"')
         super().__init__(reduction=reduction, **kwargs)
 
     def update(self, img: Tensor) -> None:

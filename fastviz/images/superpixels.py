@@ -64,6 +64,6 @@ def _slic() -> Any:
         from skimage.segmentation import slic
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "superpixels need scikit-image: pip install scikit-image, or give segments", name="skimage"
+            'superpixels need scikit-image: pip install "fastviz[perturbation]", or give segments', name="skimage"
         ) from error
     return slic

@@ -114,7 +114,7 @@ class Output:
         ]
         self._csv("ranking.csv", list(standing[0]), standing)
         if find_spec("pyarrow") is None:
-            self.notes.append("table.parquet was not written: it needs pyarrow (pip install 'fastviz[evaluation]')")
+            self.notes.append('table.parquet was not written: it needs pyarrow (pip install "fastviz[evaluation]")')
             (self.folder / "table.parquet").unlink(missing_ok=True)
             return
         from pyarrow import parquet

@@ -27,7 +27,7 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> nn.M
             - ``"demo"``, the small trained network inside the package (20 classes, 64x64 pixels, no network access and
               no torchvision needed);
             - one of torchvision's classification networks, see :func:`model_names`;
-            - ``"timm/NAME"``, a network of timm (``pip install 'fastviz[timm]'``), also with the tag of its weights:
+            - ``"timm/NAME"``, a network of timm (``pip install "fastviz[timm]"``), also with the tag of its weights:
               ``"timm/resnet18.a1_in1k"``;
             - ``"package.module:function"``, a function or a class that gives a module when it is called without
               arguments; modules of the current folder are found, too;

@@ -42,7 +42,7 @@ def load(name: str, weights: str | os.PathLike[str] | None) -> nn.Module:
     """
     timm = _timm()
     if timm is None:
-        raise ModuleNotFoundError(f"model {name!r} needs timm: pip install 'fastviz[timm]'")
+        raise ModuleNotFoundError(f'model {name!r} needs timm: pip install "fastviz[timm]"')
     called = name.removeprefix(PREFIX)
     architecture, _, tag = called.partition(".")
     checks.nearest(PREFIX + architecture, "model", names())

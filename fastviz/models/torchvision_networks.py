@@ -35,7 +35,7 @@ def load(name: str, weights: str | os.PathLike[str] | None) -> nn.Module:
     vision = _torchvision_models()
     if vision is None:
         raise ModuleNotFoundError(
-            f"model {name!r} needs torchvision: pip install torchvision (without it there is only 'demo')"
+            f"model {name!r} needs torchvision: pip install \"fastviz[vision]\" (without it there is only 'demo')"
         )
     timm = timm_networks.PREFIX + name
     if name not in names() and timm in timm_networks.names():

@@ -16,7 +16,7 @@ INSTRUCTIONS = ("baseline", "avx2", "avx512")
 """The instruction sets that the CPU kernels are compiled for, in the order of csrc/kernels/kernels.h."""
 
 _FOLDER = Path(__file__).parent
-_REPAIR = "run `make build` in a checkout, or reinstall the package with `pip install --force-reinstall fastviz`"
+_REPAIR = "run `make build` in a checkout, or install a wheel again with `pip install --force-reinstall --no-deps`"
 _status: dict[str, str] = {}
 
 

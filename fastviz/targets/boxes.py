@@ -37,7 +37,12 @@ class _Box(Objective):
 
     def _chosen(self, output: object) -> list[tuple[Mapping[str, Tensor], int | None]]:
         """The detections in each image, and the number of the box that overlaps most."""
-        from torchvision.ops import box_iou  # costs time to import
+        try:
+            from torchvision.ops import box_iou  # costs time to import
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                'box_score needs torchvision: pip install "fastviz[vision]"', name=error.name
+            ) from error
 
         images = detections(output)
         count = self.samples

@@ -111,7 +111,7 @@ def _assign(points: Tensor, members: Tensor, box: Box, columns: int, cell: Tenso
     try:
         from scipy.optimize import linear_sum_assignment
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("placing images needs scipy: pip install scipy", name="scipy") from error
+        raise ModuleNotFoundError('placing images needs scipy: pip install "fastviz[maps]"', name="scipy") from error
     row, column = torch.arange(box[0], box[2]), torch.arange(box[1], box[3])
     down = (points[members, :1] - (row + 0.5)) ** 2
     across = (points[members, 1:] - (column + 0.5)) ** 2

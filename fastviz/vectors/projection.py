@@ -196,7 +196,7 @@ def _by_sklearn(data: Tensor, start: Tensor, perplexity: float, seed: int) -> An
     try:
         from sklearn.manifold import TSNE
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("t-SNE needs scikit-learn: pip install scikit-learn", name="sklearn") from error
+        raise ModuleNotFoundError('t-SNE needs scikit-learn: pip install "fastviz[maps]"', name="sklearn") from error
     return TSNE(perplexity=perplexity, init=start.numpy(), random_state=seed).fit_transform(data.cpu().numpy())
 
 
@@ -205,7 +205,9 @@ def _by_opentsne(data: Tensor, start: Tensor, perplexity: float, seed: int) -> A
         from openTSNE import TSNE
         from openTSNE.nearest_neighbors import PrecomputedNeighbors
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("engine openTSNE is not installed: pip install openTSNE", name="openTSNE") from error
+        raise ModuleNotFoundError(
+            'engine openTSNE is not installed: pip install "fastviz[tsne]"', name="openTSNE"
+        ) from error
     # Its own search from 1,000 vectors on is approximate, slower, and depends on the number of threads.
     near, distances = (each.cpu().numpy() for each in nearest(data, min(len(data) - 1, int(3 * perplexity))))
     engine = TSNE(

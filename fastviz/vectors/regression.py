@@ -23,7 +23,9 @@ def weighted_ridge(rows: Tensor, values: Tensor, weights: Tensor, penalty: float
     try:
         from sklearn.linear_model import Ridge
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("lime needs scikit-learn: pip install scikit-learn", name="sklearn") from error
+        raise ModuleNotFoundError(
+            'lime needs scikit-learn: pip install "fastviz[perturbation]"', name="sklearn"
+        ) from error
     x, y, w = (each.detach().double().cpu().numpy() for each in (rows, values, weights))
     model = Ridge(alpha=penalty).fit(x, y, sample_weight=w)
     varied = bool((values != values[0]).any())

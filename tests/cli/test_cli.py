@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import resource
@@ -421,7 +422,7 @@ def test_demo_needs_no_extra_and_replaces_its_own_page(quick_demo, tmp_path, mon
         run("demo", "--out", tmp_path / "out")
         assert os.listdir(tmp_path / "out") == ["index.html"]
     text = (tmp_path / "out/index.html").read_text()
-    assert "Not here: segment needs OpenCV: pip install opencv-python-headless" in text
+    assert 'Not here: segment needs OpenCV: pip install "fastviz[segment]"' in html.unescape(text)
 
 
 def test_demo_refuses_a_folder_with_somebody_elses_page(tmp_path):

@@ -1115,7 +1115,7 @@ assert captum.Occlusion(model).multiplies_by_inputs and not captum.Saliency(mode
 try:
     captum.Occlusion(lambda x: x).attribute(x, (3, 4, 4))
 except ImportError as error:
-    assert "pip install 'fastviz[captum]'" in str(error)
+    assert 'pip install "fastviz[captum]"' in str(error)
 else:
     raise SystemExit("there was no error")
 torch.save(found, sys.argv[1])

@@ -316,7 +316,7 @@ with grad_cam.GradCAM(model, [model[1]]) as cam:
     try:
         cam(x[:, :, None])
     except ImportError as error:
-        assert "pip install 'fastviz[grad-cam]'" in str(error)
+        assert 'pip install "fastviz[grad-cam]"' in str(error)
     else:
         raise SystemExit("there was no error")
 assert grad_cam.GuidedBackpropReLUModel(model)(x[:1]).shape == (8, 8, 3)

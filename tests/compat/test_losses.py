@@ -270,8 +270,8 @@ def test_without_the_tools() -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [
-        "this call needs kornia itself: pip install 'fastviz[kornia]'",
-        "this call needs torchmetrics itself: pip install 'fastviz[torchmetrics]'",
-        "a metric needs torchmetrics: pip install 'fastviz[torchmetrics]'",
+        'this call needs kornia itself: pip install "fastviz[kornia]"',
+        'this call needs torchmetrics itself: pip install "fastviz[torchmetrics]"',
+        'a metric needs torchmetrics: pip install "fastviz[torchmetrics]"',
         "this call needs pystiche itself, which cannot be imported",
     ]

@@ -141,4 +141,4 @@ def test_without_torch_cam() -> None:
     )
     command = [sys.executable, "-c", script]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
-    assert "pip install 'fastviz[torchcam]'" in result.stdout, result.stderr
+    assert 'pip install "fastviz[torchcam]"' in result.stdout, result.stderr

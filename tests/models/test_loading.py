@@ -29,7 +29,9 @@ def test_without_torchvision_there_is_the_built_in_network(tmp_path: Path, monke
         monkeypatch.setitem(sys.modules, module, None)
     assert models.model_names() == ["demo"]
     assert len(models.class_names(models.load_model("demo", tmp_path / "w.safetensors"))) == 20
-    with pytest.raises(ModuleNotFoundError, match=r"model 'resnet18' needs torchvision: pip install torchvision"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"model 'resnet18' needs torchvision: pip install \"fastviz\[vision\]\""
+    ):
         models.load_model("resnet18")
 
 

@@ -138,7 +138,7 @@ def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in [name for name in sys.modules if name.split(".")[0] == "timm"] + ["timm"]:
         monkeypatch.setitem(sys.modules, module, None)
     assert models.model_names("timm/*") == []
-    with pytest.raises(ModuleNotFoundError, match=r"model 'timm/resnet18' needs timm: pip install 'fastviz\[timm\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"model 'timm/resnet18' needs timm: pip install \"fastviz\[timm\]\""):
         fv.load_model("timm/resnet18")
 
 

@@ -39,6 +39,24 @@ def test_docs_list_every_extra_with_its_packages():
         assert packages == set(listed[name].split(", ")) or listed[name] == "the tool", name
 
 
+def test_classifiers_are_the_pythons_that_were_tried():
+    row = re.search(r"^\| Python \| .+ \| (.+) \|$", (ROOT / "docs/reference/supported.md").read_text(), re.M)
+    claimed = re.findall(r"^Programming Language :: Python :: (3\.\d+)$", "\n".join(PROJECT["classifiers"]), re.M)
+    assert set(re.findall(r"\b3\.\d+\b", row[1])) == set(claimed)
+
+
+def test_messages_and_docs_name_extras_that_exist():
+    """Whoever lacks a package is told which extra brings it, by a line that a shell takes as it stands."""
+    code = {path: path.read_text().replace('\\"', '"') for path in (ROOT / "fastviz").rglob("*.py")}
+    pages = {path: path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]}
+    asked = [line for text in code.values() for line in re.findall(r"pip install ([^`\n]+)", text)]
+    assert len(asked) > 15
+    for line in asked:
+        assert re.match(r'"fastviz\[[\w,-]+\]"|--force-reinstall --no-deps', line), line
+    named = re.findall(r"fastviz\[([\w,-]+)\]", "\n".join([*code.values(), *pages.values()]))
+    assert {name for names in named for name in names.split(",")} <= set(PROJECT["optional-dependencies"])
+
+
 @pytest.mark.parametrize("path", [".github/workflows/ci.yml", ".pre-commit-config.yaml"])
 def test_every_target_that_is_called_is_there(path: str):
     """The files for other people's machines are thin: they call `make`, whose targets may move."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -37,6 +38,12 @@ def test_values(target: fv.Objective, expected: list[float]) -> None:
     gone = target.missing([FOUND, NOTHING])
     assert gone is not None
     assert gone[0].tolist() == [not value for value in expected]
+
+
+def test_torchvision_is_asked_for_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision.ops", None)
+    with pytest.raises(ModuleNotFoundError, match=r'box_score needs torchvision: pip install "fastviz\[vision\]"'):
+        fv.box_score(torch.tensor([2, 2, 7, 8])).values([FOUND], {})
 
 
 def test_samples_keep_their_boxes() -> None:

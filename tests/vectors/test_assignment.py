@@ -67,7 +67,7 @@ def test_more_points_than_cells_are_refused():
 
 def test_without_scipy(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
-    with pytest.raises(ModuleNotFoundError, match="placing images needs scipy: pip install scipy"):
+    with pytest.raises(ModuleNotFoundError, match=r'placing images needs scipy: pip install "fastviz\[maps\]"'):
         arrange(random(3, 2), 2, 2)
 
 

@@ -319,8 +319,8 @@ def test_tsne_refuses(x, options, words):
 @pytest.mark.parametrize(
     ("engine", "module", "words"),
     [
-        ("sklearn", "sklearn.manifold", "t-SNE needs scikit-learn: pip install scikit-learn"),
-        ("openTSNE", "openTSNE", "engine openTSNE is not installed: pip install openTSNE"),
+        ("sklearn", "sklearn.manifold", r't-SNE needs scikit-learn: pip install "fastviz\[maps\]"'),
+        ("openTSNE", "openTSNE", r'engine openTSNE is not installed: pip install "fastviz\[tsne\]"'),
     ],
 )
 def test_an_engine_that_is_not_installed(monkeypatch, engine, module, words):

@@ -63,7 +63,7 @@ class _Attribution:
     @log_usage()
     def attribute(self, *args: object, **kwargs: object) -> Any:
         raise ImportError(
-            f"this call of {type(self).__name__} needs captum, which is not installed: pip install 'fastviz[captum]'"
+            f'this call of {type(self).__name__} needs captum, which is not installed: pip install "fastviz[captum]"'
         )
 
     def attribute_future(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 __all__ = ["MISSING", "base", "road", "tool"]
 
-MISSING = "this call needs pytorch-grad-cam itself: pip install 'fastviz[grad-cam]'"
+MISSING = 'this call needs pytorch-grad-cam itself: pip install "fastviz[grad-cam]"'
 
 tool: Any = None
 """The module ``pytorch_grad_cam``, or None."""

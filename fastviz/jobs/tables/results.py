@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -127,7 +128,13 @@ class Results:
         return self.dataset().to_table(self._known(columns), filter=filter)
 
     def to_pandas(self, columns: Sequence[str] | None = None, filter: Any = None) -> pd.DataFrame:
-        """:meth:`table` as a pandas data frame."""
+        """:meth:`table` as a pandas data frame.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        if find_spec("pandas") is None:
+            raise ImportError('data frames need pandas: pip install "fastviz[jobs]"')
         return self.table(columns, filter).to_pandas()
 
     def query(self, sql: str, **tables: Any) -> pa.Table:

@@ -162,7 +162,7 @@ def _opencv() -> Any:
     try:
         import cv2
     except ImportError as error:
-        raise ImportError("segment needs OpenCV: pip install opencv-python-headless") from error
+        raise ImportError('segment needs OpenCV: pip install "fastviz[segment]"') from error
     return cv2
 
 

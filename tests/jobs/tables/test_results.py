@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,6 +36,12 @@ def test_tables_and_frames(out):
     methods = sorted([row["method"] for row in group] for group in groups if group[0]["method"])
     assert methods == [["saliency", "grad_cam"]] * 4
     assert "map" not in next(results.rows())
+
+
+def test_pandas_is_asked_for_in_words(out, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r'data frames need pandas: pip install "fastviz\[jobs\]"'):
+        jobs.open(out).to_pandas()
 
 
 def test_sql(out):

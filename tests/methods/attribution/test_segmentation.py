@@ -212,5 +212,5 @@ def test_an_input_that_is_no_picture_needs_images() -> None:
 
 def test_without_opencv_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(ImportError, match="segment needs OpenCV: pip install opencv-python-headless"):
+    with pytest.raises(ImportError, match=r'segment needs OpenCV: pip install "fastviz\[segment\]"'):
         segment(NONE, torch.zeros(1, 3, 8, 8))
