@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastviz import ops
 from fastviz._util import checks
-from fastviz._util.memory import is_out_of_memory
+from fastviz._util.memory import LARGEST_KEPT, is_out_of_memory
 from fastviz._util.modules import every_module
 from fastviz.engine.incremental.work import known
 from fastviz.execution import exported
@@ -52,10 +52,6 @@ so little work per pixel that calls outweigh it in larger images too. Others, su
 larger maps of such batches."""
 
 
-_MAPPED = 32 << 20
-"""Batches of small images are only larger as long as no map of theirs exceeds this many bytes: glibc takes larger
-blocks from the system for each call, which then fills their pages with zeros."""
-
 _VOXELS = {"cpu": 1 << 20, "cuda": 1 << 23}
 """The default number of volumes in a pass."""
 
@@ -74,8 +70,8 @@ def whole_passes(model: nn.Module, images: Tensor) -> int:
     light = convolution_weights(model) < _LIGHT_WEIGHTS and any(map(_is_depthwise, every_module(model)))
     most = min(_MOST, (_LIGHT_PIXELS if light else _PIXELS) // max(1, images.shape[2:].numel()))
     work = known(model, images)
-    if work is not None and work.largest * least <= _MAPPED:
-        most = min(most, int(_MAPPED / max(1.0, work.largest)))
+    if work is not None and work.largest * least <= LARGEST_KEPT:  # larger maps cost more than larger batches save
+        most = min(most, int(LARGEST_KEPT / max(1.0, work.largest)))
     return max(least, most)
 
 

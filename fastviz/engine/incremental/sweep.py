@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastviz import ops
 from fastviz._util import checks
+from fastviz._util.memory import keep_small_blocks
 from fastviz.engine.incremental import worth
 from fastviz.engine.incremental.agreement import StaleError, UnusableError, compare
 from fastviz.engine.incremental.execute import Clean, Covered, Runner, clean_bytes, clean_pass
@@ -253,6 +254,8 @@ class _Engine:
         job.stats["prepare_seconds"] += time.perf_counter() - begun
 
     def run(self) -> None:
+        if not self.images.is_cuda:
+            keep_small_blocks()
         chunk = max(1, min(len(self.images), int(self.memory / 2 / max(1.0, self.clean_bytes))))
         for first in range(0, len(self.images), chunk):
             inside = (self.job.image >= first) & (self.job.image < first + chunk)
