@@ -19,13 +19,15 @@ ROOT = Path(__file__).parents[2]
 FAULTS = """
 import resource, sys
 import torch
-from fastviz._util.memory import keep_freed_memory
+from fastviz._util.memory import keep_freed_memory, keep_small_blocks
 
 said = keep_freed_memory() if sys.argv[1] == "keep" else None
+if sys.argv[1] == "small":
+    keep_small_blocks()
 faults = []
 for _ in range(8):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    maps = [torch.ones(1 << 24) for _ in range(4)]
+    maps = [torch.ones(int(sys.argv[2])) for _ in range(4)]
     del maps
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 print(said, min(faults))
@@ -96,21 +98,32 @@ def test_errors_of_real_allocators_are_known() -> None:
     assert not is_out_of_memory(other.value)
 
 
-@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def faults(word: str, values: int) -> tuple[str, int]:
+    """What was said, and the page faults of four blocks of this many float32 values that were freed before."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    command = [sys.executable, "-c", FAULTS, word, str(values)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=ROOT)
+    said, count = output.stdout.split()
+    return said, int(count)
+
+
+of_glibc = pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="for glibc")
+
+
+@of_glibc
 def test_freed_memory_is_kept_on_demand():
-    """256 MiB that were freed before come back without page faults, of which there are 65,536 otherwise."""
-
-    def run(word):
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
-        command = [sys.executable, "-c", FAULTS, word]
-        output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=ROOT)
-        said, faults = output.stdout.split()
-        return said, int(faults)
-
-    said, faults = run("keep")
+    """256 MiB come back without page faults, of which there are 65,536 otherwise."""
+    said, count = faults("keep", 1 << 24)
     assert said == "True"
-    assert faults < 2_000
-    assert run("leave")[1] > 10_000
+    assert count < 2_000
+    assert faults("leave", 1 << 24)[1] > 10_000
+
+
+@of_glibc
+def test_small_blocks_are_kept():
+    """24 MiB in blocks of 6 come back without page faults, of which there are 6,144 otherwise."""
+    assert faults("small", 3 << 19)[1] < 500
+    assert faults("leave", 3 << 19)[1] > 2_000
 
 
 def test_the_users_own_settings_of_malloc_stay(monkeypatch):

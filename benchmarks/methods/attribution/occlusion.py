@@ -150,7 +150,7 @@ def in_turns(calls: dict[str, Callable[[], Any]], device: torch.device, rounds: 
             times[name].append(seconds(call, device) * 1000)
     summary = {}
     for name, values in times.items():
-        lower, _, upper = statistics.quantiles(values, n=4)
+        lower, _, upper = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
         summary[name] = {"median_ms": statistics.median(values), "spread_ms": (upper - lower) / 2}
     return summary
 
