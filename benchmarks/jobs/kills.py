@@ -23,7 +23,7 @@ import torch
 import fastviz as fv
 from benchmarks.common import parse, parser, write
 from fastviz import images, jobs
-from fastviz.jobs.tables import writer
+from fastviz.jobs.tables import folder, writer
 
 
 def run(model: Any, files: list[Path], out: Path) -> jobs.Summary:
@@ -50,7 +50,7 @@ def maps_of(out: Path) -> dict[tuple[str, str], Any]:
 def main() -> None:
     arguments = parser(__doc__, "jobs/kills")
     arguments.add_argument("images", type=Path)
-    arguments.add_argument("--count", type=int, default=2000)
+    arguments.add_argument("--count", type=int, default=6000)
     arguments.add_argument("--kills", type=int, default=100)
     given = parse(arguments, "jobs/kills")
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
@@ -59,10 +59,12 @@ def main() -> None:
     home = Path(tempfile.mkdtemp())
     writer.SECONDS = 0.1
     generator = np.random.default_rng(0)
-    kills = 0
+    kills = with_rows = 0
     started = time.perf_counter()
     for _ in range(3 * given.kills):
-        kills += killed(model, files, home / "out", float(generator.uniform(0.05, 0.6)))
+        before = len(folder.parts(home / "out"))
+        kills += killed(model, files, home / "out", float(generator.uniform(0.1, 2.0)))
+        with_rows += len(folder.parts(home / "out")) > before
         if kills == given.kills:
             break
     last = run(model, files, home / "out")
@@ -73,6 +75,7 @@ def main() -> None:
         {
             "what": f"saliency and Grad-CAM, demo network, {len(files)} images, killed at random moments",
             "kills": kills,
+            "kills_after_new_parts": with_rows,
             "done_by_the_last_run": last.done,
             "lost": len(whole.keys() - found.keys()),
             "doubled": sum(count > 1 for count in names.values()),

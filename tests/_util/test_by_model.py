@@ -17,7 +17,7 @@ import fastviz as fv
 from fastviz._util import by_model
 from fastviz._util.by_model import ByModel, forget
 from fastviz.engine.gradients import unit_gradients
-from fastviz.engine.incremental import network, worth
+from fastviz.engine.incremental import network, work
 from fastviz.execution import cuda_graphs, evaluation_mode, preparedness
 from fastviz.execution.fast_conv import memory_format
 from fastviz.graph import fingerprint
@@ -48,7 +48,7 @@ EVERYWHERE = {
     "layers": _layers._entries,
     "traces of units": unit_gradients._studies._entries,
     "networks with packed weights": network._networks._entries,
-    "work of sweeps": worth._known,
+    "work of sweeps": work._known,
     "descriptions": descriptions._descriptions,
     "warnings of unprepared batches": preparedness._said,
 }
