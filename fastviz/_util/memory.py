@@ -23,6 +23,9 @@ _WORDS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
+# All that oneDNN says where it gets no memory for the code or the scratch space of a convolution. What it does not
+# support fails before, with longer messages ("could not create a primitive descriptor for ...").
+_WORDS_OF_ONEDNN = ("could not create a primitive", "could not execute a primitive")
 
 # glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -49,7 +52,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+    if not isinstance(error, RuntimeError):
+        return False
+    message = str(error)
+    return message in _WORDS_OF_ONEDNN or any(words in message for words in _WORDS)
 
 
 def keep_freed_memory() -> bool:
@@ -78,8 +84,13 @@ def keep_small_blocks() -> None:
     glibc learns from blocks that are freed: up to the size of the largest one, memory is kept. Where only smaller ones
     were freed before, every batch of a sweep gives its maps back and gets them again page by page, which can take a
     tenth of its time. So one large block is freed, to which nothing was written: quick, and no setting is changed.
+    A process that may not have so much goes without.
     """
-    torch.empty(LARGEST_KEPT - 8192, dtype=torch.uint8)
+    try:
+        torch.empty(LARGEST_KEPT - 8192, dtype=torch.uint8)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
 
 
 def images_at_once(count: int, size: Sequence[int], device: torch.device) -> int:
