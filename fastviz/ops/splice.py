@@ -12,7 +12,7 @@ from fastviz.ops._checks import MOST_VALUES, called, check_like, check_supported
 from fastviz.ops._native import native
 from fastviz.ops._registration import new_like, refuse_derivative
 
-__all__ = ["splice"]
+__all__ = ["splice", "spliced"]
 
 
 def splice(
@@ -76,11 +76,27 @@ def splice(
     if math.prod((windows, clean.shape[1], *window_size)) > MOST_VALUES:
         raise ValueError(f"window_size should be so small that memory holds {windows} such windows, got {window_size}")
     image_index = image_index_of(image_index, clean, "clean", windows)
-    if axes > 1:
-        return called(native.splice, clean, dirty, *origins, list(window_size), image_index, float(pad_value))
+    return called(spliced, clean, dirty, *origins, window_size, image_index, float(pad_value))
+
+
+def spliced(
+    clean: Tensor,
+    dirty: Tensor,
+    dirty_origin: Tensor,
+    window_origin: Tensor,
+    window_size: tuple[int, ...],
+    image_index: Tensor | None,
+    pad_value: float,
+) -> Tensor:
+    """:func:`splice` without its checks of arguments, which take longer than the copy of a few small windows."""
+    size = list(window_size)
+    if clean.dim() > 3:
+        found: Tensor = native.splice(clean, dirty, dirty_origin, window_origin, size, image_index, pad_value)
+        return found
     # a signal is a picture of one row, where its windows begin
-    clean, dirty, size = clean.unsqueeze(2), dirty.unsqueeze(2), [1, *window_size]
-    return called(native.splice, clean, dirty, *origins, size, image_index, float(pad_value)).squeeze(2)
+    clean, dirty, size = clean.unsqueeze(2), dirty.unsqueeze(2), [1, *size]
+    found = native.splice(clean, dirty, dirty_origin, window_origin, size, image_index, pad_value)
+    return found.squeeze(2)
 
 
 _SIZES = {1: "a length", 2: "a height and a width", 3: "a depth, a height and a width"}

@@ -125,6 +125,10 @@ def paste(maps: Tensor, value: Tensor, origin: Tensor, image: Tensor) -> None:
         image: int64 [B], the map of each; all different.
     """
     h, w = value.shape[2:]
+    if not maps.is_cuda:  # few copies of whole rows, where a copy by index goes from pixel to pixel
+        for each, at, (row, column) in zip(value, image.tolist(), origin.tolist(), strict=True):
+            maps[at, :, row : row + h, column : column + w] = each
+        return
     rows = origin[:, :1] + torch.arange(h, device=maps.device)
     columns = origin[:, 1:] + torch.arange(w, device=maps.device)
     pixels = maps.permute(0, 2, 3, 1)

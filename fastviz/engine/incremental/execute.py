@@ -15,6 +15,7 @@ from fastviz import ops
 from fastviz.engine.incremental.convolution import in_best_order
 from fastviz.engine.incremental.plan import Group, Schedule, window_size
 from fastviz.engine.incremental.steps import Constant, Input, Mean, PadOrSlice, Size, Step
+from fastviz.ops.splice import spliced
 
 __all__ = [
     "Batch",
@@ -152,6 +153,8 @@ def planes(value: Tensor, step: Step) -> Tensor:
     """[B, ..., rows, ..., columns, ...] as [B, channels, rows, columns]."""
     assert step.layout is not None
     axes = len(step.layout)
+    if step.layout == tuple(range(2, value.dim())):
+        return value
     moved = value.movedim(step.layout, tuple(range(-axes, 0)))
     return moved if moved.dim() == axes + 2 else moved.reshape(len(moved), -1, *moved.shape[-axes:])
 
@@ -159,6 +162,8 @@ def planes(value: Tensor, step: Step) -> Tensor:
 def unplanes(value: Tensor, step: Step) -> Tensor:
     """The inverse of :func:`planes`."""
     assert step.layout is not None
+    if step.layout == tuple(range(2, value.dim())) and len(step.shape) == value.dim() - 1:
+        return value
     others = [size for dim, size in enumerate(step.shape, start=1) if dim not in step.layout]
     axes = len(step.layout)
     moved = value if len(others) == 1 else value.reshape(len(value), *others, *value.shape[-axes:])
@@ -304,7 +309,7 @@ class Runner:
             return cut_out(source.value, origin, size, torch.zeros_like(batch.image), pad_value)
         dirty = planes(batch.values[source], source)
         at = batch.origins[self.slots[source, -1]]
-        window = spliced(batch.clean.maps[source], dirty, at, origin, size, batch.image, pad_value)
+        window = _copied(batch.clean.maps[source], dirty, at, origin, size, batch.image, pad_value)
         return unplanes(window, source)
 
     def _mean(self, batch: Batch, step: Step) -> Tensor:
@@ -339,13 +344,13 @@ class Batch:
 def cut_out(maps: Tensor, origin: Tensor, size: Size, image: Tensor, pad_value: float = 0.0) -> Tensor:
     """Windows [B, C, *size] of ``maps`` [N, C, H, W], unchanged."""
     nothing = maps.new_empty(len(origin), maps.shape[1], *[0] * len(size))
-    return spliced(maps, nothing, origin, origin, size, image, pad_value)
+    return _copied(maps, nothing, origin, origin, size, image, pad_value)
 
 
-def spliced(
+def _copied(
     maps: Tensor, dirty: Tensor, at: Tensor, origin: Tensor, size: Size, image: Tensor, pad_value: float
 ) -> Tensor:
     """:func:`fastviz.ops.splice`, also for integers and bools."""
     if dirty.is_floating_point():
-        return ops.splice(maps, dirty, at, origin, size, image, pad_value)
-    return ops.splice(maps.double(), dirty.double(), at, origin, size, image, pad_value).to(dirty.dtype)
+        return spliced(maps, dirty, at, origin, size, image, pad_value)
+    return spliced(maps.double(), dirty.double(), at, origin, size, image, pad_value).to(dirty.dtype)
