@@ -22,6 +22,9 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 
+PAUSE = 0.1
+"""Seconds after which the threads of OpenBLAS, oneDNN and OpenMP have gone to sleep."""
+
 
 def seconds(call: Callable[[], Any], device: torch.device) -> float:
     """Wall-clock seconds of one call, including its work on the device."""
@@ -42,7 +45,8 @@ def side_by_side(
 ) -> dict[str, dict[str, float]]:
     """Median and spread (half of the interquartile range), in milliseconds, of each call.
 
-    A call shorter than ``least`` seconds is repeated within a round until it takes that long.
+    A call shorter than ``least`` seconds is repeated within a round until it takes that long. There is a pause before
+    each, because the threads of a library wait for more work in a loop for a while, and slow down what comes next.
     """
     repeats = {}
     for name, call in calls.items():
@@ -57,6 +61,7 @@ def side_by_side(
                 for _ in range(count):
                     call()
 
+            time.sleep(PAUSE)
             times[name].append(seconds(repeated, device) / repeats[name] * 1000)
     summary = {}
     for name, values in times.items():

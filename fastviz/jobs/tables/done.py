@@ -25,7 +25,10 @@ __all__ = ["Done", "Names", "hashes_of"]
 Array = np.ndarray[Any, Any]
 
 _RUN_LENGTH = 1 << 18
-"""Number of names collected in memory before they are written as a sorted run."""
+"""Number of names collected in memory before they are made a sorted run."""
+
+_SMALL = 1 << 16
+"""Length below which a sorted run stays in memory: it is soon merged with the next ones."""
 
 _MERGED = 4
 """Length up to which runs are merged, in runs; merging longer ones would need too much memory."""
@@ -40,7 +43,7 @@ def hashes_of(ids: Sequence[str]) -> Array:
 
 
 class Names:
-    """A set of names with a record for each, stored in sorted runs on disk.
+    """A set of names with a record for each, stored in sorted runs, long ones on disk.
 
     The temporary file is created in ``folder`` if that is a folder on this machine.
     """
@@ -67,7 +70,7 @@ class Names:
             self.sort()
 
     def sort(self) -> None:
-        """Write the names in memory as a sorted run, and merge short runs."""
+        """Make a sorted run of the names that wait, and merge short runs."""
         if not self._count:
             return
         hashes = np.concatenate([each for each, _ in self._waiting])
@@ -83,8 +86,8 @@ class Names:
         self._runs.append((kept[0], kept[1], kept[2], first))
 
     def _on_disk(self, values: Array) -> Array:
-        """Move ``values`` from memory into the file."""
-        if not values.nbytes:
+        """Move ``values`` from memory into the file, unless they are few."""
+        if not values.nbytes or len(values) < _SMALL:
             return values
         at = self._file.seek(0, 2)
         at = self._file.seek(-(-at // 4096) * 4096)
