@@ -40,9 +40,10 @@ class Unseen(BaseException):
 def _own_tensors(model: nn.Module) -> dict[int, int]:
     """The parameters, buffers and plain attributes of a model, by identity, and their versions."""
     found = {}
-    for module in every_module(model):
-        for values in (module._parameters.values(), module._buffers.values(), vars(module).values()):
-            found.update({id(each): version_of(each) for each in values if isinstance(each, Tensor)})
+    with torch._C.DisableTorchFunction():  # the modes around this pass need not see it
+        for module in every_module(model):
+            for values in (module._parameters.values(), module._buffers.values(), vars(module).values()):
+                found.update({id(each): version_of(each) for each in values if isinstance(each, Tensor)})
     return found
 
 
@@ -67,21 +68,25 @@ class Functions(TorchFunctionMode):
         rule = RULES.get(func)
         if rule is _look:
             return func(*args, **kwargs)
-        if rule is not None:
-            place = rule(self._watch, args, kwargs)
-            if place is not None:
-                result = func(*args, **kwargs)
+        # other modes need not see what is asked of tensors here
+        with torch._C.DisableTorchFunction():
+            place = None if rule is None else rule(self._watch, args, kwargs)
+            if place is None:
+                if func in READERS and args and isinstance(args[0], Tensor):
+                    self._watch.read(args[0])
+                tensors = list(operands((*args, *kwargs.values())))
+                given = self._watch.as_noted([*tensors, *(each._base for each in tensors if each._base is not None)])
+        if place is not None:
+            result = func(*args, **kwargs)
+            with torch._C.DisableTorchFunction():
                 self._watch.note(result, place)
-                return result
-        elif func in READERS and args and isinstance(args[0], Tensor):
-            self._watch.read(args[0])
-        tensors = list(operands((*args, *kwargs.values())))
-        given = self._watch.as_noted([*tensors, *(each._base for each in tensors if each._base is not None)])
+            return result
         with self._watch:
             result = func(*args, **kwargs)
         # torch counts writes, also those through a view, of the viewed tensor too, when the call has ended
-        self._watch.renew(given)
-        self._watch.renew(leaves(result) if isinstance(result, (Tensor, tuple, list)) else ())
+        with torch._C.DisableTorchFunction():
+            self._watch.renew(given)
+            self._watch.renew(leaves(result) if isinstance(result, (Tensor, tuple, list)) else ())
         return result
 
 

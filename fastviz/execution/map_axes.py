@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple, TypeAlias
+from weakref import ref
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 from fastviz.execution.elementwise import ELEMENTWISE, kind_of, tensors_in
 
@@ -113,7 +113,8 @@ class Axes(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._labels: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        # By identity, as tensors compare by value; the reference tells another tensor that got the same identity.
+        self._labels: dict[int, tuple[ref[Tensor], int, tuple[_Label, ...]]] = {}
         self._calls = self._last_on_tokens = 0
         self._space = _SPACES[4]
 
@@ -124,13 +125,13 @@ class Axes(TorchFunctionMode):
 
     def tokens_after(self, x: Tensor) -> bool:
         """Whether they ran after ``x``, whose dimensions are known, was made."""
-        made: int = self._labels.get(x, (self._calls, ()))[0]
-        return self._last_on_tokens > made
+        entry = self._entry(x)
+        return self._last_on_tokens > (self._calls if entry is None else entry[1])
 
     def images(self, x: Tensor) -> Tensor:
         """``x`` itself, [N, C, L], [N, C, H, W] or [N, C, D, H, W], known as such."""
         self._space = _SPACES[x.dim()]
-        self._labels[x] = (0, self._planar)
+        self._labels[id(x)] = (ref(x), 0, self._planar)
         return x
 
     @property
@@ -150,6 +151,8 @@ class Axes(TorchFunctionMode):
     def planes(self, x: Tensor) -> Planes | None:
         """Where the maps are in ``x``; None if that is not known."""
         labels = self._of(x)
+        if labels == self._planar:
+            return Planes(tuple(range(len(labels))))
         if labels is None or not labels or labels[0] != "n" or labels.count("c") != 1:
             return None
         tokens = [dim for dim, label in enumerate(labels) if isinstance(label, Tokens)]
@@ -169,29 +172,35 @@ class Axes(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        name = kind_of(func).name
-        if name == "get":
-            return func(*args, **kwargs)
         y = func(*args, **kwargs)
+        made = [y] if isinstance(y, Tensor) else y if isinstance(y, (tuple, list)) else []
+        name = kind_of(func).name
+        if not made or name == "get":  # it was asked for a property, a shape
+            return y
         self._calls += 1
+        # other modes need not see what is asked of tensors here
         with torch._C.DisableTorchFunction():
             given = tensors_in(args, kwargs)
             if given and name in _ON_TOKENS and given[0].dim() >= 3 and not self._is_map(given[0]):
                 self._last_on_tokens = self._calls
             start = 0
-            for each in y if isinstance(y, (tuple, list)) else (y,):
+            for each in made:
                 if isinstance(each, Tensor) and each.dim() >= 3 and given:
                     if name in _SPLITS:
                         labels, start = self._split(name, each, given[0], args, kwargs, start)
                     else:
                         labels = self._made(name, each, given, args, kwargs)
                     if labels is not None:
-                        self._labels[each] = (self._calls, labels)
+                        self._labels[id(each)] = (ref(each), self._calls, labels)
         return y
 
+    def _entry(self, x: Tensor) -> tuple[ref[Tensor], int, tuple[_Label, ...]] | None:
+        entry = self._labels.get(id(x))
+        return entry if entry is not None and entry[0]() is x else None
+
     def _of(self, x: Tensor) -> tuple[_Label, ...] | None:
-        labels: tuple[_Label, ...] | None = self._labels.get(x, (0, None))[1]
-        return labels
+        entry = self._entry(x)
+        return None if entry is None else entry[2]
 
     def _is_map(self, x: Tensor) -> bool:
         return set(self._space) <= set(self._of(x) or ())

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fastviz import targets
+from fastviz._util.by_model import ByModel
 from fastviz.execution.differentiation import differentiate
 from fastviz.execution.evaluation_mode import frozen_model
 from fastviz.execution.exported import is_exported
@@ -26,7 +28,10 @@ from fastviz.execution.map_axes import Axes
 from fastviz.execution.model_outputs import scores_in
 from fastviz.execution.quantised import layer_with_integers
 
-__all__ = ["default_layer", "last_maps", "layout", "planes"]
+__all__ = ["at_layers", "confirming", "default_layer", "last_maps", "layout", "planes"]
+
+Result = TypeVar("Result")
+Found = TypeVar("Found", bound="tuple[Any, ...]")
 
 _POOLING = tuple(
     getattr(nn, f"{name}{dims}d")
@@ -35,6 +40,9 @@ _POOLING = tuple(
     if hasattr(nn, f"{name}{dims}d")
 )
 
+
+_found_before: ByModel[str] = ByModel()
+"""The default layers of classifiers, as the last call found them."""
 
 _LOST = 1 / 3
 """If more than this fraction of possible layers with maps follows the last known maps, those are not the last maps."""
@@ -100,6 +108,67 @@ def default_layer(model: nn.Module, images: Tensor, selection: targets.Selection
     Raises:
         ValueError: there is no such layer; an exported model, whose layers are not accessible.
     """
+    return _search(model, images, selection)[0]
+
+
+def at_layers(
+    names: list[str] | None,
+    model: nn.Module,
+    images: Tensor,
+    selection: targets.Selection | None,
+    compute: Callable[[list[str], bool], Result],
+) -> tuple[list[str], Result]:
+    """The layers ``names``, or the default one for None, and what ``compute`` gives for them.
+
+    The default layer of an earlier call is tried first, which saves the pass that looks for it: then the second
+    argument of ``compute`` is True, and its passes must go through :func:`confirming`. Other arguments and errors as
+    for :func:`default_layer`.
+    """
+    if names is not None:
+        return names, compute(names, False)
+    known = _found_before.get(model)
+    if known is not None and len(images) and known in hookable(model):
+        with suppress(_AnotherLayer):
+            return [known], compute([known], True)
+    name, by_shape = _search(model, images, selection)
+    if by_shape:
+        _found_before[model] = name
+    return [name], compute([name], False)
+
+
+class _AnotherLayer(Exception):  # noqa: N818 - no error: the layer is looked for then
+    """The default layer is not the one that an earlier call found."""
+
+
+def confirming(
+    run: Callable[[Tensor], Found], model: nn.Module, names: list[str], axes: Axes, confirm: bool
+) -> Callable[[Tensor], Found]:
+    """``run``, which returns the output of ``model`` and more; with ``confirm`` it looks for the default layer as well.
+
+    Another one than that of the ``names`` ends what :func:`at_layers` tries.
+    """
+    if not confirm:
+        return run
+
+    def confirmed(images: Tensor) -> Found:
+        notes = _Notes(axes, len(images))
+        try:
+            with hooked(model, notes.hooks(model)):
+                found = run(images)
+            same = _is_classifier(found[0], axes) and [notes.with_maps()[-1].name] == names
+        except (ValueError, IndexError) as error:
+            if isinstance(error, RuntimeError):  # of the model, not about layers
+                raise
+            raise _AnotherLayer from error
+        if not same:
+            raise _AnotherLayer
+        return found
+
+    return confirmed
+
+
+def _search(model: nn.Module, images: Tensor, selection: targets.Selection | None) -> tuple[str, bool]:
+    """The default layer, and whether the shapes of the outputs decided, as in a classifier."""
     _visible(model)
     image = images[:1] if len(images) else images.new_zeros((1, *images.shape[1:]))
     found, output, axes = _layers_with_maps(model, image)
@@ -107,11 +176,16 @@ def default_layer(model: nn.Module, images: Tensor, selection: targets.Selection
         if layer_with_integers(model):
             require_gradients(model)  # warns
         raise _no_maps(model, axes)
+    classifies = _is_classifier(output, axes)
+    if classifies or selection is None or not len(images):
+        return found[-1].name, classifies
+    return _with_gradient(model, image, selection.for_samples(torch.tensor([0]), len(images)), found, output), False
+
+
+def _is_classifier(output: object, axes: Axes) -> bool:
+    """Whether the model returns scores [N, K], and does not work on tokens."""
     scores = scores_in(output)
-    plain = scores is not None and scores.dim() == 2 and not axes.on_tokens
-    if plain or selection is None or not len(images):
-        return found[-1].name
-    return _with_gradient(model, image, selection.for_samples(torch.tensor([0]), len(images)), found, output)
+    return scores is not None and scores.dim() == 2 and not axes.on_tokens
 
 
 def last_maps(model: nn.Module, images: Tensor) -> tuple[str, Tensor, Any]:
@@ -171,7 +245,12 @@ class _Notes:
 
     def hooks(self, model: nn.Module) -> dict[str, Callable[..., None]]:
         """The hooks that make the notes, by layer."""
-        return {name: partial(self._note, name) for name in hookable(model) if name}
+
+        def hook(name: str, module: nn.Module, inputs: object, output: object) -> None:
+            with torch._C.DisableTorchFunction():  # the modes need not see what is asked of tensors here
+                self._note(name, module, output)
+
+        return {name: partial(hook, name) for name in hookable(model) if name}
 
     def with_maps(self) -> list[_Maps]:
         """The layers with maps, in the order of their last calls."""
@@ -184,7 +263,7 @@ class _Notes:
             )
         return maps
 
-    def _note(self, name: str, module: nn.Module, inputs: object, output: object) -> None:
+    def _note(self, name: str, module: nn.Module, output: object) -> None:
         self.calls[name] += 1
         if not isinstance(output, Tensor) or not output.is_floating_point() or output.dim() < 3:
             return

@@ -36,7 +36,9 @@ class FrozenBatchNorm(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.batch_norm:
             call = dict(zip(_NAMES, args, strict=False)) | kwargs
-            if _pays(call):
+            with torch._C.DisableTorchFunction():  # other modes need not see what is asked of tensors here
+                pays = _pays(call)
+            if pays:
                 names = ("input", "running_mean", "running_var", "weight", "bias")
                 return _BatchNorm.apply(*(call.get(name) for name in names), call.get("eps", 1e-5))
         return func(*args, **kwargs)

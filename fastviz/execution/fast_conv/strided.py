@@ -42,8 +42,11 @@ class StridedGradient(TorchFunctionMode):
             call = dict(zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), args, strict=False))
             call |= kwargs
             stride, padding = _pair(call.get("stride", 1)), _pair(call.get("padding", 0))
-            if stride is not None and padding is not None and stride[0] == stride[1] > 1 and _pays(call):
-                return _Convolution.apply(call["input"], call["weight"], call.get("bias"), stride[0], padding)
+            if stride is not None and padding is not None and stride[0] == stride[1] > 1:
+                with torch._C.DisableTorchFunction():  # other modes need not see what is asked of tensors here
+                    pays = _pays(call)
+                if pays:
+                    return _Convolution.apply(call["input"], call["weight"], call.get("bias"), stride[0], padding)
         return func(*args, **kwargs)
 
 

@@ -63,7 +63,9 @@ class Winograd(TorchFunctionMode):
             return func(*args, **kwargs)
         call = dict(zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), args, strict=False))
         call |= kwargs
-        if not _pays(call) or not (self._keep or _tiles(call["input"]) >= _WORTH_TRANSFORMS):
+        with torch._C.DisableTorchFunction():  # other modes need not see what is asked of tensors here
+            pays = _pays(call) and (self._keep or _tiles(call["input"]) >= _WORTH_TRANSFORMS)
+        if not pays:
             return func(*args, **kwargs)
         result: Tensor = _Convolution.apply(call["input"], call.get("bias"), call["weight"], self._kernels)
         return result

@@ -10,7 +10,7 @@ from fastviz.engine.gradients import cam_layers
 from fastviz.execution.batches import Batches
 from fastviz.execution.compiled import eager
 from fastviz.execution.forward import layer_outputs
-from fastviz.execution.inputs import input_batch
+from fastviz.execution.inputs import input_batch, output_of
 from fastviz.execution.map_axes import Axes
 from fastviz.execution.model_outputs import scores_in
 from fastviz.execution.precision import Precision, as_map, reduced_precision
@@ -68,14 +68,33 @@ def cam(
     shape = map_size(size, images.dim() - 2)
     if selection.layers:
         raise ValueError(f"target should be about classes for CAM, got one about layer {selection.layers[0]!r}")
-    name = cam_layers.default_layer(model, images)
+
+    def compute(names: list[str], confirm: bool) -> Tensor:
+        return _maps(model, images, selection, names, batch_size, precision, confirm)
+
+    _, found = cam_layers.at_layers(None, model, images, None, compute)
+    return found if shape is None else resized(found, shape)
+
+
+def _maps(
+    model: nn.Module,
+    images: Tensor,
+    selection: targets.Selection,
+    names: list[str],
+    batch_size: int | None,
+    precision: Precision,
+    confirm: bool,
+) -> Tensor:
+    """The maps of the one layer in ``names``; ``confirm`` as in ``cam_layers.at_layers``."""
     batches = Batches(model)
+    (name,) = names
 
     def compute(batch: Tensor, part: targets.Selection | None) -> Tensor:
         axes = Axes()
-        with torch.no_grad(), layer_outputs(model, [name]) as recorded:
+        run = cam_layers.confirming(lambda x: (output_of(model, x),), model, names, axes, confirm)
+        with torch.no_grad(), layer_outputs(model, names) as recorded:
             with reduced_precision(batch, precision), axes:
-                output = batches.run_model(axes.images(batch.clone()))
+                (output,) = batches.watched(run, axes.images(batch.clone()))
             planes = cam_layers.planes(recorded[name], recorded[name], name, axes)
             maps, weight = cam_head.head(model, name, planes, scores_in(output))
         output = targets.class_scores(output)
@@ -87,4 +106,4 @@ def cam(
             return cam_head.weighted(maps, share @ as_map(weight))
 
     (found,) = in_batches(batches, images, selection, batch_size, precision, lambda *part: [compute(*part)])
-    return found if shape is None else resized(found, shape)
+    return found

@@ -106,9 +106,11 @@ def grad_cam(
     model = eager(model)
     selection = targets.resolve(target, model)
     shape = map_size(size, images.dim() - 2)
-    given = checks.layer_names(layer, layers)
-    names = [cam_layers.default_layer(model, images, selection)] if given is None else given
-    maps = maps_of_layers(model, images, selection, names, batch_size, precision)
+
+    def compute(names: list[str], confirm: bool) -> list[Tensor]:
+        return maps_of_layers(model, images, selection, names, batch_size, precision, confirm=confirm)
+
+    names, maps = cam_layers.at_layers(checks.layer_names(layer, layers), model, images, selection, compute)
     if shape is not None:
         maps = [resized(each, shape) for each in maps]
     return maps[0] if layers is None else dict(zip(names, maps, strict=True))
@@ -138,8 +140,12 @@ def guided_grad_cam(
     images = input_batch(model, x, axes=(1, 2, 3))
     model = eager(model)
     selection = targets.resolve(target, model)
-    name = layer_name(model, images, layer, selection)
-    (coarse,) = maps_of_layers(model, images, selection, [name], batch_size, precision)
+
+    def compute(names: list[str], confirm: bool) -> list[Tensor]:
+        return maps_of_layers(model, images, selection, names, batch_size, precision, confirm=confirm)
+
+    given = None if layer is None else [layer_name(model, images, layer)]
+    _, (coarse,) = cam_layers.at_layers(given, model, images, selection, compute)
     guided = input_gradients.input_gradients(
         model, images, selection, rule="guided", batch_size=batch_size, precision=precision, stacklevel=2
     )
@@ -166,26 +172,52 @@ def maps_of_layers(
     precision: Precision,
     *,
     formulas: Sequence[Formula] = (cam_formulas.GRADIENT["grad_cam"],),
+    confirm: bool = False,
 ) -> list[Tensor]:
     """Maps of the layers ``names``, [N, h, w] or [N, T, h, w] for each, from one pass.
 
-    With several ``formulas`` the maps of the first layer by each formula come first.
+    With several ``formulas`` the maps of the first layer by each formula come first. ``confirm`` as in
+    :func:`fastviz.engine.gradients.cam_layers.at_layers`.
     """
     require_gradients(model)
-    batches = Batches(model)
-    needed = tuple(dict.fromkeys((*names, *selection.layers)))
-    sizes: dict[str, torch.Size] = {}
+    work = _Maps(model, names, selection.layers, precision, formulas, confirm)
+    maps = in_batches(work.batches, images, selection, batch_size, precision, work.of_batch)
+    if images.dim() == 4:
+        return maps
+    sizes = [work.sizes[name] for name in names for _ in formulas]
+    return [rows.reshape(*rows.shape[:-2], *size) for rows, size in zip(maps, sizes, strict=True)]
 
-    def compute(batch: Tensor, part: targets.Selection | None) -> list[Tensor]:
+
+class _Maps:
+    """Computes maps by some ``formulas`` from passes over batches, as :func:`maps_of_layers` does.
+
+    Attributes:
+        sizes: layer → the sizes of its maps, once they are known.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        names: list[str],
+        more: Sequence[str],
+        precision: Precision,
+        formulas: Sequence[Formula],
+        confirm: bool,
+    ) -> None:
+        self.batches = Batches(model)
+        self.sizes: dict[str, torch.Size] = {}
+        self._names, self._precision, self._formulas, self._confirm = names, precision, formulas, confirm
+        self._needed = tuple(dict.fromkeys((*names, *more)))
+
+    def of_batch(self, batch: Tensor, part: targets.Selection | None) -> list[Tensor]:
+        """The maps of a batch for its targets; without them maps [1, h, w] that show the size."""
         axes = Axes()
-        with torch.no_grad(), reduced_precision(batch, precision), axes:
-            output, recorded = targets.run(
-                model, axes.images(batch.clone()), needed, start_gradients=True, batches=batches
-            )
+        with torch.no_grad(), reduced_precision(batch, self._precision), axes:
+            output, recorded = self.batches.watched(self._pass(axes), axes.images(batch.clone()))
         if part is not None:
             part.missing(output)  # warns
-        layers = {f"layer {name!r}": recorded[name] for name in names}
-        for name in names:
+        layers = {f"layer {name!r}": recorded[name] for name in self._names}
+        for name in self._names:
             if recorded[name].dim() == batch.dim() and len(recorded[name]) != len(batch):
                 raise ValueError(
                     f"layer {name!r} should have maps of each sample as its output, [{len(batch)}{axes.layout[2:]}, "
@@ -194,27 +226,27 @@ def maps_of_layers(
 
         def planes(of: Tensor, name: str) -> Tensor:
             laid = cam_layers.planes(of, recorded[name], name, axes)
-            sizes[name] = laid.shape[2 - axes.dims :]
+            self.sizes[name] = laid.shape[2 - axes.dims :]
             # signals and volumes as planes with one row
             return laid if axes.dims == 4 else laid.flatten(2 - axes.dims).unsqueeze(-2)
 
         if part is None:
-            return [planes(recorded[name].detach(), name)[:, 0] for name in names for _ in formulas]
-        values = part.values(*widened(output, recorded, batch.dtype, precision))
+            return [planes(recorded[name].detach(), name)[:, 0] for name in self._names for _ in self._formulas]
+        values = part.values(*widened(output, recorded, batch.dtype, self._precision))
         found = []
-        for name, gradient in zip(names, targets.gradients(values, layers), strict=True):
+        for name, gradient in zip(self._names, targets.gradients(values, layers), strict=True):
             warn_of_zero(gradient, name)
             slopes = planes(gradient, name).to(map_dtype(batch.dtype))
             layer = planes(recorded[name].detach(), name).to(slopes.dtype)
             layer = layer if slopes.dim() == 4 else layer[:, None]
-            found += [formula(layer, slopes).contiguous() for formula in formulas]
+            found += [formula(layer, slopes).contiguous() for formula in self._formulas]
         return found
 
-    maps = in_batches(batches, images, selection, batch_size, precision, compute)
-    if images.dim() == 4:
-        return maps
-    each = len(maps) // len(names)
-    return [rows.reshape(*rows.shape[:-2], *sizes[names[at // each]]) for at, rows in enumerate(maps)]
+    def _pass(self, axes: Axes) -> Callable[[Tensor], tuple[object, targets.Activations]]:
+        def run(images: Tensor) -> tuple[object, targets.Activations]:
+            return targets.run(self.batches.model, images, self._needed, start_gradients=True)
+
+        return cam_layers.confirming(run, self.batches.model, self._names, axes, self._confirm)
 
 
 def in_batches(

@@ -7,6 +7,7 @@ layers, see :func:`cams`. Results equal those of pytorch-grad-cam before its sca
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from fastviz.engine.gradients import cam_layers
 from fastviz.execution.batches import Batches
 from fastviz.execution.compiled import eager
 from fastviz.execution.forward import layer_outputs
-from fastviz.execution.inputs import input_batch
+from fastviz.execution.inputs import input_batch, output_of
 from fastviz.execution.map_axes import Axes
 from fastviz.execution.precision import Precision, map_dtype, reduced_precision
 from fastviz.images import tensors
@@ -84,23 +85,30 @@ def cams(
     chosen = list(dict.fromkeys(checks.nearest(name, "methods", _NAMES) for name in checks.names(methods, "methods")))
     if not chosen:
         raise ValueError(f"methods should be one or more of {', '.join(_NAMES)}, got none")
-    if layers is None:
-        names = [cam_layers.default_layer(model, images)]
-    else:
-        names = list(dict.fromkeys(checks.names(layers, "layers")))
-        if not names:
-            raise ValueError("layers should be a list of names, or None for the last one with maps, got an empty list")
+    given = None if layers is None else list(dict.fromkeys(checks.names(layers, "layers")))
+    if given == []:
+        raise ValueError("layers should be a list of names, or None for the last one with maps, got an empty list")
     shape = map_size(size)
-    found: dict[str, dict[str, Tensor]] = {method: {} for method in chosen}
-    by_gradient = [method for method in chosen if method != _EIGEN]
-    if by_gradient:
-        formulas = [GRADIENT[method].smooth() if eigen_smooth else GRADIENT[method] for method in by_gradient]
-        maps = grad_cam.maps_of_layers(model, images, selection, names, batch_size, precision, formulas=formulas)
-        for number, name in enumerate(names):
-            for at, method in enumerate(by_gradient):
-                found[method][name] = maps[number * len(formulas) + at]
-    if _EIGEN in chosen:
-        found[_EIGEN] = dict(zip(names, _eigen(model, images, selection, names, batch_size, precision), strict=True))
+    formulas = {method: GRADIENT[method] for method in chosen if method != _EIGEN}
+    if eigen_smooth:
+        formulas = {method: formula.smooth() for method, formula in formulas.items()}
+
+    def compute(names: list[str], confirm: bool) -> dict[str, dict[str, Tensor]]:
+        found: dict[str, dict[str, Tensor]] = {method: {} for method in chosen}
+        if formulas:
+            maps = grad_cam.maps_of_layers(
+                *(model, images, selection, names, batch_size, precision),
+                formulas=list(formulas.values()),
+                confirm=confirm,
+            )
+            for (name, method), each in zip(product(names, formulas), maps, strict=True):
+                found[method][name] = each
+        if _EIGEN in chosen:
+            maps = _eigen(model, images, selection, names, batch_size, precision, confirm)
+            found[_EIGEN] = dict(zip(names, maps, strict=True))
+        return found
+
+    _, found = cam_layers.at_layers(given, model, images, None, compute)
     if shape is not None:
         found = {
             method: {name: tensors.resize_maps(each, *shape) for name, each in maps_of.items()}
@@ -343,8 +351,9 @@ def _eigen(
     names: list[str],
     batch_size: int | None,
     precision: Precision,
+    confirm: bool,
 ) -> list[Tensor]:
-    """Eigen-CAM of each layer, from a forward pass only."""
+    """Eigen-CAM of each layer, from a forward pass only; ``confirm`` as in ``cam_layers.at_layers``."""
     if len(images):
         selection.for_samples(torch.arange(len(images)), len(images))  # refuses classes for another number of images
     batches = Batches(model)
@@ -352,8 +361,9 @@ def _eigen(
 
     def compute(batch: Tensor, part: targets.Selection | None) -> list[Tensor]:
         axes = Axes()
+        run = cam_layers.confirming(lambda x: (output_of(model, x),), model, names, axes, confirm)
         with torch.no_grad(), layer_outputs(model, names) as recorded, reduced_precision(batch, precision), axes:
-            batches.run_model(axes.images(batch.clone()))
+            batches.watched(run, axes.images(batch.clone()))
         found = []
         for name in names:
             maps = cam_layers.planes(recorded[name].detach(), recorded[name], name, axes).to(map_dtype(batch.dtype))

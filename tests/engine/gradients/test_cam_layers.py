@@ -163,3 +163,62 @@ def test_a_gradient_of_zero_everywhere_causes_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert fv.occlusion(model, x, 1, window=16).scores.isfinite().all()
+
+
+class Branched(nn.Module):
+    """Its last maps are those of a layer that an attribute chooses; counts its passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, stride=8, padding=1)
+        self.head = nn.Linear(4, 5)
+        self.deep, self.passes = True, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        maps = self.first(x).relu()
+        maps = self.second(maps) if self.deep else maps
+        return self.head(maps.mean((2, 3)))
+
+
+FAMILY = (fv.grad_cam, fv.cam, fv.eigen_cam, fv.layer_cam, fv.guided_grad_cam)
+
+
+@pytest.mark.parametrize("method", FAMILY, ids=lambda method: method.__name__)
+def test_the_layer_is_looked_for_once(method: Any) -> None:
+    model, x = Branched().to(f64).eval(), torch.randn(1, 3, 16, 16, dtype=f64)
+    counts, maps = [], []
+    for _ in range(3):
+        before = model.passes
+        maps.append(method(model, x, 1))
+        counts.append(model.passes - before)
+    assert counts[1] == counts[2] == counts[0] - 1
+    assert torch.equal(maps[0], maps[1])
+
+
+@pytest.mark.parametrize("method", FAMILY, ids=lambda method: method.__name__)
+def test_the_layer_of_an_earlier_call_is_no_longer_the_last(method: Any) -> None:
+    """Another path through the model, another size of images, a layer with another name: each as in a new model."""
+    model, x = Branched().to(f64).eval(), torch.randn(2, 3, 16, 16, dtype=f64)
+
+    def change_size() -> None:
+        nonlocal x
+        x = x[:, :, :8, :8]  # where the second layer has one position
+
+    def rename() -> None:
+        model.last, model.second = model.second, nn.Identity()
+        model.forward = lambda x: model.head(model.last(model.first(x).relu()).mean((2, 3)))  # type: ignore[method-assign]
+
+    def change_path() -> None:
+        model.deep = False
+
+    def change_back() -> None:
+        model.deep = True
+
+    # CAM cannot be without the second layer
+    for change in (change_path, change_back, change_size, rename) if method is not fv.cam else (rename,):
+        method(model, x, 1)
+        change()
+        found = method(model, x, 1)
+        fv.forget(model)
+        torch.testing.assert_close(found, method(model, x, 1), rtol=0, atol=0)
