@@ -206,12 +206,14 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_import_does_nothing_but_import():
-    """No warning, no CUDA, no slow library: those are imported where they are used."""
+    """No warning, no CUDA, no slow library, no tables of jobs and measures: those are imported where they are used."""
     script = (
         "import sys, warnings, torch; warnings.simplefilter('error'); import fastviz; "
         "assert not torch.cuda.is_initialized(); "
-        "slow = {'torchvision', 'cv2', 'sklearn', 'captum', 'matplotlib', 'scipy', 'torch._inductor'}; "
-        "before = set(sys.modules); assert not slow & before, slow & before"
+        "slow = {'torchvision', 'cv2', 'sklearn', 'captum', 'matplotlib', 'scipy', 'torch._inductor', 'fastviz.jobs', "
+        "'fastviz.evaluation'}; "
+        "before = set(sys.modules); assert not slow & before, slow & before; "
+        "fastviz.jobs.run, fastviz.evaluate, fastviz.evaluation.Curve"
     )
     result = run(script)
     assert result.returncode == 0, result.stderr

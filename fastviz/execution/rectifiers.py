@@ -62,17 +62,24 @@ class Rectifiers(TorchFunctionMode):
                 return func(*args, **kwargs)
             return self._other(func, args, kwargs, spelling is not None)
         self.count += 1
-        # For a view, autograd wants a gradient for the rest of its base too, which only copy_ gives; Dynamo does not
-        # see that an autograd function overwrites what it is given, and would lose the gradient.
-        plain = call.x._is_view() or torch.compiler.is_compiling() or not _is_dense(call.x)
+        if torch.compiler.is_compiling():
+            y = self.rectified(call.x, call.upper)
+            return call.x.copy_(y) if call.in_place else y
+        with torch._C.DisableTorchFunction():  # other modes need not see how it is computed
+            return self._ruled(call)
+
+    def _ruled(self, call: rectifier_calls.RectifierCall) -> Tensor:
+        """The result of a rectifier with the rule."""
+        # For a view, autograd wants a gradient for the rest of its base too, which only copy_ gives. (Nor does Dynamo
+        # see that an autograd function overwrites what it is given: it would lose the gradient.)
+        plain = call.x._is_view() or not _is_dense(call.x)
         if call.in_place and not plain:
             return self.rectified_(call.x, call.upper)
         y = self.rectified(call.x, call.upper)
         if call.in_place:
             return call.x.copy_(y)
-        if self.written_by_hand and not torch.compiler.is_compiling():
-            with torch._C.DisableTorchFunction():
-                self._forms.note_rectifier(y, call.x, call.upper)
+        if self.written_by_hand:
+            self._forms.note_rectifier(y, call.x, call.upper)
         return y
 
     def _other(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], spelled: bool) -> Any:
