@@ -45,8 +45,9 @@ def side_by_side(
 ) -> dict[str, dict[str, float]]:
     """Median and spread (half of the interquartile range), in milliseconds, of each call.
 
-    A call shorter than ``least`` seconds is repeated within a round until it takes that long. There is a pause before
-    each, because the threads of a library wait for more work in a loop for a while, and slow down what comes next.
+    A call shorter than ``least`` seconds is repeated within a round until it takes that long. On a CPU there is a pause
+    before each, because the threads of a library wait for more work in a loop for a while, and slow down what comes
+    next.
     """
     repeats = {}
     for name, call in calls.items():
@@ -61,7 +62,8 @@ def side_by_side(
                 for _ in range(count):
                     call()
 
-            time.sleep(PAUSE)
+            if device.type == "cpu":
+                time.sleep(PAUSE)
             times[name].append(seconds(repeated, device) / repeats[name] * 1000)
     summary = {}
     for name, values in times.items():
