@@ -7,6 +7,7 @@ here have had the same arguments since 0.1.0.
 
 from __future__ import annotations
 
+import gc
 import os
 import statistics
 import subprocess
@@ -54,12 +55,18 @@ def cases() -> dict[tuple[str, str], Callable[[], Any]]:
 
 
 def child(threads: int, calls: int) -> None:
-    """Print method, case and the median of some calls, in seconds, after two that warm up."""
+    """Print method, case and the median of some calls, in seconds, after two that warm up.
+
+    Python's garbage is collected between the rows: a collection takes as long as a step of a small network, and which
+    call it meets is chance.
+    """
     if threads:
         torch.set_num_threads(threads)
     for (name, case), call in cases().items():
         for _ in range(2):
             call()
+        gc.collect()
+        gc.disable()
         times = [common.seconds(call, torch.device("cpu")) for _ in range(calls)]
         print(f"{name}\t{case}\t{statistics.median(times)}", flush=True)
 
@@ -67,9 +74,12 @@ def child(threads: int, calls: int) -> None:
 def measured(checkout: Path, threads: int, calls: int) -> dict[tuple[str, str], float]:
     """Seconds of each row in a fresh process of a checkout, and of the import beside torch's."""
     environment = os.environ | {"PYTHONPATH": str(checkout)}
-    begun = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import fastviz"], cwd="/", env=environment, check=True)
-    found = {("import", "with torch"): time.perf_counter() - begun}
+    imports = []
+    for _ in range(calls):
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import fastviz"], cwd="/", env=environment, check=True)
+        imports.append(time.perf_counter() - begun)
+    found = {("import", "with torch"): statistics.median(imports)}
     # this file's code, the checkout's fastviz
     script = f"""if True:
         import importlib.util, sys, fastviz
@@ -89,11 +99,11 @@ def measured(checkout: Path, threads: int, calls: int) -> dict[tuple[str, str], 
 
 
 def main() -> None:
-    parser = common.parser(__doc__, "before_after")
+    parser = common.parser(__doc__, "before-after")
     parser.add_argument("before", type=lambda word: Path(word).resolve(), help="another checkout, built")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--calls", type=int, default=3, help="timed calls of each row in a process")
-    options = common.parse(parser, "before_after")
+    options = common.parse(parser, "before-after")
     commit = ["git", "-C", options.before, "rev-parse", "--short", "HEAD"]
     name_before = subprocess.run(commit, check=True, capture_output=True, text=True).stdout.strip()
     for checkout in (options.before, ROOT):

@@ -4,8 +4,8 @@ Pixels (``--steps`` steps of each curve) on SqueezeNet and ResNet-50, windows of
 with random weights, maps of noise. The loop is a plain torch implementation: masks from the ranks, batches of
 ``--batch`` images (8 is fastest on a CPU: with 12 or more, the memory of the maps is returned to the system and
 allocated again in each pass), no gradient; and the same loop with channels_last memory. Each pass of a loop costs the
-same, so only every ``--every``-th batch is run, and the time is multiplied accordingly. The file is written
-after each network, and keeps the results of those that are not measured.
+same, and so does each step of torch-cam's: only every ``--every``-th is run, and the time is multiplied accordingly.
+The file is written after each network, and keeps the results of those that are not measured.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class GivenMaps:
         return nullcontext()
 
 
-def torch_cam(model: nn.Module, x: Tensor, maps: Tensor, steps: int) -> Callable[[], object] | None:
+def torch_cam(model: nn.Module, x: Tensor, maps: Tensor, steps: int, batch: int) -> Callable[[], object] | None:
     """torch-cam's measure of both curves; None if it is not installed."""
     try:
         from torchcam.metrics import DeletionInsertionMetric
@@ -57,7 +57,8 @@ def torch_cam(model: nn.Module, x: Tensor, maps: Tensor, steps: int) -> Callable
         return None
 
     def run() -> None:
-        metric = DeletionInsertionMetric(GivenMaps(model, maps), partial(torch.softmax, dim=-1), steps=steps)
+        scores = partial(torch.softmax, dim=-1)
+        metric = DeletionInsertionMetric(GivenMaps(model, maps), scores, steps=steps, batch_size=batch)
         metric.update(x, CLASS)
 
     return run
@@ -111,15 +112,17 @@ def measured(
     }
     targets = {"batched loop": 1.0, "batched loop, channels_last": 1.0}
     if window is None:
-        rival = torch_cam(model, x, maps, steps)
+        rival = torch_cam(model, x, maps, math.ceil(steps / every), batch)
         if rival is not None:
             calls["torch-cam"], targets["torch-cam"] = rival, 5.0
     else:
         targets = {"batched loop": 3.0, "batched loop, channels_last": 3.0}
     times = side_by_side(calls, device, rounds=rounds, least=0, warm_up=warm_up)
     batches = math.ceil(images * (steps + 1) / batch)
-    for loops in ("batched loop", "batched loop, channels_last"):
-        times[loops] = {key: value * batches / math.ceil(batches / every) for key, value in times[loops].items()}
+    shares = dict.fromkeys(("batched loop", "batched loop, channels_last"), math.ceil(batches / every) / batches)
+    shares["torch-cam"] = math.ceil(steps / every) / steps
+    for rival in times.keys() & shares:
+        times[rival] = {key: value / shares[rival] for key, value in times[rival].items()}
     kind = f"{steps} steps" if window is None else f"windows of {window}"
     found = row("deletion and insertion", f"{name}, {images} images, {kind}", times, targets)
     return found

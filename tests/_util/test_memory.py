@@ -35,14 +35,14 @@ print(said, min(faults))
 """
 
 AT_MOST = """
-import ctypes, os, resource, warnings
+import ctypes, platform, resource, warnings
 from contextlib import contextmanager
 import torch
 from torch import nn
 
 torch.set_num_threads(1)
 warnings.simplefilter("ignore")
-if "CS_GNU_LIBC_VERSION" in os.confstr_names:
+if platform.libc_ver()[0] == "glibc":
     # M_MMAP_THRESHOLD: what is freed goes back, so that it does not depend on earlier blocks what fits.
     ctypes.CDLL(None).mallopt(-3, 1 << 20)
 
