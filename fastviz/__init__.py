@@ -241,7 +241,8 @@ __all__ = [
 __version__ = version()
 
 _AT_FIRST_USE = {"evaluation": None, "jobs": None, "evaluate": "evaluation"}
-"""What maps alone do not need, a sixth of the time that importing the package takes: subpackages, and names → their subpackage."""
+"""What maps alone do not need; without it, importing the package takes a sixth less: subpackages, and name → its
+subpackage."""
 
 
 def __getattr__(name: str) -> Any:

@@ -173,9 +173,9 @@ class Axes(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         y = func(*args, **kwargs)
-        made = [y] if isinstance(y, Tensor) else y if isinstance(y, (tuple, list)) else []
+        several = isinstance(y, (tuple, list)) and not isinstance(y, torch.Size)
         name = kind_of(func).name
-        if not made or name == "get":  # it was asked for a property, a shape
+        if not (several or isinstance(y, Tensor)) or name == "get":  # it was asked for a property, a shape
             return y
         self._calls += 1
         # other modes need not see what is asked of tensors here
@@ -184,7 +184,7 @@ class Axes(TorchFunctionMode):
             if given and name in _ON_TOKENS and given[0].dim() >= 3 and not self._is_map(given[0]):
                 self._last_on_tokens = self._calls
             start = 0
-            for each in made:
+            for each in y if several else (y,):
                 if isinstance(each, Tensor) and each.dim() >= 3 and given:
                     if name in _SPLITS:
                         labels, start = self._split(name, each, given[0], args, kwargs, start)

@@ -153,7 +153,7 @@ def planes(value: Tensor, step: Step) -> Tensor:
     """[B, ..., rows, ..., columns, ...] as [B, channels, rows, columns]."""
     assert step.layout is not None
     axes = len(step.layout)
-    if step.layout == tuple(range(2, value.dim())):
+    if step.layout == tuple(range(2, value.dim())):  # as most maps are, and small sweeps come here for every step
         return value
     moved = value.movedim(step.layout, tuple(range(-axes, 0)))
     return moved if moved.dim() == axes + 2 else moved.reshape(len(moved), -1, *moved.shape[-axes:])
