@@ -99,13 +99,14 @@ def measured(checkout: Path, threads: int, calls: int) -> dict[tuple[str, str], 
 
 
 def main() -> None:
-    parser = common.parser(__doc__, "before-after")
+    parser = common.parser(__doc__, "versions/BEFORE")
     parser.add_argument("before", type=lambda word: Path(word).resolve(), help="another checkout, built")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--calls", type=int, default=3, help="timed calls of each row in a process")
-    options = common.parse(parser, "before-after")
-    commit = ["git", "-C", options.before, "rev-parse", "--short", "HEAD"]
+    before = parser.parse_args().before
+    commit = ["git", "-C", before, "rev-parse", "--short", "HEAD"]
     name_before = subprocess.run(commit, check=True, capture_output=True, text=True).stdout.strip()
+    options = common.parse(parser, f"versions/{name_before}")
     for checkout in (options.before, ROOT):
         subprocess.run([sys.executable, "-m", "compileall", "-q", checkout / "fastviz"], check=True)
     rounds = []
