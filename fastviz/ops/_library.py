@@ -78,16 +78,25 @@ def load() -> None:
             f"{torch.__version__}: {error}; it needs torch 2.10 or later; {_REPAIR}"
         ) from error
     _status["cpu"] = str(library)
-    _status["cuda"] = _load_cuda(built.get("why_no_cuda"))
+    _status["cuda"] = _load_cuda(built["cuda"], built.get("why_no_cuda"))
 
 
-def _load_cuda(why_not_built: str | None) -> str:
-    """The path of the CUDA library, or why it is not loaded. A CPU-only torch or machine is not an error."""
+def _load_cuda(built_for: str | None, why_not_built: str | None) -> str:
+    """The path of the CUDA library, or why it is not loaded. A CPU-only torch or machine is not an error.
+
+    A runtime of another version than torch's may be on the machine, but one process should not use two.
+    """
     library = _FOLDER / "_cuda.so"
     if torch.version.cuda is None:
         return f"not loaded: torch {torch.__version__} is built without CUDA"
-    if not library.exists():
+    if built_for is None or not library.exists():
         return f"not loaded: it was not built: {why_not_built or 'no reason noted'}"
+    mine = torch.version.cuda
+    if built_for.partition(".")[0] != mine.partition(".")[0]:
+        return (
+            f"not loaded: it is built for CUDA {built_for}, and torch {torch.__version__} for CUDA {mine}; build fastviz "
+            " from its sources with that toolkit, or install torch for the other"
+        )
     try:
         torch.ops.load_library(str(library))
     except OSError as error:

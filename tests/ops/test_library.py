@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 
 from fastviz.ops import _library
 
@@ -24,6 +25,25 @@ def test_import_stops_where_the_library_is_missing(monkeypatch, tmp_path):
     monkeypatch.setattr(_library, "_FOLDER", tmp_path)
     with pytest.raises(ImportError, match=r"_cpu.so is missing; run `make build`"):
         _library.load()
+
+
+@pytest.mark.parametrize(
+    ("built_for", "of_torch", "reason"),
+    [
+        ("13.0", "12.8", r"built for CUDA 13.0, and torch \S+ for CUDA 12.8; build fastviz from its sources"),
+        ("13.0", None, "built without CUDA"),
+        (None, "13.0", "it was not built: FASTVIZ_CUDA=0"),
+        ("13.0", "13.2", "_cuda.so"),
+    ],
+)
+def test_the_cuda_library_is_for_torchs_cuda(monkeypatch, tmp_path, built_for, of_torch, reason):
+    """Also where the machine has the other version's runtime, so that the library could be loaded."""
+    (tmp_path / "_cuda.so").write_bytes(b"not_a_library")
+    monkeypatch.setattr(_library, "_FOLDER", tmp_path)
+    monkeypatch.setattr(torch.version, "cuda", of_torch)
+    found = _library._load_cuda(built_for, "FASTVIZ_CUDA=0")
+    assert found.startswith("not loaded: ")
+    assert re.search(reason, found)
 
 
 def test_every_tensor_of_an_operator_must_be_on_one_device():
