@@ -94,8 +94,8 @@ def _load_cuda(built_for: str | None, why_not_built: str | None) -> str:
     mine = torch.version.cuda
     if built_for.partition(".")[0] != mine.partition(".")[0]:
         return (
-            f"not loaded: it is built for CUDA {built_for}, and torch {torch.__version__} for CUDA {mine}; build fastviz "
-            " from its sources with that toolkit, or install torch for the other"
+            f"not loaded: it is built for CUDA {built_for}, and torch {torch.__version__} for CUDA {mine}; "
+            "build fastviz from its sources with that toolkit, or install torch for the other"
         )
     try:
         torch.ops.load_library(str(library))
