@@ -101,7 +101,10 @@ def main() -> int:
             print(f"{table} ({time.perf_counter() - began:.0f} s)", flush=True)
             before = ratios(json.loads(committed.read_text()))
             found = measured(table, options.threads, Path(folder))
-            rows += len(found.keys() & before.keys())
+            same = len(found.keys() & before.keys())
+            if not same:
+                print(f"  {table}: none of the measured rows is among the committed results")
+            rows += same
             fallen += compared(table, found, before)
     if left_out:
         print(f"no results of {ending} to compare with: {', '.join(left_out)}")
