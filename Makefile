@@ -11,9 +11,8 @@ OUT ?= build/gpu-check
 NUMERIC = tests/ops tests/execution/fast_conv tests/engine/gradients/test_input_gradients.py \
     tests/methods/attribution/test_against_captum.py tests/methods/attribution/test_gradients.py \
     tests/repository/test_devices.py
-# A process a core, one thread each; a file stays in one process. In order of their names: files with few tests that take
-# minutes, those of the command line and of jobs, are not left to one process at the end.
-PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
+# A process a core, one thread each; a file stays in one process. The slowest are named: all should take under 8 minutes.
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile --durations 25 --durations-min 3
 
 PY := $(VENV)/bin/python
 NATIVE := $(wildcard csrc/kernels/*.h csrc/kernels/*/*.h csrc/kernels/*/*.c* csrc/ops/*) setup.py pyproject.toml fastviz/ops/_build.py

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import fastviz as fv
 from fastviz._util import by_model
 from fastviz._util.by_model import ByModel, forget
-from fastviz.engine.gradients import unit_gradients
+from fastviz.engine.gradients import cam_layers, unit_gradients
 from fastviz.engine.incremental import network, work
 from fastviz.execution import cuda_graphs, evaluation_mode, preparedness
 from fastviz.execution.fast_conv import memory_format
@@ -46,6 +46,7 @@ class Views(nn.Module):
 EVERYWHERE = {
     "models that need contiguous memory": memory_format._contiguous_only,
     "layers": _layers._entries,
+    "default layers of class activation maps": cam_layers._found_before,
     "traces of units": unit_gradients._studies._entries,
     "networks with packed weights": network._networks._entries,
     "work of sweeps": work._known,
